@@ -1,0 +1,51 @@
+# make demo     the whole pipeline on a real model, on a CPU: SFT, reward model, PPO, report (runs/demo/report)
+# make test     the test suite
+# make lint     style, types, and who may import whom
+# make setup    the environment alone, in .venv; the other targets call it
+# make clean    remove .venv and caches; runs/ stays
+#
+# PIP_ARGS is passed to pip. A machine without a GPU need not take the CUDA packages:
+#   make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# EXTRAS are the extras to install: make setup EXTRAS=dev,gpu
+
+SHELL := /bin/bash
+PYTHON ?= $(shell for each in python3.11 python3; do $$each -c '' 2>/dev/null && echo $$each && break; done)
+PIP_ARGS ?=
+EXTRAS ?= dev
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+# For the environments in which pip builds packages, too (older and newer pips read different names).
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# deepspeed starts ninja, and tristage starts deepspeed, by name.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup demo test lint clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tristage needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m stages.embedded smollm2-135m-instruct
+	$(BIN)/tristage run --config configs/demo.yaml
+
+test: setup
+	$(BIN)/python -m pytest -q --durations=20 $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
