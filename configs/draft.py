@@ -1,0 +1,205 @@
+"""An experiment between its YAML and the schema: where each value came from, and every error so far."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from configs import explain
+from configs.explain import Keys
+
+DATA_FILES = (".jsonl", ".json", ".parquet")
+ENGINE = ("deepspeed", "config")
+DEPTH = 8  # deeper than the schema; an anchor may make a YAML endless
+
+
+@dataclass
+class Draft:
+    """An experiment on its way to validation: values, where each came from, and errors so far."""
+
+    file: Path
+    tree: dict[str, Any] = field(default_factory=dict)
+    lines: dict[Keys, int] = field(default_factory=dict)
+    overrides: dict[Keys, str] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    broken: bool = False
+
+    def read(self) -> None:
+        """Read the file; one that cannot be read leaves the tree empty and the draft broken."""
+        try:
+            tree, self.lines, twice = parse(self.file.read_bytes().decode("utf-8-sig"))
+        except OSError as error:
+            self._break(f"cannot be read: {error.strerror}; give the path of a YAML with --config")
+        except UnicodeDecodeError as error:
+            self._break(
+                f"not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; save it as UTF-8"
+            )
+        except (yaml.YAMLError, ValueError) as error:
+            self._break(_yaml_fault(error))
+        else:
+            for keys, first, line in twice:
+                self.errors.append(
+                    f"{self.file}:{line}: {'.'.join(keys)}: given twice, first on line {first}"
+                )
+            if isinstance(tree, dict):
+                self.tree = _unshared(tree)
+            elif tree is None:
+                self._break(f"empty; it needs the keys {', '.join(explain.SCHEMA['required'])}")
+            else:
+                self._break(
+                    f"holds {type(tree).__name__} {tree!r:.40}, not a mapping; write `key: value` lines"
+                )
+
+    def _break(self, what: str) -> None:
+        self.broken = True
+        self.errors.append(f"{self.file}: {what}")
+
+    def override(self, text: str) -> None:
+        """Apply one `key=value`, its value read as YAML."""
+        dotted, equals, value = text.partition("=")
+        keys = tuple(dotted.strip().split("."))
+        if explain.node_at(keys) is None:
+            unknown, reason = explain.unknown_key(keys)
+            self.errors.append(f"command line ({text}): {'.'.join(unknown)}: {reason}")
+            return
+        if not equals:
+            self.errors.append(f"command line ({text}): no value; write {dotted}=VALUE")
+            return
+        try:
+            parsed = parse(value)[0]
+        except (yaml.YAMLError, ValueError) as error:
+            what = f"{_yaml_fault(error)}; put quotes around text with special characters"
+            self.errors.append(f"command line ({text}): {dotted}: {what}")
+            return
+        section = self._section(keys[:-1])
+        if section is not None:
+            section[keys[-1]] = parsed
+            self.overrides[keys] = text
+
+    def _section(self, keys: Keys) -> dict[str, Any] | None:
+        """The mapping at `keys`, made where there is none; None where the file holds something else."""
+        section = self.tree
+        for key in keys:
+            if section.get(key) is None:
+                section[key] = {}
+            section = section[key]
+            if not isinstance(section, dict):
+                return None
+        return section
+
+    def settle(self) -> None:
+        """Fill in what validation needs: empty sections are all defaults, and local paths are absolute."""
+        self.tree.setdefault("deepspeed", {})
+        for keys in explain.all_keys():
+            section, key = self._existing(keys[:-1]), keys[-1]
+            if section is None:
+                continue
+            if _is_section(keys) and key in section and section[key] is None:
+                section[key] = {}
+            elif keys == ENGINE and key not in section:
+                section[key] = os.path.abspath(Path(__file__).parent / explain.default(ENGINE))
+            elif isinstance(section.get(key), str) and _is_local_path(keys, section[key]):
+                folder = Path.cwd() if self._override_of(keys) else self.file.parent
+                section[key] = os.path.abspath(folder / Path(section[key]).expanduser())
+
+    def _existing(self, keys: Keys) -> dict[str, Any] | None:
+        section: Any = self.tree
+        for key in keys:
+            section = section.get(key) if isinstance(section, dict) else None
+        return section if isinstance(section, dict) else None
+
+    def collect(self, failure: ValidationError) -> None:
+        """Put what pydantic found into words, one line for each key."""
+        seen: set[Keys] = set()
+        for error in failure.errors(include_url=False):
+            keys = explain.known_part(error["loc"])
+            if error["type"] in ("extra_forbidden", "invalid_key"):
+                keys, reason = explain.unknown_key((*keys, str(error["loc"][len(keys)])))
+            else:
+                node = explain.node_at(keys)
+                assert node is not None
+                reason = explain.reason(error, node)
+            source = self._source(keys, error["type"])
+            if keys not in seen and source:  # a union reports one and the same key once for each member
+                seen.add(keys)
+                index = "".join(f"[{part}]" for part in error["loc"][len(keys) :] if isinstance(part, int))
+                self.errors.append(f"{source}: {'.'.join(keys)}{index}: {reason}")
+
+    def _source(self, keys: Keys, kind: str) -> str | None:
+        """Where the value at `keys` was given; None for an error that only follows from a broken file."""
+        if text := self._override_of(keys):
+            return f"command line ({text})"
+        if self.broken:
+            return None
+        source = f"{self.file}:{self.lines[keys]}" if keys in self.lines else str(self.file)
+        inside = [text for path, text in self.overrides.items() if path[: len(keys)] == keys]
+        return f"{source} with {' '.join(inside)}" if inside and kind == "value_error" else source
+
+    def _override_of(self, keys: Keys) -> str | None:
+        """The override that gave `keys` its value, or the section that holds it."""
+        covering = [text for path, text in self.overrides.items() if keys[: len(path)] == path]
+        return covering[-1] if covering else None
+
+
+def parse(text: str) -> tuple[Any, dict[Keys, int], list[tuple[Keys, int, int]]]:
+    """The value of a YAML text, the line of each key in it, and keys given twice (with both lines).
+
+    Raises yaml.YAMLError, or ValueError for a number or a date that cannot be.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        lines: dict[Keys, int] = {}
+        twice: list[tuple[Keys, int, int]] = []
+        for keys, line in _key_lines(root, ()):
+            if keys in lines:
+                twice.append((keys, lines[keys], line))
+            lines.setdefault(keys, line)
+        return (None if root is None else loader.construct_document(root)), lines, twice
+    finally:
+        loader.dispose()
+
+
+def _key_lines(node: yaml.Node | None, prefix: Keys) -> Iterator[tuple[Keys, int]]:
+    if not isinstance(node, yaml.MappingNode) or len(prefix) > DEPTH:
+        return
+    for key, value in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+            yield (*prefix, key.value), key.start_mark.line + 1
+            yield from _key_lines(value, (*prefix, key.value))
+
+
+def _unshared(tree: dict[str, Any], depth: int = 0) -> dict[str, Any]:
+    """A copy in which no two keys hold the same mapping, as anchors make them: overrides change just one."""
+    if depth > DEPTH:
+        return tree
+    return {
+        key: _unshared(value, depth + 1) if isinstance(value, dict) else value for key, value in tree.items()
+    }
+
+
+def _yaml_fault(error: yaml.YAMLError | ValueError) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return f"not YAML: {' '.join(str(error).split())}"
+    mark = error.problem_mark
+    remedy = "; indent with spaces, not tabs" if "'\\t'" in str(error.problem) else ""
+    return f"not YAML, line {mark.line + 1} column {mark.column + 1}: {error.problem}{remedy}"
+
+
+def _is_section(keys: Keys) -> bool:
+    node = explain.node_at(keys)
+    return node is not None and explain.is_section(node)
+
+
+def _is_local_path(keys: Keys, value: str) -> bool:
+    if keys in (ENGINE, ("data", "chat_template")):
+        return True
+    if keys == ("base", "model"):
+        return value.startswith((".", "/", "~"))
+    return keys[0] == "data" and keys[-1] == "path" and value.lower().endswith(DATA_FILES)

@@ -1,0 +1,122 @@
+"""What was wrong with a key, what it may be, and which key was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic_core import ErrorDetails
+
+from configs.schema import Experiment
+
+Keys = tuple[str, ...]
+Node = Mapping[str, Any]  # a node of the JSON schema
+
+SCHEMA = Experiment.model_json_schema()
+BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+TYPES = {"integer": "an integer", "number": "a number", "boolean": "true or false", "null": "null"}
+
+
+def node_at(keys: Sequence[str]) -> Node | None:
+    """The schema of the value at `keys`; None where the schema knows no such key."""
+    node: Node = SCHEMA
+    for key in keys:
+        child = node.get("properties", {}).get(key)
+        if child is None:
+            return None
+        node = _resolved(child)
+    return node
+
+
+def default(keys: Sequence[str]) -> Any:
+    """The default of a key that the schema knows and that has one."""
+    node = node_at(keys)
+    assert node is not None
+    return node["default"]
+
+
+def is_section(node: Node) -> bool:
+    return "properties" in node
+
+
+def all_keys(node: Node = SCHEMA, prefix: Keys = ()) -> Iterator[Keys]:
+    """Every key path of the schema, sections included."""
+    for key, child in node.get("properties", {}).items():
+        yield (*prefix, key)
+        yield from all_keys(_resolved(child), (*prefix, key))
+
+
+def unknown_key(keys: Sequence[str]) -> tuple[Keys, str]:
+    """The shortest part of `keys` that the schema does not know, and what to write instead."""
+    depth = next(n for n in range(1, len(keys) + 1) if node_at(keys[:n]) is None)
+    section, key = tuple(keys[: depth - 1]), keys[depth - 1]
+    parent = node_at(section)
+    assert parent is not None
+    if not is_section(parent):
+        return tuple(keys[:depth]), f"unknown key; {'.'.join(section)} holds {allowed(parent)}, not keys"
+    here = list(parent["properties"])
+    reason = f"unknown key; allowed {'in ' + '.'.join(section) if section else 'here'}: {', '.join(here)}"
+    near = [(*section, match) for match in difflib.get_close_matches(key, here, n=1)]
+    elsewhere = [path for path in all_keys() if path[-1] == key]
+    return tuple(keys[:depth]), reason + _did_you_mean([".".join(path) for path in near or elsewhere])
+
+
+def allowed(node: Node) -> str:
+    """In words, the values that a schema node takes."""
+    if "anyOf" in node:
+        return " or ".join(allowed(_resolved(option)) for option in node["anyOf"])
+    if "enum" in node:
+        return "one of " + ", ".join(map(str, node["enum"]))
+    if "const" in node:
+        return str(node["const"])
+    if is_section(node):
+        return "a section with the keys " + ", ".join(node["properties"])
+    if node["type"] == "array":
+        return f"a list of {allowed(_resolved(node['items']))}"
+    if node["type"] == "string":
+        return f"text matching {node['pattern']}" if "pattern" in node else "text"
+    bounds = [f"{sign} {node[bound]:g}" for bound, sign in BOUNDS.items() if bound in node]
+    return " ".join([TYPES[node["type"]], " and ".join(bounds)]).rstrip()
+
+
+def known_part(location: Sequence[int | str]) -> Keys:
+    """The key that an error of pydantic belongs to: its location less list indices and union members."""
+    keys: Keys = ()
+    for part in location:
+        if node_at((*keys, str(part))) is None:
+            break
+        keys = (*keys, str(part))
+    return keys
+
+
+def reason(error: ErrorDetails, node: Node) -> str:
+    """What is wrong at a key whose schema is `node`, and what is allowed there."""
+    if error["type"] == "value_error":  # the schema's own words
+        return str(error["ctx"]["error"])
+    hint = f"; allowed: {allowed(node)}"
+    if "description" in node and not is_section(node):
+        hint += f" ({node['description']})"
+    if error["type"] == "missing":
+        return "missing" + hint
+    given = error["input"]
+    text = f"{'null' if given is None else f'{given!r:.60}'} is not allowed{hint}"
+    if isinstance(given, str):
+        choices = [str(choice) for choice in _choices(node)]
+        return text + _did_you_mean(difflib.get_close_matches(given, choices, n=1))
+    if error["type"] == "string_type" and given is not None and not isinstance(given, (dict, list)):
+        return text + "; put quotes around it to make it text"
+    return text
+
+
+def _choices(node: Node) -> list[Any]:
+    options = [choice for option in node.get("anyOf", []) for choice in _choices(_resolved(option))]
+    return options + list(node.get("enum", [])) + ([node["const"]] if "const" in node else [])
+
+
+def _did_you_mean(options: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(options)}?" if options else ""
+
+
+def _resolved(node: Node) -> Node:
+    return SCHEMA["$defs"][node["$ref"].rsplit("/", 1)[-1]] if "$ref" in node else node

@@ -1,0 +1,93 @@
+"""Read an experiment from its YAML and the command line, and say what tells two experiments apart.
+
+Defaults come first, then the file, then `key=value` overrides. A relative path is relative to the YAML's
+folder where the file gives it, to the working directory where the command line does, and to this folder
+where it is a default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from configs.draft import Draft
+from configs.errors import UserError
+from configs.schema import STAGES, Experiment, Stage
+
+# What only sets speed, memory, or what is written on the way: results are the same but for rounding.
+SPEED_ONLY = ("micro_batch_size", "logging_steps", "eval_steps", "save_steps", "keep_checkpoints")
+SPEED_ONLY_NESTED = (
+    "base.gradient_checkpointing",
+    "rm.rankings.generation.batch_size",
+    "ppo.generation.batch_size",
+)
+SOURCE = ("path", "name", "split", "revision")
+
+
+def load_experiment(file: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment of `file` with `key=value` overrides applied; its local paths are absolute.
+
+    Raises UserError with every error at once: of the file (with its line) and of the command line.
+    """
+    draft = Draft(file)
+    draft.read()
+    for override in overrides:
+        draft.override(override)
+    draft.settle()
+    try:
+        experiment = Experiment.model_validate(draft.tree)
+    except ValidationError as error:
+        draft.collect(error)
+    if draft.errors:
+        raise UserError("\n".join(draft.errors))
+    return experiment
+
+
+def dump_experiment(experiment: Experiment) -> str:
+    """The resolved experiment as YAML, every default spelled out; it loads back equal."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def stage_hash(experiment: Experiment, stage: Stage) -> str:
+    """SHA-256 of what the configuration says about the result of `stage`."""
+    return hashlib.sha256(json.dumps(_identity(experiment, stage), sort_keys=True).encode()).hexdigest()
+
+
+def changed_keys(old: Experiment, new: Experiment, stage: Stage) -> list[str]:
+    """Dotted keys that differ between two experiments and influence the result of `stage`."""
+    before, after = _identity(old, stage), _identity(new, stage)
+    absent = object()
+    return [key for key in before | after if before.get(key, absent) != after.get(key, absent)]
+
+
+def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
+    """Dotted keys and values that influence the result of `stage`, beyond rounding."""
+    tree = experiment.model_dump(mode="json")
+    data = {key: value for key, value in tree["data"].items() if key not in STAGES}
+    data[stage] = tree["data"][stage]
+    for other in STAGES:  # those that share this stage's source take prompts away from it
+        if other != stage and all(tree["data"][other][key] == data[stage][key] for key in SOURCE):
+            data[other] = {key: data[stage][key] for key in SOURCE}
+    section = {key: value for key, value in tree[stage].items() if key not in SPEED_ONLY}
+    parts = {
+        "seed": tree["seed"],
+        "base": tree["base"],
+        "adapter": tree["adapter"],
+        "data": data,
+        stage: section,
+    }
+    return {key: value for key, value in _leaves(parts) if key not in SPEED_ONLY_NESTED}
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

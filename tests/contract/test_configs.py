@@ -1,0 +1,123 @@
+"""Every shipped experiment loads, says how it is run, and refers to files that are there."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jinja2
+import pytest
+
+from configs.draft import DATA_FILES
+from configs.load import dump_experiment, load_experiment
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+# What the engine fills in from the experiment.
+FILLED_IN = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+)
+
+every_yaml = pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+
+
+def test_the_documented_experiments_are_shipped():
+    assert {file.stem for file in SHIPPED} >= {"demo", "tiny", "smollm2-hh", "qwen3-8b-zero3"}
+
+
+@every_yaml
+def test_it_loads_under_its_own_name(file):
+    assert load_experiment(file).name == file.stem
+
+
+@every_yaml
+def test_the_dumped_experiment_loads_back_equal(file, tmp_path):
+    experiment = load_experiment(file)
+    dumped = tmp_path / "config.yaml"
+    dumped.write_text(dump_experiment(experiment))
+    assert load_experiment(dumped) == experiment
+
+
+@every_yaml
+def test_it_does_not_depend_on_the_working_directory(file, tmp_path, monkeypatch):
+    here = load_experiment(file)
+    monkeypatch.chdir(tmp_path)
+    assert load_experiment(file) == here
+
+
+@every_yaml
+def test_every_file_it_names_is_shipped(file):
+    experiment = load_experiment(file)
+    sources = [experiment.data.sft.path, experiment.data.rm.path, experiment.data.ppo.path]
+    named = [path for path in sources if path.endswith(DATA_FILES)] + [experiment.deepspeed.config]
+    if experiment.data.chat_template is not None:
+        named.append(experiment.data.chat_template)
+    for path in map(Path, named):
+        assert path.is_file() and path.is_relative_to(ROOT)
+
+
+@every_yaml
+def test_its_header_says_what_it_is_for_where_it_ran_and_how_to_run_it(file):
+    header = file.read_text().partition("\nname:")[0]
+    assert all(line.startswith("#") for line in header.splitlines())
+    for word in ("# Hardware: ", "# Run: ", "# Override: ", f"--config configs/{file.name}"):
+        assert word in header
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_deepspeed_json_leaves_to_the_engine_what_the_engine_fills_in(stage):
+    options = json.loads((ROOT / f"configs/deepspeed/zero{stage}.json").read_text())
+    assert options["zero_optimization"]["stage"] == stage
+    assert not set(options) & set(FILLED_IN)
+
+
+def test_the_chat_template_wraps_turns_in_chatml_without_a_system_prompt():
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    source = (ROOT / "configs/chat/plain.jinja").read_text()
+    for tag in (
+        "{% generation %}",
+        "{% endgeneration %}",
+    ):  # transformers' own tags, which mark what is learned
+        source = source.replace(tag, "")
+    template = environment.from_string(source)
+    asked = [{"role": "user", "content": "Hello."}]
+    prompt = template.render(messages=asked, add_generation_prompt=True)
+    assert prompt == "<|im_start|>user\nHello.<|im_end|>\n<|im_start|>assistant\n"
+    answered = [*asked, {"role": "assistant", "content": "Hi."}]
+    assert template.render(messages=answered) == prompt + "Hi.<|im_end|>\n"
+
+
+@pytest.mark.parametrize("module", ["configs.schema", "configs.load"])
+def test_reading_a_config_imports_no_heavy_library(module):
+    script = f"import sys, {module}; print(*sorted({{'torch', 'transformers', 'numpy'}} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""
+
+
+def test_the_packages_and_their_files_are_all_listed_in_pyproject():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+    assert set(options["packages"]) == packages == {"configs", "launch", "pipeline", "data", "stages"}
+    for package in options["packages"]:
+        patterns = options["package-data"].get(package, [])
+        shipped = {path for pattern in patterns for path in (ROOT / package).glob(pattern)}
+        code = {".py", ".pyc"}
+        files = {path for path in (ROOT / package).rglob("*") if path.is_file() and path.suffix not in code}
+        assert files <= shipped
+
+
+def test_constraints_pin_every_requirement_of_this_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    wanted = [*project["dependencies"], *(each for extra in extras for each in extra)]
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all("==" in pin and "+" not in pin for pin in pins)
+    pinned = {pin.partition("==")[0].lower().replace("_", "-") for pin in pins}
+    names = {requirement.split(">")[0].split("=")[0].lower() for requirement in wanted}
+    assert names <= pinned
