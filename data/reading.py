@@ -1,0 +1,131 @@
+"""Read the raw rows of a JSONL, JSON or Parquet file or of a hub dataset, each with its place there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.exceptions import DatasetsError
+
+from configs.errors import UserError
+from configs.schema import Source
+
+FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
+
+
+class BadRow(ValueError):
+    """A row that cannot be read: the message says what is wrong with it."""
+
+
+class UnusableRow(BadRow):
+    """A row that reads but from which nothing can be learned, such as two equal completions."""
+
+
+def describe(source: Source) -> str:
+    """How messages name `source`: the file's path, or the hub dataset with its configuration and split."""
+    if source.path.endswith(FILE_SUFFIXES):
+        return source.path
+    return f"{source.path} ({', '.join(part for part in (source.name, source.split) if part)})"
+
+
+def read(source: Source) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
+    """Yield `(place, row)` of the first `source.limit` rows, `place` being "line 3" or "row 3" (from 1).
+
+    A line that is no JSON object is yielded as a BadRow. Raises UserError when there is nothing to read.
+    """
+    if source.path.endswith(".parquet"):
+        rows = _numbered(_parquet(_existing(source.path)))
+    elif source.path.endswith((".jsonl", ".json")):
+        rows = _json(_existing(source.path))
+    else:
+        rows = _numbered(_hub(source))
+    return islice(rows, source.limit)
+
+
+def _existing(path: str) -> Path:
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{path}: there is no such file. Correct the path under `data` in the configuration.")
+    if file.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty. Put rows into it, or point `data` at another file.")
+    return file
+
+
+def _json(file: Path) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
+    """One array of objects, or one object a line: the first character tells, so .json may hold lines too."""
+    with file.open("rb") as stream:
+        start = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return _json_array(file) if start.startswith(b"[") else _json_lines(file)
+
+
+def _json_array(file: Path) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
+    try:
+        rows = json.loads(file.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 at byte {error.start}. Save the file as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{file}: invalid JSON at {where}: {error.msg}. Correct it there.") from error
+    return _numbered(rows)
+
+
+def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield f"line {number}", _parsed(line)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | BadRow:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return BadRow(f"not UTF-8 at byte {error.start}; save the file as UTF-8")
+    except json.JSONDecodeError as error:
+        return BadRow(f"invalid JSON at column {error.colno}: {error.msg}")
+    return _object(row)
+
+
+def _object(row: Any) -> dict[str, Any] | BadRow:
+    return row if isinstance(row, dict) else BadRow(f"a JSON object is expected, not {type(row).__name__}")
+
+
+def _numbered(rows: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
+    return ((f"row {number}", _object(row)) for number, row in enumerate(rows, start=1))
+
+
+def _parquet(file: Path) -> Iterator[Any]:
+    try:
+        batches = pq.ParquetFile(file).iter_batches()
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{file}: not a Parquet file ({error}). Write it again, or use JSONL.") from error
+    return (row for batch in batches for row in batch.to_pylist())
+
+
+def _hub(source: Source) -> Iterable[Any]:
+    local = Path(source.path).expanduser()
+    if local.is_file() or (local.is_absolute() and not local.exists()):
+        raise UserError(
+            f"{source.path}: not a file that can be read. Use a path to a file that ends in .jsonl, .json or "
+            ".parquet, or the id of a hub dataset such as Anthropic/hh-rlhf."
+        )
+    try:
+        dataset = datasets.load_dataset(
+            source.path, source.name, split=source.split, revision=source.revision
+        )
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"hub dataset {describe(source)} could not be loaded: {reason}. Check its id, `name`, `split` "
+            "and `revision`, and the network; a local file's path must end in .jsonl, .json or .parquet."
+        ) from error
+    if not isinstance(dataset, datasets.Dataset):
+        raise UserError(f"hub dataset {describe(source)}: `split` must name one split, such as train.")
+    rows: Iterable[Any] = dataset
+    return rows
