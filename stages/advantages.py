@@ -1,0 +1,83 @@
+"""From scores to advantages: per-token rewards with a KL penalty, GAE, whitening. Pure functions.
+
+Tensors are `(B, T)` over response tokens, left-aligned: a row's response fills its first positions,
+and `mask` is True there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def token_rewards(
+    scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float
+) -> Tensor:
+    """Reward of each token: -kl_coef * (log pi - log pi_ref), and the score on the last token.
+
+    Ouyang et al. 2022, equation 2, in the per-token form of Ziegler et al. 2019.
+
+    Args:
+        scores: (B,) one score for each response.
+        logprobs, ref_logprobs: (B, T).
+        mask: (B, T); every row has at least one token.
+
+    Returns:
+        (B, T), 0 outside the mask.
+    """
+    rewards = torch.where(mask, -kl_coef * (logprobs - ref_logprobs), 0.0)
+    last = mask.sum(1) - 1
+    return rewards.scatter_add(1, last[:, None], scores[:, None].to(rewards.dtype))
+
+
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, equation 16).
+
+    A_t = delta_t + gamma * lam * A_{t+1}, with delta_t = r_t + gamma * V_{t+1} - V_t and V = 0 after
+    the last token.
+
+    Args:
+        rewards, values: (B, T).
+        mask: (B, T).
+
+    Returns:
+        Advantages and returns (advantages + values), each (B, T), 0 outside the mask.
+    """
+    values = torch.where(mask, values, 0.0)
+    rewards = torch.where(mask, rewards, 0.0)
+    advantages = torch.zeros_like(values)
+    following = torch.zeros_like(values[:, 0])
+    next_value = torch.zeros_like(values[:, 0])
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        following = torch.where(mask[:, t], delta + gamma * lam * following, 0.0)
+        advantages[:, t] = following
+        next_value = values[:, t]
+    return advantages, torch.where(mask, advantages + values, 0.0)
+
+
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """Shift and scale to mean 0 and standard deviation 1 over the mask; 0 outside it.
+
+    Args:
+        values: (B, T).
+        mask: (B, T).
+    """
+    kept = values[mask]
+    mean, variance = kept.mean(), kept.var(unbiased=False)
+    return torch.where(mask, (values - mean) * torch.rsqrt(variance + 1e-8), 0.0)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 - Var(returns - values) / Var(returns) over the mask: 1 is a perfect critic, below 0 a harmful one.
+
+    Args:
+        values, returns: (B, T).
+        mask: (B, T).
+
+    Returns:
+        A scalar; NaN where the returns do not vary.
+    """
+    return 1 - (returns - values)[mask].var(unbiased=False) / returns[mask].var(unbiased=False)

@@ -1,0 +1,153 @@
+"""Checkpoints: whole tensors in safetensors, everything else in JSON, sealed by hashes, never a pickle.
+
+A checkpoint is written to a temporary folder, synced, sealed with the SHA-256 of every file, and
+renamed. One that is not sealed, or does not match its seal, is passed over for the next older one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from safetensors.torch import load_file, save
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from stages.modeling import HEAD_FILE
+
+SEAL = "seal.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A sealed checkpoint: `step` optimizer steps (PPO: iterations) are done."""
+
+    folder: Path
+    step: int
+    state: dict[str, Any]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return load_file(self.folder / "tensors.safetensors")
+
+
+def save_checkpoint(root: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int) -> None:
+    """Write `root/step-NNNNNN`, then keep it and the `keep - 1` before it. For rank 0 alone.
+
+    Checkpoints of later steps go: they were passed over when the stage resumed from an older one.
+    """
+    final = root / f"step-{step:06d}"
+    with SealedFolder(final) as folder:
+        (folder / "tensors.safetensors").write_bytes(save(tensors))
+        (folder / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
+    earlier = sorted(folder for folder in root.glob("step-*") if folder <= final)
+    for folder in set(root.glob("step-*")) - set(earlier[-keep:]):
+        shutil.rmtree(folder)
+
+
+def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint under `root` that matches its seal, and a line for each newer one that does not."""
+    complaints = []
+    for folder in sorted(root.glob("step-*"), reverse=True):
+        fault = seal_fault(folder)
+        if fault is None:
+            state = json.loads((folder / "state.json").read_text())
+            return Checkpoint(folder, state.pop("step"), state), complaints
+        complaints.append(f"passed over the checkpoint {folder}: {fault}")
+    return None, complaints
+
+
+class SealedFolder:
+    """A folder that appears under its name whole, synced and sealed, or not at all."""
+
+    def __init__(self, final: Path) -> None:
+        self.final = final
+        self.partial = final.with_name(f".{final.name}.partial")
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(parents=True)
+        return self.partial
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            return
+        files = sorted(path for path in self.partial.rglob("*") if path.is_file())
+        hashes = {path.relative_to(self.partial).as_posix(): file_hash(path) for path in files}
+        (self.partial / SEAL).write_text(json.dumps(hashes, indent=1))
+        for path in (*self.partial.rglob("*"), self.partial):
+            _sync(path)
+        if self.final.exists():
+            shutil.rmtree(self.final)
+        self.partial.rename(self.final)
+        _sync(self.final.parent)
+
+
+def seal_fault(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, naming the file; None if it is as it was written."""
+    try:
+        hashes = json.loads((folder / SEAL).read_text())
+    except FileNotFoundError:
+        return f"{SEAL} is missing"
+    except ValueError:
+        return f"{SEAL} is damaged"
+    for name, expected in hashes.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if file_hash(folder / name) != expected:
+            return f"{name} is damaged (its SHA-256 is not the sealed one)"
+    return None
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_adapter(
+    final: Path,
+    tensors: dict[str, Tensor],
+    role: str,
+    config: LoraConfig,
+    base_model: str,
+    tokenizer: PreTrainedTokenizerBase,
+    card: str,
+) -> None:
+    """Write a role as a plain PEFT folder, with `head.safetensors` where it has a scalar head.
+
+    Args:
+        tensors: the role's parameters by their names in `Roles`.
+        base_model: name of the base to record in `adapter_config.json`.
+        card: text of the model card.
+    """
+    adapter = {
+        name.replace("causal.", "base_model.model.", 1).replace(f".{role}", ""): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("causal.")
+    }
+    head = {name.rsplit(".", 1)[1]: tensor for name, tensor in tensors.items() if name.startswith("heads.")}
+    with SealedFolder(final) as folder:
+        # Not save_file, which writes files that only their owner can read.
+        (folder / "adapter_model.safetensors").write_bytes(save(adapter, {"format": "pt"}))
+        config.base_model_name_or_path = base_model
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+        if head:
+            (folder / HEAD_FILE).write_bytes(save(head))
+        tokenizer.save_pretrained(str(folder))
+        (folder / "README.md").write_text(card)

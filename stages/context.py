@@ -1,0 +1,60 @@
+"""What a stage is handed: its config, its folder, its inputs, and a place to report to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from configs.schema import Experiment, Stage
+
+
+class Tracker(Protocol):
+    """Where a stage reports. Every rank calls it; it acts on rank 0 alone."""
+
+    def phase(self, title: str, total: int, done: int = 0) -> None:
+        """Begin a progress display of `total` units, `done` of which lie behind."""
+
+    def advance(self, units: int = 1, **figures: float) -> None:
+        """Move the progress display on, showing `figures` beside it."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record metrics of optimizer step (PPO: iteration) `step`; steps only go forward."""
+
+    def samples(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Record prompts, responses and scores seen at `step`."""
+
+    def note(self, message: str) -> None:
+        """Say one line to the person at the terminal, and to the log."""
+
+    def rewind(self, step: int) -> None:
+        """Resume from `step`: forget what was recorded after it."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """One stage of one run.
+
+    Attributes:
+        folder: where the stage writes: `RUN/sft`, `RUN/rm` or `RUN/ppo`; it exists.
+        inputs: final adapter folder of each stage upstream, by stage name, verified.
+        resume: go on from the newest good checkpoint in `folder`, if there is one.
+    """
+
+    config: Experiment
+    stage: Stage
+    folder: Path
+    inputs: Mapping[str, Path]
+    tracker: Tracker
+    resume: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage hands back: figures for its manifest. Its adapter lies in `folder/adapter`.
+
+    `metrics` holds, beside the stage's own, `steps`, `tokens_per_second` and `peak_memory_bytes`.
+    """
+
+    metrics: dict[str, float]

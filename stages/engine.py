@@ -1,0 +1,321 @@
+"""DeepSpeed under the recipes: process group, optimizer, and state that is free of the number of ranks.
+
+Gradients are accumulated by the caller: any number of `backward` calls, then one `step`. Losses are
+normalised by the global batch, so a rank's loss is scaled by the number of ranks before DeepSpeed
+averages gradients over them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from configs.errors import UserError
+from configs.schema import DeepSpeed, Training
+from data.sampler import rank_share
+from stages.modeling import Roles, trainable
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Round:
+    """Items that one rank handles together; `weight` 0 if they only keep it in step with the others."""
+
+    items: list[Any]
+    weight: int
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all: `rank` of `world`, computing on `device`."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def share(self, items: list[Any]) -> list[Any]:
+        """This rank's contiguous share of `items`, whose number `world` divides."""
+        return rank_share(items, self.rank, self.world)
+
+    def rounds(self, items: list[Any], size: int) -> list[Round]:
+        """This rank's items in rounds of at most `size`, as many rounds on every rank.
+
+        Under ZeRO-3 all ranks must take part in every forward: a rank that has run out of items repeats
+        the last one with weight 0.
+        """
+        count = -(-len(items) // (size * self.world))
+        rounds = []
+        for first in range(0, count * size * self.world, size * self.world):
+            mine = items[first : first + size * self.world][self.rank :: self.world]
+            rounds.append(Round(mine, 1) if mine else Round(items[-1:], 0))
+        return rounds
+
+    def sum(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
+        """Each value summed over ranks, in float64."""
+        total = torch.tensor([float(value) for value in values.values()], dtype=torch.float64)
+        total = total.to(self.device)
+        if self.world > 1:
+            torch.distributed.all_reduce(total)
+        return dict(zip(values, total.tolist(), strict=True))
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """The items of all ranks, in order of rank."""
+        if self.world == 1:
+            return items
+        parts: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            torch.distributed.barrier()
+
+
+def init_distributed(config: DeepSpeed) -> Ranks:
+    """Join the process group that deepspeed or torchrun describes; alone under plain python."""
+    # DeepSpeed's shared-memory collectives for CPUs are compiled on first use, for a minute, and a
+    # killed build leaves a lock that hangs every later run. gloo does without.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    local_rank = int(os.environ["LOCAL_RANK"])
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if cuda else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timedelta(minutes=config.timeout_minutes),
+    )
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
+
+
+def seed_from(*parts: Any) -> int:
+    """A 63-bit seed that is a function of `parts` alone: (experiment seed, what for, step, ...)."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+class Engine:
+    """A DeepSpeed engine over `Roles`.
+
+    The learning rate of a step is a function of the step (transformers' schedules), as is every random
+    number, so a checkpoint needs parameters, Adam's moments and the step, and nothing else.
+    """
+
+    def __init__(
+        self,
+        roles: Roles,
+        learning_rates: Mapping[str, float],
+        training: Training,
+        total_steps: int,
+        config: DeepSpeed,
+        ranks: Ranks,
+    ) -> None:
+        """Wrap `roles` for training.
+
+        Args:
+            learning_rates: peak learning rate of each role to train.
+            total_steps: optimizer steps of the whole stage, for the schedule.
+
+        Raises:
+            UserError: the global batch does not divide by the number of ranks, or the DeepSpeed JSON
+                cannot serve (see `read_deepspeed_config`).
+        """
+        if training.batch_size % ranks.world:
+            raise UserError(
+                f"batch_size: {training.batch_size} is not divisible by the number of ranks, {ranks.world}. "
+                "Change batch_size or --num_accelerators."
+            )
+        self.roles, self.ranks = roles, ranks
+        self.parameters = trainable(roles, learning_rates)
+        self.grad_norm = 0.0
+        self.steps = 0
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": list(trainable(roles, [role]).values()), "lr": rate}
+                for role, rate in learning_rates.items()
+            ],
+            betas=(training.adam_beta1, training.adam_beta2),
+            eps=training.adam_epsilon,
+            weight_decay=training.weight_decay,
+        )
+        self._peaks = list(learning_rates.values())
+        self._factor = _schedule(training, total_steps)
+        options = read_deepspeed_config(Path(config.config))
+        self.zero_stage: int = options.get("zero_optimization", {}).get("stage", 0)
+        if self.zero_stage == 0:
+            # Without ZeRO, DeepSpeed clips but keeps the norm to itself.
+            self.optimizer.register_step_pre_hook(lambda *_: self._clip(training.max_grad_norm))
+        self.deepspeed = deepspeed.initialize(
+            model=roles,
+            optimizer=self.optimizer,
+            config=options
+            | {
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1,
+                "managed_gradient_accumulation": False,
+                "gradient_clipping": training.max_grad_norm if self.zero_stage else 0.0,
+                "zero_force_ds_cpu_optimizer": False,
+                "steps_per_print": None,
+            },
+        )[0]
+        self._start_moments()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """`Roles.forward` for training."""
+        return self.deepspeed(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradients of this rank's part of the global loss."""
+        self.deepspeed.backward(loss * self.ranks.world, scale_wrt_gas=False)
+
+    def step(self) -> None:
+        """Average gradients over ranks, clip by global norm, update, and clear the gradients."""
+        for group, rate in zip(self.optimizer.param_groups, self.learning_rates(), strict=True):
+            group["lr"] = rate
+        self.deepspeed.step()
+        self.steps += 1
+        if self.zero_stage:
+            self.grad_norm = float(self.deepspeed.get_global_grad_norm())
+        if self.zero_stage == 3:
+            # ZeRO-3 overwrites its gradient buffers only in the first backward of a step; a role whose
+            # turn comes in a later backward would be added to what the step before left there.
+            self.deepspeed.optimizer.grad_partitions_flat_buffer.zero_()
+
+    def learning_rates(self) -> list[float]:
+        """The learning rate of each role at the next step."""
+        return [peak * self._factor(self.steps) for peak in self._peaks]
+
+    def _clip(self, max_norm: float) -> None:
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), max_norm or float("inf"))
+        self.grad_norm = float(norm)
+
+    @contextlib.contextmanager
+    def whole(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+        """Within, `parameters` are whole on every rank, ZeRO-3 or not; for reading only."""
+        if self.zero_stage == 3:
+            with deepspeed.zero.GatheredParameters(list(parameters)):
+                yield
+        else:
+            yield
+
+    def role_tensors(self, role: str) -> dict[str, Tensor]:
+        """Adapter and head of `role` as whole CPU tensors, by parameter name. Every rank must call."""
+        parameters = self.roles.role_parameters(role)
+        with self.whole(parameters.values()):
+            return {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Trained parameters and Adam's moments as whole CPU tensors. Every rank must call."""
+        with self.whole(self.parameters.values()):
+            tensors = {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            for moment in MOMENTS:
+                tensors[f"{moment}/{name}"] = self._moment(parameter, moment).cpu()
+        return tensors
+
+    def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
+        if self.zero_stage == 0:
+            return self.optimizer.state[parameter][moment].clone()
+        return deepspeed.utils.safe_get_full_optimizer_state(parameter, moment).clone()
+
+    def load_state(self, tensors: Mapping[str, Tensor], steps: int) -> None:
+        """Go on after step `steps` with Adam's moments from `state()`. Every rank must call.
+
+        The parameters themselves are loaded before the engine is built (`load_parameters`).
+        """
+        self.steps = steps
+        for state in self.optimizer.state.values():
+            state["step"].fill_(steps)
+        for name, parameter in self.parameters.items():
+            for moment in MOMENTS:
+                value = tensors[f"{moment}/{name}"].to(parameter.device)
+                if self.zero_stage == 0:
+                    self.optimizer.state[parameter][moment].copy_(value)
+                else:
+                    deepspeed.utils.safe_set_full_optimizer_state(parameter, value, moment)
+
+    def _start_moments(self) -> None:
+        """Give AdamW its moments now rather than at its first step.
+
+        DeepSpeed ties parameters to their slices of ZeRO-2's flat moments once, after the first group has
+        stepped; groups that have none by then would stay untied.
+        """
+        for flat in self._optimized():
+            self.optimizer.state[flat] = {"step": torch.tensor(0.0)} | {
+                moment: torch.zeros_like(flat) for moment in MOMENTS
+            }
+        if self.zero_stage in (1, 2):
+            self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _optimized(self) -> list[Tensor]:
+        """The tensors that AdamW itself updates: the parameters, or ZeRO's flat partitions of them."""
+        if self.zero_stage == 3:
+            return list(self.deepspeed.optimizer.fp32_partitioned_groups_flat)
+        return [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
+
+
+def load_parameters(roles: Roles, tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
+    """Put the trained parameters of a checkpoint into the roles `names`, before an engine is built."""
+    with torch.no_grad():
+        for name, parameter in trainable(roles, names).items():
+            parameter.copy_(tensors[name])
+
+
+def _schedule(training: Training, total_steps: int) -> Any:
+    """Factor on the learning rate as a function of the step, from transformers' schedules."""
+    name = "constant_with_warmup" if training.scheduler == "constant" else training.scheduler
+    scheduler = get_scheduler(
+        name,
+        torch.optim.SGD([torch.zeros(1)], lr=1.0),
+        num_warmup_steps=round(training.warmup_ratio * total_steps),
+        num_training_steps=total_steps,
+    )
+    return scheduler.lr_lambdas[0]  # type: ignore[attr-defined]
+
+
+RESERVED = {
+    "train_batch_size": "<stage>.batch_size",
+    "train_micro_batch_size_per_gpu": "<stage>.micro_batch_size",
+    "gradient_accumulation_steps": "<stage>.micro_batch_size",
+    "gradient_clipping": "<stage>.max_grad_norm",
+    "optimizer": "<stage>.learning_rate",
+    "scheduler": "<stage>.scheduler",
+    "fp16": "base.compute_dtype",
+    "bf16": "base.compute_dtype",
+}
+
+
+def read_deepspeed_config(path: Path) -> dict[str, Any]:
+    """The DeepSpeed JSON, whose batch, optimizer and precision keys the experiment sets itself.
+
+    Raises:
+        UserError: the file is missing, is no JSON object, or sets a reserved key.
+    """
+    try:
+        options = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"deepspeed.config: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise UserError(f"{path}: must hold a JSON object, as configs/deepspeed/zero2.json does")
+    taken = [f"{path}: {key}: set {RESERVED[key]} in the experiment instead" for key in options if key in RESERVED]
+    if taken:
+        raise UserError("\n".join(taken))
+    return options

@@ -1,0 +1,94 @@
+"""The loop that all stages share: take steps, log, evaluate, save, and go on from where a run stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from configs.schema import Training
+from stages.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from stages.context import Context
+from stages.engine import Engine, Ranks, seed_from
+from stages.metrics import Meter
+
+Figures = Mapping[str, float]
+
+
+@dataclass
+class Progress:
+    """Where a stage stands: `step` done of `total`, and what it must remember across a restart."""
+
+    total: int
+    step: int = 0
+    memory: dict[str, Any] = field(default_factory=dict)
+
+
+def find_resume(context: Context, ranks: Ranks) -> Checkpoint | None:
+    """The checkpoint to go on from, if the context asks for it and there is a good one."""
+    if not context.resume:
+        return None
+    checkpoint, complaints = newest_checkpoint(context.folder / "checkpoints")
+    for complaint in complaints:
+        context.tracker.note(complaint)
+    ranks.barrier()  # nobody writes before all have read
+    return checkpoint
+
+
+def seed_step(seed: int, stage: str, step: int, rank: int) -> None:
+    """Seed torch for one step. Nothing random carries over from one step to the next."""
+    torch.manual_seed(seed_from(seed, stage, step, rank))
+
+
+def run_steps(
+    context: Context,
+    training: Training,
+    engine: Engine,
+    progress: Progress,
+    meter: Meter,
+    take_step: Callable[[int], Figures],
+    evaluate: Callable[[int], Figures],
+) -> None:
+    """Take steps `progress.step` ... `progress.total - 1`, logging, evaluating and saving on the way.
+
+    Args:
+        take_step: does step number `step` (from 0) and returns its metrics.
+        evaluate: metrics on held-out data after `step` steps, named `eval/...`.
+    """
+    tracker, ranks = context.tracker, engine.ranks
+    tracker.phase(f"{context.stage}: training", progress.total, progress.step)
+    while progress.step < progress.total:
+        seed_step(context.config.seed, context.stage, progress.step, ranks.rank)
+        metrics = dict(take_step(progress.step))
+        progress.step += 1
+        done, last = progress.step, progress.step == progress.total
+        metrics["tokens_per_second"] = meter.tokens_per_second
+        if done % training.logging_steps == 0 or last:
+            tracker.log(metrics, done)
+        tracker.advance(1, **metrics)
+        if training.eval_steps and done % training.eval_steps == 0 and not last:
+            tracker.log(evaluate(done), done)
+        if done % training.save_steps == 0 or last:
+            save(context, training, engine, progress)
+
+
+def save(context: Context, training: Training, engine: Engine, progress: Progress) -> None:
+    """Write a checkpoint of where the stage stands."""
+    tensors = engine.state()
+    if engine.ranks.rank == 0:
+        save_checkpoint(
+            context.folder / "checkpoints",
+            progress.step,
+            tensors,
+            {"optimizer_steps": engine.steps, "memory": progress.memory},
+            training.keep_checkpoints,
+        )
+    engine.ranks.barrier()
+
+
+def total_steps(size: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
+    """Optimizer steps in `epochs` passes over `size` examples, at most `max_steps`."""
+    steps = max(1, round(epochs * size / batch_size))
+    return min(steps, max_steps) if max_steps else steps

@@ -1,0 +1,259 @@
+"""One quantized base, several roles: each role is a LoRA adapter on the base with a head of its own.
+
+The base is frozen and loaded once (QLoRA, Dettmers et al. 2023). LoRA weights and scalar heads are
+fp32: at RLHF learning rates, updates of bf16 weights round to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from configs.errors import UserError
+from configs.schema import Adapter, Base
+from stages.embedded import EMBEDDED, embedded_model
+
+BASE = "base"  # the role without adapter: what the model was before any training
+HEAD_FILE = "head.safetensors"
+
+
+class ScalarHead(nn.Module):
+    """Affine map from a hidden state to one number, in fp32 whatever the dtype of the base."""
+
+    def __init__(self, hidden_size: int, device: torch.device) -> None:
+        super().__init__()
+        # Standard deviation 1/sqrt(d + 1), as in Stiennon et al. 2020, appendix: scores start near 0.
+        self.weight = nn.Parameter(torch.randn(1, hidden_size).div_((hidden_size + 1) ** 0.5).to(device))
+        self.bias = nn.Parameter(torch.zeros(1, device=device))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states (B, T, H) to scalars (B, T), fp32."""
+        return nn.functional.linear(hidden.float(), self.weight, self.bias).squeeze(-1)
+
+
+class Roles(nn.Module):
+    """Adapters and heads over one frozen causal language model.
+
+    Activating a role chooses which adapter the next forward uses; it leaves `requires_grad` alone.
+    Under gradient checkpointing the recomputation in backward uses the role that is active *then*,
+    so a role's backward must be done before another role is activated.
+    """
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        super().__init__()
+        base.requires_grad_(False)
+        self.causal = base
+        self.heads = nn.ModuleDict()
+        self._peft: list[PeftModel] = []  # in a list, not registered: its parameters are those of `causal`
+        self._lora_layers: list[LoraLayer] = []
+        self._trainable: dict[str, bool] = {}
+
+    @property
+    def hidden_size(self) -> int:
+        return self.causal.get_input_embeddings().embedding_dim
+
+    def add_new(self, role: str, adapter: Adapter) -> None:
+        """Give `role` a fresh trainable adapter; B is zero, so it starts as the base itself.
+
+        Raises:
+            UserError: `adapter.target_modules` matches no layer of the base.
+        """
+        config = LoraConfig(
+            r=adapter.r,
+            lora_alpha=adapter.alpha,  # type: ignore[arg-type]
+            lora_dropout=adapter.dropout,
+            target_modules=adapter.target_modules,
+            task_type="CAUSAL_LM",
+        )
+        try:
+            self._peft.append(get_peft_model(self.causal, config, adapter_name=role))
+        except ValueError as error:
+            raise UserError(f"adapter.target_modules: {error}") from error
+        self._after_adding(role, trainable=True)
+
+    def add_from(self, role: str, folder: Path, *, trainable: bool) -> None:
+        """Give `role` the adapter in `folder` (plain PEFT files), and its scalar head if there is one."""
+        if self._peft:
+            self._peft[0].load_adapter(str(folder), adapter_name=role)
+        else:
+            self._peft.append(PeftModel.from_pretrained(self.causal, str(folder), adapter_name=role))
+        if (folder / HEAD_FILE).exists():
+            self.add_head(role)
+            self.heads[role].load_state_dict(load_file(folder / HEAD_FILE))
+        self._after_adding(role, trainable=trainable)
+
+    def add_head(self, role: str) -> None:
+        """Give `role` a new scalar head, small and random, in place of the LM head."""
+        self.heads[role] = ScalarHead(self.hidden_size, self.causal.device)
+
+    def _after_adding(self, role: str, *, trainable: bool) -> None:
+        self._lora_layers = [module for module in self.causal.modules() if isinstance(module, LoraLayer)]
+        self._trainable[role] = trainable
+        # PEFT thaws and freezes as adapters come, so every role is set again.
+        for each, wanted in self._trainable.items():
+            for parameter in self.role_parameters(each).values():
+                parameter.requires_grad_(wanted)
+
+    def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
+        """Adapter and head of `role`, by full parameter name."""
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if role in (parts := name.split("."))
+            and (parts[0] == "heads" or any(part.startswith("lora_") for part in parts))
+        }
+
+    def activate(self, role: str) -> None:
+        """Let forwards from here on use the adapter of `role` (none for `BASE`)."""
+        for layer in self._lora_layers:
+            # PEFT's own `set_adapter` also switches requires_grad, which would thaw frozen roles.
+            layer._disable_adapters = role == BASE
+            layer._active_adapter = [role]
+
+    def forward(
+        self,
+        role: str,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor | None = None,
+        start: int = 0,
+    ) -> Tensor:
+        """What the head of `role` says at positions `start` ... T-1.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, T), 0 on padding, which may lie on either side; or (B, 1, T, T).
+            position_ids: (B, T); counted from the attention mask when absent.
+
+        Returns:
+            Logits (B, T - start, V) of a language-model role, or scalars (B, T - start) in fp32 of a
+            role with a scalar head.
+        """
+        self.activate(role)
+        if position_ids is None:
+            position_ids = attention_mask.long().cumsum(-1).sub(1).clamp(min=0)
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "use_cache": False,
+        }
+        if role in self.heads:
+            hidden = self.causal.get_decoder()(**inputs).last_hidden_state
+            return self.heads[role](hidden[:, start:])
+        return self.causal(**inputs, logits_to_keep=input_ids.shape[1] - start).logits
+
+    def peft_config(self, role: str) -> LoraConfig:
+        """PEFT's description of the adapter of `role`, as it is saved beside its weights."""
+        return self._peft[0].peft_config[role]  # type: ignore[return-value]
+
+
+def compute_dtype(choice: str, device: torch.device) -> torch.dtype:
+    """The dtype of activations: `auto` is bf16 where the hardware multiplies bf16 itself, else fp32."""
+    if choice != "auto":
+        return getattr(torch, choice)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_base(config: Base, device: torch.device) -> PreTrainedModel:
+    """Load the frozen base onto `device`, quantized as `config` says.
+
+    Raises:
+        UserError: there is no such model, neither embedded, nor in a folder, nor on the hub.
+    """
+    dtype = compute_dtype(config.compute_dtype, device)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            model_folder(config),
+            revision=config.revision,
+            dtype=dtype,
+            quantization_config=_quantization(config, dtype),
+            device_map={"": device},
+            attn_implementation=config.attention,
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+        )
+    except OSError as error:
+        raise UserError(_no_model(config, error)) from error
+    for module in model.modules():
+        if "support_avx512bf16_for_cpu" in vars(module):
+            # bitsandbytes would repack 4-bit weights in place at the first forward without gradients:
+            # rounded scales, other bytes than were loaded, and nothing that ZeRO-3 could gather again.
+            module.support_avx512bf16_for_cpu = False
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    # A hub model's own sampling defaults (top-k, repetition penalty) would make samples off-policy.
+    model.generation_config = GenerationConfig()
+    return model
+
+
+def _quantization(config: Base, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if config.quantization == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return BitsAndBytesConfig(load_in_8bit=True) if config.quantization == "int8" else None
+
+
+def load_tokenizer(config: Base) -> PreTrainedTokenizerBase:
+    """The base's tokenizer, with a pad token.
+
+    Raises:
+        UserError: there is no such model, or its tokenizer has no end-of-turn token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_folder(config), revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except OSError as error:
+        raise UserError(_no_model(config, error)) from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"base.model: the tokenizer of {config.model!r} has no end-of-text token (eos_token)")
+    if tokenizer.pad_token_id is None:
+        # Padding is told by masks alone, so any token will do.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def model_folder(config: Base) -> str:
+    """The folder or hub id to load from; embedded models are prepared on first use."""
+    return str(embedded_model(config.model)) if config.model in EMBEDDED else config.model
+
+
+def _no_model(config: Base, error: OSError) -> str:
+    return (
+        f"base.model: cannot load {config.model!r} (revision {config.revision or 'default'}): "
+        f"{str(error).splitlines()[0]} Give a local folder with safetensors, a hub id that this machine "
+        f"can reach, or one of the embedded models: {', '.join(sorted(EMBEDDED))}."
+    )
+
+
+def trainable(roles: Roles, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """The parameters of the roles `names` that require gradients."""
+    return {
+        name: parameter
+        for role in names
+        for name, parameter in roles.role_parameters(role).items()
+        if parameter.requires_grad
+    }

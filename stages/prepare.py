@@ -1,0 +1,102 @@
+"""What every stage does first: join the other ranks, load base and tokenizer, read its examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from data.formats import load_rows
+from data.split import stage_split
+from data.tokenize import Counts, apply_template
+from stages.checkpoint import save_adapter
+from stages.context import Context
+from stages.engine import Engine, Ranks, init_distributed
+from stages.modeling import Roles, load_base, load_tokenizer
+
+Example = TypeVar("Example")
+
+
+def prepare(context: Context) -> tuple[Ranks, PreTrainedTokenizerBase, Roles]:
+    """Ranks, the tokenizer with the experiment's chat template, and the base without adapters yet."""
+    config = context.config
+    ranks = init_distributed(config.deepspeed)
+    if ranks.rank == 0:
+        load_tokenizer(config.base)  # an embedded model is built, a hub model fetched, once
+    ranks.barrier()
+    tokenizer = load_tokenizer(config.base)
+    apply_template(tokenizer, config.data)
+    context.tracker.note(f"loading the base {config.base.model} ({config.base.quantization})")
+    return ranks, tokenizer, Roles(load_base(config.base, ranks.device))
+
+
+def read_examples(
+    context: Context,
+    kind: str,
+    tokenize: Callable[..., tuple[list[Example], Counts]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples of this stage; what was cut or dropped is told."""
+    data = context.config.data
+    rows = load_rows(getattr(data, context.stage), kind, context.tracker.note)
+    parts = stage_split(data, context.stage, rows, context.config.seed)
+    return tokenized(context, tokenize, tokenizer, parts)
+
+
+def tokenized(
+    context: Context,
+    tokenize: Callable[..., tuple[list[Example], Counts]],
+    tokenizer: PreTrainedTokenizerBase,
+    parts: tuple[Any, Any],
+) -> tuple[list[Example], list[Example]]:
+    """Training and held-out rows as examples of token ids."""
+    train, train_counts = tokenize(parts[0], tokenizer, context.config.data)
+    context.tracker.note(f"training: {train_counts}")
+    if not len(parts[1]):
+        return train, []
+    held_out, held_out_counts = tokenize(parts[1], tokenizer, context.config.data)
+    context.tracker.note(f"held out: {held_out_counts}")
+    return train, held_out
+
+
+def save_role(context: Context, engine: Engine, role: str, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Write the adapter of `role` (and its head) as the stage's result. Every rank must call."""
+    tensors = engine.role_tensors(role)
+    if engine.ranks.rank == 0:
+        write_role(context, engine.roles, role, tokenizer, tensors)
+    engine.ranks.barrier()
+    return context.folder / "adapter"
+
+
+def write_role(
+    context: Context, roles: Roles, role: str, tokenizer: PreTrainedTokenizerBase, tensors: dict[str, Any]
+) -> None:
+    """Write `tensors` of `role` to the stage's adapter folder, with tokenizer and model card."""
+    config = context.config
+    save_adapter(
+        context.folder / "adapter",
+        tensors,
+        role,
+        roles.peft_config(role),
+        config.base.model,
+        tokenizer,
+        _card(context, role),
+    )
+
+
+def _card(context: Context, role: str) -> str:
+    config, base = context.config, context.config.base
+    return f"""---
+base_model: {base.model}
+library_name: peft
+tags: [lora, rlhf, {context.stage}]
+---
+# {config.name}: {role}
+
+The `{role}` adapter of the {context.stage} stage of the experiment `{config.name}`: LoRA of rank
+{config.adapter.r} over `{base.model}` (revision {base.revision or "default"}, trained on it in
+{base.quantization}). Load it with `PeftModel.from_pretrained(base, folder)`. Its manifest, one folder up,
+holds what it was trained on and what it scored.
+"""

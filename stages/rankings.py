@@ -1,0 +1,97 @@
+"""Collecting rankings: answers of the SFT policy, ranked by a labeller (Ouyang et al. 2022, section 3.4)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from data import tokenize
+from data.formats import load_rows
+from data.split import stage_split
+from stages.context import Context
+from stages.engine import Ranks, seed_from
+from stages.labellers import LABELLERS, ranks_of
+from stages.modeling import Roles
+from stages.prepare import tokenized
+from stages.rollout import decode, sample_all
+
+Row = dict[str, Any]
+
+
+def collect_rankings(
+    context: Context, roles: Roles, role: str, tokenizer: PreTrainedTokenizerBase, ranks: Ranks
+) -> tuple[list[Row], list[Row]]:
+    """Training and held-out rankings of samples of `role`, in `folder/rankings.jsonl`; reused on resume."""
+    config = context.config
+    file = context.folder / "rankings.jsonl"
+    if not (context.resume and file.exists()):
+        rows = load_rows(config.data.rm, "prompts", context.tracker.note)
+        train, held_out = stage_split(config.data, "rm", rows, config.seed)
+        parts = tokenized(context, tokenize.prompts, tokenizer, (train, held_out))
+        context.tracker.phase(
+            f"rm: sampling {config.rm.rankings.completions} answers a prompt",
+            sum(map(len, parts)) * config.rm.rankings.completions,
+        )
+        ranked = [
+            {"split": split, **row}
+            for split, prompts in zip(("train", "held_out"), parts, strict=True)
+            for row in _rank(context, roles, role, prompts, tokenizer, ranks)
+        ]
+        if ranks.rank == 0:
+            _write(file, ranked)
+            context.tracker.samples(ranked[:: max(1, len(ranked) // 16)], 0)
+        ranks.barrier()
+    with file.open(encoding="utf-8") as stream:  # str.splitlines would also cut at a U+2028 inside an answer
+        collected = [json.loads(line) for line in stream]
+    useful = [row for row in collected if max(row["ranks"]) > 0]
+    context.tracker.note(
+        f"{len(collected)} rankings in {file.name}; {len(collected) - len(useful)} left out, all their answers tie"
+    )
+    return tuple([row for row in useful if row["split"] == split] for split in ("train", "held_out"))  # type: ignore[return-value]
+
+
+def _rank(
+    context: Context,
+    roles: Roles,
+    role: str,
+    prompts: list[tokenize.Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    ranks: Ranks,
+) -> list[Row]:
+    """K samples to each prompt, best first."""
+    rankings = context.config.rm.rankings
+    label = LABELLERS[rankings.labeller]
+    ids = [prompt.prompt_ids for prompt in prompts for _ in range(rankings.completions)]
+    seeds = [seed_from(context.config.seed, "rankings", i % rankings.completions, p) for i, p in enumerate(ids)]
+    responses = sample_all(
+        roles, role, ids, seeds, rankings.generation, tokenizer, ranks, context.tracker.advance
+    )
+    texts = decode(responses, tokenizer)
+    rows = []
+    for number, prompt in enumerate(prompts):
+        answers = texts[number * rankings.completions : (number + 1) * rankings.completions]
+        scored = sorted(((label(answer), answer) for answer in answers), reverse=True)
+        scores = [score for score, _ in scored]
+        rows.append(
+            {
+                "prompt": prompt.prompt,
+                "completions": [answer for _, answer in scored],
+                "ranks": ranks_of(scores),
+                "scores": scores,
+            }
+        )
+    return rows
+
+
+def _write(file: Path, rows: list[Row]) -> None:
+    """Write JSON lines under a temporary name and rename: a reader sees all of them or none."""
+    partial = file.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.rename(file)

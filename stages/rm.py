@@ -1,0 +1,194 @@
+"""Stage 2, a reward model on rankings (Ouyang et al. 2022, section 3.5, equation 1).
+
+Where the config names a labeller, the rankings are collected first: K answers of the SFT policy to each
+prompt, ranked (InstructGPT's step 2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from data import tokenize
+from data.sampler import global_batch, micro_batches
+from stages.context import Context, Outcome
+from stages.engine import Engine, Ranks, load_parameters, seed_from
+from stages.loop import Progress, find_resume, run_steps, seed_step, total_steps
+from stages.losses import ranking_loss
+from stages.metrics import Meter, mean_with_interval, peak_memory_bytes
+from stages.modeling import Roles
+from stages.prepare import prepare, read_examples, tokenized, write_role
+from stages.rankings import collect_rankings
+from stages.rollout import lay_out, sample_all, sequence_scores
+
+ROLE, SAMPLER = "reward", "policy"
+
+
+def run(context: Context) -> Outcome:
+    """Train the `reward` adapter and its head on rankings and write them to `folder/adapter`."""
+    config, rm = context.config, context.config.rm
+
+    # 1. The base with two roles: the SFT policy, frozen, and the reward model that starts from it.
+    ranks, tokenizer, roles = prepare(context)
+    roles.add_from(SAMPLER, context.inputs["sft"], trainable=False)
+    seed_step(config.seed, "rm head", 0, 0)
+    roles.add_head(ROLE)
+    roles.add_from(ROLE, context.inputs["sft"], trainable=True)
+    roles.heads[ROLE].bias.requires_grad_(False)  # differences of scores say nothing about it
+
+    # 2. Rankings, collected or read.
+    if rm.rankings.labeller == "file":
+        train, held_out = read_examples(context, "rankings", tokenize.rankings, tokenizer)
+    else:
+        parts = collect_rankings(context, roles, SAMPLER, tokenizer, ranks)
+        train, held_out = tokenized(context, tokenize.rankings, tokenizer, parts)
+
+    # 3. The engine, where the last checkpoint left it.
+    progress = Progress(total_steps(len(train), rm.batch_size, rm.epochs, rm.max_steps))
+    checkpoint = find_resume(context, ranks)
+    if checkpoint:
+        load_parameters(roles, checkpoint.tensors(), [ROLE])
+    engine = Engine(roles, {ROLE: rm.learning_rate}, rm, progress.total, config.deepspeed, ranks)
+    trainer = Trainer(engine, tokenizer.pad_token_id, rm.micro_batch_size)
+    if checkpoint:
+        progress.step, progress.memory = checkpoint.step, checkpoint.state["memory"]
+        engine.load_state(checkpoint.tensors(), checkpoint.state["optimizer_steps"])
+        context.tracker.rewind(progress.step)
+
+    # 4. Training.
+    def take_step(step: int) -> dict[str, float]:
+        return trainer.step([train[i] for i in global_batch(len(train), rm.batch_size, config.seed, step)])
+
+    def evaluate(_: int) -> dict[str, float]:
+        return {f"eval/{name}": value for name, value in trainer.evaluate(held_out).items()}
+
+    run_steps(context, rm, engine, progress, trainer.meter, take_step, evaluate)
+
+    # 5. How good it is, and the result on a scale where the SFT policy has mean 0 and deviation 1.
+    metrics = trainer.evaluate(held_out)
+    if metrics:
+        context.tracker.log({f"eval/{name}": value for name, value in metrics.items()}, progress.total)
+    mean, deviation = score_statistics(context, trainer, tokenizer, held_out or train)
+    tensors = normalized(engine.role_tensors(ROLE), mean, deviation)
+    if ranks.rank == 0:
+        write_role(context, roles, ROLE, tokenizer, tensors)
+    ranks.barrier()
+    return Outcome(
+        {
+            **metrics,
+            "score_mean": mean,
+            "score_std": deviation,
+            "steps": progress.total,
+            "tokens_per_second": trainer.meter.tokens_per_second,
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+    )
+
+
+class Trainer:
+    """One optimizer step, and evaluation, of the reward role on ranked completions."""
+
+    def __init__(self, engine: Engine, pad_id: int, micro_batch_size: int) -> None:
+        self.engine, self.pad_id, self.micro_batch_size = engine, pad_id, micro_batch_size
+        self.meter = Meter()
+
+    def step(self, batch: Sequence[tokenize.Ranking]) -> dict[str, float]:
+        """Update on one global batch of prompts; each completion is forwarded once, for all its pairs."""
+        ranks = self.engine.ranks
+        names = ("loss", "accuracy", "margin", "mean_reward")
+        sums = dict.fromkeys(names, 0.0)
+        for micro in micro_batches(ranks.share(list(batch)), self._prompts_at_once(batch)):
+            scores, order = self._scores(self.engine, micro)
+            loss, metrics = ranking_loss(scores, order, len(batch))
+            self.engine.backward(loss)
+            metrics["mean_reward"] = _mean_rewards(scores, order)
+            for name in names:
+                sums[name] += float(metrics[name]) / len(batch)
+            self.meter.add(sum(map(_tokens, micro)) * ranks.world)
+        learning_rate = self.engine.learning_rates()[0]
+        self.engine.step()
+        return ranks.sum(sums) | {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
+
+    @torch.no_grad()
+    def evaluate(self, held_out: Sequence[tokenize.Ranking]) -> dict[str, float]:
+        """Pairwise accuracy, margin and loss on held-out rankings, means over prompts with intervals."""
+        if not held_out:
+            return {}
+        found: list[tuple[int, dict[str, float]]] = []
+        self.engine.roles.eval()
+        for round_ in self.engine.ranks.rounds(list(range(len(held_out))), self._prompts_at_once(held_out)):
+            scores, order = self._scores(self.engine.roles, [held_out[i] for i in round_.items])
+            for row, i in enumerate(round_.items * round_.weight):
+                _, metrics = ranking_loss(scores[row : row + 1], order[row : row + 1], 1)
+                found.append((i, {name: float(value) for name, value in metrics.items()}))
+        self.engine.roles.train()
+        rows = [row for _, row in sorted(self.engine.ranks.gather(found), key=lambda item: item[0])]
+        return {
+            **mean_with_interval("accuracy", [row["accuracy"] for row in rows]),
+            **mean_with_interval("margin", [row["margin"] for row in rows]),
+            **mean_with_interval("eval_loss", [row["loss"] for row in rows]),
+        }
+
+    def _prompts_at_once(self, batch: Sequence[tokenize.Ranking]) -> int:
+        return max(1, self.micro_batch_size // max(len(ranking.completion_ids) for ranking in batch))
+
+    def _scores(self, model: Engine | Roles, rankings: Sequence[tokenize.Ranking]) -> tuple[Tensor, Tensor]:
+        """Scores and ranks of each prompt's completions, (G, K); rank -1 where a prompt has fewer."""
+        prompts = [ranking.prompt_ids for ranking in rankings for _ in ranking.completion_ids]
+        completions = [ids for ranking in rankings for ids in ranking.completion_ids]
+        device = self.engine.ranks.device
+        flat = sequence_scores(model, ROLE, lay_out(prompts, completions, self.pad_id, device))
+        sizes = [len(ranking.completion_ids) for ranking in rankings]
+        scores = torch.nn.utils.rnn.pad_sequence(list(flat.split(sizes)), batch_first=True)
+        order = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(ranking.ranks, device=device) for ranking in rankings], batch_first=True, padding_value=-1
+        )
+        return scores, order
+
+
+def _tokens(ranking: tokenize.Ranking) -> int:
+    """Tokens to forward: the prompt once for each completion."""
+    return sum(len(ranking.prompt_ids) + len(ids) for ids in ranking.completion_ids)
+
+
+def _mean_rewards(scores: Tensor, order: Tensor) -> Tensor:
+    """Sum over prompts of the mean score of a prompt's completions."""
+    real = order >= 0
+    return (torch.where(real, scores.detach(), 0.0).sum(1) / real.sum(1)).sum()
+
+
+@torch.no_grad()
+def score_statistics(
+    context: Context,
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    rankings: Sequence[tokenize.Ranking],
+) -> tuple[float, float]:
+    """Mean and standard deviation of the raw score over fresh samples of the SFT policy."""
+    config, roles, ranks = context.config, trainer.engine.roles, trainer.engine.ranks
+    count = config.rm.normalization_prompts
+    prompts = [rankings[i % len(rankings)].prompt_ids for i in range(count)]
+    seeds = [seed_from(config.seed, "normalization", i, prompt) for i, prompt in enumerate(prompts)]
+    context.tracker.phase("rm: normalizing", count)
+    responses = sample_all(
+        roles, SAMPLER, prompts, seeds, config.rm.rankings.generation, tokenizer, ranks, context.tracker.advance
+    )
+    scores: list[float] = []
+    for round_ in ranks.rounds(list(zip(prompts, responses, strict=True)), trainer.micro_batch_size):
+        batch = lay_out(*zip(*round_.items, strict=True), tokenizer.pad_token_id, ranks.device)
+        scores += sequence_scores(roles, ROLE, batch).tolist() * round_.weight
+    values = torch.tensor(ranks.gather(scores), dtype=torch.float64)
+    return float(values.mean()), float(values.std(unbiased=False))
+
+
+def normalized(tensors: dict[str, Tensor], mean: float, deviation: float) -> dict[str, Tensor]:
+    """The role with its head changed so that score' = (score - mean) / deviation."""
+    scale = 1.0 if math.isclose(deviation, 0.0, abs_tol=1e-12) else deviation
+    changed = dict(tensors)
+    changed[f"heads.{ROLE}.weight"] = tensors[f"heads.{ROLE}.weight"] / scale
+    changed[f"heads.{ROLE}.bias"] = (tensors[f"heads.{ROLE}.bias"] - mean) / scale
+    return changed

@@ -1,0 +1,184 @@
+"""Sampling from a role. The noise of a sample is a function of its seed alone, never of its batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from trl.trainer.utils import entropy_from_logits, selective_log_softmax
+
+from configs.schema import Generation
+from data.collate import prompts as collate_prompts
+from data.sampler import micro_batches
+from stages.engine import Engine, Ranks
+from stages.modeling import Roles
+
+
+class GumbelNoise(LogitsProcessor):
+    """Adds Gumbel noise to the logits, so that the greedy choice is an exact sample at temperature 1.
+
+    argmax(logits + g) with g standard Gumbel is distributed as softmax(logits) (Gumbel-max trick,
+    Gumbel 1954; Maddison et al. 2014). Each row draws from a generator of its own.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, V) logits to (B, V) noisy logits, fp32."""
+        exponential = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(exponential, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores.float() - exponential.log()
+
+
+def sample(
+    roles: Roles,
+    role: str,
+    prompts: Sequence[list[int]],
+    seeds: Sequence[int],
+    generation: Generation,
+    tokenizer: PreTrainedTokenizerBase,
+    ranks: Ranks,
+) -> list[list[int]]:
+    """Sample one response of `role` to each prompt, at temperature 1 from the whole vocabulary.
+
+    Args:
+        prompts: token ids, not padded.
+        seeds: one for each prompt.
+
+    Returns:
+        Token ids of each response; one that ended its turn closes with the end-of-turn token.
+    """
+    training = roles.training
+    roles.eval()
+    roles.activate(role)
+    responses: list[list[int]] = []
+    for chunk in micro_batches(list(zip(prompts, seeds, strict=True)), generation.batch_size):
+        responses += _sample_batch(
+            roles, [prompt for prompt, _ in chunk], [seed for _, seed in chunk], generation, tokenizer, ranks
+        )
+    roles.train(training)
+    return responses
+
+
+@torch.no_grad()
+def _sample_batch(
+    roles: Roles,
+    prompts: list[list[int]],
+    seeds: list[int],
+    generation: Generation,
+    tokenizer: PreTrainedTokenizerBase,
+    ranks: Ranks,
+) -> list[list[int]]:
+    input_ids, attention_mask = collate_prompts(prompts, tokenizer.pad_token_id)
+    device = ranks.device
+    output = roles.causal.generate(
+        input_ids=input_ids.to(device),
+        attention_mask=attention_mask.to(device),
+        generation_config=GenerationConfig(
+            max_new_tokens=generation.max_new_tokens,
+            do_sample=False,  # greedy over noisy logits
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        logits_processor=LogitsProcessorList([GumbelNoise(seeds, device)]),
+        synced_gpus=ranks.world > 1,  # ZeRO-3: all ranks must take part in every step
+    )
+    return [_up_to(row, tokenizer.eos_token_id) for row in output[:, input_ids.shape[1] :].tolist()]
+
+
+def _up_to(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end) + 1] if end in ids else ids
+
+
+def sample_all(
+    roles: Roles,
+    role: str,
+    prompts: Sequence[list[int]],
+    seeds: Sequence[int],
+    generation: Generation,
+    tokenizer: PreTrainedTokenizerBase,
+    ranks: Ranks,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[list[int]]:
+    """`sample`, the work shared among ranks: every rank gets all responses, in the order of `prompts`."""
+    found: list[tuple[int, list[int]]] = []
+    for chunk in ranks.rounds(list(range(len(prompts))), generation.batch_size):
+        responses = sample(
+            roles,
+            role,
+            [prompts[i] for i in chunk.items],
+            [seeds[i] for i in chunk.items],
+            generation,
+            tokenizer,
+            ranks,
+        )
+        found += list(zip(chunk.items, responses, strict=True)) * chunk.weight
+        advance(len(chunk.items) * ranks.world)
+    return [response for _, response in sorted(ranks.gather(found))]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Prompts left-padded and responses right-padded, so that responses begin at one column.
+
+    Attributes:
+        input_ids: (B, P + R).
+        attention_mask: (B, P + R).
+        responses: (B, R) token ids.
+        mask: (B, R) True on response tokens.
+        start: P - 1, the position whose output tells the first response token.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    responses: Tensor
+    mask: Tensor
+    start: int
+
+
+def lay_out(
+    prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int, device: torch.device
+) -> Layout:
+    """Pad prompts and their responses into one batch on `device`."""
+    prompt_ids, prompt_mask = collate_prompts(list(prompts), pad_id)
+    tensors = [torch.tensor(response) for response in responses]
+    response_ids = pad_sequence(tensors, batch_first=True, padding_value=pad_id)
+    mask = pad_sequence([torch.ones_like(t, dtype=torch.bool) for t in tensors], batch_first=True)
+    return Layout(
+        torch.cat([prompt_ids, response_ids], 1).to(device),
+        torch.cat([prompt_mask, mask.long()], 1).to(device),
+        response_ids.to(device),
+        mask.to(device),
+        prompt_ids.shape[1] - 1,
+    )
+
+
+def logprobs_and_entropy(model: Engine | Roles, role: str, batch: Layout) -> tuple[Tensor, Tensor]:
+    """Log-probability of each response token under `role`, and the entropy of its distribution.
+
+    Returns:
+        Two (B, R) tensors, fp32; the entropy, for information, carries no gradient.
+    """
+    logits = model(role, batch.input_ids, batch.attention_mask, None, batch.start)[:, :-1].float()
+    return selective_log_softmax(logits, batch.responses), entropy_from_logits(logits.detach())
+
+
+def state_values(model: Engine | Roles, role: str, batch: Layout) -> Tensor:
+    """Scalar of `role` before the first response token and after each of them: (B, R + 1), fp32."""
+    return model(role, batch.input_ids, batch.attention_mask, None, batch.start)
+
+
+def sequence_scores(model: Engine | Roles, role: str, batch: Layout) -> Tensor:
+    """Scalar of `role` on the last response token, found by the mask: (B,), fp32."""
+    return state_values(model, role, batch).gather(1, batch.mask.sum(1, keepdim=True)).squeeze(1)
+
+
+def decode(responses: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Responses as text, without special tokens."""
+    return [text.strip() for text in tokenizer.batch_decode(responses, skip_special_tokens=True)]

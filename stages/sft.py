@@ -1,0 +1,154 @@
+"""Stage 1, supervised fine-tuning on demonstrations (Ouyang et al. 2022, section 3.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from trl.trainer.utils import selective_log_softmax
+
+from data import collate, pack, tokenize
+from data.sampler import global_batch, micro_batches
+from stages.context import Context, Outcome
+from stages.engine import Engine, Ranks, load_parameters
+from stages.loop import Progress, find_resume, run_steps, seed_step, total_steps
+from stages.losses import masked_sum, nll_loss
+from stages.metrics import Meter, peak_memory_bytes
+from stages.modeling import Roles
+from stages.prepare import prepare, read_examples, save_role
+
+ROLE = "policy"
+Example = tokenize.Demonstration | pack.Packed
+
+
+def run(context: Context) -> Outcome:
+    """Train the `policy` adapter on demonstrations and write it to `folder/adapter`."""
+    config, sft = context.config, context.config.sft
+
+    # 1. The base with one fresh adapter.
+    ranks, tokenizer, roles = prepare(context)
+    seed_step(config.seed, "sft adapter", 0, 0)  # the same fresh adapter on every rank
+    roles.add_new(ROLE, config.adapter)
+
+    # 2. Demonstrations, packed or one to a row.
+    train, held_out = read_examples(context, "demonstrations", tokenize.demonstrations, tokenizer)
+    rows = pack.pack(train, config.data.max_length) if sft.packing else train
+
+    # 3. The engine, where the last checkpoint left it.
+    progress = Progress(total_steps(len(rows), sft.batch_size, sft.epochs, sft.max_steps))
+    checkpoint = find_resume(context, ranks)
+    if checkpoint:
+        load_parameters(roles, checkpoint.tensors(), [ROLE])
+    engine = Engine(roles, {ROLE: sft.learning_rate}, sft, progress.total, config.deepspeed, ranks)
+    trainer = Trainer(engine, tokenizer.pad_token_id, sft.micro_batch_size)
+    if checkpoint:
+        progress.step, progress.memory = checkpoint.step, checkpoint.state["memory"]
+        engine.load_state(checkpoint.tensors(), checkpoint.state["optimizer_steps"])
+        context.tracker.rewind(progress.step)
+    else:
+        progress.memory["eval_loss_before"] = trainer.evaluate(held_out)
+        context.tracker.log({"eval/loss": progress.memory["eval_loss_before"]}, 0)
+
+    # 4. Training.
+    def take_step(step: int) -> dict[str, float]:
+        picks = global_batch(len(rows), sft.batch_size, config.seed, step)
+        return trainer.step([rows[i] for i in picks])
+
+    run_steps(
+        context, sft, engine, progress, trainer.meter, take_step, lambda _: {"eval/loss": trainer.evaluate(held_out)}
+    )
+
+    # 5. The result.
+    eval_loss = trainer.evaluate(held_out)
+    context.tracker.log({"eval/loss": eval_loss}, progress.total)
+    save_role(context, engine, ROLE, tokenizer)
+    return Outcome(
+        {
+            "eval_loss_before": progress.memory["eval_loss_before"],
+            "eval_loss": eval_loss,
+            "steps": progress.total,
+            "tokens_per_second": trainer.meter.tokens_per_second,
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+    )
+
+
+class Trainer:
+    """One optimizer step, and evaluation, of a language-model role on demonstrations."""
+
+    def __init__(self, engine: Engine, pad_id: int, micro_batch_size: int) -> None:
+        self.engine, self.pad_id, self.micro_batch_size = engine, pad_id, micro_batch_size
+        self.meter = Meter()
+
+    def step(self, batch: Sequence[Example]) -> dict[str, float]:
+        """Update on one global batch; loss and accuracy are means over its completion tokens."""
+        ranks = self.engine.ranks
+        tokens = sum(targets(example) for example in batch)
+        sums = {"loss": 0.0, "mean_token_accuracy": 0.0}
+        for micro in micro_batches(ranks.share(list(batch)), self.micro_batch_size):
+            logprobs, correct, mask = forward(self.engine, micro, self.pad_id, ranks.device)
+            loss = nll_loss(logprobs, mask, tokens)
+            self.engine.backward(loss)
+            sums["loss"] += loss.item()
+            sums["mean_token_accuracy"] += masked_sum(correct, mask).item() / tokens
+            self.meter.add(mask.numel() * ranks.world)
+        learning_rate = self.engine.learning_rates()[0]
+        self.engine.step()
+        return ranks.sum(sums) | {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
+
+    @torch.no_grad()
+    def evaluate(self, held_out: Sequence[tokenize.Demonstration]) -> float:
+        """Mean negative log-likelihood of the held-out completion tokens, in nats per token."""
+        return evaluate_nll(self.engine.roles, self.engine.ranks, held_out, self.pad_id, self.micro_batch_size)
+
+
+def evaluate_nll(
+    roles: Roles,
+    ranks: Ranks,
+    held_out: Sequence[tokenize.Demonstration],
+    pad_id: int,
+    micro_batch_size: int,
+) -> float:
+    """Mean negative log-likelihood of held-out completion tokens; NaN if nothing is held out."""
+    roles.eval()
+    sums = {"nll": 0.0, "tokens": 0.0}
+    for micro in ranks.rounds(list(held_out), micro_batch_size):
+        logprobs, _, mask = forward(roles, micro.items, pad_id, ranks.device)
+        sums["nll"] -= masked_sum(logprobs, mask).item() * micro.weight
+        sums["tokens"] += mask.sum().item() * micro.weight
+    roles.train()
+    sums = ranks.sum(sums)
+    return sums["nll"] / sums["tokens"] if sums["tokens"] else float("nan")
+
+
+def targets(example: Example) -> int:
+    """Completion tokens, those that the loss is a mean over."""
+    return sum(example.completion_mask) if isinstance(example, pack.Packed) else len(example.completion_ids)
+
+
+def forward(
+    model: Engine | Roles,
+    examples: Sequence[Example],
+    pad_id: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of the tokens that follow each position, from the first completion on.
+
+    Returns:
+        Log-probabilities, whether each token is the likeliest one (0 or 1), and the mask of completion
+        tokens, each (B, T - start) where `start` is the position before the first completion token.
+    """
+    batch = _collate(examples, pad_id).to(device)
+    position_ids = batch.position_ids if isinstance(batch, collate.PackedBatch) else None
+    start = max(int(batch.completion_mask.any(0).int().argmax()) - 1, 0)
+    logits = model(ROLE, batch.input_ids, batch.attention_mask, position_ids, start)[:, :-1]
+    targets = batch.input_ids[:, start + 1 :]
+    correct = (logits.detach().argmax(-1) == targets).float()
+    return selective_log_softmax(logits.float(), targets), correct, batch.completion_mask[:, start + 1 :]
+
+
+def _collate(examples: Sequence[Example], pad_id: int) -> collate.Batch | collate.PackedBatch:
+    if isinstance(examples[0], pack.Packed):
+        return collate.packed(examples, pad_id)  # type: ignore[arg-type]
+    return collate.sequences([(each.prompt_ids, each.completion_ids) for each in examples], pad_id)  # type: ignore[union-attr]
