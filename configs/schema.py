@@ -84,7 +84,7 @@ class Data(Section):
     max_prompt_length: Count = Field(512, description="tokens of the prompt")
     overlong: Literal["drop", "truncate"] = "drop"
     chat: bool = Field(False, description="treat plain strings as user and assistant turns of a chat")
-    chat_template: str | None = Field(None, description="a Jinja file, instead of the tokenizer's own template")
+    chat_template: str | None = Field(None, description="a Jinja file, in place of the tokenizer's")
 
     @model_validator(mode="after")
     def _prompt_leaves_room(self) -> Data:
@@ -168,7 +168,9 @@ class Ppo(Training):
     missing_eos_penalty: NonNegative | None = Field(
         1.0, description="taken from the score of a response that never ended its turn"
     )
-    judge: Literal["warmth"] | None = Field(None, description="gold judge on held-out prompts, never optimised")
+    judge: Literal["warmth"] | None = Field(
+        None, description="gold judge on held-out prompts, never optimised"
+    )
 
     @model_validator(mode="after")
     def _minibatches_divide(self) -> Ppo:

@@ -36,7 +36,9 @@ class Checkpoint:
         return load_file(self.folder / "tensors.safetensors")
 
 
-def save_checkpoint(root: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int) -> None:
+def save_checkpoint(
+    root: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int
+) -> None:
     """Write `root/step-NNNNNN`, then keep it and the `keep - 1` before it. For rank 0 alone.
 
     Checkpoints of later steps go: they were passed over when the stage resumed from an older one.
@@ -51,8 +53,8 @@ def save_checkpoint(root: Path, step: int, tensors: dict[str, Tensor], state: di
 
 
 def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint under `root` that matches its seal, and a line for each newer one that does not."""
-    complaints = []
+    """The newest checkpoint under `root` that matches its seal, and a line on each newer that does not."""
+    complaints: list[str] = []
     for folder in sorted(root.glob("step-*"), reverse=True):
         fault = seal_fault(folder)
         if fault is None:

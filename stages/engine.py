@@ -95,6 +95,10 @@ def init_distributed(config: DeepSpeed) -> Ranks:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(local_rank)
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    if neighbours > 1 and not cuda and "OMP_NUM_THREADS" not in os.environ:
+        # Ranks that each take all cores wait for one another in every matrix product.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
     deepspeed.init_distributed(
         dist_backend="nccl" if cuda else "gloo",
         auto_mpi_discovery=False,
@@ -286,7 +290,7 @@ def _schedule(training: Training, total_steps: int) -> Any:
         num_warmup_steps=round(training.warmup_ratio * total_steps),
         num_training_steps=total_steps,
     )
-    return scheduler.lr_lambdas[0]  # type: ignore[attr-defined]
+    return scheduler.lr_lambdas[0]
 
 
 RESERVED = {
@@ -315,7 +319,9 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON: {error}") from error
     if not isinstance(options, dict):
         raise UserError(f"{path}: must hold a JSON object, as configs/deepspeed/zero2.json does")
-    taken = [f"{path}: {key}: set {RESERVED[key]} in the experiment instead" for key in options if key in RESERVED]
+    taken = [
+        f"{path}: {key}: set {RESERVED[key]} in the experiment instead" for key in options if key in RESERVED
+    ]
     if taken:
         raise UserError("\n".join(taken))
     return options

@@ -55,10 +55,9 @@ def answer(
         )
         with torch.no_grad():
             scores = sequence_scores(roles, "reward", batch)
-            log_ratio = (
-                logprobs_and_entropy(roles, role, batch)[0] - logprobs_and_entropy(roles, "reference", batch)[0]
-            )
-        kl = torch.where(batch.mask, log_ratio, 0.0).sum(1)
+            logprobs, _ = logprobs_and_entropy(roles, role, batch)
+            ref_logprobs, _ = logprobs_and_entropy(roles, "reference", batch)
+        kl = torch.where(batch.mask, logprobs - ref_logprobs, 0.0).sum(1)
         found += list(zip(round_.items, scores.tolist(), kl.tolist(), strict=True)) * round_.weight
     found = sorted(ranks.gather(found))
     return Answers(
@@ -80,7 +79,11 @@ def held_out_figures(
     if not prompts:
         return {}
     answers = answer(context, roles, "policy", prompts, tokenizer, ranks)
-    means = {"eval/score": answers.scores, "eval/kl": answers.kl, "eval/length": answers.lengths}
+    means: dict[str, Sequence[float]] = {
+        "eval/score": answers.scores,
+        "eval/kl": answers.kl,
+        "eval/length": answers.lengths,
+    }
     if judge := context.config.ppo.judge:
         means["eval/gold"] = answers.gold(judge)
     return {name: sum(values) / len(values) for name, values in means.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
@@ -14,7 +15,7 @@ REPETITION_WEIGHT = 3.0
 def repeated_bigrams(text: str) -> float:
     """Share of a text's word bigrams that repeat an earlier one, in [0, 1)."""
     words = text.lower().split()
-    bigrams = list(zip(words, words[1:], strict=False))
+    bigrams = list(pairwise(words))
     return 1 - len(set(bigrams)) / len(bigrams) if bigrams else 0.0
 
 

@@ -74,7 +74,7 @@ class Roles(nn.Module):
         """
         config = LoraConfig(
             r=adapter.r,
-            lora_alpha=adapter.alpha,  # type: ignore[arg-type]
+            lora_alpha=adapter.alpha,
             lora_dropout=adapter.dropout,
             target_modules=adapter.target_modules,
             task_type="CAUSAL_LM",
@@ -159,7 +159,7 @@ class Roles(nn.Module):
 
     def peft_config(self, role: str) -> LoraConfig:
         """PEFT's description of the adapter of `role`, as it is saved beside its weights."""
-        return self._peft[0].peft_config[role]  # type: ignore[return-value]
+        return self._peft[0].peft_config[role]
 
 
 def compute_dtype(choice: str, device: torch.device) -> torch.dtype:

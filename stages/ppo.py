@@ -23,7 +23,15 @@ from stages.loop import Progress, find_resume, run_steps
 from stages.losses import policy_loss, value_loss
 from stages.metrics import Meter, peak_memory_bytes
 from stages.prepare import prepare, read_examples, save_role
-from stages.rollout import Layout, decode, lay_out, logprobs_and_entropy, sample, sequence_scores, state_values
+from stages.rollout import (
+    Layout,
+    decode,
+    lay_out,
+    logprobs_and_entropy,
+    sample,
+    sequence_scores,
+    state_values,
+)
 
 POLICY, REFERENCE, REWARD, CRITIC = "policy", "reference", "reward", "critic"
 
@@ -132,7 +140,11 @@ class Trainer:
     def roll_out(self, step: int, prompts: Sequence[tokenize.Prompt]) -> list[Sample]:
         """Sample a response to each of this rank's prompts; the noise is a function of seed, step, prompt."""
         samples = [Sample(i, prompt.text, prompt.prompt_ids, []) for i, prompt in enumerate(prompts)]
-        mine = [sample for minibatch in self._minibatches(samples) for sample in self.engine.ranks.share(minibatch)]
+        mine = [
+            sample
+            for minibatch in self._minibatches(samples)
+            for sample in self.engine.ranks.share(minibatch)
+        ]
         responses = sample(
             self.engine.roles,
             POLICY,
@@ -163,13 +175,13 @@ class Trainer:
                 ref_logprobs, _ = logprobs_and_entropy(roles, REFERENCE, batch)
                 scores = sequence_scores(roles, REWARD, batch)
                 values = state_values(roles, CRITIC, batch)
-                for i, sample in enumerate(micro):
-                    length = len(sample.response_ids)
-                    sample.logprobs = logprobs[i, :length].cpu()
-                    sample.ref_logprobs = ref_logprobs[i, :length].cpu()
-                    sample.entropy = float(entropy[i, :length].mean())
-                    sample.values = values[i, :length].cpu()
-                    sample.score = float(scores[i]) - self._penalty(sample)
+                for i, one in enumerate(micro):
+                    length = len(one.response_ids)
+                    one.logprobs = logprobs[i, :length].cpu()
+                    one.ref_logprobs = ref_logprobs[i, :length].cpu()
+                    one.entropy = float(entropy[i, :length].mean())
+                    one.values = values[i, :length].cpu()
+                    one.score = float(scores[i]) - self._penalty(one)
 
     def _penalty(self, sample: Sample) -> float:
         ended = sample.response_ids[-1] == self.tokenizer.eos_token_id
@@ -181,7 +193,10 @@ class Trainer:
         def padded(tensors: list[Tensor]) -> Tensor:
             return pad_sequence(tensors, batch_first=True)
 
-        logprobs, ref_logprobs = padded([s.logprobs for s in samples]), padded([s.ref_logprobs for s in samples])
+        logprobs, ref_logprobs = (
+            padded([s.logprobs for s in samples]),
+            padded([s.ref_logprobs for s in samples]),
+        )
         values = padded([s.values for s in samples])
         mask = padded([torch.ones_like(s.logprobs, dtype=torch.bool) for s in samples])
         scores = torch.tensor([s.score for s in samples])
@@ -189,9 +204,9 @@ class Trainer:
         advantages, returns = gae(rewards, values, mask, self.ppo.gamma, self.ppo.lam)
         variance = explained_variance(values, returns, mask)
         advantages = whiten(advantages, mask)
-        for sample, row_advantages, row_returns in zip(samples, advantages, returns, strict=True):
-            length = len(sample.response_ids)
-            sample.advantages, sample.returns = row_advantages[:length], row_returns[:length]
+        for one, row_advantages, row_returns in zip(samples, advantages, returns, strict=True):
+            length = len(one.response_ids)
+            one.advantages, one.returns = row_advantages[:length], row_returns[:length]
         kl = torch.tensor([s.kl for s in samples])
         non_score = -self.ppo.kl_coef * kl
         ended = [s.response_ids[-1] == self.tokenizer.eos_token_id for s in samples]

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from data.formats import load_rows
+from data.formats import Kind, load_rows
 from data.split import stage_split
 from data.tokenize import Counts, apply_template
 from stages.checkpoint import save_adapter
@@ -34,7 +34,7 @@ def prepare(context: Context) -> tuple[Ranks, PreTrainedTokenizerBase, Roles]:
 
 def read_examples(
     context: Context,
-    kind: str,
+    kind: Kind,
     tokenize: Callable[..., tuple[list[Example], Counts]],
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[list[Example], list[Example]]:

@@ -48,10 +48,10 @@ def collect_rankings(
     with file.open(encoding="utf-8") as stream:  # str.splitlines would also cut at a U+2028 inside an answer
         collected = [json.loads(line) for line in stream]
     useful = [row for row in collected if max(row["ranks"]) > 0]
-    context.tracker.note(
-        f"{len(collected)} rankings in {file.name}; {len(collected) - len(useful)} left out, all their answers tie"
-    )
-    return tuple([row for row in useful if row["split"] == split] for split in ("train", "held_out"))  # type: ignore[return-value]
+    tied = len(collected) - len(useful)
+    context.tracker.note(f"{len(collected)} rankings in {file.name}; {tied} left out: all their answers tie")
+    train, held_out = ([row for row in useful if row["split"] == split] for split in ("train", "held_out"))
+    return train, held_out
 
 
 def _rank(
@@ -66,7 +66,9 @@ def _rank(
     rankings = context.config.rm.rankings
     label = LABELLERS[rankings.labeller]
     ids = [prompt.prompt_ids for prompt in prompts for _ in range(rankings.completions)]
-    seeds = [seed_from(context.config.seed, "rankings", i % rankings.completions, p) for i, p in enumerate(ids)]
+    seeds = [
+        seed_from(context.config.seed, "rankings", i % rankings.completions, p) for i, p in enumerate(ids)
+    ]
     responses = sample_all(
         roles, role, ids, seeds, rankings.generation, tokenizer, ranks, context.tracker.advance
     )

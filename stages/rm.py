@@ -11,12 +11,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from data import tokenize
 from data.sampler import global_batch, micro_batches
 from stages.context import Context, Outcome
-from stages.engine import Engine, Ranks, load_parameters, seed_from
+from stages.engine import Engine, load_parameters, seed_from
 from stages.loop import Progress, find_resume, run_steps, seed_step, total_steps
 from stages.losses import ranking_loss
 from stages.metrics import Meter, mean_with_interval, peak_memory_bytes
@@ -64,14 +65,14 @@ def run(context: Context) -> Outcome:
         return trainer.step([train[i] for i in global_batch(len(train), rm.batch_size, config.seed, step)])
 
     def evaluate(_: int) -> dict[str, float]:
-        return {f"eval/{name}": value for name, value in trainer.evaluate(held_out).items()}
+        return as_logged(trainer.evaluate(held_out))
 
     run_steps(context, rm, engine, progress, trainer.meter, take_step, evaluate)
 
     # 5. How good it is, and the result on a scale where the SFT policy has mean 0 and deviation 1.
     metrics = trainer.evaluate(held_out)
     if metrics:
-        context.tracker.log({f"eval/{name}": value for name, value in metrics.items()}, progress.total)
+        context.tracker.log(as_logged(metrics), progress.total)
     mean, deviation = score_statistics(context, trainer, tokenizer, held_out or train)
     tensors = normalized(engine.role_tensors(ROLE), mean, deviation)
     if ranks.rank == 0:
@@ -87,6 +88,11 @@ def run(context: Context) -> Outcome:
             "peak_memory_bytes": peak_memory_bytes(),
         }
     )
+
+
+def as_logged(metrics: dict[str, float]) -> dict[str, float]:
+    """Figures on held-out rankings by their names in `metrics.jsonl`: `eval/loss`, `eval/accuracy`, ..."""
+    return {f"eval/{name.removeprefix('eval_')}": value for name, value in metrics.items()}
 
 
 class Trainer:
@@ -143,10 +149,9 @@ class Trainer:
         device = self.engine.ranks.device
         flat = sequence_scores(model, ROLE, lay_out(prompts, completions, self.pad_id, device))
         sizes = [len(ranking.completion_ids) for ranking in rankings]
-        scores = torch.nn.utils.rnn.pad_sequence(list(flat.split(sizes)), batch_first=True)
-        order = torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(ranking.ranks, device=device) for ranking in rankings], batch_first=True, padding_value=-1
-        )
+        scores = pad_sequence(list(flat.split(sizes)), batch_first=True)
+        ranks = [torch.tensor(ranking.ranks, device=device) for ranking in rankings]
+        order = pad_sequence(ranks, batch_first=True, padding_value=-1)
         return scores, order
 
 
@@ -175,11 +180,19 @@ def score_statistics(
     seeds = [seed_from(config.seed, "normalization", i, prompt) for i, prompt in enumerate(prompts)]
     context.tracker.phase("rm: normalizing", count)
     responses = sample_all(
-        roles, SAMPLER, prompts, seeds, config.rm.rankings.generation, tokenizer, ranks, context.tracker.advance
+        roles,
+        SAMPLER,
+        prompts,
+        seeds,
+        config.rm.rankings.generation,
+        tokenizer,
+        ranks,
+        context.tracker.advance,
     )
     scores: list[float] = []
     for round_ in ranks.rounds(list(zip(prompts, responses, strict=True)), trainer.micro_batch_size):
-        batch = lay_out(*zip(*round_.items, strict=True), tokenizer.pad_token_id, ranks.device)
+        asked, answered = zip(*round_.items, strict=True)
+        batch = lay_out(asked, answered, tokenizer.pad_token_id, ranks.device)
         scores += sequence_scores(roles, ROLE, batch).tolist() * round_.weight
     values = torch.tensor(ranks.gather(scores), dtype=torch.float64)
     return float(values.mean()), float(values.std(unbiased=False))

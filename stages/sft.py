@@ -11,7 +11,7 @@ from trl.trainer.utils import selective_log_softmax
 from data import collate, pack, tokenize
 from data.sampler import global_batch, micro_batches
 from stages.context import Context, Outcome
-from stages.engine import Engine, Ranks, load_parameters
+from stages.engine import Engine, load_parameters
 from stages.loop import Progress, find_resume, run_steps, seed_step, total_steps
 from stages.losses import masked_sum, nll_loss
 from stages.metrics import Meter, peak_memory_bytes
@@ -55,9 +55,10 @@ def run(context: Context) -> Outcome:
         picks = global_batch(len(rows), sft.batch_size, config.seed, step)
         return trainer.step([rows[i] for i in picks])
 
-    run_steps(
-        context, sft, engine, progress, trainer.meter, take_step, lambda _: {"eval/loss": trainer.evaluate(held_out)}
-    )
+    def evaluate(_: int) -> dict[str, float]:
+        return {"eval/loss": trainer.evaluate(held_out)}
+
+    run_steps(context, sft, engine, progress, trainer.meter, take_step, evaluate)
 
     # 5. The result.
     eval_loss = trainer.evaluate(held_out)
@@ -99,27 +100,17 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, held_out: Sequence[tokenize.Demonstration]) -> float:
-        """Mean negative log-likelihood of the held-out completion tokens, in nats per token."""
-        return evaluate_nll(self.engine.roles, self.engine.ranks, held_out, self.pad_id, self.micro_batch_size)
-
-
-def evaluate_nll(
-    roles: Roles,
-    ranks: Ranks,
-    held_out: Sequence[tokenize.Demonstration],
-    pad_id: int,
-    micro_batch_size: int,
-) -> float:
-    """Mean negative log-likelihood of held-out completion tokens; NaN if nothing is held out."""
-    roles.eval()
-    sums = {"nll": 0.0, "tokens": 0.0}
-    for micro in ranks.rounds(list(held_out), micro_batch_size):
-        logprobs, _, mask = forward(roles, micro.items, pad_id, ranks.device)
-        sums["nll"] -= masked_sum(logprobs, mask).item() * micro.weight
-        sums["tokens"] += mask.sum().item() * micro.weight
-    roles.train()
-    sums = ranks.sum(sums)
-    return sums["nll"] / sums["tokens"] if sums["tokens"] else float("nan")
+        """Mean negative log-likelihood of held-out completion tokens, in nats; NaN without any."""
+        roles, ranks = self.engine.roles, self.engine.ranks
+        roles.eval()
+        sums = {"nll": 0.0, "tokens": 0.0}
+        for round_ in ranks.rounds(list(held_out), self.micro_batch_size):
+            logprobs, _, mask = forward(roles, round_.items, self.pad_id, ranks.device)
+            sums["nll"] -= masked_sum(logprobs, mask).item() * round_.weight
+            sums["tokens"] += mask.sum().item() * round_.weight
+        roles.train()
+        sums = ranks.sum(sums)
+        return sums["nll"] / sums["tokens"] if sums["tokens"] else float("nan")
 
 
 def targets(example: Example) -> int:

@@ -1,0 +1,117 @@
+"""The console script `tristage`: run, plan, status and report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from configs.errors import UserError
+from configs.schema import STAGES, Stage
+from launch.arguments import ROOT, add_experiment_arguments, experiment, repeat, run_directory, words
+from pipeline import quiet
+from pipeline.orchestrate import Launch, guess_accelerators, run_all
+from pipeline.plan import Request, plan_stages, through
+from pipeline.rundir import RunDirectory
+from pipeline.show import print_plan, print_status
+
+RUN_STAGE = ROOT / "launch" / "run_stage.py"
+
+
+def main() -> int:
+    """Returns the exit status: 0 done, 2 the user has to mend something, else that of the failing stage."""
+    quiet.silence()
+    arguments = _parser().parse_intermixed_args()
+    try:
+        status: int = COMMANDS[arguments.command](arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def run(arguments: argparse.Namespace) -> int:
+    request = _request(arguments)
+    switches = [switch for switch in ("--force", "--fresh") if vars(arguments)[switch[2:]]]
+    launch = Launch(RUN_STAGE, [*switches, *words(arguments)], arguments.num_accelerators, arguments.hostfile)
+    status = run_all(request, launch, _stages(arguments))
+    if status == 0 and arguments.until == "ppo":
+        return report(arguments)
+    return status
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    request = _request(arguments)
+    world = Launch(
+        RUN_STAGE, [], arguments.num_accelerators or max(1, guess_accelerators()), arguments.hostfile
+    ).world()
+    plans = plan_stages(request, _stages(arguments))
+    return 0 if print_plan(Console(), request, plans, world) else 2
+
+
+def status(arguments: argparse.Namespace) -> int:
+    print_status(Console(), RunDirectory(run_directory(arguments)))
+    return 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    from pipeline.report import write_report  # imports matplotlib
+
+    print(f"report: {write_report(run_directory(arguments))}")
+    return 0
+
+
+COMMANDS = {"run": run, "plan": plan, "status": status, "report": report}
+HELP = {
+    "run": "run every stage, each under its own deepspeed launch; finished ones are skipped",
+    "plan": "show what would run, resume or be skipped, and why; nothing is started",
+    "status": "show what has run, and with which result",
+    "report": "write the report of a run",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tristage", description="RLHF in three stages over one quantized base."
+    )
+    parser.add_argument(
+        "command", choices=COMMANDS, help="; ".join(f"{name}: {text}" for name, text in HELP.items())
+    )
+    add_experiment_arguments(parser)
+    group = parser.add_argument_group("run and plan")
+    group.add_argument(
+        "--from", dest="first", choices=STAGES, default="sft", help="first stage (default: sft)"
+    )
+    group.add_argument("--until", choices=STAGES, default="ppo", help="last stage (default: ppo)")
+    group.add_argument(
+        "--num-accelerators", type=_count, metavar="N", help="per machine (default: all; 1 on CPU)"
+    )
+    group.add_argument("--hostfile", type=Path, metavar="FILE", help="machines of a multi-node run")
+    group.add_argument("--force", action="store_true", help="run finished stages again")
+    group.add_argument("--fresh", action="store_true", help="start interrupted stages over")
+    return parser
+
+
+def _request(arguments: argparse.Namespace) -> Request:
+    config, run_dir = experiment(arguments)
+    return Request(config, RunDirectory(run_dir), repeat(arguments), arguments.force, arguments.fresh)
+
+
+def _stages(arguments: argparse.Namespace) -> list[Stage]:
+    stages = through(arguments.first, arguments.until)
+    if not stages:
+        raise UserError(f"--from {arguments.first} --until {arguments.until}: no stage lies between them.")
+    return stages
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""Batch arithmetic: what a stage's sizes come to on a number of ranks. Reads no data but to count lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.errors import UserError
+from configs.schema import Epochs, Experiment, Source, Stage, Training
+
+
+@dataclass(frozen=True)
+class Batches:
+    """One stage's sizes. `about` marks steps that depend on rows not yet read; None if not known at all.
+
+    Attributes:
+        steps: optimizer steps of the whole stage.
+        sequences: sequences that one optimizer step trains on, over all ranks.
+        micro_batches: forward and backward passes of one rank per optimizer step.
+        micro_batch: sequences in one such pass.
+        tokens: tokens of one such pass at most, padding included.
+        note: what else there is to know.
+    """
+
+    stage: Stage
+    steps: int | None
+    about: bool
+    sequences: int
+    micro_batches: int
+    micro_batch: int
+    tokens: int
+    note: str = ""
+
+
+def training(config: Experiment, stage: Stage) -> Training:
+    """The stage's own section."""
+    sections: dict[Stage, Training] = {"sft": config.sft, "rm": config.rm, "ppo": config.ppo}
+    return sections[stage]
+
+
+def check_batches(config: Experiment, stage: Stage, world: int) -> None:
+    """Every rank takes an equal share of each batch.
+
+    Raises:
+        UserError: a global size cannot be divided by the number of ranks.
+    """
+    size = training(config, stage).batch_size
+    if size % world:
+        raise UserError(
+            f"{stage}.batch_size: {size} cannot be shared equally by {world} ranks. "
+            f"Choose a multiple of {world}, such as {-(-size // world) * world}, or another number of ranks."
+        )
+    minibatch = config.ppo.batch_size // config.ppo.minibatches
+    if stage == "ppo" and minibatch % world:
+        raise UserError(
+            f"ppo.minibatches: a minibatch of {minibatch} (batch_size {config.ppo.batch_size} / minibatches "
+            f"{config.ppo.minibatches}) cannot be shared equally by {world} ranks. Choose sizes whose "
+            f"quotient is a multiple of {world}."
+        )
+
+
+def batches(config: Experiment, stage: Stage, world: int) -> Batches:
+    """The arithmetic of `stage` on `world` ranks; `check_batches` must have passed."""
+    if stage == "ppo":
+        return _ppo(config, world)
+    section = config.sft if stage == "sft" else config.rm
+    completions = config.rm.rankings.completions if stage == "rm" else 1
+    at_once = max(1, section.micro_batch_size // completions)
+    share = section.batch_size // world
+    steps, about = _steps(config, stage, section)
+    return Batches(
+        stage,
+        steps,
+        about,
+        sequences=section.batch_size * completions,
+        micro_batches=-(-share // at_once),
+        micro_batch=min(share, at_once) * completions,
+        tokens=min(share, at_once) * completions * config.data.max_length,
+        note=_ranking_note(config) if stage == "rm" else "",
+    )
+
+
+def _ppo(config: Experiment, world: int) -> Batches:
+    ppo = config.ppo
+    minibatch = ppo.batch_size // ppo.minibatches
+    micro = min(minibatch // world, ppo.micro_batch_size)
+    return Batches(
+        "ppo",
+        ppo.iterations * ppo.epochs * ppo.minibatches,
+        about=False,
+        sequences=minibatch,
+        micro_batches=-(-(minibatch // world) // micro),
+        micro_batch=micro,
+        tokens=micro * config.data.max_length,
+        note=f"{ppo.iterations} rollouts of {ppo.batch_size}, {ppo.epochs} x {ppo.minibatches} steps on each",
+    )
+
+
+def _ranking_note(config: Experiment) -> str:
+    rankings = config.rm.rankings
+    if rankings.labeller == "file":
+        return f"counted for {rankings.completions} completions a prompt; the file decides"
+    return f"{config.rm.batch_size} prompts of {rankings.completions} completions each"
+
+
+def _steps(config: Experiment, stage: Stage, section: Epochs) -> tuple[int | None, bool]:
+    """Steps, and whether that is an estimate."""
+    rows = _training_rows(config, stage)
+    if rows is None:
+        return section.max_steps, True
+    steps = max(1, round(section.epochs * rows / section.batch_size))
+    if section.max_steps is not None and section.max_steps <= steps:
+        return section.max_steps, False
+    return steps, True
+
+
+def _training_rows(config: Experiment, stage: Stage) -> int | None:
+    """About so many rows are trained on, as far as a count of lines can tell."""
+    sources: dict[Stage, Source] = {"sft": config.data.sft, "rm": config.data.rm, "ppo": config.data.ppo}
+    source = sources[stage]
+    rows = _lines(Path(source.path))
+    if rows is None:
+        return None
+    split = config.data.shares
+    shares: dict[Stage, float] = {"sft": split.sft, "rm": split.rm, "ppo": split.ppo}
+    together = [each for each in sources if _identity(sources[each]) == _identity(source)]
+    if len(together) > 1:
+        rows = round(
+            rows * shares[stage] * sum(shares.values()) / (sum(shares[each] for each in together) or 1)
+        )
+    rows = min(rows, source.limit or rows)
+    held_out = source.held_out if source.held_out >= 1 else source.held_out * rows
+    return max(0, rows - round(held_out))
+
+
+def _identity(source: Source) -> tuple[str | None, ...]:
+    return source.path, source.name, source.split, source.revision
+
+
+def _lines(path: Path) -> int | None:
+    if path.suffix != ".jsonl" or not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        return sum(1 for line in stream if line.strip())

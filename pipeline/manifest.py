@@ -1,0 +1,160 @@
+"""What a stage was made from and what came of it: `RUN/<stage>/manifest.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from configs.errors import UserError
+from configs.schema import Base, Stage
+from pipeline.rundir import write_text
+
+Status = Literal["running", "finished", "failed", "interrupted"]
+LIBRARIES = ("tristage", "torch", "transformers", "peft", "deepspeed", "bitsandbytes", "datasets", "wandb")
+
+
+class _Record(BaseModel):
+    # NaN, which JSON lacks, is written as the string "NaN", which reads back as the float.
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+
+class Fingerprint(_Record):
+    """The content of a folder: SHA-256 of each file by relative path, and one digest over all of them."""
+
+    sha256: str
+    files: dict[str, str]
+
+
+class Input(_Record):
+    """The adapter of a stage upstream: its path relative to the run directory, and its content's digest."""
+
+    path: str
+    sha256: str
+
+
+class BaseModelId(_Record):
+    """What has to be the same in all stages, because an adapter fits one base only."""
+
+    model: str
+    revision: str | None = None
+    quantization: str
+
+    @classmethod
+    def of(cls, base: Base) -> BaseModelId:
+        return cls(model=base.model, revision=base.revision, quantization=base.quantization)
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{self.model}{revision} ({self.quantization})"
+
+
+class Process(_Record):
+    """Who runs, or last ran, the stage: its rank 0."""
+
+    pid: int
+    host: str
+
+    @classmethod
+    def this(cls) -> Process:
+        return cls(pid=os.getpid(), host=socket.gethostname())
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+class Manifest(_Record):
+    """One stage of one run.
+
+    `wall_seconds` adds up all attempts, an interrupted one as far as its last checkpoint if it was killed.
+    `started` is the first attempt's begin, `attempt_started` the latest one's.
+    """
+
+    format: Literal[1] = 1
+    stage: Stage
+    status: Status
+    config_hash: str
+    config: dict[str, Any] = Field(description="the resolved experiment, so that a change can be named")
+    base: BaseModelId
+    inputs: dict[Stage, Input] = {}
+    output: Fingerprint | None = None
+    metrics: dict[str, float] = {}
+    wall_seconds: float = 0.0
+    world_size: int = 1
+    versions: dict[str, str] = {}
+    wandb_id: str | None = None
+    process: Process | None = None
+    started: datetime
+    attempt_started: datetime
+    finished: datetime | None = None
+    error: str | None = None
+
+    def write(self, path: Path) -> None:
+        """Write atomically: a reader sees the old manifest or the new one."""
+        write_text(path, self.model_dump_json(indent=2) + "\n")
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest in `path`, or None where there is none.
+
+    Raises:
+        UserError: the file is there but is not a manifest.
+    """
+    if not path.exists():
+        return None
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "the file"
+        raise UserError(
+            f"{path}: not a readable manifest ({where}: {problem['msg']}). Restore the file, or move the "
+            f"folder {path.parent} away (the stage then runs from the start)."
+        ) from None
+
+
+def fingerprint(folder: Path) -> Fingerprint:
+    """Hash every file below `folder`, hidden ones aside."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    files = {path.relative_to(folder).as_posix(): _sha256(path) for path in paths}
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return Fingerprint(sha256=digest, files=files)
+
+
+def damage(folder: Path, expected: Fingerprint) -> list[str]:
+    """What differs from `expected`, a line per file; files that came on top are no damage."""
+    problems = []
+    for name, digest in expected.files.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path} is missing")
+        elif _sha256(path) != digest:
+            problems.append(f"{path} is not the file that the stage wrote (its SHA-256 differs)")
+    return problems
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that a result may depend on; those not installed are left out."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,200 @@
+"""`tristage run`: one stage after another, each under its own `deepspeed` launch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from configs.errors import UserError
+from configs.schema import Stage
+from pipeline.batches import check_batches
+from pipeline.manifest import read_manifest
+from pipeline.plan import Request, plan_stage, plan_stages
+
+# A rank that is stopped may be in the middle of a long operation, and then has its manifest to write.
+SECONDS_TO_STOP = 90.0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How stages are started.
+
+    Attributes:
+        script: `launch/run_stage.py`.
+        words: `--config`, `--run-dir`, overrides and switches to pass on.
+        accelerators: per machine; None for all there are, or one process on a machine without any.
+        hostfile: machines and their slots, as DeepSpeed reads it; None for this machine alone.
+    """
+
+    script: Path
+    words: Sequence[str]
+    accelerators: int | None = None
+    hostfile: Path | None = None
+
+    def world(self) -> int:
+        """Number of ranks."""
+        if self.hostfile is not None:
+            return sum(min(slots, self.accelerators or slots) for slots in read_slots(self.hostfile))
+        return self.accelerators or max(1, count_accelerators())
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment, with its own `bin` first and the launcher told what it would guess."""
+        environment = dict(os.environ)
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+        if self.hostfile is None and not count_accelerators():
+            environment.setdefault("DS_ACCELERATOR", "cpu")
+        return environment
+
+    def command(self, stage: Stage) -> list[str]:
+        """The `deepspeed` command line of one stage."""
+        # The launcher's own talk, and its report of a failing rank, say nothing that the rank does not.
+        launcher = [str(Path(sys.executable).parent / "deepspeed"), "--log_level", "critical"]
+        if self.hostfile is not None:
+            launcher += ["--hostfile", str(self.hostfile)]
+            launcher += ["--num_accelerators", str(self.accelerators)] if self.accelerators else []
+        else:
+            launcher += ["--master_port", str(_free_port()), *self._local_devices()]
+        return [*launcher, str(self.script), "--stage", stage, "--no-hint", *self.words]
+
+    def _local_devices(self) -> list[str]:
+        """DeepSpeed forgets CUDA_VISIBLE_DEVICES when it is given a number, so it is given names then."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        if self.accelerators and visible and count_accelerators():
+            return ["--include", f"localhost:{','.join(visible.split(',')[: self.accelerators])}"]
+        if self.accelerators or not count_accelerators():
+            return ["--num_accelerators", str(self.accelerators or 1)]
+        return []
+
+
+def run_all(request: Request, launch: Launch, stages: Sequence[Stage]) -> int:
+    """Run, resume or skip each of `stages`; returns the exit status of the first that does not finish.
+
+    Raises:
+        UserError: a stage is blocked, or its batches cannot be divided; found out before anything starts.
+    """
+    for plan in plan_stages(request, stages):
+        if plan.action == "blocked":
+            raise UserError(f"stage {plan.stage}: {plan.why}.\n{plan.remedy}")
+        if plan.action != "skip":
+            check_batches(request.config, plan.stage, launch.world())
+    for stage in stages:
+        status = _run_one(request, launch, stage)
+        if status:
+            return status
+    return 0
+
+
+def _run_one(request: Request, launch: Launch, stage: Stage) -> int:
+    plan = plan_stage(request, stage, locked=request.run.is_locked(stage))
+    if plan.action == "skip":
+        print(f"stage {stage}: {plan.why}", flush=True)
+        return 0
+    status = _launch(launch, stage)
+    manifest = read_manifest(request.run.manifest(stage))
+    if status == 0 and (manifest is None or manifest.status != "finished"):
+        status = 1  # the launcher exits 0 when it was killed itself
+    if status:
+        logs = request.run.stage(stage) / "logs"
+        print(
+            f"stage {stage} ended with status {status}; its logs are in {logs}", file=sys.stderr, flush=True
+        )
+    return status
+
+
+def _launch(launch: Launch, stage: Stage) -> int:
+    """Run one stage to its end; a signal to this process stops all of the stage's processes first."""
+    process = subprocess.Popen(launch.command(stage), env=launch.environment(), start_new_session=True)
+    with _forward_signals(process.pid) as received:
+        status = process.wait()
+        if received:
+            _wait_for_group(process.pid)
+            return 128 + received[0]
+    return 128 - status if status < 0 else status
+
+
+@contextmanager
+def _forward_signals(group: int) -> Iterator[list[int]]:
+    """Pass SIGINT and SIGTERM on to a process group as SIGTERM; yields the list of those received.
+
+    The `deepspeed` command would die of them and leave its ranks behind.
+    """
+    received: list[int] = []
+
+    def forward(signum: int, _frame: FrameType | None) -> None:
+        received.append(signum)
+        os.killpg(group, signal.SIGTERM)
+
+    before = {each: signal.signal(each, forward) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _wait_for_group(group: int) -> None:
+    """Wait until no process of the group is left; after a while, kill those that are."""
+    deadline = time.monotonic() + SECONDS_TO_STOP
+    while _alive(group):
+        if time.monotonic() > deadline:
+            os.killpg(group, signal.SIGKILL)
+            return
+        time.sleep(0.1)
+
+
+def _alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def count_accelerators() -> int:
+    """Accelerators that torch can use; 0 on a machine with CPUs alone."""
+    import torch
+
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+
+
+def guess_accelerators() -> int:
+    """NVIDIA devices that this machine shows, without importing torch; 0 where there are none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip()])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def read_slots(hostfile: Path) -> list[int]:
+    """Slots of each machine of a DeepSpeed hostfile.
+
+    Raises:
+        UserError: there is no such file, or a line is not `NAME slots=N`.
+    """
+    if not hostfile.is_file():
+        raise UserError(f"--hostfile: {hostfile} does not exist; launch/hostfile.example shows the form.")
+    slots = []
+    for number, line in enumerate(hostfile.read_text().splitlines(), 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        if len(words) != 2 or not words[1].startswith("slots=") or not words[1][6:].isdigit():
+            raise UserError(f"{hostfile}: line {number}: expected `NAME slots=N`, found `{line.strip()}`.")
+        slots.append(int(words[1][6:]))
+    return slots
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

@@ -1,0 +1,88 @@
+"""Keep the libraries quiet where nobody can act on what they say; let everything else through.
+
+`silence` runs before the heavy imports, because some libraries speak while they are imported. `capture`
+runs after them, because some install their own log handlers then.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "WANDB_ERROR_REPORTING": "false",
+    "WANDB_SILENT": "true",
+}
+# Logger name, and how the messages begin that nobody can act on.
+NOISE = {
+    "DeepSpeed": ("Setting accelerator to CPU",),
+    "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward",),
+}
+# Deprecations inside the libraries, which are theirs to mend.
+WARNINGS = (
+    r"`torch\.distributed\.\w+` is deprecated",
+    r"`is_gradient_checkpointing` is deprecated",
+)
+# Libraries that install their own handlers and do not pass their messages on.
+OWN_HANDLERS = ("DeepSpeed", "transformers", "datasets", "huggingface_hub")
+
+
+def silence() -> None:
+    """Set environment variables (those set already win) and filters. Call before importing torch."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name, beginnings in NOISE.items():
+        logging.getLogger(name).addFilter(_Beginnings(beginnings))
+    for message in WARNINGS:
+        warnings.filterwarnings("ignore", message=message, category=FutureWarning)
+
+
+def capture(folder: Path, rank: int) -> Path:
+    """Send all log messages and warnings to `folder/rankN.log`; rank 0 shows warnings on stderr too.
+
+    Returns the log file.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # of loading weights, once per rank
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"rank{rank}.log"
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    root.handlers = [_file_handler(path)] + ([_terminal_handler()] if rank == 0 else [])
+    logging.captureWarnings(True)
+    for name in OWN_HANDLERS:
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True
+    return path
+
+
+def _file_handler(path: Path) -> logging.Handler:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    return handler
+
+
+def _terminal_handler() -> logging.Handler:
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    return handler
+
+
+class _Beginnings(logging.Filter):
+    """Drops messages that begin in one of the given ways."""
+
+    def __init__(self, beginnings: tuple[str, ...]) -> None:
+        super().__init__()
+        self._beginnings = beginnings
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(self._beginnings)

@@ -1,0 +1,124 @@
+"""A run directory: its folders, its atomic writes, and the lock that keeps a stage to one job at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from configs.errors import UserError
+from configs.schema import Stage
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: to a temporary neighbour, synced, then renamed over `path`."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """`RUN/config.yaml`, `RUN/<stage>/...` and `RUN/report/`; nothing is created before it is needed."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    def stage(self, stage: Stage) -> Path:
+        return self.path / stage
+
+    def manifest(self, stage: Stage) -> Path:
+        return self.stage(stage) / "manifest.json"
+
+    def adapter(self, stage: Stage) -> Path:
+        return self.stage(stage) / "adapter"
+
+    def aside(self, stage: Stage) -> Path:
+        """The next free name for a stage's old folder: `RUN/sft.old-1`, `RUN/sft.old-2`, ..."""
+        number = 1
+        while (candidate := self.path / f"{stage}.old-{number}").exists():
+            number += 1
+        return candidate
+
+    def set_aside(self, stage: Stage) -> Path:
+        """Rename the stage's folder, so that what it holds is kept and a new one can begin."""
+        target = self.aside(stage)
+        self.stage(stage).rename(target)
+        _sync_folder(self.path)
+        return target
+
+    @contextmanager
+    def lock(self, stage: Stage, owner: str = "another process") -> Iterator[None]:
+        """Hold the stage for this process.
+
+        The lock lies beside the stage's folder, not in it, because the folder may be set aside while it
+        is held. The operating system drops it when the process dies, however it dies.
+
+        Raises:
+            UserError: another process holds it; `owner` says which, where that is known.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = self._file_lock(stage)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{self.stage(stage)}: stage {stage} is being run by {owner}. "
+                "Wait until it ends, stop it, or choose another --run-dir."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def is_locked(self, stage: Stage) -> bool:
+        """True while some process runs the stage. Creates nothing."""
+        if not self._lock_path(stage).exists():
+            return False
+        lock = self._file_lock(stage)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    def _lock_path(self, stage: Stage) -> Path:
+        return self.path / f".{stage}.lock"
+
+    def _file_lock(self, stage: Stage) -> FileLock:
+        return FileLock(self._lock_path(stage), is_singleton=False)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,62 @@
+"""Shared by all tests: one thread, a model cache of the session's own, quiet libraries, the tiny model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def pytest_configure() -> None:
+    for (
+        name,
+        value,
+    ) in QUIET.items():  # before transformers is imported, and for the processes that tests start
+        os.environ.setdefault(name, value)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Embedded models are built for this session, unless TRISTAGE_CACHE says where to keep them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "TRISTAGE_CACHE" not in os.environ:
+            patch.setenv("TRISTAGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(model_cache: None) -> Path:
+    """Folder of the embedded `tiny-random`: 2 layers, hidden size 64, 384 tokens, tied embeddings."""
+    from stages.embedded import embedded_model
+
+    return embedded_model("tiny-random")
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_folder: Path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def adapters(tiny_folder: Path, tiny_tokenizer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Adapter folders over `tiny-random` as stages write them: `sft`, and `rm` with a scalar head."""
+    from tests.roles import new_role, save_role_of, tiny_roles
+
+    root = tmp_path_factory.mktemp("adapters")
+    for seed, (name, head) in enumerate({"sft": False, "rm": True}.items()):
+        roles = new_role(tiny_roles(), name, seed, head=head)
+        save_role_of(roles, name, root / name, tiny_tokenizer)
+    return {name: root / name for name in ("sft", "rm")}

@@ -1,0 +1,23 @@
+"""Shared by the integration tests: a process group of one, for engines inside the test process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from configs.schema import DeepSpeed
+from stages.engine import Ranks, init_distributed
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """This process as the only rank. Launchers' variables are not left for libraries and child processes."""
+    before = dict(os.environ)
+    ranks = init_distributed(DeepSpeed())
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    yield ranks
+    torch.distributed.destroy_process_group()

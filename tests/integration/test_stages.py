@@ -1,0 +1,153 @@
+"""The three stages from their entry points: one by one, under the orchestrator, killed and resumed.
+
+Dropout is on, so that the random numbers of training have to be right as well.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from configs.schema import STAGES
+from tests.integration.runs import (
+    KILLED_STAGE,
+    ROOT,
+    TINY,
+    assert_same_result,
+    copy_upstream,
+    environment,
+    files,
+    launcher,
+    rows,
+    run_stage,
+    start,
+    words,
+)
+
+OVERRIDES = ("ppo.judge=warmth", "adapter.dropout=0.1")
+ALWAYS = ("wall_seconds", "peak_memory_bytes", "steps", "tokens_per_second")
+INTERVALS = {
+    "sft": (),
+    "rm": ("accuracy", "margin", "eval_loss"),
+    "ppo": (
+        *("gold_base", "gold_sft", "gold_ppo", "rm_score_sft", "rm_score_ppo"),
+        *("win_rate", "kl", "mean_length"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose stages were launched one by one."""
+    run_dir = tmp_path_factory.mktemp("apart")
+    for stage in STAGES:
+        done = start([*launcher(1), ROOT / "launch" / "run_stage.py", *words(stage, run_dir, *OVERRIDES)])
+        assert done.returncode == 0, done.stdout
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same experiment under `tristage run`."""
+    run_dir = tmp_path_factory.mktemp("together")
+    command = [sys.executable, "-m", "launch.cli", "run", "--config", TINY, "--run-dir", run_dir, *OVERRIDES]
+    done = start(command)
+    assert done.returncode == 0, done.stdout
+    return run_dir
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_manifest_has_the_figures(apart: Path, stage: str) -> None:
+    manifest = json.loads((apart / stage / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    metrics = manifest["metrics"]
+    plain = {"sft": ("eval_loss_before", "eval_loss")}.get(stage, ())
+    assert {*ALWAYS, *plain} <= metrics.keys()
+    for name in INTERVALS[stage]:
+        assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]
+    assert metrics["wall_seconds"] > 0 and metrics["peak_memory_bytes"] > 1e8
+
+
+def test_ppo_leaves_answers_to_look_at(apart: Path) -> None:
+    names = {"prompt", "kl", *("base", "sft", "ppo")}
+    names |= {f"{figure}_{role}" for figure in ("gold", "score") for role in ("base", "sft", "ppo")}
+    evaluation = rows(apart / "ppo" / "evaluation.jsonl")
+    assert len(evaluation) == 8 and all(row.keys() == names for row in evaluation)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_adapters_are_plain_peft_folders(apart: Path, tiny_folder: Path, stage: str) -> None:
+    folder = apart / stage / "adapter"
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), str(folder))
+    saved = load_file(folder / "adapter_model.safetensors")
+    loaded = {name.replace(".default", ""): p for name, p in model.named_parameters() if "lora_" in name}
+    assert loaded.keys() == saved.keys()
+    for name, tensor in saved.items():
+        assert tensor.dtype == torch.float32 and torch.equal(loaded[name], tensor), name
+        assert tensor.any(), f"{name} was never trained"
+    assert (folder / "head.safetensors").exists() == (stage == "rm")
+
+
+def test_each_stage_starts_from_the_one_before_and_moves(apart: Path) -> None:
+    weights = {stage: load_file(apart / stage / "adapter" / "adapter_model.safetensors") for stage in STAGES}
+    for stage in ("rm", "ppo"):
+        for name, tensor in weights["sft"].items():
+            assert not torch.equal(weights[stage][name], tensor), f"{stage} did not train {name}"
+            assert torch.allclose(weights[stage][name], tensor, atol=0.05), f"{stage} did not start from sft"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_orchestrator_gives_the_same_as_the_stages_one_by_one(apart: Path, together: Path, stage: str) -> None:
+    assert_same_result(together / stage, apart / stage)
+
+
+def test_orchestrator_ends_with_a_report(together: Path) -> None:
+    assert {"report.md", "report.html"} <= files(together / "report").keys()
+
+
+@pytest.mark.parametrize(("stage", "step"), [("sft", 3), ("rm", 3), ("ppo", 2)])
+def test_killed_and_resumed_is_as_if_never_killed(apart: Path, tmp_path: Path, stage: str, step: int) -> None:
+    run_dir = copy_upstream(apart, stage, tmp_path)
+    command = words(stage, run_dir, *OVERRIDES)
+    killed = start([sys.executable, KILLED_STAGE, str(step), *command])
+    assert killed.returncode == -signal.SIGKILL, killed.stdout
+    checkpoints = sorted(path.name for path in (run_dir / stage / "checkpoints").glob("step-*"))
+    assert checkpoints == [f"step-{step - 1:06d}"]
+    assert rows(run_dir / stage / "metrics.jsonl")[-1]["step"] == step, "there is nothing to forget"
+    assert not (run_dir / stage / "adapter").exists()
+
+    resumed = run_stage(stage, run_dir, *OVERRIDES)
+    assert "resum" in resumed.stdout
+    assert_same_result(run_dir / stage, apart / stage)
+    if stage == "ppo":
+        evaluation = "evaluation.jsonl"
+        assert (run_dir / stage / evaluation).read_bytes() == (apart / stage / evaluation).read_bytes()
+
+
+def test_finished_stage_says_so(apart: Path) -> None:
+    before = files(apart / "rm")
+    done = run_stage("rm", apart, *OVERRIDES)
+    assert "finished" in done.stdout
+    assert files(apart / "rm") == before
+
+
+def test_changed_configuration_is_noticed(apart: Path, tmp_path: Path) -> None:
+    """The stage downstream of a change does not build on what the change made stale."""
+    run_dir = copy_upstream(apart, "ppo", tmp_path)
+    done = run_stage("ppo", run_dir, *OVERRIDES, "sft.learning_rate=1e-5", status=2)
+    assert "sft.learning_rate" in done.stdout and "--stage sft" in done.stdout
+
+
+def test_missing_upstream_is_named(apart: Path, tmp_path: Path) -> None:
+    run_dir = copy_upstream(apart, "rm", tmp_path)
+    done = run_stage("ppo", run_dir, *OVERRIDES, status=2)
+    assert "rm" in done.stdout and "--stage rm" in done.stdout
+    assert not (run_dir / "ppo" / "manifest.json").exists()

@@ -1,0 +1,264 @@
+"""Loss and gradients equal TRL's own trainers on the same base, weights and token ids.
+
+The reference is TRL's code path: its data preparation, its collator, its count of the tokens in a batch, its
+`compute_loss` and its backward. Both sides compute in fp32; the tolerance is for the order of sums, since
+TRL pads other columns and computes log-probabilities in chunks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer
+from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+from configs.schema import Base, Rm, Sft
+from data import pack
+from data.tokenize import Demonstration, Ranking
+from stages import rm, sft
+from stages.engine import Ranks
+from stages.modeling import Roles, load_base, model_folder
+from tests.integration.engines import assert_same_gradients, engine_of, gradients_of
+from tests.roles import CPU, new_role, save_role_of, tensors_of, tiny_roles
+
+QUANTIZATIONS = ("nf4", "none")
+Result = tuple[float, dict[str, Tensor]]
+
+
+def sequence(length: int, noise: random.Random) -> list[int]:
+    return [noise.randrange(10, 380) for _ in range(length)]
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tiny_tokenizer: Any) -> list[Demonstration]:
+    """Eight of them, of unequal length; the longest and the shortest prompts do not go with such completions."""
+    noise = random.Random(0)
+    return [
+        Demonstration(sequence(noise.randrange(2, 30), noise), [*sequence(answer, noise), tiny_tokenizer.eos_token_id])
+        for answer in (1, 19, 7, 3, 12, 5, 25, 9)
+    ]
+
+
+@pytest.fixture(scope="module")
+def rankings(tiny_tokenizer: Any) -> list[Ranking]:
+    """Four pairs, best first, whose completions differ in length."""
+    noise = random.Random(1)
+    return [
+        Ranking(
+            "",
+            sequence(prompt, noise),
+            [[*sequence(length, noise), tiny_tokenizer.eos_token_id] for length in lengths],
+            [0, 1],
+        )
+        for prompt, lengths in ((3, (9, 4)), (17, (2, 21)), (8, (1, 1)), (12, (14, 15)))
+    ]
+
+
+# Ours: the recipes' own trainers on a DeepSpeed engine.
+
+
+def our_sft(quantization: str, ranks: Ranks, examples: Sequence[sft.Example], micro: int) -> Result:
+    roles = sft_roles(quantization)
+    settings = Sft(batch_size=8, micro_batch_size=micro, max_grad_norm=0)
+    engine = engine_of(roles, {sft.ROLE: 1e-3}, ranks, settings)
+    trainer = sft.Trainer(engine, pad_id=0, micro_batch_size=micro)
+    metrics, gradients = gradients_of(engine, lambda: trainer.step(examples))
+    return metrics["loss"], gradients
+
+
+def sft_roles(quantization: str) -> Roles:
+    return new_role(tiny_roles(quantization=quantization), sft.ROLE, seed=3)
+
+
+def rm_roles(quantization: str) -> Roles:
+    roles = new_role(tiny_roles(quantization=quantization), rm.ROLE, seed=4, head=True)
+    roles.heads[rm.ROLE].bias.requires_grad_(False)  # as the recipe does; TRL's head has none
+    return roles
+
+
+# Theirs.
+
+
+def peft_name(name: str) -> str:
+    """The name in PEFT's model of a parameter of `Roles`."""
+    if name.startswith("heads."):
+        return "base_model.model.score.weight"
+    return name.replace("causal.", "base_model.model.", 1)
+
+
+def trl_model(base: PreTrainedModel, folder: Path, role: str) -> PeftModel:
+    """`base` under the adapter in `folder`, as TRL users have it."""
+    config = LoraConfig.from_pretrained(str(folder))
+    config.task_type = None  # one file for both: the adapter does not care which head is on the base
+    return PeftModel.from_pretrained(base, str(folder), adapter_name=role, is_trainable=True, config=config)
+
+
+def trl_step(trainer: Trainer, weights: dict[str, Tensor], accumulation: int) -> Result:
+    """Loss and gradients of the first optimizer step, as `Trainer.train` computes them."""
+    parameters = dict(trainer.model.named_parameters())
+    for name, weight in weights.items():
+        parameters[peft_name(name)].data = weight.clone()  # TRL rounds them to bf16 over a quantized base
+    batches, items = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), accumulation, CPU)
+    assert len(batches) == accumulation
+    trainer.current_gradient_accumulation_steps = accumulation
+    loss = sum(float(trainer.training_step(trainer.model, batch, items)) for batch in batches)
+    gradients = {name: parameters[peft_name(name)].grad for name in weights}
+    return loss, {name: gradient for name, gradient in gradients.items() if gradient is not None}
+
+
+def trl_options(folder: Path, **options: Any) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder / "trl"),
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "max_length": 64,
+        **options,
+    }
+
+
+def trl_sft(
+    quantization: str,
+    demonstrations: Sequence[Demonstration],
+    tokenizer: Any,
+    folder: Path,
+    accumulation: int = 1,
+    **options: Any,
+) -> Result:
+    roles = sft_roles(quantization)
+    save_role_of(roles, sft.ROLE, folder / "adapter", tokenizer)
+    base = load_base(base_config(quantization), CPU)
+    rows = [
+        {
+            "input_ids": each.prompt_ids + each.completion_ids,
+            "completion_mask": [0] * len(each.prompt_ids) + [1] * len(each.completion_ids),
+        }
+        for each in demonstrations
+    ]
+    trainer = SFTTrainer(
+        model=trl_model(base, folder / "adapter", sft.ROLE),
+        args=SFTConfig(completion_only_loss=True, **trl_options(folder, **options)),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    return trl_step(trainer, tensors_of(roles, sft.ROLE), accumulation)
+
+
+def trl_rm(quantization: str, rankings: Sequence[Ranking], tokenizer: Any, folder: Path) -> Result:
+    roles = rm_roles(quantization)
+    save_role_of(roles, rm.ROLE, folder / "adapter", tokenizer)
+    config = base_config(quantization)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        model_folder(config),
+        num_labels=1,
+        dtype=torch.float32,
+        quantization_config=vars(roles.causal.config).get("quantization_config"),
+    )
+    model = trl_model(base, folder / "adapter", rm.ROLE)
+    model.base_model.model.score.weight.requires_grad_(True)
+    rows = [
+        {"chosen_ids": each.prompt_ids + each.completion_ids[0], "rejected_ids": each.prompt_ids + each.completion_ids[1]}
+        for each in rankings
+    ]
+    trainer = RewardTrainer(
+        model=model,
+        args=RewardConfig(**trl_options(folder, per_device_train_batch_size=len(rankings))),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    weights = {name: value for name, value in tensors_of(roles, rm.ROLE).items() if not name.endswith(".bias")}
+    return trl_step(trainer, weights, 1)
+
+
+def base_config(quantization: str) -> Base:
+    return Base(model="tiny-random", quantization=quantization, compute_dtype="float32")  # type: ignore[arg-type]
+
+
+def assert_same(ours: Result, theirs: Result) -> None:
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
+    assert_same_gradients(ours[1], theirs[1])
+
+
+@pytest.fixture(scope="module", params=QUANTIZATIONS)
+def sft_reference(
+    request: pytest.FixtureRequest,
+    demonstrations: list[Demonstration],
+    tiny_tokenizer: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[str, Result]:
+    """TRL's loss and gradients on the eight demonstrations in one batch."""
+    folder = tmp_path_factory.mktemp("trl")
+    result = trl_sft(request.param, demonstrations, tiny_tokenizer, folder, per_device_train_batch_size=8)
+    return request.param, result
+
+
+@pytest.mark.parametrize("micro", [8, 3, 1])
+def test_sft_equals_trl(
+    micro: int, sft_reference: tuple[str, Result], demonstrations: list[Demonstration], ranks: Ranks
+) -> None:
+    """... whatever the micro-batches: the loss is a mean over the tokens of the whole batch."""
+    quantization, theirs = sft_reference
+    assert_same(our_sft(quantization, ranks, demonstrations, micro), theirs)
+
+
+def test_sft_equals_trl_that_accumulates(
+    demonstrations: list[Demonstration], tiny_tokenizer: Any, ranks: Ranks, tmp_path: Path
+) -> None:
+    options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+    theirs = trl_sft("nf4", demonstrations, tiny_tokenizer, tmp_path, accumulation=8, **options)
+    assert_same(our_sft("nf4", ranks, demonstrations, 1), theirs)
+    assert_same(our_sft("nf4", ranks, demonstrations, 8), theirs)
+
+
+def test_packed_sft_equals_unpacked_and_trl_packed(
+    sft_reference: tuple[str, Result],
+    demonstrations: list[Demonstration],
+    tiny_tokenizer: Any,
+    ranks: Ranks,
+    tmp_path: Path,
+) -> None:
+    quantization, unpacked = sft_reference
+    rows = pack.pack(demonstrations, 64)
+    assert 1 < len(rows) < len(demonstrations), "the rows must hold several examples and need padding"
+    ours = our_sft(quantization, ranks, rows, 2)
+    assert_same(ours, unpacked)
+    options = {"per_device_train_batch_size": len(rows), "packing": True, "packing_strategy": "bfd"}
+    assert_same(ours, trl_sft(quantization, demonstrations, tiny_tokenizer, tmp_path, **options))
+
+
+def test_sft_comparison_would_notice(
+    sft_reference: tuple[str, Result], demonstrations: list[Demonstration], ranks: Ranks
+) -> None:
+    """One token that is learned or not changes loss and gradients by far more than the tolerance."""
+    quantization, theirs = sft_reference
+    first, *rest = demonstrations
+    longer = Demonstration(first.prompt_ids[:-1], first.prompt_ids[-1:] + first.completion_ids)
+    loss, gradients = our_sft(quantization, ranks, [longer, *rest], 8)
+    assert loss != pytest.approx(theirs[0], rel=1e-4)
+    with pytest.raises(AssertionError, match="off by"):
+        assert_same_gradients(gradients, theirs[1])
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_pairwise_rm_equals_trl(
+    quantization: str, rankings: list[Ranking], tiny_tokenizer: Any, ranks: Ranks, tmp_path: Path
+) -> None:
+    theirs = trl_rm(quantization, rankings, tiny_tokenizer, tmp_path)
+    for micro in (8, 2):
+        settings = Rm(batch_size=4, micro_batch_size=micro, max_grad_norm=0)
+        engine = engine_of(rm_roles(quantization), {rm.ROLE: 1e-3}, ranks, settings)
+        trainer = rm.Trainer(engine, pad_id=0, micro_batch_size=micro)
+        metrics, gradients = gradients_of(engine, lambda trainer=trainer: trainer.step(rankings))
+        assert_same((metrics["loss"], gradients), theirs)
+        assert "heads.reward.weight" in gradients

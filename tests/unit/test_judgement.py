@@ -1,0 +1,188 @@
+"""The judgement: who wins, what is written beside it, and that a policy is at KL 0 from itself."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from configs.schema import Data, Experiment, Generation, Ppo, Source
+from data.tokenize import Prompt
+from stages import judgement
+from stages.context import Context
+from stages.engine import Ranks
+from stages.judgement import Answers, answer, final_judgement, held_out_figures, wins
+from tests.roles import CPU, ppo_roles
+
+ALONE = Ranks(0, 1, CPU)
+NO_ROLES: Any = None  # where nothing asks them
+PROMPTS = [Prompt(text, text, ids) for text, ids in (("one", [5, 6, 7]), ("two", [8]), ("three", [9, 10]))]
+
+
+class Silent:
+    """A tracker that reports nowhere."""
+
+    def phase(self, title: str, total: int, done: int = 0) -> None: ...
+    def advance(self, units: int = 1, **figures: float) -> None: ...
+    def log(self, metrics, step: int) -> None: ...
+    def samples(self, rows, step: int) -> None: ...
+    def note(self, message: str) -> None: ...
+    def rewind(self, step: int) -> None: ...
+
+
+def context_in(folder: Path, judge: str | None = "warmth") -> Context:
+    source = Source(path="prompts.jsonl")
+    config = Experiment(
+        name="test",
+        base={"model": "tiny-random"},
+        data=Data(sft=source, rm=source, ppo=source),
+        ppo=Ppo(generation=Generation(max_new_tokens=6, batch_size=2), micro_batch_size=2, judge=judge),
+    )
+    return Context(config, "ppo", folder, {}, Silent(), resume=False)
+
+
+@pytest.fixture(scope="module")
+def roles(adapters):
+    return ppo_roles(adapters)
+
+
+def test_wins_by_hand():
+    assert wins([1.0, 0.0, 2.0, -1.0], [0.5, 0.5, 2.0, -3.0]) == [1.0, 0.0, 0.5, 1.0]
+
+
+def test_wins_of_the_two_sides_add_up_to_one():
+    ours, theirs = [0.3, -0.2, 0.0, 5.0], [0.3, 0.2, -0.0, 4.0]
+    pairs = zip(wins(ours, theirs), wins(theirs, ours), strict=True)
+    assert [sum(pair) for pair in pairs] == [1.0] * 4
+    assert wins(ours, ours) == [0.5] * 4
+
+
+def test_wins_need_equally_many():
+    with pytest.raises(ValueError):
+        wins([1.0], [1.0, 2.0])
+
+
+CANNED = {
+    "base": Answers(["Bad.", "Fine.", "It rains."], [0.0, 0.1, 0.2], [9.0, 9.0, 9.0], [2, 2, 3]),
+    "reference": Answers(["It rains.", "It rains.", "great"], [0.0, 1.0, 2.0], [0.0, 0.0, 0.0], [3, 3, 1]),
+    "policy": Answers(["great", "It rains.", "Terrible."], [3.0, 1.0, 1.0], [1.0, 2.0, 6.0], [1, 3, 2]),
+}
+
+
+@pytest.fixture
+def canned(monkeypatch) -> list[str]:
+    """Roles that give canned answers; the list is of who was asked."""
+    asked: list[str] = []
+
+    def give(context, roles, role: str, prompts: Sequence[Prompt], tokenizer, ranks) -> Answers:
+        asked.append(role)
+        return CANNED[role]
+
+    monkeypatch.setattr(judgement, "answer", give)
+    return asked
+
+
+def test_final_judgement_by_hand(canned, tmp_path):
+    metrics = final_judgement(context_in(tmp_path), NO_ROLES, PROMPTS, None, ALONE)
+    assert sorted(canned) == ["base", "policy", "reference"]
+    expected = {
+        "rm_score_sft": 1.0,  # (0 + 1 + 2) / 3
+        "rm_score_ppo": 5 / 3,  # (3 + 1 + 1) / 3
+        "rm_win_rate": 0.5,  # won, tied, lost
+        "kl": 3.0,  # (1 + 2 + 6) / 3
+        "mean_length": 2.0,  # (1 + 3 + 2) / 3
+        "gold_base": (-0.5423 + 0.2023 + 0.0) / 3,  # VADER: bad -2.5, fine 0.8
+        "gold_sft": 0.6249 / 3,  # great 3.1
+        "gold_ppo": (0.6249 - 0.4767) / 3,  # terrible -2.1
+        "win_rate": 0.5,  # won, tied, lost
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+    assert set(metrics) == {f"{name}{end}" for name in expected for end in ("", "_low", "_high")}
+    rows = [json.loads(line) for line in (tmp_path / "evaluation.jsonl").read_text().splitlines()]
+    assert len(rows) == 3
+    assert rows[2] == {
+        "prompt": "three",
+        "base": "It rains.",
+        "sft": "great",
+        "ppo": "Terrible.",
+        "score_base": 0.2,
+        "score_sft": 2.0,
+        "score_ppo": 1.0,
+        "kl": 6.0,
+        "gold_base": 0.0,
+        "gold_sft": 0.6249,
+        "gold_ppo": -0.4767,
+    }
+
+
+def test_without_a_judge_there_is_no_gold(canned, tmp_path):
+    metrics = final_judgement(context_in(tmp_path, judge=None), NO_ROLES, PROMPTS, None, ALONE)
+    assert "rm_win_rate" in metrics
+    assert not [name for name in metrics if "gold" in name or name.startswith("win_rate")]
+    assert "gold" not in (tmp_path / "evaluation.jsonl").read_text()
+    assert "eval/gold" not in held_out_figures(
+        context_in(tmp_path, judge=None), NO_ROLES, PROMPTS, None, ALONE
+    )
+
+
+def test_held_out_figures_by_hand(canned, tmp_path):
+    found = held_out_figures(context_in(tmp_path), NO_ROLES, PROMPTS, None, ALONE)
+    expected = {"eval/score": 5 / 3, "eval/kl": 3.0, "eval/length": 2.0, "eval/gold": (0.6249 - 0.4767) / 3}
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert canned == ["policy"]
+
+
+def test_other_ranks_write_nothing(canned, tmp_path):
+    final_judgement(context_in(tmp_path), NO_ROLES, PROMPTS, None, Ranks(1, 2, CPU))
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_held_out_is_no_judgement(canned, tmp_path):
+    assert final_judgement(context_in(tmp_path), NO_ROLES, [], None, ALONE) == {}
+    assert held_out_figures(context_in(tmp_path), NO_ROLES, [], None, ALONE) == {}
+    assert not list(tmp_path.iterdir())
+    assert canned == []
+
+
+def test_reference_is_at_kl_0_from_itself_and_others_are_not(roles, tiny_tokenizer, tmp_path):
+    found = answer(context_in(tmp_path), roles, "reference", PROMPTS, tiny_tokenizer, ALONE)
+    assert found.kl == [0.0, 0.0, 0.0]
+    same = answer(context_in(tmp_path), roles, "policy", PROMPTS, tiny_tokenizer, ALONE)
+    assert (same.texts, same.kl) == (found.texts, [0.0, 0.0, 0.0])  # the policy before its first update
+    base = answer(context_in(tmp_path), roles, "base", PROMPTS, tiny_tokenizer, ALONE)
+    assert all(kl != 0 and math.isfinite(kl) for kl in base.kl)
+    assert base.texts != found.texts
+
+
+def test_kl_and_scores_of_an_answer_equal_the_naive_ones(roles, tiny_tokenizer, tmp_path, monkeypatch):
+    sampled: list[list[int]] = []
+
+    def keep(responses, tokenizer):
+        sampled.extend(responses)
+        return [""] * len(responses)
+
+    monkeypatch.setattr(judgement, "decode", keep)
+    found = answer(context_in(tmp_path), roles, "base", PROMPTS, tiny_tokenizer, ALONE)
+    assert found.lengths == list(map(len, sampled))
+    for i, (prompt, response) in enumerate(zip(PROMPTS, sampled, strict=True)):
+        ids = torch.tensor([prompt.prompt_ids + response])
+        with torch.no_grad():
+            steps = {
+                role: roles(role, ids, torch.ones_like(ids))[0, len(prompt.prompt_ids) - 1 : -1].log_softmax(
+                    -1
+                )
+                for role in ("base", "reference")
+            }
+            score = roles("reward", ids, torch.ones_like(ids))[0, -1].item()
+        kl = sum(float(steps["base"][t, id] - steps["reference"][t, id]) for t, id in enumerate(response))
+        assert found.kl[i] == pytest.approx(kl, abs=1e-4)
+        assert found.scores[i] == pytest.approx(score, abs=1e-5)
+
+
+def test_evaluation_does_not_depend_on_when_it_is_done(roles, tiny_tokenizer, tmp_path):
+    first = answer(context_in(tmp_path), roles, "policy", PROMPTS, tiny_tokenizer, ALONE)
+    torch.manual_seed(99)
+    assert answer(context_in(tmp_path), roles, "policy", PROMPTS, tiny_tokenizer, ALONE) == first

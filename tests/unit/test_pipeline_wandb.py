@@ -1,0 +1,166 @@
+"""W&B: which mode is chosen, and what an offline run of the real library leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+
+from configs.errors import UserError
+from pipeline.wandb_sink import WandbSink, make_wandb_sink, wandb_mode
+from tests.unit.pipeline_runs import leave, toy
+
+ROOT = Path(__file__).resolve().parents[2]
+VARIABLES = ("WANDB_MODE", "WANDB_DISABLED", "WANDB_API_KEY", "WANDB_DATA_DIR", "WANDB_CACHE_DIR")
+
+
+@pytest.fixture(autouse=True)
+def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variables, no netrc, no settings of whoever runs the tests."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")  # so that what the code sets is undone, too
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+
+
+@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
+def test_mode_of_the_configuration(mode: str) -> None:
+    assert wandb_mode(toy(tracking__wandb=mode)) == mode
+
+
+def test_variable_wins_over_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert wandb_mode(toy(tracking__wandb="online")) == "disabled"
+
+
+def test_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "of-line")
+    with pytest.raises(UserError, match="WANDB_MODE=of-line"):
+        wandb_mode(toy())
+
+
+def auto_mode() -> str:
+    """What `auto` comes to, in a process of its own, as W&B remembers a key that it has seen."""
+    code = "from pipeline.wandb_sink import wandb_mode; from tests.unit.pipeline_runs import toy; "
+    code += "print(wandb_mode(toy(tracking__wandb='auto')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[-1]
+
+
+def test_auto_is_offline_without_an_account_and_asks_nobody() -> None:
+    assert auto_mode() == "offline"
+
+
+@pytest.mark.parametrize("where", ["variable", "netrc"])
+def test_auto_is_online_with_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    key = "0123456789abcdef" * 2 + "01234567"
+    if where == "variable":
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    else:
+        (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {key}\n")
+    assert auto_mode() == "online"
+
+
+def test_disabled_makes_no_sink(tmp_path: Path) -> None:
+    assert make_wandb_sink(toy(tracking__wandb="disabled"), leave(tmp_path, "sft"), tmp_path / "sft") is None
+
+
+def test_offline_run_is_complete_inside_the_folder_and_resumes_by_id(tmp_path: Path) -> None:
+    config = toy(tracking__wandb="offline")
+    leave(tmp_path, "sft", config=config)
+    manifest = leave(tmp_path, "rm", config=config).model_copy(update={"wandb_id": "abcd1234"})
+    for first_step in (1, 3):  # the second time it is resumed
+        sink = make_wandb_sink(config, manifest, tmp_path / "rm")
+        assert sink is not None
+        run = sink._run
+        assert run is not None
+        assert (run.id, run.group, run.job_type, run.offline) == ("abcd1234", "toy", "rm", True)
+        assert run.config["inputs"]["sft"]["sha256"] == manifest.inputs["sft"].sha256
+        assert run.config["rm"]["learning_rate"] == config.rm.learning_rate
+        sink.log({"loss": 0.5}, first_step)
+        sink.samples([{"prompt": "p", "response": "r"}], first_step)
+        sink.finish(manifest, tmp_path / "rm/adapter")
+        sink.close(0)
+    records = sorted((tmp_path / "rm/wandb").glob("offline-run-*-abcd1234/run-abcd1234.wandb"))
+    assert records and all(path.stat().st_size > 0 for path in records)
+    assert list((tmp_path / "rm/wandb").glob("data/artifacts/staging/*")), (
+        "the adapter waits for `wandb sync`"
+    )
+    assert os.environ["WANDB_DATA_DIR"].startswith(str(tmp_path))
+
+
+class Recorder:
+    """Stands in for a run of W&B; fails from a given call on."""
+
+    offline = True
+
+    def __init__(self, fail_after: int = 1000) -> None:
+        self.logged: list[dict[str, Any]] = []
+        self.fail_after = fail_after
+
+    def log(self, values: dict[str, Any], **options: Any) -> None:
+        if len(self.logged) >= self.fail_after:
+            raise wandb.errors.CommError("the network is gone")
+        assert not options, "no step= may be given"
+        self.logged.append(values)
+
+    def finish(self, exit_code: int) -> None:
+        pass
+
+
+def test_steps_are_a_metric_and_samples_a_table() -> None:
+    run = Recorder()
+    sink = WandbSink(run, toy())
+    sink.log({"loss": 0.5}, 7)
+    sink.samples([{"prompt": "p", "score": 1.0}], 7)
+    sink.samples([{"prompt": "q"}], 8)
+    sink.close(0)
+    assert run.logged[0] == {"trainer/step": 7, "loss": 0.5}
+    table = run.logged[1]["samples"]
+    assert table.columns == ["step", "prompt", "score"]
+    assert table.data == [[7, "p", 1.0], [8, "q", None]]
+
+
+def test_a_failing_network_does_not_end_training(caplog: pytest.LogCaptureFixture) -> None:
+    run = Recorder(fail_after=1)
+    sink = WandbSink(run, toy())
+    for step in range(5):
+        sink.log({"loss": 0.5}, step)
+    sink.close(0)
+    assert len(run.logged) == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING"], "said once"
+
+
+def test_unreachable_server_falls_back_to_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    init = wandb.init
+
+    def refuse_online(**given: Any) -> Any:
+        modes.append(given["mode"])
+        if given["mode"] == "online":
+            raise wandb.errors.CommError("no route to host")
+        return init(**given)
+
+    monkeypatch.setattr(wandb, "init", refuse_online)
+    manifest = leave(tmp_path, "sft").model_copy(update={"wandb_id": "abcd1234"})
+    sink = make_wandb_sink(toy(tracking__wandb="online"), manifest, tmp_path / "sft")
+    assert sink is not None
+    sink.close(0)
+    assert modes == ["online", "offline"]
+    assert json.loads((tmp_path / "sft/manifest.json").read_text())["status"] == "finished"

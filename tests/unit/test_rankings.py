@@ -1,0 +1,87 @@
+"""Collected rankings: best first, with ties, and read back whatever the answers hold."""
+
+import json
+
+import pytest
+
+from data.tokenize import Prompt
+from stages import rankings
+from stages.context import Context
+from stages.engine import Ranks
+from stages.rankings import collect_rankings
+from tests.roles import CPU
+from tests.unit.test_judgement import NO_ROLES, context_in
+
+ALONE = Ranks(0, 1, CPU)
+
+
+def resuming(folder) -> Context:
+    context = context_in(folder)
+    return Context(context.config, "rm", folder, {}, context.tracker, resume=True)
+
+
+def row(split: str, answers: list[str], ranks: list[int]) -> dict:
+    return {
+        "split": split,
+        "prompt": "p",
+        "completions": answers,
+        "ranks": ranks,
+        "scores": [0.0] * len(ranks),
+    }
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x85", "\x0b", "\r", "\n", "\x1c"])
+def test_answers_may_hold_any_character(odd, tmp_path):
+    rows = [row("train", [f"a{odd}b", "c"], [0, 1]), row("held_out", ["d", f"{odd}e"], [0, 1])]
+    rankings._write(tmp_path / "rankings.jsonl", rows)
+    assert collect_rankings(resuming(tmp_path), NO_ROLES, "sft", None, ALONE) == ([rows[0]], [rows[1]])
+
+
+def test_rankings_of_ties_alone_are_left_out(tmp_path):
+    useful, useless = row("train", ["a", "b"], [0, 1]), row("train", ["a", "a"], [0, 0])
+    rankings._write(tmp_path / "rankings.jsonl", [useless, useful])
+    assert collect_rankings(resuming(tmp_path), NO_ROLES, "sft", None, ALONE) == ([useful], [])
+
+
+def test_writing_leaves_nothing_else_behind(tmp_path):
+    rankings._write(tmp_path / "rankings.jsonl", [row("train", ["é", "b"], [0, 1])])
+    assert [path.name for path in tmp_path.iterdir()] == ["rankings.jsonl"]
+    assert json.loads((tmp_path / "rankings.jsonl").read_text(encoding="utf-8"))["completions"] == ["é", "b"]
+
+
+def test_samples_are_ranked_best_first_with_ties(tmp_path, monkeypatch):
+    # K = 4 answers to each of two prompts, in the order in which they were sampled
+    answers = ["It rains.", "great", "It rains.", "Terrible.", "fine", "bad", "great", "good"]
+    monkeypatch.setattr(rankings, "sample_all", lambda *_: [[i] for i in range(8)])
+    monkeypatch.setattr(rankings, "decode", lambda responses, _: [answers[i] for (i,) in responses])
+    monkeypatch.setitem(rankings.LABELLERS, "file", {  # what the config names here by default
+        "It rains.": 0.0, "great": 3.0, "Terrible.": -2.0, "fine": 1.0, "bad": -1.0, "good": 2.0,
+    }.__getitem__)  # fmt: skip
+    prompts = [Prompt("one", "one", [5]), Prompt("two", "two", [6])]
+    first, second = rankings._rank(resuming(tmp_path), NO_ROLES, "sft", prompts, None, ALONE)
+    assert first == {
+        "prompt": "one",
+        "completions": ["great", "It rains.", "It rains.", "Terrible."],
+        "ranks": [0, 1, 1, 2],
+        "scores": [3.0, 0.0, 0.0, -2.0],
+    }
+    assert (second["completions"], second["ranks"]) == (["great", "good", "fine", "bad"], [0, 1, 2, 3])
+
+
+def test_samples_of_one_prompt_have_seeds_of_their_own(tmp_path, monkeypatch):
+    asked: list[tuple] = []
+
+    def sample_all(roles, role, prompts, seeds, *_):
+        asked.extend(zip(map(tuple, prompts), seeds, strict=True))
+        return [[0]] * len(prompts)
+
+    monkeypatch.setattr(rankings, "sample_all", sample_all)
+    monkeypatch.setattr(rankings, "decode", lambda responses, _: ["a"] * len(responses))
+    monkeypatch.setitem(rankings.LABELLERS, "file", lambda _: 0.0)
+    one, two = Prompt("one", "one", [5]), Prompt("two", "two", [6])
+    rankings._rank(resuming(tmp_path), NO_ROLES, "sft", [one, two], None, ALONE)
+    assert len(set(asked)) == 8
+    both = asked.copy()
+    asked.clear()
+    rankings._rank(resuming(tmp_path), NO_ROLES, "sft", [two], None, ALONE)
+    assert asked == both[4:]  # whatever other prompts there are

@@ -1,0 +1,347 @@
+"""Sampling is from the softmax and depends on nothing but prompt and seed; what is read off a batch is what
+each sequence alone would give."""
+
+import math
+
+import pytest
+import torch
+
+from configs.schema import Generation
+from stages.engine import Ranks
+from stages.rollout import (
+    GumbelNoise,
+    Layout,
+    decode,
+    lay_out,
+    logprobs_and_entropy,
+    sample,
+    sample_all,
+    sequence_scores,
+    state_values,
+)
+from tests.roles import CPU, ppo_roles
+
+ALONE = Ranks(0, 1, CPU)
+EOS = 2
+PROMPTS = [[5, 6, 7], [300], [10, 20, 30, 40, 50, 60, 70], [8, 9], [11] * 12, [200, 100], [1, 350, 4, 13]]
+RESPONSES = [[40, 41, 2], [77], [9, 8, 7, 6, 5], [2], [100, 200, 300, 2], [15, 16], [350, 1, 0, 2]]
+LANGUAGE_ROLES = ("base", "policy", "reference")
+
+
+@pytest.fixture(scope="module")
+def roles(adapters):
+    roles = ppo_roles(adapters)
+    roles.eval()
+    return roles
+
+
+# Gumbel noise
+
+# Critical values of chi-square at 1 in 1,000
+CHI_SQUARE_5, CHI_SQUARE_15, CHI_SQUARE_31 = 20.515, 37.697, 61.098
+
+
+def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
+    expected = probabilities.double() * counts.sum()
+    assert expected.min() >= 5
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+@pytest.mark.parametrize(("size", "critical"), [(6, CHI_SQUARE_5), (32, CHI_SQUARE_31)])
+def test_greedy_choice_under_noise_samples_the_softmax(size, critical):
+    logits = torch.linspace(-1.5, 1.5, size)[torch.randperm(size, generator=torch.Generator().manual_seed(0))]
+    noise = GumbelNoise(range(20_000), CPU)
+    picks = noise(torch.empty(0), logits.expand(20_000, size)).argmax(1)
+    assert chi_square(picks.bincount(minlength=size), logits.softmax(0)) < critical
+
+
+def test_noise_is_gumbels():
+    noise = GumbelNoise([0], CPU)(torch.empty(0), torch.zeros(1, 200_000))[0].double()
+    # mean is Euler's constant 0.57722, variance pi^2 / 6 = 1.64493; standard errors 0.003 and 0.009
+    assert noise.mean().item() == pytest.approx(0.57722, abs=0.01)
+    assert noise.var().item() == pytest.approx(1.64493, abs=0.03)
+    assert noise.isfinite().all()
+
+
+def test_choices_of_one_row_are_independent_from_step_to_step():
+    logits = torch.tensor([0.5, 0.0, -0.5, 1.0])
+    noise = GumbelNoise(range(8_000), CPU)
+    first, second = (noise(torch.empty(0), logits.expand(8_000, 4)).argmax(1) for _ in range(2))
+    probabilities = logits.softmax(0)
+    joint = (probabilities[:, None] * probabilities).flatten()
+    assert chi_square((first * 4 + second).bincount(minlength=16), joint) < CHI_SQUARE_15
+
+
+def test_noise_of_a_row_is_a_function_of_its_seed():
+    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+    together = GumbelNoise([7, 8, 7], CPU)
+    alone = GumbelNoise([8], CPU)
+    for _ in range(3):
+        rows = together(torch.empty(0), logits)
+        assert torch.equal(rows[1:2], alone(torch.empty(0), logits[1:2]))
+        torch.testing.assert_close(rows[0] - logits[0], rows[2] - logits[2])
+        assert not torch.allclose(rows[0] - logits[0], rows[1] - logits[1])
+
+
+def test_noise_is_added_in_fp32():
+    noisy = GumbelNoise([0], CPU)(torch.empty(0), torch.zeros(1, 50, dtype=torch.bfloat16))
+    assert noisy.dtype == torch.float32
+    assert len(noisy.unique()) == 50
+
+
+# Sampling
+
+
+def draw(roles, tokenizer, prompts, seeds, *, role="policy", tokens=8, batch_size=32) -> list[list[int]]:
+    generation = Generation(max_new_tokens=tokens, batch_size=batch_size)
+    return sample(roles, role, prompts, seeds, generation, tokenizer, ALONE)
+
+
+@pytest.mark.parametrize("role", LANGUAGE_ROLES)
+def test_first_token_is_a_sample_of_the_roles_softmax(role, roles, tiny_tokenizer):
+    count = 4_000
+    responses = draw(
+        roles, tiny_tokenizer, [[5, 6, 7]] * count, range(count), role=role, tokens=1, batch_size=1000
+    )
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        probabilities = roles(role, ids, torch.ones_like(ids))[0, -1].softmax(0)
+    counts = torch.tensor(responses).flatten().bincount(minlength=384)
+    # 32 buckets: the 31 likeliest tokens and all others; no top-k, no temperature, nothing forbidden
+    top = probabilities.topk(31).indices
+    rest = torch.ones(384, dtype=torch.bool)
+    rest[top] = False
+    buckets = torch.cat([counts[top], counts[rest].sum()[None]])
+    wanted = torch.cat([probabilities[top], probabilities[rest].sum()[None]])
+    assert chi_square(buckets, wanted) < CHI_SQUARE_31
+    assert (counts[rest] > 0).sum() > 100
+
+
+def test_surprise_of_samples_is_the_entropy(roles, tiny_tokenizer):
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(300)]
+    responses = draw(roles, tiny_tokenizer, prompts, range(300), batch_size=100)
+    with torch.no_grad():
+        batch = lay_out(prompts, responses, 0, CPU)
+        logprobs, entropy = logprobs_and_entropy(roles, "policy", batch)
+    excess = (-logprobs - entropy)[batch.mask].double()  # mean 0 if sampled from what is reported
+    assert len(excess) > 2_000
+    assert abs(excess.mean()) < 4 * excess.std() / len(excess) ** 0.5
+    # That band has power: a temperature of 0.9 would be found out.
+    assert 4 * excess.std() / len(excess) ** 0.5 < 0.1
+
+
+def test_response_depends_on_prompt_and_seed_alone(roles, tiny_tokenizer):
+    seeds = [1000 + i for i in range(len(PROMPTS))]
+    together = draw(roles, tiny_tokenizer, PROMPTS, seeds)
+    assert len({tuple(response) for response in together}) == len(PROMPTS)
+    for batch_size in (1, 2, 3):
+        assert draw(roles, tiny_tokenizer, PROMPTS, seeds, batch_size=batch_size) == together
+    assert draw(roles, tiny_tokenizer, PROMPTS[::-1], seeds[::-1]) == together[::-1]
+    others = [[20] * 30, PROMPTS[3], [1]]  # another padding, another company
+    assert draw(roles, tiny_tokenizer, others, [1, seeds[3], 2])[1] == together[3]
+
+
+def test_same_seed_same_response_whatever_torch_drew_before(roles, tiny_tokenizer):
+    first = draw(roles, tiny_tokenizer, PROMPTS, range(7))
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    assert draw(roles, tiny_tokenizer, PROMPTS, range(7)) == first
+    assert torch.equal(torch.get_rng_state(), state)
+    changed = draw(roles, tiny_tokenizer, PROMPTS, range(10, 17))
+    assert all(a != b for a, b in zip(first, changed, strict=True))
+
+
+def test_longer_limit_goes_on_with_the_same_response(roles, tiny_tokenizer):
+    short = draw(roles, tiny_tokenizer, PROMPTS, range(7), tokens=4)
+    long = draw(roles, tiny_tokenizer, PROMPTS, range(7), tokens=9)
+    assert [response[:4] for response in long] == short
+
+
+def test_responses_end_their_turn_or_reach_the_limit(roles, tiny_tokenizer):
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(80)]
+    responses = draw(roles, tiny_tokenizer, prompts, range(80), tokens=24, batch_size=40)
+    ended = [response for response in responses if response[-1] == EOS]
+    cut = [response for response in responses if response[-1] != EOS]
+    assert ended and cut
+    assert all(EOS not in response[:-1] and 1 <= len(response) <= 24 for response in ended)
+    assert all(EOS not in response and len(response) == 24 for response in cut)
+
+
+def test_pad_token_inside_a_response_is_kept(roles, tiny_tokenizer):
+    # The pad token is a token that a policy may sample like any other; only the end of turn ends a response.
+    prompts = [PROMPTS[0]] * 300
+    responses = draw(roles, tiny_tokenizer, prompts, range(300), tokens=8, batch_size=300)
+    after_pad = [r[r.index(0) + 1 :] for r in responses if 0 in r[:-1]]
+    assert any(any(id != 0 for id in rest) for rest in after_pad)
+
+
+def test_sampling_leaves_training_mode_and_gradients_as_they_were(roles, tiny_tokenizer):
+    for training in (True, False):
+        roles.train(training)
+        draw(roles, tiny_tokenizer, PROMPTS[:1], [0], tokens=1)
+        assert roles.training is training
+        assert roles.causal.training is training
+    roles.eval()
+    assert torch.is_grad_enabled()
+
+
+def test_sampling_in_training_mode_is_without_dropout(roles, tiny_tokenizer):
+    expected = draw(roles, tiny_tokenizer, PROMPTS, range(7))
+    layers = [module for module in roles.modules() if isinstance(module, torch.nn.Dropout)]
+    for layer in layers:
+        layer.p = 0.5
+    roles.causal.model.layers[0].self_attn.attention_dropout = 0.5
+    roles.train()
+    try:
+        assert draw(roles, tiny_tokenizer, PROMPTS, range(7)) == expected
+    finally:
+        roles.eval()
+        roles.causal.model.layers[0].self_attn.attention_dropout = 0.0
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_sample_all_keeps_the_order_of_prompts(batch_size, roles, tiny_tokenizer):
+    generation = Generation(max_new_tokens=4, batch_size=batch_size)
+    advanced: list[int] = []
+    found = sample_all(roles, "policy", PROMPTS, range(7), generation, tiny_tokenizer, ALONE, advanced.append)
+    assert found == draw(roles, tiny_tokenizer, PROMPTS, range(7), tokens=4)
+    assert sum(advanced) == 7
+
+
+def test_decode_drops_special_tokens_and_white_space(tiny_tokenizer):
+    ids = tiny_tokenizer("  the dog ", add_special_tokens=False).input_ids
+    assert decode([[*ids, EOS], [1, *ids, 0, 0]], tiny_tokenizer) == ["the dog", "the dog"]
+
+
+# Layout
+
+
+def test_lay_out_by_hand():
+    batch = lay_out([[5, 6, 7], [8]], [[9], [10, 11]], 0, CPU)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 9, 0], [0, 0, 8, 10, 11]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
+    assert batch.responses.tolist() == [[9, 0], [10, 11]]
+    assert batch.mask.tolist() == [[True, False], [True, True]]
+    assert batch.start == 2
+    assert {t.dtype for t in (batch.input_ids, batch.attention_mask, batch.responses)} == {torch.int64}
+    assert batch.mask.dtype == torch.bool
+
+
+def test_lay_out_tells_padding_by_mask_not_by_token():
+    batch = lay_out([[0, 5]], [[0, 2, 0]], 0, CPU)
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1]]
+    assert batch.mask.tolist() == [[True, True, True]]
+
+
+def test_position_start_tells_the_first_response_token():
+    batch = lay_out(PROMPTS, RESPONSES, 0, CPU)
+    rows = zip(batch.input_ids.tolist(), PROMPTS, RESPONSES, strict=True)
+    for row, prompt, response in rows:
+        assert row[batch.start] == prompt[-1]
+        assert row[batch.start + 1 : batch.start + 1 + len(response)] == response
+
+
+# What is read off a batch
+
+
+def naive_logits(roles, role: str, ids: list[int]) -> torch.Tensor:
+    """(T, V) logits of one sequence alone, without padding, in float64, by transformers itself."""
+    roles.activate(role)
+    with torch.no_grad():
+        return roles.causal(input_ids=torch.tensor([ids])).logits[0].double()
+
+
+@pytest.mark.parametrize("role", LANGUAGE_ROLES)
+def test_logprobs_and_entropy_equal_those_of_each_sequence_alone(role, roles):
+    batch = lay_out(PROMPTS, RESPONSES, 0, CPU)
+    with torch.no_grad():
+        logprobs, entropy = logprobs_and_entropy(roles, role, batch)
+    assert logprobs.shape == entropy.shape == batch.mask.shape
+    assert logprobs.dtype == entropy.dtype == torch.float32
+    for i, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+        logits = naive_logits(roles, role, prompt + response)
+        for t, id in enumerate(response):
+            row = logits[len(prompt) + t - 1].tolist()
+            log_total = math.log(sum(math.exp(x) for x in row))
+            assert logprobs[i, t].item() == pytest.approx(row[id] - log_total, abs=1e-4)
+            wanted = -sum(math.exp(x - log_total) * (x - log_total) for x in row)
+            assert entropy[i, t].item() == pytest.approx(wanted, abs=1e-4)
+
+
+def test_entropy_carries_no_gradient_and_logprobs_do(roles):
+    logprobs, entropy = logprobs_and_entropy(roles, "policy", lay_out(PROMPTS[:2], RESPONSES[:2], 0, CPU))
+    assert (logprobs.requires_grad, entropy.requires_grad) == (True, False)
+
+
+def naive_values(roles, role: str, ids: list[int]) -> torch.Tensor:
+    """(T,) scalars of one sequence alone: its last hidden states times the head's weight, plus its bias."""
+    roles.activate(role)
+    with torch.no_grad():
+        hidden = roles.causal(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
+        head = roles.heads[role]
+        return hidden.double() @ head.weight[0].double() + head.bias.double()
+
+
+@pytest.mark.parametrize("role", ["reward", "critic"])
+def test_values_are_those_of_each_sequence_alone(role, roles):
+    batch = lay_out(PROMPTS, RESPONSES, 0, CPU)
+    with torch.no_grad():
+        values, scores = state_values(roles, role, batch), sequence_scores(roles, role, batch)
+    assert values.shape == (len(PROMPTS), batch.mask.shape[1] + 1)
+    assert values.dtype == scores.dtype == torch.float32
+    for i, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+        naive = naive_values(roles, role, prompt + response)[len(prompt) - 1 :].tolist()
+        assert values[i, : len(response) + 1].tolist() == pytest.approx(naive, abs=1e-5)
+        assert scores[i].item() == pytest.approx(naive[-1], abs=1e-5)
+        assert len({round(value, 3) for value in naive}) == len(
+            naive
+        )  # so the right token was told from others
+
+
+def test_score_is_read_at_the_last_response_token():
+    """A model that says each token's own id: the score is the id of the last one, pad tokens and all."""
+    batch = lay_out([[5, 6], [7, 8, 9], [4]], [[11, 12], [13], [0, 14, 0]], 0, CPU)
+
+    def own_id(role, input_ids, attention_mask, position_ids, start):
+        return input_ids[:, start:].float()
+
+    assert sequence_scores(own_id, "reward", batch).tolist() == [12.0, 13.0, 0.0]  # type: ignore[arg-type]
+    assert state_values(own_id, "critic", batch)[0].tolist() == [6.0, 11.0, 12.0, 0.0]  # type: ignore[arg-type]
+
+
+def batches_around_the_first() -> dict[str, Layout]:
+    prompt, response = PROMPTS[0], RESPONSES[0]
+    return {
+        "longer prompt beside it": lay_out([prompt, [33] * 20], [response, [4]], 0, CPU),
+        "longer response beside it": lay_out([prompt, [33]], [response, [4] * 15], 0, CPU),
+        "padded with another token": lay_out([prompt, [33] * 9], [response, [4] * 9], 17, CPU),
+        "itself beside it": lay_out([prompt, prompt], [response, response], 0, CPU),
+    }
+
+
+@pytest.mark.parametrize("company", batches_around_the_first())
+def test_score_and_logprobs_do_not_depend_on_batch_or_padding(company, roles):
+    alone, batch = lay_out(PROMPTS[:1], RESPONSES[:1], 0, CPU), batches_around_the_first()[company]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            sequence_scores(roles, "reward", batch)[:1],
+            sequence_scores(roles, "reward", alone),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+        for found, expected in zip(
+            logprobs_and_entropy(roles, "policy", batch),
+            logprobs_and_entropy(roles, "policy", alone),
+            strict=True,
+        ):
+            torch.testing.assert_close(found[:1, : len(RESPONSES[0])], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_token_after_the_last_has_no_say_in_the_score(roles):
+    batch = lay_out(PROMPTS[:2], RESPONSES[:2], 0, CPU)
+    assert not batch.mask[1, -1]
+    spoilt = batch.input_ids.clone()
+    spoilt[1, -1] = 299
+    other = Layout(spoilt, batch.attention_mask, batch.responses, batch.mask, batch.start)
+    with torch.no_grad():
+        assert torch.equal(sequence_scores(roles, "reward", other), sequence_scores(roles, "reward", batch))
