@@ -7,7 +7,7 @@ import netrc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from configs.errors import UserError
@@ -17,14 +17,20 @@ from pipeline.plan import UPSTREAM
 
 logger = logging.getLogger("tristage.wandb")
 
-MODES = {"online": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+Mode = Literal["online", "offline"]
+MODES: dict[str, Mode | Literal["disabled"]] = {
+    "online": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
 DEFAULT_HOST = "api.wandb.ai"  # the name that `wandb login` wrote to netrc for long
 INIT_TIMEOUT_SECONDS = 60
 FINISH_TIMEOUT_SECONDS = 120
 
 
 def make_wandb_sink(config: Experiment, manifest: Manifest, folder: Path) -> WandbSink | None:
-    """The sink for one stage; None where W&B is disabled or cannot be started.
+    """The sink for one stage; None where W&B is disabled.
 
     Raises:
         UserError: WANDB_MODE is not a mode.
@@ -36,7 +42,7 @@ def make_wandb_sink(config: Experiment, manifest: Manifest, folder: Path) -> Wan
     return WandbSink.start(config, manifest, folder, mode)
 
 
-def wandb_mode(config: Experiment) -> str:
+def wandb_mode(config: Experiment) -> Mode | Literal["disabled"]:
     """`online`, `offline` or `disabled`: WANDB_MODE, else the configuration; `auto` looks for a key."""
     if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
         return "disabled"
@@ -86,7 +92,7 @@ class WandbSink:
         self._rows: list[dict[str, Any]] = []
 
     @classmethod
-    def start(cls, config: Experiment, manifest: Manifest, folder: Path, mode: str) -> WandbSink | None:
+    def start(cls, config: Experiment, manifest: Manifest, folder: Path, mode: Mode) -> WandbSink:
         """Begin or resume the stage's run; falls back to offline where the server cannot be reached."""
         import wandb
 
@@ -100,9 +106,9 @@ class WandbSink:
             save_code=False,
         )
 
-        def begin(mode: str) -> Any:
+        def begin(mode: Mode) -> Any:
             return wandb.init(
-                mode=mode,  # type: ignore[arg-type]
+                mode=mode,
                 id=manifest.wandb_id,
                 resume="allow",
                 project=tracking.project,
@@ -121,6 +127,7 @@ class WandbSink:
             run = begin(mode)
         except (wandb.Error, OSError) as error:
             logger.warning("W&B could not be started (%s); logging offline in %s", error, folder / "wandb")
+            wandb.teardown()  # its service would say that the run's id is in use
             run = begin("offline")
         run.define_metric("trainer/step")
         run.define_metric("*", step_metric="trainer/step")
@@ -185,14 +192,12 @@ class WandbSink:
                 logger.info("W&B has no artifact %s to link to (%s)", name, error)
 
     def _guard(self, action: Callable[[Any], object]) -> None:
-        """Do something with the run; if W&B fails, say so once and go on without it."""
-        import wandb
-
+        """Do something with the run; if W&B fails, in whatever way, say so once and go on without it."""
         if self._run is None:
             return
         try:
             action(self._run)
-        except (wandb.Error, OSError, TimeoutError) as error:
+        except Exception as error:  # of a service that may be gone; the files hold everything
             logger.warning("W&B failed (%s); from here on only files are written", error)
             self._run = None
 

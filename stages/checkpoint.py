@@ -148,6 +148,9 @@ def save_adapter(
         (folder / "adapter_model.safetensors").write_bytes(save(adapter, {"format": "pt"}))
         config.base_model_name_or_path = base_model
         config.inference_mode = True
+        if not isinstance(config.target_modules, str):
+            # A set, whose order changes with every process; the same adapter is to be the same bytes.
+            config.target_modules = sorted(config.target_modules or [])
         config.save_pretrained(str(folder))
         if head:
             (folder / HEAD_FILE).write_bytes(save(head))

@@ -165,6 +165,7 @@ class Engine:
         if self.zero_stage == 0:
             # Without ZeRO, DeepSpeed clips but keeps the norm to itself.
             self.optimizer.register_step_pre_hook(lambda *_: self._clip(training.max_grad_norm))
+        roles.train()  # PEFT leaves what it loads in eval mode: no dropout, no gradient checkpointing
         self.deepspeed = deepspeed.initialize(
             model=roles,
             optimizer=self.optimizer,

@@ -33,6 +33,8 @@ def find_resume(context: Context, ranks: Ranks) -> Checkpoint | None:
     checkpoint, complaints = newest_checkpoint(context.folder / "checkpoints")
     for complaint in complaints:
         context.tracker.note(complaint)
+    if checkpoint is None:
+        context.tracker.rewind(-1)  # what was recorded led to nothing that is left
     ranks.barrier()  # nobody writes before all have read
     return checkpoint
 

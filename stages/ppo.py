@@ -261,14 +261,17 @@ class Trainer:
             figures = {
                 "loss/policy_avg": loss.item(),
                 "loss/value_avg": vf_loss.item(),
-                "val/ratio": float(policy["ratio"]) / tokens,
-                "policy/clipfrac_avg": float(policy["clipfrac"]) / tokens,
-                "policy/approxkl_avg": float(policy["approxkl"]) / tokens,
-                "val/clipfrac_avg": float(value["clipfrac"]) / tokens,
+                "val/ratio": float(policy["ratio"]),
+                "policy/clipfrac_avg": float(policy["clipfrac"]),
+                "policy/approxkl_avg": float(policy["approxkl"]),
+                "val/clipfrac_avg": float(value["clipfrac"]),
             }
             sums = {name: sums.get(name, 0.0) + figure for name, figure in figures.items()}
         self.engine.step()
-        return ranks.sum(sums) | {"grad_norm": self.engine.grad_norm}
+        means = ranks.sum(sums)
+        for name in ("val/ratio", "policy/clipfrac_avg", "policy/approxkl_avg", "val/clipfrac_avg"):
+            means[name] /= tokens  # once, at the end: ratios of exactly 1 have a mean of exactly 1
+        return means | {"grad_norm": self.engine.grad_norm}
 
     def _lay_out(self, samples: list[Sample]) -> Layout:
         return lay_out(

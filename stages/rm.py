@@ -175,6 +175,7 @@ def score_statistics(
 ) -> tuple[float, float]:
     """Mean and standard deviation of the raw score over fresh samples of the SFT policy."""
     config, roles, ranks = context.config, trainer.engine.roles, trainer.engine.ranks
+    roles.eval()
     count = config.rm.normalization_prompts
     prompts = [rankings[i % len(rankings)].prompt_ids for i in range(count)]
     seeds = [seed_from(config.seed, "normalization", i, prompt) for i, prompt in enumerate(prompts)]

@@ -60,7 +60,7 @@ def base_hash(roles: Roles) -> str:
 
     def add(name: str, tensor: Tensor) -> None:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
 
     for name, parameter in roles.causal.named_parameters():
         if ".lora_" in name:

@@ -110,7 +110,7 @@ def test_orchestrator_gives_the_same_as_the_stages_one_by_one(apart: Path, toget
 
 
 def test_orchestrator_ends_with_a_report(together: Path) -> None:
-    assert {"report.md", "report.html"} <= files(together / "report").keys()
+    assert {"report.md", "index.html"} <= files(together / "report").keys()
 
 
 @pytest.mark.parametrize(("stage", "step"), [("sft", 3), ("rm", 3), ("ppo", 2)])
@@ -139,11 +139,13 @@ def test_finished_stage_says_so(apart: Path) -> None:
     assert files(apart / "rm") == before
 
 
-def test_changed_configuration_is_noticed(apart: Path, tmp_path: Path) -> None:
-    """The stage downstream of a change does not build on what the change made stale."""
+def test_changed_stage_runs_again_and_those_downstream_notice(apart: Path, tmp_path: Path) -> None:
     run_dir = copy_upstream(apart, "ppo", tmp_path)
-    done = run_stage("ppo", run_dir, *OVERRIDES, "sft.learning_rate=1e-5", status=2)
-    assert "sft.learning_rate" in done.stdout and "--stage sft" in done.stdout
+    done = run_stage("sft", run_dir, *OVERRIDES, "sft.max_steps=1")
+    assert "changed since: sft.max_steps: 6 -> 1" in done.stdout
+    assert rows(run_dir / "sft" / "metrics.jsonl")[-1]["step"] == 1
+    done = run_stage("ppo", run_dir, *OVERRIDES, "sft.max_steps=1", status=2)
+    assert "stage rm, which was trained on another sft adapter" in done.stdout and "--stage rm" in done.stdout
 
 
 def test_missing_upstream_is_named(apart: Path, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_wins_need_equally_many():
 CANNED = {
     "base": Answers(["Bad.", "Fine.", "It rains."], [0.0, 0.1, 0.2], [9.0, 9.0, 9.0], [2, 2, 3]),
     "reference": Answers(["It rains.", "It rains.", "great"], [0.0, 1.0, 2.0], [0.0, 0.0, 0.0], [3, 3, 1]),
-    "policy": Answers(["great", "It rains.", "Terrible."], [3.0, 1.0, 1.0], [1.0, 2.0, 6.0], [1, 3, 2]),
+    "policy": Answers(["great", "fine", "Terrible."], [3.0, 2.0, 1.0], [1.0, 2.0, 6.0], [1, 3, 2]),
 }
 
 
@@ -90,14 +90,14 @@ def test_final_judgement_by_hand(canned, tmp_path):
     assert sorted(canned) == ["base", "policy", "reference"]
     expected = {
         "rm_score_sft": 1.0,  # (0 + 1 + 2) / 3
-        "rm_score_ppo": 5 / 3,  # (3 + 1 + 1) / 3
-        "rm_win_rate": 0.5,  # won, tied, lost
+        "rm_score_ppo": 2.0,  # (3 + 2 + 1) / 3
+        "rm_win_rate": 2 / 3,  # won, won, lost
         "kl": 3.0,  # (1 + 2 + 6) / 3
         "mean_length": 2.0,  # (1 + 3 + 2) / 3
         "gold_base": (-0.5423 + 0.2023 + 0.0) / 3,  # VADER: bad -2.5, fine 0.8
         "gold_sft": 0.6249 / 3,  # great 3.1
-        "gold_ppo": (0.6249 - 0.4767) / 3,  # terrible -2.1
-        "win_rate": 0.5,  # won, tied, lost
+        "gold_ppo": (0.6249 + 0.2023 - 0.4767) / 3,  # terrible -2.1
+        "win_rate": 2 / 3,  # won, won, lost
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-4)
     assert set(metrics) == {f"{name}{end}" for name in expected for end in ("", "_low", "_high")}
@@ -130,7 +130,12 @@ def test_without_a_judge_there_is_no_gold(canned, tmp_path):
 
 def test_held_out_figures_by_hand(canned, tmp_path):
     found = held_out_figures(context_in(tmp_path), NO_ROLES, PROMPTS, None, ALONE)
-    expected = {"eval/score": 5 / 3, "eval/kl": 3.0, "eval/length": 2.0, "eval/gold": (0.6249 - 0.4767) / 3}
+    expected = {
+        "eval/score": 2.0,
+        "eval/kl": 3.0,
+        "eval/length": 2.0,
+        "eval/gold": (0.6249 + 0.2023 - 0.4767) / 3,
+    }
     assert found == pytest.approx(expected, abs=1e-4)
     assert canned == ["policy"]
 
@@ -157,28 +162,28 @@ def test_reference_is_at_kl_0_from_itself_and_others_are_not(roles, tiny_tokeniz
     assert base.texts != found.texts
 
 
-def test_kl_and_scores_of_an_answer_equal_the_naive_ones(roles, tiny_tokenizer, tmp_path, monkeypatch):
-    sampled: list[list[int]] = []
-
-    def keep(responses, tokenizer):
-        sampled.extend(responses)
-        return [""] * len(responses)
-
-    monkeypatch.setattr(judgement, "decode", keep)
-    found = answer(context_in(tmp_path), roles, "base", PROMPTS, tiny_tokenizer, ALONE)
-    assert found.lengths == list(map(len, sampled))
-    for i, (prompt, response) in enumerate(zip(PROMPTS, sampled, strict=True)):
+def test_kl_and_scores_of_an_answer_equal_the_naive_ones(adapters, tiny_tokenizer, tmp_path, monkeypatch):
+    roles = ppo_roles(adapters).eval()
+    with torch.no_grad():
+        for parameter in roles.role_parameters("policy").values():
+            parameter.mul_(1.2)  # no longer its reference
+    given = [[30, 31, 32, 2], [40], [50, 2]]
+    monkeypatch.setattr(judgement, "sample_all", lambda *_: given)
+    found = answer(context_in(tmp_path), roles, "policy", PROMPTS, tiny_tokenizer, ALONE)
+    assert found.lengths == [4, 1, 2]
+    for i, (prompt, response) in enumerate(zip(PROMPTS, given, strict=True)):
         ids = torch.tensor([prompt.prompt_ids + response])
         with torch.no_grad():
             steps = {
                 role: roles(role, ids, torch.ones_like(ids))[0, len(prompt.prompt_ids) - 1 : -1].log_softmax(
                     -1
                 )
-                for role in ("base", "reference")
+                for role in ("policy", "reference")
             }
             score = roles("reward", ids, torch.ones_like(ids))[0, -1].item()
-        kl = sum(float(steps["base"][t, id] - steps["reference"][t, id]) for t, id in enumerate(response))
+        kl = sum(float(steps["policy"][t, id] - steps["reference"][t, id]) for t, id in enumerate(response))
         assert found.kl[i] == pytest.approx(kl, abs=1e-4)
+        assert abs(kl) > 1e-2
         assert found.scores[i] == pytest.approx(score, abs=1e-5)
 
 

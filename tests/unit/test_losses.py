@@ -169,6 +169,13 @@ def test_two_completions_are_the_pairwise_loss(difference):
     assert swapped.item() == loss.item()
 
 
+def test_ranking_loss_is_finite_far_out_in_fp32():
+    scores = torch.tensor([[-200.0, 200.0]], requires_grad=True)
+    loss, _ = ranking_loss(scores, torch.tensor([[0, 1]]), 1.0)
+    assert loss.item() == 400.0  # log(1 + exp(400)); exp(400) itself is not an fp32 number
+    assert gradient(loss, scores) == [[-1.0, 1.0]]
+
+
 def test_ranking_loss_averages_over_prompts_not_pairs():
     # prompt 1: one pair of difference 1, 0.3132617; prompt 2: three pairs of difference 0, log 2 = 0.6931472
     scores = tensor([[1.0, 0.0, 9.0], [5.0, 5.0, 5.0]])

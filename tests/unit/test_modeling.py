@@ -121,6 +121,25 @@ def test_role_parameters_are_those_of_the_role(four):
     assert set(trainable(four, ["critic"])) == set(four.role_parameters("critic"))
 
 
+def test_base_is_frozen_from_the_start(bare):
+    base = bare()
+    assert all(parameter.requires_grad for parameter in base.parameters())
+    assert not any(parameter.requires_grad for parameter in Roles(base).parameters())
+
+
+@pytest.mark.filterwarnings(
+    "ignore:You are trying to modify a model with PEFT", "ignore:Already found a `peft"
+)
+def test_new_role_leaves_the_others_as_they_were(adapters, bare):
+    roles = Roles(bare())
+    roles.add_from("reference", adapters["sft"], trainable=False)
+    for role in ("policy", "critic"):
+        roles.add_new(role, Adapter(r=4))
+    found = {name for name, parameter in roles.named_parameters() if parameter.requires_grad}
+    assert found == {name for name, _ in roles.named_parameters() if is_trained(name)}
+    assert len(found) == 2 * LAYERS * 2
+
+
 def test_fresh_adapter_covers_all_linear_layers_but_the_head():
     roles = tiny_roles()
     roles.add_new("policy", Adapter(r=4))
@@ -130,6 +149,14 @@ def test_fresh_adapter_covers_all_linear_layers_but_the_head():
     chosen = tiny_roles()
     chosen.add_new("policy", Adapter(r=4, target_modules=["q_proj", "v_proj"]))
     assert {name.split(".")[5] for name in chosen.role_parameters("policy")} == {"q_proj", "v_proj"}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_fresh_adapter_takes_its_settings(dropout):
+    roles = new_role(tiny_roles(), "policy", 0, r=2, alpha=6.0, dropout=dropout).train()
+    config = roles.peft_config("policy")
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (2, 6.0, dropout)
+    assert torch.equal(out(roles, "policy"), out(roles, "policy")) == (dropout == 0)
 
 
 def test_target_modules_that_match_nothing():
@@ -271,6 +298,19 @@ def test_padding_on_either_side_changes_nothing(role, four):
         right = four(role, torch.cat([IDS, pad], 1), torch.cat([MASK, pad], 1))[:, :-3]
     torch.testing.assert_close(left, whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(right, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_positions_are_counted_from_the_mask(four):
+    """Rotary embeddings would not tell: they see differences of positions alone. Learned ones would."""
+    seen: list[list] = []
+    hook = four.causal.model.register_forward_pre_hook(
+        lambda _, __, inputs: seen.append(inputs["position_ids"].tolist()), with_kwargs=True
+    )
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0]])
+    for role in ("policy", "reward"):
+        four(role, IDS, mask)
+    hook.remove()
+    assert seen == [[[0, 0, 0, 1, 2, 3], [0, 0, 1, 2, 2, 2]]] * 2
 
 
 def test_packed_sequences_are_as_if_alone(four):

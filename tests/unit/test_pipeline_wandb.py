@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from configs.errors import UserError
 from pipeline.wandb_sink import WandbSink, make_wandb_sink, wandb_mode
 from tests.unit.pipeline_runs import leave, toy
 
+KEY = "0123456789abcdef" * 2 + "01234567"
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLES = ("WANDB_MODE", "WANDB_DISABLED", "WANDB_API_KEY", "WANDB_DATA_DIR", "WANDB_CACHE_DIR")
 
@@ -47,20 +47,24 @@ def test_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         wandb_mode(toy())
 
 
-def auto_mode() -> str:
-    """What `auto` comes to, in a process of its own, as W&B remembers a key that it has seen."""
-    code = "from pipeline.wandb_sink import wandb_mode; from tests.unit.pipeline_runs import toy; "
-    code += "print(wandb_mode(toy(tracking__wandb='auto')))"
+def in_a_process(code: str, *arguments: str) -> str:
+    """Run code in a process of its own, as W&B remembers keys that it has seen; returns its output."""
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"},  # ours knows runs
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()[-1]
+    return done.stdout
+
+
+def auto_mode() -> str:
+    code = "from pipeline.wandb_sink import wandb_mode; from tests.unit.pipeline_runs import toy\n"
+    return in_a_process(code + "print(wandb_mode(toy(tracking__wandb='auto')))").split()[-1]
 
 
 def test_auto_is_offline_without_an_account_and_asks_nobody() -> None:
@@ -69,11 +73,10 @@ def test_auto_is_offline_without_an_account_and_asks_nobody() -> None:
 
 @pytest.mark.parametrize("where", ["variable", "netrc"])
 def test_auto_is_online_with_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    key = "0123456789abcdef" * 2 + "01234567"
     if where == "variable":
-        monkeypatch.setenv("WANDB_API_KEY", key)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
     else:
-        (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {key}\n")
+        (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
     assert auto_mode() == "online"
 
 
@@ -147,20 +150,22 @@ def test_a_failing_network_does_not_end_training(caplog: pytest.LogCaptureFixtur
     assert [record.levelname for record in caplog.records] == ["WARNING"], "said once"
 
 
-def test_unreachable_server_falls_back_to_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    modes: list[str] = []
-    init = wandb.init
-
-    def refuse_online(**given: Any) -> Any:
-        modes.append(given["mode"])
-        if given["mode"] == "online":
-            raise wandb.errors.CommError("no route to host")
-        return init(**given)
-
-    monkeypatch.setattr(wandb, "init", refuse_online)
-    manifest = leave(tmp_path, "sft").model_copy(update={"wandb_id": "abcd1234"})
-    sink = make_wandb_sink(toy(tracking__wandb="online"), manifest, tmp_path / "sft")
-    assert sink is not None
-    sink.close(0)
-    assert modes == ["online", "offline"]
-    assert json.loads((tmp_path / "sft/manifest.json").read_text())["status"] == "finished"
+def test_unreachable_server_falls_back_to_offline_under_the_same_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port, where nobody listens
+    leave(tmp_path, "sft")
+    code = (
+        "import sys; from pathlib import Path; from pipeline import wandb_sink, manifest\n"
+        "from tests.unit.pipeline_runs import toy\n"
+        "wandb_sink.INIT_TIMEOUT_SECONDS = 2\n"
+        "folder = Path(sys.argv[1]) / 'sft'\n"
+        "record = manifest.read_manifest(folder / 'manifest.json')\n"
+        "record.wandb_id = 'abcd1234'\n"
+        "sink = wandb_sink.make_wandb_sink(toy(tracking__wandb='online'), record, folder)\n"
+        "sink.log({'loss': 1.0}, 1)\n"
+        "sink.close(0)\n"
+    )
+    in_a_process(code, str(tmp_path))
+    assert list((tmp_path / "sft/wandb").glob("offline-run-*-abcd1234/run-abcd1234.wandb"))

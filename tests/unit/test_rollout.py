@@ -117,6 +117,20 @@ def test_first_token_is_a_sample_of_the_roles_softmax(role, roles, tiny_tokenize
     assert (counts[rest] > 0).sum() > 100
 
 
+@pytest.mark.parametrize("watched", ["own", "end"])
+def test_no_token_is_held_back(watched, roles, tiny_tokenizer):
+    """Neither the prompt's own token nor the end of turn, each after the prompt that makes it likeliest."""
+    prompts = torch.arange(384)[:, None]
+    with torch.no_grad():
+        probabilities = roles("policy", prompts, torch.ones_like(prompts))[:, -1].softmax(1)
+    likely = probabilities.diagonal() if watched == "own" else probabilities[:, EOS]
+    prompt, probability = int(likely.argmax()), float(likely.max())
+    responses = draw(roles, tiny_tokenizer, [[prompt]] * 4_000, range(4_000), tokens=1, batch_size=1000)
+    count = responses.count([prompt if watched == "own" else EOS])
+    assert probability > 0.01
+    assert abs(count - 4_000 * probability) < 4 * (4_000 * probability * (1 - probability)) ** 0.5
+
+
 def test_surprise_of_samples_is_the_entropy(roles, tiny_tokenizer):
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(300)]
     responses = draw(roles, tiny_tokenizer, prompts, range(300), batch_size=100)
@@ -231,6 +245,12 @@ def test_lay_out_tells_padding_by_mask_not_by_token():
     batch = lay_out([[0, 5]], [[0, 2, 0]], 0, CPU)
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1]]
     assert batch.mask.tolist() == [[True, True, True]]
+
+
+def test_lay_out_pads_with_the_pad_token():
+    batch = lay_out([[5, 6], [8]], [[9], [10, 11]], 3, CPU)
+    assert batch.input_ids.tolist() == [[5, 6, 9, 3], [3, 8, 10, 11]]
+    assert batch.responses.tolist() == [[9, 3], [10, 11]]
 
 
 def test_position_start_tells_the_first_response_token():

@@ -1,0 +1,139 @@
+"""Peak memory of the PPO stage beside that of the SFT stage: four roles over one base, for what price?
+
+python tests/benchmarks/memory.py [--model smollm2-135m-instruct] [--length 128] [--micro-batch-size 4]
+
+Both stages run on the same quantized base with the same shape: micro-batches of the same number of
+sequences, every sequence of `length` tokens (PPO: half of them the prompt, half the response). Each stage has
+a process of its own; its peak is the GPU's where there is one, else the process's largest resident size. The
+latter also holds the libraries, so what a process holds before it loads the base is shown as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[0] = str(ROOT)
+
+from configs.schema import STAGES  # noqa: E402
+
+TARGET = 1.5
+IMPORTS = (
+    "import stages.sft, stages.rm, stages.ppo, pipeline.runner, bitsandbytes;"
+    "from stages.metrics import peak_memory_bytes; print(peak_memory_bytes())"
+)
+
+
+def main() -> int:
+    arguments = parse()
+    with tempfile.TemporaryDirectory(prefix="tristage-memory-") as folder:
+        config = write_experiment(Path(folder), arguments)
+        before = int(start([sys.executable, "-c", IMPORTS]).splitlines()[-1])
+        for stage in STAGES:
+            words = ["--stage", stage, "--config", str(config), "--run-dir", folder]
+            start([sys.executable, str(ROOT / "launch" / "run_stage.py"), *words])
+        print_table(arguments, before, {stage: read_metrics(Path(folder) / stage) for stage in STAGES})
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="embedded name, folder or hub id")
+    parser.add_argument("--quantization", default="nf4", choices=("nf4", "int8", "none"))
+    parser.add_argument("--length", type=int, default=128, help="tokens of each sequence (default: 128)")
+    parser.add_argument("--micro-batch-size", type=int, default=4, help="sequences at once (default: 4)")
+    parser.add_argument("--steps", type=int, default=3, help="optimizer steps of each stage (default: 3)")
+    return parser.parse_args()
+
+
+def write_experiment(folder: Path, arguments: argparse.Namespace) -> Path:
+    """An experiment and its data, in which every sequence is cut to `length` tokens."""
+    half = arguments.length // 2
+    words = " ".join(f"{number} apples and {number + 1} pears" for number in range(arguments.length))
+    row = {"prompt": f"Count: {words}", "completion": words}
+    ranked = {"prompt": row["prompt"], "completions": [words, f"No. {words}"]}
+    write_rows(folder / "sft.jsonl", [row | {"prompt": f"{n} {row['prompt']}"} for n in range(64)])
+    write_rows(folder / "ranked.jsonl", [ranked | {"prompt": f"{n} {row['prompt']}"} for n in range(64)])
+    training = {
+        "batch_size": 2 * arguments.micro_batch_size,
+        "micro_batch_size": arguments.micro_batch_size,
+        "save_steps": 1000,
+    }
+    source = {"path": "ranked.jsonl", "held_out": 0}
+    experiment = {
+        "name": "memory",
+        "base": {"model": arguments.model, "quantization": arguments.quantization},
+        "data": {
+            "sft": {"path": "sft.jsonl", "held_out": 0},
+            "rm": source,
+            "ppo": source,
+            "shares": {"sft": 0, "rm": 0.5, "ppo": 0.5},
+            "max_length": arguments.length,
+            "max_prompt_length": half,
+            "overlong": "truncate",
+        },
+        "sft": training | {"max_steps": arguments.steps},
+        "rm": training
+        | {
+            "max_steps": 1,
+            "normalization_prompts": 1,
+            "rankings": {"generation": {"max_new_tokens": 1}},
+        },
+        "ppo": training
+        | {
+            "iterations": arguments.steps,
+            "epochs": 1,
+            "generation": {"max_new_tokens": half, "batch_size": arguments.micro_batch_size},
+        },
+        "tracking": {"wandb": "disabled"},
+    }
+    file = folder / "memory.yaml"
+    file.write_text(json.dumps(experiment, indent=1))  # JSON is YAML
+    return file
+
+
+def write_rows(file: Path, rows: list[dict]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def start(command: list[str]) -> str:
+    """Run a command; returns its output, or ends the program with it if the command fails."""
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def read_metrics(stage: Path) -> dict[str, float]:
+    metrics: dict[str, float] = json.loads((stage / "manifest.json").read_text())["metrics"]
+    rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    lengths = [row["completions/mean_length"] for row in rows if "completions/mean_length" in row]
+    return metrics | ({"response": max(lengths)} if lengths else {})
+
+
+def print_table(arguments: argparse.Namespace, before: int, found: dict[str, dict[str, float]]) -> None:
+    gib = {stage: metrics["peak_memory_bytes"] / 2**30 for stage, metrics in found.items()}
+    print(
+        f"{arguments.model}, {arguments.quantization}: micro-batches of {arguments.micro_batch_size} sequences "
+        f"of {arguments.length} tokens, {arguments.steps} steps"
+    )
+    print(f"(PPO's responses had {found['ppo']['response']:.0f} tokens on average, of {arguments.length // 2})")
+    print(f"{'':24}{'peak':>10}{'less start':>14}")
+    print(f"{'process, libraries only':24}{before / 2**30:>6.2f} GiB")
+    for stage in ("sft", "ppo"):
+        print(f"{stage:24}{gib[stage]:>6.2f} GiB{gib[stage] - before / 2**30:>10.2f} GiB")
+    ratio = gib["ppo"] / gib["sft"]
+    verdict = "within" if ratio <= TARGET else "above"
+    print(f"{'ppo / sft':24}{ratio:>6.2f}     {verdict} the target of {TARGET}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""What a user types, as processes of their own: exit codes, messages, and that nothing starts unasked."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.unit.pipeline_runs import leave
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = str(ROOT / "configs/tiny.yaml")
+
+
+def tristage(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "launch.cli", *words],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def run_stage(
+    *words: str, cwd: Path = ROOT, launcher: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    command = [*(launcher or (sys.executable,)), str(ROOT / "launch/run_stage.py"), *words]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_plan_shows_everything_and_starts_nothing(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    done = tristage("plan", "--config", TINY, "--run-dir", str(run_dir), "sft.learning_rate=0.00077")
+    assert done.returncode == 0, done.stderr
+    for expected in ("sft  run", "rm   run", "ppo  run", "per optimizer step", "learning_rate: 0.00077"):
+        assert expected in done.stdout
+    assert not run_dir.exists()
+
+
+def test_plan_imports_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from launch import cli\n"
+        f"sys.argv = ['tristage', 'plan', '--config', {TINY!r}, '--run-dir', {str(tmp_path)!r}]\n"
+        "status = cli.main()\n"
+        "assert not {'torch', 'transformers', 'datasets', 'wandb'} & set(sys.modules)\n"
+        "sys.exit(status)\n"
+    )
+    begin = time.monotonic()
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=60)
+    assert time.monotonic() - begin < 10, "about a second, with room for a busy machine"
+
+
+def test_plan_says_what_does_not_divide(tmp_path: Path) -> None:
+    done = tristage("plan", "--config", TINY, "--run-dir", str(tmp_path), "--num-accelerators", "3")
+    assert done.returncode == 2
+    assert "sft.batch_size: 8 cannot be shared equally by 3 ranks" in done.stdout
+
+
+def test_plan_from_another_folder_and_with_arguments_in_any_order(tmp_path: Path) -> None:
+    done = tristage(
+        "plan", "seed=5", "--run-dir", "here", "--until", "sft", "--config", TINY, "rm.epochs=2", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "here") in done.stdout
+    assert "seed: 5" in done.stdout
+    assert "rm   run" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fly"], "invalid choice: 'fly'"),
+        (["plan", "--from", "dpo"], "invalid choice: 'dpo'"),
+        (["plan", "--config", TINY, "--from", "ppo", "--until", "sft"], "no stage lies between"),
+        (["plan", "--config", TINY, "ppo.kl_coeff=1"], "kl_coef"),
+        (["plan", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["run", "--config", TINY, "--num-accelerators", "0"], "at least 1"),
+    ],
+)
+def test_users_mistakes_are_status_2_without_a_traceback(words: list[str], message: str) -> None:
+    done = tristage(*words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_run_stops_before_starting_if_upstream_is_missing(tmp_path: Path) -> None:
+    done = tristage("run", "--config", TINY, "--run-dir", str(tmp_path), "--from", "rm")
+    assert done.returncode == 2
+    assert "stage rm: needs stage sft" in done.stderr
+    assert f"deepspeed launch/run_stage.py --stage sft --config {TINY} --run-dir {tmp_path}" in done.stderr
+
+
+def test_status_needs_no_configuration(tmp_path: Path) -> None:
+    leave(tmp_path, "sft")
+    done = tristage("status", "--run-dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "finished" in done.stdout and "not run" in done.stdout
+
+
+def test_unknown_stage_is_status_2() -> None:
+    done = run_stage("--stage", "dpo")
+    assert done.returncode == 2
+    assert "invalid choice: 'dpo'" in done.stderr
+
+
+def test_stage_without_upstream_names_the_command(tmp_path: Path) -> None:
+    done = run_stage("--stage", "ppo", "--config", TINY, "--run-dir", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert "stage ppo: needs stage sft" in done.stderr
+    assert "deepspeed launch/run_stage.py --stage sft" in done.stderr
+
+
+def test_stage_runs_from_any_folder_and_is_then_skipped(tmp_path: Path) -> None:
+    words = ("--stage", "sft", "--config", TINY, "--run-dir", "run", "sft.max_steps=1")
+    first = run_stage(*words, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert f"next: deepspeed launch/run_stage.py --stage rm --config {TINY} --run-dir run" in first.stdout
+    assert (tmp_path / "run/sft/manifest.json").exists()
+    assert (tmp_path / "run/sft/adapter/adapter_config.json").exists()
+    assert (tmp_path / "run/sft/logs/rank0.log").read_text()
+    begin = time.monotonic()
+    second = run_stage(*words, cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert "finished with this configuration" in second.stdout
+    assert time.monotonic() - begin < 10, "without loading any library"
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_deepspeed_with_two_ranks_is_quiet_and_skips_too(tmp_path: Path) -> None:
+    launcher = (
+        str(Path(sys.executable).parent / "deepspeed"),
+        "--num_accelerators",
+        "2",
+        "--master_port",
+        "29641",
+    )
+    words = ("--stage", "sft", "--config", TINY, "--run-dir", str(tmp_path / "run"), "sft.max_steps=1")
+    first = run_stage(*words, launcher=launcher)
+    assert first.returncode == 0, first.stderr
+    ours = [line for line in first.stdout.splitlines() if not line.startswith("[20")]  # the launcher's own
+    for noise in ("Warning", "gemm_4bit_forward", "Loading weights", "Setting accelerator"):
+        assert noise not in "\n".join(ours) + first.stderr
+    assert first.stdout.count("stage sft finished") == 1
+    assert (tmp_path / "run/sft/logs/rank1.log").exists()
+    second = run_stage(*words, launcher=launcher)
+    assert second.returncode == 0, second.stderr
+    assert "finished with this configuration" in second.stdout

@@ -1,0 +1,113 @@
+"""The target of a launcher: the three recipes one after another in one process group.
+
+deepspeed recipes.py UPSTREAM OUT DEEPSPEED_JSON go|stop|resume
+
+Every stage reads the adapters in UPSTREAM, so that each is looked at alone, and reports to OUT/STAGE. `stop`
+ends SFT and RM at a step that is logged and not yet saved, and PPO with SIGKILL to all processes; `resume`
+goes on in the same folders. Each rank leaves OUT/STAGE/rankN.json: how much of the base it held.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from pipeline import quiet  # noqa: E402
+
+quiet.silence()
+
+from configs.load import load_experiment  # noqa: E402
+from configs.schema import STAGES, Stage  # noqa: E402
+from pipeline.tracking import FileSink  # noqa: E402
+from stages.context import Context  # noqa: E402
+from stages.engine import Engine  # noqa: E402
+
+TINY = Path(__file__).resolve().parents[2] / "configs" / "tiny.yaml"
+STOP_AT = {"sft": 3, "rm": 3, "ppo": 2}
+UPSTREAM = {"sft": (), "rm": ("sft",), "ppo": ("sft", "rm")}
+
+
+class Stop(Exception):
+    """The stage is to go no further."""
+
+
+class Tracker:
+    """Writes files on rank 0, as the pipeline does; ends the stage where it is told to."""
+
+    def __init__(self, folder: Path, rank: int, stop_at: int | None, kill: bool) -> None:
+        self._sink = FileSink(folder) if rank == 0 else None
+        self._stop_at, self._kill = stop_at, kill
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        if self._sink:
+            self._sink.log(metrics, step)
+        if step == self._stop_at and "learning_rate" in metrics:
+            if self._kill:
+                os.killpg(os.getpgid(0), signal.SIGKILL)
+            raise Stop
+
+    def samples(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        if self._sink:
+            self._sink.samples(rows, step)
+
+    def rewind(self, step: int) -> None:
+        if self._sink:
+            self._sink.rewind(step)
+
+    def phase(self, title: str, total: int, done: int = 0) -> None: ...
+    def advance(self, units: int = 1, **figures: float) -> None: ...
+    def note(self, message: str) -> None: ...
+
+
+def held(engine: Engine) -> dict[str, dict[str, int]]:
+    """Of each 4-bit weight of the base: its numbers in all, in this rank's shard, and those it holds now."""
+    found = {}
+    for name, parameter in engine.roles.causal.named_parameters():
+        if "quant_state" in vars(parameter):
+            sharded = engine.zero_stage == 3
+            found[name] = {
+                "whole": parameter.ds_numel if sharded else parameter.numel(),
+                "shard": parameter.ds_tensor.numel() if sharded else parameter.numel(),
+                "held": parameter.numel(),
+            }
+    return found
+
+
+def run(stage: Stage, upstream: Path, out: Path, deepspeed: Path, mode: str) -> None:
+    rank = int(os.environ["RANK"])
+    folder = out / stage
+    folder.mkdir(parents=True, exist_ok=True)
+    engines: list[Engine] = []
+    start = Engine.__init__
+
+    def remembered(self: Engine, *args: Any, **kwargs: Any) -> None:
+        start(self, *args, **kwargs)
+        engines.append(self)
+
+    Engine.__init__ = remembered  # type: ignore[method-assign]
+    config = load_experiment(TINY, [f"deepspeed.config={deepspeed}"])
+    tracker = Tracker(folder, rank, STOP_AT[stage] if mode == "stop" else None, kill=stage == "ppo")
+    inputs = {name: upstream / name / "adapter" for name in UPSTREAM[stage]}
+    recipe = importlib.import_module(f"stages.{stage}").run
+    try:
+        outcome = recipe(Context(config, stage, folder, inputs, tracker, mode == "resume"))
+    except Stop:
+        return
+    finally:
+        Engine.__init__ = start  # type: ignore[method-assign]
+    (folder / f"rank{rank}.json").write_text(json.dumps(held(engines[0])))
+    (folder / "manifest.json").write_text(json.dumps({"metrics": outcome.metrics}))
+
+
+if __name__ == "__main__":
+    upstream, out, deepspeed, mode = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
+    for stage in STAGES:
+        run(stage, Path(upstream), Path(out), Path(deepspeed), mode)

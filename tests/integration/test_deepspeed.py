@@ -1,0 +1,123 @@
+"""ZeRO stages and numbers of ranks change how a stage is computed, not what it computes.
+
+Each stage starts from the same upstream adapters everywhere, and every figure that it logs must be that of
+ZeRO 0 on one rank. The tolerance is for rounding alone: ranks sum in another order, in fp32 (a relative
+1e-7 for each sum); Adam divides by the root of its second moment, which blows up the rounding of gradients
+that are nearly zero; and figures that are small differences of large numbers keep the absolute error of
+those. Measured: 5e-5 at most. A rank that missed a batch, or a gradient scaled by the number of ranks, is
+off by tens of percent.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from configs.schema import STAGES
+from tests.integration.runs import ROOT, assert_same_result, files, launcher, metrics, rows, start
+
+RECIPES = Path(__file__).with_name("recipes.py")
+COMBINATIONS = [(0, 2), (2, 1), (2, 2), (3, 1), (3, 2)]
+CLOSE = {"rel": 1e-3, "abs": 1e-5}
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The shipped JSON of a ZeRO stage; at stage 3, parameters of any size are sharded."""
+    folder = tmp_path_factory.mktemp("deepspeed")
+    for zero in (0, 2, 3):
+        options = json.loads((ROOT / "configs" / "deepspeed" / f"zero{zero}.json").read_text())
+        if zero == 3:
+            options["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        (folder / f"zero{zero}.json").write_text(json.dumps(options))
+    return lambda zero: folder / f"zero{zero}.json"
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, settings: Callable[[int], Path]) -> Path:
+    """ZeRO 0 on one rank; each stage on the adapters of the one before."""
+    folder = tmp_path_factory.mktemp("reference")
+    done = start([*launcher(1), RECIPES, folder, folder, settings(0), "go"])
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_of(
+    reference: Path, tmp_path_factory: pytest.TempPathFactory, settings: Callable[[int], Path]
+) -> Callable[[int, int], Path]:
+    """run_of(zero, ranks): the three stages on the reference's adapters, computed once."""
+    runs: dict[tuple[int, int], Path] = {}
+
+    def run(zero: int, ranks: int) -> Path:
+        if (zero, ranks) not in runs:
+            folder = tmp_path_factory.mktemp(f"zero{zero}-ranks{ranks}")
+            done = start([*launcher(ranks), RECIPES, reference, folder, settings(zero), "go"])
+            assert done.returncode == 0, done.stdout
+            runs[zero, ranks] = folder
+        return runs[zero, ranks]
+
+    return run
+
+
+@pytest.mark.parametrize(("zero", "ranks"), COMBINATIONS)
+def test_same_figures(zero: int, ranks: int, run_of: Callable[[int, int], Path], reference: Path) -> None:
+    folder = run_of(zero, ranks)
+    for stage in STAGES:
+        ours, theirs = rows(folder / stage / "metrics.jsonl"), rows(reference / stage / "metrics.jsonl")
+        assert len(ours) == len(theirs)
+        for row, expected in zip(ours, theirs, strict=True):
+            assert row == pytest.approx(expected, **CLOSE), f"{stage}, step {row['step']}"
+        assert metrics(folder / stage / "manifest.json") == pytest.approx(
+            metrics(reference / stage / "manifest.json"), **CLOSE
+        )
+    texts = ("base", "sft", "ppo")
+    answers = [[row[name] for name in texts] for row in rows(folder / "ppo" / "evaluation.jsonl")]
+    assert answers == [[row[name] for name in texts] for row in rows(reference / "ppo" / "evaluation.jsonl")]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_zero_3_shards_the_4_bit_base(stage: str, run_of: Callable[[int, int], Path]) -> None:
+    """Each rank keeps half of every 4-bit weight, and gives back the other half after use."""
+    for rank in range(2):
+        held = json.loads((run_of(3, 2) / stage / f"rank{rank}.json").read_text())
+        assert len(held) == 14  # seven linear layers in each of two blocks
+        for name, numbers in held.items():
+            assert numbers["shard"] == numbers["whole"] / 2, name
+            assert numbers["held"] == 0, f"{name} stays whole"
+        whole = json.loads((run_of(2, 2) / stage / f"rank{rank}.json").read_text())
+        assert whole.keys() == held.keys()
+        assert all(numbers["held"] == numbers["whole"] for numbers in whole.values()), "ZeRO 2 keeps all of it"
+        assert {name: each["whole"] for name, each in whole.items()} == {
+            name: each["whole"] for name, each in held.items()
+        }
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_stopped_and_resumed_is_as_if_never_stopped(
+    zero: int,
+    run_of: Callable[[int, int], Path],
+    reference: Path,
+    settings: Callable[[int], Path],
+    tmp_path: Path,
+) -> None:
+    """On two ranks: what was sharded among them is saved whole and given back to each."""
+    command = [RECIPES, reference, tmp_path, settings(zero)]
+    stopped = start([*launcher(2), *command, "stop"])
+    assert stopped.returncode == -signal.SIGKILL, stopped.stdout
+    for stage, steps in (("sft", [2]), ("rm", [2]), ("ppo", [1])):
+        checkpoints = sorted(path.name for path in (tmp_path / stage / "checkpoints").glob("step-*"))
+        assert checkpoints == [f"step-{step:06d}" for step in steps]
+        assert not (tmp_path / stage / "adapter").exists()
+
+    resumed = start([*launcher(2), *command, "resume"])
+    assert resumed.returncode == 0, resumed.stdout
+    for stage in STAGES:
+        assert_same_result(tmp_path / stage, run_of(zero, 2) / stage)
+    assert "adapter_model.safetensors" in files(tmp_path / "ppo" / "adapter")

@@ -1,0 +1,110 @@
+"""PPO before it has learned anything: KL exactly 0, ratio exactly 1, on the first minibatch of the run.
+
+Not nearly: any difference would mean that two forwards of one policy saw other positions, other padding,
+another adapter or dropout, and that the objective is not the one that is written down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from configs.load import load_experiment
+from configs.schema import DeepSpeed
+from stages import ppo
+from stages.context import Context
+from stages.engine import Ranks
+from tests.integration.runs import TINY
+from tests.roles import new_role, save_role_of, tiny_roles
+
+# Prompts of tiny.jsonl differ in length; with 60 tokens to a response, some of them end their turn before.
+OVERRIDES = (
+    *("ppo.iterations=1", "ppo.batch_size=10", "ppo.micro_batch_size=3", "ppo.eval_steps=null"),
+    *("ppo.generation.max_new_tokens=60", "data.ppo.held_out=0"),
+)
+
+
+class Recorder:
+    """A tracker that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.metrics: list[Mapping[str, float]] = []
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.metrics.append(metrics)
+
+    def phase(self, title: str, total: int, done: int = 0) -> None: ...
+    def advance(self, units: int = 1, **figures: float) -> None: ...
+    def samples(self, rows: Sequence[Mapping[str, Any]], step: int) -> None: ...
+    def note(self, message: str) -> None: ...
+    def rewind(self, step: int) -> None: ...
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.3], ids=["", "dropout"])
+def inputs(
+    request: pytest.FixtureRequest, tiny_folder: Path, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Adapters of the stages before, whose configuration asks for dropout or not."""
+    root = tmp_path_factory.mktemp("inputs")
+    for seed, name in enumerate(("sft", "rm")):
+        roles = new_role(tiny_roles(), name, seed, head=name == "rm", dropout=request.param)
+        save_role_of(roles, name, root / name, tiny_tokenizer)
+    return {name: root / name for name in ("sft", "rm")}
+
+
+@pytest.fixture
+def log_ratios(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The log ratio of every response token of each micro-batch, in the order of the updates."""
+    seen: list[torch.Tensor] = []
+    loss = ppo.policy_loss
+
+    def watched(logprobs, old_logprobs, advantages, mask, clip_range, normalizer):
+        seen.append((logprobs - old_logprobs).detach()[mask])
+        return loss(logprobs, old_logprobs, advantages, mask, clip_range, normalizer)
+
+    monkeypatch.setattr(ppo, "policy_loss", watched)
+    return seen
+
+
+def first_iteration(inputs: dict[str, Path], folder: Path, *overrides: str) -> Mapping[str, float]:
+    config = load_experiment(TINY, [*OVERRIDES, *overrides])
+    assert isinstance(config.deepspeed, DeepSpeed)
+    recorder = Recorder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANK", "0")
+        patch.setenv("WORLD_SIZE", "1")
+        patch.setenv("LOCAL_RANK", "0")
+        ppo.run(Context(config, "ppo", folder, inputs, recorder, resume=False))
+    return recorder.metrics[0]
+
+
+def test_kl_is_zero_and_ratio_is_one(
+    inputs: dict[str, Path], log_ratios: list[torch.Tensor], ranks: Ranks, tmp_path: Path
+) -> None:
+    metrics = first_iteration(inputs, tmp_path, "ppo.epochs=1", "ppo.minibatches=1")
+    assert 0 < metrics["completions/clipped_ratio"] < 1, "responses must differ in length"
+    assert len(log_ratios) == 4, "the batch must take several micro-batches, the last of them smaller"
+    for log_ratio in log_ratios:
+        assert torch.equal(log_ratio, torch.zeros_like(log_ratio))
+    assert metrics["objective/kl"] == 0.0
+    assert metrics["objective/non_score_reward"] == 0.0
+    assert metrics["val/ratio"] == 1.0
+    assert metrics["policy/approxkl_avg"] == 0.0
+    assert metrics["policy/clipfrac_avg"] == 0.0
+    assert metrics["val/clipfrac_avg"] == 0.0, "the critic, too, says what it said before"
+    assert metrics["grad_norm"] > 0
+
+
+def test_second_minibatch_has_moved(
+    inputs: dict[str, Path], log_ratios: list[torch.Tensor], ranks: Ranks, tmp_path: Path
+) -> None:
+    """The first minibatch is exact with several of them as well; after an update the ratio is not 1."""
+    metrics = first_iteration(inputs, tmp_path, "ppo.epochs=1", "ppo.minibatches=2")
+    assert len(log_ratios) == 4
+    assert not log_ratios[0].any() and not log_ratios[1].any()
+    assert log_ratios[2].any() and log_ratios[3].any()
+    assert metrics["objective/kl"] == 0.0 and metrics["val/ratio"] != 1.0
