@@ -249,11 +249,19 @@ class Engine:
             state["step"].fill_(steps)
         for name, parameter in self.parameters.items():
             for moment in MOMENTS:
-                value = tensors[f"{moment}/{name}"].to(parameter.device)
-                if self.zero_stage == 0:
-                    self.optimizer.state[parameter][moment].copy_(value)
-                else:
-                    deepspeed.utils.safe_set_full_optimizer_state(parameter, value, moment)
+                self._set_moment(parameter, moment, tensors[f"{moment}/{name}"].to(parameter.device))
+
+    def _set_moment(self, parameter: nn.Parameter, moment: str, value: Tensor) -> None:
+        if self.zero_stage == 0:
+            self.optimizer.state[parameter][moment].copy_(value)
+        elif self.zero_stage == 3:
+            # safe_set_full_optimizer_state fails where the ranks do not divide the number of elements.
+            size = -(-value.numel() // self.ranks.world)
+            padded = nn.functional.pad(value.flatten(), (0, size * self.ranks.world - value.numel()))
+            mine = padded[size * self.ranks.rank :][:size]
+            deepspeed.utils.safe_set_local_optimizer_state(parameter, mine, moment)
+        else:
+            deepspeed.utils.safe_set_full_optimizer_state(parameter, value, moment)
 
     def _start_moments(self) -> None:
         """Give AdamW its moments now rather than at its first step.

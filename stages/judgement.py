@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from data import tokenize
 from stages.context import Context
-from stages.engine import Ranks, seed_from
+from stages.engine import seed_from
 from stages.labellers import LABELLERS
 from stages.metrics import mean_with_interval
-from stages.modeling import BASE, Roles
-from stages.rollout import decode, lay_out, logprobs_and_entropy, sample_all, sequence_scores
+from stages.modeling import BASE
+from stages.rollout import Sampler, lay_out, logprobs_and_entropy, sequence_scores
 
 
 @dataclass(frozen=True)
@@ -31,26 +30,19 @@ class Answers:
         return [LABELLERS[judge](text) for text in self.texts]
 
 
-def answer(
-    context: Context,
-    roles: Roles,
-    role: str,
-    prompts: Sequence[tokenize.Prompt],
-    tokenizer: PreTrainedTokenizerBase,
-    ranks: Ranks,
-) -> Answers:
+def answer(context: Context, sampler: Sampler, role: str, prompts: Sequence[tokenize.Prompt]) -> Answers:
     """Sample one answer of `role` to each prompt, with the same noise whenever and whoever is asked."""
-    ppo = context.config.ppo
+    roles, ranks = sampler.roles, sampler.ranks
     ids = [prompt.prompt_ids for prompt in prompts]
     seeds = [seed_from(context.config.seed, "judgement", i, prompt) for i, prompt in enumerate(ids)]
     context.tracker.phase(f"ppo: answers of {role} to held-out prompts", len(ids))
-    responses = sample_all(roles, role, ids, seeds, ppo.generation, tokenizer, ranks, context.tracker.advance)
+    responses = sampler.shared(role, ids, seeds, context.tracker.advance)
     found: list[tuple[int, float, float]] = []
-    for round_ in ranks.rounds(list(range(len(ids))), ppo.micro_batch_size):
+    for round_ in ranks.rounds(list(range(len(ids))), context.config.ppo.micro_batch_size):
         batch = lay_out(
             [ids[i] for i in round_.items],
             [responses[i] for i in round_.items],
-            tokenizer.pad_token_id,
+            sampler.tokenizer.pad_token_id,
             ranks.device,
         )
         with torch.no_grad():
@@ -61,7 +53,7 @@ def answer(
         found += list(zip(round_.items, scores.tolist(), kl.tolist(), strict=True)) * round_.weight
     found = sorted(ranks.gather(found))
     return Answers(
-        decode(responses, tokenizer),
+        sampler.decode(responses),
         [score for _, score, _ in found],
         [kl for _, _, kl in found],
         [len(response) for response in responses],
@@ -69,16 +61,12 @@ def answer(
 
 
 def held_out_figures(
-    context: Context,
-    roles: Roles,
-    prompts: Sequence[tokenize.Prompt],
-    tokenizer: PreTrainedTokenizerBase,
-    ranks: Ranks,
+    context: Context, sampler: Sampler, prompts: Sequence[tokenize.Prompt]
 ) -> dict[str, float]:
     """`eval/score`, `eval/kl`, `eval/length` of the policy, and `eval/gold` where there is a judge."""
     if not prompts:
         return {}
-    answers = answer(context, roles, "policy", prompts, tokenizer, ranks)
+    answers = answer(context, sampler, "policy", prompts)
     means: dict[str, Sequence[float]] = {
         "eval/score": answers.scores,
         "eval/kl": answers.kl,
@@ -90,11 +78,7 @@ def held_out_figures(
 
 
 def final_judgement(
-    context: Context,
-    roles: Roles,
-    prompts: Sequence[tokenize.Prompt],
-    tokenizer: PreTrainedTokenizerBase,
-    ranks: Ranks,
+    context: Context, sampler: Sampler, prompts: Sequence[tokenize.Prompt]
 ) -> dict[str, float]:
     """Base, SFT policy and PPO policy on the same held-out prompts, also written to `evaluation.jsonl`.
 
@@ -106,9 +90,7 @@ def final_judgement(
     if not prompts:
         return {}
     roles_by_name = {"base": BASE, "sft": "reference", "ppo": "policy"}
-    answers = {
-        name: answer(context, roles, role, prompts, tokenizer, ranks) for name, role in roles_by_name.items()
-    }
+    answers = {name: answer(context, sampler, role, prompts) for name, role in roles_by_name.items()}
     sft, ppo = answers["sft"], answers["ppo"]
     columns: dict[str, Sequence] = {"prompt": [prompt.text for prompt in prompts]}
     columns |= {name: each.texts for name, each in answers.items()}
@@ -127,7 +109,7 @@ def final_judgement(
         for name, scores in gold.items():
             metrics |= mean_with_interval(f"gold_{name}", scores)
         metrics |= mean_with_interval("win_rate", wins(gold["ppo"], gold["sft"]))
-    if ranks.rank == 0:
+    if sampler.ranks.rank == 0:
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         (context.folder / "evaluation.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import disable_dropout_in_model
 
 from configs.schema import Ppo
@@ -25,10 +24,9 @@ from stages.metrics import Meter, peak_memory_bytes
 from stages.prepare import prepare, read_examples, save_role
 from stages.rollout import (
     Layout,
-    decode,
+    Sampler,
     lay_out,
     logprobs_and_entropy,
-    sample,
     sequence_scores,
     state_values,
 )
@@ -63,7 +61,8 @@ def run(context: Context) -> Outcome:
         progress.step, progress.memory = checkpoint.step, checkpoint.state["memory"]
         engine.load_state(checkpoint.tensors(), checkpoint.state["optimizer_steps"])
         context.tracker.rewind(progress.step)
-    trainer = Trainer(engine, ppo, tokenizer, config.seed)
+    sampler = Sampler(roles, tokenizer, ranks, ppo.generation)
+    trainer = Trainer(engine, ppo, sampler, config.seed)
 
     # 4. Iterations: roll out, score, update.
     def take_step(step: int) -> dict[str, float]:
@@ -74,7 +73,7 @@ def run(context: Context) -> Outcome:
         return metrics
 
     def evaluate(_: int) -> dict[str, float]:
-        return held_out_figures(context, roles, held_out, tokenizer, ranks)
+        return held_out_figures(context, sampler, held_out)
 
     run_steps(context, ppo, engine, progress, trainer.meter, take_step, evaluate)
 
@@ -82,7 +81,7 @@ def run(context: Context) -> Outcome:
     save_role(context, engine, POLICY, tokenizer)
     return Outcome(
         {
-            **final_judgement(context, roles, held_out, tokenizer, ranks),
+            **final_judgement(context, sampler, held_out),
             "steps": progress.total,
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": peak_memory_bytes(),
@@ -119,8 +118,9 @@ class Sample:
 class Trainer:
     """One PPO iteration on one rank; all ranks hold the whole batch of samples between the forwards."""
 
-    def __init__(self, engine: Engine, ppo: Ppo, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
-        self.engine, self.ppo, self.tokenizer, self.seed = engine, ppo, tokenizer, seed
+    def __init__(self, engine: Engine, ppo: Ppo, sampler: Sampler, seed: int) -> None:
+        self.engine, self.ppo, self.sampler, self.seed = engine, ppo, sampler, seed
+        self.tokenizer = sampler.tokenizer
         self.meter = Meter()
 
     def iterate(self, step: int, prompts: Sequence[tokenize.Prompt]) -> tuple[dict[str, float], list[dict]]:
@@ -145,15 +145,8 @@ class Trainer:
             for minibatch in self._minibatches(samples)
             for sample in self.engine.ranks.share(minibatch)
         ]
-        responses = sample(
-            self.engine.roles,
-            POLICY,
-            [s.prompt_ids for s in mine],
-            [seed_from(self.seed, "rollout", step, s.index, s.prompt_ids) for s in mine],
-            self.ppo.generation,
-            self.tokenizer,
-            self.engine.ranks,
-        )
+        seeds = [seed_from(self.seed, "rollout", step, s.index, s.prompt_ids) for s in mine]
+        responses = self.sampler(POLICY, [s.prompt_ids for s in mine], seeds)
         return [dataclasses.replace(s, response_ids=ids) for s, ids in zip(mine, responses, strict=True)]
 
     def _minibatches(self, samples: list[Sample]) -> list[list[Sample]]:
@@ -282,7 +275,7 @@ class Trainer:
         )
 
     def _readable(self, samples: list[Sample]) -> list[dict]:
-        texts = decode([s.response_ids for s in samples], self.tokenizer)
+        texts = self.sampler.decode([s.response_ids for s in samples])
         return [
             {"prompt": s.text, "response": text, "score": s.score, "kl": s.kl}
             for s, text in zip(samples, texts, strict=True)

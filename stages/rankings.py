@@ -7,31 +7,26 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from data import tokenize
 from data.formats import load_rows
 from data.split import stage_split
 from stages.context import Context
-from stages.engine import Ranks, seed_from
+from stages.engine import seed_from
 from stages.labellers import LABELLERS, ranks_of
-from stages.modeling import Roles
 from stages.prepare import tokenized
-from stages.rollout import decode, sample_all
+from stages.rollout import Sampler
 
 Row = dict[str, Any]
 
 
-def collect_rankings(
-    context: Context, roles: Roles, role: str, tokenizer: PreTrainedTokenizerBase, ranks: Ranks
-) -> tuple[list[Row], list[Row]]:
+def collect_rankings(context: Context, sampler: Sampler, role: str) -> tuple[list[Row], list[Row]]:
     """Training and held-out rankings of samples of `role`, in `folder/rankings.jsonl`; reused on resume."""
     config = context.config
     file = context.folder / "rankings.jsonl"
     if not (context.resume and file.exists()):
         rows = load_rows(config.data.rm, "prompts", context.tracker.note)
         train, held_out = stage_split(config.data, "rm", rows, config.seed)
-        parts = tokenized(context, tokenize.prompts, tokenizer, (train, held_out))
+        parts = tokenized(context, tokenize.prompts, sampler.tokenizer, (train, held_out))
         context.tracker.phase(
             f"rm: sampling {config.rm.rankings.completions} answers a prompt",
             sum(map(len, parts)) * config.rm.rankings.completions,
@@ -39,12 +34,12 @@ def collect_rankings(
         ranked = [
             {"split": split, **row}
             for split, prompts in zip(("train", "held_out"), parts, strict=True)
-            for row in _rank(context, roles, role, prompts, tokenizer, ranks)
+            for row in _rank(context, sampler, role, prompts)
         ]
-        if ranks.rank == 0:
+        if sampler.ranks.rank == 0:
             _write(file, ranked)
             context.tracker.samples(ranked[:: max(1, len(ranked) // 16)], 0)
-        ranks.barrier()
+        sampler.ranks.barrier()
     with file.open(encoding="utf-8") as stream:  # str.splitlines would also cut at a U+2028 inside an answer
         collected = [json.loads(line) for line in stream]
     useful = [row for row in collected if max(row["ranks"]) > 0]
@@ -54,14 +49,7 @@ def collect_rankings(
     return train, held_out
 
 
-def _rank(
-    context: Context,
-    roles: Roles,
-    role: str,
-    prompts: list[tokenize.Prompt],
-    tokenizer: PreTrainedTokenizerBase,
-    ranks: Ranks,
-) -> list[Row]:
+def _rank(context: Context, sampler: Sampler, role: str, prompts: list[tokenize.Prompt]) -> list[Row]:
     """K samples to each prompt, best first."""
     rankings = context.config.rm.rankings
     label = LABELLERS[rankings.labeller]
@@ -69,10 +57,8 @@ def _rank(
     seeds = [
         seed_from(context.config.seed, "rankings", i % rankings.completions, p) for i, p in enumerate(ids)
     ]
-    responses = sample_all(
-        roles, role, ids, seeds, rankings.generation, tokenizer, ranks, context.tracker.advance
-    )
-    texts = decode(responses, tokenizer)
+    responses = sampler.shared(role, ids, seeds, context.tracker.advance)
+    texts = sampler.decode(responses)
     rows = []
     for number, prompt in enumerate(prompts):
         answers = texts[number * rankings.completions : (number + 1) * rankings.completions]

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
 
 from data import tokenize
 from data.sampler import global_batch, micro_batches
@@ -24,9 +23,9 @@ from stages.metrics import Meter, mean_with_interval, peak_memory_bytes
 from stages.modeling import Roles
 from stages.prepare import prepare, read_examples, tokenized, write_role
 from stages.rankings import collect_rankings
-from stages.rollout import lay_out, sample_all, sequence_scores
+from stages.rollout import Sampler, lay_out, sequence_scores
 
-ROLE, SAMPLER = "reward", "policy"
+ROLE, SFT = "reward", "policy"
 
 
 def run(context: Context) -> Outcome:
@@ -35,17 +34,18 @@ def run(context: Context) -> Outcome:
 
     # 1. The base with two roles: the SFT policy, frozen, and the reward model that starts from it.
     ranks, tokenizer, roles = prepare(context)
-    roles.add_from(SAMPLER, context.inputs["sft"], trainable=False)
+    roles.add_from(SFT, context.inputs["sft"], trainable=False)
     seed_step(config.seed, "rm head", 0, 0)
     roles.add_head(ROLE)
     roles.add_from(ROLE, context.inputs["sft"], trainable=True)
     roles.heads[ROLE].bias.requires_grad_(False)  # differences of scores say nothing about it
 
     # 2. Rankings, collected or read.
+    sampler = Sampler(roles, tokenizer, ranks, rm.rankings.generation)
     if rm.rankings.labeller == "file":
         train, held_out = read_examples(context, "rankings", tokenize.rankings, tokenizer)
     else:
-        parts = collect_rankings(context, roles, SAMPLER, tokenizer, ranks)
+        parts = collect_rankings(context, sampler, SFT)
         train, held_out = tokenized(context, tokenize.rankings, tokenizer, parts)
 
     # 3. The engine, where the last checkpoint left it.
@@ -73,7 +73,7 @@ def run(context: Context) -> Outcome:
     metrics = trainer.evaluate(held_out)
     if metrics:
         context.tracker.log(as_logged(metrics), progress.total)
-    mean, deviation = score_statistics(context, trainer, tokenizer, held_out or train)
+    mean, deviation = score_statistics(context, trainer, sampler, held_out or train)
     tensors = normalized(engine.role_tensors(ROLE), mean, deviation)
     if ranks.rank == 0:
         write_role(context, roles, ROLE, tokenizer, tensors)
@@ -170,31 +170,22 @@ def _mean_rewards(scores: Tensor, order: Tensor) -> Tensor:
 def score_statistics(
     context: Context,
     trainer: Trainer,
-    tokenizer: PreTrainedTokenizerBase,
+    sampler: Sampler,
     rankings: Sequence[tokenize.Ranking],
 ) -> tuple[float, float]:
     """Mean and standard deviation of the raw score over fresh samples of the SFT policy."""
-    config, roles, ranks = context.config, trainer.engine.roles, trainer.engine.ranks
-    roles.eval()
+    config, ranks = context.config, sampler.ranks
+    sampler.roles.eval()
     count = config.rm.normalization_prompts
     prompts = [rankings[i % len(rankings)].prompt_ids for i in range(count)]
     seeds = [seed_from(config.seed, "normalization", i, prompt) for i, prompt in enumerate(prompts)]
     context.tracker.phase("rm: normalizing", count)
-    responses = sample_all(
-        roles,
-        SAMPLER,
-        prompts,
-        seeds,
-        config.rm.rankings.generation,
-        tokenizer,
-        ranks,
-        context.tracker.advance,
-    )
+    responses = sampler.shared(SFT, prompts, seeds, context.tracker.advance)
     scores: list[float] = []
     for round_ in ranks.rounds(list(zip(prompts, responses, strict=True)), trainer.micro_batch_size):
         asked, answered = zip(*round_.items, strict=True)
-        batch = lay_out(asked, answered, tokenizer.pad_token_id, ranks.device)
-        scores += sequence_scores(roles, ROLE, batch).tolist() * round_.weight
+        batch = lay_out(asked, answered, trainer.pad_id, ranks.device)
+        scores += sequence_scores(sampler.roles, ROLE, batch).tolist() * round_.weight
     values = torch.tensor(ranks.gather(scores), dtype=torch.float64)
     return float(values.mean()), float(values.std(unbiased=False))
 

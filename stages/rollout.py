@@ -13,7 +13,6 @@ from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from configs.schema import Generation
 from data.collate import prompts as collate_prompts
-from data.sampler import micro_batches
 from stages.engine import Engine, Ranks
 from stages.modeling import Roles
 
@@ -36,91 +35,72 @@ class GumbelNoise(LogitsProcessor):
         return scores.float() - exponential.log()
 
 
-def sample(
-    roles: Roles,
-    role: str,
-    prompts: Sequence[list[int]],
-    seeds: Sequence[int],
-    generation: Generation,
-    tokenizer: PreTrainedTokenizerBase,
-    ranks: Ranks,
-) -> list[list[int]]:
-    """Sample one response of `role` to each prompt, at temperature 1 from the whole vocabulary.
+@dataclass(frozen=True)
+class Sampler:
+    """Samples responses of roles at temperature 1 from the whole vocabulary."""
 
-    Args:
-        prompts: token ids, not padded.
-        seeds: one for each prompt.
+    roles: Roles
+    tokenizer: PreTrainedTokenizerBase
+    ranks: Ranks
+    generation: Generation
 
-    Returns:
-        Token ids of each response; one that ended its turn closes with the end-of-turn token.
-    """
-    training = roles.training
-    roles.eval()
-    roles.activate(role)
-    responses: list[list[int]] = []
-    for chunk in micro_batches(list(zip(prompts, seeds, strict=True)), generation.batch_size):
-        responses += _sample_batch(
-            roles, [prompt for prompt, _ in chunk], [seed for _, seed in chunk], generation, tokenizer, ranks
+    def __call__(self, role: str, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[list[int]]:
+        """Sample one response of `role` to each prompt of this rank.
+
+        Args:
+            prompts: token ids, not padded; as many on every rank.
+            seeds: one for each prompt.
+
+        Returns:
+            Token ids of each response; one that ended its turn closes with the end-of-turn token.
+        """
+        training = self.roles.training
+        self.roles.eval()
+        self.roles.activate(role)
+        size = self.generation.batch_size
+        responses: list[list[int]] = []
+        for first in range(0, len(prompts), size):
+            responses += self._batch(prompts[first : first + size], seeds[first : first + size])
+        self.roles.train(training)
+        return responses
+
+    def shared(
+        self,
+        role: str,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> list[list[int]]:
+        """Share the work among ranks: every rank gets all responses, in the order of `prompts`."""
+        found: list[tuple[int, list[int]]] = []
+        for chunk in self.ranks.rounds(list(range(len(prompts))), self.generation.batch_size):
+            responses = self(role, [prompts[i] for i in chunk.items], [seeds[i] for i in chunk.items])
+            found += list(zip(chunk.items, responses, strict=True)) * chunk.weight
+            advance(len(chunk.items) * self.ranks.world)
+        return [response for _, response in sorted(self.ranks.gather(found))]
+
+    @torch.no_grad()
+    def _batch(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[list[int]]:
+        input_ids, attention_mask = collate_prompts(prompts, self.tokenizer.pad_token_id)
+        device, end = self.ranks.device, self.tokenizer.eos_token_id
+        output = self.roles.causal.generate(
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            generation_config=GenerationConfig(
+                max_new_tokens=self.generation.max_new_tokens,
+                do_sample=False,  # greedy over noisy logits
+                eos_token_id=end,
+                pad_token_id=self.tokenizer.pad_token_id,
+            ),
+            logits_processor=LogitsProcessorList([GumbelNoise(seeds, device)]),
+            synced_gpus=self.ranks.world > 1,  # ZeRO-3: all ranks must take part in every step
         )
-    roles.train(training)
-    return responses
+        rows = output[:, input_ids.shape[1] :].tolist()
+        return [row[: row.index(end) + 1] if end in row else row for row in rows]
 
-
-@torch.no_grad()
-def _sample_batch(
-    roles: Roles,
-    prompts: list[list[int]],
-    seeds: list[int],
-    generation: Generation,
-    tokenizer: PreTrainedTokenizerBase,
-    ranks: Ranks,
-) -> list[list[int]]:
-    input_ids, attention_mask = collate_prompts(prompts, tokenizer.pad_token_id)
-    device = ranks.device
-    output = roles.causal.generate(
-        input_ids=input_ids.to(device),
-        attention_mask=attention_mask.to(device),
-        generation_config=GenerationConfig(
-            max_new_tokens=generation.max_new_tokens,
-            do_sample=False,  # greedy over noisy logits
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        ),
-        logits_processor=LogitsProcessorList([GumbelNoise(seeds, device)]),
-        synced_gpus=ranks.world > 1,  # ZeRO-3: all ranks must take part in every step
-    )
-    return [_up_to(row, tokenizer.eos_token_id) for row in output[:, input_ids.shape[1] :].tolist()]
-
-
-def _up_to(ids: list[int], end: int) -> list[int]:
-    return ids[: ids.index(end) + 1] if end in ids else ids
-
-
-def sample_all(
-    roles: Roles,
-    role: str,
-    prompts: Sequence[list[int]],
-    seeds: Sequence[int],
-    generation: Generation,
-    tokenizer: PreTrainedTokenizerBase,
-    ranks: Ranks,
-    advance: Callable[[int], None] = lambda _: None,
-) -> list[list[int]]:
-    """`sample`, the work shared among ranks: every rank gets all responses, in the order of `prompts`."""
-    found: list[tuple[int, list[int]]] = []
-    for chunk in ranks.rounds(list(range(len(prompts))), generation.batch_size):
-        responses = sample(
-            roles,
-            role,
-            [prompts[i] for i in chunk.items],
-            [seeds[i] for i in chunk.items],
-            generation,
-            tokenizer,
-            ranks,
-        )
-        found += list(zip(chunk.items, responses, strict=True)) * chunk.weight
-        advance(len(chunk.items) * ranks.world)
-    return [response for _, response in sorted(ranks.gather(found))]
+    def decode(self, responses: Sequence[list[int]]) -> list[str]:
+        """Responses as text, without special tokens."""
+        return [text.strip() for text in self.tokenizer.batch_decode(responses, skip_special_tokens=True)]
 
 
 @dataclass(frozen=True)
@@ -177,8 +157,3 @@ def state_values(model: Engine | Roles, role: str, batch: Layout) -> Tensor:
 def sequence_scores(model: Engine | Roles, role: str, batch: Layout) -> Tensor:
     """Scalar of `role` on the last response token, found by the mask: (B,), fp32."""
     return state_values(model, role, batch).gather(1, batch.mask.sum(1, keepdim=True)).squeeze(1)
-
-
-def decode(responses: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Responses as text, without special tokens."""
-    return [text.strip() for text in tokenizer.batch_decode(responses, skip_special_tokens=True)]

@@ -122,10 +122,11 @@ def read_metrics(stage: Path) -> dict[str, float]:
 def print_table(arguments: argparse.Namespace, before: int, found: dict[str, dict[str, float]]) -> None:
     gib = {stage: metrics["peak_memory_bytes"] / 2**30 for stage, metrics in found.items()}
     print(
-        f"{arguments.model}, {arguments.quantization}: micro-batches of {arguments.micro_batch_size} sequences "
-        f"of {arguments.length} tokens, {arguments.steps} steps"
+        f"{arguments.model}, {arguments.quantization}: {arguments.steps} steps, micro-batches of "
+        f"{arguments.micro_batch_size} sequences of {arguments.length} tokens"
     )
-    print(f"(PPO's responses had {found['ppo']['response']:.0f} tokens on average, of {arguments.length // 2})")
+    half = arguments.length // 2
+    print(f"(PPO's responses had {found['ppo']['response']:.0f} tokens on average, of {half})")
     print(f"{'':24}{'peak':>10}{'less start':>14}")
     print(f"{'process, libraries only':24}{before / 2**30:>6.2f} GiB")
     for stage in ("sft", "ppo"):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 from configs.schema import DeepSpeed, Ppo, Training
@@ -40,7 +39,9 @@ def gradients_of(engine: Engine, step: Callable[[], Any]) -> tuple[Any, dict[str
     return result, gradients
 
 
-def assert_same_gradients(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], rtol: float = 1e-5) -> None:
+def assert_same_gradients(
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], rtol: float = 1e-5
+) -> None:
     """Every gradient is the same to rounding: |ours - theirs| <= rtol * |theirs|, by norm, for each tensor.
 
     By norm, because the order of a sum decides what is left of an element that nearly cancels.
@@ -50,7 +51,3 @@ def assert_same_gradients(ours: Mapping[str, Tensor], theirs: Mapping[str, Tenso
         error, size = (ours[name] - expected).norm(), expected.norm()
         assert size > 0, f"{name}: the gradient is zero, the comparison says nothing"
         assert error <= rtol * size, f"{name}: off by {error / size:.1e}"
-
-
-def total_norm(gradients: Mapping[str, Tensor]) -> float:
-    return float(torch.cat([gradient.flatten() for gradient in gradients.values()]).norm())

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.schema import STAGES
+from configs.schema import STAGES, Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "configs" / "tiny.yaml"
@@ -81,10 +81,10 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def copy_upstream(run_dir: Path, stage: str, target: Path) -> Path:
+def copy_upstream(run_dir: Path, stage: Stage, target: Path) -> Path:
     """A run directory that holds what the stages before `stage` left in `run_dir`."""
     target.mkdir(parents=True, exist_ok=True)
-    for before in STAGES[: STAGES.index(stage)]:  # type: ignore[arg-type]
+    for before in STAGES[: STAGES.index(stage)]:
         shutil.copytree(run_dir / before, target / before)
     return target
 

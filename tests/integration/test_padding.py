@@ -5,15 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from configs.schema import Generation, Ppo, Rm, Sft
 from data.tokenize import Demonstration, Prompt, Ranking
 from stages import ppo, rm, sft
 from stages.engine import Ranks
+from stages.rollout import Sampler
 from tests.integration.engines import assert_same_gradients, engine_of, gradients_of
 from tests.roles import new_role, ppo_roles, tiny_roles
 
@@ -28,7 +29,9 @@ def sequence(length: int) -> list[int]:
 
 
 DEMONSTRATIONS = [Demonstration(sequence(n), sequence(40 - n)) for n in LENGTHS]
-RANKINGS = [Ranking("", sequence(n), [sequence(30 - n), sequence(n), sequence(9)], [0, 1, 1]) for n in LENGTHS]
+RANKINGS = [
+    Ranking("", sequence(n), [sequence(30 - n), sequence(n), sequence(9)], [0, 1, 1]) for n in LENGTHS
+]
 PROMPTS = [Prompt("", "", sequence(n)) for n in LENGTHS]
 
 
@@ -48,11 +51,12 @@ def rm_step(pad: int, micro: int, ranks: Ranks) -> Outcome:
 
 
 @pytest.fixture
-def ppo_step(adapters: dict[str, Path], tiny_tokenizer: Any) -> Callable[[int, int, Ranks], Outcome]:
+def ppo_step(adapters: dict[str, Path], tiny_folder: Path) -> Callable[[int, int, Ranks], Outcome]:
     """One iteration of one update; responses of up to 60 tokens, some of which end their turn before."""
 
     def step(pad: int, micro: int, ranks: Ranks) -> Outcome:
-        tiny_tokenizer.pad_token_id = pad
+        tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+        tokenizer.pad_token_id = pad
         settings = Ppo(
             batch_size=6,
             micro_batch_size=micro,
@@ -61,7 +65,8 @@ def ppo_step(adapters: dict[str, Path], tiny_tokenizer: Any) -> Callable[[int, i
             generation=Generation(max_new_tokens=60, batch_size=micro),
         )
         engine = engine_of(ppo_roles(adapters), {ppo.POLICY: 1e-3, ppo.CRITIC: 1e-3}, ranks, settings)
-        trainer = ppo.Trainer(engine, settings, tiny_tokenizer, seed=2)
+        sampler = Sampler(engine.roles, tokenizer, ranks, settings.generation)
+        trainer = ppo.Trainer(engine, settings, sampler, seed=2)
         (metrics, _), gradients = gradients_of(engine, lambda: trainer.iterate(0, PROMPTS))
         return metrics, gradients
 

@@ -16,14 +16,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from configs.schema import STAGES
+from configs.schema import STAGES, Stage
 from tests.integration.runs import (
     KILLED_STAGE,
     ROOT,
     TINY,
     assert_same_result,
     copy_upstream,
-    environment,
     files,
     launcher,
     rows,
@@ -58,8 +57,8 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same experiment under `tristage run`."""
     run_dir = tmp_path_factory.mktemp("together")
-    command = [sys.executable, "-m", "launch.cli", "run", "--config", TINY, "--run-dir", run_dir, *OVERRIDES]
-    done = start(command)
+    options = ["--config", str(TINY), "--run-dir", str(run_dir)]
+    done = start([sys.executable, "-m", "launch.cli", "run", *options, *OVERRIDES])
     assert done.returncode == 0, done.stdout
     return run_dir
 
@@ -105,7 +104,9 @@ def test_each_stage_starts_from_the_one_before_and_moves(apart: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_orchestrator_gives_the_same_as_the_stages_one_by_one(apart: Path, together: Path, stage: str) -> None:
+def test_orchestrator_gives_the_same_as_the_stages_one_by_one(
+    apart: Path, together: Path, stage: str
+) -> None:
     assert_same_result(together / stage, apart / stage)
 
 
@@ -114,7 +115,9 @@ def test_orchestrator_ends_with_a_report(together: Path) -> None:
 
 
 @pytest.mark.parametrize(("stage", "step"), [("sft", 3), ("rm", 3), ("ppo", 2)])
-def test_killed_and_resumed_is_as_if_never_killed(apart: Path, tmp_path: Path, stage: str, step: int) -> None:
+def test_killed_and_resumed_is_as_if_never_killed(
+    apart: Path, tmp_path: Path, stage: Stage, step: int
+) -> None:
     run_dir = copy_upstream(apart, stage, tmp_path)
     command = words(stage, run_dir, *OVERRIDES)
     killed = start([sys.executable, KILLED_STAGE, str(step), *command])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,12 @@ def sequence(length: int, noise: random.Random) -> list[int]:
 
 @pytest.fixture(scope="module")
 def demonstrations(tiny_tokenizer: Any) -> list[Demonstration]:
-    """Eight of them, of unequal length; the longest and the shortest prompts do not go with such completions."""
+    """Eight of them, of unequal length."""
     noise = random.Random(0)
     return [
-        Demonstration(sequence(noise.randrange(2, 30), noise), [*sequence(answer, noise), tiny_tokenizer.eos_token_id])
+        Demonstration(
+            sequence(noise.randrange(2, 30), noise), [*sequence(answer, noise), tiny_tokenizer.eos_token_id]
+        )
         for answer in (1, 19, 7, 3, 12, 5, 25, 9)
     ]
 
@@ -168,7 +171,10 @@ def trl_rm(quantization: str, rankings: Sequence[Ranking], tokenizer: Any, folde
     model = trl_model(base, folder / "adapter", rm.ROLE)
     model.base_model.model.score.weight.requires_grad_(True)
     rows = [
-        {"chosen_ids": each.prompt_ids + each.completion_ids[0], "rejected_ids": each.prompt_ids + each.completion_ids[1]}
+        {
+            "chosen_ids": each.prompt_ids + each.completion_ids[0],
+            "rejected_ids": each.prompt_ids + each.completion_ids[1],
+        }
         for each in rankings
     ]
     trainer = RewardTrainer(
@@ -177,12 +183,13 @@ def trl_rm(quantization: str, rankings: Sequence[Ranking], tokenizer: Any, folde
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
-    weights = {name: value for name, value in tensors_of(roles, rm.ROLE).items() if not name.endswith(".bias")}
+    weights = tensors_of(roles, rm.ROLE)
+    del weights[f"heads.{rm.ROLE}.bias"]
     return trl_step(trainer, weights, 1)
 
 
 def base_config(quantization: str) -> Base:
-    return Base(model="tiny-random", quantization=quantization, compute_dtype="float32")  # type: ignore[arg-type]
+    return Base(model="tiny-random", quantization=quantization, compute_dtype="float32")
 
 
 def assert_same(ours: Result, theirs: Result) -> None:
@@ -215,8 +222,15 @@ def test_sft_equals_trl(
 def test_sft_equals_trl_that_accumulates(
     demonstrations: list[Demonstration], tiny_tokenizer: Any, ranks: Ranks, tmp_path: Path
 ) -> None:
-    options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
-    theirs = trl_sft("nf4", demonstrations, tiny_tokenizer, tmp_path, accumulation=8, **options)
+    theirs = trl_sft(
+        "nf4",
+        demonstrations,
+        tiny_tokenizer,
+        tmp_path,
+        accumulation=8,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=8,
+    )
     assert_same(our_sft("nf4", ranks, demonstrations, 1), theirs)
     assert_same(our_sft("nf4", ranks, demonstrations, 8), theirs)
 
@@ -233,8 +247,16 @@ def test_packed_sft_equals_unpacked_and_trl_packed(
     assert 1 < len(rows) < len(demonstrations), "the rows must hold several examples and need padding"
     ours = our_sft(quantization, ranks, rows, 2)
     assert_same(ours, unpacked)
-    options = {"per_device_train_batch_size": len(rows), "packing": True, "packing_strategy": "bfd"}
-    assert_same(ours, trl_sft(quantization, demonstrations, tiny_tokenizer, tmp_path, **options))
+    theirs = trl_sft(
+        quantization,
+        demonstrations,
+        tiny_tokenizer,
+        tmp_path,
+        per_device_train_batch_size=len(rows),
+        packing=True,
+        packing_strategy="bfd",
+    )
+    assert_same(ours, theirs)
 
 
 def test_sft_comparison_would_notice(
@@ -259,6 +281,6 @@ def test_pairwise_rm_equals_trl(
         settings = Rm(batch_size=4, micro_batch_size=micro, max_grad_norm=0)
         engine = engine_of(rm_roles(quantization), {rm.ROLE: 1e-3}, ranks, settings)
         trainer = rm.Trainer(engine, pad_id=0, micro_batch_size=micro)
-        metrics, gradients = gradients_of(engine, lambda trainer=trainer: trainer.step(rankings))
+        metrics, gradients = gradients_of(engine, partial(trainer.step, rankings))
         assert_same((metrics["loss"], gradients), theirs)
         assert "heads.reward.weight" in gradients

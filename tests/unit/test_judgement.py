@@ -15,11 +15,20 @@ from stages import judgement
 from stages.context import Context
 from stages.engine import Ranks
 from stages.judgement import Answers, answer, final_judgement, held_out_figures, wins
+from stages.rollout import Sampler
 from tests.roles import CPU, ppo_roles
 
 ALONE = Ranks(0, 1, CPU)
-NO_ROLES: Any = None  # where nothing asks them
+NOTHING: Any = None  # where nothing asks it
 PROMPTS = [Prompt(text, text, ids) for text, ids in (("one", [5, 6, 7]), ("two", [8]), ("three", [9, 10]))]
+
+
+def sampler_of(roles: Any, tokenizer: Any, ranks: Ranks = ALONE) -> Sampler:
+    return Sampler(roles, tokenizer, ranks, Generation(max_new_tokens=6, batch_size=2))
+
+
+def silent(ranks: Ranks = ALONE) -> Sampler:
+    return sampler_of(NOTHING, NOTHING, ranks)
 
 
 class Silent:
@@ -77,7 +86,7 @@ def canned(monkeypatch) -> list[str]:
     """Roles that give canned answers; the list is of who was asked."""
     asked: list[str] = []
 
-    def give(context, roles, role: str, prompts: Sequence[Prompt], tokenizer, ranks) -> Answers:
+    def give(context, sampler, role: str, prompts: Sequence[Prompt]) -> Answers:
         asked.append(role)
         return CANNED[role]
 
@@ -86,7 +95,7 @@ def canned(monkeypatch) -> list[str]:
 
 
 def test_final_judgement_by_hand(canned, tmp_path):
-    metrics = final_judgement(context_in(tmp_path), NO_ROLES, PROMPTS, None, ALONE)
+    metrics = final_judgement(context_in(tmp_path), silent(), PROMPTS)
     assert sorted(canned) == ["base", "policy", "reference"]
     expected = {
         "rm_score_sft": 1.0,  # (0 + 1 + 2) / 3
@@ -119,17 +128,15 @@ def test_final_judgement_by_hand(canned, tmp_path):
 
 
 def test_without_a_judge_there_is_no_gold(canned, tmp_path):
-    metrics = final_judgement(context_in(tmp_path, judge=None), NO_ROLES, PROMPTS, None, ALONE)
+    metrics = final_judgement(context_in(tmp_path, judge=None), silent(), PROMPTS)
     assert "rm_win_rate" in metrics
     assert not [name for name in metrics if "gold" in name or name.startswith("win_rate")]
     assert "gold" not in (tmp_path / "evaluation.jsonl").read_text()
-    assert "eval/gold" not in held_out_figures(
-        context_in(tmp_path, judge=None), NO_ROLES, PROMPTS, None, ALONE
-    )
+    assert "eval/gold" not in held_out_figures(context_in(tmp_path, judge=None), silent(), PROMPTS)
 
 
 def test_held_out_figures_by_hand(canned, tmp_path):
-    found = held_out_figures(context_in(tmp_path), NO_ROLES, PROMPTS, None, ALONE)
+    found = held_out_figures(context_in(tmp_path), silent(), PROMPTS)
     expected = {
         "eval/score": 2.0,
         "eval/kl": 3.0,
@@ -141,23 +148,23 @@ def test_held_out_figures_by_hand(canned, tmp_path):
 
 
 def test_other_ranks_write_nothing(canned, tmp_path):
-    final_judgement(context_in(tmp_path), NO_ROLES, PROMPTS, None, Ranks(1, 2, CPU))
+    final_judgement(context_in(tmp_path), silent(Ranks(1, 2, CPU)), PROMPTS)
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_held_out_is_no_judgement(canned, tmp_path):
-    assert final_judgement(context_in(tmp_path), NO_ROLES, [], None, ALONE) == {}
-    assert held_out_figures(context_in(tmp_path), NO_ROLES, [], None, ALONE) == {}
+    assert final_judgement(context_in(tmp_path), silent(), []) == {}
+    assert held_out_figures(context_in(tmp_path), silent(), []) == {}
     assert not list(tmp_path.iterdir())
     assert canned == []
 
 
 def test_reference_is_at_kl_0_from_itself_and_others_are_not(roles, tiny_tokenizer, tmp_path):
-    found = answer(context_in(tmp_path), roles, "reference", PROMPTS, tiny_tokenizer, ALONE)
+    found = answer(context_in(tmp_path), sampler_of(roles, tiny_tokenizer), "reference", PROMPTS)
     assert found.kl == [0.0, 0.0, 0.0]
-    same = answer(context_in(tmp_path), roles, "policy", PROMPTS, tiny_tokenizer, ALONE)
+    same = answer(context_in(tmp_path), sampler_of(roles, tiny_tokenizer), "policy", PROMPTS)
     assert (same.texts, same.kl) == (found.texts, [0.0, 0.0, 0.0])  # the policy before its first update
-    base = answer(context_in(tmp_path), roles, "base", PROMPTS, tiny_tokenizer, ALONE)
+    base = answer(context_in(tmp_path), sampler_of(roles, tiny_tokenizer), "base", PROMPTS)
     assert all(kl != 0 and math.isfinite(kl) for kl in base.kl)
     assert base.texts != found.texts
 
@@ -168,8 +175,8 @@ def test_kl_and_scores_of_an_answer_equal_the_naive_ones(adapters, tiny_tokenize
         for parameter in roles.role_parameters("policy").values():
             parameter.mul_(1.2)  # no longer its reference
     given = [[30, 31, 32, 2], [40], [50, 2]]
-    monkeypatch.setattr(judgement, "sample_all", lambda *_: given)
-    found = answer(context_in(tmp_path), roles, "policy", PROMPTS, tiny_tokenizer, ALONE)
+    monkeypatch.setattr(Sampler, "shared", lambda *_: given)
+    found = answer(context_in(tmp_path), sampler_of(roles, tiny_tokenizer), "policy", PROMPTS)
     assert found.lengths == [4, 1, 2]
     for i, (prompt, response) in enumerate(zip(PROMPTS, given, strict=True)):
         ids = torch.tensor([prompt.prompt_ids + response])
@@ -188,6 +195,6 @@ def test_kl_and_scores_of_an_answer_equal_the_naive_ones(adapters, tiny_tokenize
 
 
 def test_evaluation_does_not_depend_on_when_it_is_done(roles, tiny_tokenizer, tmp_path):
-    first = answer(context_in(tmp_path), roles, "policy", PROMPTS, tiny_tokenizer, ALONE)
+    first = answer(context_in(tmp_path), sampler_of(roles, tiny_tokenizer), "policy", PROMPTS)
     torch.manual_seed(99)
-    assert answer(context_in(tmp_path), roles, "policy", PROMPTS, tiny_tokenizer, ALONE) == first
+    assert answer(context_in(tmp_path), sampler_of(roles, tiny_tokenizer), "policy", PROMPTS) == first

@@ -1,18 +1,22 @@
 """Collected rankings: best first, with ties, and read back whatever the answers hold."""
 
 import json
+from typing import Any
 
 import pytest
 
+from configs.schema import Generation
 from data.tokenize import Prompt
 from stages import rankings
 from stages.context import Context
 from stages.engine import Ranks
 from stages.rankings import collect_rankings
+from stages.rollout import Sampler
 from tests.roles import CPU
-from tests.unit.test_judgement import NO_ROLES, context_in
+from tests.unit.test_judgement import context_in
 
-ALONE = Ranks(0, 1, CPU)
+NOTHING: Any = None  # where nothing asks it
+SAMPLER = Sampler(NOTHING, NOTHING, Ranks(0, 1, CPU), Generation())
 
 
 def resuming(folder) -> Context:
@@ -34,13 +38,13 @@ def row(split: str, answers: list[str], ranks: list[int]) -> dict:
 def test_answers_may_hold_any_character(odd, tmp_path):
     rows = [row("train", [f"a{odd}b", "c"], [0, 1]), row("held_out", ["d", f"{odd}e"], [0, 1])]
     rankings._write(tmp_path / "rankings.jsonl", rows)
-    assert collect_rankings(resuming(tmp_path), NO_ROLES, "sft", None, ALONE) == ([rows[0]], [rows[1]])
+    assert collect_rankings(resuming(tmp_path), SAMPLER, "sft") == ([rows[0]], [rows[1]])
 
 
 def test_rankings_of_ties_alone_are_left_out(tmp_path):
     useful, useless = row("train", ["a", "b"], [0, 1]), row("train", ["a", "a"], [0, 0])
     rankings._write(tmp_path / "rankings.jsonl", [useless, useful])
-    assert collect_rankings(resuming(tmp_path), NO_ROLES, "sft", None, ALONE) == ([useful], [])
+    assert collect_rankings(resuming(tmp_path), SAMPLER, "sft") == ([useful], [])
 
 
 def test_writing_leaves_nothing_else_behind(tmp_path):
@@ -52,13 +56,13 @@ def test_writing_leaves_nothing_else_behind(tmp_path):
 def test_samples_are_ranked_best_first_with_ties(tmp_path, monkeypatch):
     # K = 4 answers to each of two prompts, in the order in which they were sampled
     answers = ["It rains.", "great", "It rains.", "Terrible.", "fine", "bad", "great", "good"]
-    monkeypatch.setattr(rankings, "sample_all", lambda *_: [[i] for i in range(8)])
-    monkeypatch.setattr(rankings, "decode", lambda responses, _: [answers[i] for (i,) in responses])
+    monkeypatch.setattr(Sampler, "shared", lambda *_: [[i] for i in range(8)])
+    monkeypatch.setattr(Sampler, "decode", lambda _, responses: [answers[i] for (i,) in responses])
     monkeypatch.setitem(rankings.LABELLERS, "file", {  # what the config names here by default
         "It rains.": 0.0, "great": 3.0, "Terrible.": -2.0, "fine": 1.0, "bad": -1.0, "good": 2.0,
     }.__getitem__)  # fmt: skip
     prompts = [Prompt("one", "one", [5]), Prompt("two", "two", [6])]
-    first, second = rankings._rank(resuming(tmp_path), NO_ROLES, "sft", prompts, None, ALONE)
+    first, second = rankings._rank(resuming(tmp_path), SAMPLER, "sft", prompts)
     assert first == {
         "prompt": "one",
         "completions": ["great", "It rains.", "It rains.", "Terrible."],
@@ -71,17 +75,17 @@ def test_samples_are_ranked_best_first_with_ties(tmp_path, monkeypatch):
 def test_samples_of_one_prompt_have_seeds_of_their_own(tmp_path, monkeypatch):
     asked: list[tuple] = []
 
-    def sample_all(roles, role, prompts, seeds, *_):
+    def shared(sampler, role, prompts, seeds, advance):
         asked.extend(zip(map(tuple, prompts), seeds, strict=True))
         return [[0]] * len(prompts)
 
-    monkeypatch.setattr(rankings, "sample_all", sample_all)
-    monkeypatch.setattr(rankings, "decode", lambda responses, _: ["a"] * len(responses))
+    monkeypatch.setattr(Sampler, "shared", shared)
+    monkeypatch.setattr(Sampler, "decode", lambda _, responses: ["a"] * len(responses))
     monkeypatch.setitem(rankings.LABELLERS, "file", lambda _: 0.0)
     one, two = Prompt("one", "one", [5]), Prompt("two", "two", [6])
-    rankings._rank(resuming(tmp_path), NO_ROLES, "sft", [one, two], None, ALONE)
+    rankings._rank(resuming(tmp_path), SAMPLER, "sft", [one, two])
     assert len(set(asked)) == 8
     both = asked.copy()
     asked.clear()
-    rankings._rank(resuming(tmp_path), NO_ROLES, "sft", [two], None, ALONE)
+    rankings._rank(resuming(tmp_path), SAMPLER, "sft", [two])
     assert asked == both[4:]  # whatever other prompts there are

@@ -2,6 +2,7 @@
 each sequence alone would give."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,16 +12,15 @@ from stages.engine import Ranks
 from stages.rollout import (
     GumbelNoise,
     Layout,
-    decode,
+    Sampler,
     lay_out,
     logprobs_and_entropy,
-    sample,
-    sample_all,
     sequence_scores,
     state_values,
 )
 from tests.roles import CPU, ppo_roles
 
+NO_ROLES: Any = None  # where nothing asks them
 ALONE = Ranks(0, 1, CPU)
 EOS = 2
 PROMPTS = [[5, 6, 7], [300], [10, 20, 30, 40, 50, 60, 70], [8, 9], [11] * 12, [200, 100], [1, 350, 4, 13]]
@@ -94,7 +94,7 @@ def test_noise_is_added_in_fp32():
 
 def draw(roles, tokenizer, prompts, seeds, *, role="policy", tokens=8, batch_size=32) -> list[list[int]]:
     generation = Generation(max_new_tokens=tokens, batch_size=batch_size)
-    return sample(roles, role, prompts, seeds, generation, tokenizer, ALONE)
+    return Sampler(roles, tokenizer, ALONE, generation)(role, prompts, seeds)
 
 
 @pytest.mark.parametrize("role", LANGUAGE_ROLES)
@@ -214,17 +214,19 @@ def test_sampling_in_training_mode_is_without_dropout(roles, tiny_tokenizer):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_sample_all_keeps_the_order_of_prompts(batch_size, roles, tiny_tokenizer):
+def test_sharing_keeps_the_order_of_prompts(batch_size, roles, tiny_tokenizer):
     generation = Generation(max_new_tokens=4, batch_size=batch_size)
     advanced: list[int] = []
-    found = sample_all(roles, "policy", PROMPTS, range(7), generation, tiny_tokenizer, ALONE, advanced.append)
+    sampler = Sampler(roles, tiny_tokenizer, ALONE, generation)
+    found = sampler.shared("policy", PROMPTS, range(7), advanced.append)
     assert found == draw(roles, tiny_tokenizer, PROMPTS, range(7), tokens=4)
     assert sum(advanced) == 7
 
 
 def test_decode_drops_special_tokens_and_white_space(tiny_tokenizer):
     ids = tiny_tokenizer("  the dog ", add_special_tokens=False).input_ids
-    assert decode([[*ids, EOS], [1, *ids, 0, 0]], tiny_tokenizer) == ["the dog", "the dog"]
+    sampler = Sampler(NO_ROLES, tiny_tokenizer, ALONE, Generation())
+    assert sampler.decode([[*ids, EOS], [1, *ids, 0, 0]]) == ["the dog", "the dog"]
 
 
 # Layout
