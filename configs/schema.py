@@ -164,7 +164,7 @@ class Ppo(Training):
     lam: Fraction = 0.95
     clip_range: Positive = 0.2
     clip_range_value: Positive = 0.2
-    vf_coef: NonNegative = 0.5
+    vf_coef: NonNegative = 0.1
     missing_eos_penalty: NonNegative | None = Field(
         1.0, description="taken from the score of a response that never ended its turn"
     )

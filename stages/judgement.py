@@ -14,7 +14,7 @@ from stages.engine import seed_from
 from stages.labellers import LABELLERS
 from stages.metrics import mean_with_interval
 from stages.modeling import BASE
-from stages.rollout import Sampler, lay_out, logprobs_and_entropy, sequence_scores
+from stages.rollout import Sampler, lay_out, response_logprobs, sequence_scores
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def answer(context: Context, sampler: Sampler, role: str, prompts: Sequence[toke
         )
         with torch.no_grad():
             scores = sequence_scores(roles, "reward", batch)
-            logprobs, _ = logprobs_and_entropy(roles, role, batch)
-            ref_logprobs, _ = logprobs_and_entropy(roles, "reference", batch)
+            logprobs = response_logprobs(roles, role, batch)
+            ref_logprobs = response_logprobs(roles, "reference", batch)
         kl = torch.where(batch.mask, logprobs - ref_logprobs, 0.0).sum(1)
         found += list(zip(round_.items, scores.tolist(), kl.tolist(), strict=True)) * round_.weight
     found = sorted(ranks.gather(found))

@@ -27,6 +27,7 @@ from stages.rollout import (
     Sampler,
     lay_out,
     logprobs_and_entropy,
+    response_logprobs,
     sequence_scores,
     state_values,
 )
@@ -165,7 +166,7 @@ class Trainer:
             for micro in micro_batches(minibatch, self.ppo.micro_batch_size):
                 batch = self._lay_out(micro)
                 logprobs, entropy = logprobs_and_entropy(roles, POLICY, batch)
-                ref_logprobs, _ = logprobs_and_entropy(roles, REFERENCE, batch)
+                ref_logprobs = response_logprobs(roles, REFERENCE, batch)
                 scores = sequence_scores(roles, REWARD, batch)
                 values = state_values(roles, CRITIC, batch)
                 for i, one in enumerate(micro):
@@ -241,7 +242,7 @@ class Trainer:
                 rows = [getattr(sample, name) for sample in micro]
                 return pad_sequence(rows, batch_first=True).to(ranks.device)
 
-            logprobs, _ = logprobs_and_entropy(self.engine, POLICY, batch)
+            logprobs = response_logprobs(self.engine, POLICY, batch)
             loss, policy = policy_loss(
                 logprobs, padded("logprobs"), padded("advantages"), batch.mask, ppo.clip_range, tokens
             )

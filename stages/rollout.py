@@ -139,14 +139,19 @@ def lay_out(
     )
 
 
-def logprobs_and_entropy(model: Engine | Roles, role: str, batch: Layout) -> tuple[Tensor, Tensor]:
-    """Log-probability of each response token under `role`, and the entropy of its distribution.
+def response_logprobs(model: Engine | Roles, role: str, batch: Layout) -> Tensor:
+    """Log-probability of each response token under `role`: (B, R), fp32."""
+    return selective_log_softmax(_response_logits(model, role, batch), batch.responses)
 
-    Returns:
-        Two (B, R) tensors, fp32; the entropy, for information, carries no gradient.
-    """
-    logits = model(role, batch.input_ids, batch.attention_mask, None, batch.start)[:, :-1].float()
-    return selective_log_softmax(logits, batch.responses), entropy_from_logits(logits.detach())
+
+def logprobs_and_entropy(model: Engine | Roles, role: str, batch: Layout) -> tuple[Tensor, Tensor]:
+    """`response_logprobs`, and the entropy of the distribution of each token: two (B, R) tensors, fp32."""
+    logits = _response_logits(model, role, batch)
+    return selective_log_softmax(logits, batch.responses), entropy_from_logits(logits)
+
+
+def _response_logits(model: Engine | Roles, role: str, batch: Layout) -> Tensor:
+    return model(role, batch.input_ids, batch.attention_mask, None, batch.start)[:, :-1].float()
 
 
 def state_values(model: Engine | Roles, role: str, batch: Layout) -> Tensor:
