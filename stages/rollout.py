@@ -145,9 +145,13 @@ def response_logprobs(model: Engine | Roles, role: str, batch: Layout) -> Tensor
 
 
 def logprobs_and_entropy(model: Engine | Roles, role: str, batch: Layout) -> tuple[Tensor, Tensor]:
-    """`response_logprobs`, and the entropy of the distribution of each token: two (B, R) tensors, fp32."""
+    """`response_logprobs`, and the entropy of each token's distribution, which carries no gradient.
+
+    Returns:
+        Two (B, R) tensors, fp32.
+    """
     logits = _response_logits(model, role, batch)
-    return selective_log_softmax(logits, batch.responses), entropy_from_logits(logits)
+    return selective_log_softmax(logits, batch.responses), entropy_from_logits(logits.detach())
 
 
 def _response_logits(model: Engine | Roles, role: str, batch: Layout) -> Tensor:
