@@ -24,7 +24,7 @@ def prepare(context: Context) -> tuple[Ranks, PreTrainedTokenizerBase, Roles]:
     config = context.config
     ranks = init_distributed(config.deepspeed)
     if ranks.rank == 0:
-        load_tokenizer(config.base)  # an embedded model is built, a hub model fetched, once
+        load_tokenizer(config.base)  # an embedded model is built once
     ranks.barrier()
     tokenizer = load_tokenizer(config.base)
     apply_template(tokenizer, config.data)

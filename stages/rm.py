@@ -114,9 +114,9 @@ class Trainer:
             metrics["mean_reward"] = _mean_rewards(scores, order)
             for name in names:
                 sums[name] += float(metrics[name]) / len(batch)
-            self.meter.add(sum(map(_tokens, micro)) * ranks.world)
         learning_rate = self.engine.learning_rates()[0]
         self.engine.step()
+        self.meter.add(sum(map(_tokens, batch)))
         return ranks.sum(sums) | {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
 
     @torch.no_grad()

@@ -93,9 +93,9 @@ class Trainer:
             self.engine.backward(loss)
             sums["loss"] += loss.item()
             sums["mean_token_accuracy"] += masked_sum(correct, mask).item() / tokens
-            self.meter.add(mask.numel() * ranks.world)
         learning_rate = self.engine.learning_rates()[0]
         self.engine.step()
+        self.meter.add(sum(map(length, batch)))
         return ranks.sum(sums) | {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
 
     @torch.no_grad()
@@ -111,6 +111,13 @@ class Trainer:
         roles.train()
         sums = ranks.sum(sums)
         return sums["nll"] / sums["tokens"] if sums["tokens"] else float("nan")
+
+
+def length(example: Example) -> int:
+    """Tokens of prompt and completion."""
+    if isinstance(example, pack.Packed):
+        return len(example.input_ids)
+    return len(example.prompt_ids) + len(example.completion_ids)
 
 
 def targets(example: Example) -> int:

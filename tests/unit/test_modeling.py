@@ -492,7 +492,6 @@ def test_tokenizer_without_pad_token_pads_with_its_end(tiny_folder, tmp_path):
         ("auto", {"bf16": True}, torch.bfloat16),  # Arm
         ("float32", {"avx512_bf16": True}, torch.float32),
         ("bfloat16", {}, torch.bfloat16),
-        ("float16", {}, torch.float16),
     ],
 )
 def test_compute_dtype_on_a_cpu(choice, capabilities, dtype, monkeypatch):
