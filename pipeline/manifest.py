@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from configs.errors import UserError
-from configs.schema import Base, Stage
+from configs.schema import Base, Experiment, Stage
 from pipeline.rundir import write_text
 
 Status = Literal["running", "finished", "failed", "interrupted"]
@@ -84,6 +84,7 @@ class Manifest(_Record):
     config: dict[str, Any] = Field(description="the resolved experiment, so that a change can be named")
     base: BaseModelId
     inputs: dict[Stage, Input] = {}
+    sources: dict[str, str] = Field({}, description="SHA-256 of each local file the stage reads, by key")
     output: Fingerprint | None = None
     metrics: dict[str, float] = {}
     wall_seconds: float = 0.0
@@ -118,6 +119,16 @@ def read_manifest(path: Path) -> Manifest | None:
             f"{path}: not a readable manifest ({where}: {problem['msg']}). Restore the file, or move the "
             f"folder {path.parent} away (the stage then runs from the start)."
         ) from None
+
+
+def source_hashes(config: Experiment, stage: Stage) -> dict[str, str]:
+    """SHA-256 of the local files that `stage` reads, by configuration key.
+
+    A file that is not there is left out: the stage itself will say so.
+    """
+    source = {"sft": config.data.sft, "rm": config.data.rm, "ppo": config.data.ppo}[stage]
+    files = {f"data.{stage}.path": source.path, "data.chat_template": config.data.chat_template}
+    return {key: _sha256(Path(file)) for key, file in files.items() if file and Path(file).is_file()}
 
 
 def fingerprint(folder: Path) -> Fingerprint:

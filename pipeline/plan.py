@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from configs.load import changed_keys, stage_hash
 from configs.schema import STAGES, Experiment, Stage
-from pipeline.manifest import BaseModelId, Input, Manifest, damage, read_manifest
+from pipeline.manifest import BaseModelId, Input, Manifest, damage, read_manifest, source_hashes
 from pipeline.rundir import RunDirectory
 
 Action = Literal["run", "resume", "skip", "blocked"]
@@ -201,6 +201,10 @@ def _changes(
     changes = []
     if manifest.config_hash != stage_hash(request.config, stage):
         changes += differences(manifest.config, request.config, stage) or ["the configuration"]
+    present = source_hashes(request.config, stage)
+    for key, digest in manifest.sources.items():
+        if present.get(key, digest) != digest:
+            changes.append(f"{key}: the file's content is not what it was")
     for upstream in UPSTREAM[stage]:
         if upstream in pending:
             changes.append(f"{upstream} is to be trained before it")

@@ -35,6 +35,7 @@ from pipeline.manifest import (
     library_versions,
     now,
     read_manifest,
+    source_hashes,
 )
 from pipeline.plan import Request, StagePlan, newest_checkpoint, plan_stage
 from pipeline.rundir import RunDirectory, write_text
@@ -158,6 +159,7 @@ def _open(request: Request, plan: StagePlan, world: int) -> Manifest:
         config=request.config.model_dump(mode="json"),
         base=BaseModelId.of(request.config.base),
         inputs=plan.inputs,
+        sources=source_hashes(request.config, stage),
         wall_seconds=_seconds_before(old, run.stage(stage)) if old else 0.0,
         world_size=world,
         versions=library_versions(),

@@ -7,7 +7,7 @@ from typing import Any
 
 from configs.load import stage_hash
 from configs.schema import Experiment, Stage
-from pipeline.manifest import BaseModelId, Input, Manifest, Status, fingerprint, now
+from pipeline.manifest import BaseModelId, Input, Manifest, Status, fingerprint, now, source_hashes
 from pipeline.plan import UPSTREAM, Request
 from pipeline.rundir import RunDirectory
 
@@ -66,6 +66,7 @@ def leave(
         config=config.model_dump(mode="json"),
         base=BaseModelId.of(config.base),
         inputs=inputs,
+        sources=source_hashes(config, stage),
         output=fingerprint(adapter) if status == "finished" else None,
         started=now(),
         attempt_started=now(),

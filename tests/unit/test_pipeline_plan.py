@@ -53,6 +53,34 @@ def test_finished_on_another_input_runs_again(tmp_path: Path) -> None:
     assert "another sft adapter" in plan.why
 
 
+@pytest.mark.parametrize("key", ["data__sft__path", "data__chat_template"])
+def test_edited_file_is_noticed_and_a_missing_one_is_left_to_the_stage(key: str, tmp_path: Path) -> None:
+    file = tmp_path / "source"
+    file.write_text("before")
+    config = toy(**{key: str(file)})
+    leave(tmp_path, "sft", config=config)
+    assert plan_stage(request(tmp_path, config), "sft").action == "skip"
+    file.write_text("after")
+    plan = plan_stage(request(tmp_path, config), "sft")
+    assert (plan.action, plan.set_aside) == ("run", tmp_path / "sft.old-1")
+    assert f"{key.replace('__', '.')}: the file's content" in plan.why
+    file.unlink()
+    assert plan_stage(request(tmp_path, config), "sft").action == "skip"
+
+
+def test_interrupted_run_whose_data_was_edited_is_blocked(tmp_path: Path) -> None:
+    file = tmp_path / "sft.jsonl"
+    file.write_text("before")
+    config = toy(data__sft__path=str(file))
+    leave(tmp_path, "sft", "interrupted", config=config, checkpoint=50)
+    assert plan_stage(request(tmp_path, config), "sft").action == "resume"
+    file.write_text("after")
+    plan = plan_stage(request(tmp_path, config), "sft")
+    assert plan.action == "blocked"
+    assert "data.sft.path" in plan.why
+    assert plan_stage(request(tmp_path, config, fresh=True), "sft").action == "run"
+
+
 def test_own_damaged_adapter_runs_again_and_names_the_file(tmp_path: Path) -> None:
     leave(tmp_path, "sft")
     (tmp_path / "sft/adapter/adapter_model.safetensors").write_text("rot")
