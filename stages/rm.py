@@ -40,7 +40,8 @@ def run(context: Context) -> Outcome:
     roles.add_from(ROLE, context.inputs["sft"], trainable=True)
     roles.heads[ROLE].bias.requires_grad_(False)  # differences of scores say nothing about it
 
-    # 2. Rankings, collected or read.
+    # 2. Rankings, collected or read. What an earlier attempt recorded is dealt with before more is.
+    checkpoint = find_resume(context, ranks)
     sampler = Sampler(roles, tokenizer, ranks, rm.rankings.generation)
     if rm.rankings.labeller == "file":
         train, held_out = read_examples(context, "rankings", tokenize.rankings, tokenizer)
@@ -50,7 +51,6 @@ def run(context: Context) -> Outcome:
 
     # 3. The engine, where the last checkpoint left it.
     progress = Progress(total_steps(len(train), rm.batch_size, rm.epochs, rm.max_steps))
-    checkpoint = find_resume(context, ranks)
     if checkpoint:
         load_parameters(roles, checkpoint.tensors(), [ROLE])
     engine = Engine(roles, {ROLE: rm.learning_rate}, rm, progress.total, config.deepspeed, ranks)
