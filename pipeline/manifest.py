@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from configs.errors import UserError
 from configs.schema import Base, Experiment, Stage
-from pipeline.rundir import write_text
+from data.files import sha256, write_text
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 LIBRARIES = ("tristage", "torch", "transformers", "peft", "deepspeed", "bitsandbytes", "datasets", "wandb")
@@ -83,6 +83,7 @@ class Manifest(_Record):
     config_hash: str
     config: dict[str, Any] = Field(description="the resolved experiment, so that a change can be named")
     base: BaseModelId
+    base_digest: str | None = Field(None, description="the base's commit on the hub, or its files' SHA-256")
     inputs: dict[Stage, Input] = {}
     sources: dict[str, str] = Field({}, description="SHA-256 of each local file the stage reads, by key")
     output: Fingerprint | None = None
@@ -128,13 +129,13 @@ def source_hashes(config: Experiment, stage: Stage) -> dict[str, str]:
     """
     source = {"sft": config.data.sft, "rm": config.data.rm, "ppo": config.data.ppo}[stage]
     files = {f"data.{stage}.path": source.path, "data.chat_template": config.data.chat_template}
-    return {key: _sha256(Path(file)) for key, file in files.items() if file and Path(file).is_file()}
+    return {key: sha256(Path(file)) for key, file in files.items() if file and Path(file).is_file()}
 
 
 def fingerprint(folder: Path) -> Fingerprint:
     """Hash every file below `folder`, hidden ones aside."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    files = {path.relative_to(folder).as_posix(): _sha256(path) for path in paths}
+    files = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     return Fingerprint(sha256=digest, files=files)
 
@@ -146,7 +147,7 @@ def damage(folder: Path, expected: Fingerprint) -> list[str]:
         path = folder / name
         if not path.is_file():
             problems.append(f"{path} is missing")
-        elif _sha256(path) != digest:
+        elif sha256(path) != digest:
             problems.append(f"{path} is not the file that the stage wrote (its SHA-256 differs)")
     return problems
 
@@ -164,8 +165,3 @@ def library_versions() -> dict[str, str]:
 
 def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

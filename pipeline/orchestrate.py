@@ -103,7 +103,7 @@ def _run_one(request: Request, launch: Launch, stage: Stage) -> int:
     if status == 0 and (manifest is None or manifest.status != "finished"):
         status = 1  # the launcher exits 0 when it was killed itself
     if status:
-        logs = request.run.stage(stage) / "logs"
+        logs = request.run.logs(stage)
         print(
             f"stage {stage} ended with status {status}; its logs are in {logs}", file=sys.stderr, flush=True
         )

@@ -110,7 +110,7 @@ def plan_stage(
     return StagePlan(stage, plan.action, plan.why, plan.remedy, plan.set_aside, inputs, notes)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
+def sealed_checkpoint(folder: Path) -> Path | None:
     """The newest sealed checkpoint in the stage's `folder`; the stage itself verifies its content."""
     sealed = sorted((folder / "checkpoints").glob("step-[0-9]*/seal.json"))
     return sealed[-1].parent if sealed else None
@@ -168,7 +168,7 @@ def _finished(request: Request, stage: Stage, manifest: Manifest, changes: list[
 
 
 def _unfinished(request: Request, stage: Stage, manifest: Manifest, changes: list[str]) -> StagePlan:
-    checkpoint = newest_checkpoint(request.run.stage(stage))
+    checkpoint = sealed_checkpoint(request.run.stage(stage))
     # With no process behind it, "running" means that it was killed before it could say so.
     state = (
         "was killed"

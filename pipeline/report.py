@@ -6,12 +6,12 @@ from itertools import groupby
 from pathlib import Path
 
 from configs.schema import STAGES
+from data.files import write_text
 from pipeline.display import show_number
 from pipeline.figures import draw_all
 from pipeline.findings import RULES, missing, warnings
 from pipeline.page import Bullets, Cell, Page, Paragraph, Picture, Section, Table, Tiles, quote, render
 from pipeline.results import Results, Row, read_results
-from pipeline.rundir import write_text
 from pipeline.tables import closing_sections, show_interval
 
 ANSWERS_SHOWN = 12

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import STAGES, Experiment, Stage
+from data.files import read_json_lines
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.rundir import RunDirectory
 
@@ -77,23 +77,5 @@ def read_results(run_dir: Path) -> Results:
 
 
 def read_lines(path: Path, required: Sequence[str]) -> list[Row]:
-    """The objects of a JSONL file, each with the keys in `required`; empty where there is no file.
-
-    A last line without its line break is passed over: a kill, or a stage that is still writing, left it so.
-    """
-    if not path.exists():
-        return []
-    # Not splitlines: a JSON string may hold U+2028 and other characters at which that breaks lines.
-    *lines, _half = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return [_row(path, number, line, required) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _row(path: Path, number: int, line: str, required: Sequence[str]) -> Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number}: not JSON ({error.msg}). Remove the line.") from None
-    missing = [key for key in required if not isinstance(row, dict) or key not in row]
-    if missing:
-        raise UserError(f"{path}, line {number}: no {', '.join(missing)} there. Remove the line.")
-    return dict(row)
+    """The objects of a JSONL file that a stage may still be writing; empty where there is no file."""
+    return read_json_lines(path, required, growing=True) if path.exists() else []

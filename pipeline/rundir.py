@@ -1,42 +1,17 @@
-"""A run directory: its folders, its atomic writes, and the lock that keeps a stage to one job at a time."""
+"""A run directory: its folders, and the lock that keeps a stage to one job at a time."""
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from configs.errors import UserError
 from configs.schema import Stage
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: to a temporary neighbour, synced, then renamed over `path`."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+from data.files import sync
 
 
 @dataclass(frozen=True)
@@ -58,6 +33,9 @@ class RunDirectory:
     def adapter(self, stage: Stage) -> Path:
         return self.stage(stage) / "adapter"
 
+    def logs(self, stage: Stage) -> Path:
+        return self.stage(stage) / "logs"
+
     def aside(self, stage: Stage) -> Path:
         """The next free name for a stage's old folder: `RUN/sft.old-1`, `RUN/sft.old-2`, ..."""
         number = 1
@@ -69,7 +47,7 @@ class RunDirectory:
         """Rename the stage's folder, so that what it holds is kept and a new one can begin."""
         target = self.aside(stage)
         self.stage(stage).rename(target)
-        _sync_folder(self.path)
+        sync(self.path)
         return target
 
     @contextmanager
@@ -113,12 +91,3 @@ class RunDirectory:
 
     def _file_lock(self, stage: Stage) -> FileLock:
         return FileLock(self._lock_path(stage), is_singleton=False)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

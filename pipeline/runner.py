@@ -6,25 +6,20 @@ Every rank runs this. Rank 0 alone decides and writes; the others learn from it 
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import secrets
-import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
 from configs.errors import UserError
 from configs.load import dump_experiment, stage_hash
 from configs.schema import STAGES, Experiment, Stage
-from pipeline import quiet
+from data.files import write_text
+from pipeline import endings, quiet
 from pipeline.batches import check_batches
 from pipeline.display import make_display
 from pipeline.manifest import (
@@ -37,26 +32,12 @@ from pipeline.manifest import (
     read_manifest,
     source_hashes,
 )
-from pipeline.plan import Request, StagePlan, newest_checkpoint, plan_stage
-from pipeline.rundir import RunDirectory, write_text
+from pipeline.plan import Request, StagePlan, plan_stage, sealed_checkpoint
+from pipeline.rundir import RunDirectory
 from pipeline.summary import print_summary
 from pipeline.tracking import FileSink, NullReporter, Reporter
 from pipeline.wandb_sink import make_wandb_sink
 from stages.context import Context, Outcome
-
-logger = logging.getLogger("tristage")
-
-# When one and the same error strikes all ranks, rank 0 is to report it. The launcher ends the other
-# ranks as soon as rank 0 exits; a rank that is still there after this long has something of its own to say.
-RANK_ZERO_SPEAKS_FIRST_SECONDS = 4.0
-
-
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.exit_code = 128 + signum
 
 
 @dataclass(frozen=True)
@@ -64,6 +45,7 @@ class Order:
     """What rank 0 tells the others."""
 
     inputs: dict[str, Path]
+    bases: dict[str, str]
     resume: bool
 
 
@@ -89,13 +71,15 @@ def run_stage(
     request = Request(config, RunDirectory(run_dir), arguments, force, fresh)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     try:
-        with _signals_raise():
+        with endings.signals_raise():
             if rank == 0:
                 return _lead(request, stage, world, hint)
             return _follow(request, stage, rank)
-    except (Exception, KeyboardInterrupt, Interrupted) as error:
-        _report_error(error, rank)
-        return _exit_code(error)
+    except (Exception, KeyboardInterrupt, endings.Interrupted) as error:
+        if rank:
+            endings.leave_note(request.run.logs(stage), rank, error)
+        endings.report(error, rank)
+        return endings.exit_code(error)
 
 
 def _lead(request: Request, stage: Stage, world: int, hint: bool) -> int:
@@ -118,14 +102,15 @@ def _lead(request: Request, stage: Stage, world: int, hint: bool) -> int:
             return 0
         _join(request.config)
         manifest = _open(request, plan, world)
-        quiet.capture(run.stage(stage) / "logs", rank=0)
-        order = Order(
-            {name: run.path / used.path for name, used in plan.inputs.items()}, plan.action == "resume"
-        )
+        quiet.capture(run.logs(stage), rank=0)
+        order = _order(request, plan)
+        peers = []
         if world > 1:
             _broadcast(order)
+            peers = _gather(Process.this())
         reporter = _reporter(request, manifest, order.resume)
-        manifest = _attempt(request, manifest, _context(request, stage, order, reporter), reporter)
+        context = _context(request, stage, order, reporter)
+        manifest = _attempt(request, manifest, context, reporter, peers)
         _print_end(request, manifest, hint)
     _leave()
     return 0
@@ -137,7 +122,8 @@ def _follow(request: Request, stage: Stage, rank: int) -> int:
     order = _broadcast(None)
     if order is None:
         return 0
-    quiet.capture(request.run.stage(stage) / "logs", rank)
+    quiet.capture(request.run.logs(stage), rank)
+    _gather(Process.this())
     _recipe(stage)(_context(request, stage, order, NullReporter()))
     _leave()
     return 0
@@ -151,6 +137,7 @@ def _open(request: Request, plan: StagePlan, world: int) -> Manifest:
         kept = run.set_aside(stage)
         print(f"stage {stage}: its old folder is kept as {kept}", flush=True)
     run.stage(stage).mkdir(parents=True, exist_ok=True)
+    endings.clear_notes(run.logs(stage))
     write_text(run.config_file, dump_experiment(request.config))
     manifest = Manifest(
         stage=stage,
@@ -172,9 +159,18 @@ def _open(request: Request, plan: StagePlan, world: int) -> Manifest:
     return manifest
 
 
+def _order(request: Request, plan: StagePlan) -> Order:
+    manifests = {name: read_manifest(request.run.manifest(name)) for name in plan.inputs}
+    return Order(
+        inputs={name: request.run.path / used.path for name, used in plan.inputs.items()},
+        bases={name: each.base_digest for name, each in manifests.items() if each and each.base_digest},
+        resume=plan.action == "resume",
+    )
+
+
 def _seconds_before(old: Manifest, folder: Path) -> float:
     """Seconds spent by earlier attempts; of one that was killed, up to its newest checkpoint."""
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = sealed_checkpoint(folder)
     if old.status != "running" or checkpoint is None:
         return old.wall_seconds
     return old.wall_seconds + max(0.0, checkpoint.stat().st_mtime - old.attempt_started.timestamp())
@@ -184,7 +180,7 @@ def _reporter(request: Request, manifest: Manifest, resume: bool) -> Reporter:
     folder = request.run.stage(manifest.stage)
     wandb = make_wandb_sink(request.config, manifest, folder)
     reporter = Reporter(make_display(), [FileSink(folder)] + ([wandb] if wandb else []))
-    if resume and newest_checkpoint(folder) is None:
+    if resume and sealed_checkpoint(folder) is None:
         reporter.rewind(-1)
     return reporter
 
@@ -195,26 +191,38 @@ def _context(request: Request, stage: Stage, order: Order, tracker: Reporter | N
         stage=stage,
         folder=request.run.stage(stage),
         inputs=order.inputs,
+        bases=order.bases,
         tracker=tracker,
         resume=order.resume,
     )
 
 
-def _attempt(request: Request, manifest: Manifest, context: Context, reporter: Reporter) -> Manifest:
-    """Call the recipe; the manifest tells how it ended, whatever happens."""
+def _attempt(
+    request: Request, manifest: Manifest, context: Context, reporter: Reporter, peers: Sequence[Process]
+) -> Manifest:
+    """Call the recipe; the manifest tells how it ended, whatever happens.
+
+    Raises:
+        RankFailed: another rank is why it could not go on.
+    """
     path = request.run.manifest(manifest.stage)
     begin = time.monotonic()
     try:
         outcome = _recipe(manifest.stage)(context)
         ended = _finished(manifest, outcome, request.run.adapter(manifest.stage), time.monotonic() - begin)
-    except BaseException as error:
+    except BaseException as caught:
+        error = endings.cause(caught, request.run.logs(manifest.stage), peers)
         seconds = manifest.wall_seconds + time.monotonic() - begin
-        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        status = "interrupted" if stopped else "failed"
-        failure = {"status": status, "error": _one_line(error), "wall_seconds": seconds, "finished": now()}
+        status = "interrupted" if endings.stopped(error) else "failed"
+        failure = {
+            "status": status,
+            "error": endings.one_line(error),
+            "wall_seconds": seconds,
+            "finished": now(),
+        }
         manifest.model_copy(update=failure).write(path)
-        reporter.close(_exit_code(error))
-        raise
+        reporter.close(endings.exit_code(error))
+        raise error from None
     ended.write(path)
     reporter.finish(ended, request.run.adapter(manifest.stage))
     return ended
@@ -228,6 +236,7 @@ def _finished(manifest: Manifest, outcome: Outcome, adapter: Path, seconds: floa
     return manifest.model_copy(
         update={
             "status": "finished",
+            "base_digest": outcome.base_digest,
             "output": output,
             "metrics": {name: float(value) for name, value in outcome.metrics.items()}
             | {"wall_seconds": total},
@@ -251,7 +260,7 @@ def _recipe(stage: Stage) -> Callable[[Context], Outcome]:
 
 def _join(config: Experiment) -> None:
     """Enter the process group of the job."""
-    from stages.engine import init_distributed
+    from stages.ranks import init_distributed
 
     init_distributed(config.deepspeed)
 
@@ -263,6 +272,15 @@ def _leave() -> None:
         torch.distributed.destroy_process_group()
 
 
+def _gather(process: Process) -> list[Process]:
+    """The process of every rank, on every rank."""
+    import torch.distributed
+
+    processes = [process] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(processes, process)
+    return processes
+
+
 def _broadcast(order: Order | None) -> Order | None:
     """Rank 0's order, on every rank."""
     import torch.distributed
@@ -270,53 +288,3 @@ def _broadcast(order: Order | None) -> Order | None:
     orders = [order]
     torch.distributed.broadcast_object_list(orders, src=0)
     return orders[0]
-
-
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into Interrupted and ignore those after it.
-
-    Ctrl-C reaches a rank twice, from the terminal and from the launcher; the second must not disturb
-    the writing of the manifest.
-    """
-    watched = (signal.SIGINT, signal.SIGTERM)
-
-    def stop(signum: int, _frame: FrameType | None) -> None:
-        for each in watched:
-            signal.signal(each, signal.SIG_IGN)
-        raise Interrupted(signum)
-
-    before = {each: signal.signal(each, stop) for each in watched}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-def _exit_code(error: BaseException) -> int:
-    if isinstance(error, UserError):
-        return 2
-    if isinstance(error, Interrupted):
-        return error.exit_code
-    return 130 if isinstance(error, KeyboardInterrupt) else 1
-
-
-def _report_error(error: BaseException, rank: int) -> None:
-    """Say what happened: a message for the user's errors, a traceback for the program's."""
-    logger.info("ended by %s", _one_line(error), exc_info=error)
-    if isinstance(error, Interrupted | KeyboardInterrupt):
-        if rank == 0:
-            print("interrupted; the same command resumes", file=sys.stderr, flush=True)
-        return
-    if rank != 0:
-        time.sleep(RANK_ZERO_SPEAKS_FIRST_SECONDS)
-        print(f"rank {rank}:", file=sys.stderr)
-    if isinstance(error, UserError):
-        print(f"error: {error}", file=sys.stderr, flush=True)
-    else:
-        traceback.print_exception(error)
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

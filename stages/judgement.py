@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from data import tokenize
+from data.files import write_json_lines
 from stages.context import Context
-from stages.engine import seed_from
 from stages.labellers import LABELLERS
 from stages.metrics import mean_with_interval
 from stages.modeling import BASE
+from stages.ranks import seed_from
 from stages.rollout import Sampler, lay_out, response_logprobs, sequence_scores
 
 
@@ -60,60 +60,73 @@ def answer(context: Context, sampler: Sampler, role: str, prompts: Sequence[toke
     )
 
 
-def held_out_figures(
-    context: Context, sampler: Sampler, prompts: Sequence[tokenize.Prompt]
-) -> dict[str, float]:
-    """`eval/score`, `eval/kl`, `eval/length` of the policy, and `eval/gold` where there is a judge."""
-    if not prompts:
-        return {}
-    answers = answer(context, sampler, "policy", prompts)
-    means: dict[str, Sequence[float]] = {
-        "eval/score": answers.scores,
-        "eval/kl": answers.kl,
-        "eval/length": answers.lengths,
-    }
-    if judge := context.config.ppo.judge:
-        means["eval/gold"] = answers.gold(judge)
-    return {name: sum(values) / len(values) for name, values in means.items()}
+class Judgement:
+    """What reward model and judge say of answers to the held-out prompts; nothing where there are none."""
 
+    def __init__(self, context: Context, sampler: Sampler, prompts: Sequence[tokenize.Prompt]) -> None:
+        self.context, self.sampler, self.prompts = context, sampler, prompts
+        self._latest: Answers | None = None
 
-def final_judgement(
-    context: Context, sampler: Sampler, prompts: Sequence[tokenize.Prompt]
-) -> dict[str, float]:
-    """Base, SFT policy and PPO policy on the same held-out prompts, also written to `evaluation.jsonl`.
+    def of_policy(self) -> dict[str, float]:
+        """Mean `score`, `kl` and `length` of the policy as it is now, and `gold` where there is a judge."""
+        if not self.prompts:
+            return {}
+        answers = self._latest = self._answer("policy")
+        means: dict[str, Sequence[float]] = {
+            "score": answers.scores,
+            "kl": answers.kl,
+            "length": answers.lengths,
+        }
+        if judge := self.context.config.ppo.judge:
+            means["gold"] = answers.gold(judge)
+        return {name: sum(values) / len(values) for name, values in means.items()}
 
-    Returns:
-        Means with 95 % intervals over prompts; empty if nothing is held out. `win_rate` is the share of
-        prompts where the judge prefers the PPO answer to the SFT answer, a tie counting one half;
-        without a judge, only the reward model's own `rm_win_rate` is there.
-    """
-    if not prompts:
-        return {}
-    roles_by_name = {"base": BASE, "sft": "reference", "ppo": "policy"}
-    answers = {name: answer(context, sampler, role, prompts) for name, role in roles_by_name.items()}
-    sft, ppo = answers["sft"], answers["ppo"]
-    columns: dict[str, Sequence] = {"prompt": [prompt.text for prompt in prompts]}
-    columns |= {name: each.texts for name, each in answers.items()}
-    columns |= {f"score_{name}": each.scores for name, each in answers.items()}
-    columns["kl"] = ppo.kl
-    metrics = {
-        **mean_with_interval("rm_score_sft", sft.scores),
-        **mean_with_interval("rm_score_ppo", ppo.scores),
-        **mean_with_interval("rm_win_rate", wins(ppo.scores, sft.scores)),
-        **mean_with_interval("kl", ppo.kl),
-        **mean_with_interval("mean_length", ppo.lengths),
-    }
-    if judge := context.config.ppo.judge:
-        gold = {name: each.gold(judge) for name, each in answers.items()}
+    def final(self) -> dict[str, float]:
+        """Base, SFT policy and PPO policy beside one another, also written to `evaluation.jsonl`.
+
+        The policy's latest answers to `of_policy` are taken, so it must not have changed since.
+
+        Returns:
+            Means with 95 % intervals over prompts. `win_rate` is the share of prompts where the judge
+            prefers the PPO answer to the SFT answer, a tie counting one half; without a judge, only the
+            reward model's own `rm_win_rate` is there.
+        """
+        if not self.prompts:
+            return {}
+        answers = {
+            "base": self._answer(BASE),
+            "sft": self._answer("reference"),
+            "ppo": self._latest or self._answer("policy"),
+        }
+        sft, ppo = answers["sft"], answers["ppo"]
+        metrics = {
+            **mean_with_interval("rm_score_sft", sft.scores),
+            **mean_with_interval("rm_score_ppo", ppo.scores),
+            **mean_with_interval("rm_win_rate", wins(ppo.scores, sft.scores)),
+            **mean_with_interval("kl", ppo.kl),
+            **mean_with_interval("mean_length", ppo.lengths),
+        }
+        gold: dict[str, list[float]] = {}
+        if judge := self.context.config.ppo.judge:
+            gold = {name: each.gold(judge) for name, each in answers.items()}
+            for name, scores in gold.items():
+                metrics |= mean_with_interval(f"gold_{name}", scores)
+            metrics |= mean_with_interval("win_rate", wins(gold["ppo"], gold["sft"]))
+        if self.sampler.ranks.rank == 0:
+            self._write(answers, gold)
+        return metrics
+
+    def _answer(self, role: str) -> Answers:
+        return answer(self.context, self.sampler, role, self.prompts)
+
+    def _write(self, answers: dict[str, Answers], gold: dict[str, list[float]]) -> None:
+        columns: dict[str, Sequence] = {"prompt": [prompt.text for prompt in self.prompts]}
+        columns |= {name: each.texts for name, each in answers.items()}
+        columns |= {f"score_{name}": each.scores for name, each in answers.items()}
+        columns["kl"] = answers["ppo"].kl
         columns |= {f"gold_{name}": scores for name, scores in gold.items()}
-        for name, scores in gold.items():
-            metrics |= mean_with_interval(f"gold_{name}", scores)
-        metrics |= mean_with_interval("win_rate", wins(gold["ppo"], gold["sft"]))
-    if sampler.ranks.rank == 0:
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        (context.folder / "evaluation.jsonl").write_text("".join(lines), encoding="utf-8")
-    return metrics
+        write_json_lines(self.context.folder / "evaluation.jsonl", rows)
 
 
 def wins(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:

@@ -10,9 +10,12 @@ import torch
 
 from configs.schema import Training
 from stages.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
-from stages.context import Context
-from stages.engine import Engine, Ranks, seed_from
+from stages.context import Context, Tracker
+from stages.engine import Engine, load_parameters
 from stages.metrics import Meter
+from stages.modeling import Roles
+from stages.prepare import check_base
+from stages.ranks import Ranks, seed_from
 
 Figures = Mapping[str, float]
 
@@ -44,6 +47,34 @@ def seed_step(seed: int, stage: str, step: int, rank: int) -> None:
     torch.manual_seed(seed_from(seed, stage, step, rank))
 
 
+def start_engine(
+    context: Context,
+    roles: Roles,
+    rates: Mapping[str, float],
+    training: Training,
+    updates: int,
+    ranks: Ranks,
+    progress: Progress,
+    checkpoint: Checkpoint | None,
+) -> Engine:
+    """An engine over `roles`, and `progress`, where `checkpoint` left them; at the beginning without one.
+
+    Args:
+        rates: peak learning rate of each role to train.
+        updates: optimizer steps of the whole stage, for the schedule.
+    """
+    if checkpoint is None:
+        return Engine(roles, rates, training, updates, context.config.deepspeed, ranks)
+    check_base(context.config, context.stage, checkpoint.state["base"], roles.base_digest)
+    tensors = checkpoint.tensors()
+    load_parameters(roles, tensors, rates)
+    engine = Engine(roles, rates, training, updates, context.config.deepspeed, ranks)
+    engine.load_state(tensors, checkpoint.state["optimizer_steps"])
+    progress.step, progress.memory = checkpoint.step, checkpoint.state["memory"]
+    context.tracker.rewind(progress.step)
+    return engine
+
+
 def run_steps(
     context: Context,
     training: Training,
@@ -51,15 +82,22 @@ def run_steps(
     progress: Progress,
     meter: Meter,
     take_step: Callable[[int], Figures],
-    evaluate: Callable[[int], Figures],
-) -> None:
+    evaluate: Callable[[], Figures],
+) -> tuple[Figures, Figures]:
     """Take steps `progress.step` ... `progress.total - 1`, logging, evaluating and saving on the way.
 
     Args:
         take_step: does step number `step` (from 0) and returns its metrics.
-        evaluate: metrics on held-out data after `step` steps, named `eval/...`.
+        evaluate: figures on held-out data, logged as `eval/...` before the first step, every
+            `eval_steps` and after the last one; empty where nothing is held out.
+
+    Returns:
+        The figures before the first step and after the last. They are in the checkpoints, so that a
+        stage that ends on its second attempt has them, too.
     """
-    tracker, ranks = context.tracker, engine.ranks
+    tracker, ranks, memory = context.tracker, engine.ranks, progress.memory
+    if progress.step == 0:
+        memory["before"] = _evaluated(tracker, evaluate, 0)
     tracker.phase(f"{context.stage}: training", progress.total, progress.step)
     while progress.step < progress.total:
         seed_step(context.config.seed, context.stage, progress.step, ranks.rank)
@@ -70,10 +108,18 @@ def run_steps(
         if done % training.logging_steps == 0 or last:
             tracker.log(metrics, done)
         tracker.advance(1, **metrics)
-        if training.eval_steps and done % training.eval_steps == 0 and not last:
-            tracker.log(evaluate(done), done)
-        if done % training.save_steps == 0 or last:
+        if last or (training.eval_steps and done % training.eval_steps == 0):
+            memory["after"] = _evaluated(tracker, evaluate, done)
+        if last or done % training.save_steps == 0:
             save(context, training, engine, progress)
+    return memory["before"], memory["after"]
+
+
+def _evaluated(tracker: Tracker, evaluate: Callable[[], Figures], step: int) -> Figures:
+    figures = evaluate()
+    if figures:
+        tracker.log({f"eval/{name}": value for name, value in figures.items()}, step)
+    return figures
 
 
 def save(context: Context, training: Training, engine: Engine, progress: Progress) -> None:
@@ -84,7 +130,11 @@ def save(context: Context, training: Training, engine: Engine, progress: Progres
             context.folder / "checkpoints",
             progress.step,
             tensors,
-            {"optimizer_steps": engine.steps, "memory": progress.memory},
+            {
+                "optimizer_steps": engine.steps,
+                "base": engine.roles.base_digest,
+                "memory": progress.memory,
+            },
             training.keep_checkpoints,
         )
     engine.ranks.barrier()

@@ -6,6 +6,7 @@ fp32: at RLHF learning rates, updates of bf16 weights round to nothing.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from transformers import (
 
 from configs.errors import UserError
 from configs.schema import Adapter, Base
+from data.files import sha256
 from stages.embedded import EMBEDDED, embedded_model
 
 BASE = "base"  # the role without adapter: what the model was before any training
@@ -53,10 +55,12 @@ class Roles(nn.Module):
     so a role's backward must be done before another role is activated.
     """
 
-    def __init__(self, base: PreTrainedModel) -> None:
+    def __init__(self, base: PreTrainedModel, base_digest: str = "") -> None:
+        """Put roles on `base`, whose identity is `base_digest` (see the function of that name)."""
         super().__init__()
         base.requires_grad_(False)
         self.causal = base
+        self.base_digest = base_digest
         self.heads = nn.ModuleDict()
         self._peft: list[PeftModel] = []  # in a list, not registered: its parameters are those of `causal`
         self._lora_layers: list[LoraLayer] = []
@@ -239,6 +243,15 @@ def load_tokenizer(config: Base) -> PreTrainedTokenizerBase:
 def model_folder(config: Base) -> str:
     """The folder or hub id to load from; embedded models are prepared on first use."""
     return str(embedded_model(config.model)) if config.model in EMBEDDED else config.model
+
+
+def base_digest(config: Base, model: PreTrainedModel) -> str:
+    """What tells one base from another under the same name: its commit on the hub, or its files' SHA-256."""
+    folder = Path(model_folder(config))
+    if not folder.is_dir():
+        return str(model.config._commit_hash)
+    files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
+    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
 
 
 def _no_model(config: Base, error: OSError) -> str:

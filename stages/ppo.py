@@ -16,12 +16,13 @@ from data import tokenize
 from data.sampler import epoch_order, global_batch, micro_batches
 from stages.advantages import explained_variance, gae, token_rewards, whiten
 from stages.context import Context, Outcome
-from stages.engine import Engine, load_parameters, seed_from
-from stages.judgement import final_judgement, held_out_figures
-from stages.loop import Progress, find_resume, run_steps
+from stages.engine import Engine
+from stages.judgement import Judgement
+from stages.loop import Progress, find_resume, run_steps, start_engine
 from stages.losses import policy_loss, value_loss
 from stages.metrics import Meter, peak_memory_bytes
 from stages.prepare import prepare, read_examples, save_role
+from stages.ranks import seed_from
 from stages.rollout import (
     Layout,
     Sampler,
@@ -52,18 +53,12 @@ def run(context: Context) -> Outcome:
 
     # 3. The engine, where the last checkpoint left it.
     rates = {POLICY: ppo.learning_rate, CRITIC: ppo.critic_learning_rate or ppo.learning_rate}
-    progress = Progress(ppo.iterations)
-    checkpoint = find_resume(context, ranks)
-    if checkpoint:
-        load_parameters(roles, checkpoint.tensors(), rates)
+    progress, checkpoint = Progress(ppo.iterations), find_resume(context, ranks)
     updates = ppo.iterations * ppo.epochs * ppo.minibatches
-    engine = Engine(roles, rates, ppo, updates, config.deepspeed, ranks)
-    if checkpoint:
-        progress.step, progress.memory = checkpoint.step, checkpoint.state["memory"]
-        engine.load_state(checkpoint.tensors(), checkpoint.state["optimizer_steps"])
-        context.tracker.rewind(progress.step)
+    engine = start_engine(context, roles, rates, ppo, updates, ranks, progress, checkpoint)
     sampler = Sampler(roles, tokenizer, ranks, ppo.generation)
     trainer = Trainer(engine, ppo, sampler, config.seed)
+    judgement = Judgement(context, sampler, held_out)
 
     # 4. Iterations: roll out, score, update.
     def take_step(step: int) -> dict[str, float]:
@@ -73,20 +68,18 @@ def run(context: Context) -> Outcome:
             context.tracker.samples(samples[: config.tracking.sample_rows], step + 1)
         return metrics
 
-    def evaluate(_: int) -> dict[str, float]:
-        return held_out_figures(context, sampler, held_out)
-
-    run_steps(context, ppo, engine, progress, trainer.meter, take_step, evaluate)
+    run_steps(context, ppo, engine, progress, trainer.meter, take_step, judgement.of_policy)
 
     # 5. The result, judged on held-out prompts beside the base and the SFT policy.
     save_role(context, engine, POLICY, tokenizer)
     return Outcome(
         {
-            **final_judgement(context, sampler, held_out),
+            **judgement.final(),
             "steps": progress.total,
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": peak_memory_bytes(),
-        }
+        },
+        roles.base_digest,
     )
 
 

@@ -8,19 +8,26 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from configs.errors import UserError
+from configs.schema import Experiment
 from data.formats import Kind, load_rows
 from data.split import stage_split
 from data.tokenize import Counts, apply_template
 from stages.checkpoint import save_adapter
 from stages.context import Context
-from stages.engine import Engine, Ranks, init_distributed
-from stages.modeling import Roles, load_base, load_tokenizer
+from stages.engine import Engine
+from stages.modeling import Roles, base_digest, load_base, load_tokenizer
+from stages.ranks import Ranks, init_distributed
 
 Example = TypeVar("Example")
 
 
 def prepare(context: Context) -> tuple[Ranks, PreTrainedTokenizerBase, Roles]:
-    """Ranks, the tokenizer with the experiment's chat template, and the base without adapters yet."""
+    """Ranks, the tokenizer with the experiment's chat template, and the base without adapters yet.
+
+    Raises:
+        UserError: base or tokenizer cannot serve, or a stage upstream was trained on another base.
+    """
     config = context.config
     ranks = init_distributed(config.deepspeed)
     if ranks.rank == 0:
@@ -29,7 +36,25 @@ def prepare(context: Context) -> tuple[Ranks, PreTrainedTokenizerBase, Roles]:
     tokenizer = load_tokenizer(config.base)
     apply_template(tokenizer, config.data)
     context.tracker.note(f"loading the base {config.base.model} ({config.base.quantization})")
-    return ranks, tokenizer, Roles(load_base(config.base, ranks.device))
+    base = load_base(config.base, ranks.device)
+    digest = ranks.gather([base_digest(config.base, base)] if ranks.rank == 0 else [])[0]
+    for stage, trained_on in context.bases.items():
+        check_base(config, stage, trained_on, digest)
+    return ranks, tokenizer, Roles(base, digest)
+
+
+def check_base(config: Experiment, stage: str, trained_on: str, digest: str) -> None:
+    """An adapter fits the one base that it was trained on, not another one of the same name.
+
+    Raises:
+        UserError: the base was `trained_on` in `stage` and is now `digest`.
+    """
+    if trained_on != digest:
+        raise UserError(
+            f"base.model: {config.base.model} is not what it was when stage {stage} was trained on it "
+            f"({trained_on[:12]} then, {digest[:12]} now). Restore it, pin base.revision to what it was, or "
+            f"train {stage} again."
+        )
 
 
 def read_examples(

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 from data import tokenize
+from data.files import read_json_lines, write_json_lines
 from data.formats import load_rows
 from data.split import stage_split
 from stages.context import Context
-from stages.engine import seed_from
 from stages.labellers import LABELLERS, ranks_of
 from stages.prepare import tokenized
+from stages.ranks import seed_from
 from stages.rollout import Sampler
 
 Row = dict[str, Any]
+READABLE = ("prompt", "completions", "ranks", "scores")
 
 
 def collect_rankings(context: Context, sampler: Sampler, role: str) -> tuple[list[Row], list[Row]]:
@@ -37,11 +36,11 @@ def collect_rankings(context: Context, sampler: Sampler, role: str) -> tuple[lis
             for row in _rank(context, sampler, role, prompts)
         ]
         if sampler.ranks.rank == 0:
-            _write(file, ranked)
-            context.tracker.samples(ranked[:: max(1, len(ranked) // 16)], 0)
+            write_json_lines(file, ranked)
+            shown = ranked[:: max(1, len(ranked) // 16)]
+            context.tracker.samples([{name: row[name] for name in READABLE} for row in shown], 0)
         sampler.ranks.barrier()
-    with file.open(encoding="utf-8") as stream:  # str.splitlines would also cut at a U+2028 inside an answer
-        collected = [json.loads(line) for line in stream]
+    collected = read_json_lines(file, ["split", *READABLE])
     useful = [row for row in collected if max(row["ranks"]) > 0]
     tied = len(collected) - len(useful)
     context.tracker.note(f"{len(collected)} rankings in {file.name}; {tied} left out: all their answers tie")
@@ -50,7 +49,7 @@ def collect_rankings(context: Context, sampler: Sampler, role: str) -> tuple[lis
 
 
 def _rank(context: Context, sampler: Sampler, role: str, prompts: list[tokenize.Prompt]) -> list[Row]:
-    """K samples to each prompt, best first."""
+    """K samples to each prompt, best first, as text and as the tokens that were sampled."""
     rankings = context.config.rm.rankings
     label = LABELLERS[rankings.labeller]
     ids = [prompt.prompt_ids for prompt in prompts for _ in range(rankings.completions)]
@@ -61,25 +60,16 @@ def _rank(context: Context, sampler: Sampler, role: str, prompts: list[tokenize.
     texts = sampler.decode(responses)
     rows = []
     for number, prompt in enumerate(prompts):
-        answers = texts[number * rankings.completions : (number + 1) * rankings.completions]
-        scored = sorted(((label(answer), answer) for answer in answers), reverse=True)
-        scores = [score for score, _ in scored]
+        answers = range(number * rankings.completions, (number + 1) * rankings.completions)
+        scored = sorted(((label(texts[i]), texts[i], responses[i]) for i in answers), reverse=True)
+        scores, completions, completion_ids = (list(column) for column in zip(*scored, strict=True))
         rows.append(
             {
                 "prompt": prompt.prompt,
-                "completions": [answer for _, answer in scored],
+                "completions": completions,
+                "completion_ids": completion_ids,
                 "ranks": ranks_of(scores),
                 "scores": scores,
             }
         )
     return rows
-
-
-def _write(file: Path, rows: list[Row]) -> None:
-    """Write JSON lines under a temporary name and rename: a reader sees all of them or none."""
-    partial = file.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.rename(file)

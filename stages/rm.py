@@ -16,13 +16,14 @@ from torch.nn.utils.rnn import pad_sequence
 from data import tokenize
 from data.sampler import global_batch, micro_batches
 from stages.context import Context, Outcome
-from stages.engine import Engine, load_parameters, seed_from
-from stages.loop import Progress, find_resume, run_steps, seed_step, total_steps
+from stages.engine import Engine
+from stages.loop import Progress, find_resume, run_steps, seed_step, start_engine, total_steps
 from stages.losses import ranking_loss
 from stages.metrics import Meter, mean_with_interval, peak_memory_bytes
 from stages.modeling import Roles
 from stages.prepare import prepare, read_examples, tokenized, write_role
 from stages.rankings import collect_rankings
+from stages.ranks import seed_from
 from stages.rollout import Sampler, lay_out, sequence_scores
 
 ROLE, SFT = "reward", "policy"
@@ -51,28 +52,20 @@ def run(context: Context) -> Outcome:
 
     # 3. The engine, where the last checkpoint left it.
     progress = Progress(total_steps(len(train), rm.batch_size, rm.epochs, rm.max_steps))
-    if checkpoint:
-        load_parameters(roles, checkpoint.tensors(), [ROLE])
-    engine = Engine(roles, {ROLE: rm.learning_rate}, rm, progress.total, config.deepspeed, ranks)
+    rates = {ROLE: rm.learning_rate}
+    engine = start_engine(context, roles, rates, rm, progress.total, ranks, progress, checkpoint)
     trainer = Trainer(engine, tokenizer.pad_token_id, rm.micro_batch_size)
-    if checkpoint:
-        progress.step, progress.memory = checkpoint.step, checkpoint.state["memory"]
-        engine.load_state(checkpoint.tensors(), checkpoint.state["optimizer_steps"])
-        context.tracker.rewind(progress.step)
 
     # 4. Training.
     def take_step(step: int) -> dict[str, float]:
         return trainer.step([train[i] for i in global_batch(len(train), rm.batch_size, config.seed, step)])
 
-    def evaluate(_: int) -> dict[str, float]:
-        return as_logged(trainer.evaluate(held_out))
+    def evaluate() -> dict[str, float]:
+        return trainer.evaluate(held_out)
 
-    run_steps(context, rm, engine, progress, trainer.meter, take_step, evaluate)
+    _, after = run_steps(context, rm, engine, progress, trainer.meter, take_step, evaluate)
 
-    # 5. How good it is, and the result on a scale where the SFT policy has mean 0 and deviation 1.
-    metrics = trainer.evaluate(held_out)
-    if metrics:
-        context.tracker.log(as_logged(metrics), progress.total)
+    # 5. The result, on a scale where the SFT policy has mean 0 and deviation 1.
     mean, deviation = score_statistics(context, trainer, sampler, held_out or train)
     tensors = normalized(engine.role_tensors(ROLE), mean, deviation)
     if ranks.rank == 0:
@@ -80,19 +73,15 @@ def run(context: Context) -> Outcome:
     ranks.barrier()
     return Outcome(
         {
-            **metrics,
+            **{name.replace("loss", "eval_loss"): value for name, value in after.items()},
             "score_mean": mean,
             "score_std": deviation,
             "steps": progress.total,
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": peak_memory_bytes(),
-        }
+        },
+        roles.base_digest,
     )
-
-
-def as_logged(metrics: dict[str, float]) -> dict[str, float]:
-    """Figures on held-out rankings by their names in `metrics.jsonl`: `eval/loss`, `eval/accuracy`, ..."""
-    return {f"eval/{name.removeprefix('eval_')}": value for name, value in metrics.items()}
 
 
 class Trainer:
@@ -136,7 +125,7 @@ class Trainer:
         return {
             **mean_with_interval("accuracy", [row["accuracy"] for row in rows]),
             **mean_with_interval("margin", [row["margin"] for row in rows]),
-            **mean_with_interval("eval_loss", [row["loss"] for row in rows]),
+            **mean_with_interval("loss", [row["loss"] for row in rows]),
         }
 
     def _prompts_at_once(self, batch: Sequence[tokenize.Ranking]) -> int:

@@ -13,8 +13,9 @@ from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from configs.schema import Generation
 from data.collate import prompts as collate_prompts
-from stages.engine import Engine, Ranks
+from stages.engine import Engine
 from stages.modeling import Roles
+from stages.ranks import Ranks
 
 
 class GumbelNoise(LogitsProcessor):

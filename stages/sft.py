@@ -11,8 +11,8 @@ from trl.trainer.utils import selective_log_softmax
 from data import collate, pack, tokenize
 from data.sampler import global_batch, micro_batches
 from stages.context import Context, Outcome
-from stages.engine import Engine, load_parameters
-from stages.loop import Progress, find_resume, run_steps, seed_step, total_steps
+from stages.engine import Engine
+from stages.loop import Progress, find_resume, run_steps, seed_step, start_engine, total_steps
 from stages.losses import masked_sum, nll_loss
 from stages.metrics import Meter, peak_memory_bytes
 from stages.modeling import Roles
@@ -37,41 +37,31 @@ def run(context: Context) -> Outcome:
 
     # 3. The engine, where the last checkpoint left it.
     progress = Progress(total_steps(len(rows), sft.batch_size, sft.epochs, sft.max_steps))
-    checkpoint = find_resume(context, ranks)
-    if checkpoint:
-        load_parameters(roles, checkpoint.tensors(), [ROLE])
-    engine = Engine(roles, {ROLE: sft.learning_rate}, sft, progress.total, config.deepspeed, ranks)
+    rates, checkpoint = {ROLE: sft.learning_rate}, find_resume(context, ranks)
+    engine = start_engine(context, roles, rates, sft, progress.total, ranks, progress, checkpoint)
     trainer = Trainer(engine, tokenizer.pad_token_id, sft.micro_batch_size)
-    if checkpoint:
-        progress.step, progress.memory = checkpoint.step, checkpoint.state["memory"]
-        engine.load_state(checkpoint.tensors(), checkpoint.state["optimizer_steps"])
-        context.tracker.rewind(progress.step)
-    else:
-        progress.memory["eval_loss_before"] = trainer.evaluate(held_out)
-        context.tracker.log({"eval/loss": progress.memory["eval_loss_before"]}, 0)
 
     # 4. Training.
     def take_step(step: int) -> dict[str, float]:
         picks = global_batch(len(rows), sft.batch_size, config.seed, step)
         return trainer.step([rows[i] for i in picks])
 
-    def evaluate(_: int) -> dict[str, float]:
-        return {"eval/loss": trainer.evaluate(held_out)}
+    def evaluate() -> dict[str, float]:
+        return trainer.evaluate(held_out)
 
-    run_steps(context, sft, engine, progress, trainer.meter, take_step, evaluate)
+    before, after = run_steps(context, sft, engine, progress, trainer.meter, take_step, evaluate)
 
     # 5. The result.
-    eval_loss = trainer.evaluate(held_out)
-    context.tracker.log({"eval/loss": eval_loss}, progress.total)
     save_role(context, engine, ROLE, tokenizer)
     return Outcome(
         {
-            "eval_loss_before": progress.memory["eval_loss_before"],
-            "eval_loss": eval_loss,
+            **{f"eval_{name}_before": value for name, value in before.items()},
+            **{f"eval_{name}": value for name, value in after.items()},
             "steps": progress.total,
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": peak_memory_bytes(),
-        }
+        },
+        roles.base_digest,
     )
 
 
@@ -99,8 +89,10 @@ class Trainer:
         return ranks.sum(sums) | {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
 
     @torch.no_grad()
-    def evaluate(self, held_out: Sequence[tokenize.Demonstration]) -> float:
-        """Mean negative log-likelihood of held-out completion tokens, in nats; NaN without any."""
+    def evaluate(self, held_out: Sequence[tokenize.Demonstration]) -> dict[str, float]:
+        """`loss`: mean negative log-likelihood of held-out completion tokens, in nats; {} without any."""
+        if not held_out:
+            return {}
         roles, ranks = self.engine.roles, self.engine.ranks
         roles.eval()
         sums = {"nll": 0.0, "tokens": 0.0}
@@ -110,7 +102,7 @@ class Trainer:
             sums["tokens"] += mask.sum().item() * round_.weight
         roles.train()
         sums = ranks.sum(sums)
-        return sums["nll"] / sums["tokens"] if sums["tokens"] else float("nan")
+        return {"loss": sums["nll"] / sums["tokens"]}
 
 
 def length(example: Example) -> int:

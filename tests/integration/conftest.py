@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from configs.schema import DeepSpeed
-from stages.engine import Ranks, init_distributed
+from stages.ranks import Ranks, init_distributed
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,9 @@ import pytest
 from torch import Tensor
 
 from configs.schema import DeepSpeed, Ppo, Training
-from stages.engine import Engine, Ranks
+from stages.engine import Engine
 from stages.modeling import Roles
+from stages.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 ZERO_0 = DeepSpeed(config=str(ROOT / "configs" / "deepspeed" / "zero0.json"))

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from configs.schema import Generation, Ppo, Rm, Sft
 from data.tokenize import Demonstration, Prompt, Ranking
 from stages import ppo, rm, sft
-from stages.engine import Ranks
+from stages.ranks import Ranks
 from stages.rollout import Sampler
 from tests.integration.engines import assert_same_gradients, engine_of, gradients_of
 from tests.roles import new_role, ppo_roles, tiny_roles

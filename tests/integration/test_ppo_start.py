@@ -16,7 +16,7 @@ import torch
 from configs.load import load_experiment
 from stages import ppo
 from stages.context import Context
-from stages.engine import Ranks
+from stages.ranks import Ranks
 from tests.integration.runs import TINY
 from tests.roles import new_role, save_role_of, tiny_roles
 

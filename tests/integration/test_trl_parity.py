@@ -25,8 +25,8 @@ from configs.schema import Base, Rm, Sft
 from data import pack
 from data.tokenize import Demonstration, Ranking
 from stages import rm, sft
-from stages.engine import Ranks
 from stages.modeling import Roles, load_base, model_folder
+from stages.ranks import Ranks
 from tests.integration.engines import assert_same_gradients, engine_of, gradients_of
 from tests.roles import CPU, new_role, save_role_of, tensors_of, tiny_roles
 

@@ -206,7 +206,7 @@ def test_partial_folder_is_ignored_and_swept_up(tmp_path):
     assert names(tmp_path / "step-000020") == sorted(FILES)
 
 
-@pytest.mark.parametrize("failing", ["file_hash", "_sync", "save"])
+@pytest.mark.parametrize("failing", ["sha256", "sync", "save"])
 def test_interrupted_write_leaves_the_older_checkpoint(failing, tmp_path, monkeypatch):
     save(tmp_path, 10)
 
@@ -224,13 +224,13 @@ def test_interrupted_write_leaves_the_older_checkpoint(failing, tmp_path, monkey
 
 def test_folder_appears_sealed_and_synced_or_not_at_all(tmp_path, monkeypatch):
     synced: list[Path] = []
-    sync = checkpoint._sync
+    sync = checkpoint.sync
 
     def record(path: Path) -> None:
         synced.append(path)
         sync(path)
 
-    monkeypatch.setattr(checkpoint, "_sync", record)
+    monkeypatch.setattr(checkpoint, "sync", record)
     final = tmp_path / "adapter"
     with SealedFolder(final) as folder:
         (folder / "a").write_text("1")

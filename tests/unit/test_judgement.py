@@ -13,8 +13,8 @@ from configs.schema import Data, Experiment, Generation, Ppo, Source
 from data.tokenize import Prompt
 from stages import judgement
 from stages.context import Context
-from stages.engine import Ranks
-from stages.judgement import Answers, answer, final_judgement, held_out_figures, wins
+from stages.judgement import Answers, Judgement, answer, wins
+from stages.ranks import Ranks
 from stages.rollout import Sampler
 from tests.roles import CPU, ppo_roles
 
@@ -95,7 +95,7 @@ def canned(monkeypatch) -> list[str]:
 
 
 def test_final_judgement_by_hand(canned, tmp_path):
-    metrics = final_judgement(context_in(tmp_path), silent(), PROMPTS)
+    metrics = Judgement(context_in(tmp_path), silent(), PROMPTS).final()
     assert sorted(canned) == ["base", "policy", "reference"]
     expected = {
         "rm_score_sft": 1.0,  # (0 + 1 + 2) / 3
@@ -128,33 +128,42 @@ def test_final_judgement_by_hand(canned, tmp_path):
 
 
 def test_without_a_judge_there_is_no_gold(canned, tmp_path):
-    metrics = final_judgement(context_in(tmp_path, judge=None), silent(), PROMPTS)
+    metrics = Judgement(context_in(tmp_path, judge=None), silent(), PROMPTS).final()
     assert "rm_win_rate" in metrics
     assert not [name for name in metrics if "gold" in name or name.startswith("win_rate")]
     assert "gold" not in (tmp_path / "evaluation.jsonl").read_text()
-    assert "eval/gold" not in held_out_figures(context_in(tmp_path, judge=None), silent(), PROMPTS)
+    assert "gold" not in Judgement(context_in(tmp_path, judge=None), silent(), PROMPTS).of_policy()
 
 
 def test_held_out_figures_by_hand(canned, tmp_path):
-    found = held_out_figures(context_in(tmp_path), silent(), PROMPTS)
+    found = Judgement(context_in(tmp_path), silent(), PROMPTS).of_policy()
     expected = {
-        "eval/score": 2.0,
-        "eval/kl": 3.0,
-        "eval/length": 2.0,
-        "eval/gold": (0.6249 + 0.2023 - 0.4767) / 3,
+        "score": 2.0,
+        "kl": 3.0,
+        "length": 2.0,
+        "gold": (0.6249 + 0.2023 - 0.4767) / 3,
     }
     assert found == pytest.approx(expected, abs=1e-4)
     assert canned == ["policy"]
 
 
+def test_final_judgement_takes_the_latest_answers_of_the_policy(canned, tmp_path):
+    judge = Judgement(context_in(tmp_path), silent(), PROMPTS)
+    judge.of_policy()
+    judge.of_policy()
+    metrics = judge.final()
+    assert canned == ["policy", "policy", "base", "reference"]
+    assert metrics == Judgement(context_in(tmp_path), silent(), PROMPTS).final()
+
+
 def test_other_ranks_write_nothing(canned, tmp_path):
-    final_judgement(context_in(tmp_path), silent(Ranks(1, 2, CPU)), PROMPTS)
+    Judgement(context_in(tmp_path), silent(Ranks(1, 2, CPU)), PROMPTS).final()
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_held_out_is_no_judgement(canned, tmp_path):
-    assert final_judgement(context_in(tmp_path), silent(), []) == {}
-    assert held_out_figures(context_in(tmp_path), silent(), []) == {}
+    assert Judgement(context_in(tmp_path), silent(), []).final() == {}
+    assert Judgement(context_in(tmp_path), silent(), []).of_policy() == {}
     assert not list(tmp_path.iterdir())
     assert canned == []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from pipeline.plan import differences, newest_checkpoint, plan_stage, plan_stages, through
+from pipeline.plan import differences, plan_stage, plan_stages, sealed_checkpoint, through
 from tests.unit.pipeline_runs import leave, request, toy
 
 
@@ -243,7 +243,7 @@ def test_broken_manifest_names_the_file(tmp_path: Path) -> None:
 def test_unsealed_checkpoints_do_not_count(tmp_path: Path) -> None:
     leave(tmp_path, "sft", "interrupted", checkpoint=50)
     (tmp_path / "sft/checkpoints/step-000100").mkdir()
-    newest = newest_checkpoint(tmp_path / "sft")
+    newest = sealed_checkpoint(tmp_path / "sft")
     assert newest is not None and newest.name == "step-000050"
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from pipeline.rundir import RunDirectory, write_text
+from data.files import write_text
+from pipeline.rundir import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 
 from configs.schema import Generation
+from data.files import write_json_lines
 from data.tokenize import Prompt
+from data.tokenize import rankings as tokenize_rankings
 from stages import rankings
 from stages.context import Context
-from stages.engine import Ranks
 from stages.rankings import collect_rankings
+from stages.ranks import Ranks
 from stages.rollout import Sampler
 from tests.roles import CPU
 from tests.unit.test_judgement import context_in
@@ -37,18 +39,18 @@ def row(split: str, answers: list[str], ranks: list[int]) -> dict:
 @pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x85", "\x0b", "\r", "\n", "\x1c"])
 def test_answers_may_hold_any_character(odd, tmp_path):
     rows = [row("train", [f"a{odd}b", "c"], [0, 1]), row("held_out", ["d", f"{odd}e"], [0, 1])]
-    rankings._write(tmp_path / "rankings.jsonl", rows)
+    write_json_lines(tmp_path / "rankings.jsonl", rows)
     assert collect_rankings(resuming(tmp_path), SAMPLER, "sft") == ([rows[0]], [rows[1]])
 
 
 def test_rankings_of_ties_alone_are_left_out(tmp_path):
     useful, useless = row("train", ["a", "b"], [0, 1]), row("train", ["a", "a"], [0, 0])
-    rankings._write(tmp_path / "rankings.jsonl", [useless, useful])
+    write_json_lines(tmp_path / "rankings.jsonl", [useless, useful])
     assert collect_rankings(resuming(tmp_path), SAMPLER, "sft") == ([useful], [])
 
 
 def test_writing_leaves_nothing_else_behind(tmp_path):
-    rankings._write(tmp_path / "rankings.jsonl", [row("train", ["é", "b"], [0, 1])])
+    write_json_lines(tmp_path / "rankings.jsonl", [row("train", ["é", "b"], [0, 1])])
     assert [path.name for path in tmp_path.iterdir()] == ["rankings.jsonl"]
     assert json.loads((tmp_path / "rankings.jsonl").read_text(encoding="utf-8"))["completions"] == ["é", "b"]
 
@@ -66,6 +68,7 @@ def test_samples_are_ranked_best_first_with_ties(tmp_path, monkeypatch):
     assert first == {
         "prompt": "one",
         "completions": ["great", "It rains.", "It rains.", "Terrible."],
+        "completion_ids": [[1], [2], [0], [3]],  # of those that tie, either may be first
         "ranks": [0, 1, 1, 2],
         "scores": [3.0, 0.0, 0.0, -2.0],
     }
@@ -89,3 +92,17 @@ def test_samples_of_one_prompt_have_seeds_of_their_own(tmp_path, monkeypatch):
     asked.clear()
     rankings._rank(resuming(tmp_path), SAMPLER, "sft", [two])
     assert asked == both[4:]  # whatever other prompts there are
+
+
+def test_reward_model_learns_from_the_tokens_that_were_sampled(tmp_path, monkeypatch, tiny_tokenizer):
+    """An answer that ran into its limit has no end-of-turn token, and gets none on the way."""
+    end = tiny_tokenizer.eos_token_id
+    sampled = [[40, 41, 42], [43, end], [44, 45, end], [46]]
+    monkeypatch.setattr(Sampler, "shared", lambda *_: sampled)
+    monkeypatch.setitem(rankings.LABELLERS, "file", {text: float(i) for i, text in enumerate(
+        Sampler(NOTHING, tiny_tokenizer, Ranks(0, 1, CPU), Generation()).decode(sampled)
+    )}.__getitem__)  # fmt: skip
+    sampler = Sampler(NOTHING, tiny_tokenizer, Ranks(0, 1, CPU), Generation())
+    rows = rankings._rank(resuming(tmp_path), sampler, "sft", [Prompt("one", "one", [5])])
+    (ranking,), _ = tokenize_rankings(rows, tiny_tokenizer, resuming(tmp_path).config.data)
+    assert ranking.completion_ids == [[46], [44, 45, end], [43, end], [40, 41, 42]]

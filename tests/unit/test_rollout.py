@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from configs.schema import Generation
-from stages.engine import Ranks
+from stages.ranks import Ranks
 from stages.rollout import (
     GumbelNoise,
     Layout,

@@ -1,0 +1,80 @@
+"""Files that are whole or not there at all, and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.errors import UserError
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Have the system write a file, or a folder's list of names, to its disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: to a temporary neighbour, synced, then renamed over `path`."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line, all of them or none."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json_lines(
+    path: Path, required: Sequence[str] = (), *, growing: bool = False
+) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, each with the keys in `required`.
+
+    Args:
+        growing: a last line without its line break is passed over: a kill, or a writer that is still at
+            it, left it so.
+
+    Raises:
+        UserError: a line is no such object.
+    """
+    # Not splitlines: a JSON string may hold U+2028 and other characters at which that breaks lines.
+    *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    if rest and not growing:
+        lines.append(rest)
+    return [_object(path, number, line, required) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _object(path: Path, number: int, line: str, required: Sequence[str]) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {number}: not JSON ({error.msg}). Remove the line.") from None
+    missing = [key for key in required if not isinstance(row, dict) or key not in row]
+    if missing:
+        raise UserError(f"{path}, line {number}: no {', '.join(missing)} there. Remove the line.")
+    return dict(row)

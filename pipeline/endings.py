@@ -1,0 +1,132 @@
+"""How a stage's processes end: signals, errors, and which rank was the cause."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from configs.errors import UserError
+from data.files import write_text
+from pipeline.manifest import Process
+
+logger = logging.getLogger("tristage")
+
+# When one and the same error strikes all ranks, rank 0 is to report it. The launcher ends the other
+# ranks as soon as rank 0 exits; a rank that is still there after this long has something of its own to say.
+RANK_ZERO_SPEAKS_FIRST_SECONDS = 4.0
+STOPPED = "interrupted"
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM arrived."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
+
+
+class RankFailed(Exception):
+    """Another rank failed, and this one could not go on without it."""
+
+
+@contextmanager
+def signals_raise() -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into Interrupted and ignore those after it.
+
+    Ctrl-C reaches a rank twice, from the terminal and from the launcher; the second must not disturb
+    the writing of the manifest.
+    """
+    watched = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(signum: int, _frame: FrameType | None) -> None:
+        for each in watched:
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(signum)
+
+    before = {each: signal.signal(each, stop) for each in watched}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def stopped(error: BaseException) -> bool:
+    """Whether a person or a scheduler ended the process, rather than a failure."""
+    return isinstance(error, Interrupted | KeyboardInterrupt)
+
+
+def exit_code(error: BaseException) -> int:
+    if isinstance(error, UserError):
+        return 2
+    if isinstance(error, Interrupted):
+        return error.exit_code
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def one_line(error: BaseException) -> str:
+    return str(error) if isinstance(error, RankFailed) else f"{type(error).__name__}: {error}"
+
+
+def report(error: BaseException, rank: int) -> None:
+    """Say what happened: a message for the user's errors, a traceback for the program's."""
+    logger.info("ended by %s", one_line(error), exc_info=error)
+    if stopped(error):
+        if rank == 0:
+            print("interrupted; the same command resumes", file=sys.stderr, flush=True)
+        return
+    if rank != 0:
+        time.sleep(RANK_ZERO_SPEAKS_FIRST_SECONDS)
+        print(f"rank {rank}:", file=sys.stderr)
+    if isinstance(error, UserError | RankFailed):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
+
+
+def leave_note(logs: Path, rank: int, error: BaseException) -> None:
+    """Leave word of how this rank ended, before its end strikes the others."""
+    if logs.is_dir():
+        write_text(_note(logs, rank), STOPPED if stopped(error) else one_line(error))
+
+
+def clear_notes(logs: Path) -> None:
+    for note in logs.glob("rank*.ended"):
+        note.unlink()
+
+
+def cause(error: BaseException, logs: Path, peers: Sequence[Process]) -> BaseException:
+    """What rank 0 should report in place of `error`: the failure of a rank that ended before it.
+
+    A rank that fails takes the others with it: their collectives break, or the launcher sends them SIGTERM.
+
+    Args:
+        peers: the process of each rank, rank 0 included; empty where there is no other.
+    """
+    if isinstance(error, UserError):
+        return error  # of the input, which all ranks read
+    for rank, process in enumerate(peers[1:], 1):
+        note = _note(logs, rank)
+        if note.exists():
+            word = note.read_text(encoding="utf-8")
+            if word != STOPPED:
+                return RankFailed(f"rank {rank} failed: {word}\nSee {logs / f'rank{rank}.log'}.")
+        elif process.host == socket.gethostname() and not psutil.pid_exists(process.pid):
+            return RankFailed(
+                f"rank {rank} ({process}) died without a word: it was killed, for memory perhaps."
+            )
+    return error
+
+
+def _note(logs: Path, rank: int) -> Path:
+    return logs / f"rank{rank}.ended"

@@ -1,0 +1,101 @@
+"""The processes of a job: what each of them handles, and what they tell one another."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor
+
+from configs.schema import DeepSpeed
+from data.sampler import rank_share
+
+
+@dataclass(frozen=True)
+class Round:
+    """Items that one rank handles together; `weight` 0 if they only keep it in step with the others."""
+
+    items: list[Any]
+    weight: int
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all: `rank` of `world`, computing on `device`."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def share(self, items: list[Any]) -> list[Any]:
+        """This rank's contiguous share of `items`, whose number `world` divides."""
+        return rank_share(items, self.rank, self.world)
+
+    def rounds(self, items: list[Any], size: int) -> list[Round]:
+        """This rank's items in rounds of at most `size`, as many rounds on every rank.
+
+        Under ZeRO-3 all ranks must take part in every forward: a rank that has run out of items repeats
+        the last one with weight 0.
+        """
+        count = -(-len(items) // (size * self.world))
+        rounds = []
+        for first in range(0, count * size * self.world, size * self.world):
+            mine = items[first : first + size * self.world][self.rank :: self.world]
+            rounds.append(Round(mine, 1) if mine else Round(items[-1:], 0))
+        return rounds
+
+    def sum(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
+        """Each value summed over ranks, in float64."""
+        total = torch.tensor([float(value) for value in values.values()], dtype=torch.float64)
+        total = total.to(self.device)
+        if self.world > 1:
+            torch.distributed.all_reduce(total)
+        return dict(zip(values, total.tolist(), strict=True))
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """The items of all ranks, in order of rank."""
+        if self.world == 1:
+            return items
+        parts: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            torch.distributed.barrier()
+
+
+def init_distributed(config: DeepSpeed) -> Ranks:
+    """Join the process group that deepspeed or torchrun describes; alone under plain python."""
+    # DeepSpeed's shared-memory collectives for CPUs are compiled on first use, for a minute, and a
+    # killed build leaves a lock that hangs every later run. gloo does without.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    local_rank = int(os.environ["LOCAL_RANK"])
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    if neighbours > 1 and not cuda and "OMP_NUM_THREADS" not in os.environ:
+        # Ranks that each take all cores wait for one another in every matrix product.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
+    deepspeed.init_distributed(
+        dist_backend="nccl" if cuda else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timedelta(minutes=config.timeout_minutes),
+    )
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
+
+
+def seed_from(*parts: Any) -> int:
+    """A 63-bit seed that is a function of `parts` alone: (experiment seed, what for, step, ...)."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
