@@ -121,11 +121,19 @@ def cause(error: BaseException, logs: Path, peers: Sequence[Process]) -> BaseExc
             word = note.read_text(encoding="utf-8")
             if word != STOPPED:
                 return RankFailed(f"rank {rank} failed: {word}\nSee {logs / f'rank{rank}.log'}.")
-        elif process.host == socket.gethostname() and not psutil.pid_exists(process.pid):
+        elif process.host == socket.gethostname() and _gone(process.pid):
             return RankFailed(
                 f"rank {rank} ({process}) died without a word: it was killed, for memory perhaps."
             )
     return error
+
+
+def _gone(pid: int) -> bool:
+    try:
+        status: str = psutil.Process(pid).status()
+    except psutil.NoSuchProcess:
+        return True
+    return status == psutil.STATUS_ZOMBIE  # dead, and the launcher has not looked yet
 
 
 def _note(logs: Path, rank: int) -> Path:

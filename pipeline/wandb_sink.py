@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 from configs.errors import UserError
 from configs.schema import Experiment, Stage
+from data.files import read_json_lines
 from pipeline.manifest import Manifest
 from pipeline.plan import UPSTREAM
 
@@ -27,6 +29,7 @@ MODES: dict[str, Mode | Literal["disabled"]] = {
 DEFAULT_HOST = "api.wandb.ai"  # the name that `wandb login` wrote to netrc for long
 INIT_TIMEOUT_SECONDS = 60
 FINISH_TIMEOUT_SECONDS = 120
+SECONDS_PER_TABLE = 600.0
 
 
 def make_wandb_sink(config: Experiment, manifest: Manifest, folder: Path) -> WandbSink | None:
@@ -86,10 +89,11 @@ class WandbSink:
     Tracking must not end training: the first error of W&B is logged, and the rest goes to files alone.
     """
 
-    def __init__(self, run: Any, config: Experiment) -> None:
+    def __init__(self, run: Any, config: Experiment, folder: Path) -> None:
         self._run: Any | None = run
         self._config = config
-        self._rows: list[dict[str, Any]] = []
+        self._samples = folder / "samples.jsonl"
+        self._table_due = time.monotonic() + SECONDS_PER_TABLE
 
     @classmethod
     def start(cls, config: Experiment, manifest: Manifest, folder: Path, mode: Mode) -> WandbSink:
@@ -131,7 +135,7 @@ class WandbSink:
             run = begin("offline")
         run.define_metric("trainer/step")
         run.define_metric("*", step_metric="trainer/step")
-        sink = cls(run, config)
+        sink = cls(run, config, folder)
         sink._guard(lambda run: sink._link_inputs(run, manifest))
         return sink
 
@@ -139,7 +143,10 @@ class WandbSink:
         self._guard(lambda run: run.log({"trainer/step": step, **metrics}))
 
     def samples(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
-        self._rows += [{"step": step, **row} for row in rows]
+        """Show them in the table now and then; the file sink, which comes first, has written them."""
+        if time.monotonic() >= self._table_due:
+            self._guard(self._log_samples)
+            self._table_due = time.monotonic() + SECONDS_PER_TABLE
 
     def rewind(self, step: int) -> None:
         """Nothing: a resumed run's later points are drawn over, as `trainer/step` is a metric."""
@@ -160,11 +167,13 @@ class WandbSink:
         self._run = None
 
     def _log_samples(self, run: Any) -> None:
+        """All samples of the stage so far as one table, those of earlier attempts among them."""
         import wandb
 
-        if self._rows:
-            columns = list(dict.fromkeys(name for row in self._rows for name in row))
-            data = [[row.get(name) for name in columns] for row in self._rows]
+        rows = read_json_lines(self._samples, growing=True) if self._samples.exists() else []
+        if rows:
+            columns = list(dict.fromkeys(name for row in rows for name in row))
+            data = [[row.get(name) for name in columns] for row in rows]
             run.log({"samples": wandb.Table(columns=[*columns], data=data)})
 
     def _log_adapter(self, run: Any, manifest: Manifest, adapter: Path) -> None:

@@ -6,6 +6,7 @@ Dropout is on, so that the random numbers of training have to be right as well.
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from configs.schema import STAGES, Stage
@@ -133,6 +134,46 @@ def test_killed_and_resumed_is_as_if_never_killed(
     if stage == "ppo":
         evaluation = "evaluation.jsonl"
         assert (run_dir / stage / evaluation).read_bytes() == (apart / stage / evaluation).read_bytes()
+
+
+@pytest.mark.parametrize(("stage", "steps"), [("sft", 6), ("rm", 4)])
+def test_killed_after_the_last_checkpoint_repeats_nothing(
+    apart: Path, tmp_path: Path, stage: Stage, steps: int
+) -> None:
+    run_dir = copy_upstream(apart, stage, tmp_path)
+    killed = start([sys.executable, KILLED_STAGE, "end", *words(stage, run_dir, *OVERRIDES)])
+    assert killed.returncode == -signal.SIGKILL, killed.stdout
+    assert (run_dir / stage / "checkpoints" / f"step-{steps:06d}").exists()
+    assert not (run_dir / stage / "adapter").exists()
+    run_stage(stage, run_dir, *OVERRIDES)
+    assert_same_result(run_dir / stage, apart / stage)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("how", "word"), [("raise", "ZeroDivisionError: a fault of rank 1 alone"), ("die", "died without a word")]
+)
+def test_the_rank_that_failed_is_named_and_the_stage_resumes(tmp_path: Path, how: str, word: str) -> None:
+    command = words("sft", tmp_path, "sft.save_steps=1")
+    failed = start([*launcher(2), KILLED_STAGE, how, *command])
+    assert failed.returncode not in (0, 130, 143), failed.stdout
+    manifest = json.loads((tmp_path / "sft" / "manifest.json").read_text())
+    assert manifest["status"] == "failed"
+    assert "rank 1" in manifest["error"] and word in manifest["error"]
+    assert "error: rank 1" in failed.stdout
+    resumed = start([*launcher(2), ROOT / "launch" / "run_stage.py", *command])
+    assert resumed.returncode == 0 and "from step-000001" in resumed.stdout
+
+
+def test_another_base_of_the_same_name_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_folder, base)
+    use_it = f"base.model={base}"
+    run_stage("sft", tmp_path / "run", use_it, "sft.max_steps=1")
+    weights = load_file(base / "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in weights.items()}, base / "model.safetensors")
+    refused = run_stage("rm", tmp_path / "run", use_it, status=2)
+    assert f"base.model: {base} is not what it was when stage sft was trained on it" in refused.stdout
 
 
 def test_finished_stage_says_so(apart: Path) -> None:

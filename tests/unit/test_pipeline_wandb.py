@@ -12,6 +12,10 @@ import pytest
 import wandb
 
 from configs.errors import UserError
+from data.files import write_json_lines
+from pipeline import wandb_sink
+from pipeline.display import PlainDisplay
+from pipeline.tracking import FileSink, Reporter
 from pipeline.wandb_sink import WandbSink, make_wandb_sink, wandb_mode
 from tests.unit.pipeline_runs import leave, toy
 
@@ -127,22 +131,41 @@ class Recorder:
         pass
 
 
-def test_steps_are_a_metric_and_samples_a_table() -> None:
+def test_steps_are_a_metric(tmp_path: Path) -> None:
     run = Recorder()
-    sink = WandbSink(run, toy())
+    sink = WandbSink(run, toy(), tmp_path)
     sink.log({"loss": 0.5}, 7)
-    sink.samples([{"prompt": "p", "score": 1.0}], 7)
-    sink.samples([{"prompt": "q"}], 8)
     sink.close(0)
-    assert run.logged[0] == {"trainer/step": 7, "loss": 0.5}
-    table = run.logged[1]["samples"]
+    assert run.logged == [{"trainer/step": 7, "loss": 0.5}]
+
+
+def test_table_has_the_samples_of_earlier_attempts_and_not_those_that_were_rewound(tmp_path: Path) -> None:
+    for attempt, step in enumerate((7, 8)):
+        run = Recorder()
+        reporter = Reporter(PlainDisplay(print), [FileSink(tmp_path), WandbSink(run, toy(), tmp_path)])
+        reporter.rewind(7)
+        reporter.samples([{"prompt": "p", "score": 1.0}] if attempt == 0 else [{"prompt": "q"}], step)
+        reporter.samples([{"prompt": "lost"}] if attempt == 0 else [], 9)
+        reporter.close(0)
+    table = run.logged[0]["samples"]
     assert table.columns == ["step", "prompt", "score"]
     assert table.data == [[7, "p", 1.0], [8, "q", None]]
 
 
-def test_a_failing_network_does_not_end_training(caplog: pytest.LogCaptureFixture) -> None:
+def test_table_is_shown_now_and_then_while_the_stage_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_sink, "SECONDS_PER_TABLE", 0.0)
+    run = Recorder()
+    sink = WandbSink(run, toy(), tmp_path)
+    write_json_lines(tmp_path / "samples.jsonl", [{"step": 1, "prompt": "p"}])
+    sink.samples([{"prompt": "p"}], 1)
+    assert run.logged[0]["samples"].data == [[1, "p"]]
+
+
+def test_a_failing_network_does_not_end_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = Recorder(fail_after=1)
-    sink = WandbSink(run, toy())
+    sink = WandbSink(run, toy(), tmp_path)
     for step in range(5):
         sink.log({"loss": 0.5}, step)
     sink.close(0)
