@@ -10,10 +10,43 @@ import torch
 from torch import Tensor
 
 
+def token_kl(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
+    """Estimate of KL(pi || pi_ref) from each token, which pi sampled: (B, T).
+
+    Schulman 2020, "Approximating KL divergence", with d = log pi - log pi_ref: `k1` is d, unbiased; `k3` is
+    exp(-d) - 1 + d, unbiased too, never negative and of less variance.
+
+    Args:
+        logprobs, ref_logprobs: (B, T).
+        estimator: "k1" or "k3".
+    """
+    difference = logprobs - ref_logprobs
+    return difference if estimator == "k1" else torch.expm1(-difference) + difference
+
+
+def next_kl_coef(kl_coef: float, kl: float, target: float, responses: int, horizon: float) -> float:
+    """The adaptive KL coefficient after a batch (Ziegler et al. 2019, section 2.2).
+
+    beta' = beta * (1 + e * n / horizon), e = clip((KL - target) / target, -0.2, 0.2)
+
+    Args:
+        kl, target: nats per response.
+        responses: n, the size of the batch.
+        horizon: responses over which the coefficient would change by the factor 1 + e.
+    """
+    error = min(max((kl - target) / target, -0.2), 0.2)
+    return kl_coef * (1 + error * responses / horizon)
+
+
 def token_rewards(
-    scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float
+    scores: Tensor,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    mask: Tensor,
+    kl_coef: float,
+    estimator: str = "k1",
 ) -> Tensor:
-    """Reward of each token: -kl_coef * (log pi - log pi_ref), and the score on the last token.
+    """Reward of each token: -kl_coef * KL (see `token_kl`), and the score on the last token.
 
     Ouyang et al. 2022, equation 2, in the per-token form of Ziegler et al. 2019.
 
@@ -25,7 +58,7 @@ def token_rewards(
     Returns:
         (B, T), 0 outside the mask.
     """
-    rewards = torch.where(mask, -kl_coef * (logprobs - ref_logprobs), 0.0)
+    rewards = torch.where(mask, -kl_coef * token_kl(logprobs, ref_logprobs, estimator), 0.0)
     last = mask.sum(1) - 1
     return rewards.scatter_add(1, last[:, None], scores[:, None].to(rewards.dtype))
 
@@ -66,6 +99,19 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     kept = values[mask]
     mean, variance = kept.mean(), kept.var(unbiased=False)
     return torch.where(mask, (values - mean) * torch.rsqrt(variance + 1e-8), 0.0)
+
+
+def scale(values: Tensor, mask: Tensor) -> Tensor:
+    """Scale to standard deviation 1 over the mask, about the mean, which stays; 0 outside it.
+
+    What is called reward whitening (`whiten_rewards` in TRL's PPO): their sign has a meaning, so they are
+    not shifted.
+
+    Args:
+        values: (B, T).
+        mask: (B, T).
+    """
+    return torch.where(mask, whiten(values, mask) + values[mask].mean(), 0.0)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

@@ -69,8 +69,12 @@ def policy_loss(
     mask: Tensor,
     clip_range: float,
     normalizer: float,
+    dual_clip: float | None = None,
 ) -> tuple[Tensor, Metrics]:
     """PPO's clipped surrogate (Schulman et al. 2017, equation 7), negated, averaged over tokens.
+
+    Where the advantage is negative, `dual_clip` bounds the ratio's effect (Ye et al. 2020, equation 5): one
+    token that has become far likelier cannot rule the update.
 
     Args:
         logprobs, old_logprobs, advantages: (B, T); `old_logprobs` of the policy that sampled.
@@ -85,7 +89,10 @@ def policy_loss(
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
-    loss = masked_sum(torch.maximum(unclipped, clipped), mask)
+    per_token = torch.maximum(unclipped, clipped)
+    if dual_clip is not None:
+        per_token = torch.where(advantages < 0, per_token.minimum(-dual_clip * advantages), per_token)
+    loss = masked_sum(per_token, mask)
     metrics = {
         "ratio": masked_sum(ratio.detach(), mask),
         "clipfrac": masked_sum((clipped > unclipped).float(), mask),
@@ -99,13 +106,13 @@ def value_loss(
     old_values: Tensor,
     returns: Tensor,
     mask: Tensor,
-    clip_range: float,
+    clip_range: float | None,
     normalizer: float,
 ) -> tuple[Tensor, Metrics]:
     """Clipped squared error of the critic, 1/2 max((v - R)^2, (clip(v) - R)^2), averaged over tokens.
 
     Values are kept within `clip_range` of the old ones, as in the original PPO code (Huang et al. 2022,
-    "The 37 implementation details of PPO", detail 9).
+    "The 37 implementation details of PPO", detail 9); with None they are not clipped.
 
     Args:
         values, old_values, returns: (B, T).
@@ -116,7 +123,8 @@ def value_loss(
         The loss, and the sum over tokens of `clipfrac`.
     """
     values = torch.where(mask, values, 0.0)  # or a NaN outside the mask would be one in the gradient
-    clipped_values = torch.clamp(values, old_values - clip_range, old_values + clip_range)
+    room = float("inf") if clip_range is None else clip_range
+    clipped_values = torch.clamp(values, old_values - room, old_values + room)
     unclipped = (values - returns).square()
     clipped = (clipped_values - returns).square()
     loss = 0.5 * masked_sum(torch.maximum(unclipped, clipped), mask)

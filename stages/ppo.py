@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from trl.trainer.utils import disable_dropout_in_model
@@ -14,26 +12,20 @@ from trl.trainer.utils import disable_dropout_in_model
 from configs.schema import Ppo
 from data import tokenize
 from data.sampler import epoch_order, global_batch, micro_batches
-from stages.advantages import explained_variance, gae, token_rewards, whiten
+from stages.advantages import token_kl
 from stages.context import Context, Outcome
 from stages.engine import Engine
+from stages.experience import CRITIC, POLICY, REFERENCE, REWARD, Experience, Sample
 from stages.judgement import Judgement
 from stages.loop import Progress, find_resume, run_steps, start_engine
-from stages.losses import policy_loss, value_loss
+from stages.losses import masked_sum, policy_loss, value_loss
 from stages.metrics import Meter, peak_memory_bytes
 from stages.prepare import prepare, read_examples, save_role
+from stages.ptx import Ptx, make_ptx
 from stages.ranks import seed_from
-from stages.rollout import (
-    Layout,
-    Sampler,
-    lay_out,
-    logprobs_and_entropy,
-    response_logprobs,
-    sequence_scores,
-    state_values,
-)
+from stages.rollout import Layout, Sampler, logprobs_and_entropy, response_logprobs, state_values
 
-POLICY, REFERENCE, REWARD, CRITIC = "policy", "reference", "reward", "critic"
+PER_TOKEN = {"val/ratio", "policy/clipfrac_avg", "policy/approxkl_avg", "val/clipfrac_avg"}
 
 
 def run(context: Context) -> Outcome:
@@ -57,7 +49,8 @@ def run(context: Context) -> Outcome:
     updates = ppo.iterations * ppo.epochs * ppo.minibatches
     engine = start_engine(context, roles, rates, ppo, updates, ranks, progress, checkpoint)
     sampler = Sampler(roles, tokenizer, ranks, ppo.generation)
-    trainer = Trainer(engine, ppo, sampler, config.seed)
+    experience = Experience(ppo, sampler, config.seed, progress.memory)
+    trainer = Trainer(engine, ppo, experience, make_ptx(context, engine, tokenizer))
     judgement = Judgement(context, sampler, held_out)
 
     # 4. Iterations: roll out, score, update.
@@ -83,194 +76,98 @@ def run(context: Context) -> Outcome:
     )
 
 
-@dataclass
-class Sample:
-    """A prompt, its response, and what the four roles say of it; tensors are (R,) on the CPU.
-
-    `values` are the critic's before each token; `score` is the reward model's less penalties.
-    `advantages` and `returns` follow once the whole batch is known.
-    """
-
-    index: int
-    text: str
-    prompt_ids: list[int]
-    response_ids: list[int]
-    logprobs: Tensor = torch.empty(0)
-    ref_logprobs: Tensor = torch.empty(0)
-    entropy: float = 0.0
-    values: Tensor = torch.empty(0)
-    score: float = 0.0
-    advantages: Tensor = torch.empty(0)
-    returns: Tensor = torch.empty(0)
-
-    @property
-    def kl(self) -> float:
-        """Sum over the response of log pi - log pi_ref: an unbiased estimate of the KL, in nats."""
-        return float((self.logprobs - self.ref_logprobs).sum())
-
-
 class Trainer:
-    """One PPO iteration on one rank; all ranks hold the whole batch of samples between the forwards."""
+    """One PPO iteration: experience, then epochs of updates of policy and critic on it."""
 
-    def __init__(self, engine: Engine, ppo: Ppo, sampler: Sampler, seed: int) -> None:
-        self.engine, self.ppo, self.sampler, self.seed = engine, ppo, sampler, seed
-        self.tokenizer = sampler.tokenizer
+    def __init__(self, engine: Engine, ppo: Ppo, experience: Experience, ptx: Ptx | None = None) -> None:
+        self.engine, self.ppo, self.experience, self.ptx = engine, ppo, experience, ptx
         self.meter = Meter()
 
     def iterate(self, step: int, prompts: Sequence[tokenize.Prompt]) -> tuple[dict[str, float], list[dict]]:
-        """Roll out `prompts` (the global batch), score the responses, and update on them.
+        """Gather experience from `prompts` (the global batch), and update on it.
 
         Returns:
             The iteration's metrics, and its samples for people to read.
         """
-        mine = self.roll_out(step, prompts)
-        self.score(mine)
-        samples = sorted(self.engine.ranks.gather(mine), key=lambda sample: sample.index)
-        metrics = self.estimate_advantages(samples)
+        samples, metrics = self.experience.collect(step, prompts)
         metrics |= self.update(step, samples)
         self.meter.add(sum(len(s.prompt_ids) + len(s.response_ids) for s in samples))
-        return metrics, self._readable(samples)
-
-    def roll_out(self, step: int, prompts: Sequence[tokenize.Prompt]) -> list[Sample]:
-        """Sample a response to each of this rank's prompts; the noise is a function of seed, step, prompt."""
-        samples = [Sample(i, prompt.text, prompt.prompt_ids, []) for i, prompt in enumerate(prompts)]
-        mine = [
-            sample
-            for minibatch in self._minibatches(samples)
-            for sample in self.engine.ranks.share(minibatch)
-        ]
-        seeds = [seed_from(self.seed, "rollout", step, s.index, s.prompt_ids) for s in mine]
-        responses = self.sampler(POLICY, [s.prompt_ids for s in mine], seeds)
-        return [dataclasses.replace(s, response_ids=ids) for s, ids in zip(mine, responses, strict=True)]
-
-    def _minibatches(self, samples: list[Sample]) -> list[list[Sample]]:
-        return micro_batches(samples, len(samples) // self.ppo.minibatches)
-
-    @torch.no_grad()
-    def score(self, mine: list[Sample]) -> None:
-        """Let the four roles look at the responses.
-
-        The micro-batches are those of the first epoch's updates, so that the same forward gives the old
-        log-probabilities and the first new ones: the first ratio is exactly 1.
-        """
-        roles = self.engine.roles
-        share = len(mine) // self.ppo.minibatches
-        for minibatch in micro_batches(mine, share):
-            for micro in micro_batches(minibatch, self.ppo.micro_batch_size):
-                batch = self._lay_out(micro)
-                logprobs, entropy = logprobs_and_entropy(roles, POLICY, batch)
-                ref_logprobs = response_logprobs(roles, REFERENCE, batch)
-                scores = sequence_scores(roles, REWARD, batch)
-                values = state_values(roles, CRITIC, batch)
-                for i, one in enumerate(micro):
-                    length = len(one.response_ids)
-                    one.logprobs = logprobs[i, :length].cpu()
-                    one.ref_logprobs = ref_logprobs[i, :length].cpu()
-                    one.entropy = float(entropy[i, :length].mean())
-                    one.values = values[i, :length].cpu()
-                    one.score = float(scores[i]) - self._penalty(one)
-
-    def _penalty(self, sample: Sample) -> float:
-        ended = sample.response_ids[-1] == self.tokenizer.eos_token_id
-        return 0.0 if ended else self.ppo.missing_eos_penalty or 0.0
-
-    def estimate_advantages(self, samples: list[Sample]) -> dict[str, float]:
-        """Per-token rewards, GAE and whitening over the whole batch; fills advantages and returns."""
-
-        def padded(tensors: list[Tensor]) -> Tensor:
-            return pad_sequence(tensors, batch_first=True)
-
-        logprobs, ref_logprobs = (
-            padded([s.logprobs for s in samples]),
-            padded([s.ref_logprobs for s in samples]),
-        )
-        values = padded([s.values for s in samples])
-        mask = padded([torch.ones_like(s.logprobs, dtype=torch.bool) for s in samples])
-        scores = torch.tensor([s.score for s in samples])
-        rewards = token_rewards(scores, logprobs, ref_logprobs, mask, self.ppo.kl_coef)
-        advantages, returns = gae(rewards, values, mask, self.ppo.gamma, self.ppo.lam)
-        variance = explained_variance(values, returns, mask)
-        advantages = whiten(advantages, mask)
-        for one, row_advantages, row_returns in zip(samples, advantages, returns, strict=True):
-            length = len(one.response_ids)
-            one.advantages, one.returns = row_advantages[:length], row_returns[:length]
-        kl = torch.tensor([s.kl for s in samples])
-        non_score = -self.ppo.kl_coef * kl
-        ended = [s.response_ids[-1] == self.tokenizer.eos_token_id for s in samples]
-        return {
-            "objective/kl": float(kl.mean()),
-            "objective/entropy": sum(s.entropy for s in samples) / len(samples),
-            "objective/scores": float(scores.mean()),
-            "objective/non_score_reward": float(non_score.mean()),
-            "objective/rlhf_reward": float((scores + non_score).mean()),
-            "val/explained_variance": float(variance),
-            "completions/mean_length": float(mask.sum(1).float().mean()),
-            "completions/clipped_ratio": 1 - sum(ended) / len(ended),
-        }
+        return metrics, self.experience.readable(samples)
 
     def update(self, step: int, samples: list[Sample]) -> dict[str, float]:
-        """Epochs of minibatch updates of policy and critic; metrics are means over all of them."""
-        sums: dict[str, float] = {}
-        updates = 0
-        learning_rate = self.engine.learning_rates()[0]
-        for epoch in range(self.ppo.epochs):
-            # The first epoch keeps the order in which the samples were scored.
-            order = epoch_order(len(samples), seed_from(self.seed, "minibatches", step), epoch)
-            shuffled = samples if epoch == 0 else [samples[i] for i in order]
-            for minibatch in self._minibatches(shuffled):
-                figures = self._update_on(minibatch)
-                sums = {name: sums.get(name, 0.0) + value for name, value in figures.items()}
-                updates += 1
-        means = {name: value / updates for name, value in sums.items()}
-        return means | {"learning_rate": learning_rate}
+        """Epochs of minibatch updates of policy and critic; metrics are means over all of them.
 
-    def _update_on(self, minibatch: list[Sample]) -> dict[str, float]:
-        ppo, ranks = self.ppo, self.engine.ranks
+        They end early once a minibatch's `policy/approxkl_avg` is above `max_approxkl`.
+        """
+        learning_rate = self.engine.learning_rates()[0]
+        policy_weight = 0.0 if step < self.ppo.critic_warmup else 1.0
+        done: list[dict[str, float]] = []
+        for minibatch in self._schedule(step, samples):
+            done.append(self._update_on(minibatch, policy_weight))
+            if done[-1]["policy/approxkl_avg"] > (self.ppo.max_approxkl or math.inf):
+                break
+        means = {name: sum(figures[name] for figures in done) / len(done) for name in done[0]}
+        return means | {"learning_rate": learning_rate, "policy/updates": len(done)}
+
+    def _schedule(self, step: int, samples: list[Sample]) -> Iterator[list[Sample]]:
+        """The minibatches of all epochs; the first epoch keeps the order in which samples were scored."""
+        for epoch in range(self.ppo.epochs):
+            order = epoch_order(len(samples), seed_from(self.experience.seed, "minibatches", step), epoch)
+            yield from self.experience.minibatches(samples if epoch == 0 else [samples[i] for i in order])
+
+    def _update_on(self, minibatch: list[Sample], policy_weight: float) -> dict[str, float]:
+        ranks = self.engine.ranks
         tokens = sum(len(sample.response_ids) for sample in minibatch)
         sums: dict[str, float] = {}
-        for micro in micro_batches(ranks.share(minibatch), ppo.micro_batch_size):
-            batch = self._lay_out(micro)
-
-            def padded(name: str, micro: list[Sample] = micro) -> Tensor:
-                rows = [getattr(sample, name) for sample in micro]
-                return pad_sequence(rows, batch_first=True).to(ranks.device)
-
-            logprobs = response_logprobs(self.engine, POLICY, batch)
-            loss, policy = policy_loss(
-                logprobs, padded("logprobs"), padded("advantages"), batch.mask, ppo.clip_range, tokens
-            )
-            self.engine.backward(loss)  # before the critic is activated
-            values = state_values(self.engine, CRITIC, batch)[:, :-1]
-            vf_loss, value = value_loss(
-                values, padded("values"), padded("returns"), batch.mask, ppo.clip_range_value, tokens
-            )
-            self.engine.backward(ppo.vf_coef * vf_loss)
-            figures = {
-                "loss/policy_avg": loss.item(),
-                "loss/value_avg": vf_loss.item(),
-                "val/ratio": float(policy["ratio"]),
-                "policy/clipfrac_avg": float(policy["clipfrac"]),
-                "policy/approxkl_avg": float(policy["approxkl"]),
-                "val/clipfrac_avg": float(value["clipfrac"]),
-            }
+        for micro in micro_batches(ranks.share(minibatch), self.ppo.micro_batch_size):
+            batch = self.experience.lay_out(micro)
+            figures = self._policy_backward(
+                micro, batch, tokens, policy_weight
+            )  # before the critic is activated
+            figures |= self._critic_backward(micro, batch, tokens)
             sums = {name: sums.get(name, 0.0) + figure for name, figure in figures.items()}
+        if self.ptx:
+            sums["loss/ptx_avg"] = self.ptx.backward()
         self.engine.step()
         means = ranks.sum(sums)
-        for name in ("val/ratio", "policy/clipfrac_avg", "policy/approxkl_avg", "val/clipfrac_avg"):
+        for name in PER_TOKEN & means.keys():
             means[name] /= tokens  # once, at the end: ratios of exactly 1 have a mean of exactly 1
         return means | {"grad_norm": self.engine.grad_norm}
 
-    def _lay_out(self, samples: list[Sample]) -> Layout:
-        return lay_out(
-            [s.prompt_ids for s in samples],
-            [s.response_ids for s in samples],
-            self.tokenizer.pad_token_id,
-            self.engine.ranks.device,
+    def _policy_backward(
+        self, micro: list[Sample], batch: Layout, tokens: int, weight: float
+    ) -> dict[str, float]:
+        ppo, entropy = self.ppo, None
+        if ppo.entropy_coef:
+            logprobs, entropy = logprobs_and_entropy(self.engine, POLICY, batch)
+        else:
+            logprobs = response_logprobs(self.engine, POLICY, batch)
+        old_logprobs, advantages = self._padded(micro, "logprobs"), self._padded(micro, "advantages")
+        loss, sums = policy_loss(
+            logprobs, old_logprobs, advantages, batch.mask, ppo.clip_range, tokens, ppo.dual_clip
         )
+        figures = {"loss/policy_avg": loss.item()}
+        if ppo.kl_in == "loss":
+            kl = token_kl(logprobs, self._padded(micro, "ref_logprobs"), ppo.kl_estimator)
+            kl_loss = masked_sum(kl, batch.mask) / tokens
+            loss = loss + self.experience.kl_coef * kl_loss
+            figures["loss/kl_avg"] = kl_loss.item()
+        if entropy is not None:
+            loss = loss - ppo.entropy_coef * masked_sum(entropy, batch.mask) / tokens
+        self.engine.backward(weight * loss)
+        return figures | {
+            "val/ratio": float(sums["ratio"]),
+            "policy/clipfrac_avg": float(sums["clipfrac"]),
+            "policy/approxkl_avg": float(sums["approxkl"]),
+        }
 
-    def _readable(self, samples: list[Sample]) -> list[dict]:
-        texts = self.sampler.decode([s.response_ids for s in samples])
-        return [
-            {"prompt": s.text, "response": text, "score": s.score, "kl": s.kl}
-            for s, text in zip(samples, texts, strict=True)
-        ]
+    def _critic_backward(self, micro: list[Sample], batch: Layout, tokens: int) -> dict[str, float]:
+        values = state_values(self.engine, CRITIC, batch)[:, :-1]
+        old_values, returns = self._padded(micro, "values"), self._padded(micro, "returns")
+        loss, sums = value_loss(values, old_values, returns, batch.mask, self.ppo.clip_range_value, tokens)
+        self.engine.backward(self.ppo.vf_coef * loss)
+        return {"loss/value_avg": loss.item(), "val/clipfrac_avg": float(sums["clipfrac"])}
+
+    def _padded(self, micro: list[Sample], name: str) -> Tensor:
+        rows = [getattr(sample, name) for sample in micro]
+        return pad_sequence(rows, batch_first=True).to(self.engine.ranks.device)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
-from configs.schema import Experiment
+from configs.schema import Experiment, Stage
 from data.formats import Kind, load_rows
 from data.split import stage_split
 from data.tokenize import Counts, apply_template
@@ -62,11 +62,12 @@ def read_examples(
     kind: Kind,
     tokenize: Callable[..., tuple[list[Example], Counts]],
     tokenizer: PreTrainedTokenizerBase,
+    stage: Stage | None = None,
 ) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples of this stage; what was cut or dropped is told."""
-    data = context.config.data
-    rows = load_rows(getattr(data, context.stage), kind, context.tracker.note)
-    parts = stage_split(data, context.stage, rows, context.config.seed)
+    """Training and held-out examples of `stage`, by default this one; what was cut or dropped is told."""
+    data, stage = context.config.data, stage or context.stage
+    rows = load_rows(getattr(data, stage), kind, context.tracker.note)
+    parts = stage_split(data, stage, rows, context.config.seed)
     return tokenized(context, tokenize, tokenizer, parts)
 
 

@@ -146,13 +146,13 @@ def response_logprobs(model: Engine | Roles, role: str, batch: Layout) -> Tensor
 
 
 def logprobs_and_entropy(model: Engine | Roles, role: str, batch: Layout) -> tuple[Tensor, Tensor]:
-    """`response_logprobs`, and the entropy of each token's distribution, which carries no gradient.
+    """`response_logprobs`, and the entropy of each token's distribution in nats.
 
     Returns:
         Two (B, R) tensors, fp32.
     """
     logits = _response_logits(model, role, batch)
-    return selective_log_softmax(logits, batch.responses), entropy_from_logits(logits.detach())
+    return selective_log_softmax(logits, batch.responses), entropy_from_logits(logits)
 
 
 def _response_logits(model: Engine | Roles, role: str, batch: Layout) -> Tensor:

@@ -5,21 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-from trl.trainer.utils import selective_log_softmax
 
-from data import collate, pack, tokenize
+from data import pack, tokenize
 from data.sampler import global_batch, micro_batches
 from stages.context import Context, Outcome
 from stages.engine import Engine
+from stages.likelihood import ROLE, Example, forward, length, targets
 from stages.loop import Progress, find_resume, run_steps, seed_step, start_engine, total_steps
 from stages.losses import masked_sum, nll_loss
 from stages.metrics import Meter, peak_memory_bytes
-from stages.modeling import Roles
 from stages.prepare import prepare, read_examples, save_role
-
-ROLE = "policy"
-Example = tokenize.Demonstration | pack.Packed
 
 
 def run(context: Context) -> Outcome:
@@ -103,42 +98,3 @@ class Trainer:
         roles.train()
         sums = ranks.sum(sums)
         return {"loss": sums["nll"] / sums["tokens"]}
-
-
-def length(example: Example) -> int:
-    """Tokens of prompt and completion."""
-    if isinstance(example, pack.Packed):
-        return len(example.input_ids)
-    return len(example.prompt_ids) + len(example.completion_ids)
-
-
-def targets(example: Example) -> int:
-    """Completion tokens, those that the loss is a mean over."""
-    return sum(example.completion_mask) if isinstance(example, pack.Packed) else len(example.completion_ids)
-
-
-def forward(
-    model: Engine | Roles,
-    examples: Sequence[Example],
-    pad_id: int,
-    device: torch.device,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities of the tokens that follow each position, from the first completion on.
-
-    Returns:
-        Log-probabilities, whether each token is the likeliest one (0 or 1), and the mask of completion
-        tokens, each (B, T - start) where `start` is the position before the first completion token.
-    """
-    batch = _collate(examples, pad_id).to(device)
-    position_ids = batch.position_ids if isinstance(batch, collate.PackedBatch) else None
-    start = max(int(batch.completion_mask.any(0).int().argmax()) - 1, 0)
-    logits = model(ROLE, batch.input_ids, batch.attention_mask, position_ids, start)[:, :-1]
-    targets = batch.input_ids[:, start + 1 :]
-    correct = (logits.detach().argmax(-1) == targets).float()
-    return selective_log_softmax(logits.float(), targets), correct, batch.completion_mask[:, start + 1 :]
-
-
-def _collate(examples: Sequence[Example], pad_id: int) -> collate.Batch | collate.PackedBatch:
-    if isinstance(examples[0], pack.Packed):
-        return collate.packed(examples, pad_id)  # type: ignore[arg-type]
-    return collate.sequences([(each.prompt_ids, each.completion_ids) for each in examples], pad_id)  # type: ignore[union-attr]

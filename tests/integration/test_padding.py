@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from configs.schema import Generation, Ppo, Rm, Sft
 from data.tokenize import Demonstration, Prompt, Ranking
 from stages import ppo, rm, sft
+from stages.experience import Experience
 from stages.ranks import Ranks
 from stages.rollout import Sampler
 from tests.integration.engines import assert_same_gradients, engine_of, gradients_of
@@ -64,9 +65,9 @@ def ppo_step(adapters: dict[str, Path], tiny_folder: Path) -> Callable[[int, int
             max_grad_norm=0,
             generation=Generation(max_new_tokens=60, batch_size=micro),
         )
-        engine = engine_of(ppo_roles(adapters), {ppo.POLICY: 1e-3, ppo.CRITIC: 1e-3}, ranks, settings)
+        engine = engine_of(ppo_roles(adapters), {"policy": 1e-3, "critic": 1e-3}, ranks, settings)
         sampler = Sampler(engine.roles, tokenizer, ranks, settings.generation)
-        trainer = ppo.Trainer(engine, settings, sampler, seed=2)
+        trainer = ppo.Trainer(engine, settings, Experience(settings, sampler, 2, {}))
         (metrics, _), gradients = gradients_of(engine, lambda: trainer.iterate(0, PROMPTS))
         return metrics, gradients
 

@@ -64,9 +64,9 @@ def log_ratios(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     seen: list[torch.Tensor] = []
     loss = ppo.policy_loss
 
-    def watched(logprobs, old_logprobs, advantages, mask, clip_range, normalizer):
+    def watched(logprobs, old_logprobs, advantages, mask, *rest):
         seen.append((logprobs - old_logprobs).detach()[mask])
-        return loss(logprobs, old_logprobs, advantages, mask, clip_range, normalizer)
+        return loss(logprobs, old_logprobs, advantages, mask, *rest)
 
     monkeypatch.setattr(ppo, "policy_loss", watched)
     return seen

@@ -6,7 +6,15 @@ import random
 import pytest
 import torch
 
-from stages.advantages import explained_variance, gae, token_rewards, whiten
+from stages.advantages import (
+    explained_variance,
+    gae,
+    next_kl_coef,
+    scale,
+    token_kl,
+    token_rewards,
+    whiten,
+)
 
 NAN = math.nan
 LENGTHS = (5, 1, 3, 4)
@@ -193,3 +201,57 @@ def test_explained_variance_of_perfect_useless_and_harmful_critics():
 def test_explained_variance_of_equal_returns_is_nan():
     ones = torch.ones(1, 3)
     assert math.isnan(explained_variance(ones * 2, ones, ones.bool()).item())
+
+
+# KL
+
+
+def test_token_kl_by_hand():
+    logprobs, ref_logprobs = tensor([[-1.0, -2.0]]), tensor([[-1.5, -1.0]])  # d = 0.5, -1
+    assert token_kl(logprobs, ref_logprobs, "k1").flatten().tolist() == pytest.approx([0.5, -1.0])
+    expected = [math.exp(-0.5) - 1 + 0.5, math.e - 1 - 1]
+    assert token_kl(logprobs, ref_logprobs, "k3").flatten().tolist() == pytest.approx(expected)
+
+
+def test_kl_estimators_are_unbiased_and_k3_varies_less_and_is_never_negative():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 8, generator=generator, dtype=torch.float64) * 0.5
+    policy, reference = logits.log_softmax(-1)
+    true = float((policy.exp() * (policy - reference)).sum())
+    tokens = torch.multinomial(policy.exp(), 200_000, replacement=True, generator=generator)
+    k1, k3 = (token_kl(policy[tokens], reference[tokens], name) for name in ("k1", "k3"))
+    for estimates in (k1, k3):
+        assert float(estimates.mean()) == pytest.approx(true, abs=4 * float(estimates.std()) / 200_000**0.5)
+    assert k3.min() >= 0 > k1.min()
+    assert k3.var() < 0.5 * k1.var()
+
+
+def test_token_rewards_with_k3_by_hand():
+    arguments = tensor([2.0]), tensor([[-1.0, -2.0]]), tensor([[-1.5, -1.0]]), torch.tensor([[True, True]])
+    rewards = token_rewards(*arguments, 0.1, "k3").flatten().tolist()
+    assert rewards == pytest.approx([-0.1 * (math.exp(-0.5) - 0.5), 2.0 - 0.1 * (math.e - 2)])
+
+
+@pytest.mark.parametrize(
+    ("kl", "factor"),
+    [(6.0, 1.0), (6.6, 1 + 0.1 * 0.064), (60.0, 1 + 0.2 * 0.064), (0.0, 1 - 0.2 * 0.064)],
+    ids=["on target", "a tenth above", "far above: clipped", "far below: clipped"],
+)
+def test_adaptive_kl_coefficient_by_hand(kl, factor):
+    assert next_kl_coef(0.05, kl, 6.0, 640, 10_000) == pytest.approx(0.05 * factor)
+
+
+def test_adaptive_kl_coefficient_finds_the_target():
+    """A policy whose KL falls with the coefficient, KL = 0.6 / beta, ends at the target."""
+    kl_coef = 0.02
+    for _ in range(400):
+        kl_coef = next_kl_coef(kl_coef, 0.6 / kl_coef, 6.0, 128, 1000)
+    assert 0.6 / kl_coef == pytest.approx(6.0, rel=1e-3)
+
+
+def test_scaled_rewards_keep_their_mean_and_have_deviation_1():
+    rows, mask = padded(random_rows(5, scale=3.0), NAN), left_aligned(LENGTHS)
+    scaled = scale(rows, mask)
+    assert float(scaled[mask].mean()) == pytest.approx(float(rows[mask].mean()))
+    assert float(scaled[mask].std(unbiased=False)) == pytest.approx(1.0)
+    assert not scaled[~mask].any()

@@ -368,3 +368,27 @@ def test_value_loss_equals_plain_python(batch):
     assert expected[1] > 0
     loss, metrics = value(batch, 0.15, 11.0)
     assert [loss.item(), metrics["clipfrac"].item()] == pytest.approx(expected, rel=1e-12)
+
+
+# Options of PPO's losses
+
+
+def test_dual_clip_by_hand():
+    """Ratio 5, advantage -1: the loss is 5, and with a bound of 3 it is 3 and has no gradient."""
+    logprobs = tensor([[math.log(5.0), math.log(5.0), math.log(2.0)]]).requires_grad_()
+    old, advantages = torch.zeros(1, 3, dtype=torch.float64), tensor([[-1.0, 1.0, -1.0]])
+    mask = boolean([[True, True, True]])
+    loss, _ = policy_loss(logprobs, old, advantages, mask, 0.2, 1.0)
+    assert loss.item() == pytest.approx(5.0 - 1.2 + 2.0)
+    bounded, _ = policy_loss(logprobs, old, advantages, mask, 0.2, 1.0, dual_clip=3.0)
+    assert bounded.item() == pytest.approx(3.0 - 1.2 + 2.0)
+    assert gradient(bounded, logprobs)[0] == pytest.approx([0.0, 0.0, 2.0])
+
+
+def test_values_need_not_be_clipped():
+    values, old, returns = tensor([[2.0]]), tensor([[0.0]]), tensor([[3.0]])
+    mask = boolean([[True]])
+    assert value_loss(values, old, returns, mask, 0.5, 1.0)[0].item() == pytest.approx(0.5 * 2.5**2)
+    loss, metrics = value_loss(values, old, returns, mask, None, 1.0)
+    assert loss.item() == pytest.approx(0.5 * 1.0**2)
+    assert metrics["clipfrac"] == 0

@@ -290,9 +290,15 @@ def test_logprobs_and_entropy_equal_those_of_each_sequence_alone(role, roles):
             assert entropy[i, t].item() == pytest.approx(wanted, abs=1e-4)
 
 
-def test_entropy_carries_no_gradient_and_logprobs_do(roles):
+def test_entropy_and_logprobs_train_the_policy_alone(roles):
     logprobs, entropy = logprobs_and_entropy(roles, "policy", lay_out(PROMPTS[:2], RESPONSES[:2], 0, CPU))
-    assert (logprobs.requires_grad, entropy.requires_grad) == (True, False)
+    for figure in (logprobs, entropy):
+        roles.zero_grad()
+        figure.sum().backward(retain_graph=True)
+        moved = {
+            name.split(".")[-2] for name, p in roles.named_parameters() if p.grad is not None and p.grad.any()
+        }
+        assert moved == {"policy"}
 
 
 def naive_values(roles, role: str, ids: list[int]) -> torch.Tensor:

@@ -1,0 +1,193 @@
+"""PPO's experience: responses of the policy, what the four roles and the rewards say of them, advantages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from configs.schema import Ppo
+from data import tokenize
+from data.sampler import micro_batches
+from stages.advantages import explained_variance, gae, next_kl_coef, scale, token_rewards, whiten
+from stages.ranks import seed_from
+from stages.rewards import RM, Rewards, shaped
+from stages.rollout import (
+    Layout,
+    Sampler,
+    lay_out,
+    logprobs_and_entropy,
+    response_logprobs,
+    sequence_scores,
+    state_values,
+)
+
+POLICY, REFERENCE, REWARD, CRITIC = "policy", "reference", "reward", "critic"
+
+
+@dataclass
+class Sample:
+    """A prompt, its response, and what the four roles say of it; tensors are (R,) on the CPU.
+
+    `values` are the critic's before each token; `rewards` the terms of the reward by name. `score`, what
+    they come to less penalties, `advantages` and `returns` follow once the whole batch is known.
+    """
+
+    index: int
+    text: str
+    prompt_ids: list[int]
+    response_ids: list[int]
+    logprobs: Tensor = torch.empty(0)
+    ref_logprobs: Tensor = torch.empty(0)
+    entropy: float = 0.0
+    values: Tensor = torch.empty(0)
+    rewards: dict[str, float] = field(default_factory=dict)
+    score: float = 0.0
+    advantages: Tensor = torch.empty(0)
+    returns: Tensor = torch.empty(0)
+
+    @property
+    def kl(self) -> float:
+        """Sum over the response of log pi - log pi_ref: an unbiased estimate of the KL, in nats."""
+        return float((self.logprobs - self.ref_logprobs).sum())
+
+
+class Experience:
+    """Collects experience; all ranks hold the whole batch of samples between the forwards.
+
+    `memory` goes into checkpoints: `kl_coef` where it adapts, `reward_moments` where rewards are normalised.
+    """
+
+    def __init__(self, ppo: Ppo, sampler: Sampler, seed: int, memory: dict[str, Any]) -> None:
+        self.ppo, self.sampler, self.seed, self.memory = ppo, sampler, seed, memory
+        self.ranks, self.tokenizer = sampler.ranks, sampler.tokenizer
+        self.rewards = Rewards(ppo.rewards)
+
+    def collect(self, step: int, prompts: Sequence[tokenize.Prompt]) -> tuple[list[Sample], dict[str, float]]:
+        """Roll out `prompts` (the global batch), score the responses, and estimate advantages.
+
+        Returns:
+            The samples of all ranks, in the order of `prompts`, and the iteration's metrics.
+        """
+        mine = self.roll_out(step, prompts)
+        self.score(mine)
+        samples = sorted(self.ranks.gather(mine), key=lambda sample: sample.index)
+        return samples, self.estimate_advantages(samples)
+
+    def roll_out(self, step: int, prompts: Sequence[tokenize.Prompt]) -> list[Sample]:
+        """Sample a response to each of this rank's prompts; the noise is a function of seed, step, prompt."""
+        samples = [Sample(i, prompt.text, prompt.prompt_ids, []) for i, prompt in enumerate(prompts)]
+        mine = [sample for minibatch in self.minibatches(samples) for sample in self.ranks.share(minibatch)]
+        seeds = [seed_from(self.seed, "rollout", step, s.index, s.prompt_ids) for s in mine]
+        responses = self.sampler(POLICY, [s.prompt_ids for s in mine], seeds)
+        return [dataclasses.replace(s, response_ids=ids) for s, ids in zip(mine, responses, strict=True)]
+
+    def minibatches(self, samples: list[Sample]) -> list[list[Sample]]:
+        return micro_batches(samples, len(samples) // self.ppo.minibatches)
+
+    @torch.no_grad()
+    def score(self, mine: list[Sample]) -> None:
+        """Let the four roles look at the responses.
+
+        The micro-batches are those of the first epoch's updates, so that the same forward gives the old
+        log-probabilities and the first new ones: the first ratio is exactly 1.
+        """
+        roles = self.sampler.roles
+        share = len(mine) // self.ppo.minibatches
+        for minibatch in micro_batches(mine, share):
+            for micro in micro_batches(minibatch, self.ppo.micro_batch_size):
+                batch = self.lay_out(micro)
+                logprobs, entropy = logprobs_and_entropy(roles, POLICY, batch)
+                ref_logprobs = response_logprobs(roles, REFERENCE, batch)
+                scores = sequence_scores(roles, REWARD, batch) if self.rewards.uses_reward_model else None
+                values = state_values(roles, CRITIC, batch)
+                for i, one in enumerate(micro):
+                    length = len(one.response_ids)
+                    one.logprobs = logprobs[i, :length].cpu()
+                    one.ref_logprobs = ref_logprobs[i, :length].cpu()
+                    one.entropy = float(entropy[i, :length].mean())
+                    one.values = values[i, :length].cpu()
+                    if scores is not None:
+                        one.rewards[RM] = float(scores[i])
+        texts = self.sampler.decode([one.response_ids for one in mine])
+        for name, found in self.rewards([one.text for one in mine], texts).items():
+            for one, value in zip(mine, found, strict=True):
+                one.rewards[name] = value
+
+    def estimate_advantages(self, samples: list[Sample]) -> dict[str, float]:
+        """Scores, per-token rewards and GAE over the whole batch; fills score, advantages and returns."""
+        ppo = self.ppo
+
+        def padded(tensors: list[Tensor]) -> Tensor:
+            return pad_sequence(tensors, batch_first=True)
+
+        logprobs = padded([s.logprobs for s in samples])
+        ref_logprobs = padded([s.ref_logprobs for s in samples])
+        values = padded([s.values for s in samples])
+        mask = padded([torch.ones_like(s.logprobs, dtype=torch.bool) for s in samples])
+        ended = torch.tensor([s.response_ids[-1] == self.tokenizer.eos_token_id for s in samples])
+        totals = torch.tensor([self.rewards.total(s.rewards) for s in samples])
+        scores = shaped(totals, mask.sum(1), ended, ppo, self.memory)
+        kl_coef = self.kl_coef if ppo.kl_in == "reward" else 0.0
+        rewards = token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef, ppo.kl_estimator)
+        non_score = rewards.sum(1) - scores
+        if ppo.whiten_rewards:
+            rewards = scale(rewards, mask)
+        advantages, returns = gae(rewards, values, mask, ppo.gamma, ppo.lam)
+        variance = explained_variance(values, returns, mask)
+        if ppo.whiten_advantages:
+            advantages = whiten(advantages, mask)
+        rows = zip(samples, scores, advantages, returns, strict=True)
+        for one, score, row_advantages, row_returns in rows:
+            length = len(one.response_ids)
+            one.score = float(score)
+            one.advantages, one.returns = row_advantages[:length], row_returns[:length]
+        terms = {
+            f"rewards/{name}/mean": sum(s.rewards[name] for s in samples) / len(samples)
+            for name in self.rewards.weights
+        }
+        kl = sum(s.kl for s in samples) / len(samples)
+        return {
+            "objective/kl": kl,
+            "objective/kl_coef": self._adapt_kl_coef(kl, len(samples)),
+            "objective/entropy": sum(s.entropy for s in samples) / len(samples),
+            "objective/scores": float(scores.mean()),
+            "objective/non_score_reward": float(non_score.mean()),
+            "objective/rlhf_reward": float((scores + non_score).mean()),
+            **terms,
+            "val/explained_variance": float(variance),
+            "completions/mean_length": float(mask.sum(1).float().mean()),
+            "completions/clipped_ratio": 1 - float(ended.float().mean()),
+        }
+
+    @property
+    def kl_coef(self) -> float:
+        return float(self.memory.get("kl_coef", self.ppo.kl_coef))
+
+    def _adapt_kl_coef(self, kl: float, responses: int) -> float:
+        """Move an adaptive coefficient on for the next batch; returns that of this one."""
+        used, ppo = self.kl_coef, self.ppo
+        if ppo.kl_target:
+            self.memory["kl_coef"] = next_kl_coef(used, kl, ppo.kl_target, responses, ppo.kl_horizon)
+        return used
+
+    def lay_out(self, samples: list[Sample]) -> Layout:
+        return lay_out(
+            [s.prompt_ids for s in samples],
+            [s.response_ids for s in samples],
+            self.tokenizer.pad_token_id,
+            self.ranks.device,
+        )
+
+    def readable(self, samples: list[Sample]) -> list[dict[str, Any]]:
+        """Samples as rows for people."""
+        texts = self.sampler.decode([s.response_ids for s in samples])
+        return [
+            {"prompt": s.text, "response": text, "score": s.score, "kl": s.kl}
+            for s, text in zip(samples, texts, strict=True)
+        ]

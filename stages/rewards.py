@@ -1,0 +1,174 @@
+"""What a response is worth: reward model, functions and endpoints added up, normalised, less penalties."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+import torch
+from requests.adapters import HTTPAdapter
+from torch import Tensor
+from urllib3.util.retry import Retry
+
+from configs.errors import UserError
+from configs.schema import Ppo, Reward
+
+RM = "rm"
+Source = Callable[[Sequence[str], Sequence[str]], list[float]]
+
+
+class Rewards:
+    """The terms of the reward other than the reward model, asked about the texts of prompts and responses."""
+
+    def __init__(self, terms: Sequence[Reward]) -> None:
+        """Find the functions and endpoints of `terms`.
+
+        Raises:
+            UserError: a function cannot be imported, two terms have one name, or a key is not set.
+        """
+        names = [reward_name(term) for term in terms]
+        if len(set(names)) < len(names):
+            raise UserError(
+                f"ppo.rewards: two terms are called {max(names, key=names.count)}. Set their `name`."
+            )
+        self.weights = {name: term.weight for name, term in zip(names, terms, strict=True)}
+        self._sources = {
+            name: _source(term) for name, term in zip(names, terms, strict=True) if term.source != RM
+        }
+
+    @property
+    def uses_reward_model(self) -> bool:
+        return len(self._sources) < len(self.weights)
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> dict[str, list[float]]:
+        """The value of each response by the name of each term but the reward model.
+
+        Raises:
+            UserError: a source fails, or does not give one finite number for each response.
+        """
+        return {
+            name: _checked(name, source(prompts, responses), len(responses))
+            for name, source in self._sources.items()
+        }
+
+    def total(self, values: dict[str, float]) -> float:
+        """The weighted sum of one response's values."""
+        return sum(self.weights[name] * value for name, value in values.items())
+
+
+def reward_name(term: Reward) -> str:
+    """What a term is called in metrics."""
+    if term.name or term.source == RM:
+        return term.name or RM
+    return urlsplit(term.source).netloc if "://" in term.source else term.source.partition(":")[2]
+
+
+def _source(term: Reward) -> Source:
+    return Endpoint(term) if "://" in term.source else _function(term.source)
+
+
+def _function(path: str) -> Source:
+    """A function of `prompts` and `completions`, as TRL's reward functions are."""
+    module, _, name = path.partition(":")
+    try:
+        function = vars(importlib.import_module(module))[name]
+    except ImportError as error:
+        raise UserError(
+            f"ppo.rewards: cannot import {module!r} of {path!r}: {error}. Give `module:function`, the module "
+            "on PYTHONPATH."
+        ) from error
+    except KeyError:
+        raise UserError(f"ppo.rewards: the module {module!r} has no function {name!r}.") from None
+    return lambda prompts, responses: list(function(prompts=list(prompts), completions=list(responses)))
+
+
+class Endpoint:
+    """An HTTP service: POST {"prompts": [...], "completions": [...]}, answered by {"rewards": [...]}."""
+
+    def __init__(self, term: Reward) -> None:
+        self._url, self._timeout = term.source, term.timeout_seconds
+        retry = Retry(
+            term.retries,
+            backoff_factor=0.5,
+            status_forcelist=[429, 500, 502, 503, 504],
+            allowed_methods=None,
+            respect_retry_after_header=True,
+        )
+        self._session = requests.Session()
+        self._session.mount(term.source, HTTPAdapter(max_retries=retry))
+        if term.key_variable:
+            if term.key_variable not in os.environ:
+                raise UserError(f"ppo.rewards: the environment variable {term.key_variable} is not set.")
+            self._session.headers["Authorization"] = f"Bearer {os.environ[term.key_variable]}"
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        body = {"prompts": list(prompts), "completions": list(responses)}
+        try:
+            answer = self._session.post(self._url, json=body, timeout=self._timeout)
+            answer.raise_for_status()
+            rewards = list(answer.json()["rewards"])
+        except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"ppo.rewards: {self._url} gave no rewards ({type(error).__name__}: {error}). It must answer "
+                '{"rewards": [one number for each completion]}. Once it does, the same command resumes.'
+            ) from error
+        return rewards
+
+
+def _checked(name: str, values: list[Any], count: int) -> list[float]:
+    numbers = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
+    if len(values) != count or len(numbers) != count:
+        raise UserError(
+            f"ppo.rewards: {name} must give a finite number for each of {count} responses; it gave "
+            f"{len(values)} values, {len(numbers)} of them finite numbers."
+        )
+    return [float(value) for value in numbers]
+
+
+@dataclass
+class RunningMoments:
+    """Mean and variance of all rewards so far, by the parallel update of Chan et al. 1979."""
+
+    count: float = 0.0
+    mean: float = 0.0
+    square: float = 0.0  # sum of squared deviations
+
+    def update(self, values: Tensor) -> None:
+        """Take in a batch, (B,)."""
+        values = values.double()
+        count = self.count + len(values)
+        difference = float(values.mean()) - self.mean
+        self.square += float((values - values.mean()).square().sum())
+        self.square += difference**2 * self.count * len(values) / count
+        self.mean += difference * len(values) / count
+        self.count = count
+
+    @property
+    def deviation(self) -> float:
+        return math.sqrt(self.square / self.count) if self.count else 1.0
+
+
+def shaped(totals: Tensor, lengths: Tensor, ended: Tensor, ppo: Ppo, memory: dict[str, Any]) -> Tensor:
+    """Final scores of a whole batch: normalised, clipped, less the penalties for length and for not ending.
+
+    Args:
+        totals: (B,) weighted sums of the terms.
+        lengths: (B,) response tokens.
+        ended: (B,) True where a response ended its turn.
+        memory: `reward_moments` in it is what earlier batches left, and is brought up to date.
+    """
+    scores = totals
+    if ppo.normalize_rewards:
+        moments = RunningMoments(**memory.get("reward_moments", {}))
+        moments.update(totals)
+        memory["reward_moments"] = asdict(moments)
+        scores = (totals - moments.mean) / (moments.deviation + 1e-8)
+    if ppo.clip_reward:
+        scores = scores.clamp(-ppo.clip_reward, ppo.clip_reward)
+    return scores - ppo.length_penalty * lengths - torch.where(ended, 0.0, ppo.missing_eos_penalty or 0.0)

@@ -1,0 +1,169 @@
+"""What the options of PPO do to a run: each is seen to change what it says it changes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from configs.load import load_experiment
+from stages import ppo
+from stages.context import Context
+from stages.ranks import Ranks
+from tests.integration.runs import TINY
+from tests.integration.test_ppo_start import Recorder
+
+SHORT = ("ppo.iterations=3", "ppo.eval_steps=null", "data.ppo.held_out=0", "ppo.save_steps=1")
+Run = Callable[..., "Ran"]
+
+
+class Ran:
+    """A PPO run of the tiny experiment: its logged rows and its checkpoints."""
+
+    def __init__(self, folder: Path, rows: list[Mapping[str, float]]) -> None:
+        self.folder, self.rows = folder, rows
+
+    def column(self, name: str) -> list[float]:
+        return [row[name] for row in self.rows]
+
+    def tensors(self, step: int) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / "checkpoints" / f"step-{step:06d}" / "tensors.safetensors")
+
+    def memory(self, step: int) -> dict[str, Any]:
+        state = (self.folder / "checkpoints" / f"step-{step:06d}" / "state.json").read_text()
+        memory: dict[str, Any] = json.loads(state)["memory"]
+        return memory
+
+
+@pytest.fixture
+def run(adapters: dict[str, Path], ranks: Ranks, tmp_path: Path) -> Run:
+    """run("ppo.key=value", ...) trains three iterations and returns what came of it."""
+
+    def start(*overrides: str, folder: str = "ppo", resume: bool = False) -> Ran:
+        config = load_experiment(TINY, [*SHORT, "ppo.keep_checkpoints=9", *overrides])
+        recorder = Recorder()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RANK", "0")
+            patch.setenv("WORLD_SIZE", "1")
+            patch.setenv("LOCAL_RANK", "0")
+            ppo.run(Context(config, "ppo", tmp_path / folder, adapters, recorder, resume=resume))
+        return Ran(tmp_path / folder, recorder.metrics)
+
+    return start
+
+
+def weights(tensors: Mapping[str, torch.Tensor], role: str) -> dict[str, torch.Tensor]:
+    return {n: t for n, t in tensors.items() if f".{role}." in n and not n.startswith("exp_avg")}
+
+
+def same(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> bool:
+    assert ours and ours.keys() == theirs.keys()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_adaptive_kl_coefficient_moves_and_is_remembered(run: Run) -> None:
+    ran = run("ppo.kl_target=6", "ppo.kl_horizon=40")
+    first, second, third = ran.column("objective/kl_coef")
+    # KL 0 before the first update: 0.05 * (1 - 0.2 * 8 / 40)
+    assert first == 0.05 and second == pytest.approx(0.05 * 0.96)
+    assert third != second
+    assert ran.memory(1)["kl_coef"] == second and ran.memory(2)["kl_coef"] == third
+
+
+def test_fixed_kl_coefficient_stays(run: Run) -> None:
+    assert run("ppo.kl_coef=0.1").column("objective/kl_coef") == [0.1] * 3
+
+
+def test_kl_in_the_loss_is_out_of_the_reward(run: Run) -> None:
+    ran = run("ppo.kl_in=loss", "ppo.kl_estimator=k3")
+    assert ran.column("objective/non_score_reward") == [0.0] * 3
+    kl = ran.column("loss/kl_avg")
+    assert min(kl) > 0, "from the second minibatch on the policy has moved, and k3 is never negative"
+    held = run("ppo.kl_in=loss", "ppo.kl_estimator=k3", "ppo.kl_coef=100", folder="held")
+    assert held.column("loss/kl_avg")[-1] < 0.5 * kl[-1], "a large coefficient holds the policy back"
+
+
+def test_critic_warmup_trains_the_critic_alone(run: Run, adapters: dict[str, Path]) -> None:
+    ran = run("ppo.critic_warmup=2")
+    start = load_file(adapters["sft"] / "adapter_model.safetensors")
+    policy = {n: t for step in (1, 2) for n, t in weights(ran.tensors(step), "policy").items()}
+    found = {n.replace("causal.", "base_model.model.").replace(".policy", ""): t for n, t in policy.items()}
+    assert same(found, start)
+    assert not same(weights(ran.tensors(1), "critic"), weights(ran.tensors(2), "critic"))
+    assert not same(weights(ran.tensors(2), "policy"), weights(ran.tensors(3), "policy"))
+    assert ran.column("val/ratio")[:2] == [1.0, 1.0]
+
+
+def test_updates_end_once_the_policy_has_moved_far(run: Run) -> None:
+    assert run().column("policy/updates") == [4, 4, 4]  # 2 epochs of 2 minibatches
+    # the first minibatch's ratio is 1, so it is the second that is found too far
+    assert run("ppo.max_approxkl=1e-9", folder="short").column("policy/updates") == [2, 2, 2]
+
+
+def test_entropy_bonus_raises_the_entropy(run: Run) -> None:
+    plain, bonus = run(), run("ppo.entropy_coef=10", folder="bonus")
+    assert bonus.column("objective/entropy")[0] == plain.column("objective/entropy")[0]
+    assert bonus.column("objective/entropy")[-1] > plain.column("objective/entropy")[-1] + 0.01
+
+
+def test_ptx_holds_the_loss_on_demonstrations(run: Run) -> None:
+    """Without it, the same steps of PPO leave the demonstrations' loss where it was or above."""
+    mixed = run("ppo.ptx_coef=1", "ppo.iterations=8").column("loss/ptx_avg")
+    idle = run("ppo.ptx_coef=1e-12", "ppo.iterations=8", folder="idle").column("loss/ptx_avg")
+    assert mixed[-1] < mixed[0] - 0.1
+    assert mixed[-1] < idle[-1] - 0.1
+
+
+def test_terms_of_the_reward_are_logged_apart_and_added_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    function = "{source: 'tests.integration.test_ppo_options:lengths', weight: 0.5}"
+    ran = run(f"ppo.rewards=[{{source: rm, weight: 2}}, {function}]", "ppo.missing_eos_penalty=null")
+    for row in ran.rows:
+        expected = 2 * row["rewards/rm/mean"] + 0.5 * row["rewards/lengths/mean"]
+        assert row["objective/scores"] == pytest.approx(expected, rel=1e-5)
+        assert row["rewards/lengths/mean"] > 0
+
+
+def lengths(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """A reward function for the test above."""
+    assert len(prompts) == len(completions)
+    return [1.0 + len(text) for text in completions]
+
+
+def test_length_penalty_lowers_scores_by_length(run: Run) -> None:
+    plain, penalised = run().rows[0], run("ppo.length_penalty=0.5", folder="penalised").rows[0]
+    expected = plain["objective/scores"] - 0.5 * plain["completions/mean_length"]
+    assert penalised["objective/scores"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_normalised_rewards_are_remembered(run: Run) -> None:
+    ran = run("ppo.normalize_rewards=true", "ppo.missing_eos_penalty=null")
+    assert ran.column("objective/scores")[0] == pytest.approx(0.0, abs=1e-5)
+    assert [ran.memory(step)["reward_moments"]["count"] for step in (1, 2, 3)] == [8, 16, 24]
+
+
+@pytest.mark.parametrize("option", ["whiten_rewards=true", "whiten_advantages=false", "dual_clip=1.0001"])
+def test_option_changes_the_update_and_not_the_samples(run: Run, option: str) -> None:
+    plain, other = run(), run(f"ppo.{option}", folder="other")
+    assert other.column("objective/scores")[0] == plain.column("objective/scores")[0]
+    assert not same(weights(other.tensors(1), "policy"), weights(plain.tensors(1), "policy"))
+
+
+def test_resumed_run_goes_on_with_what_it_remembered(run: Run, tmp_path: Path) -> None:
+    options = (
+        *("ppo.kl_target=6", "ppo.kl_horizon=40", "ppo.normalize_rewards=true"),
+        *("ppo.ptx_coef=0.5", "ppo.critic_warmup=1", "ppo.entropy_coef=0.01"),
+    )
+    whole = run(*options)
+    for step in (2, 3):  # what a kill during the second iteration would have left
+        checkpoint = tmp_path / "ppo" / "checkpoints" / f"step-{step:06d}"
+        checkpoint.rename(tmp_path / f"lost-{step}")
+    resumed = run(*options, resume=True)
+    whole_rows = [{n: v for n, v in row.items() if n != "tokens_per_second"} for row in whole.rows[1:]]
+    assert whole_rows == [{n: v for n, v in row.items() if n != "tokens_per_second"} for row in resumed.rows]
+    lost = load_file(tmp_path / "lost-3" / "tensors.safetensors")
+    assert same(resumed.tensors(3), lost)
