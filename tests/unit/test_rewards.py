@@ -103,7 +103,7 @@ def test_endpoint_that_goes_on_failing_is_an_error_that_names_it(service: Servic
 @pytest.mark.parametrize("answer", [{}, [1, 2], {"rewards": 3}, {"rewards": [1.0]}, {"rewards": [1.0, "x"]}])
 def test_endpoint_that_answers_rubbish_is_an_error(service: Service, answer: object) -> None:
     service.answer = answer
-    with pytest.raises(UserError, match="ppo.rewards"):
+    with pytest.raises(UserError, match=r"ppo\.rewards"):
         Rewards([Reward(source=service.url)])(PROMPTS, RESPONSES)
 
 
