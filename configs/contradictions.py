@@ -37,7 +37,7 @@ def _answers(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
             yield (
                 (*section, "max_new_tokens"),
                 f"{tokens} tokens after a prompt of data.max_prompt_length ({data.max_prompt_length}) are "
-                f"more than data.max_length ({data.max_length}); lower one of the first two, or raise the last",
+                f"more than data.max_length ({data.max_length}); lower one of the two, or raise max_length",
             )
 
 

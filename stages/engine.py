@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,11 +18,14 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import get_scheduler
 
 from configs.errors import UserError
 from configs.schema import DeepSpeed, Training
+from configs.zero import read_deepspeed_config
 from data.sampler import rank_share
 from stages.modeling import Roles, trainable
 
@@ -138,7 +140,7 @@ class Engine:
 
         Raises:
             UserError: the global batch does not divide by the number of ranks, or the DeepSpeed JSON
-                cannot serve (see `read_deepspeed_config`).
+                cannot serve (see `deepspeed_options`).
         """
         if training.batch_size % ranks.world:
             raise UserError(
@@ -160,7 +162,7 @@ class Engine:
         )
         self._peaks = list(learning_rates.values())
         self._factor = _schedule(training, total_steps)
-        options = read_deepspeed_config(Path(config.config))
+        options = deepspeed_options(config)
         self.zero_stage: int = options.get("zero_optimization", {}).get("stage", 0)
         if self.zero_stage == 0:
             # Without ZeRO, DeepSpeed clips but keeps the norm to itself.
@@ -302,35 +304,18 @@ def _schedule(training: Training, total_steps: int) -> Any:
     return scheduler.lr_lambdas[0]
 
 
-RESERVED = {
-    "train_batch_size": "<stage>.batch_size",
-    "train_micro_batch_size_per_gpu": "<stage>.micro_batch_size",
-    "gradient_accumulation_steps": "<stage>.micro_batch_size",
-    "gradient_clipping": "<stage>.max_grad_norm",
-    "optimizer": "<stage>.learning_rate",
-    "scheduler": "<stage>.scheduler",
-    "fp16": "base.compute_dtype",
-    "bf16": "base.compute_dtype",
-}
-
-
-def read_deepspeed_config(path: Path) -> dict[str, Any]:
-    """The DeepSpeed JSON, whose batch, optimizer and precision keys the experiment sets itself.
+def deepspeed_options(config: DeepSpeed) -> dict[str, Any]:
+    """The DeepSpeed JSON that the experiment names.
 
     Raises:
-        UserError: the file is missing, is no JSON object, or sets a reserved key.
+        UserError: it cannot serve, for our own reasons (see `read_deepspeed_config`) or for DeepSpeed's.
     """
+    path = Path(config.config)
+    options = read_deepspeed_config(path)
     try:
-        options = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"deepspeed.config: cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-    if not isinstance(options, dict):
-        raise UserError(f"{path}: must hold a JSON object, as configs/deepspeed/zero2.json does")
-    taken = [
-        f"{path}: {key}: set {RESERVED[key]} in the experiment instead" for key in options if key in RESERVED
-    ]
-    if taken:
-        raise UserError("\n".join(taken))
+        DeepSpeedZeroConfig(**options.get("zero_optimization", {}))
+    except ValidationError as failure:
+        faults = [f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in failure.errors()]
+        lines = [f"{path}: zero_optimization.{fault}; correct it or leave it out" for fault in faults]
+        raise UserError("\n".join(lines)) from failure
     return options
