@@ -11,10 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from data.formats import Kind, load_rows
 from data.split import stage_split
 from data.tokenize import Counts, apply_template
+from stages.base_checks import check_fit
 from stages.checkpoint import save_adapter
 from stages.context import Context
-from stages.engine import Engine, Ranks, init_distributed
-from stages.modeling import Roles, load_base, load_tokenizer
+from stages.engine import Engine, Ranks, deepspeed_options, init_distributed
+from stages.modeling import Roles, load_base, load_config, load_tokenizer
 
 Example = TypeVar("Example")
 
@@ -26,7 +27,9 @@ def prepare(context: Context) -> tuple[Ranks, PreTrainedTokenizerBase, Roles]:
     if ranks.rank == 0:
         load_tokenizer(config.base)  # an embedded model is built once
     ranks.barrier()
+    deepspeed_options(config.deepspeed)
     tokenizer = load_tokenizer(config.base)
+    check_fit(config, context.stage, load_config(config.base), tokenizer)
     apply_template(tokenizer, config.data)
     context.tracker.note(f"loading the base {config.base.model} ({config.base.quantization})")
     return ranks, tokenizer, Roles(load_base(config.base, ranks.device))
