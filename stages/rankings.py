@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from configs.errors import UserError
 from data import tokenize
 from data.formats import load_rows
 from data.split import stage_split
@@ -40,8 +41,7 @@ def collect_rankings(context: Context, sampler: Sampler, role: str) -> tuple[lis
             _write(file, ranked)
             context.tracker.samples(ranked[:: max(1, len(ranked) // 16)], 0)
         sampler.ranks.barrier()
-    with file.open(encoding="utf-8") as stream:  # str.splitlines would also cut at a U+2028 inside an answer
-        collected = [json.loads(line) for line in stream]
+    collected = _read(file)
     useful = [row for row in collected if max(row["ranks"]) > 0]
     tied = len(collected) - len(useful)
     context.tracker.note(f"{len(collected)} rankings in {file.name}; {tied} left out: all their answers tie")
@@ -72,6 +72,24 @@ def _rank(context: Context, sampler: Sampler, role: str, prompts: list[tokenize.
                 "scores": scores,
             }
         )
+    return rows
+
+
+def _read(file: Path) -> list[Row]:
+    """The rankings that were collected; raises UserError for a line that is not one of them."""
+    rows = []
+    with file.open(encoding="utf-8", errors="replace") as stream:  # str.splitlines would cut at a U+2028, too
+        for number, line in enumerate(stream, 1):
+            try:
+                row = json.loads(line)
+                if len(row["ranks"]) != len(row["completions"]) or row["split"] not in ("train", "held_out"):
+                    raise ValueError
+            except (KeyError, RecursionError, TypeError, ValueError):
+                raise UserError(
+                    f"{file}, line {number}: damaged; it is no ranking that this stage collected. Put the "
+                    "file back, or start over with --fresh."
+                ) from None
+            rows.append(row)
     return rows
 
 
