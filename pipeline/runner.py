@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import secrets
 import signal
 import sys
@@ -41,8 +40,9 @@ from pipeline.plan import Request, StagePlan, newest_checkpoint, plan_stage
 from pipeline.rundir import RunDirectory, write_text
 from pipeline.summary import print_summary
 from pipeline.tracking import FileSink, NullReporter, Reporter
-from pipeline.wandb_sink import make_wandb_sink
+from pipeline.wandb_sink import make_wandb_sink, wandb_mode
 from stages.context import Context, Outcome
+from stages.job import rank_and_world
 
 logger = logging.getLogger("tristage")
 
@@ -87,8 +87,9 @@ def run_stage(
         The exit status: 0 done, 2 the user has to mend something, 130 or 143 interrupted, 1 failed.
     """
     request = Request(config, RunDirectory(run_dir), arguments, force, fresh)
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank = 0
     try:
+        rank, world = rank_and_world()
         with _signals_raise():
             if rank == 0:
                 return _lead(request, stage, world, hint)
@@ -116,6 +117,7 @@ def _lead(request: Request, stage: Stage, world: int, hint: bool) -> int:
                 _join(request.config)
                 _broadcast(None)
             return 0
+        wandb_mode(request.config)  # a WANDB_MODE that is none is told before an old result is set aside
         _join(request.config)
         manifest = _open(request, plan, world)
         quiet.capture(run.stage(stage) / "logs", rank=0)
