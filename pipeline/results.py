@@ -93,6 +93,8 @@ def _row(path: Path, number: int, line: str, required: Sequence[str]) -> Row:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {number}: not JSON ({error.msg}). Remove the line.") from None
+    except (RecursionError, ValueError):
+        raise UserError(f"{path}, line {number}: more than anybody wrote there. Remove the line.") from None
     missing = [key for key in required if not isinstance(row, dict) or key not in row]
     if missing:
         raise UserError(f"{path}, line {number}: no {', '.join(missing)} there. Remove the line.")
