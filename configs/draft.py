@@ -17,6 +17,9 @@ from configs.explain import Keys
 DATA_FILES = (".jsonl", ".json", ".parquet")
 ENGINE = ("deepspeed", "config")
 DEPTH = 8  # deeper than the schema; an anchor may make a YAML endless
+LARGEST_FILE = 2**20  # bytes; far above any experiment, far below the weights of a model
+MOST_VALUES = 100_000  # that anchors may unfold to
+MOST_ERRORS = 20
 
 
 @dataclass
@@ -33,7 +36,7 @@ class Draft:
     def read(self) -> None:
         """Read the file; one that cannot be read leaves the tree empty and the draft broken."""
         try:
-            tree, self.lines, twice = parse(self.file.read_bytes().decode("utf-8-sig"))
+            tree, self.lines, twice = parse(self._content().decode("utf-8-sig"))
         except OSError as error:
             self._break(f"cannot be read: {error.strerror}; give the path of a YAML with --config")
         except UnicodeDecodeError as error:
@@ -45,7 +48,7 @@ class Draft:
         else:
             for keys, first, line in twice:
                 self.errors.append(
-                    f"{self.file}:{line}: {'.'.join(keys)}: given twice, first on line {first}"
+                    f"{self.file}:{line}: {explain.dotted(keys)}: given twice, first on line {first}"
                 )
             if isinstance(tree, dict):
                 self.tree = _unshared(tree)
@@ -56,6 +59,13 @@ class Draft:
                     f"holds {type(tree).__name__} {tree!r:.40}, not a mapping; write `key: value` lines"
                 )
 
+    def _content(self) -> bytes:
+        with self.file.open("rb") as stream:
+            content = stream.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise ValueError(f"longer than {LARGEST_FILE:,} bytes; give the path of an experiment")
+        return content
+
     def _break(self, what: str) -> None:
         self.broken = True
         self.errors.append(f"{self.file}: {what}")
@@ -63,19 +73,20 @@ class Draft:
     def override(self, text: str) -> None:
         """Apply one `key=value`, its value read as YAML."""
         dotted, equals, value = text.partition("=")
+        text = explain.short(text)
         keys = tuple(dotted.strip().split("."))
         if explain.node_at(keys) is None:
             unknown, reason = explain.unknown_key(keys)
-            self.errors.append(f"command line ({text}): {'.'.join(unknown)}: {reason}")
+            self.errors.append(f"command line ({text}): {explain.dotted(unknown)}: {reason}")
             return
         if not equals:
-            self.errors.append(f"command line ({text}): no value; write {dotted}=VALUE")
+            self.errors.append(f"command line ({text}): no value; write {text}=VALUE")
             return
         try:
             parsed = parse(value)[0]
         except (yaml.YAMLError, ValueError) as error:
             what = f"{_yaml_fault(error)}; put quotes around text with special characters"
-            self.errors.append(f"command line ({text}): {dotted}: {what}")
+            self.errors.append(f"command line ({text}): {explain.dotted(keys)}: {what}")
             return
         section = self._section(keys[:-1])
         if section is not None:
@@ -106,7 +117,7 @@ class Draft:
                 section[key] = os.path.abspath(Path(__file__).parent / explain.default(ENGINE))
             elif isinstance(section.get(key), str) and _is_local_path(keys, section[key]):
                 folder = Path.cwd() if self._override_of(keys) else self.file.parent
-                section[key] = os.path.abspath(folder / Path(section[key]).expanduser())
+                section[key] = os.path.abspath(folder / os.path.expanduser(section[key]))
 
     def _existing(self, keys: Keys) -> dict[str, Any] | None:
         section: Any = self.tree
@@ -129,7 +140,16 @@ class Draft:
             if keys not in seen and source:  # a union reports one and the same key once for each member
                 seen.add(keys)
                 index = "".join(f"[{part}]" for part in error["loc"][len(keys) :] if isinstance(part, int))
-                self.errors.append(f"{source}: {'.'.join(keys)}{index}: {reason}")
+                self.errors.append(f"{source}: {explain.dotted(keys)}{index}: {reason}")
+
+    def refuse(self, keys: Keys, reason: str) -> None:
+        """Add an error about a value that is valid in itself."""
+        self.errors.append(f"{self._source(keys, 'value_error')}: {'.'.join(keys)}: {reason}")
+
+    def complaint(self) -> str:
+        """The errors, a line for each; of very many, the first ones."""
+        more = len(self.errors) - MOST_ERRORS
+        return "\n".join(self.errors[:MOST_ERRORS] + ([f"and {more} more"] if more > 0 else []))
 
     def _source(self, keys: Keys, kind: str) -> str | None:
         """Where the value at `keys` was given; None for an error that only follows from a broken file."""
@@ -150,11 +170,13 @@ class Draft:
 def parse(text: str) -> tuple[Any, dict[Keys, int], list[tuple[Keys, int, int]]]:
     """The value of a YAML text, the line of each key in it, and keys given twice (with both lines).
 
-    Raises yaml.YAMLError, or ValueError for a number or a date that cannot be.
+    Raises yaml.YAMLError, or ValueError for what YAML allows but nobody means.
     """
     loader = yaml.SafeLoader(text)
     try:
         root = loader.get_single_node()
+        if (values := _unfolded(root, {})) > MOST_VALUES:
+            raise ValueError(f"its anchors unfold to {values:,} values; write out the few that are meant")
         lines: dict[Keys, int] = {}
         twice: list[tuple[Keys, int, int]] = []
         for keys, line in _key_lines(root, ()):
@@ -162,8 +184,21 @@ def parse(text: str) -> tuple[Any, dict[Keys, int], list[tuple[Keys, int, int]]]
                 twice.append((keys, lines[keys], line))
             lines.setdefault(keys, line)
         return (None if root is None else loader.construct_document(root)), lines, twice
+    except RecursionError:
+        raise ValueError("nested too deeply; an experiment has sections within sections, no more") from None
     finally:
         loader.dispose()
+
+
+def _unfolded(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """Values below a node once every alias is written out; an alias to what holds it counts as none."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 0
+        parts = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_unfolded(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _key_lines(node: yaml.Node | None, prefix: Keys) -> Iterator[tuple[Keys, int]]:
@@ -186,10 +221,10 @@ def _unshared(tree: dict[str, Any], depth: int = 0) -> dict[str, Any]:
 
 def _yaml_fault(error: yaml.YAMLError | ValueError) -> str:
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return f"not YAML: {' '.join(str(error).split())}"
+        return f"not YAML: {' '.join(str(error).split()):.200}"
     mark = error.problem_mark
     remedy = "; indent with spaces, not tabs" if "'\\t'" in str(error.problem) else ""
-    return f"not YAML, line {mark.line + 1} column {mark.column + 1}: {error.problem}{remedy}"
+    return f"not YAML, line {mark.line + 1} column {mark.column + 1}: {error.problem!s:.200}{remedy}"
 
 
 def _is_section(keys: Keys) -> bool:

@@ -15,6 +15,7 @@ Node = Mapping[str, Any]  # a node of the JSON schema
 
 SCHEMA = Experiment.model_json_schema()
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+LONGEST_SHOWN = 100
 TYPES = {"integer": "an integer", "number": "a number", "boolean": "true or false", "null": "null"}
 
 
@@ -27,6 +28,15 @@ def node_at(keys: Sequence[str]) -> Node | None:
             return None
         node = _resolved(child)
     return node
+
+
+def short(text: str) -> str:
+    """Of a long text, as much as a message has room for."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
+
+
+def dotted(keys: Sequence[str]) -> str:
+    return ".".join(map(short, keys))
 
 
 def default(keys: Sequence[str]) -> Any:
@@ -54,9 +64,9 @@ def unknown_key(keys: Sequence[str]) -> tuple[Keys, str]:
     parent = node_at(section)
     assert parent is not None
     if not is_section(parent):
-        return tuple(keys[:depth]), f"unknown key; {'.'.join(section)} holds {allowed(parent)}, not keys"
+        return tuple(keys[:depth]), f"unknown key; {dotted(section)} holds {allowed(parent)}, not keys"
     here = list(parent["properties"])
-    reason = f"unknown key; allowed {'in ' + '.'.join(section) if section else 'here'}: {', '.join(here)}"
+    reason = f"unknown key; allowed {'in ' + dotted(section) if section else 'here'}: {', '.join(here)}"
     near = [(*section, match) for match in difflib.get_close_matches(key, here, n=1)]
     elsewhere = [path for path in all_keys() if path[-1] == key]
     return tuple(keys[:depth]), reason + _did_you_mean([".".join(path) for path in near or elsewhere])

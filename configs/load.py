@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from configs.contradictions import contradictions
 from configs.draft import Draft
 from configs.errors import UserError
 from configs.schema import STAGES, Experiment, Stage
@@ -44,8 +45,11 @@ def load_experiment(file: Path, overrides: Sequence[str] = ()) -> Experiment:
         experiment = Experiment.model_validate(draft.tree)
     except ValidationError as error:
         draft.collect(error)
+    else:
+        for keys, reason in contradictions(experiment):
+            draft.refuse(keys, reason)
     if draft.errors:
-        raise UserError("\n".join(draft.errors))
+        raise UserError(draft.complaint())
     return experiment
 
 

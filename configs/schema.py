@@ -6,17 +6,40 @@ per rank (`micro_batch_size`).
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 Stage = Literal["sft", "rm", "ppo"]
 STAGES: tuple[Stage, ...] = ("sft", "rm", "ppo")
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+
+def _no_truth(value: Any) -> Any:
+    """Python takes true for 1, and YAML takes `yes` and `on` for true."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("truth_for_number", "true or false in place of a number")
+    return value
+
+
+def _legible(text: str) -> str:
+    """Text that file names, terminals and W&B can hold."""
+    if not text:
+        raise ValueError("'' is empty; write some text, or leave the key out")
+    if any(letter < " " or letter == "\x7f" or "\ud800" <= letter <= "\udfff" for letter in text):
+        what = "a control character or half of a surrogate pair"
+        raise ValueError(f"{text!r:.60} holds {what}; write plain text")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_legible)]
+NoTruth = BeforeValidator(_no_truth)  # last, so that the bounds before it are part of the JSON schema
+Count = Annotated[int, Field(ge=1), NoTruth]
+Positive = Annotated[float, Field(gt=0), NoTruth]
+NonNegative = Annotated[float, Field(ge=0), NoTruth]
+Fraction = Annotated[float, Field(ge=0, le=1), NoTruth]
+BelowOne = Annotated[float, Field(ge=0, lt=1), NoTruth]
+LearningRate = Annotated[float, Field(gt=0, le=1), NoTruth]  # 1e4 for 1e-4 is found here, not in a NaN
 
 
 class Section(BaseModel):
@@ -28,8 +51,8 @@ class Section(BaseModel):
 class Base(Section):
     """The frozen language model under all adapters (QLoRA, Dettmers et al. 2023)."""
 
-    model: str = Field(description="embedded model name, local folder, or hub id")
-    revision: str | None = None
+    model: Text = Field(description="embedded model name, local folder, or hub id")
+    revision: Text | None = None
     quantization: Literal["nf4", "int8", "none"] = "nf4"
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
@@ -42,21 +65,29 @@ class Adapter(Section):
 
     r: Count = 16
     alpha: Positive = 32.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    dropout: BelowOne = 0.0
+    target_modules: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)] = "all-linear"
 
 
 class Source(Section):
     """Where a stage's examples come from: a JSONL, JSON or Parquet file, or a hub dataset."""
 
-    path: str
-    name: str | None = Field(None, description="configuration of a hub dataset")
-    split: str = "train"
-    revision: str | None = None
+    path: Text
+    name: Text | None = Field(None, description="configuration of a hub dataset")
+    split: Text = "train"
+    revision: Text | None = None
     limit: Count | None = Field(None, description="use at most so many rows")
-    held_out: Annotated[float, Field(ge=0)] = Field(
+    held_out: NonNegative = Field(
         0.1, description="prompts kept for evaluation: a share below 1, a number from 1 on"
     )
+
+    @model_validator(mode="after")
+    def _whole_prompts(self) -> Source:
+        if self.held_out > 1 and self.held_out % 1:
+            raise ValueError(
+                f"held_out ({self.held_out:g}) must be a share below 1 or a whole number of prompts"
+            )
+        return self
 
 
 class Shares(Section):
@@ -84,7 +115,7 @@ class Data(Section):
     max_prompt_length: Count = Field(512, description="tokens of the prompt")
     overlong: Literal["drop", "truncate"] = "drop"
     chat: bool = Field(False, description="treat plain strings as user and assistant turns of a chat")
-    chat_template: str | None = Field(None, description="a Jinja file, in place of the tokenizer's")
+    chat_template: Text | None = Field(None, description="a Jinja file, in place of the tokenizer's")
 
     @model_validator(mode="after")
     def _prompt_leaves_room(self) -> Data:
@@ -96,12 +127,12 @@ class Data(Section):
 class Training(Section):
     """What the three stages share: AdamW, its schedule, batch arithmetic, and when to log and save."""
 
-    learning_rate: Positive = 1e-4
+    learning_rate: LearningRate = 1e-4
     scheduler: Literal["linear", "cosine", "constant"] = "cosine"
     warmup_ratio: Fraction = 0.03
     weight_decay: NonNegative = 0.0
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_beta1: BelowOne = 0.9
+    adam_beta2: BelowOne = 0.999
     adam_epsilon: Positive = 1e-8
     max_grad_norm: NonNegative = Field(1.0, description="0 turns clipping off")
     batch_size: Count = Field(64, description="global: sequences (sft), prompts (rm, ppo) per step")
@@ -115,7 +146,7 @@ class Training(Section):
 class Epochs(Training):
     """A stage that walks over a data set."""
 
-    epochs: Positive = 1.0
+    epochs: Annotated[float, Field(gt=0, le=100_000), NoTruth] = 1.0
     max_steps: Count | None = Field(None, description="stop here, whatever `epochs` says")
 
 
@@ -136,7 +167,9 @@ class Rankings(Section):
     """InstructGPT's step 2: sample answers of the SFT policy and have a labeller rank them."""
 
     labeller: Literal["file", "warmth"] = Field("file", description="file: data.rm holds rankings already")
-    completions: Annotated[int, Field(ge=2)] = Field(4, description="K, the answers to rank per prompt")
+    completions: Annotated[int, Field(ge=2), NoTruth] = Field(
+        4, description="K, the answers to rank per prompt"
+    )
     generation: Generation = Generation()
 
 
@@ -169,8 +202,8 @@ class Reward(Section):
 class Ppo(Training):
     """PPO against the reward model (Schulman et al. 2017; Ouyang et al. 2022, equation 2)."""
 
-    learning_rate: Positive = 1e-5
-    critic_learning_rate: Positive | None = Field(None, description="default: learning_rate")
+    learning_rate: LearningRate = 1e-5
+    critic_learning_rate: LearningRate | None = Field(None, description="default: learning_rate")
     scheduler: Literal["linear", "cosine", "constant"] = "constant"
     iterations: Count = Field(100, description="rollouts of batch_size prompts, each followed by updates")
     epochs: Count = Field(2, description="passes over each rollout")
@@ -240,10 +273,10 @@ class Tracking(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         "auto", description="auto: online where a key is known, else offline"
     )
-    project: str = "tristage"
-    entity: str | None = None
-    group: str | None = Field(None, description="default: the experiment's name")
-    tags: list[str] = []
+    project: Text = "tristage"
+    entity: Text | None = None
+    group: Text | None = Field(None, description="default: the experiment's name")
+    tags: list[Text] = []
     artifacts: bool = True
     sample_rows: Count = Field(4, description="samples kept at each logging step")
 
@@ -251,15 +284,17 @@ class Tracking(Section):
 class DeepSpeed(Section):
     """The engine. Batch sizes, clipping and precision are filled in from the stage's own section."""
 
-    config: str = Field("deepspeed/zero0.json", description="a DeepSpeed JSON")
-    timeout_minutes: Positive = Field(30.0, description="a collective that hangs longer ends the job")
+    config: Text = Field("deepspeed/zero0.json", description="a DeepSpeed JSON")
+    timeout_minutes: Annotated[float, Field(gt=0, le=525_600), NoTruth] = Field(
+        30.0, description="a collective that hangs longer ends the job"
+    )
 
 
 class Experiment(Section):
     """One experiment: every stage reads the same base, adapter and data, so stages cannot disagree."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0), NoTruth] = 0
     base: Base
     adapter: Adapter = Adapter()
     data: Data

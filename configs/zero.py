@@ -1,8 +1,11 @@
-"""The DeepSpeed JSON that an experiment names: ZeRO stage, offloading, communication."""
+"""Read a DeepSpeed JSON, which holds what the experiment leaves to it: ZeRO and its buffers."""
 
 from __future__ import annotations
 
+import difflib
 import json
+import reprlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +20,83 @@ RESERVED = {
     "scheduler": "<stage>.scheduler",
     "fp16": "base.compute_dtype",
     "bf16": "base.compute_dtype",
+    "amp": "base.compute_dtype",
+    "torch_autocast": "base.compute_dtype",
 }
+ZERO = "zero_optimization"
+EXAMPLE = "configs/deepspeed/zero2.json shows the form"
 
 
 def read_zero(path: Path) -> dict[str, Any]:
     """The DeepSpeed JSON, whose batch, optimizer and precision keys the experiment sets itself.
 
     Raises:
-        UserError: the file is missing, is no JSON object, or sets a reserved key.
+        UserError: the file is missing, is no JSON object, sets a reserved key, or asks of ZeRO what it
+            cannot do here.
     """
-    try:
-        options = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"deepspeed.config: cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
+    options = _parsed(path)
     if not isinstance(options, dict):
-        raise UserError(f"{path}: must hold a JSON object, as configs/deepspeed/zero2.json does")
-    taken = [
-        f"{path}: {key}: set {RESERVED[key]} in the experiment instead" for key in options if key in RESERVED
-    ]
-    if taken:
-        raise UserError("\n".join(taken))
+        raise UserError(f"{path}: must hold a JSON object, not {reprlib.repr(options):.40}; {EXAMPLE}")
+    faults = [
+        f"{key}: set {RESERVED[key]} in the experiment instead" for key in options if key in RESERVED
+    ] + list(_zero_faults(options))
+    if faults:
+        raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
     return options
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+    except OSError as error:
+        reason = f"{error.strerror}; name a DeepSpeed JSON, or leave the key out"
+        raise UserError(f"deepspeed.config: cannot read {path}: {reason}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error!s:.200}; {EXAMPLE}") from error
+    except RecursionError:
+        raise UserError(f"{path}: not JSON: nested too deeply; {EXAMPLE}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"{key!r:.60} is given twice")
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _zero_faults(options: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the ZeRO section; a misspelt one would be passed over, and ZeRO be off."""
+    for key in difflib.get_close_matches(ZERO, [key for key in options if key != ZERO], n=1, cutoff=0.8):
+        yield f"{key}: unknown key; did you mean {ZERO}?"
+    zero = options.get(ZERO, {})
+    if not isinstance(zero, dict):
+        yield f'{ZERO}: must be an object such as {{"stage": 2}}, not {reprlib.repr(zero):.40}'
+        return
+    stage = zero.get("stage", 0)
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+        yield f"{ZERO}.stage: {reprlib.repr(stage):.40} is not a ZeRO stage; write 0, 1, 2 or 3"
+        return
+    yield from _offload_faults(zero, stage)
+
+
+def _offload_faults(zero: dict[str, Any], stage: int) -> Iterator[str]:
+    for key, least in {"offload_optimizer": 1, "offload_param": 3}.items():
+        section = zero.get(key)
+        if section is None:
+            continue
+        device = section.get("device", "none") if isinstance(section, dict) else section
+        if device not in ("none", "cpu"):
+            yield (
+                f"{ZERO}.{key}: {reprlib.repr(device):.40} is not supported; write "
+                '{"device": "cpu"}, or leave it out'
+            )
+        elif device == "cpu" and stage < least:
+            yield f"{ZERO}.{key}: ZeRO stage {stage} does not offload; it takes stage {least} or above"

@@ -15,7 +15,16 @@ from trl.data_utils import extract_prompt
 
 from configs.errors import UserError
 from configs.schema import Source
-from data.messages import Message, Text, check_completion, check_prompt, read_string, read_text, shown
+from data.messages import (
+    Message,
+    Text,
+    check_completion,
+    check_prompt,
+    listed,
+    read_string,
+    read_text,
+    shown,
+)
 from data.reading import BadRow, UnusableRow, describe, read
 
 Kind = Literal["demonstrations", "rankings", "prompts"]
@@ -26,7 +35,7 @@ ACCEPTED: dict[Kind, str] = {
     "`conversations` (ShareGPT); any format of rankings, whose best completion is taken",
     "rankings": "`prompt`, `chosen` and `rejected`; `chosen` and `rejected` that begin alike (Anthropic HH's "
     "transcripts too); `conversations`, `chosen` and `rejected` (ShareGPT); `prompt` and `completions`, best "
-    "first, with `ranks` or `scores` where some tie",
+    "first, with `ranks` or `scores` where some tie. Prompts alone are ranked by `rm.rankings.labeller`",
     "prompts": "`prompt`; `messages`; any format of demonstrations or rankings, whose prompt is taken",
 }
 UNUSABLE_SHARE = 0.01  # published data has a few such rows (Anthropic HH 0.25 %); many mean a mistake
@@ -89,7 +98,7 @@ def normalise(example: Mapping[str, Any], kind: Kind) -> Row:
     prompt, completions = _alike(*_prompt_and_completions(row))
     needed = {"prompts": 0, "demonstrations": 1, "rankings": 2}[kind]
     if len(completions) < needed:
-        raise _missing(example, completions, kind)
+        raise _missing(given, completions, kind)
     used = completions if kind == "rankings" else completions[:needed]
     check_prompt(prompt)
     for completion in used:
@@ -106,15 +115,16 @@ def normalise(example: Mapping[str, Any], kind: Kind) -> Row:
     return {"prompt": prompt, "completions": used, "ranks": ranks}
 
 
-def _missing(example: Mapping[str, Any], completions: list[Text], kind: Kind) -> BadRow:
-    if kind == "rankings" and "completions" in example:
+def _missing(given: Mapping[str, Any], completions: list[Text], kind: Kind) -> BadRow:
+    if kind == "rankings" and "completions" in given:
         return BadRow(f"`completions` must hold at least two, not {len(completions)}")
+    if kind == "rankings" and ("chosen" in given) != ("rejected" in given):
+        return BadRow("`chosen` and `rejected` must both be there")
     whole = {"chosen"} if kind == "rankings" else {"chosen", "messages", "conversations"}
-    if whole & set(example):
+    if whole & set(given):
         return UnusableRow("the conversation does not end with an assistant turn")
-    keys = ", ".join(f"`{key}`" for key in example)
     what = "completion" if kind == "demonstrations" else "completions to rank"
-    return BadRow(f"the keys {keys} hold no {what}")
+    return BadRow(f"the keys {listed(given)} hold no {what}")
 
 
 def _alpaca(row: dict[str, Any]) -> dict[str, Any]:
@@ -127,9 +137,12 @@ def _alpaca(row: dict[str, Any]) -> dict[str, Any]:
     earlier: list[Message] = []
     if system := read_string(row.get("system", ""), "system"):
         earlier.append({"role": "system", "content": system})
-    for turn in row.get("history", []):
-        if not isinstance(turn, list) or len(turn) != 2:
-            raise BadRow("`history` must be a list of [question, answer] pairs")
+    history = row.get("history", [])
+    if not isinstance(history, list) or not all(
+        isinstance(turn, list) and len(turn) == 2 for turn in history
+    ):
+        raise BadRow("`history` must be a list of [question, answer] pairs")
+    for turn in history:
         earlier.append({"role": "user", "content": turn[0]})
         earlier.append({"role": "assistant", "content": turn[1]})
     prompt = [*earlier, {"role": "user", "content": question}] if earlier else question
@@ -155,8 +168,7 @@ def _prompt_and_completions(row: Mapping[str, Any]) -> tuple[Text, list[Text]]:
         if isinstance(messages, str):
             raise BadRow(f"`{context}` must be a list of messages, not text")
         return _parted(messages)
-    keys = ", ".join(f"`{key}`" for key in row) or "none"
-    raise BadRow(f"no known format has these keys: {keys}")
+    raise BadRow(f"no known format has these keys: {listed(row)}")
 
 
 def _preference(row: Mapping[str, Any], context: str | None) -> tuple[Text, list[Text]]:
@@ -226,4 +238,6 @@ def _ranks(row: Mapping[str, Any], count: int) -> list[int]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):  # of any size, and so not for math.isfinite
+        return not isinstance(value, bool)
+    return isinstance(value, float) and math.isfinite(value)

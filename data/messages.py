@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from data.reading import BadRow, UnusableRow
@@ -12,6 +14,8 @@ Message = dict[str, str]
 Text = str | list[Message]
 
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+SHORT = reprlib.Repr()  # which ends, however deep or long a value is
+SHORT.maxstring = SHORT.maxother = 70
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -36,7 +40,7 @@ def _message(turn: Any, key: str) -> Message:
         raise BadRow(f"`{key}` must be text or a list of messages; {shown(turn)} is no message")
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     if not isinstance(role, str) or role not in _ROLES:
-        raise BadRow(f"`{key}` has a message with role {role!r}; known roles: {', '.join(_ROLES)}")
+        raise BadRow(f"`{key}` has a message with role {shown(role)}; known roles: {', '.join(_ROLES)}")
     if turn.get("tool_calls"):
         raise BadRow(f"`{key}` has a message with tool calls, which are not supported")
     return {"role": _ROLES[role], "content": read_string(content, f"{key}[].content")}
@@ -48,13 +52,22 @@ def read_string(value: Any, key: str) -> str:
         raise BadRow(f"`{key}` must be text, not {shown(value)}")
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise BadRow(f"`{key}` holds half of a surrogate pair, which no tokenizer can read")
+    if "\0" in value:
+        raise UnusableRow(f"`{key}` holds a NUL character, as damaged files do")
     return value
 
 
 def shown(value: Any) -> str:
     """A short form of `value` for messages."""
-    text = repr(value)
+    text = SHORT.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def listed(keys: Iterable[str]) -> str:
+    """The names of keys for messages: the first few, and nothing that a terminal would obey."""
+    some = list(islice(keys, 13))
+    names = ", ".join(f"`{shown(key)[1:-1]}`" for key in some[:12]) or "none"
+    return names + (", ..." if len(some) > 12 else "")
 
 
 def _transcript(text: str) -> list[Message]:
@@ -68,6 +81,14 @@ def _transcript(text: str) -> list[Message]:
         else:
             messages.append({"role": role, "content": said.strip()})
     return messages
+
+
+def cut(text: Text, longest: int) -> Text:
+    """Return a text of more than `longest` characters, or messages of such, without their middles."""
+    if isinstance(text, str):
+        half = longest // 2
+        return text if len(text) <= longest else text[:half] + text[-half:]
+    return [{**message, "content": str(cut(message["content"], longest))} for message in text]
 
 
 def check_prompt(prompt: Text) -> None:

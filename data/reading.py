@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -54,6 +55,8 @@ def _existing(path: str) -> Path:
         raise UserError(f"{path}: there is no such file. Correct the path under `data` in the configuration.")
     if file.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty. Put rows into it, or point `data` at another file.")
+    if not os.access(file, os.R_OK):
+        raise UserError(f"{path}: this account may not read the file. Change its permissions, or copy it.")
     return file
 
 
@@ -72,6 +75,8 @@ def _json_array(file: Path) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{file}: invalid JSON at {where}: {error.msg}. Correct it there.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: {_too_much(error)}. Correct it, or write one object a line.") from None
     return _numbered(rows)
 
 
@@ -88,8 +93,15 @@ def _parsed(line: bytes) -> dict[str, Any] | BadRow:
     except UnicodeDecodeError as error:
         return BadRow(f"not UTF-8 at byte {error.start}; save the file as UTF-8")
     except json.JSONDecodeError as error:
-        return BadRow(f"invalid JSON at column {error.colno}: {error.msg}")
+        return BadRow(f"invalid JSON at column {error.colno}: {error.msg}; a line holds one whole object")
+    except (ValueError, RecursionError) as error:
+        return BadRow(_too_much(error))
     return _object(row)
+
+
+def _too_much(error: ValueError | RecursionError) -> str:
+    """What is JSON, but more than Python reads."""
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number of thousands of digits"
 
 
 def _object(row: Any) -> dict[str, Any] | BadRow:
@@ -101,11 +113,15 @@ def _numbered(rows: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any] | BadRo
 
 
 def _parquet(file: Path) -> Iterator[Any]:
+    row = 0
     try:
-        batches = pq.ParquetFile(file).iter_batches()
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{file}: not a Parquet file ({error}). Write it again, or use JSONL.") from error
-    return (row for batch in batches for row in batch.to_pylist())
+        for batch in pq.ParquetFile(file).iter_batches():
+            for value in batch.to_pylist():
+                row += 1
+                yield value
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
+        where = f"damaged after row {row}" if row else "not a Parquet file"
+        raise UserError(f"{file}: {where} ({error!s:.200}). Write it again, or use JSONL.") from error
 
 
 def _hub(source: Source) -> Iterable[Any]:

@@ -16,8 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from configs.errors import UserError
 from configs.schema import Data
 from data.formats import Row
-from data.messages import Message, Text
+from data.messages import Message, Text, cut
 
+# English has about 4; what is far longer than the limits is recognised without tokenizing megabytes of it.
+CHARACTERS_PER_TOKEN = 64
 QUIET = {"verbose": False}  # no warning about long sequences: what happens to them is this module's business
 
 
@@ -70,7 +72,12 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
         raise UserError(
             f"data.chat_template: there is no file {file}. Name a Jinja file, or leave the key out."
         )
-    tokenizer.chat_template = file.read_text(encoding="utf-8")
+    try:
+        tokenizer.chat_template = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"data.chat_template: cannot read {file}: {error}. Name a Jinja file in UTF-8, or none."
+        ) from error
     _render(tokenizer, [{"role": "user", "content": "Hello"}], f"data.chat_template, {file}", prompt=True)
 
 
@@ -148,6 +155,20 @@ def _encode_ranking(row: Row, tokenizer: PreTrainedTokenizerBase, data: Data) ->
 def _encode(
     prompt: Text, completions: Sequence[Text], tokenizer: PreTrainedTokenizerBase, data: Data, where: str
 ) -> Encoded:
+    """Tokens of a row; of one that is far over-long, only those that could be kept need to be right."""
+    longest = CHARACTERS_PER_TOKEN * data.max_length
+    shortened = [cut(each, longest) for each in (prompt, *completions)]
+    if shortened != [prompt, *completions]:
+        encoded = _encode_whole(shortened[0], shortened[1:], tokenizer, data, where)
+        fitted = _fit(*encoded, data)
+        if fitted is None or fitted.truncated:
+            return encoded
+    return _encode_whole(prompt, completions, tokenizer, data, where)
+
+
+def _encode_whole(
+    prompt: Text, completions: Sequence[Text], tokenizer: PreTrainedTokenizerBase, data: Data, where: str
+) -> Encoded:
     """Tokens of the prompt, and of each completion with its end; a row is all text or all messages."""
     if isinstance(prompt, str) and not data.chat:
         return _encode_text(prompt, [str(completion) for completion in completions], tokenizer)
@@ -207,10 +228,10 @@ def _render(
         encoding = tokenizer.apply_chat_template(
             messages, add_generation_prompt=prompt, return_dict=True, tokenizer_kwargs=QUIET
         )
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise UserError(
-            f"{where}: the chat template failed on it: {error}. Correct the row, or set data.chat_template "
-            "to a template that takes it."
+            f"{where}: the chat template failed on it: {error!s:.200}. Correct the row, or set "
+            "data.chat_template to a template that takes it."
         ) from error
     return list(encoding["input_ids"])
 

@@ -14,6 +14,7 @@ from launch.arguments import ROOT, add_experiment_arguments, experiment, repeat,
 from pipeline import quiet
 from pipeline.orchestrate import Launch, guess_accelerators, run_all
 from pipeline.plan import Request, plan_stages, through
+from pipeline.preflight import check_files
 from pipeline.rundir import RunDirectory
 from pipeline.show import print_plan, print_status
 
@@ -36,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     request = _request(arguments)
     switches = [switch for switch in ("--force", "--fresh") if vars(arguments)[switch[2:]]]
     launch = Launch(RUN_STAGE, [*switches, *words(arguments)], arguments.num_accelerators, arguments.hostfile)
+    check_files(request.config, plan_stages(request, _stages(arguments)))
     status = run_all(request, launch, _stages(arguments))
     if status == 0 and arguments.until == "ppo":
         return report(arguments)
@@ -48,7 +50,9 @@ def plan(arguments: argparse.Namespace) -> int:
         RUN_STAGE, [], arguments.num_accelerators or max(1, guess_accelerators()), arguments.hostfile
     ).world()
     plans = plan_stages(request, _stages(arguments))
-    return 0 if print_plan(Console(), request, plans, world) else 2
+    good = print_plan(Console(), request, plans, world)
+    check_files(request.config, plans)
+    return 0 if good else 2
 
 
 def status(arguments: argparse.Namespace) -> int:

@@ -20,6 +20,9 @@ import argparse  # noqa: E402
 from configs.errors import UserError  # noqa: E402
 from configs.schema import STAGES  # noqa: E402
 from launch.arguments import add_experiment_arguments, experiment, repeat  # noqa: E402
+from pipeline.plan import Request, plan_stage  # noqa: E402
+from pipeline.preflight import check_files  # noqa: E402
+from pipeline.rundir import RunDirectory  # noqa: E402
 from pipeline.runner import run_stage  # noqa: E402
 
 
@@ -34,6 +37,8 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     try:
         config, run_dir = experiment(arguments)
+        request = Request(config, RunDirectory(run_dir), force=arguments.force, fresh=arguments.fresh)
+        check_files(config, [plan_stage(request, arguments.stage)])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

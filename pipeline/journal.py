@@ -47,7 +47,7 @@ def _belongs(line: str, step: int) -> bool:
     """True for a whole line of `step` or an earlier one."""
     try:
         record = json.loads(line)
-    except json.JSONDecodeError:  # zeros, which some file systems leave after a power cut
+    except (RecursionError, ValueError):  # zeros, which some file systems leave after a power cut
         return False
     return isinstance(record, dict) and isinstance(record.get("step"), int) and record["step"] <= step
 

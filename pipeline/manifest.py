@@ -9,13 +9,15 @@ import socket
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from configs.errors import UserError
+from configs.paths import stays_inside
 from configs.schema import Base, Experiment, Stage
 from data.files import sha256, write_text
+from data.folder_digest import folder_digest
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 LIBRARIES = ("tristage", "torch", "transformers", "peft", "deepspeed", "bitsandbytes", "datasets", "wandb")
@@ -26,17 +28,26 @@ class _Record(BaseModel):
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
 
+def _inside(name: str) -> str:
+    if not stays_inside(name):
+        raise ValueError(f"{name!r:.60} is outside the folder")
+    return name
+
+
+Inside = Annotated[str, AfterValidator(_inside)]  # manifests are handed around, and must not lead elsewhere
+
+
 class Fingerprint(_Record):
     """The content of a folder: SHA-256 of each file by relative path, and one digest over all of them."""
 
     sha256: str
-    files: dict[str, str]
+    files: dict[Inside, str]
 
 
 class Input(_Record):
     """The adapter of a stage upstream: its path relative to the run directory, and its content's digest."""
 
-    path: str
+    path: Inside
     sha256: str
 
 
@@ -109,16 +120,20 @@ def read_manifest(path: Path) -> Manifest | None:
     Raises:
         UserError: the file is there but is not a manifest.
     """
-    if not path.exists():
-        return None
     try:
         return Manifest.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}. Mend that, or choose another --run-dir."
+        ) from None
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"]) or "the file"
         raise UserError(
-            f"{path}: not a readable manifest ({where}: {problem['msg']}). Restore the file, or move the "
-            f"folder {path.parent} away (the stage then runs from the start)."
+            f"{path}: not a readable manifest ({where:.100}: {problem['msg']:.200}). Restore the file, or "
+            f"move the folder {path.parent} away (the stage then runs from the start)."
         ) from None
 
 
@@ -129,7 +144,9 @@ def source_hashes(config: Experiment, stage: Stage) -> dict[str, str]:
     """
     source = {"sft": config.data.sft, "rm": config.data.rm, "ppo": config.data.ppo}[stage]
     files = {f"data.{stage}.path": source.path, "data.chat_template": config.data.chat_template}
-    return {key: sha256(Path(file)) for key, file in files.items() if file and Path(file).is_file()}
+    hashes = {key: sha256(Path(file)) for key, file in files.items() if file and Path(file).is_file()}
+    digest = folder_digest(Path(config.base.model))
+    return hashes | ({"base.model": digest} if digest else {})
 
 
 def fingerprint(folder: Path) -> Fingerprint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from pipeline.plan import Request, plan_stage, plan_stages
 
 # A rank that is stopped may be in the middle of a long operation, and then has its manifest to write.
 SECONDS_TO_STOP = 90.0
+SLOTS = re.compile("slots=[1-9][0-9]{0,5}")
 
 
 @dataclass(frozen=True)
@@ -178,19 +180,34 @@ def read_slots(hostfile: Path) -> list[int]:
     """Slots of each machine of a DeepSpeed hostfile.
 
     Raises:
-        UserError: there is no such file, or a line is not `NAME slots=N`.
+        UserError: there is no such file, a line is not `NAME slots=N`, or a machine is named twice or none.
     """
     if not hostfile.is_file():
         raise UserError(f"--hostfile: {hostfile} does not exist; launch/hostfile.example shows the form.")
-    slots = []
-    for number, line in enumerate(hostfile.read_text().splitlines(), 1):
+    slots: dict[str, int] = {}
+    for number, line in enumerate(_text_of(hostfile).splitlines(), 1):
         words = line.partition("#")[0].split()
         if not words:
             continue
-        if len(words) != 2 or not words[1].startswith("slots=") or not words[1][6:].isdigit():
-            raise UserError(f"{hostfile}: line {number}: expected `NAME slots=N`, found `{line.strip()}`.")
-        slots.append(int(words[1][6:]))
-    return slots
+        if len(words) != 2 or not SLOTS.fullmatch(words[1]):
+            raise UserError(
+                f"{hostfile}: line {number}: expected `NAME slots=N`, found `{line.strip():.80}`. Correct it."
+            )
+        if words[0] in slots:
+            raise UserError(f"{hostfile}: line {number}: {words[0]:.80} is there already. Add up its slots.")
+        slots[words[0]] = int(words[1].removeprefix("slots="))
+    if not slots:
+        raise UserError(f"{hostfile}: names no machine; launch/hostfile.example shows the form.")
+    return list(slots.values())
+
+
+def _text_of(hostfile: Path) -> str:
+    try:
+        return hostfile.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{hostfile}: cannot be read: {error.strerror}. Give another --hostfile.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{hostfile}: not UTF-8 at byte {error.start}; it must be plain text.") from error
 
 
 def _free_port() -> int:

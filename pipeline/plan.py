@@ -145,6 +145,8 @@ def _decide(
 
 def _without_manifest(request: Request, stage: Stage) -> StagePlan:
     folder = request.run.stage(stage)
+    if folder.exists() and not folder.is_dir():
+        raise Blocked(f"{folder} is a file where its folder should be", "Move the file away.")
     if folder.is_dir() and any(folder.iterdir()):
         return StagePlan(
             stage,
@@ -250,6 +252,11 @@ def _check_settings(request: Request, upstream: Stage, manifest: Manifest) -> li
     again = f"Restore the setting, or train {upstream} again with this one: {request.command(upstream)}"
     if manifest.base != wanted:
         raise Blocked(f"its base is {wanted}, but stage {upstream} was trained on {manifest.base}", again)
+    there = source_hashes(request.config, upstream).get("base.model")
+    if manifest.sources.get("base.model", there) != there:
+        raise Blocked(
+            f"the files of {wanted.model} are not those that stage {upstream} was trained on", again
+        )
     if manifest.config_hash == stage_hash(request.config, upstream):
         return []
     changes = differences(manifest.config, request.config, upstream)

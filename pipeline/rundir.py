@@ -60,15 +60,17 @@ class RunDirectory:
         Raises:
             UserError: another process holds it; `owner` says which, where that is known.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         lock = self._file_lock(stage)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
-        except Timeout:
+        except Timeout:  # an OSError, too
             raise UserError(
                 f"{self.stage(stage)}: stage {stage} is being run by {owner}. "
                 "Wait until it ends, stop it, or choose another --run-dir."
             ) from None
+        except OSError as error:
+            raise self._unusable(error) from error
         try:
             yield
         finally:
@@ -83,8 +85,14 @@ class RunDirectory:
             lock.acquire(timeout=0)
         except Timeout:
             return True
+        except OSError as error:
+            raise self._unusable(error) from error
         lock.release()
         return False
+
+    def _unusable(self, error: OSError) -> UserError:
+        reason = "a file is in its place" if isinstance(error, FileExistsError) else error.strerror
+        return UserError(f"{self.path}: cannot be a run directory: {reason}. Choose another --run-dir.")
 
     def _lock_path(self, stage: Stage) -> Path:
         return self.path / f".{stage}.lock"

@@ -6,7 +6,6 @@ Every rank runs this. Rank 0 alone decides and writes; the others learn from it 
 from __future__ import annotations
 
 import importlib
-import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -36,8 +35,9 @@ from pipeline.plan import Request, StagePlan, plan_stage, sealed_checkpoint
 from pipeline.rundir import RunDirectory
 from pipeline.summary import print_summary
 from pipeline.tracking import FileSink, NullReporter, Reporter
-from pipeline.wandb_sink import make_wandb_sink
+from pipeline.wandb_sink import make_wandb_sink, wandb_mode
 from stages.context import Context, Outcome
+from stages.job import rank_and_world
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ def run_stage(
         The exit status: 0 done, 2 the user has to mend something, 130 or 143 interrupted, 1 failed.
     """
     request = Request(config, RunDirectory(run_dir), arguments, force, fresh)
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank = 0
     try:
+        rank, world = rank_and_world()
         with endings.signals_raise():
             if rank == 0:
                 return _lead(request, stage, world, hint)
@@ -100,6 +101,7 @@ def _lead(request: Request, stage: Stage, world: int, hint: bool) -> int:
                 _join(request.config)
                 _broadcast(None)
             return 0
+        wandb_mode(request.config)  # a WANDB_MODE that is none is told before an old result is set aside
         _join(request.config)
         manifest = _open(request, plan, world)
         quiet.capture(run.logs(stage), rank=0)

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from configs.paths import stays_inside
 from data.files import sha256, sync
 from stages.modeling import HEAD_FILE
 
 SEAL = "seal.json"
+STATE = {"step": int, "optimizer_steps": int, "base": str, "memory": dict}
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, list[str]]:
     complaints: list[str] = []
     for folder in sorted(root.glob("step-*"), reverse=True):
         fault = seal_fault(folder)
+        fault = fault or _content_fault(folder)
         if fault is None:
             state = json.loads((folder / "state.json").read_text())
             return Checkpoint(folder, state.pop("step"), state), complaints
@@ -96,13 +100,32 @@ def seal_fault(folder: Path) -> str | None:
         hashes = json.loads((folder / SEAL).read_text())
     except FileNotFoundError:
         return f"{SEAL} is missing"
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
+        return f"{SEAL} is damaged"
+    if not isinstance(hashes, dict):
         return f"{SEAL} is damaged"
     for name, expected in hashes.items():
+        if not stays_inside(name):
+            return f"{SEAL} is damaged (it names {name!r:.60}, which is outside the folder)"
         if not (folder / name).is_file():
             return f"{name} is missing"
         if sha256(folder / name) != expected:
             return f"{name} is damaged (its SHA-256 is not the sealed one)"
+    return None
+
+
+def _content_fault(folder: Path) -> str | None:
+    """What is wrong with the files of a checkpoint whose seal is whole, but which nobody here wrote."""
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        with safe_open(folder / "tensors.safetensors", "pt"):
+            pass
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        return f"its content is damaged ({error!s:.200})"
+    if not isinstance(state, dict) or not all(
+        isinstance(state.get(key), kind) for key, kind in STATE.items()
+    ):
+        return f"state.json is damaged (it must hold {', '.join(STATE)})"
     return None
 
 

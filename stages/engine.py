@@ -14,6 +14,8 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import get_scheduler
 
@@ -50,7 +52,7 @@ class Engine:
 
         Raises:
             UserError: the global batch does not divide by the number of ranks, or the DeepSpeed JSON
-                cannot serve (see `read_zero`).
+                cannot serve (see `deepspeed_options`).
         """
         if training.batch_size % ranks.world:
             raise UserError(
@@ -72,7 +74,7 @@ class Engine:
         )
         self._peaks = list(learning_rates.values())
         self._factor = _schedule(training, total_steps)
-        options = read_zero(Path(config.config))
+        options = deepspeed_options(config)
         self.zero_stage: int = options.get("zero_optimization", {}).get("stage", 0)
         if self.zero_stage == 0:
             # Without ZeRO, DeepSpeed clips but keeps the norm to itself.
@@ -196,9 +198,18 @@ class Engine:
 
 
 def load_parameters(roles: Roles, tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
-    """Put the trained parameters of a checkpoint into the roles `names`, before an engine is built."""
+    """Put the trained parameters of a checkpoint into the roles `names`, before an engine is built.
+
+    Raises:
+        UserError: the checkpoint is whole, but not one of these roles.
+    """
     with torch.no_grad():
         for name, parameter in trainable(roles, names).items():
+            if name not in tensors or tensors[name].shape != parameter.shape:
+                raise UserError(
+                    f"the newest checkpoint is of another adapter or base: {name} is not in it, or not of "
+                    "this shape. Put the stage's own checkpoint back, or start over with --fresh."
+                )
             parameter.copy_(tensors[name])
 
 
@@ -212,3 +223,20 @@ def _schedule(training: Training, total_steps: int) -> Any:
         num_training_steps=total_steps,
     )
     return scheduler.lr_lambdas[0]
+
+
+def deepspeed_options(config: DeepSpeed) -> dict[str, Any]:
+    """The DeepSpeed JSON that the experiment names.
+
+    Raises:
+        UserError: it cannot serve, for our own reasons (see `read_zero`) or for DeepSpeed's.
+    """
+    path = Path(config.config)
+    options = read_zero(path)
+    try:
+        DeepSpeedZeroConfig(**options.get("zero_optimization", {}))
+    except ValidationError as failure:
+        faults = [f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in failure.errors()]
+        lines = [f"{path}: zero_optimization.{fault}; correct it or leave it out" for fault in faults]
+        raise UserError("\n".join(lines)) from failure
+    return options

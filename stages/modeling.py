@@ -6,7 +6,6 @@ fp32: at RLHF learning rates, updates of bf16 weights round to nothing.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,17 +15,21 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from configs.errors import UserError
 from configs.schema import Adapter, Base
-from data.files import sha256
+from data.folder_digest import folder_digest
+from stages.adapter_checks import check_adapter, loading_adapter
+from stages.base_checks import check_architecture, check_folder, check_loaded, loading, local_folder
 from stages.embedded import EMBEDDED, embedded_model
 
 BASE = "base"  # the role without adapter: what the model was before any training
@@ -85,20 +88,26 @@ class Roles(nn.Module):
         )
         try:
             self._peft.append(get_peft_model(self.causal, config, adapter_name=role))
-        except ValueError as error:
-            raise UserError(f"adapter.target_modules: {error}") from error
+        except ValueError as error:  # which may show a whole layer
+            raise UserError(f"adapter.target_modules: {' '.join(str(error).split()):.300}") from error
         self._after_adding(role, trainable=True)
 
     def add_from(self, role: str, folder: Path, *, trainable: bool) -> None:
-        """Give `role` the adapter in `folder` (plain PEFT files), and its scalar head if there is one."""
-        if self._peft:
-            self._peft[0].load_adapter(str(folder), adapter_name=role)
-        else:
-            self._peft.append(PeftModel.from_pretrained(self.causal, str(folder), adapter_name=role))
-        if (folder / HEAD_FILE).exists():
-            self.add_head(role)
-            self.heads[role].load_state_dict(load_file(folder / HEAD_FILE))
+        """Give `role` the adapter in `folder` (plain PEFT files), and its scalar head if there is one.
+
+        Raises:
+            UserError: the folder holds no such files, or they are not for this base.
+        """
+        with loading_adapter(folder):
+            if self._peft:
+                self._peft[0].load_adapter(str(folder), adapter_name=role)
+            else:
+                self._peft.append(PeftModel.from_pretrained(self.causal, str(folder), adapter_name=role))
+            if (folder / HEAD_FILE).exists():
+                self.add_head(role)
+                self.heads[role].load_state_dict(load_file(folder / HEAD_FILE))
         self._after_adding(role, trainable=trainable)
+        check_adapter(folder, sum(name.startswith("causal.") for name in self.role_parameters(role)))
 
     def add_head(self, role: str) -> None:
         """Give `role` a new scalar head, small and random, in place of the LM head."""
@@ -181,11 +190,14 @@ def load_base(config: Base, device: torch.device) -> PreTrainedModel:
     """Load the frozen base onto `device`, quantized as `config` says.
 
     Raises:
-        UserError: there is no such model, neither embedded, nor in a folder, nor on the hub.
+        UserError: there is no such model, neither embedded, nor in a folder, nor on the hub; or it is not
+            whole, or no causal language model.
     """
     dtype = compute_dtype(config.compute_dtype, device)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
+    check_folder(config)
+    check_architecture(config, load_config(config))
+    with loading(config, "weights"):
+        model, found = AutoModelForCausalLM.from_pretrained(
             model_folder(config),
             revision=config.revision,
             dtype=dtype,
@@ -194,9 +206,10 @@ def load_base(config: Base, device: torch.device) -> PreTrainedModel:
             attn_implementation=config.attention,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # by the library, whose error names no weight
+            output_loading_info=True,
         )
-    except OSError as error:
-        raise UserError(_no_model(config, error)) from error
+    check_loaded(config, found)
     for module in model.modules():
         if "support_avx512bf16_for_cpu" in vars(module):
             # bitsandbytes would repack 4-bit weights in place at the first forward without gradients:
@@ -207,6 +220,18 @@ def load_base(config: Base, device: torch.device) -> PreTrainedModel:
     # A hub model's own sampling defaults (top-k, repetition penalty) would make samples off-policy.
     model.generation_config = GenerationConfig()
     return model
+
+
+def load_config(config: Base) -> PretrainedConfig:
+    """The base's `config.json`.
+
+    Raises:
+        UserError: there is no such model, or it is of a kind that is not known.
+    """
+    with loading(config, "config.json"):
+        return AutoConfig.from_pretrained(
+            model_folder(config), revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
 
 
 def _quantization(config: Base, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -226,14 +251,16 @@ def load_tokenizer(config: Base) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is no such model, or its tokenizer has no end-of-turn token.
     """
-    try:
+    local_folder(config)
+    with loading(config, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             model_folder(config), revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    except OSError as error:
-        raise UserError(_no_model(config, error)) from error
     if tokenizer.eos_token_id is None:
-        raise UserError(f"base.model: the tokenizer of {config.model!r} has no end-of-text token (eos_token)")
+        raise UserError(
+            f"base.model: the tokenizer of {config.model!r} has no end-of-text token (eos_token). Set one in "
+            "its tokenizer_config.json."
+        )
     if tokenizer.pad_token_id is None:
         # Padding is told by masks alone, so any token will do.
         tokenizer.pad_token = tokenizer.eos_token
@@ -246,20 +273,8 @@ def model_folder(config: Base) -> str:
 
 
 def base_digest(config: Base, model: PreTrainedModel) -> str:
-    """What tells one base from another under the same name: its commit on the hub, or its files' SHA-256."""
-    folder = Path(model_folder(config))
-    if not folder.is_dir():
-        return str(model.config._commit_hash)
-    files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
-    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
-
-
-def _no_model(config: Base, error: OSError) -> str:
-    return (
-        f"base.model: cannot load {config.model!r} (revision {config.revision or 'default'}): "
-        f"{str(error).splitlines()[0]} Give a local folder with safetensors, a hub id that this machine "
-        f"can reach, or one of the embedded models: {', '.join(sorted(EMBEDDED))}."
-    )
+    """What tells one base from another under the same name: its commit on the hub, or its folder's digest."""
+    return folder_digest(Path(model_folder(config))) or str(model.config._commit_hash)
 
 
 def trainable(roles: Roles, names: Iterable[str]) -> dict[str, nn.Parameter]:

@@ -13,10 +13,11 @@ from configs.schema import Experiment, Stage
 from data.formats import Kind, load_rows
 from data.split import stage_split
 from data.tokenize import Counts, apply_template
+from stages.base_checks import check_fit
 from stages.checkpoint import save_adapter
 from stages.context import Context
-from stages.engine import Engine
-from stages.modeling import Roles, base_digest, load_base, load_tokenizer
+from stages.engine import Engine, deepspeed_options
+from stages.modeling import Roles, base_digest, load_base, load_config, load_tokenizer
 from stages.ranks import Ranks, init_distributed
 
 Example = TypeVar("Example")
@@ -33,7 +34,9 @@ def prepare(context: Context) -> tuple[Ranks, PreTrainedTokenizerBase, Roles]:
     if ranks.rank == 0:
         load_tokenizer(config.base)  # an embedded model is built once
     ranks.barrier()
+    deepspeed_options(config.deepspeed)
     tokenizer = load_tokenizer(config.base)
+    check_fit(config, context.stage, load_config(config.base), tokenizer)
     apply_template(tokenizer, config.data)
     context.tracker.note(f"loading the base {config.base.model} ({config.base.quantization})")
     base = load_base(config.base, ranks.device)

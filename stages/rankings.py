@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from configs.errors import UserError
 from data import tokenize
 from data.files import read_json_lines, write_json_lines
 from data.formats import load_rows
@@ -40,7 +42,7 @@ def collect_rankings(context: Context, sampler: Sampler, role: str) -> tuple[lis
             shown = ranked[:: max(1, len(ranked) // 16)]
             context.tracker.samples([{name: row[name] for name in READABLE} for row in shown], 0)
         sampler.ranks.barrier()
-    collected = read_json_lines(file, ["split", *READABLE])
+    collected = _read(file)
     useful = [row for row in collected if max(row["ranks"]) > 0]
     tied = len(collected) - len(useful)
     context.tracker.note(f"{len(collected)} rankings in {file.name}; {tied} left out: all their answers tie")
@@ -72,4 +74,16 @@ def _rank(context: Context, sampler: Sampler, role: str, prompts: list[tokenize.
                 "scores": scores,
             }
         )
+    return rows
+
+
+def _read(file: Path) -> list[Row]:
+    """The rankings that were collected; raises UserError for a line that is not one of them."""
+    rows = read_json_lines(file, ["split", *READABLE])
+    for number, row in enumerate(rows, 1):
+        if len(row["ranks"]) != len(row["completions"]) or row["split"] not in ("train", "held_out"):
+            raise UserError(
+                f"{file}, line {number}: damaged; it is no ranking that this stage collected. Put the "
+                "file back, or start over with --fresh."
+            )
     return rows

@@ -13,8 +13,10 @@ import deepspeed
 import torch
 from torch import Tensor
 
+from configs.errors import UserError
 from configs.schema import DeepSpeed
 from data.sampler import rank_share
+from stages.job import check_meeting_place
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def init_distributed(config: DeepSpeed) -> Ranks:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    check_meeting_place()
     local_rank = int(os.environ["LOCAL_RANK"])
     cuda = torch.cuda.is_available()
     if cuda:
@@ -86,12 +89,20 @@ def init_distributed(config: DeepSpeed) -> Ranks:
     if neighbours > 1 and not cuda and "OMP_NUM_THREADS" not in os.environ:
         # Ranks that each take all cores wait for one another in every matrix product.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
-    deepspeed.init_distributed(
-        dist_backend="nccl" if cuda else "gloo",
-        auto_mpi_discovery=False,
-        verbose=False,
-        timeout=timedelta(minutes=config.timeout_minutes),
-    )
+    try:
+        deepspeed.init_distributed(
+            dist_backend="nccl" if cuda else "gloo",
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=timedelta(minutes=config.timeout_minutes),
+        )
+    except torch.distributed.DistNetworkError as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"MASTER_ADDR, MASTER_PORT: the ranks cannot meet at {where} "
+            f"({str(error).splitlines()[0]:.200}). The port may be taken: choose another "
+            "with the launcher's --master_port."
+        ) from error
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
 

@@ -173,7 +173,7 @@ def test_another_base_of_the_same_name_is_refused(tmp_path: Path, tiny_folder: P
     weights = load_file(base / "model.safetensors")
     save_file({name: tensor * 1.01 for name, tensor in weights.items()}, base / "model.safetensors")
     refused = run_stage("rm", tmp_path / "run", use_it, status=2)
-    assert f"base.model: {base} is not what it was when stage sft was trained on it" in refused.stdout
+    assert f"the files of {base} are not those that stage sft was trained on" in refused.stdout
 
 
 def test_finished_stage_says_so(apart: Path) -> None:

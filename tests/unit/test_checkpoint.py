@@ -28,7 +28,7 @@ def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def state(step: int) -> dict:
-    return {"optimizer_steps": step * 4, "memory": {"eval_loss_before": 2.5, "text": "ü\u2028"}}
+    return {"optimizer_steps": step * 4, "base": "b", "memory": {"eval_loss_before": 2.5, "text": "ü\u2028"}}
 
 
 def save(root: Path, step: int, keep: int = 5) -> Path:

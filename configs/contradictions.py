@@ -1,0 +1,62 @@
+"""What two sections of an experiment may not say together, though each may say it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from configs.schema import STAGES, Experiment, Source, Stage
+
+Keys = tuple[str, ...]
+
+
+def contradictions(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
+    """Yield each contradiction with the key to blame, and what to change."""
+    yield from _packing(experiment)
+    yield from _answers(experiment)
+    yield from _shares(experiment)
+
+
+def _packing(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
+    attention = experiment.base.attention
+    if experiment.sft.packing and attention != "sdpa":
+        yield (
+            ("sft", "packing"),
+            f"packed examples are kept apart by a mask that {attention} attention does not take; set "
+            "base.attention to sdpa, or sft.packing to false",
+        )
+
+
+def _answers(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
+    """A prompt of the longest kind and its sampled answer must stay within `max_length`."""
+    data, rankings = experiment.data, experiment.rm.rankings
+    sampled: dict[Keys, int] = {("ppo", "generation"): experiment.ppo.generation.max_new_tokens}
+    if rankings.labeller != "file":
+        sampled["rm", "rankings", "generation"] = rankings.generation.max_new_tokens
+    for section, tokens in sampled.items():
+        if data.max_prompt_length + tokens > data.max_length:
+            yield (
+                (*section, "max_new_tokens"),
+                f"{tokens} tokens after a prompt of data.max_prompt_length ({data.max_prompt_length}) are "
+                f"more than data.max_length ({data.max_length}); lower one of the two, or raise max_length",
+            )
+
+
+def _shares(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
+    """A stage whose source others read, too, needs a share of it."""
+    data = experiment.data
+    sources: dict[Stage, Source] = {"sft": data.sft, "rm": data.rm, "ppo": data.ppo}
+    shares: dict[Stage, float] = {"sft": data.shares.sft, "rm": data.shares.rm, "ppo": data.shares.ppo}
+    for stage in STAGES:
+        others = [f"data.{each}" for each in STAGES if each != stage and _same(sources[each], sources[stage])]
+        if others and shares[stage] == 0:
+            yield (
+                ("data", "shares", stage),
+                f"0, but data.{stage} reads the same source as {' and '.join(others)}; give it a share, or a "
+                "source of its own",
+            )
+
+
+def _same(one: Source, other: Source) -> bool:
+    return (one.path, one.name, one.split, one.revision) == (
+        other.path, other.name, other.split, other.revision,
+    )  # fmt: skip

@@ -1,0 +1,37 @@
+"""Notice that the folder of a local base holds another model than it did."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+PIECE = 2**20
+PIECES = 16
+
+
+def folder_digest(folder: Path) -> str | None:
+    """A digest of a local base's configuration, tokenizer and weights; None for a base that is no folder.
+
+    Of a large file it takes its length and 16 pieces of 1 MiB, first and last among them: other weights
+    differ everywhere, and a plan should not have to read a base of many gigabytes.
+    """
+    if not folder.is_absolute() or not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        _add_pieces(digest, path)
+    return digest.hexdigest()
+
+
+def _add_pieces(digest: hashlib._Hash, path: Path) -> None:
+    last = max(0, path.stat().st_size - PIECE)
+    starts = (
+        range(0, last + 1, PIECE)
+        if last <= PIECE * PIECES
+        else [last * n // (PIECES - 1) for n in range(PIECES)]
+    )
+    with path.open("rb") as stream:
+        for start in (*starts, last):
+            stream.seek(start)
+            digest.update(stream.read(PIECE))

@@ -1,0 +1,47 @@
+"""Which rank this process is and where the ranks meet, as a launcher's environment says."""
+
+from __future__ import annotations
+
+import os
+
+from configs.errors import UserError
+
+LARGEST_PORT = 65535
+REMEDY = "Start with `deepspeed`, `torchrun` or `tristage run`, or unset it for a single process."
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of ranks; (0, 1) without a launcher.
+
+    Raises:
+        UserError: the environment says one without the other, or what cannot be.
+    """
+    if not os.environ.get("RANK") and os.environ.get("WORLD_SIZE", "1") in ("", "1"):
+        return 0, 1
+    rank, world = _number("RANK"), _number("WORLD_SIZE")
+    if rank >= world:
+        raise UserError(f"RANK={rank}: WORLD_SIZE is {world}, so ranks end at {world - 1}. {REMEDY}")
+    return rank, world
+
+
+def check_meeting_place() -> None:
+    """Raise UserError unless the environment of a rank says the rest of what a process group needs."""
+    _number("LOCAL_RANK")
+    _text("MASTER_ADDR")
+    if (port := _number("MASTER_PORT")) > LARGEST_PORT:
+        raise UserError(f"MASTER_PORT={port}: ports end at {LARGEST_PORT}. {REMEDY}")
+
+
+def _text(name: str) -> str:
+    text = os.environ.get(name, "")
+    if not text:
+        others = ", ".join(each for each in ("RANK", "WORLD_SIZE") if each in os.environ and each != name)
+        raise UserError(f"{name} is not set, though {others} is. {REMEDY}")
+    return text
+
+
+def _number(name: str) -> int:
+    text = _text(name)
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise UserError(f"{name}={text:.40}: not a number. {REMEDY}")
+    return int(text)

@@ -1,0 +1,84 @@
+"""How the cases of bad input are run, and what every refusal has in common."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.load import load_experiment
+from launch import cli
+from pipeline import quiet, runner
+from pipeline.runner import run_stage
+
+MOST_LINES = 9  # five bad rows, and what goes with them
+LONGEST = 3000
+VALID = """name: trial
+base: {model: tiny-random}
+data:
+  sft: {path: sft.jsonl}
+  rm: {path: rm.jsonl}
+  ppo: {path: ppo.jsonl}
+tracking: {wandb: disabled}
+"""
+
+
+def experiment(folder: Path, text: str | bytes = VALID) -> Path:
+    """`folder/trial.yaml` with data files that are there."""
+    folder.mkdir(exist_ok=True)
+    for stage in ("sft", "rm", "ppo"):
+        write_rows(folder / f"{stage}.jsonl", [{"prompt": "p", "completions": ["a", "b"]}])
+    file = folder / "trial.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    return file
+
+
+def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def tristage(*words: str | Path) -> tuple[int, str, str]:
+    """The command `tristage` inside this process: exit status, stdout, stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["tristage", *map(str, words)])
+        patch.setattr(quiet, "silence", lambda: None)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = cli.main()
+    return status, out.getvalue(), err.getvalue()
+
+
+def stage_run(file: Path, run_dir: Path, stage: Any, *overrides: str, **switches: Any) -> tuple[int, str]:
+    """`run_stage` inside this process, without a process group; exit status, and what it printed."""
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "_join", lambda config: None)
+        patch.setattr(runner, "_leave", lambda: None)
+        patch.setattr(quiet, "capture", lambda folder, rank: folder)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            status = run_stage(load_experiment(file, overrides), stage, run_dir, **switches)
+    return status, out.getvalue()
+
+
+def check_message(message: str, *parts: str) -> None:
+    """A refusal is short, names what each of `parts` says, and shows no traceback."""
+    for part in parts:
+        assert part in message, message[:LONGEST]
+    assert "Traceback" not in message
+    assert message.count("\n") < MOST_LINES and len(message) < LONGEST, message[:LONGEST]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder but locks, which hold nothing."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".lock"
+    }

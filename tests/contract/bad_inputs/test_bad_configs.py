@@ -1,0 +1,220 @@
+"""Experiments that cannot be: what `tristage plan` says of each, and that it leaves everything alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.contract.bad_inputs.entry import VALID, check_message, experiment, files, tristage
+
+SAME = ["data.rm.path=hub/set", "data.ppo.path=hub/set"]
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+MAPPING_BOMB = "a: &a {k: 1, l: 2}\n" + "".join(
+    f"{new}: &{new} {{{','.join(f'k{i}: *{old}' for i in range(9))}}}\n"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+OVERRIDES = [
+    # Types
+    ("sft.batch_size=lots", "sft.batch_size: 'lots' is not allowed; allowed: an integer ≥ 1"),
+    ("sft.batch_size=8.5", "sft.batch_size: 8.5 is not allowed"),
+    ("sft.batch_size=[8]", "sft.batch_size: [8] is not allowed"),
+    ("seed=true", "seed: True is not allowed; allowed: an integer ≥ 0"),
+    ("sft.learning_rate=yes", "sft.learning_rate: True is not allowed"),
+    ("ppo.eval_steps=on", "ppo.eval_steps: True is not allowed"),
+    ("base.revision=1234567", "put quotes around it"),
+    ("sft.packing=maybe", "sft.packing: 'maybe' is not allowed; allowed: true or false"),
+    ("ppo=fast", "ppo: 'fast' is not allowed; allowed: a section with the keys"),
+    # Ranges
+    ("sft.learning_rate=-1", "a number > 0 and ≤ 1"),
+    ("sft.learning_rate=1e4", "a number > 0 and ≤ 1"),
+    ("ppo.critic_learning_rate=3", "a number > 0 and ≤ 1"),
+    ("sft.epochs=1e308", "sft.epochs: '1e308' is not allowed"),
+    ("ppo.kl_coef=.inf", "ppo.kl_coef: inf is not allowed"),
+    ("data.sft.limit=0", "data.sft.limit: 0 is not allowed"),
+    ("deepspeed.timeout_minutes=1e300", "deepspeed.timeout_minutes: '1e300' is not allowed"),
+    (f"seed={'9' * 5000}", "seed: not YAML: Exceeds the limit"),
+    # Text that nothing can hold
+    ('data.sft.path="a\\0b.jsonl"', "data.sft.path: '", "control character"),
+    ('base.model="\\ud800"', "base.model: '\\ud800' holds a control character or half of a surrogate pair"),
+    ('tracking.group="\\e[31m"', "tracking.group: '\\x1b[31m' holds a control character"),
+    ("base.model=''", "base.model: '' is empty"),
+    ("name=../escape", "name: '../escape' is not allowed; allowed: text matching"),
+    # Keys
+    ("ppo.kl_coeff=1", "did you mean ppo.kl_coef?"),
+    ("kl_coef=1", "did you mean ppo.kl_coef?"),
+    (f"{'x' * 10000}=1", "unknown key; allowed here: name"),
+    ("sft.batch_size", "no value; write sft.batch_size=VALUE"),
+    (
+        "rm.rankings.labeller=human",
+        "rm.rankings.labeller: 'human' is not allowed; allowed: one of file, warmth",
+    ),
+    ("ppo.judge=vibes", "ppo.judge: 'vibes' is not allowed"),
+    ("adapter.target_modules=[]", "adapter.target_modules: [] is not allowed"),
+    ("sft={a: {b", "sft: not YAML"),
+]
+
+CONTRADICTIONS = [
+    (["data.sft.held_out=1.5"], "held_out (1.5) must be a share below 1 or a whole number of prompts"),
+    (["data.shares.sft=0.9"], "the three shares must add up to at most 1"),
+    (["ppo.minibatches=3"], "minibatches (3) must divide batch_size (64)"),
+    (["data.max_prompt_length=1024"], "max_prompt_length must be below max_length"),
+    (
+        ["ppo.generation.max_new_tokens=600"],
+        "ppo.generation.max_new_tokens: 600 tokens after a prompt of data.max_prompt_length (512) are more "
+        "than data.max_length (1024)",
+    ),
+    (
+        ["rm.rankings.labeller=warmth", "rm.rankings.generation.max_new_tokens=600"],
+        "rm.rankings.generation.max_new_tokens: 600 tokens after a prompt",
+    ),
+    (["sft.packing=true", "base.attention=eager"], "sft.packing: packed examples are kept apart by a mask"),
+    (["sft.packing=true", "base.attention=flash_attention_2"], "set base.attention to sdpa"),
+    ([*SAME, "data.shares.ppo=0"], "data.shares.ppo: 0, but data.ppo reads the same source as data.rm"),
+]
+
+FILES = [
+    (b"", "empty; it needs the keys name, base, data"),
+    (b"- 1\n- 2\n", "holds list [1, 2], not a mapping"),
+    (b"base:\n\tmodel: x\n", "line 2 column 1", "indent with spaces, not tabs"),
+    (bytes(range(256)), "not UTF-8: byte 128 is 0x80; save it as UTF-8"),
+    (VALID.encode("utf-16"), "not UTF-8"),
+    (b"PK\x03\x04" + bytes(range(60)), "not YAML: unacceptable character"),
+    ((VALID + "name: again\n").encode(), ":8: name: given twice, first on line 1"),
+    ((VALID + BOMB).encode(), "its anchors unfold to", "write out the few that are meant"),
+    (BOMB.encode() + b"z: {b: *i}\n", "its anchors unfold to"),
+    ((VALID + MAPPING_BOMB).encode(), "its anchors unfold to"),
+    ((VALID + "sft: " + "[" * 3000 + "]" * 3000).encode(), "nested too deeply"),
+    ((VALID + "sft: " + "{a: " * 3000 + "1" + "}" * 3000).encode(), "nested too deeply"),
+    ((VALID + "sft: &s {epochs: *s}\n").encode(), "sft.epochs"),
+    ((VALID + "#" * 2**20).encode(), "longer than 1,048,576 bytes; give the path of an experiment"),
+    ((VALID + "? [a]\n: 3\n").encode(), "line 8 column 3: found unhashable key"),
+    ((VALID + "".join(f"k{i}: 1\n" for i in range(500))).encode(), "and 480 more"),
+    ((VALID + "a: !!python/object/apply:os.system [id]\n").encode(), "could not determine a constructor"),
+]
+
+ZERO = [
+    (None, "cannot read", "No such file or directory; name a DeepSpeed JSON"),
+    (b"{stage: 2}", "not JSON: Expecting property name"),
+    (b"\xff\xfe", "not UTF-8 at byte 0"),
+    (b"[1]", "must hold a JSON object, not [1]"),
+    (b"[" * 100000, "nested too deeply"),
+    (b'{"steps_per_print": NaN}', "NaN is no number of JSON"),
+    (b'{"zero_optimization": {}, "zero_optimization": {"stage": 3}}', "'zero_optimization' is given twice"),
+    (b'{"train_batch_size": 8}', "train_batch_size: set <stage>.batch_size in the experiment instead"),
+    (b'{"bf16": {"enabled": true}}', "bf16: set base.compute_dtype in the experiment instead"),
+    (b'{"zero_optimisation": {"stage": 3}}', "unknown key; did you mean zero_optimization?"),
+    (b'{"zero_optimization": true}', "zero_optimization: must be an object"),
+    (b'{"zero_optimization": {"stage": 5}}', "zero_optimization.stage: 5 is not a ZeRO stage"),
+    (b'{"zero_optimization": {"stage": "two"}}', "zero_optimization.stage: 'two' is not a ZeRO stage"),
+    (
+        b'{"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}',
+        "zero_optimization.offload_optimizer: ZeRO stage 0 does not offload; it takes stage 1 or above",
+    ),
+    (
+        b'{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}',
+        "'nvme' is not supported",
+    ),
+    (
+        b'{"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}',
+        "ZeRO stage 2 does not offload; it takes stage 3 or above",
+    ),
+]
+
+
+def refused(tmp_path: Path, text: str | bytes, *words: str) -> str:
+    """What `tristage plan` says of an experiment that it refuses, having changed nothing."""
+    file = experiment(tmp_path, text)
+    before = files(tmp_path)
+    status, out, err = tristage("plan", "--config", file, "--run-dir", tmp_path / "run", *words)
+    assert status == 2 and "Traceback" not in out
+    assert files(tmp_path) == before and not (tmp_path / "run").exists()
+    return err
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [(override, parts) for override, *parts in OVERRIDES],
+    ids=lambda value: str(value)[:30],
+)
+def test_override(override, parts, tmp_path):
+    message = refused(tmp_path, VALID, override)
+    check_message(message, "command line (", *parts)
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(("overrides", "part"), CONTRADICTIONS, ids=lambda value: str(value)[:40])
+def test_contradiction(overrides, part, tmp_path):
+    check_message(refused(tmp_path, VALID, *overrides), part)
+
+
+@pytest.mark.parametrize(("content", "parts"), [(content, parts) for content, *parts in FILES])
+def test_file(content, parts, tmp_path):
+    message = refused(tmp_path, content).splitlines()
+    assert len(message) <= 21 and message[0].startswith(f"error: {tmp_path}/trial.yaml")
+    check_message("\n".join(message[:1] + message[-1:]), *parts)
+
+
+@pytest.mark.parametrize(("content", "parts"), [(content, parts) for content, *parts in ZERO])
+def test_deepspeed_json(content, parts, tmp_path):
+    zero = tmp_path / "zero.json"
+    if content is not None:
+        zero.write_bytes(content)
+    check_message(refused(tmp_path, VALID, f"deepspeed.config={zero}"), str(zero), *parts)
+
+
+def test_deepspeeds_own_complaint_is_a_message_too(tmp_path):
+    from configs.errors import UserError
+    from configs.schema import DeepSpeed
+    from stages.engine import deepspeed_options
+
+    zero = tmp_path / "zero.json"
+    zero.write_text(json.dumps({"zero_optimization": {"stage": 2, "stagge": 1}}))
+    with pytest.raises(UserError) as caught:
+        deepspeed_options(DeepSpeed(config=str(zero)))
+    check_message(str(caught.value), f"{zero}: zero_optimization.stagge: ")
+
+
+def test_stage_1_is_fine(tmp_path):
+    zero = tmp_path / "zero.json"
+    zero.write_text('{"zero_optimization": {"stage": 1}}')
+    status, _, err = tristage("plan", "--config", experiment(tmp_path), f"deepspeed.config={zero}")
+    assert (status, err) == (0, "")
+
+
+def test_batch_size_that_ranks_do_not_divide(tmp_path):
+    status, out, _ = tristage("plan", "--config", experiment(tmp_path), "--num-accelerators", "3")
+    assert status == 2
+    assert "sft.batch_size: 64 cannot be shared equally by 3 ranks" in out
+
+
+@pytest.mark.parametrize("name", ["none.yaml", ".", "none/../trial.yaml"])
+def test_no_such_config(name, tmp_path):
+    status, _, err = tristage("plan", "--config", tmp_path / name)
+    assert status == 2
+    check_message(err, f"error: {tmp_path}", "cannot be read", "give the path of a YAML with --config")
+
+
+def test_all_missing_files_are_named_at_once(tmp_path):
+    file = experiment(tmp_path, VALID + "deepspeed: {config: z.json}\n")
+    (tmp_path / "rm.jsonl").unlink()
+    (tmp_path / "ppo.jsonl").unlink()
+    status, _, err = tristage(
+        "run",
+        "--config",
+        file,
+        "--run-dir",
+        tmp_path / "run",
+        "base.model=/no/model",
+        "data.chat_template=t.j",
+    )
+    assert status == 2 and not (tmp_path / "run").exists()
+    missing = [
+        f"data.{stage}.path: {tmp_path}/{stage}.jsonl: there is no such file" for stage in ("rm", "ppo")
+    ]
+    check_message(err, *missing, "base.model: /no/model: there is no such folder")
+    check_message(err, "data.chat_template: ", f"cannot read {tmp_path}/z.json")

@@ -1,0 +1,249 @@
+"""Data that cannot serve: the one error about each, and that the file stays as it is."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from configs.errors import UserError
+from configs.schema import Data, Source
+from data import tokenize
+from data.formats import load_rows
+from data.split import stage_split
+from tests.contract.bad_inputs.entry import check_message
+
+D, R, P = "demonstrations", "rankings", "prompts"
+GOOD = {"prompt": "p", "completion": "c"}
+K = {"prompt": "p", "completions": ["a", "b", "c"]}
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def system(text):
+    return {"role": "system", "content": text}
+
+
+def parquet(rows, damage=0):
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    content = bytearray(sink.getvalue().to_pybytes())
+    for at in range(len(content) // 4, len(content) // 4 + damage):
+        content[at] ^= 0x5A
+    return bytes(content)
+
+
+MANY = [{"prompt": f"prompt {n} " * 20, "completion": "c"} for n in range(5000)]
+
+FILES: list[tuple[Any, ...]] = [
+    ("missing.jsonl", None, D, "there is no such file. Correct the path under `data`"),
+    ("empty.jsonl", b"", D, "the file is empty. Put rows into it"),
+    ("blank.jsonl", b"\n \n", D, "it holds no rows. Point `data` at a source that has some"),
+    (
+        "latin1.jsonl",
+        '{"prompt": "é"}\n'.encode("latin-1"),
+        P,
+        "line 1: not UTF-8 at byte 12; save the file as UTF-8",
+    ),
+    ("utf16.json", '[{"prompt": "p"}]'.encode("utf-16"), P, "not UTF-8 at byte 0"),
+    ("zipped.jsonl", gzip.compress(b'{"prompt": "p"}\n'), P, "line 1: not UTF-8"),
+    (
+        "half.jsonl",
+        json.dumps(GOOD).encode() + b'\n{"prompt": "p", "comp',
+        D,
+        "line 2: invalid JSON at column 17",
+    ),
+    ("zeros.jsonl", json.dumps(GOOD).encode() + b"\n" + b"\0" * 512, D, "line 2: invalid JSON at column 1"),
+    (
+        "pretty.json",
+        json.dumps(GOOD, indent=1).encode(),
+        D,
+        "line 1: invalid JSON",
+        "a line holds one whole object",
+    ),
+    ("text.json", b'"text"', D, "line 1: a JSON object is expected, not str"),
+    ("wrapped.json", json.dumps({"data": [GOOD]}).encode(), D, "no known format has these keys: `data`"),
+    (
+        "array.json",
+        b'[{"prompt": "p"}] 3',
+        P,
+        "invalid JSON at line 1, column 19: Extra data. Correct it there",
+    ),
+    ("deep.jsonl", b'{"prompt": ' + b"[" * 10**5 + b"]" * 10**5 + b"}\n", D, "line 1: nested too deeply"),
+    ("deep.json", b"[" * 10**5 + b"]" * 10**5, D, "nested too deeply. Correct it"),
+    (
+        "deepish.jsonl",
+        b'{"prompt": ' + b"[" * 900 + b"]" * 900 + b"}\n",
+        P,
+        "line 1: `prompt` must be text or",
+    ),
+    ("digits.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}\n", P, "line 1: a number of thousands of digits"),
+    ("digits.json", b'[{"prompt": ' + b"9" * 5000 + b"}]", P, "a number of thousands of digits. Correct it"),
+    ("no.parquet", b"PAR1 but not really", P, "not a Parquet file", "Write it again, or use JSONL"),
+    ("cut.parquet", parquet(MANY)[:-500], D, "not a Parquet file"),
+    ("flipped.parquet", parquet(MANY, damage=2000), D, "Write it again, or use JSONL"),
+    ("columns.parquet", parquet([{"x": 1}]), D, "row 1: no known format has these keys: `x`"),
+    ("bytes.parquet", parquet([{"prompt": b"\xff"}]), P, "row 1: `prompt` must be text"),
+    ("rows.parquet", parquet([{"prompt": "p"}])[:0], P, "the file is empty"),
+    ("data.csv", b"prompt,completion\np,c\n", D, "ends in .jsonl, .json or .parquet"),
+]
+
+ROWS: list[tuple[Any, ...]] = [
+    # The wrong format for the stage
+    ({"prompt": "p"}, D, "the keys `prompt` hold no completion"),
+    ({"prompt": "p"}, R, "hold no completions to rank", "Prompts alone are ranked by `rm.rankings.labeller`"),
+    (GOOD, R, "hold no completions to rank"),
+    ({"text": "t"}, P, "no known format has these keys: `text`"),
+    ({"prompt": "p", "chosen": "c"}, R, "`chosen` and `rejected` must both be there"),
+    ({"prompt": "p", "chosen": "c", "rejected": None}, R, "`chosen` and `rejected` must both be there"),
+    ({"k" * 10**5: 1}, P, "no known format has these keys: `kkkk"),
+    ({f"k{n}": 1 for n in range(10**4)}, P, "`k0`, `k1`", ", ..."),
+    ({"a\nb\x1b[31m": 1}, P, "`a\\nb\\x1b[31m`"),
+    # Conversations
+    (
+        {"messages": [system("a"), system("b"), user("x"), assistant("y")]},
+        D,
+        "roles out of order (system, system",
+    ),
+    ({"messages": [assistant("a"), user("x"), assistant("y")]}, D, "roles out of order (assistant, user)"),
+    ({"messages": [user("a"), user("x"), assistant("y")]}, D, "roles out of order (user, user)"),
+    ({"messages": [user("a")]}, D, "does not end with an assistant turn"),
+    ({"messages": [{"role": "x" * 10**5, "content": "y"}]}, P, "a message with role 'xxx"),
+    (
+        {"messages": [{"role": "user", "content": None}, assistant("x")]},
+        D,
+        "`messages[].content` must be text",
+    ),
+    ({"messages": "Hi"}, D, "`messages` must be a list of messages"),
+    ({"prompt": {"a": 1}, "completion": "c"}, D, "role None; known roles"),
+    ({"prompt": "p", "completion": [user("x")]}, D, "a completion must be one assistant turn"),
+    ({"instruction": "i", "output": "o", "history": 3}, D, "`history` must be a list"),
+    ({"instruction": "i", "output": "o", "history": [[1, 2]]}, D, "`prompt[].content` must be text, not 1"),
+    # Rankings
+    ({"prompt": "p", "chosen": "c", "rejected": "c"}, R, "`chosen` equals `rejected`"),
+    ({"prompt": "p", "completions": ["a"]}, R, "`completions` must hold at least two, not 1"),
+    ({"prompt": "p", "completions": "ab"}, R, "`completions` must be a list"),
+    ({**K, "ranks": [0, 1]}, R, "`ranks` has 2 entries for 3 completions"),
+    ({**K, "ranks": [2, 1, 0]}, R, "`ranks` must ascend, 0 for the best"),
+    ({**K, "ranks": [0, 1, float("nan")]}, R, "`ranks` must be a list of numbers"),
+    ({**K, "ranks": [0, 1, float("inf")]}, R, "`ranks` must be a list of numbers"),
+    ({**K, "ranks": ["0", "1", "2"]}, R, "`ranks` must be a list of numbers, not ['0', '1', '2']"),
+    ({**K, "scores": [1, 2, 10**400]}, R, "`scores` must descend"),
+    ({**K, "ranks": [1, 1, 1]}, R, "all completions tie"),
+    # Text
+    ({"prompt": 3, "completion": "c"}, D, "`prompt` must be text or a list of messages, not 3"),
+    ({"prompt": "p", "completion": 3.5}, D, "`completion` must be text or a list of messages, not 3.5"),
+    ({"prompt": " \n", "completion": "c"}, D, "the prompt is empty"),
+    ({"prompt": "p", "completion": ""}, D, "a completion is empty"),
+    ({"prompt": "a\0b", "completion": "c"}, D, "`prompt` holds a NUL character, as damaged files do"),
+    ({"prompt": "\ud800", "completion": "c"}, D, "`prompt` holds half of a surrogate pair"),
+]
+
+
+def refused(path, kind):
+    with pytest.raises(UserError) as caught:
+        load_rows(Source(path=str(path)), kind, print)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "parts"),
+    [(name, content, kind, parts) for name, content, kind, *parts in FILES],
+    ids=[str(name) for name, *_ in FILES],
+)
+def test_file(name, content, kind, parts, tmp_path):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    message = refused(path, kind)
+    check_message(message, *parts)
+    assert message.startswith(str(path))
+    assert content is None or path.read_bytes() == content
+
+
+def test_folder_for_a_file(tmp_path):
+    (tmp_path / "a.jsonl").mkdir()
+    check_message(refused(tmp_path / "a.jsonl", D), "there is no such file")
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "parts"),
+    [(row, kind, parts) for row, kind, *parts in ROWS],
+    ids=lambda value: str(value)[:40],
+)
+def test_row(row, kind, parts, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(GOOD | K | {"messages": None}) + "\n" + json.dumps(row) + "\n")
+    message = refused(path, kind)
+    check_message(message, f"{path}: 1 of 2 rows cannot serve as {kind}.\n  line 2: ", *parts, "Accepted as")
+
+
+def test_bom_is_no_fault(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
+    assert len(load_rows(Source(path=f"{tmp_path}/a.jsonl"), "demonstrations", print)) == 1
+
+
+# What only the split and the tokenizer can see
+
+
+def data(path="a.jsonl", **changes):
+    sources = {stage: Source(path=f"{stage}{path}", held_out=0) for stage in ("sft", "rm", "ppo")}
+    return Data(**(sources | changes))
+
+
+def test_everything_held_out():
+    config = data(sft=Source(path="a.jsonl", held_out=9))
+    with pytest.raises(UserError) as caught:
+        stage_split(config, "sft", [GOOD], 0)
+    check_message(str(caught.value), "data.sft", "held_out takes 9", "Lower data.sft.held_out")
+
+
+def test_prompts_longer_than_the_context(tiny_tokenizer):
+    rows = [{"prompt": "long " * 500, "completion": "c", "where": "a.jsonl, line 1"}]
+    with pytest.raises(UserError) as caught:
+        tokenize.demonstrations(rows, tiny_tokenizer, data())
+    check_message(
+        str(caught.value), "none of the 1 examples fits", "data.max_prompt_length: 512", "Raise these"
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "part"),
+    [
+        (b"{% for %}", "the chat template failed on it"),
+        (b"{{ messages[0].content + 1 }}", "the chat template failed on it"),
+        (b"{{ 1 / 0 }}", "the chat template failed on it: division by zero"),
+        (b"{{ raise_exception('no') }}", "the chat template failed on it: no"),
+        (b"\xff", "cannot read"),
+        (None, "there is no file"),
+    ],
+)
+def test_chat_template(template, part, tmp_path, tiny_folder):
+    from transformers import AutoTokenizer
+
+    file = tmp_path / "t.jinja"
+    if template is not None:
+        file.write_bytes(template)
+    with pytest.raises(UserError) as caught:
+        tokenize.apply_template(AutoTokenizer.from_pretrained(tiny_folder), data(chat_template=str(file)))
+    check_message(str(caught.value), "data.chat_template", str(file), part)
+
+
+def test_conversation_without_a_template(tiny_folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.chat_template = None
+    with pytest.raises(UserError) as caught:
+        tokenize.prompts([{"prompt": "Hi", "where": "a.jsonl, line 1"}], tokenizer, data(chat=True))
+    check_message(str(caught.value), "a.jsonl, line 1", "has no chat template", "Set data.chat_template")
