@@ -51,7 +51,7 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_json_lines(
-    path: Path, required: Sequence[str] = (), *, growing: bool = False
+    path: Path, required: Sequence[str] = (), *, growing: bool = False, remedy: str = "Remove the line."
 ) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines, each with the keys in `required`.
 
@@ -60,21 +60,30 @@ def read_json_lines(
             it, left it so.
 
     Raises:
-        UserError: a line is no such object.
+        UserError: a line is no such object; `remedy` is what to do then.
     """
     # Not splitlines: a JSON string may hold U+2028 and other characters at which that breaks lines.
     *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
     if rest and not growing:
         lines.append(rest)
-    return [_object(path, number, line, required) for number, line in enumerate(lines, 1) if line.strip()]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        row, fault = _object(line, required)
+        if fault:
+            raise UserError(f"{path}, line {number}: damaged ({fault}). {remedy}")
+        rows.append(row)
+    return rows
 
 
-def _object(path: Path, number: int, line: str, required: Sequence[str]) -> dict[str, Any]:
+def _object(line: str, required: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """The object of a line, or what is wrong with it."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number}: not JSON ({error.msg}). Remove the line.") from None
-    missing = [key for key in required if not isinstance(row, dict) or key not in row]
-    if missing:
-        raise UserError(f"{path}, line {number}: no {', '.join(missing)} there. Remove the line.")
-    return dict(row)
+        return {}, f"not JSON: {error.msg}"
+    except (RecursionError, ValueError):
+        return {}, "more than anybody wrote there"
+    if not isinstance(row, dict):
+        return {}, "no JSON object"
+    missing = [key for key in required if key not in row]
+    return row, f"no {', '.join(missing)} there" if missing else ""

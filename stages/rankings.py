@@ -17,6 +17,7 @@ from stages.ranks import seed_from
 from stages.rollout import Sampler
 
 Row = dict[str, Any]
+REMEDY = "Put the file back, or start over with --fresh."
 READABLE = ("prompt", "completions", "ranks", "scores")
 
 
@@ -79,11 +80,12 @@ def _rank(context: Context, sampler: Sampler, role: str, prompts: list[tokenize.
 
 def _read(file: Path) -> list[Row]:
     """The rankings that were collected; raises UserError for a line that is not one of them."""
-    rows = read_json_lines(file, ["split", *READABLE])
+    rows = read_json_lines(file, ["split", "prompt", "completions", "ranks"], remedy=REMEDY)
     for number, row in enumerate(rows, 1):
-        if len(row["ranks"]) != len(row["completions"]) or row["split"] not in ("train", "held_out"):
+        ranks, completions = row["ranks"], row["completions"]
+        lists = isinstance(ranks, list) and isinstance(completions, list)
+        if not lists or len(ranks) != len(completions) or row["split"] not in ("train", "held_out"):
             raise UserError(
-                f"{file}, line {number}: damaged; it is no ranking that this stage collected. Put the "
-                "file back, or start over with --fresh."
+                f"{file}, line {number}: damaged (no ranking that this stage collected). {REMEDY}"
             )
     return rows

@@ -16,11 +16,12 @@ import torch
 from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import Experiment
+from data.files import sha256
 from pipeline.results import read_lines
 from pipeline.rundir import RunDirectory
 from pipeline.tracking import FileSink
 from stages import rankings
-from stages.checkpoint import file_hash, newest_checkpoint, save_checkpoint
+from stages.checkpoint import newest_checkpoint, save_checkpoint
 from stages.engine import load_parameters
 from tests.contract.bad_inputs.entry import VALID, check_message, experiment, files, stage_run, tristage
 from tests.roles import new_role, tiny_roles
@@ -258,7 +259,7 @@ SEALS = {
 def two_checkpoints(root: Path) -> Path:
     for step in (1, 2):
         weights = {"weight": torch.arange(float(step), 9)}
-        save_checkpoint(root, step, weights, {"optimizer_steps": step, "memory": {}}, 2)
+        save_checkpoint(root, step, weights, {"optimizer_steps": step, "base": "b", "memory": {}}, 2)
     return root / "step-000002"
 
 
@@ -277,7 +278,7 @@ def test_seal(name, tmp_path):
     newest = two_checkpoints(tmp_path / "a/checkpoints")
     (newest / "seal.json").unlink()
     if content is not None:
-        hashed = content.replace(b"OUTSIDE", file_hash(tmp_path / "outside").encode())
+        hashed = content.replace(b"OUTSIDE", sha256(tmp_path / "outside").encode())
         (newest / "seal.json").write_bytes(hashed)
     check_older_is_taken(newest.parent, part)
 
@@ -297,7 +298,7 @@ def test_checkpoint(name, damage, part, tmp_path):
     ("name", "content", "part"),
     [
         ("state.json", b"[]", "state.json is damaged"),
-        ("state.json", b'{"step": "2"}', "it must hold step, optimizer_steps, memory"),
+        ("state.json", b'{"step": "2"}', "it must hold step, optimizer_steps, base, memory"),
         ("state.json", b"{", "its content is damaged"),
         ("tensors.safetensors", b"cos\nsystem\n(S'id'\ntR.", "its content is damaged"),
     ],
@@ -305,7 +306,7 @@ def test_checkpoint(name, damage, part, tmp_path):
 def test_checkpoint_that_somebody_sealed_again(name, content, part, tmp_path):
     newest = two_checkpoints(tmp_path)
     (newest / name).write_bytes(content)
-    seal = {file.name: file_hash(file) for file in newest.iterdir() if file.name != "seal.json"}
+    seal = {file.name: sha256(file) for file in newest.iterdir() if file.name != "seal.json"}
     (newest / "seal.json").write_text(json.dumps(seal))
     check_older_is_taken(tmp_path, part)
 
