@@ -410,7 +410,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 def test_a_broken_line_is_named(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1}\n{"step": \n{"step": 3}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: not JSON"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: damaged \(not JSON"):
         read_lines(file, ["step"])
 
 
