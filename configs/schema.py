@@ -125,9 +125,14 @@ class Sft(Epochs):
     packing: bool = False
 
 
-class Generation(Section):
+class Rollout(Section):
     """How a policy is sampled: temperature 1, the whole vocabulary."""
 
+    engine: Literal["auto", "hf", "merged"] = Field(
+        "auto",
+        description="hf: transformers' generate on the quantized base; merged: a dequantized copy with the "
+        "adapter folded in, faster; auto: merged where the copy fits in free memory",
+    )
     max_new_tokens: Count = 128
     batch_size: Count = Field(32, description="sequences sampled together on one rank")
 
@@ -137,7 +142,7 @@ class Rankings(Section):
 
     labeller: Literal["file", "warmth"] = Field("file", description="file: data.rm holds rankings already")
     completions: Annotated[int, Field(ge=2)] = Field(4, description="K, the answers to rank per prompt")
-    generation: Generation = Generation()
+    rollout: Rollout = Rollout()
 
 
 class Rm(Epochs):
@@ -158,7 +163,7 @@ class Ppo(Training):
     iterations: Count = Field(100, description="rollouts of batch_size prompts, each followed by updates")
     epochs: Count = Field(2, description="passes over each rollout")
     minibatches: Count = Field(1, description="optimizer steps per pass; divides batch_size")
-    generation: Generation = Generation()
+    rollout: Rollout = Rollout()
     kl_coef: NonNegative = 0.05
     gamma: Fraction = 1.0
     lam: Fraction = 0.95

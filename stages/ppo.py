@@ -62,7 +62,7 @@ def run(context: Context) -> Outcome:
         progress.step, progress.memory = checkpoint.step, checkpoint.state["memory"]
         engine.load_state(checkpoint.tensors(), checkpoint.state["optimizer_steps"])
         context.tracker.rewind(progress.step)
-    sampler = Sampler(roles, tokenizer, ranks, ppo.generation)
+    sampler = Sampler(roles, tokenizer, ranks, ppo.rollout)
     trainer = Trainer(engine, ppo, sampler, config.seed)
 
     # 4. Iterations: roll out, score, update.

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from configs.schema import Generation
+from configs.schema import Rollout
 from data.tokenize import Prompt
 from stages import rankings
 from stages.context import Context
@@ -16,7 +16,7 @@ from tests.roles import CPU
 from tests.unit.test_judgement import context_in
 
 NOTHING: Any = None  # where nothing asks it
-SAMPLER = Sampler(NOTHING, NOTHING, Ranks(0, 1, CPU), Generation())
+SAMPLER = Sampler(NOTHING, NOTHING, Ranks(0, 1, CPU), Rollout())
 
 
 def resuming(folder) -> Context:
