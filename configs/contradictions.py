@@ -29,9 +29,9 @@ def _packing(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
 def _answers(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     """A prompt of the longest kind and its sampled answer must stay within `max_length`."""
     data, rankings = experiment.data, experiment.rm.rankings
-    sampled: dict[Keys, int] = {("ppo", "generation"): experiment.ppo.generation.max_new_tokens}
+    sampled: dict[Keys, int] = {("ppo", "rollout"): experiment.ppo.rollout.max_new_tokens}
     if rankings.labeller != "file":
-        sampled["rm", "rankings", "generation"] = rankings.generation.max_new_tokens
+        sampled["rm", "rankings", "rollout"] = rankings.rollout.max_new_tokens
     for section, tokens in sampled.items():
         if data.max_prompt_length + tokens > data.max_length:
             yield (

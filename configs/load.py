@@ -25,8 +25,10 @@ from configs.schema import STAGES, Experiment, Stage
 SPEED_ONLY = ("micro_batch_size", "logging_steps", "eval_steps", "save_steps", "keep_checkpoints")
 SPEED_ONLY_NESTED = (
     "base.gradient_checkpointing",
-    "rm.rankings.generation.batch_size",
-    "ppo.generation.batch_size",
+    "rm.rankings.rollout.batch_size",
+    "rm.rankings.rollout.engine",
+    "ppo.rollout.batch_size",
+    "ppo.rollout.engine",
 )
 SOURCE = ("path", "name", "split", "revision")
 

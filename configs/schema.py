@@ -156,9 +156,14 @@ class Sft(Epochs):
     packing: bool = False
 
 
-class Generation(Section):
+class Rollout(Section):
     """How a policy is sampled: temperature 1, the whole vocabulary."""
 
+    engine: Literal["auto", "hf", "merged"] = Field(
+        "auto",
+        description="hf: transformers' generate on the quantized base; merged: a dequantized copy with the "
+        "adapter folded in, faster; auto: merged where the copy fits in free memory",
+    )
     max_new_tokens: Count = 128
     batch_size: Count = Field(32, description="sequences sampled together on one rank")
 
@@ -170,7 +175,7 @@ class Rankings(Section):
     completions: Annotated[int, Field(ge=2), NoTruth] = Field(
         4, description="K, the answers to rank per prompt"
     )
-    generation: Generation = Generation()
+    rollout: Rollout = Rollout()
 
 
 class Rm(Epochs):
@@ -208,7 +213,7 @@ class Ppo(Training):
     iterations: Count = Field(100, description="rollouts of batch_size prompts, each followed by updates")
     epochs: Count = Field(2, description="passes over each rollout")
     minibatches: Count = Field(1, description="optimizer steps per pass; divides batch_size")
-    generation: Generation = Generation()
+    rollout: Rollout = Rollout()
     kl_coef: NonNegative = Field(0.05, description="beta; with kl_target, what it starts from")
     kl_target: Positive | None = Field(
         None, description="nats per response that an adaptive kl_coef keeps the KL at"

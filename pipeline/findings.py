@@ -107,7 +107,7 @@ def _cut(results: Results) -> str | None:
     ratio = _late(results, "completions/clipped_ratio")
     if ratio is None or ratio <= CUT_LIMIT:
         return None
-    limit = results.experiment.ppo.generation.max_new_tokens
+    limit = results.experiment.ppo.rollout.max_new_tokens
     return (
         f"In the last quarter of PPO, {ratio:.0%} of the responses ran into the limit of {limit} tokens "
         "without ending their turn: scores and lengths describe cut texts."

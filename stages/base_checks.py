@@ -138,8 +138,8 @@ def _lengths(experiment: Experiment, stage: Stage) -> dict[str, int]:
     data = experiment.data
     lengths = {"data.max_length": data.max_length}
     sampled = {
-        "rm": ("rm.rankings.generation", experiment.rm.rankings.generation),
-        "ppo": ("ppo.generation", experiment.ppo.generation),
+        "rm": ("rm.rankings.rollout", experiment.rm.rankings.rollout),
+        "ppo": ("ppo.rollout", experiment.ppo.rollout),
     }
     if stage in sampled:
         key, section = sampled[stage]

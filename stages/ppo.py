@@ -48,7 +48,7 @@ def run(context: Context) -> Outcome:
     progress, checkpoint = Progress(ppo.iterations), find_resume(context, ranks)
     updates = ppo.iterations * ppo.epochs * ppo.minibatches
     engine = start_engine(context, roles, rates, ppo, updates, ranks, progress, checkpoint)
-    sampler = Sampler(roles, tokenizer, ranks, ppo.generation)
+    sampler = Sampler(roles, tokenizer, ranks, ppo.rollout)
     experience = Experience(ppo, sampler, config.seed, progress.memory)
     trainer = Trainer(engine, ppo, experience, make_ptx(context, engine, tokenizer))
     judgement = Judgement(context, sampler, held_out)

@@ -43,7 +43,7 @@ def run(context: Context) -> Outcome:
 
     # 2. Rankings, collected or read. What an earlier attempt recorded is dealt with before more is.
     checkpoint = find_resume(context, ranks)
-    sampler = Sampler(roles, tokenizer, ranks, rm.rankings.generation)
+    sampler = Sampler(roles, tokenizer, ranks, rm.rankings.rollout)
     if rm.rankings.labeller == "file":
         train, held_out = read_examples(context, "rankings", tokenize.rankings, tokenizer)
     else:

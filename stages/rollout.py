@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
-from configs.schema import Generation
+from configs.schema import Rollout
 from data.collate import prompts as collate_prompts
 from stages.engine import Engine
 from stages.modeling import Roles
@@ -43,7 +43,7 @@ class Sampler:
     roles: Roles
     tokenizer: PreTrainedTokenizerBase
     ranks: Ranks
-    generation: Generation
+    rollout: Rollout
 
     def __call__(self, role: str, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[list[int]]:
         """Sample one response of `role` to each prompt of this rank.
@@ -58,7 +58,7 @@ class Sampler:
         training = self.roles.training
         self.roles.eval()
         self.roles.activate(role)
-        size = self.generation.batch_size
+        size = self.rollout.batch_size
         responses: list[list[int]] = []
         for first in range(0, len(prompts), size):
             responses += self._batch(prompts[first : first + size], seeds[first : first + size])
@@ -74,7 +74,7 @@ class Sampler:
     ) -> list[list[int]]:
         """Share the work among ranks: every rank gets all responses, in the order of `prompts`."""
         found: list[tuple[int, list[int]]] = []
-        for chunk in self.ranks.rounds(list(range(len(prompts))), self.generation.batch_size):
+        for chunk in self.ranks.rounds(list(range(len(prompts))), self.rollout.batch_size):
             responses = self(role, [prompts[i] for i in chunk.items], [seeds[i] for i in chunk.items])
             found += list(zip(chunk.items, responses, strict=True)) * chunk.weight
             advance(len(chunk.items) * self.ranks.world)
@@ -88,7 +88,7 @@ class Sampler:
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
             generation_config=GenerationConfig(
-                max_new_tokens=self.generation.max_new_tokens,
+                max_new_tokens=self.rollout.max_new_tokens,
                 do_sample=False,  # greedy over noisy logits
                 eos_token_id=end,
                 pad_token_id=self.tokenizer.pad_token_id,

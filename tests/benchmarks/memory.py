@@ -83,13 +83,13 @@ def write_experiment(folder: Path, arguments: argparse.Namespace) -> Path:
         | {
             "max_steps": 1,
             "normalization_prompts": 1,
-            "rankings": {"generation": {"max_new_tokens": 1}},
+            "rankings": {"rollout": {"max_new_tokens": 1}},
         },
         "ppo": training
         | {
             "iterations": arguments.steps,
             "epochs": 1,
-            "generation": {"max_new_tokens": half, "batch_size": arguments.micro_batch_size},
+            "rollout": {"max_new_tokens": half, "batch_size": arguments.micro_batch_size},
         },
         "tracking": {"wandb": "disabled"},
     }

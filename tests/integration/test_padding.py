@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from configs.schema import Generation, Ppo, Rm, Sft
+from configs.schema import Ppo, Rm, Rollout, Sft
 from data.tokenize import Demonstration, Prompt, Ranking
 from stages import ppo, rm, sft
 from stages.experience import Experience
@@ -63,10 +63,10 @@ def ppo_step(adapters: dict[str, Path], tiny_folder: Path) -> Callable[[int, int
             micro_batch_size=micro,
             epochs=1,
             max_grad_norm=0,
-            generation=Generation(max_new_tokens=60, batch_size=micro),
+            rollout=Rollout(max_new_tokens=60, batch_size=micro),
         )
         engine = engine_of(ppo_roles(adapters), {"policy": 1e-3, "critic": 1e-3}, ranks, settings)
-        sampler = Sampler(engine.roles, tokenizer, ranks, settings.generation)
+        sampler = Sampler(engine.roles, tokenizer, ranks, settings.rollout)
         trainer = ppo.Trainer(engine, settings, Experience(settings, sampler, 2, {}))
         (metrics, _), gradients = gradients_of(engine, lambda: trainer.iterate(0, PROMPTS))
         return metrics, gradients

@@ -81,8 +81,8 @@ def test_an_override_is_read_as_yaml(minimal, override, value):
 
 
 def test_an_override_of_a_section_replaces_it(write):
-    file = write(MINIMAL + "ppo: {generation: {max_new_tokens: 7, batch_size: 8}}\n")
-    assert load_experiment(file, ["ppo.generation={batch_size: 9}"]).ppo.generation.max_new_tokens == 128
+    file = write(MINIMAL + "ppo: {rollout: {max_new_tokens: 7, batch_size: 8}}\n")
+    assert load_experiment(file, ["ppo.rollout={batch_size: 9}"]).ppo.rollout.max_new_tokens == 128
 
 
 def test_an_empty_section_is_all_defaults(write):
@@ -286,8 +286,10 @@ def trial(minimal: Path, *overrides: str) -> Experiment:
         ("sft.epochs=2", {"sft"}),
         ("ppo.kl_coef=0.3", {"ppo"}),
         ("rm.rankings.completions=3", {"rm"}),
-        ("ppo.generation.max_new_tokens=3", {"ppo"}),
-        ("ppo.generation.batch_size=3", set()),
+        ("ppo.rollout.max_new_tokens=3", {"ppo"}),
+        ("ppo.rollout.batch_size=3", set()),
+        ("ppo.rollout.engine=hf", set()),
+        ("rm.rankings.rollout.engine=merged", set()),
         ("base.gradient_checkpointing=true", set()),
         ("sft.micro_batch_size=1", set()),
         ("ppo.save_steps=1", set()),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from configs.schema import Data, Experiment, Generation, Ppo, Source
+from configs.schema import Data, Experiment, Ppo, Rollout, Source
 from data.tokenize import Prompt
 from stages import judgement
 from stages.context import Context
@@ -24,7 +24,7 @@ PROMPTS = [Prompt(text, text, ids) for text, ids in (("one", [5, 6, 7]), ("two",
 
 
 def sampler_of(roles: Any, tokenizer: Any, ranks: Ranks = ALONE) -> Sampler:
-    return Sampler(roles, tokenizer, ranks, Generation(max_new_tokens=6, batch_size=2))
+    return Sampler(roles, tokenizer, ranks, Rollout(max_new_tokens=6, batch_size=2))
 
 
 def silent(ranks: Ranks = ALONE) -> Sampler:
@@ -48,7 +48,7 @@ def context_in(folder: Path, judge: str | None = "warmth") -> Context:
         name="test",
         base={"model": "tiny-random"},
         data=Data(sft=source, rm=source, ppo=source),
-        ppo=Ppo(generation=Generation(max_new_tokens=6, batch_size=2), micro_batch_size=2, judge=judge),
+        ppo=Ppo(rollout=Rollout(max_new_tokens=6, batch_size=2), micro_batch_size=2, judge=judge),
     )
     return Context(config, "ppo", folder, {}, Silent(), resume=False)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from configs.schema import Generation
+from configs.schema import Rollout
 from data.files import write_json_lines
 from data.tokenize import Prompt
 from data.tokenize import rankings as tokenize_rankings
@@ -18,7 +18,7 @@ from tests.roles import CPU
 from tests.unit.test_judgement import context_in
 
 NOTHING: Any = None  # where nothing asks it
-SAMPLER = Sampler(NOTHING, NOTHING, Ranks(0, 1, CPU), Generation())
+SAMPLER = Sampler(NOTHING, NOTHING, Ranks(0, 1, CPU), Rollout())
 
 
 def resuming(folder) -> Context:
@@ -100,9 +100,9 @@ def test_reward_model_learns_from_the_tokens_that_were_sampled(tmp_path, monkeyp
     sampled = [[40, 41, 42], [43, end], [44, 45, end], [46]]
     monkeypatch.setattr(Sampler, "shared", lambda *_: sampled)
     monkeypatch.setitem(rankings.LABELLERS, "file", {text: float(i) for i, text in enumerate(
-        Sampler(NOTHING, tiny_tokenizer, Ranks(0, 1, CPU), Generation()).decode(sampled)
+        Sampler(NOTHING, tiny_tokenizer, Ranks(0, 1, CPU), Rollout()).decode(sampled)
     )}.__getitem__)  # fmt: skip
-    sampler = Sampler(NOTHING, tiny_tokenizer, Ranks(0, 1, CPU), Generation())
+    sampler = Sampler(NOTHING, tiny_tokenizer, Ranks(0, 1, CPU), Rollout())
     rows = rankings._rank(resuming(tmp_path), sampler, "sft", [Prompt("one", "one", [5])])
     (ranking,), _ = tokenize_rankings(rows, tiny_tokenizer, resuming(tmp_path).config.data)
     assert ranking.completion_ids == [[46], [44, 45, end], [43, end], [40, 41, 42]]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from configs.schema import Generation
+from configs.schema import Rollout
 from stages.ranks import Ranks
 from stages.rollout import (
     GumbelNoise,
@@ -93,8 +93,8 @@ def test_noise_is_added_in_fp32():
 
 
 def draw(roles, tokenizer, prompts, seeds, *, role="policy", tokens=8, batch_size=32) -> list[list[int]]:
-    generation = Generation(max_new_tokens=tokens, batch_size=batch_size)
-    return Sampler(roles, tokenizer, ALONE, generation)(role, prompts, seeds)
+    rollout = Rollout(max_new_tokens=tokens, batch_size=batch_size)
+    return Sampler(roles, tokenizer, ALONE, rollout)(role, prompts, seeds)
 
 
 @pytest.mark.parametrize("role", LANGUAGE_ROLES)
@@ -215,9 +215,9 @@ def test_sampling_in_training_mode_is_without_dropout(roles, tiny_tokenizer):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_sharing_keeps_the_order_of_prompts(batch_size, roles, tiny_tokenizer):
-    generation = Generation(max_new_tokens=4, batch_size=batch_size)
+    rollout = Rollout(max_new_tokens=4, batch_size=batch_size)
     advanced: list[int] = []
-    sampler = Sampler(roles, tiny_tokenizer, ALONE, generation)
+    sampler = Sampler(roles, tiny_tokenizer, ALONE, rollout)
     found = sampler.shared("policy", PROMPTS, range(7), advanced.append)
     assert found == draw(roles, tiny_tokenizer, PROMPTS, range(7), tokens=4)
     assert sum(advanced) == 7
@@ -225,7 +225,7 @@ def test_sharing_keeps_the_order_of_prompts(batch_size, roles, tiny_tokenizer):
 
 def test_decode_drops_special_tokens_and_white_space(tiny_tokenizer):
     ids = tiny_tokenizer("  the dog ", add_special_tokens=False).input_ids
-    sampler = Sampler(NO_ROLES, tiny_tokenizer, ALONE, Generation())
+    sampler = Sampler(NO_ROLES, tiny_tokenizer, ALONE, Rollout())
     assert sampler.decode([[*ids, EOS], [1, *ids, 0, 0]]) == ["the dog", "the dog"]
 
 

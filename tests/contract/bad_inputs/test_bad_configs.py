@@ -64,13 +64,13 @@ CONTRADICTIONS = [
     (["ppo.minibatches=3"], "minibatches (3) must divide batch_size (64)"),
     (["data.max_prompt_length=1024"], "max_prompt_length must be below max_length"),
     (
-        ["ppo.generation.max_new_tokens=600"],
-        "ppo.generation.max_new_tokens: 600 tokens after a prompt of data.max_prompt_length (512) are more "
+        ["ppo.rollout.max_new_tokens=600"],
+        "ppo.rollout.max_new_tokens: 600 tokens after a prompt of data.max_prompt_length (512) are more "
         "than data.max_length (1024)",
     ),
     (
-        ["rm.rankings.labeller=warmth", "rm.rankings.generation.max_new_tokens=600"],
-        "rm.rankings.generation.max_new_tokens: 600 tokens after a prompt",
+        ["rm.rankings.labeller=warmth", "rm.rankings.rollout.max_new_tokens=600"],
+        "rm.rankings.rollout.max_new_tokens: 600 tokens after a prompt",
     ),
     (["sft.packing=true", "base.attention=eager"], "sft.packing: packed examples are kept apart by a mask"),
     (["sft.packing=true", "base.attention=flash_attention_2"], "set base.attention to sdpa"),
