@@ -34,7 +34,8 @@ POLICY, REFERENCE, REWARD, CRITIC = "policy", "reference", "reward", "critic"
 class Sample:
     """A prompt, its response, and what the four roles say of it; tensors are (R,) on the CPU.
 
-    `values` are the critic's before each token; `rewards` the terms of the reward by name. `score`, what
+    `sampled_logprobs` come from the sampling engine, `logprobs` from the model that is trained: they differ by
+    rounding. `values` are the critic's before each token; `rewards` the terms of the reward by name. `score`, what
     they come to less penalties, `advantages` and `returns` follow once the whole batch is known.
     """
 
@@ -42,6 +43,7 @@ class Sample:
     text: str
     prompt_ids: list[int]
     response_ids: list[int]
+    sampled_logprobs: Tensor = torch.empty(0)
     logprobs: Tensor = torch.empty(0)
     ref_logprobs: Tensor = torch.empty(0)
     entropy: float = 0.0
@@ -84,8 +86,13 @@ class Experience:
         samples = [Sample(i, prompt.text, prompt.prompt_ids, []) for i, prompt in enumerate(prompts)]
         mine = [sample for minibatch in self.minibatches(samples) for sample in self.ranks.share(minibatch)]
         seeds = [seed_from(self.seed, "rollout", step, s.index, s.prompt_ids) for s in mine]
-        responses = self.sampler(POLICY, [s.prompt_ids for s in mine], seeds)
-        return [dataclasses.replace(s, response_ids=ids) for s, ids in zip(mine, responses, strict=True)]
+        responses = self.sampler.respond(POLICY, [s.prompt_ids for s in mine], seeds)
+        return [
+            dataclasses.replace(
+                sample, response_ids=response.ids, sampled_logprobs=torch.tensor(response.logprobs)
+            )
+            for sample, response in zip(mine, responses, strict=True)
+        ]
 
     def minibatches(self, samples: list[Sample]) -> list[list[Sample]]:
         return micro_batches(samples, len(samples) // self.ppo.minibatches)
@@ -152,6 +159,7 @@ class Experience:
             for name in self.rewards.weights
         }
         kl = sum(s.kl for s in samples) / len(samples)
+        differences = torch.cat([s.logprobs - s.sampled_logprobs for s in samples]).abs()
         return {
             "objective/kl": kl,
             "objective/kl_coef": self._adapt_kl_coef(kl, len(samples)),
@@ -160,6 +168,7 @@ class Experience:
             "objective/non_score_reward": float(non_score.mean()),
             "objective/rlhf_reward": float((scores + non_score).mean()),
             **terms,
+            "rollout/logprob_difference": float(differences.mean()),
             "val/explained_variance": float(variance),
             "completions/mean_length": float(mask.sum(1).float().mean()),
             "completions/clipped_ratio": 1 - float(ended.float().mean()),

@@ -66,6 +66,7 @@ def run(context: Context) -> Outcome:
     _, after = run_steps(context, rm, engine, progress, trainer.meter, take_step, evaluate)
 
     # 5. The result, on a scale where the SFT policy has mean 0 and deviation 1.
+    sampler = Sampler(roles, tokenizer, ranks, rm.rankings.rollout)  # anew: ZeRO-3 has sharded the base since
     mean, deviation = score_statistics(context, trainer, sampler, held_out or train)
     tensors = normalized(engine.role_tensors(ROLE), mean, deviation)
     if ranks.rank == 0:

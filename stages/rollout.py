@@ -2,50 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from configs.schema import Rollout
 from data.collate import prompts as collate_prompts
+from stages.decoding import GumbelNoise, Limits, Response, decode, generate
 from stages.engine import Engine
+from stages.merged import MergedCopy
 from stages.modeling import Roles
 from stages.ranks import Ranks
 
-
-class GumbelNoise(LogitsProcessor):
-    """Adds Gumbel noise to the logits, so that the greedy choice is an exact sample at temperature 1.
-
-    argmax(logits + g) with g standard Gumbel is distributed as softmax(logits) (Gumbel-max trick,
-    Gumbel 1954; Maddison et al. 2014). Each row draws from a generator of its own.
-    """
-
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, V) logits to (B, V) noisy logits, fp32."""
-        exponential = torch.empty_like(scores, dtype=torch.float32)
-        for row, generator in zip(exponential, self._generators, strict=True):
-            row.exponential_(generator=generator)
-        return scores.float() - exponential.log()
+logger = logging.getLogger("tristage")
 
 
-@dataclass(frozen=True)
 class Sampler:
     """Samples responses of roles at temperature 1 from the whole vocabulary."""
 
-    roles: Roles
-    tokenizer: PreTrainedTokenizerBase
-    ranks: Ranks
-    rollout: Rollout
+    def __init__(
+        self, roles: Roles, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, rollout: Rollout
+    ) -> None:
+        self.roles, self.tokenizer, self.ranks, self.rollout = roles, tokenizer, ranks, rollout
 
     def __call__(self, role: str, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[list[int]]:
+        """The token ids of `respond`."""
+        return [response.ids for response in self.respond(role, prompts, seeds)]
+
+    def respond(self, role: str, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Response]:
         """Sample one response of `role` to each prompt of this rank.
 
         Args:
@@ -53,17 +44,41 @@ class Sampler:
             seeds: one for each prompt.
 
         Returns:
-            Token ids of each response; one that ended its turn closes with the end-of-turn token.
+            Each response; one that ended its turn closes with the end-of-turn token.
         """
         training = self.roles.training
         self.roles.eval()
         self.roles.activate(role)
-        size = self.rollout.batch_size
-        responses: list[list[int]] = []
-        for first in range(0, len(prompts), size):
-            responses += self._batch(prompts[first : first + size], seeds[first : first + size])
+        model = self.merged.holding(role) if self.merged else None
+        responses: list[Response] = []
+        for first in range(0, len(prompts), self.rollout.batch_size):
+            chunk = slice(first, first + self.rollout.batch_size)
+            responses += self._batch(model, prompts[chunk], seeds[chunk])
         self.roles.train(training)
         return responses
+
+    @cached_property
+    def merged(self) -> MergedCopy | None:
+        """The copy that is sampled from; None where it is the quantized base itself. Every rank must ask."""
+        if self.rollout.engine == "hf":
+            return None
+        copy = MergedCopy(self.roles)
+        short = self.ranks.sum({"short": float(not copy.fits(self.ranks.world))})["short"]
+        if self.rollout.engine == "auto" and short:
+            logger.info("too little memory is free for a merged copy of %.2f GiB", copy.size / 2**30)
+            return None
+        logger.info("sampling on a merged copy of the base, %.2f GiB", copy.size / 2**30)
+        return copy
+
+    def _batch(
+        self, model: PreTrainedModel | None, prompts: Sequence[list[int]], seeds: Sequence[int]
+    ) -> list[Response]:
+        noise = GumbelNoise(seeds, self.ranks.device)
+        limits = Limits(self.rollout.max_new_tokens, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        if model is not None:
+            return decode(model, prompts, noise, limits)
+        # ZeRO-3: all ranks must take part in every step.
+        return generate(self.roles.causal, prompts, noise, limits, in_step=self.ranks.world > 1)
 
     def shared(
         self,
@@ -79,25 +94,6 @@ class Sampler:
             found += list(zip(chunk.items, responses, strict=True)) * chunk.weight
             advance(len(chunk.items) * self.ranks.world)
         return [response for _, response in sorted(self.ranks.gather(found))]
-
-    @torch.no_grad()
-    def _batch(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[list[int]]:
-        input_ids, attention_mask = collate_prompts(prompts, self.tokenizer.pad_token_id)
-        device, end = self.ranks.device, self.tokenizer.eos_token_id
-        output = self.roles.causal.generate(
-            input_ids=input_ids.to(device),
-            attention_mask=attention_mask.to(device),
-            generation_config=GenerationConfig(
-                max_new_tokens=self.rollout.max_new_tokens,
-                do_sample=False,  # greedy over noisy logits
-                eos_token_id=end,
-                pad_token_id=self.tokenizer.pad_token_id,
-            ),
-            logits_processor=LogitsProcessorList([GumbelNoise(seeds, device)]),
-            synced_gpus=self.ranks.world > 1,  # ZeRO-3: all ranks must take part in every step
-        )
-        rows = output[:, input_ids.shape[1] :].tolist()
-        return [row[: row.index(end) + 1] if end in row else row for row in rows]
 
     def decode(self, responses: Sequence[list[int]]) -> list[str]:
         """Responses as text, without special tokens."""

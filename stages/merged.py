@@ -1,0 +1,143 @@
+"""A copy of the base for sampling, with a role's adapter folded into dequantized weights.
+
+Sampling asks for one token after another, so on a quantized base every token pays for dequantizing every
+layer, and for two small products of LoRA beside each large one. The copy pays once for each refresh.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import deepspeed
+import psutil
+import torch
+from accelerate import init_empty_weights
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_bnb_weight
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stages.modeling import Roles
+
+MARGIN = 2.0  # free memory must hold the copy so many times over: training needs some of it as well
+
+
+class Head(nn.Linear):
+    """An LM head with the weight on the left of the product.
+
+    For the few rows of one decoding step, MKL computes W x^T markedly faster than x W^T.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states (B, T, H) to logits (B, T, V)."""
+        rows = hidden.flatten(0, -2)
+        return (self.weight @ rows.t()).t().unflatten(0, hidden.shape[:-1])
+
+
+class MergedCopy:
+    """A causal language model that computes what one role computes, in the base's compute dtype.
+
+    Linear weights are W + scaling * B A, summed in fp32. Parameters without adapter or quantization are the
+    base's own, except under ZeRO-3, where those are in pieces. Base and adapters are only read.
+    """
+
+    def __init__(self, roles: Roles) -> None:
+        """Lay out the copy; memory is taken at the first `holding`."""
+        base = roles.causal
+        with init_empty_weights():
+            self.model: PreTrainedModel = type(base)(copy.deepcopy(base.config))
+        self.model.eval()
+        self._roles, self._device = roles, base.device
+        self._dtype = base.get_input_embeddings().weight.dtype
+        self._held: str | None = None
+        self._merged: list[tuple[nn.Module, nn.Module]] = []  # module of the copy, module of the base
+        self._copied: dict[nn.Parameter, nn.Parameter] = {}  # parameter of the base, parameter of the copy
+        head = self.model.get_output_embeddings()
+        if type(head) is nn.Linear and head.bias is None and self._device.type == "cpu":
+            self.model.set_output_embeddings(
+                Head(head.in_features, head.out_features, bias=False, device="meta")
+            )
+        for name, _ in list(self.model.named_modules()):
+            self._adopt(name, base.get_submodule(name))
+        self.model.requires_grad_(False)
+
+    def _adopt(self, name: str, source: nn.Module) -> None:
+        """Give the module `name` the parameters and buffers of the base's module."""
+        layer = source.get_base_layer() if isinstance(source, LoraLayer) else source
+        quantized = isinstance(layer, Linear4bit | Linear8bitLt)
+        if quantized:
+            # The base's class may have been another one before quantization, with its weight transposed.
+            linear = nn.Linear(
+                layer.in_features, layer.out_features, layer.bias is not None, "meta", self._dtype
+            )
+            self.model.set_submodule(name, linear)
+        target = self.model.get_submodule(name)
+        target._buffers.update(layer._buffers)
+        for key, parameter in layer.named_parameters(recurse=False):
+            if key == "weight" and (quantized or isinstance(source, LoraLayer)):
+                shape = target.weight.shape
+                target.weight = nn.Parameter(torch.empty(shape, dtype=self._dtype, device="meta"))
+                self._merged.append((target, source))
+            else:
+                target.register_parameter(key, self._shared(parameter))
+
+    def _shared(self, parameter: nn.Parameter) -> nn.Parameter:
+        """The base's parameter itself, or its one copy where ZeRO-3 shards it."""
+        if "ds_shape" not in vars(parameter):
+            return parameter
+        if parameter not in self._copied:
+            empty = torch.empty(parameter.ds_shape, dtype=parameter.dtype, device="meta")
+            self._copied[parameter] = nn.Parameter(empty)
+        return self._copied[parameter]
+
+    @property
+    def size(self) -> int:
+        """Bytes that the copy holds beside the base."""
+        own = [target.weight for target, _ in self._merged] + list(self._copied.values())
+        return sum(parameter.numel() * parameter.element_size() for parameter in own)
+
+    def fits(self, copies: int) -> bool:
+        """Whether free memory holds the copy, `copies` of it where ranks share a CPU's, with a margin."""
+        if self._device.type == "cuda":
+            return MARGIN * self.size <= torch.cuda.mem_get_info(self._device)[0]
+        return MARGIN * self.size * copies <= psutil.virtual_memory().available
+
+    @torch.no_grad()
+    def holding(self, role: str) -> PreTrainedModel:
+        """The model with the weights of `role` as they are now. Under ZeRO-3 every rank must call."""
+        if self._held is None:
+            self._allocate()
+        trained = any(parameter.requires_grad for parameter in self._roles.role_parameters(role).values())
+        if role != self._held or trained:
+            for target, source in self._merged:
+                # Layer by layer: a sharded base is never whole, only the copy is.
+                with deepspeed.zero.GatheredParameters(list(source.parameters())):
+                    target.weight.copy_(merged_weight(source, role))
+            self._held = role
+        return self.model
+
+    def _allocate(self) -> None:
+        for target, _ in self._merged:
+            target.weight = nn.Parameter(
+                torch.empty_like(target.weight, device=self._device), requires_grad=False
+            )
+        for parameter, meta in self._copied.items():
+            with deepspeed.zero.GatheredParameters([parameter]):
+                whole = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+            for module in self.model.modules():
+                for key, value in module.named_parameters(recurse=False):
+                    if value is meta:
+                        module.register_parameter(key, whole)
+            self._copied[parameter] = whole
+
+
+def merged_weight(source: nn.Module, role: str) -> Tensor:
+    """W + scaling * B A of `role`, or W alone where the layer has no adapter of it; fp32."""
+    layer = source.get_base_layer() if isinstance(source, LoraLayer) else source
+    weight = layer.weight
+    if isinstance(layer, Linear4bit | Linear8bitLt):
+        weight = dequantize_bnb_weight(weight, state=vars(layer).get("state"))
+    if isinstance(source, LoraLayer) and role in source.scaling:
+        return weight.float() + source.get_delta_weight(role).float()
+    return weight.float()
