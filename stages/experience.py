@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,9 +33,9 @@ POLICY, REFERENCE, REWARD, CRITIC = "policy", "reference", "reward", "critic"
 class Sample:
     """A prompt, its response, and what the four roles say of it; tensors are (R,) on the CPU.
 
-    `sampled_logprobs` come from the sampling engine, `logprobs` from the model that is trained: they differ by
-    rounding. `values` are the critic's before each token; `rewards` the terms of the reward by name. `score`, what
-    they come to less penalties, `advantages` and `returns` follow once the whole batch is known.
+    `sampled_logprobs` come from the sampling engine, `logprobs` from the model that is trained: they differ
+    by rounding. `values` are the critic's before each token; `rewards` the terms of the reward by name.
+    `score`, what they come to less penalties, `advantages` and `returns` follow once the batch is whole.
     """
 
     index: int
@@ -87,12 +86,9 @@ class Experience:
         mine = [sample for minibatch in self.minibatches(samples) for sample in self.ranks.share(minibatch)]
         seeds = [seed_from(self.seed, "rollout", step, s.index, s.prompt_ids) for s in mine]
         responses = self.sampler.respond(POLICY, [s.prompt_ids for s in mine], seeds)
-        return [
-            dataclasses.replace(
-                sample, response_ids=response.ids, sampled_logprobs=torch.tensor(response.logprobs)
-            )
-            for sample, response in zip(mine, responses, strict=True)
-        ]
+        for sample, response in zip(mine, responses, strict=True):
+            sample.response_ids, sample.sampled_logprobs = response.ids, torch.tensor(response.logprobs)
+        return mine
 
     def minibatches(self, samples: list[Sample]) -> list[list[Sample]]:
         return micro_batches(samples, len(samples) // self.ppo.minibatches)

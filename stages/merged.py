@@ -7,6 +7,7 @@ layer, and for two small products of LoRA beside each large one. The copy pays o
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import deepspeed
 import psutil
@@ -51,7 +52,7 @@ class MergedCopy:
         self._roles, self._device = roles, base.device
         self._dtype = base.get_input_embeddings().weight.dtype
         self._held: str | None = None
-        self._merged: list[tuple[nn.Module, nn.Module]] = []  # module of the copy, module of the base
+        self._merged: list[tuple[Any, Any]] = []  # module of the copy, module of the base
         self._copied: dict[nn.Parameter, nn.Parameter] = {}  # parameter of the base, parameter of the copy
         head = self.model.get_output_embeddings()
         if type(head) is nn.Linear and head.bias is None and self._device.type == "cpu":
@@ -62,7 +63,7 @@ class MergedCopy:
             self._adopt(name, base.get_submodule(name))
         self.model.requires_grad_(False)
 
-    def _adopt(self, name: str, source: nn.Module) -> None:
+    def _adopt(self, name: str, source: Any) -> None:
         """Give the module `name` the parameters and buffers of the base's module."""
         layer = source.get_base_layer() if isinstance(source, LoraLayer) else source
         quantized = isinstance(layer, Linear4bit | Linear8bitLt)
@@ -72,7 +73,7 @@ class MergedCopy:
                 layer.in_features, layer.out_features, layer.bias is not None, "meta", self._dtype
             )
             self.model.set_submodule(name, linear)
-        target = self.model.get_submodule(name)
+        target: Any = self.model.get_submodule(name)
         target._buffers.update(layer._buffers)
         for key, parameter in layer.named_parameters(recurse=False):
             if key == "weight" and (quantized or isinstance(source, LoraLayer)):
@@ -82,7 +83,7 @@ class MergedCopy:
             else:
                 target.register_parameter(key, self._shared(parameter))
 
-    def _shared(self, parameter: nn.Parameter) -> nn.Parameter:
+    def _shared(self, parameter: Any) -> nn.Parameter:
         """The base's parameter itself, or its one copy where ZeRO-3 shards it."""
         if "ds_shape" not in vars(parameter):
             return parameter
@@ -92,16 +93,21 @@ class MergedCopy:
         return self._copied[parameter]
 
     @property
+    def exact(self) -> bool:
+        """Whether the base computes the same, to rounding; an int8 one rounds activations to 8 bits, too."""
+        return not any(isinstance(layer, Linear8bitLt) for layer in self._roles.causal.modules())
+
+    @property
     def size(self) -> int:
         """Bytes that the copy holds beside the base."""
         own = [target.weight for target, _ in self._merged] + list(self._copied.values())
-        return sum(parameter.numel() * parameter.element_size() for parameter in own)
+        return int(sum(parameter.numel() * parameter.element_size() for parameter in own))
 
     def fits(self, copies: int) -> bool:
         """Whether free memory holds the copy, `copies` of it where ranks share a CPU's, with a margin."""
         if self._device.type == "cuda":
-            return MARGIN * self.size <= torch.cuda.mem_get_info(self._device)[0]
-        return MARGIN * self.size * copies <= psutil.virtual_memory().available
+            return bool(MARGIN * self.size <= torch.cuda.mem_get_info(self._device)[0])
+        return bool(MARGIN * self.size * copies <= psutil.virtual_memory().available)
 
     @torch.no_grad()
     def holding(self, role: str) -> PreTrainedModel:
@@ -132,10 +138,10 @@ class MergedCopy:
             self._copied[parameter] = whole
 
 
-def merged_weight(source: nn.Module, role: str) -> Tensor:
+def merged_weight(source: Any, role: str) -> Tensor:
     """W + scaling * B A of `role`, or W alone where the layer has no adapter of it; fp32."""
     layer = source.get_base_layer() if isinstance(source, LoraLayer) else source
-    weight = layer.weight
+    weight: Tensor = layer.weight
     if isinstance(layer, Linear4bit | Linear8bitLt):
         weight = dequantize_bnb_weight(weight, state=vars(layer).get("state"))
     if isinstance(source, LoraLayer) and role in source.scaling:

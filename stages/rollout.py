@@ -64,8 +64,11 @@ class Sampler:
             return None
         copy = MergedCopy(self.roles)
         short = self.ranks.sum({"short": float(not copy.fits(self.ranks.world))})["short"]
-        if self.rollout.engine == "auto" and short:
-            logger.info("too little memory is free for a merged copy of %.2f GiB", copy.size / 2**30)
+        if self.rollout.engine == "auto" and (short or not copy.exact):
+            why = (
+                f"too little memory is free for {copy.size / 2**30:.2f} GiB" if short else "the base is int8"
+            )
+            logger.info("sampling without a merged copy: %s", why)
             return None
         logger.info("sampling on a merged copy of the base, %.2f GiB", copy.size / 2**30)
         return copy
