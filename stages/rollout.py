@@ -65,9 +65,7 @@ class Sampler:
         copy = MergedCopy(self.roles)
         short = self.ranks.sum({"short": float(not copy.fits(self.ranks.world))})["short"]
         if self.rollout.engine == "auto" and (short or not copy.exact):
-            why = (
-                f"too little memory is free for {copy.size / 2**30:.2f} GiB" if short else "the base is int8"
-            )
+            why = f"{copy.size / 2**30:.2f} GiB are not free" if short else "the base is int8"
             logger.info("sampling without a merged copy: %s", why)
             return None
         logger.info("sampling on a merged copy of the base, %.2f GiB", copy.size / 2**30)
