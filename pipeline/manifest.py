@@ -98,7 +98,7 @@ class Manifest(_Record):
     sources: dict[str, str] = Field({}, description="SHA-256 of each local file the stage reads, by key")
     output: Fingerprint | None = None
     metrics: dict[str, float] = {}
-    wall_seconds: float = 0.0
+    wall_seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
     world_size: int = 1
     versions: dict[str, str] = {}
     wandb_id: str | None = None

@@ -49,7 +49,7 @@ def wandb_mode(config: Experiment) -> Mode | Literal["disabled"]:
     wanted = os.environ.get("WANDB_MODE")
     if wanted:
         if wanted not in MODES:
-            raise UserError(f"WANDB_MODE={wanted}: unknown; use one of {', '.join(MODES)}, or unset it.")
+            raise UserError(f"WANDB_MODE={wanted:.40}: unknown; use one of {', '.join(MODES)}, or unset it.")
         return MODES[wanted]
     if config.tracking.wandb != "auto":
         return config.tracking.wandb

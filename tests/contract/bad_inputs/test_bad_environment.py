@@ -1,0 +1,131 @@
+"""What surrounds a run: variables of launchers and of W&B, hostfiles, ports."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.errors import UserError
+from configs.load import load_experiment
+from stages.job import check_meeting_place, rank_and_world
+from tests.contract.bad_inputs.entry import check_message, experiment, files, stage_run, tristage
+from tests.unit.pipeline_runs import leave
+
+ROOT = Path(__file__).resolve().parents[3]
+JOB = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+JOIN = """
+from configs.errors import UserError
+from configs.schema import DeepSpeed
+from stages.engine import init_distributed
+try:
+    init_distributed(DeepSpeed())
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_job(monkeypatch):
+    for name in (*JOB, "WANDB_MODE", "WANDB_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("value", ["of-line", "ONLINE", "1", "x" * 10000])
+def test_wandb_mode(value, tmp_path, monkeypatch):
+    """Told before a finished stage that is to run again has been set aside."""
+    file = experiment(tmp_path)
+    leave(tmp_path / "run", "sft", config=load_experiment(file))
+    before = files(tmp_path / "run")
+    monkeypatch.setenv("WANDB_MODE", value)
+    status, said = stage_run(file, tmp_path / "run", "sft", force=True)
+    assert status == 2 and files(tmp_path / "run") == before
+    check_message(said.splitlines()[-1], f"error: WANDB_MODE={value[:40]}", "use one of online, offline")
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ({"RANK": "0"}, "WORLD_SIZE is not set, though RANK is"),
+        ({"RANK": "1"}, "WORLD_SIZE is not set, though RANK is"),
+        ({"WORLD_SIZE": "2"}, "RANK is not set, though WORLD_SIZE is"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK=one: not a number"),
+        ({"RANK": "0", "WORLD_SIZE": "-1"}, "WORLD_SIZE=-1: not a number"),
+        ({"RANK": "²", "WORLD_SIZE": "2"}, "RANK=²: not a number"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2: WORLD_SIZE is 2, so ranks end at 1"),
+        ({"RANK": "9" * 5000, "WORLD_SIZE": "2"}, "RANK=9999"),
+    ],
+)
+def test_half_a_job(given, part, tmp_path, monkeypatch):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError):
+        rank_and_world()
+    status, said = stage_run(experiment(tmp_path), tmp_path / "run", "sft")
+    assert status == 2 and not (tmp_path / "run").exists()
+    check_message(said, f"error: {part}", "Start with `deepspeed`, `torchrun` or `tristage run`")
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"LOCAL_RANK": ""}, "LOCAL_RANK is not set, though RANK, WORLD_SIZE is"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT=http: not a number"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT=70000: ports end at 65535"),
+    ],
+)
+def test_nowhere_to_meet(changes, part, monkeypatch):
+    for name, value in (dict(zip(JOB, ("0", "1", "0", "localhost", "29500"), strict=True)) | changes).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as caught:
+        check_meeting_place()
+    check_message(str(caught.value), part)
+
+
+def test_port_taken():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        job = dict(zip(JOB, ("0", "1", "0", "127.0.0.1", port), strict=True))
+        environment = {**os.environ, **job, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        done = subprocess.run(
+            [sys.executable, "-c", JOIN],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    message = done.stdout.strip().splitlines()[-1]
+    check_message(message, "MASTER_ADDR, MASTER_PORT: ", f"127.0.0.1:{port}", "--master_port")
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (None, "does not exist; launch/hostfile.example shows the form"),
+        (b"", "names no machine"),
+        (b"# nothing\n\n", "names no machine"),
+        (b"one slots=2\ntwo\n", "line 2: expected `NAME slots=N`, found `two`. Correct it"),
+        (b"one slots=0\n", "line 1: expected `NAME slots=N`"),
+        (b"one slots=-1\n", "line 1: expected `NAME slots=N`"),
+        (b"one slots=" + b"9" * 5000 + b"\n", "line 1: expected `NAME slots=N`"),
+        ("one slots=²\n".encode(), "line 1: expected `NAME slots=N`"),
+        (b"one slots=2\none slots=2\n", "line 2: one is there already. Add up its slots"),
+        (b"one slots=2 gpu=h100\n", "line 1: expected `NAME slots=N`"),
+        (b"\xff\xfe", "not UTF-8 at byte 0"),
+    ],
+)
+def test_hostfile(content, part, tmp_path):
+    hostfile = tmp_path / "hosts"
+    if content is not None:
+        hostfile.write_bytes(content)
+    status, _, err = tristage("plan", "--config", experiment(tmp_path), "--hostfile", hostfile)
+    assert status == 2
+    check_message(err, str(hostfile), part)

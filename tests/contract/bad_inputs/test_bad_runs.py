@@ -1,0 +1,234 @@
+"""Run directories that were damaged, swapped or are in use: what is said, and that nothing changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from configs.errors import UserError
+from configs.load import load_experiment
+from configs.schema import Experiment
+from pipeline.rundir import RunDirectory
+from tests.contract.bad_inputs.entry import (
+    VALID,
+    check_message,
+    experiment,
+    files,
+    flip,
+    stage_run,
+    tristage,
+)
+from tests.unit.pipeline_runs import leave
+
+NOBODY = 65534
+HASH = "0" * 64
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> tuple[Path, Experiment, Path]:
+    """An experiment, and a run of it in which sft has finished."""
+    file = experiment(tmp_path)
+    config = load_experiment(file)
+    leave(tmp_path / "run", "sft", config=config)
+    return file, config, tmp_path / "run"
+
+
+def refused(file: Path, run: Path, stage: str, *overrides: str, **switches: bool) -> str:
+    """What `run_stage` says when it refuses, having changed nothing."""
+    before = files(run) if run.is_dir() else {}
+    status, said = stage_run(file, run, stage, *overrides, **switches)
+    assert status == 2, said
+    assert (files(run) if run.is_dir() else {}) == before
+    return said
+
+
+# The directory itself
+
+
+@contextmanager
+def mortal() -> Iterator[None]:
+    """Root may write everywhere; be somebody who may not."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_read_only_folder() -> None:
+    folder = Path(tempfile.mkdtemp())  # not tmp_path, which others may not even enter
+    for name in ("run", "locked"):
+        (folder / name).mkdir()
+    with RunDirectory(folder / "locked").lock("sft"):  # whose imports others may not read
+        pass
+    for path in (folder, folder / "run", folder / "locked", folder / "locked/.sft.lock"):
+        path.chmod(0o555)
+    with mortal():
+        for name, action in {
+            "new": lambda run: run.lock("sft").__enter__(),
+            "run": lambda run: run.lock("sft").__enter__(),
+            "locked": lambda run: run.is_locked("sft"),
+        }.items():
+            with pytest.raises(UserError) as caught:
+                action(RunDirectory(folder / name))
+            check_message(
+                str(caught.value), f"{folder}/{name}: cannot be a run directory: Permission denied."
+            )
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_file_where_the_run_should_be(name, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    status, said = stage_run(experiment(tmp_path), tmp_path / name, "sft")
+    assert status == 2 and (tmp_path / "file").read_text() == "precious"
+    check_message(said, f"error: {tmp_path}/{name}: cannot be a run directory: ", "Choose another --run-dir")
+
+
+def test_a_file_where_the_stage_should_be(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/sft").write_text("precious")
+    said = refused(experiment(tmp_path), tmp_path / "run", "sft")
+    check_message(said, f"{tmp_path}/run/sft is a file where its folder should be", "Move the file away")
+
+
+@pytest.mark.parametrize("stage", ["sft", "rm"])
+def test_two_processes(stage, ours):
+    file, _, run = ours
+    with RunDirectory(run).lock(stage):
+        check_message(
+            refused(file, run, stage), f"{run}/{stage}: stage {stage} is being run by", "Wait until it"
+        )
+
+
+def test_a_stale_lock_is_none(ours):
+    file, _, run = ours
+    (run / ".sft.lock").write_text("12345")
+    assert stage_run(file, run, "sft")[0] == 0
+
+
+# Manifests
+
+
+def escaping(path: str, at: str) -> bytes:
+    tree = json.loads(json.dumps(MANIFEST))
+    if at == "output":
+        tree["output"]["files"] = {path: HASH}
+    else:
+        tree["inputs"] = {"sft": {"path": path, "sha256": HASH}}
+    return json.dumps(tree).encode()
+
+
+MANIFEST = {
+    "stage": "sft",
+    "status": "finished",
+    "config_hash": HASH,
+    "config": {},
+    "base": {"model": "tiny-random", "quantization": "nf4"},
+    "output": {"sha256": HASH, "files": {}},
+    "started": "2025-01-01T00:00:00Z",
+    "attempt_started": "2025-01-01T00:00:00Z",
+}
+MANIFESTS = {
+    "empty": b"",
+    "truncated": json.dumps(MANIFEST).encode()[:200],
+    "zeros": b"\0" * 300,
+    "list": b"[]",
+    "other": b'{"name": "something else"}',
+    "nan": json.dumps(MANIFEST | {"wall_seconds": float("nan")}).encode(),
+    "status": json.dumps(MANIFEST | {"status": "fine"}).encode(),
+    "deep": b'{"config": ' + b"[" * 10**5 + b"]" * 10**5 + b"}",
+    "long": json.dumps(MANIFEST | {"stage": "x" * 10**5}).encode(),
+    "files above": escaping("../../secret", "output"),
+    "absolute files": escaping("/etc/passwd", "output"),
+    "inputs above": escaping("../../x", "input"),
+}
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+@pytest.mark.parametrize("stage", ["sft", "rm"])
+def test_manifest(name, stage, ours):
+    file, _, run = ours
+    (run / "sft/manifest.json").write_bytes(MANIFESTS[name])
+    check_message(
+        refused(file, run, stage),
+        f"error: {run}/sft/manifest.json: not a readable manifest (",
+        f"Restore the file, or move the folder {run}/sft away",
+    )
+    status, _, err = tristage("status", "--run-dir", run)
+    assert status == 2
+    check_message(err, "not a readable manifest")
+
+
+def test_a_folder_for_a_manifest(ours):
+    file, _, run = ours
+    (run / "sft/manifest.json").unlink()
+    (run / "sft/manifest.json").mkdir()
+    check_message(refused(file, run, "rm"), "manifest.json: cannot be read: Is a directory")
+
+
+# Adapters upstream, and the base under them
+
+
+def test_adapter_missing(ours):
+    file, _, run = ours
+    (run / "sft/adapter/adapter_model.safetensors").unlink()
+    check_message(
+        refused(file, run, "rm"), "adapter_model.safetensors is missing", "Restore the file, or train sft"
+    )
+
+
+def test_adapter_with_a_flipped_bit(ours):
+    file, _, run = ours
+    flip(run / "sft/adapter/adapter_model.safetensors")
+    check_message(refused(file, run, "rm"), "is not the file that the stage wrote (its SHA-256 differs)")
+
+
+def test_adapter_of_another_run(ours, tmp_path):
+    file, config, run = ours
+    leave(tmp_path / "other", "sft", config=config, weights="others")
+    shutil.rmtree(run / "sft/adapter")
+    shutil.copytree(tmp_path / "other/sft/adapter", run / "sft/adapter")
+    check_message(refused(file, run, "rm"), "is not the file that the stage wrote")
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        (
+            "base.model=smollm2-135m-instruct",
+            "its base is smollm2-135m-instruct (nf4), but stage sft was trained",
+        ),
+        ("base.revision=v2", "its base is tiny-random@v2 (nf4)"),
+        ("base.quantization=int8", "its base is tiny-random (int8)"),
+        ("adapter.r=4", "stage sft was trained with another adapter: adapter.r: 16 -> 4"),
+        ("adapter.target_modules=[q_proj]", "adapter.target_modules: all-linear -> ['q_proj']"),
+    ],
+)
+def test_another_base_or_adapter(override, part, ours):
+    file, _, run = ours
+    check_message(refused(file, run, "rm", override), part, "Restore the setting, or train sft again")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_other_files_in_the_folder_of_the_base(name, tiny_folder, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder, model)
+    file = experiment(tmp_path, VALID.replace("tiny-random", str(model)))
+    leave(tmp_path / "run", "sft", config=load_experiment(file))
+    flip(model / name, -2)
+    said = refused(file, tmp_path / "run", "rm")
+    check_message(
+        said, f"the files of {model} are not those that stage sft was trained on", "train sft again"
+    )

@@ -1,0 +1,215 @@
+"""Whatever a file holds, reading it succeeds or ends in an error for the user."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.errors import UserError
+from configs.explain import all_keys
+from configs.load import load_experiment
+from configs.schema import Experiment, Source
+from configs.zero import read_deepspeed_config
+from data.formats import ACCEPTED, load_rows, normalise
+from data.reading import BadRow
+from pipeline.manifest import damage, fingerprint, read_manifest
+from pipeline.orchestrate import read_slots
+from pipeline.results import read_lines
+from stages.checkpoint import newest_checkpoint, save_checkpoint, seal_fault
+from tests.contract.bad_inputs.entry import LONGEST, VALID
+from tests.contract.bad_inputs.test_bad_runs import MANIFEST
+
+quick = settings(max_examples=60, deadline=None)
+
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just(10**400)
+    | st.text(st.characters(codec=None, categories=["Cs", "Cc", "L"]), max_size=8)
+)  # fmt: skip
+known = st.sampled_from([*sorted({keys[-1] for keys in all_keys()}), "x"])
+roles = st.sampled_from(["system", "user", "assistant", "human", "gpt", "robot"]) | scalars
+messages = st.lists(st.fixed_dictionaries({"role": roles, "content": scalars}) | scalars, max_size=4)
+ROW_KEYS = (
+    "prompt", "completion", "completions", "chosen", "rejected", "messages", "conversations", "ranks",
+    "scores", "instruction", "input", "output", "system", "history", "x",
+)  # fmt: skip
+row_keys = st.sampled_from(ROW_KEYS)
+row_values = scalars | messages | st.lists(scalars | messages, max_size=4)
+rows = st.dictionaries(row_keys, row_values, max_size=5)
+trees = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(known, inner, max_size=5),
+    max_leaves=15,
+)
+contents = st.binary(max_size=200) | st.text(max_size=100).map(lambda text: text.encode(errors="replace"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("fuzz")
+
+
+def mutated(content: bytes) -> st.SearchStrategy[bytes]:
+    """`content` cut somewhere, with some bytes of it replaced."""
+    places = st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=4)
+
+    def change(cut: int, edits: list[tuple[int, int]]) -> bytes:
+        changed = bytearray(content)
+        for at, value in edits:
+            changed[at] = value
+        return bytes(changed[:cut])
+
+    return st.builds(change, st.integers(0, len(content)) | st.just(len(content)), places)
+
+
+@contextlib.contextmanager
+def told():
+    """Success, or an error for the user of reasonable length."""
+    try:
+        yield
+    except UserError as error:
+        assert 0 < len(str(error)) < 3 * LONGEST
+
+
+@quick
+@given(tree=trees, overrides=st.lists(st.tuples(known, known, trees), max_size=2))
+def test_configuration_trees(place, tree, overrides):
+    file = place / "tree.yaml"
+    file.write_text(yaml.safe_dump(tree, allow_unicode=False))
+    words = [f"{one}.{other}={json.dumps(value)}" for one, other, value in overrides]
+    with told():
+        load_experiment(file, words)
+
+
+@quick
+@given(keys=st.sampled_from(list(all_keys())), value=trees)
+def test_one_wrong_value_in_a_good_configuration(place, keys, value):
+    file = place / "good.yaml"
+    file.write_text(VALID)
+    with told():
+        experiment = load_experiment(file, [f"{'.'.join(keys)}={json.dumps(value)}"])
+        assert Experiment.model_validate(experiment.model_dump(mode="json")) == experiment
+
+
+@quick
+@given(content=contents | mutated(VALID.encode()))
+def test_configuration_bytes(place, content):
+    file = place / "bytes.yaml"
+    file.write_bytes(content)
+    with told():
+        load_experiment(file)
+
+
+@quick
+@given(content=contents | trees.map(lambda tree: json.dumps(tree).encode())
+       | mutated(b'{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}'))  # fmt: skip
+def test_deepspeed_json(place, content):
+    file = place / "zero.json"
+    file.write_bytes(content)
+    with told():
+        assert isinstance(read_deepspeed_config(file), dict)
+
+
+@quick
+@given(row=rows, kind=st.sampled_from(sorted(ACCEPTED)))
+def test_rows(row: dict[str, Any], kind: Any):
+    try:
+        found = normalise(row, kind)
+    except BadRow as fault:
+        assert 0 < len(str(fault)) < LONGEST
+        return
+    json.dumps(found, ensure_ascii=False).encode()
+    assert found["prompt"]
+    if kind == "rankings":
+        assert len(found["ranks"]) == len(found["completions"]) >= 2 and found["ranks"] == sorted(
+            found["ranks"]
+        )
+
+
+@quick
+@given(
+    suffix=st.sampled_from([".jsonl", ".json"]),
+    content=contents | st.lists(rows | trees, max_size=4).map(lambda each: json.dumps(each).encode())
+    | st.lists(rows, max_size=3).map(lambda each: b"".join(json.dumps(row).encode() + b"\n" for row in each)),
+    kind=st.sampled_from(sorted(ACCEPTED)),
+)  # fmt: skip
+def test_data_bytes(place, suffix, content, kind):
+    file = place / f"data{suffix}"
+    file.write_bytes(content)
+    with told():
+        load_rows(Source(path=str(file)), kind, lambda note: None)
+
+
+def parquet() -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"prompt": ["p", "q"] * 20, "completion": ["a", "b"] * 20}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+@quick
+@given(content=mutated(parquet()))
+def test_parquet_bytes(place, content):
+    file = place / "data.parquet"
+    file.write_bytes(content)
+    with told():
+        load_rows(Source(path=str(file)), "demonstrations", lambda note: None)
+
+
+@quick
+@given(content=contents | mutated(json.dumps(MANIFEST).encode())
+       | st.tuples(st.sampled_from([*MANIFEST, "metrics", "inputs"]), trees)
+       .map(lambda change: json.dumps({**MANIFEST, change[0]: change[1]}).encode()))  # fmt: skip
+def test_manifests(place, content):
+    file = place / "manifest.json"
+    file.write_bytes(content)
+    with told():
+        manifest = read_manifest(file)
+        assert manifest is not None
+        if manifest.output:
+            damage(place, manifest.output)
+
+
+@quick
+@given(
+    content=contents | trees.map(lambda tree: json.dumps(tree).encode()),
+    name=st.sampled_from(["seal", "state"]),
+)
+def test_seals_and_states(place, content, name):
+    root = place / "checkpoints"
+    save_checkpoint(root, 1, {}, {"optimizer_steps": 1, "memory": {}}, 1)
+    (root / "step-000001" / f"{name}.json").write_bytes(content)
+    found, complaints = newest_checkpoint(root)
+    assert (found is None) == bool(complaints)
+    assert (seal_fault(root / "step-000001") is None) or complaints
+
+
+@quick
+@given(content=contents | mutated(b"one slots=2\ntwo slots=4 # the other\n"))
+def test_hostfiles(place, content):
+    file = place / "hosts"
+    file.write_bytes(content)
+    with told():
+        slots = read_slots(file)
+        assert slots and all(number > 0 for number in slots)
+
+
+@quick
+@given(content=contents | trees.map(lambda tree: json.dumps(tree).encode() + b"\n"))
+def test_journals(place, content):
+    file = place / "metrics.jsonl"
+    file.write_bytes(content)
+    with told():
+        read_lines(file, ["step"])
+
+
+def test_fingerprints_are_of_files_inside(tmp_path):
+    (tmp_path / "a").write_text("a")
+    assert list(fingerprint(tmp_path).files) == ["a"]

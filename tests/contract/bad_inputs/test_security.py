@@ -1,0 +1,119 @@
+"""Nothing that a user may be handed is executed, and no secret of the environment is written down."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from configs.paths import stays_inside
+from tests.contract.bad_inputs.entry import files
+from tests.contract.bad_inputs.test_bad_models import Plant
+
+ROOT = Path(__file__).resolve().parents[3]
+PACKAGES = ("configs", "data", "stages", "pipeline", "launch")
+UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+FORBIDDEN_CALLS = {
+    *("torch.load", "torch.jit.load", "numpy.load", "np.load", "yaml.load", "yaml.unsafe_load"),
+    *("os.system", "eval", "exec"),
+}
+SECRETS = {
+    "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
+    "HF_TOKEN": "hf_planted0secret0that0nobody0may0see",
+    "OPENAI_API_KEY": "sk-planted-secret-that-nobody-may-see",
+}
+
+
+def nodes() -> Iterator[tuple[str, ast.AST]]:
+    for package in PACKAGES:
+        for file in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text())):
+                yield f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}", node
+
+
+def test_our_code_neither_unpickles_nor_trusts() -> None:
+    found = []
+    for place, node in nodes():
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found += [place for name in names if name.split(".")[0] in UNPICKLERS]
+        if isinstance(node, ast.Call):
+            found += [place] if ast.unparse(node.func) in FORBIDDEN_CALLS else []
+            for keyword in node.keywords:
+                value = ast.unparse(keyword.value)
+                trusting = (keyword.arg, value) in {("trust_remote_code", "True"), ("weights_only", "False")}
+                found += [place] if trusting or (keyword.arg, value) == ("shell", "True") else []
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"),
+    [
+        *((name, True) for name in ("a", "a/b.json", ".hidden", "a..b", "./a")),
+        *((name, False) for name in ("", ".", "..", "../a", "a/../../b", "/a", "//a", "a/..", "a\0b")),
+    ],
+)
+def test_stays_inside(name, inside):
+    assert stays_inside(name) == inside
+
+
+def sft(run: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The tiny experiment's first stage, three steps of it, with secrets in its environment."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    environment |= SECRETS | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, ROOT / "launch/run_stage.py", "--stage", "sft"]
+    command += ["--config", ROOT / "configs/tiny.yaml", "--run-dir", run]
+    overrides = ["sft.max_steps=3", "sft.save_steps=1", "tracking.wandb=offline", *words]
+    return subprocess.run(
+        [*map(str, command), *overrides],
+        cwd=run.parent, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    run = tmp_path_factory.mktemp("secret") / "run"
+    done = sft(run)
+    assert done.returncode == 0, done.stderr
+    return run, done.stdout + done.stderr
+
+
+def test_no_secret_is_written_down(finished):
+    run, said = finished
+    written = files(run)
+    assert any("wandb" in name for name in written) and "sft/logs/rank0.log" in written
+    for secret in SECRETS.values():
+        assert [name for name, content in written.items() if secret.encode() in content] == []
+        assert secret not in said
+
+
+def test_resuming_executes_nothing_and_passes_over_what_is_damaged(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    shutil.rmtree(run / "sft/adapter")
+    steps = sorted((run / "sft/checkpoints").iterdir())
+    (steps[-1] / "tensors.safetensors").write_bytes(pickle.dumps(Plant(tmp_path / "EXECUTED")))
+    for folder in (run / "sft", *steps):
+        for name in ("tensors.pt", "optimizer.bin", "adapter_model.bin", "state.pkl"):
+            (folder / name).write_bytes(pickle.dumps(Plant(tmp_path / "EXECUTED")))
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        with (run / "sft" / name).open("a") as stream:
+            stream.write('{"step": 3, "hal')
+    manifest = json.loads((run / "sft/manifest.json").read_text())
+    (run / "sft/manifest.json").write_text(json.dumps(manifest | {"status": "running", "output": None}))
+    done = sft(run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"passed over the checkpoint {steps[-1]}" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "EXECUTED").exists()
+    read = [json.loads(line) for line in (run / "sft/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in read if "loss" in row] == [1, 2, 3]
