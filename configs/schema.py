@@ -135,6 +135,9 @@ class Training(Section):
     adam_beta2: BelowOne = 0.999
     adam_epsilon: Positive = 1e-8
     max_grad_norm: NonNegative = Field(1.0, description="0 turns clipping off")
+    max_skipped_updates: Count = Field(
+        10, description="stop after so many updates in a row whose gradient is not finite"
+    )
     batch_size: Count = Field(64, description="global: sequences (sft), prompts (rm, ppo) per step")
     micro_batch_size: Count = Field(8, description="sequences in one forward pass of one rank")
     logging_steps: Count = 1

@@ -8,6 +8,7 @@ averages gradients over them.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ class Engine:
         self.parameters = trainable(roles, learning_rates)
         self.grad_norm = 0.0
         self.steps = 0
+        self.skipped, self.skipped_in_row = 0, 0
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": list(trainable(roles, [role]).values()), "lr": rate}
@@ -104,13 +106,21 @@ class Engine:
         self.deepspeed.backward(loss * self.ranks.world, scale_wrt_gas=False)
 
     def step(self) -> None:
-        """Average gradients over ranks, clip by global norm, update, and clear the gradients."""
+        """Average gradients over ranks, clip by global norm, update, and clear the gradients.
+
+        Where the norm is not finite, parameters and moments stay as they are, and the step is counted in
+        `skipped`; the schedule goes on.
+        """
         for group, rate in zip(self.optimizer.param_groups, self.learning_rates(), strict=True):
             group["lr"] = rate
         self.deepspeed.step()
         self.steps += 1
         if self.zero_stage:
+            # DeepSpeed leaves the step out itself, and gives infinity for a norm that is not finite.
             self.grad_norm = float(self.deepspeed.get_global_grad_norm())
+        lost = not math.isfinite(self.grad_norm)
+        self.skipped += lost
+        self.skipped_in_row = self.skipped_in_row + 1 if lost else 0
         if self.zero_stage == 3:
             # ZeRO-3 overwrites its gradient buffers only in the first backward of a step; a role whose
             # turn comes in a later backward would be added to what the step before left there.
@@ -123,6 +133,9 @@ class Engine:
     def _clip(self, max_norm: float) -> None:
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), max_norm or float("inf"))
         self.grad_norm = float(norm)
+        if not math.isfinite(self.grad_norm):
+            for parameter in self.parameters.values():
+                parameter.grad = None  # AdamW passes over it
 
     @contextlib.contextmanager
     def whole(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -177,7 +178,7 @@ class Experience:
     def _adapt_kl_coef(self, kl: float, responses: int) -> float:
         """Move an adaptive coefficient on for the next batch; returns that of this one."""
         used, ppo = self.kl_coef, self.ppo
-        if ppo.kl_target:
+        if ppo.kl_target and math.isfinite(kl):
             self.memory["kl_coef"] = next_kl_coef(used, kl, ppo.kl_target, responses, ppo.kl_horizon)
         return used
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from configs.errors import UserError
 from configs.schema import Training
+from data.sampler import global_batch
 from stages.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from stages.context import Context, Tracker
 from stages.engine import Engine, load_parameters
@@ -71,6 +73,7 @@ def start_engine(
     engine = Engine(roles, rates, training, updates, context.config.deepspeed, ranks)
     engine.load_state(tensors, checkpoint.state["optimizer_steps"])
     progress.step, progress.memory = checkpoint.step, checkpoint.state["memory"]
+    engine.skipped, engine.skipped_in_row = progress.memory.get("skipped", (0, 0))
     context.tracker.rewind(progress.step)
     return engine
 
@@ -81,38 +84,68 @@ def run_steps(
     engine: Engine,
     progress: Progress,
     meter: Meter,
-    take_step: Callable[[int], Figures],
+    size: int,
+    take_step: Callable[[int, list[int]], Figures],
     evaluate: Callable[[], Figures],
 ) -> tuple[Figures, Figures]:
     """Take steps `progress.step` ... `progress.total - 1`, logging, evaluating and saving on the way.
 
     Args:
-        take_step: does step number `step` (from 0) and returns its metrics.
+        size: training examples, from which each step's batch is drawn.
+        take_step: does step number `step` (from 0) on the examples at the given places, and returns its
+            metrics.
         evaluate: figures on held-out data, logged as `eval/...` before the first step, every
             `eval_steps` and after the last one; empty where nothing is held out.
+
+    Raises:
+        UserError: too many updates in a row had a gradient that is not finite.
 
     Returns:
         The figures before the first step and after the last. They are in the checkpoints, so that a
         stage that ends on its second attempt has them, too.
     """
     tracker, ranks, memory = context.tracker, engine.ranks, progress.memory
+
+    def batch_of(step: int) -> list[int]:
+        return global_batch(size, training.batch_size, context.config.seed, step)
+
     if progress.step == 0:
         memory["before"] = _evaluated(tracker, evaluate, 0)
     tracker.phase(f"{context.stage}: training", progress.total, progress.step)
     while progress.step < progress.total:
         seed_step(context.config.seed, context.stage, progress.step, ranks.rank)
-        metrics = dict(take_step(progress.step))
+        picks, skipped = batch_of(progress.step), engine.skipped
+        metrics = dict(take_step(progress.step, picks))
         progress.step += 1
+        if engine.skipped > skipped:
+            _tell_skipped(context, training, engine, progress, picks)
         done, last = progress.step, progress.step == progress.total
-        metrics["tokens_per_second"] = meter.tokens_per_second
+        metrics |= {"tokens_per_second": meter.tokens_per_second, "skipped_updates": engine.skipped}
         if done % training.logging_steps == 0 or last:
             tracker.log(metrics, done)
         tracker.advance(1, **metrics)
         if last or (training.eval_steps and done % training.eval_steps == 0):
             memory["after"] = _evaluated(tracker, evaluate, done)
         if last or done % training.save_steps == 0:
+            memory["skipped"] = engine.skipped, engine.skipped_in_row
             save(context, training, engine, progress)
     return memory["before"], memory["after"]
+
+
+def _tell_skipped(
+    context: Context, training: Training, engine: Engine, progress: Progress, picks: list[int]
+) -> None:
+    """Say that an update was left out, and on which batch; give up where there are too many in a row."""
+    context.tracker.note(
+        f"step {progress.step}: an update was skipped, its gradient is not finite (batch: examples {picks})"
+    )
+    if engine.skipped_in_row >= training.max_skipped_updates:
+        raise UserError(
+            f"{engine.skipped_in_row} updates in a row, up to step {progress.step}, had no finite gradient "
+            f"({context.stage}.max_skipped_updates). The last good checkpoint is in "
+            f"{context.folder / 'checkpoints'}. Lower {context.stage}.learning_rate or look at the examples "
+            "that the log names, and start over with --fresh."
+        )
 
 
 def _evaluated(tracker: Tracker, evaluate: Callable[[], Figures], step: int) -> Figures:

@@ -11,7 +11,7 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from configs.schema import Ppo
 from data import tokenize
-from data.sampler import epoch_order, global_batch, micro_batches
+from data.sampler import epoch_order, micro_batches
 from stages.advantages import token_kl
 from stages.context import Context, Outcome
 from stages.engine import Engine
@@ -54,14 +54,16 @@ def run(context: Context) -> Outcome:
     judgement = Judgement(context, sampler, held_out)
 
     # 4. Iterations: roll out, score, update.
-    def take_step(step: int) -> dict[str, float]:
-        picks = global_batch(len(train), ppo.batch_size, config.seed, step)
+    def take_step(step: int, picks: list[int]) -> dict[str, float]:
+        skipped = engine.skipped
         metrics, samples = trainer.iterate(step, [train[i] for i in picks])
-        if (step + 1) % ppo.logging_steps == 0:
+        if engine.skipped > skipped:
+            context.tracker.samples(samples, step + 1)  # what caused it
+        elif (step + 1) % ppo.logging_steps == 0:
             context.tracker.samples(samples[: config.tracking.sample_rows], step + 1)
         return metrics
 
-    run_steps(context, ppo, engine, progress, trainer.meter, take_step, judgement.of_policy)
+    run_steps(context, ppo, engine, progress, trainer.meter, len(train), take_step, judgement.of_policy)
 
     # 5. The result, judged on held-out prompts beside the base and the SFT policy.
     save_role(context, engine, POLICY, tokenizer)

@@ -140,7 +140,9 @@ class RunningMoments:
     square: float = 0.0  # sum of squared deviations
 
     def update(self, values: Tensor) -> None:
-        """Take in a batch, (B,)."""
+        """Take in a batch, (B,), which may be empty."""
+        if not len(values):
+            return
         values = values.double()
         count = self.count + len(values)
         difference = float(values.mean()) - self.mean
@@ -166,7 +168,7 @@ def shaped(totals: Tensor, lengths: Tensor, ended: Tensor, ppo: Ppo, memory: dic
     scores = totals
     if ppo.normalize_rewards:
         moments = RunningMoments(**memory.get("reward_moments", {}))
-        moments.update(totals)
+        moments.update(totals[totals.isfinite()])
         memory["reward_moments"] = asdict(moments)
         scores = (totals - moments.mean) / (moments.deviation + 1e-8)
     if ppo.clip_reward:

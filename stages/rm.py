@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from data import tokenize
-from data.sampler import global_batch, micro_batches
+from data.sampler import micro_batches
 from stages.context import Context, Outcome
 from stages.engine import Engine
 from stages.loop import Progress, find_resume, run_steps, seed_step, start_engine, total_steps
@@ -57,13 +57,13 @@ def run(context: Context) -> Outcome:
     trainer = Trainer(engine, tokenizer.pad_token_id, rm.micro_batch_size)
 
     # 4. Training.
-    def take_step(step: int) -> dict[str, float]:
-        return trainer.step([train[i] for i in global_batch(len(train), rm.batch_size, config.seed, step)])
+    def take_step(_: int, picks: list[int]) -> dict[str, float]:
+        return trainer.step([train[i] for i in picks])
 
     def evaluate() -> dict[str, float]:
         return trainer.evaluate(held_out)
 
-    _, after = run_steps(context, rm, engine, progress, trainer.meter, take_step, evaluate)
+    _, after = run_steps(context, rm, engine, progress, trainer.meter, len(train), take_step, evaluate)
 
     # 5. The result, on a scale where the SFT policy has mean 0 and deviation 1.
     sampler = Sampler(roles, tokenizer, ranks, rm.rankings.rollout)  # anew: ZeRO-3 has sharded the base since

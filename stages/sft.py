@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from data import pack, tokenize
-from data.sampler import global_batch, micro_batches
+from data.sampler import micro_batches
 from stages.context import Context, Outcome
 from stages.engine import Engine
 from stages.likelihood import ROLE, Example, forward, length, targets
@@ -37,14 +37,13 @@ def run(context: Context) -> Outcome:
     trainer = Trainer(engine, tokenizer.pad_token_id, sft.micro_batch_size)
 
     # 4. Training.
-    def take_step(step: int) -> dict[str, float]:
-        picks = global_batch(len(rows), sft.batch_size, config.seed, step)
+    def take_step(_: int, picks: list[int]) -> dict[str, float]:
         return trainer.step([rows[i] for i in picks])
 
     def evaluate() -> dict[str, float]:
         return trainer.evaluate(held_out)
 
-    before, after = run_steps(context, sft, engine, progress, trainer.meter, take_step, evaluate)
+    before, after = run_steps(context, sft, engine, progress, trainer.meter, len(rows), take_step, evaluate)
 
     # 5. The result.
     save_role(context, engine, ROLE, tokenizer)
