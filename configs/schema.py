@@ -223,6 +223,9 @@ class Ppo(Training):
     )
     kl_horizon: Positive = Field(10_000.0, description="responses over which an adaptive kl_coef settles")
     kl_estimator: Literal["k1", "k3"] = "k1"
+    max_kl: Positive | None = Field(
+        None, description="nats per response: a rollout above it ends the run with the policy before it"
+    )
     kl_in: Literal["reward", "loss"] = Field("reward", description="where the KL penalty goes")
     rewards: Annotated[list[Reward], Field(min_length=1)] = [Reward()]
     normalize_rewards: bool = Field(False, description="by the running mean and standard deviation")
@@ -245,6 +248,10 @@ class Ppo(Training):
     ptx_batch_size: Count | None = Field(
         None, description="global: demonstrations per update; default: responses per update"
     )
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="keep a moving average of the policy over iterations, in adapter-ema"
+    )
+    use_ema: bool = Field(False, description="make the average the result; the policy goes to adapter-last")
     critic_warmup: Annotated[int, Field(ge=0)] = Field(
         0, description="iterations at the beginning that train the critic alone"
     )
@@ -265,9 +272,11 @@ class Ppo(Training):
         return self
 
     @model_validator(mode="after")
-    def _kl_makes_sense(self) -> Ppo:
+    def _options_go_together(self) -> Ppo:
         if self.kl_target and not self.kl_coef:
             raise ValueError("kl_target adapts kl_coef by factors, so kl_coef must not start at 0")
+        if self.use_ema and self.ema_decay is None:
+            raise ValueError("use_ema needs ema_decay, such as 0.9")
         if self.kl_in == "loss" and self.kl_estimator == "k1":
             raise ValueError(
                 "kl_in: loss needs kl_estimator: k3, as the gradient of k1 has mean 0 whatever the KL"

@@ -27,6 +27,7 @@ from stages.modeling import Roles, trainable
 from stages.ranks import Ranks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+KEPT = "kept/"
 
 
 class Engine:
@@ -65,6 +66,7 @@ class Engine:
         self.grad_norm = 0.0
         self.steps = 0
         self.skipped, self.skipped_in_row = 0, 0
+        self.kept: dict[str, Tensor] = {}  # what else a recipe wants in its checkpoints, whole and on the CPU
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": list(trainable(roles, [role]).values()), "lr": rate}
@@ -153,13 +155,22 @@ class Engine:
             return {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Trained parameters and Adam's moments as whole CPU tensors. Every rank must call."""
+        """Trained parameters, Adam's moments and `kept` as whole CPU tensors. Every rank must call."""
         with self.whole(self.parameters.values()):
             tensors = {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
         for name, parameter in self.parameters.items():
             for moment in MOMENTS:
                 tensors[f"{moment}/{name}"] = self._moment(parameter, moment).cpu()
-        return tensors
+        return tensors | {f"{KEPT}{name}": tensor for name, tensor in self.kept.items()}
+
+    @torch.no_grad()
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make `tensors` the values of parameters, when training is over. Every rank must call."""
+        parameters = [self.parameters[name] for name in tensors]
+        gathered = deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
+        with gathered if self.zero_stage == 3 else contextlib.nullcontext():
+            for parameter, tensor in zip(parameters, tensors.values(), strict=True):
+                parameter.copy_(tensor)
 
     def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
         if self.zero_stage == 0:
@@ -172,6 +183,9 @@ class Engine:
         The parameters themselves are loaded before the engine is built (`load_parameters`).
         """
         self.steps = steps
+        self.kept = {
+            name.removeprefix(KEPT): tensor for name, tensor in tensors.items() if name.startswith(KEPT)
+        }
         for state in self.optimizer.state.values():
             state["step"].fill_(steps)
         for name, parameter in self.parameters.items():

@@ -31,6 +31,10 @@ class Progress:
     memory: dict[str, Any] = field(default_factory=dict)
 
 
+class Stop(Exception):
+    """Raised by a step that is not to be taken: training ends before it, and says why."""
+
+
 def find_resume(context: Context, ranks: Ranks) -> Checkpoint | None:
     """The checkpoint to go on from, if the context asks for it and there is a good one."""
     if not context.resume:
@@ -112,10 +116,17 @@ def run_steps(
     if progress.step == 0:
         memory["before"] = _evaluated(tracker, evaluate, 0)
     tracker.phase(f"{context.stage}: training", progress.total, progress.step)
-    while progress.step < progress.total:
+    while progress.step < progress.total and "stopped" not in memory:
         seed_step(context.config.seed, context.stage, progress.step, ranks.rank)
         picks, skipped = batch_of(progress.step), engine.skipped
-        metrics = dict(take_step(progress.step, picks))
+        try:
+            metrics = dict(take_step(progress.step, picks))
+        except Stop as stop:
+            tracker.note(f"training ends after {progress.step} of {progress.total} steps: {stop}")
+            memory["stopped"] = str(stop)
+            memory["after"] = _evaluated(tracker, evaluate, progress.step)
+            save(context, training, engine, progress)
+            break
         progress.step += 1
         if engine.skipped > skipped:
             _tell_skipped(context, training, engine, progress, picks)

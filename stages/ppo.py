@@ -13,11 +13,12 @@ from configs.schema import Ppo
 from data import tokenize
 from data.sampler import epoch_order, micro_batches
 from stages.advantages import token_kl
+from stages.average import save_with_average, update_average
 from stages.context import Context, Outcome
 from stages.engine import Engine
 from stages.experience import CRITIC, POLICY, REFERENCE, REWARD, Experience, Sample
 from stages.judgement import Judgement
-from stages.loop import Progress, find_resume, run_steps, start_engine
+from stages.loop import Progress, Stop, find_resume, run_steps, start_engine
 from stages.losses import masked_sum, policy_loss, value_loss
 from stages.metrics import Meter, peak_memory_bytes
 from stages.prepare import prepare, read_examples, save_role
@@ -25,6 +26,7 @@ from stages.ptx import Ptx, make_ptx
 from stages.ranks import seed_from
 from stages.rollout import Layout, Sampler, logprobs_and_entropy, response_logprobs, state_values
 
+GOOD = "good/"  # of what the engine keeps: the policy of the last rollout within `max_kl`
 PER_TOKEN = {"val/ratio", "policy/clipfrac_avg", "policy/approxkl_avg", "val/clipfrac_avg"}
 
 
@@ -66,11 +68,16 @@ def run(context: Context) -> Outcome:
     run_steps(context, ppo, engine, progress, trainer.meter, len(train), take_step, judgement.of_policy)
 
     # 5. The result, judged on held-out prompts beside the base and the SFT policy.
-    save_role(context, engine, POLICY, tokenizer)
+    if ppo.ema_decay:
+        save_with_average(context, engine, POLICY, tokenizer, ppo.use_ema)
+        judgement.of_policy()
+    else:
+        save_role(context, engine, POLICY, tokenizer)
     return Outcome(
         {
             **judgement.final(),
-            "steps": progress.total,
+            "steps": progress.step,
+            "stopped_early": float("stopped" in progress.memory),
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": peak_memory_bytes(),
         },
@@ -92,9 +99,23 @@ class Trainer:
             The iteration's metrics, and its samples for people to read.
         """
         samples, metrics = self.experience.collect(step, prompts)
+        self._check_kl(metrics["objective/kl"])
         metrics |= self.update(step, samples)
+        if self.ppo.ema_decay:
+            update_average(self.engine, POLICY, self.ppo.ema_decay)
         self.meter.add(sum(len(s.prompt_ids) + len(s.response_ids) for s in samples))
         return metrics, self.experience.readable(samples)
+
+    def _check_kl(self, kl: float) -> None:
+        """Keep the policy while its KL is within `max_kl`; else go back to the last one kept, and stop."""
+        limit, kept = self.ppo.max_kl, self.engine.kept
+        if limit is None:
+            return
+        if kl > limit:
+            good = {n.removeprefix(GOOD): tensor for n, tensor in kept.items() if n.startswith(GOOD)}
+            self.engine.put(good)
+            raise Stop(f"the KL is {kl:.4g} nats per response, above ppo.max_kl, {limit:g}")
+        kept |= {GOOD + name: tensor for name, tensor in self.engine.role_tensors(POLICY).items()}
 
     def update(self, step: int, samples: list[Sample]) -> dict[str, float]:
         """Epochs of minibatch updates of policy and critic; metrics are means over all of them.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -90,22 +89,28 @@ def tokenized(
     return train, held_out
 
 
-def save_role(context: Context, engine: Engine, role: str, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Write the adapter of `role` (and its head) as the stage's result. Every rank must call."""
+def save_role(
+    context: Context, engine: Engine, role: str, tokenizer: PreTrainedTokenizerBase, name: str = "adapter"
+) -> None:
+    """Write the adapter of `role` (and its head) to the stage's folder `name`. Every rank must call."""
     tensors = engine.role_tensors(role)
     if engine.ranks.rank == 0:
-        write_role(context, engine.roles, role, tokenizer, tensors)
+        write_role(context, engine.roles, role, tokenizer, tensors, name)
     engine.ranks.barrier()
-    return context.folder / "adapter"
 
 
 def write_role(
-    context: Context, roles: Roles, role: str, tokenizer: PreTrainedTokenizerBase, tensors: dict[str, Any]
+    context: Context,
+    roles: Roles,
+    role: str,
+    tokenizer: PreTrainedTokenizerBase,
+    tensors: dict[str, Any],
+    name: str = "adapter",
 ) -> None:
-    """Write `tensors` of `role` to the stage's adapter folder, with tokenizer and model card."""
+    """Write `tensors` of `role` to the stage's folder `name`, with tokenizer and model card."""
     config = context.config
     save_adapter(
-        context.folder / "adapter",
+        context.folder / name,
         tensors,
         role,
         roles.peft_config(role),

@@ -58,7 +58,7 @@ def run(adapters: dict[str, Path], ranks: Ranks, tmp_path: Path) -> Run:
 
 
 def weights(tensors: Mapping[str, torch.Tensor], role: str) -> dict[str, torch.Tensor]:
-    return {n: t for n, t in tensors.items() if f".{role}." in n and not n.startswith("exp_avg")}
+    return {n: t for n, t in tensors.items() if f".{role}." in n and n.startswith("causal.")}
 
 
 def same(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> bool:
@@ -167,3 +167,41 @@ def test_resumed_run_goes_on_with_what_it_remembered(run: Run, tmp_path: Path) -
     assert whole_rows == [{n: v for n, v in row.items() if n != "tokens_per_second"} for row in resumed.rows]
     lost = load_file(tmp_path / "lost-3" / "tensors.safetensors")
     assert same(resumed.tensors(3), lost)
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_kl_above_the_limit_ends_the_run_with_the_last_good_policy(
+    run: Run, adapters: dict[str, Path]
+) -> None:
+    """The first update moves the policy off KL 0, so the second rollout is above a limit of nearly 0."""
+    ran = run("ppo.max_kl=1e-9", "data.ppo.held_out=8")
+    trained = [row for row in ran.rows if "objective/kl" in row]
+    assert len(trained) == 1
+    assert same(adapter(ran.folder / "adapter"), adapter(adapters["sft"]))
+    assert "above ppo.max_kl" in ran.memory(1)["stopped"]
+    assert ran.rows[-1]["eval/kl"] == 0.0, "what is judged is the policy that is kept"
+    (ran.folder / "adapter" / "adapter_model.safetensors").unlink()
+    again = run("ppo.max_kl=1e-9", "data.ppo.held_out=8", resume=True)
+    assert not again.rows, "a run that was stopped does not go on when it is resumed"
+    assert same(adapter(again.folder / "adapter"), adapter(adapters["sft"]))
+
+
+def test_kl_within_the_limit_changes_nothing(run: Run) -> None:
+    limited, free = run("ppo.max_kl=1e9"), run(folder="free")
+    assert same(adapter(limited.folder / "adapter"), adapter(free.folder / "adapter"))
+
+
+def test_average_of_the_policy_by_hand(run: Run) -> None:
+    ran = run("ppo.ema_decay=0.75")
+    policies = [weights(ran.tensors(step), "policy") for step in (1, 2, 3)]
+    average = adapter(ran.folder / "adapter-ema")
+    for name, first in policies[0].items():
+        plain = name.replace("causal.", "base_model.model.").replace(".policy", "")
+        expected = 0.75 * (0.75 * first + 0.25 * policies[1][name]) + 0.25 * policies[2][name]
+        assert torch.allclose(average[plain], expected, atol=1e-6), name
+    chosen = run("ppo.ema_decay=0.75", "ppo.use_ema=true", folder="chosen")
+    assert same(adapter(chosen.folder / "adapter"), average)
+    assert same(adapter(chosen.folder / "adapter-last"), adapter(ran.folder / "adapter"))
