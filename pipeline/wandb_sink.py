@@ -165,6 +165,7 @@ class WandbSink:
         self._guard(self._log_samples)
         self._guard(lambda run: run.finish(exit_code=exit_code))
         self._run = None
+        _end_service(exit_code)
 
     def _log_samples(self, run: Any) -> None:
         """All samples of the stage so far as one table, those of earlier attempts among them."""
@@ -209,6 +210,16 @@ class WandbSink:
         except Exception as error:  # of a service that may be gone; the files hold everything
             logger.warning("W&B failed (%s); from here on only files are written", error)
             self._run = None
+
+
+def _end_service(exit_code: int) -> None:
+    """End W&B's process now, and not when Python ends: a launcher that is stopped kills it before that."""
+    import wandb
+
+    try:
+        wandb.teardown(exit_code)
+    except Exception as error:  # it is gone
+        logger.info("W&B's process could not be ended (%s)", error)
 
 
 def _artifact_name(config: Experiment, stage: Stage) -> str:
