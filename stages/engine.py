@@ -177,17 +177,19 @@ class Engine:
             return self.optimizer.state[parameter][moment].clone()
         return deepspeed.utils.safe_get_full_optimizer_state(parameter, moment).clone()
 
-    def load_state(self, tensors: Mapping[str, Tensor], steps: int) -> None:
+    def load_state(
+        self, tensors: Mapping[str, Tensor], steps: int, skipped: int = 0, skipped_in_row: int = 0
+    ) -> None:
         """Go on after step `steps` with Adam's moments from `state()`. Every rank must call.
 
         The parameters themselves are loaded before the engine is built (`load_parameters`).
         """
-        self.steps = steps
+        self.steps, self.skipped, self.skipped_in_row = steps, skipped, skipped_in_row
         self.kept = {
             name.removeprefix(KEPT): tensor for name, tensor in tensors.items() if name.startswith(KEPT)
         }
         for state in self.optimizer.state.values():
-            state["step"].fill_(steps)
+            state["step"].fill_(steps - skipped)  # Adam's own count, for its bias correction
         for name, parameter in self.parameters.items():
             for moment in MOMENTS:
                 self._set_moment(parameter, moment, tensors[f"{moment}/{name}"].to(parameter.device))

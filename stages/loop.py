@@ -75,9 +75,9 @@ def start_engine(
     tensors = checkpoint.tensors()
     load_parameters(roles, tensors, rates)
     engine = Engine(roles, rates, training, updates, context.config.deepspeed, ranks)
-    engine.load_state(tensors, checkpoint.state["optimizer_steps"])
     progress.step, progress.memory = checkpoint.step, checkpoint.state["memory"]
-    engine.skipped, engine.skipped_in_row = progress.memory.get("skipped", (0, 0))
+    skipped = progress.memory.get("skipped", (0, 0))
+    engine.load_state(tensors, checkpoint.state["optimizer_steps"], *skipped)
     context.tracker.rewind(progress.step)
     return engine
 
@@ -129,6 +129,8 @@ def run_steps(
             break
         progress.step += 1
         if engine.skipped > skipped:
+            if engine.skipped_in_row <= engine.skipped - skipped:
+                memory["skipping_since"] = progress.step  # none of the row lies before this step
             _tell_skipped(context, training, engine, progress, picks)
         done, last = progress.step, progress.step == progress.total
         metrics |= {"tokens_per_second": meter.tokens_per_second, "skipped_updates": engine.skipped}
@@ -152,7 +154,8 @@ def _tell_skipped(
     )
     if engine.skipped_in_row >= training.max_skipped_updates:
         raise UserError(
-            f"{engine.skipped_in_row} updates in a row, up to step {progress.step}, had no finite gradient "
+            f"{engine.skipped_in_row} updates in a row, up to step {progress.step}, the first at step "
+            f"{progress.memory['skipping_since']}, had no finite gradient "
             f"({context.stage}.max_skipped_updates). The last good checkpoint is in "
             f"{context.folder / 'checkpoints'}. Lower {context.stage}.learning_rate or look at the examples "
             "that the log names, and start over with --fresh."

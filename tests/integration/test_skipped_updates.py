@@ -6,21 +6,19 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 
 from configs.errors import UserError
 from configs.load import load_experiment
-from configs.schema import DeepSpeed, Sft
-from data.tokenize import Demonstration
 from stages import sft
 from stages.context import Context
-from stages.engine import Engine
 from stages.ranks import Ranks
-from tests.integration.runs import ROOT, TINY
+from tests.integration.engine_checks import (
+    ZERO_STAGES,
+    check_nothing_of_a_bad_update_remains,
+    check_resumed_after_a_bad_update,
+)
+from tests.integration.runs import TINY, launcher, start
 from tests.integration.test_ppo_start import Recorder
-from tests.roles import new_role, tiny_roles
-
-BATCHES = [[Demonstration([5, 6, 7 + i], [8, 9 + i, 2]), Demonstration([5], [11 + i, 2])] for i in range(3)]
 
 
 class Spoiler:
@@ -41,31 +39,22 @@ def spoiler(monkeypatch: pytest.MonkeyPatch) -> Spoiler:
     return Spoiler(monkeypatch)
 
 
-def trainer_at(zero: int, ranks: Ranks) -> sft.Trainer:
-    config = DeepSpeed(config=str(ROOT / "configs" / "deepspeed" / f"zero{zero}.json"))
-    training = Sft(scheduler="constant", warmup_ratio=0, batch_size=2)
-    roles = new_role(tiny_roles(), "policy", 0)
-    return sft.Trainer(Engine(roles, {"policy": 1e-3}, training, 10, config, ranks), 0, 1)
-
-
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
-@pytest.mark.parametrize("zero", [0, 2, 3])
-def test_nothing_of_a_bad_update_remains(zero: int, factor: float, spoiler: Spoiler, ranks: Ranks) -> None:
-    ours, theirs = trainer_at(zero, ranks), trainer_at(zero, ranks)
-    for trainer in (ours, theirs):
-        trainer.step(BATCHES[0])
-    before = ours.engine.state()
-    spoiler.factor = factor
-    assert not math.isfinite(ours.step(BATCHES[1])["grad_norm"])
-    spoiler.factor = 1.0
-    assert all(torch.equal(tensor, before[name]) for name, tensor in ours.engine.state().items())
-    assert (ours.engine.skipped, ours.engine.skipped_in_row) == (1, 1)
-    for trainer in (ours, theirs):
-        trainer.step(BATCHES[2])
-    assert (ours.engine.skipped, ours.engine.skipped_in_row) == (1, 0)
-    expected = theirs.engine.state()
-    assert any(not torch.equal(tensor, before[name]) for name, tensor in expected.items())
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.engine.state().items())
+@pytest.mark.parametrize("zero", ZERO_STAGES)
+def test_nothing_of_a_bad_update_remains(zero: int, factor: float, ranks: Ranks) -> None:
+    check_nothing_of_a_bad_update_remains(zero, factor, ranks)
+
+
+@pytest.mark.parametrize("zero", ZERO_STAGES)
+def test_resumed_after_a_bad_update_is_as_if_never_stopped(zero: int, ranks: Ranks) -> None:
+    check_resumed_after_a_bad_update(zero, ranks)
+
+
+@pytest.mark.distributed
+def test_all_ranks_leave_out_an_update_that_one_of_them_spoils() -> None:
+    done = start([*launcher(2), Path(__file__).with_name("engine_checks.py")])
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("all checks passed") == 2, done.stdout
 
 
 class Notes(Recorder):
@@ -89,7 +78,7 @@ def test_stage_tells_and_stops_at_the_last_good_checkpoint(
     monkeypatch.setattr(sft.Trainer, "step", spoilt)
     config = load_experiment(TINY, ["sft.max_skipped_updates=2", "sft.save_steps=1"])
     tracker = Notes()
-    with pytest.raises(UserError, match=r"2 updates in a row, up to step 5, .*sft\.learning_rate"):
+    with pytest.raises(UserError, match=r"2 updates in a row, .* first at step 4, .*sft\.learning_rate"):
         sft.run(Context(config, "sft", tmp_path, {}, tracker, resume=False))
     told = [note for note in tracker.notes if "skipped" in note]
     assert [note.split(":")[0] for note in told] == ["step 1", "step 4", "step 5"]
