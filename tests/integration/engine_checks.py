@@ -56,7 +56,7 @@ def spoiled_step(trainer: sft.Trainer, factor: float) -> None:
         loss = LOSS(*arguments)
         return loss * factor if last else loss
 
-    sft.nll_loss = spoiled
+    sft.nll_loss = spoiled  # type: ignore[assignment]
     try:
         assert not math.isfinite(trainer.step(BATCHES[1])["grad_norm"])
     finally:
