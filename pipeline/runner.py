@@ -100,6 +100,7 @@ def _lead(request: Request, stage: Stage, world: int, hint: bool) -> int:
             if world > 1:
                 _join(request.config)
                 _broadcast(None)
+                _leave()
             return 0
         wandb_mode(request.config)  # a WANDB_MODE that is none is told before an old result is set aside
         _join(request.config)
@@ -123,6 +124,7 @@ def _follow(request: Request, stage: Stage, rank: int) -> int:
     _join(request.config)
     order = _broadcast(None)
     if order is None:
+        _leave()
         return 0
     quiet.capture(request.run.logs(stage), rank)
     _gather(Process.this())
@@ -268,6 +270,7 @@ def _join(config: Experiment) -> None:
 
 
 def _leave() -> None:
+    """Leave the process group: gloo's threads abort a process that ends with them."""
     import torch.distributed
 
     if torch.distributed.is_initialized():
