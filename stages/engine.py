@@ -161,7 +161,7 @@ class Engine:
         for name, parameter in self.parameters.items():
             for moment in MOMENTS:
                 tensors[f"{moment}/{name}"] = self._moment(parameter, moment).cpu()
-        return tensors | {f"{KEPT}{name}": tensor for name, tensor in self.kept.items()}
+        return tensors | {f"{KEPT}{name}": tensor.clone() for name, tensor in self.kept.items()}
 
     @torch.no_grad()
     def put(self, tensors: Mapping[str, Tensor]) -> None:

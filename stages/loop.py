@@ -32,7 +32,11 @@ class Progress:
 
 
 class Stop(Exception):
-    """Raised by a step that is not to be taken: training ends before it, and says why."""
+    """Raised by a step that ends training without an update: why, and the metrics that showed it."""
+
+    def __init__(self, reason: str, metrics: Figures) -> None:
+        super().__init__(reason)
+        self.metrics = metrics
 
 
 def find_resume(context: Context, ranks: Ranks) -> Checkpoint | None:
@@ -123,7 +127,9 @@ def run_steps(
             metrics = dict(take_step(progress.step, picks))
         except Stop as stop:
             tracker.note(f"training ends after {progress.step} of {progress.total} steps: {stop}")
+            progress.step += 1  # a step of its own, so that no other has two evaluations or two checkpoints
             memory["stopped"] = str(stop)
+            tracker.log(stop.metrics, progress.step)
             memory["after"] = _evaluated(tracker, evaluate, progress.step)
             save(context, training, engine, progress)
             break

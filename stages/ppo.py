@@ -13,7 +13,7 @@ from configs.schema import Ppo
 from data import tokenize
 from data.sampler import epoch_order, micro_batches
 from stages.advantages import token_kl
-from stages.average import save_with_average, update_average
+from stages.average import PREFIX, save_with_average, update_average
 from stages.context import Context, Outcome
 from stages.engine import Engine
 from stages.experience import CRITIC, POLICY, REFERENCE, REWARD, Experience, Sample
@@ -68,6 +68,7 @@ def run(context: Context) -> Outcome:
     run_steps(context, ppo, engine, progress, trainer.meter, len(train), take_step, judgement.of_policy)
 
     # 5. The result, judged on held-out prompts beside the base and the SFT policy.
+    stopped = "stopped" in progress.memory
     if ppo.ema_decay:
         save_with_average(context, engine, POLICY, tokenizer, ppo.use_ema)
         judgement.of_policy()
@@ -76,8 +77,8 @@ def run(context: Context) -> Outcome:
     return Outcome(
         {
             **judgement.final(),
-            "steps": progress.step,
-            "stopped_early": float("stopped" in progress.memory),
+            "steps": progress.step - stopped,
+            "stopped_early": float(stopped),
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": peak_memory_bytes(),
         },
@@ -99,23 +100,27 @@ class Trainer:
             The iteration's metrics, and its samples for people to read.
         """
         samples, metrics = self.experience.collect(step, prompts)
-        self._check_kl(metrics["objective/kl"])
+        self._check_kl(metrics)
         metrics |= self.update(step, samples)
         if self.ppo.ema_decay:
             update_average(self.engine, POLICY, self.ppo.ema_decay)
         self.meter.add(sum(len(s.prompt_ids) + len(s.response_ids) for s in samples))
         return metrics, self.experience.readable(samples)
 
-    def _check_kl(self, kl: float) -> None:
+    def _check_kl(self, metrics: dict[str, float]) -> None:
         """Keep the policy while its KL is within `max_kl`; else go back to the last one kept, and stop."""
-        limit, kept = self.ppo.max_kl, self.engine.kept
+        kl, limit, kept = metrics["objective/kl"], self.ppo.max_kl, self.engine.kept
         if limit is None:
             return
+        good = {name.removeprefix(GOOD): tensor for name, tensor in kept.items() if name.startswith(GOOD)}
+        averages = {name for name in kept if name.startswith(PREFIX)}
         if kl > limit:
-            good = {n.removeprefix(GOOD): tensor for n, tensor in kept.items() if n.startswith(GOOD)}
+            # Before the first update the average is the policy itself.
+            kept |= {name: good.pop(name, good[name.removeprefix(PREFIX)]) for name in averages}
             self.engine.put(good)
-            raise Stop(f"the KL is {kl:.4g} nats per response, above ppo.max_kl, {limit:g}")
-        kept |= {GOOD + name: tensor for name, tensor in self.engine.role_tensors(POLICY).items()}
+            raise Stop(f"the KL is {kl:.4g} nats per response, above ppo.max_kl, {limit:g}", metrics)
+        now = self.engine.role_tensors(POLICY) | {name: kept[name] for name in averages}
+        kept |= {GOOD + name: tensor for name, tensor in now.items()}
 
     def update(self, step: int, samples: list[Sample]) -> dict[str, float]:
         """Epochs of minibatch updates of policy and critic; metrics are means over all of them.

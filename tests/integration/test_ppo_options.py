@@ -179,14 +179,19 @@ def test_kl_above_the_limit_ends_the_run_with_the_last_good_policy(
     """The first update moves the policy off KL 0, so the second rollout is above a limit of nearly 0."""
     ran = run("ppo.max_kl=1e-9", "data.ppo.held_out=8")
     trained = [row for row in ran.rows if "objective/kl" in row]
-    assert len(trained) == 1
+    assert len(trained) == 2 and "loss/policy_avg" not in trained[1], "the second one is not trained on"
     assert same(adapter(ran.folder / "adapter"), adapter(adapters["sft"]))
-    assert "above ppo.max_kl" in ran.memory(1)["stopped"]
+    assert "above ppo.max_kl" in ran.memory(2)["stopped"]
     assert ran.rows[-1]["eval/kl"] == 0.0, "what is judged is the policy that is kept"
     (ran.folder / "adapter" / "adapter_model.safetensors").unlink()
     again = run("ppo.max_kl=1e-9", "data.ppo.held_out=8", resume=True)
     assert not again.rows, "a run that was stopped does not go on when it is resumed"
     assert same(adapter(again.folder / "adapter"), adapter(adapters["sft"]))
+
+
+def test_average_goes_back_with_the_policy(run: Run, adapters: dict[str, Path]) -> None:
+    ran = run("ppo.max_kl=1e-9", "ppo.ema_decay=0.5", "ppo.use_ema=true")
+    assert same(adapter(ran.folder / "adapter"), adapter(adapters["sft"]))
 
 
 def test_kl_within_the_limit_changes_nothing(run: Run) -> None:
