@@ -71,7 +71,8 @@ def run(context: Context) -> Outcome:
     stopped = "stopped" in progress.memory
     if ppo.ema_decay:
         save_with_average(context, engine, POLICY, tokenizer, ppo.use_ema)
-        judgement.of_policy()
+        if ppo.use_ema:
+            judgement.of_policy()  # of the average, which is the policy now
     else:
         save_role(context, engine, POLICY, tokenizer)
     return Outcome(

@@ -8,14 +8,7 @@ from configs.errors import UserError
 from configs.schema import Source
 from data.formats import load_rows, normalise
 from data.reading import BadRow, UnusableRow
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
+from tests.turns import assistant, user
 
 
 def system(text):

@@ -16,18 +16,11 @@ from data import tokenize
 from data.formats import load_rows
 from data.split import stage_split
 from tests.contract.bad_inputs.entry import check_message
+from tests.turns import assistant, user
 
 D, R, P = "demonstrations", "rankings", "prompts"
 GOOD = {"prompt": "p", "completion": "c"}
 K = {"prompt": "p", "completions": ["a", "b", "c"]}
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
 
 
 def system(text):

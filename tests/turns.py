@@ -1,0 +1,9 @@
+"""Turns of a conversation, for tests that write many of them."""
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
