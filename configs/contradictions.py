@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from configs.schema import STAGES, Experiment, Source, Stage
+from configs.schema import STAGES, Experiment
 
 Keys = tuple[str, ...]
 
@@ -29,7 +29,11 @@ def _packing(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
 def _answers(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     """A prompt of the longest kind and its sampled answer must stay within `max_length`."""
     data, rankings = experiment.data, experiment.rm.rankings
-    sampled: dict[Keys, int] = {("ppo", "rollout"): experiment.ppo.rollout.max_new_tokens}
+    sampled: dict[Keys, int] = {
+        ("ppo", "rollout"): experiment.ppo.rollout.max_new_tokens,
+    }
+    if "best" in experiment.model_fields_set:
+        sampled["best", "rollout"] = experiment.best.rollout.max_new_tokens
     if rankings.labeller != "file":
         sampled["rm", "rankings", "rollout"] = rankings.rollout.max_new_tokens
     for section, tokens in sampled.items():
@@ -44,19 +48,12 @@ def _answers(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
 def _shares(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     """A stage whose source others read, too, needs a share of it."""
     data = experiment.data
-    sources: dict[Stage, Source] = {"sft": data.sft, "rm": data.rm, "ppo": data.ppo}
-    shares: dict[Stage, float] = {"sft": data.shares.sft, "rm": data.shares.rm, "ppo": data.shares.ppo}
     for stage in STAGES:
-        others = [f"data.{each}" for each in STAGES if each != stage and _same(sources[each], sources[stage])]
-        if others and shares[stage] == 0:
+        same = data.source(stage).identity
+        others = [f"data.{each}" for each in STAGES if each != stage and data.source(each).identity == same]
+        if others and data.shares.of(stage) == 0:
             yield (
                 ("data", "shares", stage),
                 f"0, but data.{stage} reads the same source as {' and '.join(others)}; give it a share, or a "
                 "source of its own",
             )
-
-
-def _same(one: Source, other: Source) -> bool:
-    return (one.path, one.name, one.split, one.revision) == (
-        other.path, other.name, other.split, other.revision,
-    )  # fmt: skip

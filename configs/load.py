@@ -29,6 +29,8 @@ SPEED_ONLY_NESTED = (
     "rm.rankings.rollout.engine",
     "ppo.rollout.batch_size",
     "ppo.rollout.engine",
+    "best.rollout.batch_size",
+    "best.rollout.engine",
 )
 SOURCE = ("path", "name", "split", "revision")
 
@@ -76,10 +78,11 @@ def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     """Dotted keys and values that influence the result of `stage`, beyond rounding."""
     tree = experiment.model_dump(mode="json")
     data = {key: value for key, value in tree["data"].items() if key not in STAGES}
-    data[stage] = tree["data"][stage]
+    reads = "ppo" if stage == "best" else stage
+    data[reads] = tree["data"][reads]
     for other in STAGES:  # those that share this stage's source take prompts away from it
-        if other != stage and all(tree["data"][other][key] == data[stage][key] for key in SOURCE):
-            data[other] = {key: data[stage][key] for key in SOURCE}
+        if other != reads and all(tree["data"][other][key] == data[reads][key] for key in SOURCE):
+            data[other] = {key: data[reads][key] for key in SOURCE}
     section = {key: value for key, value in tree[stage].items() if key not in SPEED_ONLY}
     parts = {
         "seed": tree["seed"],

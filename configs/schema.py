@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-Stage = Literal["sft", "rm", "ppo"]
-STAGES: tuple[Stage, ...] = ("sft", "rm", "ppo")
+Stage = Literal["sft", "rm", "ppo", "best"]
+STAGES: tuple[Stage, ...] = ("sft", "rm", "ppo")  # one after another; `best` is beside PPO
 
 
 def _no_truth(value: Any) -> Any:
@@ -39,6 +39,7 @@ Positive = Annotated[float, Field(gt=0), NoTruth]
 NonNegative = Annotated[float, Field(ge=0), NoTruth]
 Fraction = Annotated[float, Field(ge=0, le=1), NoTruth]
 BelowOne = Annotated[float, Field(ge=0, lt=1), NoTruth]
+Seed = Annotated[int, Field(ge=0), NoTruth]
 LearningRate = Annotated[float, Field(gt=0, le=1), NoTruth]  # 1e4 for 1e-4 is found here, not in a NaN
 
 
@@ -81,6 +82,11 @@ class Source(Section):
         0.1, description="prompts kept for evaluation: a share below 1, a number from 1 on"
     )
 
+    @property
+    def identity(self) -> tuple[str | None, ...]:
+        """What makes two sources one and the same."""
+        return self.path, self.name, self.split, self.revision
+
     @model_validator(mode="after")
     def _whole_prompts(self) -> Source:
         if self.held_out > 1 and self.held_out % 1:
@@ -96,6 +102,9 @@ class Shares(Section):
     sft: Fraction = 0.2
     rm: Fraction = 0.4
     ppo: Fraction = 0.4
+
+    def of(self, stage: Stage) -> float:
+        return {"sft": self.sft, "rm": self.rm, "ppo": self.ppo, "best": self.ppo}[stage]
 
     @model_validator(mode="after")
     def _at_most_everything(self) -> Shares:
@@ -117,6 +126,10 @@ class Data(Section):
     chat: bool = Field(False, description="treat plain strings as user and assistant turns of a chat")
     chat_template: Text | None = Field(None, description="a Jinja file, in place of the tokenizer's")
 
+    def source(self, stage: Stage) -> Source:
+        """What `stage` reads."""
+        return {"sft": self.sft, "rm": self.rm, "ppo": self.ppo, "best": self.ppo}[stage]
+
     @model_validator(mode="after")
     def _prompt_leaves_room(self) -> Data:
         if self.max_prompt_length >= self.max_length:
@@ -127,6 +140,7 @@ class Data(Section):
 class Training(Section):
     """What the three stages share: AdamW, its schedule, batch arithmetic, and when to log and save."""
 
+    seed: Seed | None = Field(None, description="of this stage's noise and order; default: the experiment's")
     learning_rate: LearningRate = 1e-4
     scheduler: Literal["linear", "cosine", "constant"] = "cosine"
     warmup_ratio: Fraction = 0.03
@@ -160,7 +174,7 @@ class Sft(Epochs):
 
 
 class Rollout(Section):
-    """How a policy is sampled: temperature 1, the whole vocabulary."""
+    """How a policy is sampled. Log-probabilities are those of the distribution that was sampled from."""
 
     engine: Literal["auto", "hf", "merged"] = Field(
         "auto",
@@ -169,6 +183,16 @@ class Rollout(Section):
     )
     max_new_tokens: Count = 128
     batch_size: Count = Field(32, description="sequences sampled together on one rank")
+    temperature: Positive = 1.0
+    top_k: Count | None = Field(None, description="sample from so many of the likeliest tokens")
+    top_p: Annotated[float, Field(gt=0, le=1), NoTruth] = Field(
+        1.0, description="sample from the likeliest tokens that together have this probability"
+    )
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens are left out."""
+        return self.top_k is not None or self.top_p < 1
 
 
 class Rankings(Section):
@@ -240,6 +264,10 @@ class Ppo(Training):
     dual_clip: Annotated[float, Field(gt=1)] | None = Field(
         None, description="bound on the ratio where the advantage is negative"
     )
+    critic: Literal["adapter", "shared"] = Field(
+        "adapter",
+        description="adapter: a role of its own, from the reward model; shared: a head on the policy",
+    )
     vf_coef: NonNegative = 0.1
     entropy_coef: NonNegative = Field(0.0, description="entropy bonus in the policy's loss")
     ptx_coef: NonNegative = Field(
@@ -284,6 +312,15 @@ class Ppo(Training):
         return self
 
 
+class Best(Section):
+    """Best-of-n on the prompts of PPO, sampled from the SFT policy (Stiennon et al. 2020)."""
+
+    seed: Seed | None = Field(None, description="default: the experiment's")
+    n: Annotated[int, Field(ge=2), NoTruth] = Field(16, description="answers per prompt")
+    micro_batch_size: Count = Field(8, description="answers scored in one forward pass of one rank")
+    rollout: Rollout = Rollout()
+
+
 class Tracking(Section):
     """Weights & Biases, beside the files that are always written. WANDB_MODE overrides `wandb`."""
 
@@ -311,12 +348,13 @@ class Experiment(Section):
     """One experiment: every stage reads the same base, adapter and data, so stages cannot disagree."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: Annotated[int, Field(ge=0), NoTruth] = 0
+    seed: Seed = 0
     base: Base
     adapter: Adapter = Adapter()
     data: Data
     sft: Sft = Sft()
     rm: Rm = Rm()
     ppo: Ppo = Ppo()
+    best: Best = Best()
     tracking: Tracking = Tracking()
     deepspeed: DeepSpeed = DeepSpeed()

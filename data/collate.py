@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -50,6 +51,26 @@ class PackedBatch(NamedTuple):
         return PackedBatch(*(tensor.to(device) for tensor in self))
 
 
+class RankedBatch(NamedTuple):
+    """Rankings, one to a row: the prompt once, and after it every completion as if it followed the prompt.
+
+    Attributes:
+        input_ids: (G, T) long, padded on the right.
+        position_ids: (G, T) long; every completion goes on where the prompt ends.
+        attention_mask: (G, 1, T, T) bool: a token looks at itself, at earlier ones of the same completion and
+            at the prompt. A mask for sdpa (and math), not for flash or eager attention.
+        last: (G, K) long, the place of each completion's last token; 0 where a ranking has fewer than K.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    last: Tensor
+
+    def to(self, device: torch.device | str) -> RankedBatch:
+        return RankedBatch(*(tensor.to(device) for tensor in self))
+
+
 class PromptBatch(NamedTuple):
     """Prompts, padded on the left: `input_ids` and `attention_mask`, both (B, P) long."""
 
@@ -82,18 +103,41 @@ def prompts(prompt_ids: Sequence[list[int]], pad_id: int) -> PromptBatch:
 
 def packed(rows: Sequence[Packed], pad_id: int) -> PackedBatch:
     """Collate packed sequences; T is the length of the longest."""
-    width = max(len(row.input_ids) for row in rows)
-
-    def padded(values: Sequence[Sequence[int]], fill: int) -> Tensor:
-        return torch.tensor([[*each, *[fill] * (width - len(each))] for each in values])
-
-    segments = padded([row.segment_ids for row in rows], -1)
-    same_example = segments[:, :, None] == segments[:, None, :]
+    segments = _padded([row.segment_ids for row in rows], -1)
     # Padding is an example of its own: a token that may look at nothing would make softmax give NaN.
-    attention = same_example & torch.ones(width, width, dtype=torch.bool).tril()
     return PackedBatch(
-        padded([row.input_ids for row in rows], pad_id),
-        padded([row.position_ids for row in rows], 0),
-        padded([row.completion_mask for row in rows], 0).bool(),
-        attention[:, None],
+        _padded([row.input_ids for row in rows], pad_id),
+        _padded([row.position_ids for row in rows], 0),
+        _padded([row.completion_mask for row in rows], 0).bool(),
+        _causal(segments[:, :, None] == segments[:, None, :]),
     )
+
+
+def rankings(rows: Sequence[tuple[list[int], list[list[int]]]], pad_id: int) -> RankedBatch:
+    """Collate `(prompt_ids, completion_ids of each completion)`; T is the length of the longest row."""
+    ids, positions, segments, last = [], [], [], []
+    for prompt, completions in rows:
+        parts = [prompt, *completions]
+        ids.append([token for part in parts for token in part])
+        starts = [0, *[len(prompt)] * len(completions)]
+        positions.append([s + i for s, part in zip(starts, parts, strict=True) for i in range(len(part))])
+        segments.append([number for number, part in enumerate(parts) for _ in part])
+        last.append([end - 1 for end in accumulate(map(len, parts))][1:])
+    segment = _padded(segments, -1)
+    looked_at = segment[:, None, :]
+    return RankedBatch(
+        _padded(ids, pad_id),
+        _padded(positions, 0),
+        _causal((segment[:, :, None] == looked_at) | (looked_at == 0)),
+        _padded(last, 0),
+    )
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
+
+
+def _causal(related: Tensor) -> Tensor:
+    """(B, T, T) pairs of tokens to (B, 1, T, T): those of them that do not look ahead."""
+    return (related & torch.ones(related.shape[1:], dtype=torch.bool).tril())[:, None]

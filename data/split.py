@@ -36,7 +36,7 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int) -> tup
     keyed = [(prompt_key(row["prompt"]), row) for row in rows]
     mine = [(key, row) for key, row in keyed if low <= _unit(seed, "stage", key) < high]
     prompts = sorted({key for key, _ in mine}, key=lambda key: (_unit(seed, "held_out", key), key))
-    source = _sources(data)[stage]
+    source = data.source(stage)
     count = _held_out_count(source, len(prompts))
     if count >= len(prompts):
         raise UserError(
@@ -55,20 +55,19 @@ def stage_interval(data: Data, stage: Stage) -> tuple[float, float]:
     All of it for a source of its own. Stages that read the same path, name, split and revision get parts
     that do not meet, in proportion to their `shares`; what the three shares leave of 1 goes unused.
     """
-    sources = _sources(data)
-    shares: dict[Stage, float] = {"sft": data.shares.sft, "rm": data.shares.rm, "ppo": data.shares.ppo}
-    together = [other for other in STAGES if _identity(sources[other]) == _identity(sources[stage])]
+    shares, mine = data.shares, data.source(stage).identity
+    together = [other for other in STAGES if data.source(other).identity == mine]
     if len(together) == 1:
         return 0.0, 1.0
-    total = sum(shares[other] for other in together)
-    if shares[stage] == 0:
+    total = sum(shares.of(other) for other in together)
+    if shares.of(stage) == 0:
         raise UserError(
             f"data.shares.{stage} is 0, but data.{stage} reads the same source as "
             f"{_others(together, stage)}. Give it a share, or a source of its own."
         )
-    scale = sum(shares.values()) / total
-    before = sum(shares[other] for other in together[: together.index(stage)])
-    high = (before + shares[stage]) * scale
+    scale = sum(map(shares.of, STAGES)) / total
+    before = sum(shares.of(other) for other in together[: together.index(stage)])
+    high = (before + shares.of(stage)) * scale
     return before * scale, 1.0 if high > 1 - 1e-9 else high  # 0.2 + 0.4 + 0.4 is a little off 1 in floats
 
 
@@ -86,14 +85,6 @@ def overlap(parts: Mapping[str, Sequence[Row]]) -> dict[tuple[str, str], list[st
 
 def _others(together: Sequence[Stage], stage: Stage) -> str:
     return " and ".join(f"data.{other}" for other in together if other != stage)
-
-
-def _sources(data: Data) -> dict[Stage, Source]:
-    return {"sft": data.sft, "rm": data.rm, "ppo": data.ppo}
-
-
-def _identity(source: Source) -> tuple[str | None, ...]:
-    return source.path, source.name, source.split, source.revision
 
 
 def _unit(seed: int, purpose: str, key: str) -> float:

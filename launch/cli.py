@@ -1,4 +1,4 @@
-"""The console script `tristage`: run, plan, status and report."""
+"""The console script `tristage`: run, sweep, plan, status and report."""
 
 from __future__ import annotations
 
@@ -34,13 +34,36 @@ def main() -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    request = _request(arguments)
-    switches = [switch for switch in ("--force", "--fresh") if vars(arguments)[switch[2:]]]
-    launch = Launch(RUN_STAGE, [*switches, *words(arguments)], arguments.num_accelerators, arguments.hostfile)
+    request, launch = _job(arguments)
     check_files(request.config, plan_stages(request, _stages(arguments)))
     status = run_all(request, launch, _stages(arguments))
     if status == 0 and arguments.until == "ppo":
         return report(arguments)
+    return status
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    from pipeline import sweep as sweeping
+
+    arguments.overrides, axes = sweeping.split_axes(arguments.overrides)
+    root = _job(arguments)
+    config = root[0].config
+    runs = sweeping.runs_of(root[0].run.path, axes, arguments.seeds)
+    jobs = []
+    for run in runs:  # a wrong value is found before anything starts
+        own = [
+            *arguments.overrides,
+            *run.overrides,
+            f"name={config.name}-{run.path.name.replace(chr(61), chr(95))}",
+        ]
+        own += [] if config.tracking.group else [f"tracking.group={config.name}"]
+        changes = {"overrides": own, "run_dir": run.path}
+        jobs.append((run, _job(argparse.Namespace(**vars(arguments) | changes))))
+    check_files(config, plan_stages(root[0], [*STAGES, "best"]))
+    status = sweeping.sweep(root, jobs)
+    from pipeline.sweep_report import write_sweep_report  # imports matplotlib
+
+    print(f"report: {write_sweep_report(root[0].run.path)}")
     return status
 
 
@@ -67,9 +90,10 @@ def report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"run": run, "plan": plan, "status": status, "report": report}
+COMMANDS = {"run": run, "sweep": sweep, "plan": plan, "status": status, "report": report}
 HELP = {
     "run": "run every stage, each under its own deepspeed launch; finished ones are skipped",
+    "sweep": "run PPO with several seeds, and values such as ppo.kl_coef=0,0.05, on one SFT and reward model",
     "plan": "show what would run, resume or be skipped, and why; nothing is started",
     "status": "show what has run, and with which result",
     "report": "write the report of a run",
@@ -84,7 +108,11 @@ def _parser() -> argparse.ArgumentParser:
         "command", choices=COMMANDS, help="; ".join(f"{name}: {text}" for name, text in HELP.items())
     )
     add_experiment_arguments(parser)
-    group = parser.add_argument_group("run and plan")
+    group = parser.add_argument_group("sweep")
+    group.add_argument(
+        "--seeds", type=_count, default=4, metavar="N", help="runs of each setting (default: 4)"
+    )
+    group = parser.add_argument_group("run, sweep and plan")
     group.add_argument(
         "--from", dest="first", choices=STAGES, default="sft", help="first stage (default: sft)"
     )
@@ -96,6 +124,13 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--force", action="store_true", help="run finished stages again")
     group.add_argument("--fresh", action="store_true", help="start interrupted stages over")
     return parser
+
+
+def _job(arguments: argparse.Namespace) -> tuple[Request, Launch]:
+    """What is asked for, and how its stages are started."""
+    switches = [switch for switch in ("--force", "--fresh") if vars(arguments)[switch[2:]]]
+    launch = Launch(RUN_STAGE, [*switches, *words(arguments)], arguments.num_accelerators, arguments.hostfile)
+    return _request(arguments), launch
 
 
 def _request(arguments: argparse.Namespace) -> Request:

@@ -28,7 +28,7 @@ from pipeline.runner import run_stage  # noqa: E402
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="run_stage.py", description="Run one stage of an experiment.")
-    parser.add_argument("--stage", required=True, choices=STAGES)
+    parser.add_argument("--stage", required=True, choices=(*STAGES, "best"))
     add_experiment_arguments(parser)
     parser.add_argument("--force", action="store_true", help="run a finished stage again")
     parser.add_argument("--fresh", action="store_true", help="start an interrupted stage over")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import UserError
-from configs.schema import Epochs, Experiment, Source, Stage, Training
+from configs.schema import STAGES, Epochs, Experiment, Stage, Training
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Batches:
 
 
 def training(config: Experiment, stage: Stage) -> Training:
-    """The stage's own section."""
-    sections: dict[Stage, Training] = {"sft": config.sft, "rm": config.rm, "ppo": config.ppo}
-    return sections[stage]
+    """The section of a stage that trains."""
+    section: Training = getattr(config, stage)
+    return section
 
 
 def check_batches(config: Experiment, stage: Stage, world: int) -> None:
@@ -44,6 +44,8 @@ def check_batches(config: Experiment, stage: Stage, world: int) -> None:
     Raises:
         UserError: a global size cannot be divided by the number of ranks.
     """
+    if stage == "best":
+        return
     size = training(config, stage).batch_size
     if size % world:
         raise UserError(
@@ -116,25 +118,19 @@ def _steps(config: Experiment, stage: Stage, section: Epochs) -> tuple[int | Non
 
 def _training_rows(config: Experiment, stage: Stage) -> int | None:
     """About so many rows are trained on, as far as a count of lines can tell."""
-    sources: dict[Stage, Source] = {"sft": config.data.sft, "rm": config.data.rm, "ppo": config.data.ppo}
-    source = sources[stage]
+    if stage == "sft" and config.sft.packing:
+        return None  # how many rows they make, their tokens decide
+    source, shares = config.data.source(stage), config.data.shares
     rows = _lines(Path(source.path))
     if rows is None:
         return None
-    split = config.data.shares
-    shares: dict[Stage, float] = {"sft": split.sft, "rm": split.rm, "ppo": split.ppo}
-    together = [each for each in sources if _identity(sources[each]) == _identity(source)]
+    together = [each for each in STAGES if config.data.source(each).identity == source.identity]
     if len(together) > 1:
-        rows = round(
-            rows * shares[stage] * sum(shares.values()) / (sum(shares[each] for each in together) or 1)
-        )
+        all_shares, theirs = sum(map(shares.of, STAGES)), sum(map(shares.of, together))
+        rows = round(rows * shares.of(stage) * all_shares / (theirs or 1))
     rows = min(rows, source.limit or rows)
     held_out = source.held_out if source.held_out >= 1 else source.held_out * rows
     return max(0, rows - round(held_out))
-
-
-def _identity(source: Source) -> tuple[str | None, ...]:
-    return source.path, source.name, source.split, source.revision
 
 
 def _lines(path: Path) -> int | None:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; shapes differ as well.
-COLOURS = {"base": "#767676", "sft": "#0072B2", "rm": "#CC79A7", "ppo": "#D55E00"}
+COLOURS = {"base": "#767676", "sft": "#0072B2", "rm": "#CC79A7", "ppo": "#D55E00", "best": "#009E73"}
 MARKERS = {"base": "s", "sft": "o", "ppo": "D"}
 ROLE_NAMES = {"base": "base", "sft": "SFT", "ppo": "PPO"}
 INK, PALE, FAINT = "#222222", "#8c8c8c", "#cfcfcf"

@@ -113,8 +113,21 @@ def _draw_held_out(axes: Axes, results: Results, measure: str, last: int) -> Non
         draw_role(axes, "sft", 0.0, figures[sft], interval(figures, sft))
         draw_role(axes, "ppo", figures["kl"], figures[ppo], interval(figures, ppo), interval(figures, "kl"))
         places = [(0.0, figures[sft]), *places, (figures["kl"], figures[ppo])]
+    _draw_best_of_n(axes, results.best_of_n, "gold" if measure == "gold" else "rm_score")
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best")
     axes.plot(*zip(*places, strict=True), color=FAINT, linewidth=1, zorder=1)
+
+
+def _draw_best_of_n(axes: Axes, rows: Sequence[Row], measure: str) -> None:
+    """What the same reward model gets without training: the best of n answers of the SFT policy."""
+    rows = [row for row in rows if _has(row, measure)]
+    if not rows:
+        return
+    places = [(row["kl"], row[measure]) for row in rows]
+    axes.plot(*zip(*places, strict=True), color=COLOURS["best"], marker="^", label="best of n", zorder=2)
+    for row, place in zip(rows, places, strict=True):
+        axes.annotate(str(row["n"]), place, (0, 6), textcoords="offset points", ha="center", fontsize=8)
 
 
 def _draw_dots(axes: Axes, places: Sequence[tuple[float, float]], rows: Sequence[Row], last: int) -> Any:

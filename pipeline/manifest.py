@@ -142,8 +142,10 @@ def source_hashes(config: Experiment, stage: Stage) -> dict[str, str]:
 
     A file that is not there is left out: the stage itself will say so.
     """
-    source = {"sft": config.data.sft, "rm": config.data.rm, "ppo": config.data.ppo}[stage]
-    files = {f"data.{stage}.path": source.path, "data.chat_template": config.data.chat_template}
+    files = {
+        f"data.{stage}.path": config.data.source(stage).path,
+        "data.chat_template": config.data.chat_template,
+    }
     hashes = {key: sha256(Path(file)) for key, file in files.items() if file and Path(file).is_file()}
     digest = folder_digest(Path(config.base.model))
     return hashes | ({"base.model": digest} if digest else {})

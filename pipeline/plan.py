@@ -18,7 +18,12 @@ from pipeline.manifest import BaseModelId, Input, Manifest, damage, read_manifes
 from pipeline.rundir import RunDirectory
 
 Action = Literal["run", "resume", "skip", "blocked"]
-UPSTREAM: dict[Stage, tuple[Stage, ...]] = {"sft": (), "rm": ("sft",), "ppo": ("sft", "rm")}
+UPSTREAM: dict[Stage, tuple[Stage, ...]] = {
+    "sft": (),
+    "rm": ("sft",),
+    "ppo": ("sft", "rm"),
+    "best": ("sft", "rm"),
+}
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,7 @@ def _finished(request: Request, stage: Stage, manifest: Manifest, changes: list[
         return StagePlan(stage, "run", f"finished, but changed since: {'; '.join(changes)}", set_aside=aside)
     if request.force:
         return StagePlan(stage, "run", "finished, and run again because of --force", set_aside=aside)
-    problems = damage(request.run.adapter(stage), manifest.output) if manifest.output else []
+    problems = damage(request.run.output(stage), manifest.output) if manifest.output else []
     if problems:
         return StagePlan(stage, "run", f"finished, but damaged since: {'; '.join(problems)}", set_aside=aside)
     return StagePlan(stage, "skip", "finished with this configuration and these inputs")

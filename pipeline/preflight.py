@@ -8,7 +8,7 @@ from pathlib import Path
 
 from configs.draft import DATA_FILES
 from configs.errors import UserError
-from configs.schema import Experiment, Source, Stage
+from configs.schema import Experiment, Stage
 from configs.zero import read_zero
 from pipeline.plan import StagePlan
 
@@ -26,8 +26,7 @@ def check_files(config: Experiment, plans: Sequence[StagePlan]) -> None:
 
 
 def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
-    sources: dict[Stage, Source] = {"sft": config.data.sft, "rm": config.data.rm, "ppo": config.data.ppo}
-    files = {f"data.{stage}.path": sources[stage].path for stage in stages}
+    files = {f"data.{stage}.path": config.data.source(stage).path for stage in stages}
     files = {key: path for key, path in files.items() if path.lower().endswith(DATA_FILES)}
     if config.data.chat_template is not None:
         files["data.chat_template"] = config.data.chat_template

@@ -51,6 +51,7 @@ def build_page(results: Results, drawn: set[str]) -> Page:
         _missing(results),
         _gold(results, drawn),
         _score_against_kl(drawn),
+        _best_of_n(results),
         _answers(results),
         _training(drawn),
         _way(results),
@@ -133,6 +134,34 @@ def _score_against_kl(drawn: set[str]) -> Section | None:
         "SFT and the final policy with 95 % intervals."
     )
     return Section("Score against KL along PPO training", [_picture("score-kl.png"), Paragraph(text)])
+
+
+def _best_of_n(results: Results) -> Section | None:
+    """The best of n answers beside PPO: what the reward model is worth without training."""
+    rows = results.best_of_n
+    if not rows:
+        return None
+    text = (
+        "The best by the reward model of n answers of the SFT policy, held-out prompts. The KL to the SFT "
+        "policy is log n - (n - 1)/n, exact where no answers tie. PPO is worth its training where it is "
+        "above this at the same KL."
+    )
+    measures = {"rm_score": "Reward score"} | ({"gold": "Gold score"} if "gold" in rows[0] else {})
+    head = [
+        "n",
+        "KL, nats per response",
+        *(label for name in measures for label in (measures[name], "95 % interval")),
+    ]
+    cells = [
+        [Cell(str(row["n"])), Cell(show_number(row["kl"]))]
+        + [
+            cell
+            for name in measures
+            for cell in (Cell(show_number(row[name])), Cell(show_interval(row, name)))
+        ]
+        for row in rows
+    ]
+    return Section("Best of n", [Paragraph(text), Table(head, cells)])
 
 
 def _answers(results: Results) -> Section | None:

@@ -26,6 +26,7 @@ class Results:
         samples: prompts and responses seen during PPO.
         evaluation: answers of base, SFT and PPO to the held-out prompts.
         rankings: the rankings that the RM stage collected.
+        best_of_n: for each n that was tried, its KL and scores on held-out prompts.
     """
 
     run: RunDirectory
@@ -35,6 +36,7 @@ class Results:
     samples: list[Row]
     evaluation: list[Row]
     rankings: list[Row]
+    best_of_n: list[Row]
 
     def finished(self, stage: Stage) -> bool:
         return stage in self.manifests and self.manifests[stage].status == "finished"
@@ -73,6 +75,7 @@ def read_results(run_dir: Path) -> Results:
         samples=read_lines(run.stage("ppo") / "samples.jsonl", ["step", "prompt", "response"]),
         evaluation=read_lines(run.stage("ppo") / "evaluation.jsonl", ["prompt", "base", "sft", "ppo"]),
         rankings=read_lines(run.stage("rm") / "rankings.jsonl", ["prompt", "completions", "ranks"]),
+        best_of_n=read_lines(run.stage("best") / "curve.jsonl", ["n", "kl", "rm_score"]),
     )
 
 

@@ -33,6 +33,10 @@ class RunDirectory:
     def adapter(self, stage: Stage) -> Path:
         return self.stage(stage) / "adapter"
 
+    def output(self, stage: Stage) -> Path:
+        """What the stage leaves for others: its adapter, or the demonstrations that `best` has picked."""
+        return self.stage(stage) / "demonstrations" if stage == "best" else self.adapter(stage)
+
     def logs(self, stage: Stage) -> Path:
         return self.stage(stage) / "logs"
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from configs.errors import UserError
 from configs.load import dump_experiment, stage_hash
-from configs.schema import STAGES, Experiment, Stage
+from configs.schema import Experiment, Stage
 from data.files import write_text
 from pipeline import endings, quiet
 from pipeline.batches import check_batches
@@ -213,7 +213,7 @@ def _attempt(
     begin = time.monotonic()
     try:
         outcome = _recipe(manifest.stage)(context)
-        ended = _finished(manifest, outcome, request.run.adapter(manifest.stage), time.monotonic() - begin)
+        ended = _finished(manifest, outcome, request.run.output(manifest.stage), time.monotonic() - begin)
     except BaseException as caught:
         error = endings.cause(caught, request.run.logs(manifest.stage), peers)
         seconds = manifest.wall_seconds + time.monotonic() - begin
@@ -228,14 +228,14 @@ def _attempt(
         reporter.close(endings.exit_code(error))
         raise error from None
     ended.write(path)
-    reporter.finish(ended, request.run.adapter(manifest.stage))
+    reporter.finish(ended, request.run.output(manifest.stage))
     return ended
 
 
-def _finished(manifest: Manifest, outcome: Outcome, adapter: Path, seconds: float) -> Manifest:
-    output = fingerprint(adapter)
+def _finished(manifest: Manifest, outcome: Outcome, folder: Path, seconds: float) -> Manifest:
+    output = fingerprint(folder)
     if not output.files:
-        raise FileNotFoundError(f"stage {manifest.stage} left no adapter in {adapter}")
+        raise FileNotFoundError(f"stage {manifest.stage} left nothing in {folder}")
     total = manifest.wall_seconds + seconds
     return manifest.model_copy(
         update={
@@ -251,10 +251,19 @@ def _finished(manifest: Manifest, outcome: Outcome, adapter: Path, seconds: floa
 
 
 def _print_end(request: Request, manifest: Manifest, hint: bool) -> None:
-    following = STAGES[STAGES.index(manifest.stage) + 1 :]
-    command = request.command(following[0]) if following else f"tristage report {request.arguments}".strip()
-    adapter = str(request.run.adapter(manifest.stage))
-    print_summary(Console(), manifest, adapter, command if hint else None)
+    nexts: dict[Stage, Stage] = {"sft": "rm", "rm": "ppo"}
+    following = nexts.get(manifest.stage)
+    command = request.command(following) if following else f"tristage report {request.arguments}".strip()
+    if manifest.stage == "best":
+        command = _fine_tune(request)
+    print_summary(Console(), manifest, request.run.output(manifest.stage), command if hint else None)
+
+
+def _fine_tune(request: Request) -> str:
+    """The command that trains on what `best` has picked, in a run directory of its own."""
+    run = request.run
+    aim = Request(request.config, run, f"--config {run.config_file} --run-dir {run.path}-best")
+    return f"{aim.command('sft')} data.sft.path={run.output('best') / 'train.jsonl'}"
 
 
 def _recipe(stage: Stage) -> Callable[[Context], Outcome]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +25,14 @@ KEY_FIGURES: dict[Stage, dict[str, str]] = {
         "rm_score_ppo": "reward score, PPO",
         "kl": "KL to SFT, nats per response",
         "mean_length": "response length, tokens",
+    },
+    "best": {
+        "demonstrations": "demonstrations",
+        "rm_score_sft": "reward score, SFT",
+        "rm_score_best": "reward score, best of n",
+        "gold_sft": "gold score, SFT",
+        "gold_best": "gold score, best of n",
+        "kl": "KL to SFT, nats per response",
     },
 }
 
@@ -47,13 +56,13 @@ def figure_with_interval(metrics: Mapping[str, float], key: str) -> str:
     return f"{value} [{show_number(metrics[f'{key}_low'])}, {show_number(metrics[f'{key}_high'])}]"
 
 
-def print_summary(console: Console, manifest: Manifest, adapter: str, next_command: str | None) -> None:
+def print_summary(console: Console, manifest: Manifest, output: Path, next_command: str | None) -> None:
     """A few lines at the end of a stage: what came of it, where it is, what to do next."""
     table = Table(title=f"stage {manifest.stage} finished", title_justify="left", show_header=False, box=None)
     for label, value in key_figures(manifest).items():
         table.add_row(Text(label), Text(value, style="bold"))
     console.print(table)
-    console.print(Text(f"adapter: {adapter}"), soft_wrap=True)
+    console.print(Text(f"{output.name}: {output}"), soft_wrap=True)
     if next_command:
         console.print(Text(f"next: {next_command}"), soft_wrap=True)
 

@@ -13,7 +13,7 @@ from pipeline.page import Cell, Paragraph, Section, Table
 from pipeline.results import Results
 from pipeline.summary import KEY_FIGURES
 
-STAGE_NAMES: dict[Stage, str] = {"sft": "SFT", "rm": "Reward model", "ppo": "PPO"}
+STAGE_NAMES: dict[Stage, str] = {"sft": "SFT", "rm": "Reward model", "ppo": "PPO", "best": "Best of n"}
 MORE_FIGURES = {
     "rm_win_rate": "win rate against SFT, by the reward model",
     "score_mean": "raw score of SFT samples, mean",

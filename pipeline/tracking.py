@@ -23,7 +23,7 @@ class Sink(Protocol):
 
     def rewind(self, step: int) -> None: ...
 
-    def finish(self, manifest: Manifest, adapter: Path) -> None:
+    def finish(self, manifest: Manifest, output: Path) -> None:
         """The stage is done, and `manifest` says with what result."""
 
     def close(self, exit_code: int) -> None:
@@ -48,7 +48,7 @@ class FileSink:
         self._metrics.rewind(step)
         self._samples.rewind(step)
 
-    def finish(self, manifest: Manifest, adapter: Path) -> None:
+    def finish(self, manifest: Manifest, output: Path) -> None:
         pass
 
     def close(self, exit_code: int) -> None:
@@ -86,10 +86,10 @@ class Reporter:
         for sink in self._sinks:
             sink.rewind(step)
 
-    def finish(self, manifest: Manifest, adapter: Path) -> None:
+    def finish(self, manifest: Manifest, output: Path) -> None:
         """Hand the result to every sink, and close."""
         for sink in self._sinks:
-            sink.finish(manifest, adapter)
+            sink.finish(manifest, output)
         self.close(0)
 
     def close(self, exit_code: int) -> None:

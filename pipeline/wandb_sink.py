@@ -151,13 +151,13 @@ class WandbSink:
     def rewind(self, step: int) -> None:
         """Nothing: a resumed run's later points are drawn over, as `trainer/step` is a metric."""
 
-    def finish(self, manifest: Manifest, adapter: Path) -> None:
-        """Add the samples, the result and the adapter."""
+    def finish(self, manifest: Manifest, output: Path) -> None:
+        """Add the result, and what the stage leaves for others."""
 
         def add(run: Any) -> None:
             run.summary.update({f"final/{name}": value for name, value in manifest.metrics.items()})
             if self._config.tracking.artifacts:
-                self._log_adapter(run, manifest, adapter)
+                self._log_output(run, manifest, output)
 
         self._guard(add)
 
@@ -177,15 +177,17 @@ class WandbSink:
             data = [[row.get(name) for name in columns] for row in rows]
             run.log({"samples": wandb.Table(columns=[*columns], data=data)})
 
-    def _log_adapter(self, run: Any, manifest: Manifest, adapter: Path) -> None:
+    def _log_output(self, run: Any, manifest: Manifest, output: Path) -> None:
         import wandb
 
         assert manifest.output is not None
         metadata = {"sha256": manifest.output.sha256, "inputs": _lineage(manifest), **manifest.metrics}
         artifact = wandb.Artifact(
-            _artifact_name(self._config, manifest.stage), type="model", metadata=metadata
+            _artifact_name(self._config, manifest.stage),
+            type="dataset" if manifest.stage == "best" else "model",
+            metadata=metadata,
         )
-        artifact.add_dir(str(adapter))
+        artifact.add_dir(str(output))
         run.log_artifact(artifact, aliases=["latest", _alias(manifest.output.sha256)])
 
     def _link_inputs(self, run: Any, manifest: Manifest) -> None:
@@ -223,7 +225,7 @@ def _end_service(exit_code: int) -> None:
 
 
 def _artifact_name(config: Experiment, stage: Stage) -> str:
-    return f"{config.name}-{stage}-adapter"
+    return f"{config.name}-{stage}-{'demonstrations' if stage == 'best' else 'adapter'}"
 
 
 def _alias(digest: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from configs.errors import UserError
@@ -131,6 +131,31 @@ def check_fit(
                 f"{what}: {tokens} tokens are more than the {window} of the context window of "
                 f"{experiment.base.model!r}. Lower it, or use a base with a larger window."
             )
+
+
+def told_apart_by_masks(base: PreTrainedModel) -> bool:
+    """Whether a mask (B, 1, T, T) and position ids can keep texts in one row apart.
+
+    They do in sdpa attention with rotary positions over all that came before, not in a recurrent layer, a
+    sliding window, or where positions are part of the mask (ALiBi).
+    """
+    text = base.config.get_text_config().to_dict()
+    return bool(
+        base.config._attn_implementation == "sdpa"
+        and text.get("rope_parameters")
+        and not base._is_stateful
+        and not text.get("sliding_window")
+        and set(text.get("layer_types") or ()) <= {"full_attention"}
+    )
+
+
+def check_packing(base: PreTrainedModel) -> None:
+    """Raise UserError for a base that would mix up the examples of a packed row."""
+    if not told_apart_by_masks(base):
+        raise UserError(
+            "sft.packing: this base cannot tell packed examples apart (it is recurrent, or its attention is "
+            "not plain sdpa). Set sft.packing to false, or use another base."
+        )
 
 
 def _lengths(experiment: Experiment, stage: Stage) -> dict[str, int]:

@@ -51,6 +51,12 @@ class Context:
     resume: bool
     bases: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def seed(self) -> int:
+        """Of all noise in this stage; prompts are divided by the experiment's own seed, whatever this is."""
+        own: int | None = getattr(self.config, self.stage).seed
+        return self.config.seed if own is None else own
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -11,17 +11,31 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
+from configs.schema import Rollout
 from data.collate import prompts as collate_prompts
 
 
 @dataclass(frozen=True)
 class Response:
-    """A sampled response: token ids, and the log-probability of each when it was sampled."""
+    """A sampled response: token ids, and the log-probability of each when it was sampled.
+
+    `support` holds the ids that could be sampled in place of each token, where top-k or top-p left some out.
+    """
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    support: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -57,33 +71,52 @@ class GumbelNoise(LogitsProcessor):
         self._generators = [self._generators[row] for row in rows]
 
 
-class Recorder(LogitsProcessor):
-    """Noise for `generate`, which keeps the log-probabilities of the tokens that will be chosen."""
+class Draw(LogitsProcessor):
+    """Warps logits and adds noise; keeps what is to be known of the tokens that will be chosen.
 
-    def __init__(self, noise: GumbelNoise) -> None:
-        self._noise = noise
+    Attributes:
+        logprobs: of each step's tokens (B,), in the distribution that they were sampled from.
+        support: for each step and row the ids that could be sampled; empty where all could.
+    """
+
+    def __init__(self, noise: GumbelNoise, rollout: Rollout) -> None:
+        self.noise, self._warp, self._truncates = noise, warpers(rollout), rollout.truncates
         self.logprobs: list[Tensor] = []
+        self.support: list[list[Tensor]] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, V) logits to (B, V) noisy logits, fp32."""
-        noisy = self._noise(input_ids, scores)
-        self.logprobs.append(_logprobs(scores, noisy.argmax(-1)))
+        """(B, V) logits to (B, V) noisy logits, fp32; the largest of a row is its sample."""
+        warped = self._warp(input_ids, scores.float())
+        noisy = self.noise(input_ids, warped)
+        self.logprobs.append(_logprobs(warped, noisy.argmax(-1)))
+        if self._truncates:
+            self.support.append([row.nonzero()[:, 0].int().cpu() for row in warped.isfinite()])
         return noisy
 
 
+def warpers(rollout: Rollout) -> LogitsProcessorList:
+    """What makes logits those of the distribution to sample from, -inf where a token is left out."""
+    found = LogitsProcessorList()
+    if rollout.temperature != 1:
+        found.append(TemperatureLogitsWarper(rollout.temperature))
+    if rollout.top_k is not None:
+        found.append(TopKLogitsWarper(rollout.top_k))
+    if rollout.top_p < 1:
+        found.append(TopPLogitsWarper(rollout.top_p))
+    return found
+
+
 def _logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """(B, V) logits and (B,) tokens to the tokens' log-probabilities (B,), fp32."""
-    logits = logits.float()
+    """(B, V) logits and (B,) tokens to the tokens' log-probabilities (B,)."""
     return logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
 
 
 @torch.no_grad()
 def generate(
-    model: PreTrainedModel, prompts: Sequence[list[int]], noise: GumbelNoise, limits: Limits, in_step: bool
+    model: PreTrainedModel, prompts: Sequence[list[int]], draw: Draw, limits: Limits, in_step: bool
 ) -> list[Response]:
     """Responses by transformers' `generate`; `in_step` with the other ranks where a forward needs them."""
     input_ids, attention_mask = collate_prompts(prompts, limits.pad).to(model.device)
-    recorder = Recorder(noise)
     output = model.generate(
         input_ids=input_ids,
         attention_mask=attention_mask,
@@ -93,18 +126,22 @@ def generate(
             eos_token_id=limits.end,
             pad_token_id=limits.pad,
         ),
-        logits_processor=LogitsProcessorList([recorder]),
+        logits_processor=LogitsProcessorList([draw]),
         synced_gpus=in_step,
     )
     rows = output[:, input_ids.shape[1] :].tolist()
     lengths = [row.index(limits.end) + 1 if limits.end in row else len(row) for row in rows]
-    logprobs = torch.stack(recorder.logprobs, 1).tolist()
-    return [Response(a[:n], b[:n]) for a, b, n in zip(rows, logprobs, lengths, strict=True)]
+    logprobs = torch.stack(draw.logprobs, 1).tolist()
+    supports = list(zip(*draw.support, strict=True)) or [()] * len(rows)
+    return [
+        Response(ids[:n], of_ids[:n], list(support[:n]))
+        for ids, of_ids, support, n in zip(rows, logprobs, supports, lengths, strict=True)
+    ]
 
 
 @torch.no_grad()
 def decode(
-    model: PreTrainedModel, prompts: Sequence[list[int]], noise: GumbelNoise, limits: Limits
+    model: PreTrainedModel, prompts: Sequence[list[int]], draw: Draw, limits: Limits
 ) -> list[Response]:
     """Responses of a model that this rank has to itself."""
     cache = DynamicCache(config=model.config)
@@ -112,18 +149,20 @@ def decode(
     responses = [Response() for _ in prompts]
     alive = list(range(len(prompts)))
     for step in range(1, limits.max_new_tokens + 1):
-        tokens = noise(mask, logits).argmax(-1)
+        tokens = draw(mask, logits).argmax(-1)
         chosen = tokens.tolist()
-        for row, token, logprob in zip(alive, chosen, _logprobs(logits, tokens).tolist(), strict=True):
-            responses[row].ids.append(token)
-            responses[row].logprobs.append(logprob)
+        for i, (token, logprob) in enumerate(zip(chosen, draw.logprobs[-1].tolist(), strict=True)):
+            response = responses[alive[i]]
+            response.ids.append(token)
+            response.logprobs.append(logprob)
+            response.support.extend(each[i] for each in draw.support[-1:])
         going = [i for i, token in enumerate(chosen) if token != limits.end]
         if not going or step == limits.max_new_tokens:
             break
         if len(going) < len(alive):
             rows = torch.tensor(going, device=mask.device)
             cache.batch_select_indices(rows)
-            noise.keep(going)
+            draw.noise.keep(going)
             mask, tokens, alive = mask[rows], tokens[rows], [alive[i] for i in going]
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
         logits = _forward(model, tokens[:, None], mask, cache)

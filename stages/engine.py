@@ -99,7 +99,7 @@ class Engine:
         )[0]
         self._start_moments()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """`Roles.forward` for training."""
         return self.deepspeed(*args, **kwargs)
 

@@ -15,17 +15,18 @@ from configs.schema import Ppo
 from data import tokenize
 from data.sampler import micro_batches
 from stages.advantages import explained_variance, gae, next_kl_coef, scale, token_rewards, whiten
+from stages.decoding import Response
 from stages.ranks import seed_from
 from stages.rewards import RM, Rewards, shaped
 from stages.rollout import (
     Layout,
     Sampler,
-    lay_out,
-    logprobs_and_entropy,
+    response_figures,
     response_logprobs,
     sequence_scores,
     state_values,
 )
+from stages.speed import Stopwatch
 
 POLICY, REFERENCE, REWARD, CRITIC = "policy", "reference", "reward", "critic"
 
@@ -34,7 +35,7 @@ POLICY, REFERENCE, REWARD, CRITIC = "policy", "reference", "reward", "critic"
 class Sample:
     """A prompt, its response, and what the four roles say of it; tensors are (R,) on the CPU.
 
-    `sampled_logprobs` come from the sampling engine, `logprobs` from the model that is trained: they differ
+    `response.logprobs` come from the sampling engine, `logprobs` from the model that is trained: they differ
     by rounding. `values` are the critic's before each token; `rewards` the terms of the reward by name.
     `score`, what they come to less penalties, `advantages` and `returns` follow once the batch is whole.
     """
@@ -42,8 +43,7 @@ class Sample:
     index: int
     text: str
     prompt_ids: list[int]
-    response_ids: list[int]
-    sampled_logprobs: Tensor = torch.empty(0)
+    response: Response = field(default_factory=Response)
     logprobs: Tensor = torch.empty(0)
     ref_logprobs: Tensor = torch.empty(0)
     entropy: float = 0.0
@@ -52,6 +52,10 @@ class Sample:
     score: float = 0.0
     advantages: Tensor = torch.empty(0)
     returns: Tensor = torch.empty(0)
+
+    @property
+    def response_ids(self) -> list[int]:
+        return self.response.ids
 
     @property
     def kl(self) -> float:
@@ -69,6 +73,7 @@ class Experience:
         self.ppo, self.sampler, self.seed, self.memory = ppo, sampler, seed, memory
         self.ranks, self.tokenizer = sampler.ranks, sampler.tokenizer
         self.rewards = Rewards(ppo.rewards)
+        self.shared_head = CRITIC if ppo.critic == "shared" else None
 
     def collect(self, step: int, prompts: Sequence[tokenize.Prompt]) -> tuple[list[Sample], dict[str, float]]:
         """Roll out `prompts` (the global batch), score the responses, and estimate advantages.
@@ -76,19 +81,22 @@ class Experience:
         Returns:
             The samples of all ranks, in the order of `prompts`, and the iteration's metrics.
         """
+        watch, times = Stopwatch(), {}
         mine = self.roll_out(step, prompts)
+        times["time/rollout"] = watch.lap()
         self.score(mine)
+        times["time/score"] = watch.lap()
         samples = sorted(self.ranks.gather(mine), key=lambda sample: sample.index)
-        return samples, self.estimate_advantages(samples)
+        return samples, times | self.estimate_advantages(samples)
 
     def roll_out(self, step: int, prompts: Sequence[tokenize.Prompt]) -> list[Sample]:
         """Sample a response to each of this rank's prompts; the noise is a function of seed, step, prompt."""
-        samples = [Sample(i, prompt.text, prompt.prompt_ids, []) for i, prompt in enumerate(prompts)]
+        samples = [Sample(i, prompt.text, prompt.prompt_ids) for i, prompt in enumerate(prompts)]
         mine = [sample for minibatch in self.minibatches(samples) for sample in self.ranks.share(minibatch)]
         seeds = [seed_from(self.seed, "rollout", step, s.index, s.prompt_ids) for s in mine]
         responses = self.sampler.respond(POLICY, [s.prompt_ids for s in mine], seeds)
         for sample, response in zip(mine, responses, strict=True):
-            sample.response_ids, sample.sampled_logprobs = response.ids, torch.tensor(response.logprobs)
+            sample.response = response
         return mine
 
     def minibatches(self, samples: list[Sample]) -> list[list[Sample]]:
@@ -106,15 +114,15 @@ class Experience:
         for minibatch in micro_batches(mine, share):
             for micro in micro_batches(minibatch, self.ppo.micro_batch_size):
                 batch = self.lay_out(micro)
-                logprobs, entropy = logprobs_and_entropy(roles, POLICY, batch)
+                policy = response_figures(roles, POLICY, batch, entropy=True, values=self.shared_head)
                 ref_logprobs = response_logprobs(roles, REFERENCE, batch)
                 scores = sequence_scores(roles, REWARD, batch) if self.rewards.uses_reward_model else None
-                values = state_values(roles, CRITIC, batch)
+                values = policy.values if self.shared_head else state_values(roles, CRITIC, batch)
                 for i, one in enumerate(micro):
                     length = len(one.response_ids)
-                    one.logprobs = logprobs[i, :length].cpu()
+                    one.logprobs = policy.logprobs[i, :length].cpu()
                     one.ref_logprobs = ref_logprobs[i, :length].cpu()
-                    one.entropy = float(entropy[i, :length].mean())
+                    one.entropy = float(policy.entropy[i, :length].mean())
                     one.values = values[i, :length].cpu()
                     if scores is not None:
                         one.rewards[RM] = float(scores[i])
@@ -156,7 +164,7 @@ class Experience:
             for name in self.rewards.weights
         }
         kl = sum(s.kl for s in samples) / len(samples)
-        differences = torch.cat([s.logprobs - s.sampled_logprobs for s in samples]).abs()
+        differences = torch.cat([s.logprobs - torch.tensor(s.response.logprobs) for s in samples]).abs()
         return {
             "objective/kl": kl,
             "objective/kl_coef": self._adapt_kl_coef(kl, len(samples)),
@@ -183,12 +191,7 @@ class Experience:
         return used
 
     def lay_out(self, samples: list[Sample]) -> Layout:
-        return lay_out(
-            [s.prompt_ids for s in samples],
-            [s.response_ids for s in samples],
-            self.tokenizer.pad_token_id,
-            self.ranks.device,
-        )
+        return self.sampler.lay_out([s.prompt_ids for s in samples], [s.response for s in samples])
 
     def readable(self, samples: list[Sample]) -> list[dict[str, Any]]:
         """Samples as rows for people."""

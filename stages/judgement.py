@@ -14,7 +14,7 @@ from stages.labellers import LABELLERS
 from stages.metrics import mean_with_interval
 from stages.modeling import BASE
 from stages.ranks import seed_from
-from stages.rollout import Sampler, lay_out, response_logprobs, sequence_scores
+from stages.rollout import Sampler, response_logprobs, sequence_scores
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,12 @@ def answer(context: Context, sampler: Sampler, role: str, prompts: Sequence[toke
     """Sample one answer of `role` to each prompt, with the same noise whenever and whoever is asked."""
     roles, ranks = sampler.roles, sampler.ranks
     ids = [prompt.prompt_ids for prompt in prompts]
-    seeds = [seed_from(context.config.seed, "judgement", i, prompt) for i, prompt in enumerate(ids)]
+    seeds = [seed_from(context.seed, "judgement", i, prompt) for i, prompt in enumerate(ids)]
     context.tracker.phase(f"ppo: answers of {role} to held-out prompts", len(ids))
     responses = sampler.shared(role, ids, seeds, context.tracker.advance)
     found: list[tuple[int, float, float]] = []
     for round_ in ranks.rounds(list(range(len(ids))), context.config.ppo.micro_batch_size):
-        batch = lay_out(
-            [ids[i] for i in round_.items],
-            [responses[i] for i in round_.items],
-            sampler.tokenizer.pad_token_id,
-            ranks.device,
-        )
+        batch = sampler.lay_out([ids[i] for i in round_.items], [responses[i] for i in round_.items])
         with torch.no_grad():
             scores = sequence_scores(roles, "reward", batch)
             logprobs = response_logprobs(roles, role, batch)
@@ -53,10 +48,10 @@ def answer(context: Context, sampler: Sampler, role: str, prompts: Sequence[toke
         found += list(zip(round_.items, scores.tolist(), kl.tolist(), strict=True)) * round_.weight
     found = sorted(ranks.gather(found))
     return Answers(
-        sampler.decode(responses),
+        sampler.decode([response.ids for response in responses]),
         [score for _, score, _ in found],
         [kl for _, _, kl in found],
-        [len(response) for response in responses],
+        [len(response.ids) for response in responses],
     )
 
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from trl.trainer.utils import selective_log_softmax
 
 from data import collate, pack, tokenize
 from stages.engine import Engine
 from stages.modeling import Roles
+from stages.token_figures import Wanted
 
 ROLE = "policy"
 Example = tokenize.Demonstration | pack.Packed
@@ -43,10 +43,10 @@ def forward(
     batch = _collate(examples, pad_id).to(device)
     position_ids = batch.position_ids if isinstance(batch, collate.PackedBatch) else None
     start = max(int(batch.completion_mask.any(0).int().argmax()) - 1, 0)
-    logits = model(ROLE, batch.input_ids, batch.attention_mask, position_ids, start)[:, :-1]
     targets = batch.input_ids[:, start + 1 :]
-    correct = (logits.detach().argmax(-1) == targets).float()
-    return selective_log_softmax(logits.float(), targets), correct, batch.completion_mask[:, start + 1 :]
+    wanted = Wanted(is_top1=True)
+    figures = model(ROLE, batch.input_ids, batch.attention_mask, position_ids, start, targets, wanted)
+    return figures.logprobs, figures.is_top1.float(), batch.completion_mask[:, start + 1 :]
 
 
 def _collate(examples: Sequence[Example], pad_id: int) -> collate.Batch | collate.PackedBatch:

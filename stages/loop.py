@@ -115,13 +115,13 @@ def run_steps(
     tracker, ranks, memory = context.tracker, engine.ranks, progress.memory
 
     def batch_of(step: int) -> list[int]:
-        return global_batch(size, training.batch_size, context.config.seed, step)
+        return global_batch(size, training.batch_size, context.seed, step)
 
     if progress.step == 0:
         memory["before"] = _evaluated(tracker, evaluate, 0)
     tracker.phase(f"{context.stage}: training", progress.total, progress.step)
     while progress.step < progress.total and "stopped" not in memory:
-        seed_step(context.config.seed, context.stage, progress.step, ranks.rank)
+        seed_step(context.seed, context.stage, progress.step, ranks.rank)
         picks, skipped = batch_of(progress.step), engine.skipped
         try:
             metrics = dict(take_step(progress.step, picks))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -31,6 +32,13 @@ from data.folder_digest import folder_digest
 from stages.adapter_checks import check_adapter, loading_adapter
 from stages.base_checks import check_architecture, check_folder, check_loaded, loading, local_folder
 from stages.embedded import EMBEDDED, embedded_model
+from stages.token_figures import (
+    TokenFigures,
+    Wanted,
+    can_read_hidden_states,
+    figures_of_logits,
+    token_figures,
+)
 
 BASE = "base"  # the role without adapter: what the model was before any training
 HEAD_FILE = "head.safetensors"
@@ -73,6 +81,11 @@ class Roles(nn.Module):
     def hidden_size(self) -> int:
         return self.causal.get_input_embeddings().embedding_dim
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the LM head tells apart."""
+        return int(self.causal.config.get_text_config().vocab_size)
+
     def add_new(self, role: str, adapter: Adapter) -> None:
         """Give `role` a fresh trainable adapter; B is zero, so it starts as the base itself.
 
@@ -104,14 +117,19 @@ class Roles(nn.Module):
             else:
                 self._peft.append(PeftModel.from_pretrained(self.causal, str(folder), adapter_name=role))
             if (folder / HEAD_FILE).exists():
-                self.add_head(role)
-                self.heads[role].load_state_dict(load_file(folder / HEAD_FILE))
+                self.add_head_from(role, folder)
         self._after_adding(role, trainable=trainable)
         check_adapter(folder, sum(name.startswith("causal.") for name in self.role_parameters(role)))
 
     def add_head(self, role: str) -> None:
         """Give `role` a new scalar head, small and random, in place of the LM head."""
         self.heads[role] = ScalarHead(self.hidden_size, self.causal.device)
+
+    def add_head_from(self, role: str, folder: Path) -> None:
+        """Give `role` the scalar head in `folder`, trainable, and no adapter."""
+        with loading_adapter(folder):
+            self.add_head(role)
+            self.heads[role].load_state_dict(load_file(folder / HEAD_FILE))
 
     def _after_adding(self, role: str, *, trainable: bool) -> None:
         self._lora_layers = [module for module in self.causal.modules() if isinstance(module, LoraLayer)]
@@ -144,17 +162,22 @@ class Roles(nn.Module):
         attention_mask: Tensor,
         position_ids: Tensor | None = None,
         start: int = 0,
-    ) -> Tensor:
+        targets: Tensor | None = None,
+        wanted: Wanted | None = None,
+    ) -> Tensor | TokenFigures:
         """What the head of `role` says at positions `start` ... T-1.
 
         Args:
             input_ids: (B, T).
             attention_mask: (B, T), 0 on padding, which may lie on either side; or (B, 1, T, T).
             position_ids: (B, T); counted from the attention mask when absent.
+            targets: (B, T - start - 1), of a language-model role: the token that follows each position but
+                the last.
+            wanted: what is asked of the targets beside their log-probabilities.
 
         Returns:
-            Logits (B, T - start, V) of a language-model role, or scalars (B, T - start) in fp32 of a
-            role with a scalar head.
+            Scalars (B, T - start) in fp32 of a role with a scalar head. Of a language-model role, logits
+            (B, T - start, V), or with `targets` figures about these alone, without such a tensor.
         """
         self.activate(role)
         if position_ids is None:
@@ -168,7 +191,24 @@ class Roles(nn.Module):
         if role in self.heads:
             hidden = self.causal.get_decoder()(**inputs).last_hidden_state
             return self.heads[role](hidden[:, start:])
-        return self.causal(**inputs, logits_to_keep=input_ids.shape[1] - start).logits
+        kept = input_ids.shape[1] - start
+        if targets is None:
+            return self.causal(**inputs, logits_to_keep=kept).logits
+        return self._figures(inputs, kept, targets, wanted or Wanted())
+
+    def _figures(self, inputs: dict[str, Any], kept: int, targets: Tensor, wanted: Wanted) -> TokenFigures:
+        if can_read_hidden_states(self.causal):
+            hidden = self.causal.get_decoder()(**inputs).last_hidden_state[:, -kept:]
+            figures = token_figures(self.causal, hidden[:, :-1], targets, wanted)
+        else:
+            output = self.causal(**inputs, logits_to_keep=kept, output_hidden_states=bool(wanted.values))
+            hidden = output.hidden_states[-1][:, -kept:] if wanted.values else output.logits
+            figures = figures_of_logits(output.logits[:, :-1], targets, wanted)
+        if wanted.values is None:
+            return TokenFigures(*figures, torch.empty(0))
+        return TokenFigures(
+            *figures, self.heads[wanted.values](hidden.detach() if wanted.detach_values else hidden)
+        )
 
     def peft_config(self, role: str) -> LoraConfig:
         """PEFT's description of the adapter of `role`, as it is saved beside its weights."""

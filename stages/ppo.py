@@ -24,7 +24,9 @@ from stages.metrics import Meter, peak_memory_bytes
 from stages.prepare import prepare, read_examples, save_role
 from stages.ptx import Ptx, make_ptx
 from stages.ranks import seed_from
-from stages.rollout import Layout, Sampler, logprobs_and_entropy, response_logprobs, state_values
+from stages.rollout import Layout, Sampler, response_figures, state_values
+from stages.speed import Stopwatch, forward_flops, matmul_flops
+from stages.token_figures import TokenFigures
 
 GOOD = "good/"  # of what the engine keeps: the policy of the last rollout within `max_kl`
 PER_TOKEN = {"val/ratio", "policy/clipfrac_avg", "policy/approxkl_avg", "val/clipfrac_avg"}
@@ -39,7 +41,10 @@ def run(context: Context) -> Outcome:
     roles.add_from(POLICY, context.inputs["sft"], trainable=True)
     roles.add_from(REFERENCE, context.inputs["sft"], trainable=False)
     roles.add_from(REWARD, context.inputs["rm"], trainable=False)
-    roles.add_from(CRITIC, context.inputs["rm"], trainable=True)
+    if ppo.critic == "shared":
+        roles.add_head_from(CRITIC, context.inputs["rm"])
+    else:
+        roles.add_from(CRITIC, context.inputs["rm"], trainable=True)
     disable_dropout_in_model(roles)  # the ratio compares two forwards of one policy
 
     # 2. Prompts.
@@ -51,7 +56,7 @@ def run(context: Context) -> Outcome:
     updates = ppo.iterations * ppo.epochs * ppo.minibatches
     engine = start_engine(context, roles, rates, ppo, updates, ranks, progress, checkpoint)
     sampler = Sampler(roles, tokenizer, ranks, ppo.rollout)
-    experience = Experience(ppo, sampler, config.seed, progress.memory)
+    experience = Experience(ppo, sampler, context.seed, progress.memory)
     trainer = Trainer(engine, ppo, experience, make_ptx(context, engine, tokenizer))
     judgement = Judgement(context, sampler, held_out)
 
@@ -93,6 +98,8 @@ class Trainer:
     def __init__(self, engine: Engine, ppo: Ppo, experience: Experience, ptx: Ptx | None = None) -> None:
         self.engine, self.ppo, self.experience, self.ptx = engine, ppo, experience, ptx
         self.meter = Meter()
+        causal = engine.roles.causal
+        self.matmul_flops = matmul_flops(causal.device, causal.get_input_embeddings().weight.dtype)
 
     def iterate(self, step: int, prompts: Sequence[tokenize.Prompt]) -> tuple[dict[str, float], list[dict]]:
         """Gather experience from `prompts` (the global batch), and update on it.
@@ -102,11 +109,29 @@ class Trainer:
         """
         samples, metrics = self.experience.collect(step, prompts)
         self._check_kl(metrics)
+        watch = Stopwatch()
         metrics |= self.update(step, samples)
+        metrics["time/update"] = watch.lap()
         if self.ppo.ema_decay:
             update_average(self.engine, POLICY, self.ppo.ema_decay)
-        self.meter.add(sum(len(s.prompt_ids) + len(s.response_ids) for s in samples))
+        tokens = sum(len(s.prompt_ids) + len(s.response_ids) for s in samples)
+        self.meter.add(tokens)
+        metrics |= self._achieved(metrics, tokens, len(samples))
         return metrics, self.experience.readable(samples)
+
+    def _achieved(self, metrics: dict[str, float], tokens: int, sequences: int) -> dict[str, float]:
+        """Operations that the iteration's tokens need, padding aside, over those of a pure matrix product."""
+        causal, experience = self.engine.roles.causal, self.experience
+        flops = forward_flops(causal.config, tokens, tokens / sequences)
+        if flops is None:
+            return {}
+        trained = 1.0 if experience.shared_head else 2.0
+        # Sampling; the roles that score; and in training forward, backward, and forward again where asked.
+        update = trained * (3 if causal.is_gradient_checkpointing else 2)
+        passes = 2 + trained + experience.rewards.uses_reward_model
+        passes += update * metrics["policy/updates"] / self.ppo.minibatches
+        seconds = sum(metrics[f"time/{part}"] for part in ("rollout", "score", "update"))
+        return {"perf/matmul_share": flops * passes / self.engine.ranks.world / seconds / self.matmul_flops}
 
     def _check_kl(self, metrics: dict[str, float]) -> None:
         """Keep the policy while its KL is within `max_kl`; else go back to the last one kept, and stop."""
@@ -149,11 +174,8 @@ class Trainer:
         tokens = sum(len(sample.response_ids) for sample in minibatch)
         sums: dict[str, float] = {}
         for micro in micro_batches(ranks.share(minibatch), self.ppo.micro_batch_size):
-            batch = self.experience.lay_out(micro)
-            figures = self._policy_backward(
-                micro, batch, tokens, policy_weight
-            )  # before the critic is activated
-            figures |= self._critic_backward(micro, batch, tokens)
+            backward = self._shared_backward if self.experience.shared_head else self._backward
+            figures = backward(micro, self.experience.lay_out(micro), tokens, policy_weight)
             sums = {name: sums.get(name, 0.0) + figure for name, figure in figures.items()}
         if self.ptx:
             sums["loss/ptx_avg"] = self.ptx.backward()
@@ -163,39 +185,67 @@ class Trainer:
             means[name] /= tokens  # once, at the end: ratios of exactly 1 have a mean of exactly 1
         return means | {"grad_norm": self.engine.grad_norm}
 
-    def _policy_backward(
+    def _backward(self, micro: list[Sample], batch: Layout, tokens: int, weight: float) -> dict[str, float]:
+        policy = response_figures(self.engine, POLICY, batch, entropy=self._with_entropy)
+        loss, figures = self._policy_loss(micro, batch, tokens, policy)
+        self.engine.backward(weight * loss)  # before the critic is activated
+        values = state_values(self.engine, CRITIC, batch)
+        critic_loss, critic_figures = self._critic_loss(micro, batch, tokens, values)
+        self.engine.backward(self.ppo.vf_coef * critic_loss)
+        return figures | critic_figures
+
+    def _shared_backward(
         self, micro: list[Sample], batch: Layout, tokens: int, weight: float
     ) -> dict[str, float]:
-        ppo, entropy = self.ppo, None
-        if ppo.entropy_coef:
-            logprobs, entropy = logprobs_and_entropy(self.engine, POLICY, batch)
-        else:
-            logprobs = response_logprobs(self.engine, POLICY, batch)
+        """One forward and backward for policy and critic; the trunk is left alone where the policy is."""
+        policy = response_figures(
+            self.engine,
+            POLICY,
+            batch,
+            entropy=self._with_entropy,
+            values=CRITIC,
+            detach_values=not weight,
+        )
+        loss, figures = self._policy_loss(micro, batch, tokens, policy)
+        critic_loss, critic_figures = self._critic_loss(micro, batch, tokens, policy.values)
+        self.engine.backward(weight * loss + self.ppo.vf_coef * critic_loss)
+        return figures | critic_figures
+
+    @property
+    def _with_entropy(self) -> bool:
+        return self.ppo.entropy_coef > 0
+
+    def _policy_loss(
+        self, micro: list[Sample], batch: Layout, tokens: int, policy: TokenFigures
+    ) -> tuple[Tensor, dict[str, float]]:
+        ppo, logprobs = self.ppo, policy.logprobs
         old_logprobs, advantages = self._padded(micro, "logprobs"), self._padded(micro, "advantages")
         loss, sums = policy_loss(
             logprobs, old_logprobs, advantages, batch.mask, ppo.clip_range, tokens, ppo.dual_clip
         )
-        figures = {"loss/policy_avg": loss.item()}
+        figures = {
+            "loss/policy_avg": loss.item(),
+            "val/ratio": float(sums["ratio"]),
+            "policy/clipfrac_avg": float(sums["clipfrac"]),
+            "policy/approxkl_avg": float(sums["approxkl"]),
+        }
         if ppo.kl_in == "loss":
             kl = token_kl(logprobs, self._padded(micro, "ref_logprobs"), ppo.kl_estimator)
             kl_loss = masked_sum(kl, batch.mask) / tokens
             loss = loss + self.experience.kl_coef * kl_loss
             figures["loss/kl_avg"] = kl_loss.item()
-        if entropy is not None:
-            loss = loss - ppo.entropy_coef * masked_sum(entropy, batch.mask) / tokens
-        self.engine.backward(weight * loss)
-        return figures | {
-            "val/ratio": float(sums["ratio"]),
-            "policy/clipfrac_avg": float(sums["clipfrac"]),
-            "policy/approxkl_avg": float(sums["approxkl"]),
-        }
+        if self._with_entropy:
+            loss = loss - ppo.entropy_coef * masked_sum(policy.entropy, batch.mask) / tokens
+        return loss, figures
 
-    def _critic_backward(self, micro: list[Sample], batch: Layout, tokens: int) -> dict[str, float]:
-        values = state_values(self.engine, CRITIC, batch)[:, :-1]
+    def _critic_loss(
+        self, micro: list[Sample], batch: Layout, tokens: int, values: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
         old_values, returns = self._padded(micro, "values"), self._padded(micro, "returns")
-        loss, sums = value_loss(values, old_values, returns, batch.mask, self.ppo.clip_range_value, tokens)
-        self.engine.backward(self.ppo.vf_coef * loss)
-        return {"loss/value_avg": loss.item(), "val/clipfrac_avg": float(sums["clipfrac"])}
+        loss, sums = value_loss(
+            values[:, :-1], old_values, returns, batch.mask, self.ppo.clip_range_value, tokens
+        )
+        return loss, {"loss/value_avg": loss.item(), "val/clipfrac_avg": float(sums["clipfrac"])}
 
     def _padded(self, micro: list[Sample], name: str) -> Tensor:
         rows = [getattr(sample, name) for sample in micro]

@@ -24,7 +24,7 @@ def make_ptx(context: Context, engine: Engine, tokenizer: PreTrainedTokenizerBas
     if not ppo.ptx_coef:
         return None
     train, _ = read_examples(context, "demonstrations", tokenize.demonstrations, tokenizer, "sft")
-    return Ptx(engine, ppo, train, tokenizer.pad_token_id, context.config.seed)
+    return Ptx(engine, ppo, train, tokenizer.pad_token_id, context.seed)
 
 
 class Ptx:

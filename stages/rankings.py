@@ -56,10 +56,9 @@ def _rank(context: Context, sampler: Sampler, role: str, prompts: list[tokenize.
     rankings = context.config.rm.rankings
     label = LABELLERS[rankings.labeller]
     ids = [prompt.prompt_ids for prompt in prompts for _ in range(rankings.completions)]
-    seeds = [
-        seed_from(context.config.seed, "rankings", i % rankings.completions, p) for i, p in enumerate(ids)
-    ]
-    responses = sampler.shared(role, ids, seeds, context.tracker.advance)
+    seeds = [seed_from(context.seed, "rankings", i % rankings.completions, p) for i, p in enumerate(ids)]
+    sampled = sampler.shared(role, ids, seeds, context.tracker.advance)
+    responses = [response.ids for response in sampled]
     texts = sampler.decode(responses)
     rows = []
     for number, prompt in enumerate(prompts):

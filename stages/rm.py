@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data import tokenize
+from data import collate, tokenize
 from data.sampler import micro_batches
+from stages.base_checks import told_apart_by_masks
 from stages.context import Context, Outcome
 from stages.engine import Engine
 from stages.loop import Progress, find_resume, run_steps, seed_step, start_engine, total_steps
@@ -31,12 +32,12 @@ ROLE, SFT = "reward", "policy"
 
 def run(context: Context) -> Outcome:
     """Train the `reward` adapter and its head on rankings and write them to `folder/adapter`."""
-    config, rm = context.config, context.config.rm
+    rm = context.config.rm
 
     # 1. The base with two roles: the SFT policy, frozen, and the reward model that starts from it.
     ranks, tokenizer, roles = prepare(context)
     roles.add_from(SFT, context.inputs["sft"], trainable=False)
-    seed_step(config.seed, "rm head", 0, 0)
+    seed_step(context.seed, "rm head", 0, 0)
     roles.add_head(ROLE)
     roles.add_from(ROLE, context.inputs["sft"], trainable=True)
     roles.heads[ROLE].bias.requires_grad_(False)  # differences of scores say nothing about it
@@ -54,7 +55,8 @@ def run(context: Context) -> Outcome:
     progress = Progress(total_steps(len(train), rm.batch_size, rm.epochs, rm.max_steps))
     rates = {ROLE: rm.learning_rate}
     engine = start_engine(context, roles, rates, rm, progress.total, ranks, progress, checkpoint)
-    trainer = Trainer(engine, tokenizer.pad_token_id, rm.micro_batch_size)
+    share_prompts = told_apart_by_masks(roles.causal)
+    trainer = Trainer(engine, tokenizer.pad_token_id, rm.micro_batch_size, share_prompts)
 
     # 4. Training.
     def take_step(_: int, picks: list[int]) -> dict[str, float]:
@@ -86,10 +88,15 @@ def run(context: Context) -> Outcome:
 
 
 class Trainer:
-    """One optimizer step, and evaluation, of the reward role on ranked completions."""
+    """One optimizer step, and evaluation, of the reward role on ranked completions.
 
-    def __init__(self, engine: Engine, pad_id: int, micro_batch_size: int) -> None:
+    Where the base can tell the completions of a row apart (`share_prompts`), a prompt is forwarded once for
+    all of its completions; else once for each.
+    """
+
+    def __init__(self, engine: Engine, pad_id: int, micro_batch_size: int, share_prompts: bool) -> None:
         self.engine, self.pad_id, self.micro_batch_size = engine, pad_id, micro_batch_size
+        self.share_prompts = share_prompts
         self.meter = Meter()
 
     def step(self, batch: Sequence[tokenize.Ranking]) -> dict[str, float]:
@@ -106,7 +113,7 @@ class Trainer:
                 sums[name] += float(metrics[name]) / len(batch)
         learning_rate = self.engine.learning_rates()[0]
         self.engine.step()
-        self.meter.add(sum(map(_tokens, batch)))
+        self.meter.add(sum(map(self._tokens, batch)))
         return ranks.sum(sums) | {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
 
     @torch.no_grad()
@@ -134,20 +141,24 @@ class Trainer:
 
     def _scores(self, model: Engine | Roles, rankings: Sequence[tokenize.Ranking]) -> tuple[Tensor, Tensor]:
         """Scores and ranks of each prompt's completions, (G, K); rank -1 where a prompt has fewer."""
-        prompts = [ranking.prompt_ids for ranking in rankings for _ in ranking.completion_ids]
-        completions = [ids for ranking in rankings for ids in ranking.completion_ids]
         device = self.engine.ranks.device
-        flat = sequence_scores(model, ROLE, lay_out(prompts, completions, self.pad_id, device))
-        sizes = [len(ranking.completion_ids) for ranking in rankings]
-        scores = pad_sequence(list(flat.split(sizes)), batch_first=True)
         ranks = [torch.tensor(ranking.ranks, device=device) for ranking in rankings]
         order = pad_sequence(ranks, batch_first=True, padding_value=-1)
-        return scores, order
+        if self.share_prompts:
+            rows = [(ranking.prompt_ids, ranking.completion_ids) for ranking in rankings]
+            batch = collate.rankings(rows, self.pad_id).to(device)
+            values = model(ROLE, batch.input_ids, batch.attention_mask, batch.position_ids)
+            return values.gather(1, batch.last), order
+        prompts = [ranking.prompt_ids for ranking in rankings for _ in ranking.completion_ids]
+        completions = [ids for ranking in rankings for ids in ranking.completion_ids]
+        flat = sequence_scores(model, ROLE, lay_out(prompts, completions, self.pad_id, device))
+        scores = flat.split([len(ranking.completion_ids) for ranking in rankings])
+        return pad_sequence(list(scores), batch_first=True), order
 
-
-def _tokens(ranking: tokenize.Ranking) -> int:
-    """Tokens to forward: the prompt once for each completion."""
-    return sum(len(ranking.prompt_ids) + len(ids) for ids in ranking.completion_ids)
+    def _tokens(self, ranking: tokenize.Ranking) -> int:
+        """Tokens to forward."""
+        times = 1 if self.share_prompts else len(ranking.completion_ids)
+        return times * len(ranking.prompt_ids) + sum(map(len, ranking.completion_ids))
 
 
 def _mean_rewards(scores: Tensor, order: Tensor) -> Tensor:
@@ -168,13 +179,12 @@ def score_statistics(
     sampler.roles.eval()
     count = config.rm.normalization_prompts
     prompts = [rankings[i % len(rankings)].prompt_ids for i in range(count)]
-    seeds = [seed_from(config.seed, "normalization", i, prompt) for i, prompt in enumerate(prompts)]
+    seeds = [seed_from(context.seed, "normalization", i, prompt) for i, prompt in enumerate(prompts)]
     context.tracker.phase("rm: normalizing", count)
     responses = sampler.shared(SFT, prompts, seeds, context.tracker.advance)
     scores: list[float] = []
     for round_ in ranks.rounds(list(zip(prompts, responses, strict=True)), trainer.micro_batch_size):
-        asked, answered = zip(*round_.items, strict=True)
-        batch = lay_out(asked, answered, trainer.pad_id, ranks.device)
+        batch = sampler.lay_out(*zip(*round_.items, strict=True))
         scores += sequence_scores(sampler.roles, ROLE, batch).tolist() * round_.weight
     values = torch.tensor(ranks.gather(scores), dtype=torch.float64)
     return float(values.mean()), float(values.std(unbiased=False))

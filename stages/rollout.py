@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from configs.schema import Rollout
 from data.collate import prompts as collate_prompts
-from stages.decoding import GumbelNoise, Limits, Response, decode, generate
+from stages.decoding import Draw, GumbelNoise, Limits, Response, decode, generate
 from stages.engine import Engine
 from stages.merged import MergedCopy
 from stages.modeling import Roles
 from stages.ranks import Ranks
+from stages.token_figures import TokenFigures, Wanted
 
 logger = logging.getLogger("tristage")
 
 
 class Sampler:
-    """Samples responses of roles at temperature 1 from the whole vocabulary."""
+    """Samples responses of roles."""
 
     def __init__(
         self, roles: Roles, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, rollout: Rollout
@@ -74,12 +75,12 @@ class Sampler:
     def _batch(
         self, model: PreTrainedModel | None, prompts: Sequence[list[int]], seeds: Sequence[int]
     ) -> list[Response]:
-        noise = GumbelNoise(seeds, self.ranks.device)
+        draw = Draw(GumbelNoise(seeds, self.ranks.device), self.rollout)
         limits = Limits(self.rollout.max_new_tokens, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
         if model is not None:
-            return decode(model, prompts, noise, limits)
+            return decode(model, prompts, draw, limits)
         # ZeRO-3: all ranks must take part in every step.
-        return generate(self.roles.causal, prompts, noise, limits, in_step=self.ranks.world > 1)
+        return generate(self.roles.causal, prompts, draw, limits, in_step=self.ranks.world > 1)
 
     def shared(
         self,
@@ -87,14 +88,27 @@ class Sampler:
         prompts: Sequence[list[int]],
         seeds: Sequence[int],
         advance: Callable[[int], None] = lambda _: None,
-    ) -> list[list[int]]:
+    ) -> list[Response]:
         """Share the work among ranks: every rank gets all responses, in the order of `prompts`."""
-        found: list[tuple[int, list[int]]] = []
+        found: list[tuple[int, Response]] = []
         for chunk in self.ranks.rounds(list(range(len(prompts))), self.rollout.batch_size):
-            responses = self(role, [prompts[i] for i in chunk.items], [seeds[i] for i in chunk.items])
+            responses = self.respond(role, [prompts[i] for i in chunk.items], [seeds[i] for i in chunk.items])
             found += list(zip(chunk.items, responses, strict=True)) * chunk.weight
             advance(len(chunk.items) * self.ranks.world)
-        return [response for _, response in sorted(self.ranks.gather(found))]
+        return [response for _, response in sorted(self.ranks.gather(found), key=lambda pair: pair[0])]
+
+    def lay_out(self, prompts: Sequence[list[int]], responses: Sequence[Response]) -> Layout:
+        """One batch of prompts and the responses that were sampled to them."""
+        ids = [response.ids for response in responses]
+        batch = lay_out(prompts, ids, self.tokenizer.pad_token_id, self.ranks.device)
+        support = None
+        if self.rollout.truncates:
+            support = torch.zeros(*batch.mask.shape, self.roles.vocabulary, dtype=torch.bool)
+            for row, response in zip(support, responses, strict=True):
+                for allowed, token_ids in zip(row, response.support, strict=False):
+                    allowed[token_ids] = True
+            support = support.to(self.ranks.device)
+        return replace(batch, temperature=self.rollout.temperature, support=support)
 
     def decode(self, responses: Sequence[list[int]]) -> list[str]:
         """Responses as text, without special tokens."""
@@ -111,6 +125,8 @@ class Layout:
         responses: (B, R) token ids.
         mask: (B, R) True on response tokens.
         start: P - 1, the position whose output tells the first response token.
+        temperature: of the distribution that the responses were sampled from.
+        support: (B, R, V) True on the tokens that could be sampled; None where all could.
     """
 
     input_ids: Tensor
@@ -118,6 +134,8 @@ class Layout:
     responses: Tensor
     mask: Tensor
     start: int
+    temperature: float = 1.0
+    support: Tensor | None = None
 
 
 def lay_out(
@@ -137,23 +155,21 @@ def lay_out(
     )
 
 
+def response_figures(model: Engine | Roles, role: str, batch: Layout, **wanted: Any) -> TokenFigures:
+    """What `role` says of the response tokens, as choices of the distribution that was sampled from.
+
+    Args:
+        wanted: what is asked beside log-probabilities (see `Wanted`).
+    """
+    asked = Wanted(**wanted, temperature=batch.temperature, support=batch.support)
+    ids, mask = batch.input_ids, batch.attention_mask
+    figures: TokenFigures = model(role, ids, mask, None, batch.start, batch.responses, asked)
+    return figures
+
+
 def response_logprobs(model: Engine | Roles, role: str, batch: Layout) -> Tensor:
     """Log-probability of each response token under `role`: (B, R), fp32."""
-    return selective_log_softmax(_response_logits(model, role, batch), batch.responses)
-
-
-def logprobs_and_entropy(model: Engine | Roles, role: str, batch: Layout) -> tuple[Tensor, Tensor]:
-    """`response_logprobs`, and the entropy of each token's distribution in nats.
-
-    Returns:
-        Two (B, R) tensors, fp32.
-    """
-    logits = _response_logits(model, role, batch)
-    return selective_log_softmax(logits, batch.responses), entropy_from_logits(logits)
-
-
-def _response_logits(model: Engine | Roles, role: str, batch: Layout) -> Tensor:
-    return model(role, batch.input_ids, batch.attention_mask, None, batch.start)[:, :-1].float()
+    return response_figures(model, role, batch).logprobs
 
 
 def state_values(model: Engine | Roles, role: str, batch: Layout) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 
 from data import pack, tokenize
 from data.sampler import micro_batches
+from stages.base_checks import check_packing
 from stages.context import Context, Outcome
 from stages.engine import Engine
 from stages.likelihood import ROLE, Example, forward, length, targets
@@ -23,11 +24,13 @@ def run(context: Context) -> Outcome:
 
     # 1. The base with one fresh adapter.
     ranks, tokenizer, roles = prepare(context)
-    seed_step(config.seed, "sft adapter", 0, 0)  # the same fresh adapter on every rank
+    seed_step(context.seed, "sft adapter", 0, 0)  # the same fresh adapter on every rank
     roles.add_new(ROLE, config.adapter)
 
     # 2. Demonstrations, packed or one to a row.
     train, held_out = read_examples(context, "demonstrations", tokenize.demonstrations, tokenizer)
+    if sft.packing:
+        check_packing(roles.causal)
     rows = pack.pack(train, config.data.max_length) if sft.packing else train
 
     # 3. The engine, where the last checkpoint left it.

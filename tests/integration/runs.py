@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "configs" / "tiny.yaml"
 RUN_STAGE = ROOT / "launch" / "run_stage.py"
 KILLED_STAGE = Path(__file__).with_name("killed_stage.py")
-TIMING = ("tokens_per_second", "wall_seconds", "peak_memory_bytes")
+TIMING = ("tokens_per_second", "wall_seconds", "peak_memory_bytes", "time/", "perf/")
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -67,13 +67,17 @@ def run_stage(
 def rows(file: Path) -> list[dict[str, Any]]:
     """A JSONL file without what the clock says."""
     lines = file.read_text(encoding="utf-8").splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name not in TIMING} for line in lines]
+    return [untimed(json.loads(line)) for line in lines]
 
 
 def metrics(manifest: Path) -> dict[str, float]:
     """The metrics of a manifest without what the clock says."""
-    found = json.loads(manifest.read_text())["metrics"]
-    return {name: value for name, value in found.items() if name not in TIMING}
+    return untimed(json.loads(manifest.read_text())["metrics"])
+
+
+def untimed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without what the clock says."""
+    return {name: value for name, value in row.items() if not name.startswith(TIMING)}
 
 
 def files(folder: Path) -> dict[str, bytes]:

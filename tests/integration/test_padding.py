@@ -13,10 +13,12 @@ from transformers import AutoTokenizer
 from configs.schema import Ppo, Rm, Rollout, Sft
 from data.tokenize import Demonstration, Prompt, Ranking
 from stages import ppo, rm, sft
+from stages.base_checks import told_apart_by_masks
 from stages.experience import Experience
 from stages.ranks import Ranks
 from stages.rollout import Sampler
 from tests.integration.engines import assert_same_gradients, engine_of, gradients_of
+from tests.integration.runs import untimed
 from tests.roles import new_role, ppo_roles, tiny_roles
 
 PAD, ANOTHER = 0, 77
@@ -48,7 +50,9 @@ def rm_step(pad: int, micro: int, ranks: Ranks) -> Outcome:
     roles.heads[rm.ROLE].bias.requires_grad_(False)
     settings = Rm(batch_size=6, micro_batch_size=micro, max_grad_norm=0)
     engine = engine_of(roles, {rm.ROLE: 1e-3}, ranks, settings)
-    return gradients_of(engine, lambda: rm.Trainer(engine, pad, micro).step(RANKINGS))
+    trainer = rm.Trainer(engine, pad, micro, told_apart_by_masks(roles.causal))
+    assert trainer.share_prompts
+    return gradients_of(engine, lambda: trainer.step(RANKINGS))
 
 
 @pytest.fixture
@@ -69,7 +73,7 @@ def ppo_step(adapters: dict[str, Path], tiny_folder: Path) -> Callable[[int, int
         sampler = Sampler(engine.roles, tokenizer, ranks, settings.rollout)
         trainer = ppo.Trainer(engine, settings, Experience(settings, sampler, 2, {}))
         (metrics, _), gradients = gradients_of(engine, lambda: trainer.iterate(0, PROMPTS))
-        return metrics, gradients
+        return untimed(metrics), gradients
 
     return step
 

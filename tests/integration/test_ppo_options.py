@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from configs.load import load_experiment
 from stages import ppo
 from stages.context import Context
 from stages.ranks import Ranks
-from tests.integration.runs import TINY
+from tests.integration.runs import TINY, untimed
 from tests.integration.test_ppo_start import Recorder
 
 SHORT = ("ppo.iterations=3", "ppo.eval_steps=null", "data.ppo.held_out=0", "ppo.save_steps=1")
@@ -163,8 +164,7 @@ def test_resumed_run_goes_on_with_what_it_remembered(run: Run, tmp_path: Path) -
         checkpoint = tmp_path / "ppo" / "checkpoints" / f"step-{step:06d}"
         checkpoint.rename(tmp_path / f"lost-{step}")
     resumed = run(*options, resume=True)
-    whole_rows = [{n: v for n, v in row.items() if n != "tokens_per_second"} for row in whole.rows[1:]]
-    assert whole_rows == [{n: v for n, v in row.items() if n != "tokens_per_second"} for row in resumed.rows]
+    assert list(map(untimed, whole.rows[1:])) == list(map(untimed, resumed.rows))
     lost = load_file(tmp_path / "lost-3" / "tensors.safetensors")
     assert same(resumed.tensors(3), lost)
 
@@ -210,3 +210,51 @@ def test_average_of_the_policy_by_hand(run: Run) -> None:
     chosen = run("ppo.ema_decay=0.75", "ppo.use_ema=true", folder="chosen")
     assert same(adapter(chosen.folder / "adapter"), average)
     assert same(adapter(chosen.folder / "adapter-last"), adapter(ran.folder / "adapter"))
+
+
+def test_samples_are_warped_and_so_are_their_log_probabilities(run: Run) -> None:
+    options = ("ppo.rollout.temperature=0.7", "ppo.rollout.top_k=20", "ppo.rollout.top_p=0.9")
+    plain, ran = run("ppo.minibatches=1", "ppo.epochs=1"), run(*options, folder="warped")
+    first = ran.rows[0]
+    assert first["objective/kl"] == 0.0
+    assert max(ran.column("rollout/logprob_difference")) < 1e-5
+    assert first["objective/entropy"] < plain.rows[0]["objective/entropy"] - 0.5
+    assert first["objective/entropy"] < math.log(20)
+    alone = run(*options, "ppo.minibatches=1", "ppo.epochs=1", folder="alone")
+    assert alone.rows[0]["val/ratio"] == 1.0
+
+
+def test_shared_critic_is_a_head_on_the_policy(run: Run, adapters: dict[str, Path]) -> None:
+    ran = run("ppo.critic=shared")
+    head = load_file(adapters["rm"] / "head.safetensors")
+    names = {name for name in ran.tensors(3) if not name.startswith("exp_avg")}
+    assert {name for name in names if "critic" in name} == {"heads.critic.weight", "heads.critic.bias"}
+    assert not torch.equal(ran.tensors(1)["heads.critic.weight"], head["weight"])
+    assert not same(weights(ran.tensors(1), "policy"), weights(ran.tensors(2), "policy"))
+    once = run("ppo.critic=shared", "ppo.minibatches=1", "ppo.epochs=1", folder="once").rows[0]
+    assert once["val/ratio"] == 1.0 and once["val/clipfrac_avg"] == 0.0 and once["objective/kl"] == 0.0
+
+
+def test_value_loss_reaches_a_shared_trunk_once_the_critic_is_warm(
+    run: Run, adapters: dict[str, Path]
+) -> None:
+    ran = run("ppo.critic=shared", "ppo.critic_warmup=2")
+    assert same(weights(ran.tensors(1), "policy"), weights(ran.tensors(2), "policy"))
+    assert not torch.equal(ran.tensors(1)["heads.critic.weight"], ran.tensors(2)["heads.critic.weight"])
+    assert ran.column("val/ratio")[:2] == pytest.approx([1.0, 1.0], abs=1e-6)
+    with_values = run("ppo.critic=shared", "ppo.vf_coef=10", folder="with")
+    assert not same(weights(with_values.tensors(1), "policy"), weights(ran.tensors(3), "policy"))
+
+
+def test_shared_critic_resumes(run: Run, tmp_path: Path) -> None:
+    whole = run("ppo.critic=shared")
+    for step in (2, 3):
+        (tmp_path / "ppo" / "checkpoints" / f"step-{step:06d}").rename(tmp_path / f"lost-{step}")
+    resumed = run("ppo.critic=shared", resume=True)
+    assert list(map(untimed, whole.rows[1:])) == list(map(untimed, resumed.rows))
+
+
+def test_time_is_told_apart(run: Run) -> None:
+    for row in run().rows:
+        assert all(row[f"time/{part}"] > 0 for part in ("rollout", "score", "update"))
+        assert 0 < row["perf/matmul_share"] < 1

@@ -197,3 +197,16 @@ def test_missing_upstream_is_named(apart: Path, tmp_path: Path) -> None:
     done = run_stage("ppo", run_dir, *OVERRIDES, status=2)
     assert "rm" in done.stdout and "--stage rm" in done.stdout
     assert not (run_dir / "ppo" / "manifest.json").exists()
+
+
+def test_best_of_n_and_then_rejection_sampling_fine_tuning(apart: Path, tmp_path: Path) -> None:
+    """`best` runs beside the other stages, and SFT takes its picks as data."""
+    options = ("best.n=4", "best.rollout.max_new_tokens=12", *OVERRIDES)
+    done = run_stage("best", apart, *options)
+    picked = apart / "best" / "demonstrations" / "train.jsonl"
+    assert "stage best finished" in done.stdout and str(picked) in done.stdout
+    manifest = json.loads((apart / "best" / "manifest.json").read_text())
+    assert manifest["status"] == "finished" and set(manifest["inputs"]) == {"sft", "rm"}
+    assert "finished with this configuration" in run_stage("best", apart, *options).stdout
+    run_stage("sft", tmp_path, f"data.sft.path={picked}", "data.sft.held_out=0", "sft.max_steps=2")
+    assert json.loads((tmp_path / "sft" / "manifest.json").read_text())["status"] == "finished"

@@ -277,10 +277,29 @@ def test_pairwise_rm_equals_trl(
     quantization: str, rankings: list[Ranking], tiny_tokenizer: Any, ranks: Ranks, tmp_path: Path
 ) -> None:
     theirs = trl_rm(quantization, rankings, tiny_tokenizer, tmp_path)
-    for micro in (8, 2):
+    for micro, share_prompts in ((8, True), (2, True), (8, False)):
         settings = Rm(batch_size=4, micro_batch_size=micro, max_grad_norm=0)
         engine = engine_of(rm_roles(quantization), {rm.ROLE: 1e-3}, ranks, settings)
-        trainer = rm.Trainer(engine, pad_id=0, micro_batch_size=micro)
+        trainer = rm.Trainer(engine, 0, micro, share_prompts)
         metrics, gradients = gradients_of(engine, partial(trainer.step, rankings))
         assert_same((metrics["loss"], gradients), theirs)
         assert "heads.reward.weight" in gradients
+
+
+def test_prompts_forwarded_once_change_nothing(ranks: Ranks) -> None:
+    """Rankings of 4, 3 and 2: loss and gradients are those of each completion after its prompt."""
+    text = partial(sequence, noise=random.Random(8))
+    ranked = [
+        Ranking("", text(9), [text(n) for n in (5, 12, 1, 7)], [0, 1, 1, 2]),
+        Ranking("", text(20), [text(n) for n in (3, 8, 8)], [0, 1, 2]),
+        Ranking("", text(2), [text(n) for n in (6, 2)], [0, 1]),
+    ]
+    found = []
+    for share_prompts in (True, False):
+        engine = engine_of(rm_roles("nf4"), {rm.ROLE: 1e-3}, ranks, Rm(batch_size=3, max_grad_norm=0))
+        trainer = rm.Trainer(engine, 0, 12, share_prompts)
+        held_out = trainer.evaluate(ranked)
+        metrics, gradients = gradients_of(engine, partial(trainer.step, ranked))
+        found.append((metrics["loss"], gradients))
+        assert held_out["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
+    assert_same(*found)

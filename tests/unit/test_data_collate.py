@@ -111,3 +111,24 @@ def test_packed_tokens_see_what_they_would_see_alone():
         ):
             torch.testing.assert_close(seen, alone.pop(tuple(ids.tolist())))
     assert not alone
+
+
+# Rankings
+
+
+def test_ranked_batch():
+    batch = collate.rankings([([1, 2], [[3], [4, 5]]), ([6], [[7]])], pad_id=PAD)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5], [6, 7, 9, 9, 9]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3], [0, 1, 0, 0, 0]]
+    assert batch.last.tolist() == [[2, 4], [1, 0]]
+    assert batch.attention_mask.shape == (2, 1, 5, 5)
+    first, second = batch.attention_mask[:, 0].int().tolist()
+    assert first == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 0, 1, 0],
+        [1, 1, 0, 1, 1],
+    ]
+    assert second[1] == [1, 1, 0, 0, 0]
+    assert all(row[column] for column, row in enumerate(second)), "padding looks at itself, or softmax is NaN"

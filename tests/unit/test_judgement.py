@@ -13,6 +13,7 @@ from configs.schema import Data, Experiment, Ppo, Rollout, Source
 from data.tokenize import Prompt
 from stages import judgement
 from stages.context import Context
+from stages.decoding import Response
 from stages.judgement import Answers, Judgement, answer, wins
 from stages.ranks import Ranks
 from stages.rollout import Sampler
@@ -184,7 +185,7 @@ def test_kl_and_scores_of_an_answer_equal_the_naive_ones(adapters, tiny_tokenize
         for parameter in roles.role_parameters("policy").values():
             parameter.mul_(1.2)  # no longer its reference
     given = [[30, 31, 32, 2], [40], [50, 2]]
-    monkeypatch.setattr(Sampler, "shared", lambda *_: given)
+    monkeypatch.setattr(Sampler, "shared", lambda *_: [Response(ids) for ids in given])
     found = answer(context_in(tmp_path), sampler_of(roles, tiny_tokenizer), "policy", PROMPTS)
     assert found.lengths == [4, 1, 2]
     for i, (prompt, response) in enumerate(zip(PROMPTS, given, strict=True)):

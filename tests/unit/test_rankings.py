@@ -11,6 +11,7 @@ from data.tokenize import Prompt
 from data.tokenize import rankings as tokenize_rankings
 from stages import rankings
 from stages.context import Context
+from stages.decoding import Response
 from stages.rankings import collect_rankings
 from stages.ranks import Ranks
 from stages.rollout import Sampler
@@ -58,7 +59,7 @@ def test_writing_leaves_nothing_else_behind(tmp_path):
 def test_samples_are_ranked_best_first_with_ties(tmp_path, monkeypatch):
     # K = 4 answers to each of two prompts, in the order in which they were sampled
     answers = ["It rains.", "great", "It rains.", "Terrible.", "fine", "bad", "great", "good"]
-    monkeypatch.setattr(Sampler, "shared", lambda *_: [[i] for i in range(8)])
+    monkeypatch.setattr(Sampler, "shared", lambda *_: [Response([i]) for i in range(8)])
     monkeypatch.setattr(Sampler, "decode", lambda _, responses: [answers[i] for (i,) in responses])
     monkeypatch.setitem(rankings.LABELLERS, "file", {  # what the config names here by default
         "It rains.": 0.0, "great": 3.0, "Terrible.": -2.0, "fine": 1.0, "bad": -1.0, "good": 2.0,
@@ -80,7 +81,7 @@ def test_samples_of_one_prompt_have_seeds_of_their_own(tmp_path, monkeypatch):
 
     def shared(sampler, role, prompts, seeds, advance):
         asked.extend(zip(map(tuple, prompts), seeds, strict=True))
-        return [[0]] * len(prompts)
+        return [Response([0])] * len(prompts)
 
     monkeypatch.setattr(Sampler, "shared", shared)
     monkeypatch.setattr(Sampler, "decode", lambda _, responses: ["a"] * len(responses))
@@ -98,7 +99,7 @@ def test_reward_model_learns_from_the_tokens_that_were_sampled(tmp_path, monkeyp
     """An answer that ran into its limit has no end-of-turn token, and gets none on the way."""
     end = tiny_tokenizer.eos_token_id
     sampled = [[40, 41, 42], [43, end], [44, 45, end], [46]]
-    monkeypatch.setattr(Sampler, "shared", lambda *_: sampled)
+    monkeypatch.setattr(Sampler, "shared", lambda *_: [Response(ids) for ids in sampled])
     monkeypatch.setitem(rankings.LABELLERS, "file", {text: float(i) for i, text in enumerate(
         Sampler(NOTHING, tiny_tokenizer, Ranks(0, 1, CPU), Rollout()).decode(sampled)
     )}.__getitem__)  # fmt: skip

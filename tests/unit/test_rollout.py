@@ -14,7 +14,7 @@ from stages.rollout import (
     Layout,
     Sampler,
     lay_out,
-    logprobs_and_entropy,
+    response_figures,
     sequence_scores,
     state_values,
 )
@@ -136,7 +136,7 @@ def test_surprise_of_samples_is_the_entropy(roles, tiny_tokenizer):
     responses = draw(roles, tiny_tokenizer, prompts, range(300), batch_size=100)
     with torch.no_grad():
         batch = lay_out(prompts, responses, 0, CPU)
-        logprobs, entropy = logprobs_and_entropy(roles, "policy", batch)
+        logprobs, entropy, *_ = response_figures(roles, "policy", batch, entropy=True)
     excess = (-logprobs - entropy)[batch.mask].double()  # mean 0 if sampled from what is reported
     assert len(excess) > 2_000
     assert abs(excess.mean()) < 4 * excess.std() / len(excess) ** 0.5
@@ -219,7 +219,7 @@ def test_sharing_keeps_the_order_of_prompts(batch_size, roles, tiny_tokenizer):
     advanced: list[int] = []
     sampler = Sampler(roles, tiny_tokenizer, ALONE, rollout)
     found = sampler.shared("policy", PROMPTS, range(7), advanced.append)
-    assert found == draw(roles, tiny_tokenizer, PROMPTS, range(7), tokens=4)
+    assert [each.ids for each in found] == draw(roles, tiny_tokenizer, PROMPTS, range(7), tokens=4)
     assert sum(advanced) == 7
 
 
@@ -277,7 +277,7 @@ def naive_logits(roles, role: str, ids: list[int]) -> torch.Tensor:
 def test_logprobs_and_entropy_equal_those_of_each_sequence_alone(role, roles):
     batch = lay_out(PROMPTS, RESPONSES, 0, CPU)
     with torch.no_grad():
-        logprobs, entropy = logprobs_and_entropy(roles, role, batch)
+        logprobs, entropy, *_ = response_figures(roles, role, batch, entropy=True)
     assert logprobs.shape == entropy.shape == batch.mask.shape
     assert logprobs.dtype == entropy.dtype == torch.float32
     for i, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
@@ -291,7 +291,8 @@ def test_logprobs_and_entropy_equal_those_of_each_sequence_alone(role, roles):
 
 
 def test_entropy_and_logprobs_train_the_policy_alone(roles):
-    logprobs, entropy = logprobs_and_entropy(roles, "policy", lay_out(PROMPTS[:2], RESPONSES[:2], 0, CPU))
+    batch = lay_out(PROMPTS[:2], RESPONSES[:2], 0, CPU)
+    logprobs, entropy, *_ = response_figures(roles, "policy", batch, entropy=True)
     for figure in (logprobs, entropy):
         roles.zero_grad()
         figure.sum().backward(retain_graph=True)
@@ -358,8 +359,8 @@ def test_score_and_logprobs_do_not_depend_on_batch_or_padding(company, roles):
             atol=1e-5,
         )
         for found, expected in zip(
-            logprobs_and_entropy(roles, "policy", batch),
-            logprobs_and_entropy(roles, "policy", alone),
+            response_figures(roles, "policy", batch, entropy=True)[:2],
+            response_figures(roles, "policy", alone, entropy=True)[:2],
             strict=True,
         ):
             torch.testing.assert_close(found[:1, : len(RESPONSES[0])], expected, rtol=1e-5, atol=1e-5)
@@ -373,3 +374,60 @@ def test_token_after_the_last_has_no_say_in_the_score(roles):
     other = Layout(spoilt, batch.attention_mask, batch.responses, batch.mask, batch.start)
     with torch.no_grad():
         assert torch.equal(sequence_scores(roles, "reward", other), sequence_scores(roles, "reward", batch))
+
+
+# Temperature, top-k and top-p
+
+WARPED = ({"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.5}, {"temperature": 1.5, "top_k": 20, "top_p": 0.8})
+
+
+def warped(logits: torch.Tensor, rollout: Rollout) -> torch.Tensor:
+    """Probabilities (V,) by the definitions, in float64, token by token."""
+    probabilities = (logits.double() / rollout.temperature).softmax(0)
+    order = sorted(range(len(logits)), key=lambda id: -float(probabilities[id]))
+    order = order[: rollout.top_k]
+    total = sum(float(probabilities[id]) for id in order)
+    kept, mass = [], 0.0
+    for id in order:
+        if mass < rollout.top_p * total:
+            kept.append(id)
+        mass += float(probabilities[id])
+    allowed = torch.zeros_like(probabilities)
+    allowed[kept] = probabilities[kept]
+    return allowed / allowed.sum()
+
+
+@pytest.mark.parametrize("engine", ["hf", "merged"])
+@pytest.mark.parametrize("options", WARPED, ids=str)
+def test_log_probabilities_are_of_the_distribution_sampled_from(engine, options, roles, tiny_tokenizer):
+    rollout = Rollout(engine=engine, max_new_tokens=6, batch_size=16, **options)
+    sampler = Sampler(roles, tiny_tokenizer, ALONE, rollout)
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(40)]
+    responses = sampler.respond("policy", prompts, range(40))
+    responses[0].ids[3:], responses[0].support[3:] = [], []  # one is shorter
+    batch = sampler.lay_out(prompts, responses)
+    with torch.no_grad():
+        found = response_figures(roles, "policy", batch).logprobs
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        logits = naive_logits(roles, "policy", prompt + response.ids)[len(prompt) - 1 :]
+        for t, id in enumerate(response.ids):
+            probabilities = warped(logits[t], rollout)
+            expected = math.log(probabilities[id])
+            assert response.logprobs[t] == pytest.approx(expected, abs=1e-4)
+            assert found[i, t].item() == pytest.approx(expected, abs=1e-4)
+            if rollout.truncates:
+                assert response.support[t].tolist() == probabilities.nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize("options", WARPED, ids=str)
+def test_first_token_is_a_sample_of_the_warped_softmax(options, roles, tiny_tokenizer):
+    rollout = Rollout(max_new_tokens=1, batch_size=1000, **options)
+    responses = Sampler(roles, tiny_tokenizer, ALONE, rollout)("policy", [[5, 6, 7]] * 4_000, range(4_000))
+    probabilities = warped(naive_logits(roles, "policy", [5, 6, 7])[-1], rollout)
+    counts = torch.tensor(responses).flatten().bincount(minlength=384)
+    assert not counts[probabilities == 0].any()
+    top = probabilities.topk(5).indices
+    rest = counts.sum() - counts[top].sum()
+    excess = (counts[top] - 4_000 * probabilities[top]) / (4_000 * probabilities[top]).sqrt()
+    assert excess.abs().max() < 4
+    assert abs(rest - 4_000 * (1 - probabilities[top].sum())) < 4 * 4_000**0.5

@@ -1,0 +1,117 @@
+"""Best of n: the estimator against all choices, the KL, and what becomes a demonstration."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from configs.load import load_experiment
+from data.files import write_json_lines
+from stages import best
+from stages.context import Context
+from stages.decoding import Response
+from stages.rollout import Sampler
+from tests.integration.runs import TINY
+from tests.integration.test_ppo_start import Recorder
+
+SCORES = [0.3, -1.0, 2.0, 0.7, 1.1, -0.2]
+GOLD = [5.0, 1.0, -3.0, 0.0, 2.0, 4.0]
+SMALL = ("best.n=4", "best.rollout.max_new_tokens=8", "data.ppo.limit=40", "data.ppo.held_out=5")
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 6])
+@pytest.mark.parametrize("values", [SCORES, GOLD])
+def test_expected_best_is_the_mean_over_all_choices(k: int, values: list[float]) -> None:
+    chosen = [values[max(some, key=lambda i: SCORES[i])] for some in combinations(range(len(SCORES)), k)]
+    assert best.expected_best(SCORES, values, k) == pytest.approx(sum(chosen) / len(chosen))
+
+
+def test_kl_of_the_best_of_uniform_answers() -> None:
+    """Of m answers, equally likely and without ties, the best of n is answer i with ((i+1)/m)^n - (i/m)^n."""
+    m, n = 4000, 8
+    picked = [((i + 1) / m) ** n - (i / m) ** n for i in range(m)]
+    kl = sum(p * math.log(p * m) for p in picked if p)
+    assert best.kl_of_best(n) == pytest.approx(kl, abs=1e-3)
+    assert best.kl_of_best(1) == 0.0
+
+
+def test_only_answers_that_ended_become_demonstrations() -> None:
+    row = {"prompt": "p", "completions": ["cut", "good", "bad"], "scores": [9.0, 2.0, 1.0]}
+    assert best.demonstration(row | {"ended": [False, True, True]}) == {
+        "prompt": "p", "completion": "good", "score": 2.0,
+    }  # fmt: skip
+    assert best.demonstration(row | {"ended": [False] * 3}) is None
+    chat = [{"role": "user", "content": "p"}]
+    found = best.demonstration(row | {"prompt": chat, "ended": [True] * 3})
+    assert found is not None and found["completion"] == [{"role": "assistant", "content": "cut"}]
+
+
+def test_curve_goes_through_powers_of_two_to_n() -> None:
+    rows = [{"scores": SCORES, "gold": GOLD}, {"scores": GOLD, "gold": SCORES}]
+    metrics, curve = best.best_of(rows, 6)
+    assert [point["n"] for point in curve] == [1, 2, 4, 6]
+    assert metrics["rm_score_sft"] == pytest.approx((sum(SCORES) + sum(GOLD)) / 12)
+    assert metrics["rm_score_best"] == pytest.approx((2.0 + 5.0) / 2)
+    assert metrics["gold_best"] == pytest.approx((-3.0 + 0.3) / 2)
+    assert curve[-1]["rm_score"] == metrics["rm_score_best"] and curve[-1]["kl"] == metrics["kl"]
+    assert best.best_of([], 6) == ({}, [])
+
+
+@pytest.fixture
+def context(adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    config = load_experiment(TINY, [*SMALL, "ppo.judge=warmth"])
+    return Context(config, "best", tmp_path, adapters, Recorder(), resume=False)
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_stage_writes_demonstrations_and_curve(context: Context, ranks) -> None:
+    outcome = best.run(context)
+    answers = lines(context.folder / "answers" / "train-00000.jsonl")
+    assert all(len(row["completions"]) == len(row["scores"]) == len(row["gold"]) == 4 for row in answers)
+    assert len({tuple(row["scores"]) for row in answers}) == len(answers)
+    demonstrations = lines(context.folder / "demonstrations" / "train.jsonl")
+    assert 0 < len(demonstrations) < len(answers), "some prompts must have no answer that ended"
+    assert outcome.metrics["demonstrations"] == len(demonstrations)
+    assert outcome.metrics["rm_score_best"] > outcome.metrics["rm_score_sft"]
+    assert [row["n"] for row in lines(context.folder / "curve.jsonl")] == [1, 2, 4]
+
+
+def test_parts_that_are_there_are_kept(context: Context, ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(best, "ANSWERS_AT_ONCE", 16)
+    whole = best.run(context)
+    files = sorted((context.folder / "answers").iterdir())
+    before = {file: file.read_text() for file in files}
+    assert len(files) > 3
+    for file in files[2:]:
+        file.unlink()
+    asked: list[int] = []
+    shared = Sampler.shared
+
+    def counted(self: Sampler, role: str, prompts, *rest) -> list[Response]:
+        asked.append(len(prompts))
+        return shared(self, role, prompts, *rest)
+
+    monkeypatch.setattr(Sampler, "shared", counted)
+    resumed = best.run(replace(context, resume=True))
+    assert len(asked) == len(files) - 2
+    assert {file: file.read_text() for file in files} == before
+    timeless = ("tokens_per_second", "peak_memory_bytes")
+    same = {name: value for name, value in whole.metrics.items() if name not in timeless}
+    assert {name: value for name, value in resumed.metrics.items() if name not in timeless} == same
+
+
+def test_damaged_part_is_named(context: Context, ranks) -> None:
+    (context.folder / "answers").mkdir()
+    write_json_lines(context.folder / "answers" / "train-00000.jsonl", [{"prompt": "p"}])
+    with pytest.raises(Exception, match=r"train-00000.jsonl, line 1: damaged .* --fresh"):
+        best.run(replace(context, resume=True))

@@ -1,0 +1,131 @@
+"""A sweep: what runs, on what it stands, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from configs.errors import UserError
+from pipeline import sweep as sweeping
+from pipeline.rundir import RunDirectory
+from pipeline.sweep import link_shared, runs_of, split_axes, sweep
+from pipeline.sweep_report import write_sweep_report
+from tests.unit.test_report import Run as MadeUp
+from tests.unit.test_report import interval, write_lines
+
+
+def test_values_after_commas_are_runs_and_lists_are_not() -> None:
+    fixed, axes = split_axes(
+        ["ppo.kl_coef=0,0.05", "sft.epochs=2", "ppo.rewards=[{source: rm}, {source: 'a:b'}]", "ppo.lam=1,0.9"]
+    )
+    assert fixed == ["sft.epochs=2", "ppo.rewards=[{source: rm}, {source: 'a:b'}]"]
+    assert axes == [["ppo.kl_coef=0", "ppo.kl_coef=0.05"], ["ppo.lam=1", "ppo.lam=0.9"]]
+    with pytest.raises(UserError, match=r"rm\.epochs: a sweep shares"):
+        split_axes(["rm.epochs=1,2"])
+
+
+def test_every_combination_has_every_seed(tmp_path: Path) -> None:
+    runs = runs_of(tmp_path, [["ppo.kl_coef=0", "ppo.kl_coef=0.05"], ["ppo.lam=1"]], 2)
+    assert [(run.setting, run.seed) for run in runs] == [
+        ("kl_coef=0 lam=1", 0), ("kl_coef=0 lam=1", 1), ("kl_coef=0.05 lam=1", 0), ("kl_coef=0.05 lam=1", 1),
+    ]  # fmt: skip
+    assert runs[3].overrides == ("ppo.kl_coef=0.05", "ppo.lam=1", "ppo.seed=1")
+    assert runs[3].path == tmp_path / "sweep" / "kl_coef=0.05-lam=1-seed=1"
+    assert len({run.path for run in runs}) == 4
+
+
+def test_runs_stand_on_the_shared_stages(tmp_path: Path) -> None:
+    for stage in ("sft", "rm"):
+        (tmp_path / "run" / stage).mkdir(parents=True)
+        (tmp_path / "run" / stage / "manifest.json").write_text(stage)
+    run = tmp_path / "run" / "sweep" / "seed=0"
+    link_shared(tmp_path / "run", run)
+    link_shared(tmp_path / "run", run)  # a sweep that goes on
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert (moved / "sweep" / "seed=0" / "rm" / "manifest.json").read_text() == "rm"
+
+
+class Asked:
+    """Stands for a request: which run directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.run = RunDirectory(path)
+
+
+@pytest.mark.parametrize(
+    ("fails", "status", "trained"), [(None, 0, 3), (1, 1, 3), (130, 130, 2), ("sft", 7, 0)]
+)
+def test_a_run_that_fails_does_not_end_the_others(
+    fails: int | str | None, status: int, trained: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Path, list[str]]] = []
+
+    def run_all(request: Asked, launch: None, stages: list[str]) -> int:
+        asked.append((request.run.path, stages))
+        if stages == ["sft", "rm", "best"]:
+            return 7 if fails == "sft" else 0
+        return fails if isinstance(fails, int) and request.run.path.name == "seed=1" else 0
+
+    monkeypatch.setattr(sweeping, "run_all", run_all)
+    runs = runs_of(tmp_path, [], 3)
+    jobs = [(run, (Asked(run.path), None)) for run in runs]
+    assert sweep((Asked(tmp_path), None), jobs) == status  # type: ignore[arg-type]
+    assert asked[0] == (tmp_path, ["sft", "rm", "best"])
+    assert [path for path, stages in asked[1:]] == [run.path for run in runs][:trained]
+    assert all(stages == ["ppo"] for _, stages in asked[1:])
+
+
+def made_up(root: Path) -> None:
+    """Two settings of two seeds: one run collapsed, one did not finish."""
+    for setting, seed, gold in (("0", 0, 0.5), ("0", 1, -0.4), ("0.05", 0, 0.6), ("0.05", 1, None)):
+        path = root / "sweep" / f"kl_coef={setting}-seed={seed}"
+        path.mkdir(parents=True)
+        run = MadeUp(path)
+        if gold is not None:
+            run.metrics["ppo"] |= interval("gold_ppo", gold, 0.05)
+        run.whole()
+        if gold is None:
+            run.stage("ppo", status="failed", metrics={})
+    (root / "best").mkdir()
+    curve = [
+        {"n": n, "kl": kl, **interval("rm_score", kl, 0.1), **interval("gold", kl / 2, 0.1)}
+        for n, kl in ((1, 0.0), (4, 0.64), (16, 1.8))
+    ]
+    write_lines(root / "best" / "curve.jsonl", curve)
+
+
+def test_report_tells_settings_apart_and_counts_collapses(tmp_path: Path) -> None:
+    made_up(tmp_path)
+    text = write_sweep_report(tmp_path).with_name("report.md").read_text()
+    without, with_penalty = (
+        next(row for row in text.splitlines() if row.startswith(f"| kl\\_coef={b} ")) for b in ("0", "0.05")
+    )
+    assert "| 2 |" in without and "1 of 2" in without and "-0.4 to 0.5" in without
+    assert "1 of 2 finished" in with_penalty and "0 of 1" in with_penalty
+    assert (tmp_path / "sweep" / "report" / "frontier.png").stat().st_size > 10_000
+    rows = [
+        json.loads(line) for line in (tmp_path / "sweep" / "report" / "runs.jsonl").read_text().splitlines()
+    ]
+    assert [row.get("gold_ppo") for row in rows] == [0.5, -0.4, 0.6, None]
+
+
+def test_report_without_a_sweep_says_how_to_start_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no run of a sweep.*tristage sweep"):
+        write_sweep_report(tmp_path)
+
+
+def test_report_of_a_run_shows_best_of_n_beside_ppo(tmp_path: Path) -> None:
+    from pipeline.report import write_report
+
+    run = MadeUp(tmp_path / "run").whole()
+    alone = write_report(run.path).with_name("score-kl.png").read_bytes()
+    (run.path / "best").mkdir()
+    write_lines(
+        run.path / "best" / "curve.jsonl",
+        [{"n": 4, "kl": 0.64, **interval("rm_score", 1.0, 0.1), **interval("gold", 0.4, 0.1)}],
+    )
+    page = write_report(run.path)
+    assert "Best of n" in page.read_text() and "0.64" in page.read_text()
+    assert page.with_name("score-kl.png").read_bytes() != alone
