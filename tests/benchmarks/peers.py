@@ -356,7 +356,11 @@ def lora(task: str | None) -> Any:
 
 
 def trl_timed(trainer: Any) -> Seconds:
-    """Seconds from the end of one step to that of the next, as `train` takes them."""
+    """Seconds from the end of one step to that of the next, as `train` takes them.
+
+    TRL rounds adapters over a quantized base to bf16, in which CPUs without bf16 units are many times slower:
+    on a CPU they are put back to fp32.
+    """
     import torch
     from transformers import TrainerCallback
 
@@ -369,6 +373,8 @@ def trl_timed(trainer: Any) -> Seconds:
             ends.append(time.perf_counter())
 
     trainer.add_callback(Clock())
+    if not torch.cuda.is_available():
+        trainer.model.float()
     trainer.train()
     return [after - before for before, after in pairwise(ends)]
 
