@@ -7,11 +7,13 @@
 # PIP_ARGS is passed to pip. A machine without a GPU need not take the CUDA packages:
 #   make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 # EXTRAS are the extras to install: make setup EXTRAS=dev,gpu
+# WORKERS is how many processes share the tests, each on one core: make test WORKERS=8
 
 SHELL := /bin/bash
 PYTHON ?= $(shell for each in python3.11 python3; do $$each -c '' 2>/dev/null && echo $$each && break; done)
 PIP_ARGS ?=
 EXTRAS ?= dev
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
@@ -38,7 +40,7 @@ demo: setup
 	$(BIN)/tristage run --config configs/demo.yaml
 
 test: setup
-	$(BIN)/python -m pytest -q --durations=20 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=20 $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

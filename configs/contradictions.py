@@ -32,7 +32,7 @@ def _answers(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     sampled: dict[Keys, int] = {
         ("ppo", "rollout"): experiment.ppo.rollout.max_new_tokens,
     }
-    if "best" in experiment.model_fields_set:
+    if experiment.best.rollout is not None:
         sampled["best", "rollout"] = experiment.best.rollout.max_new_tokens
     if rankings.labeller != "file":
         sampled["rm", "rankings", "rollout"] = rankings.rollout.max_new_tokens

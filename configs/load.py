@@ -83,6 +83,8 @@ def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     for other in STAGES:  # those that share this stage's source take prompts away from it
         if other != reads and all(tree["data"][other][key] == data[reads][key] for key in SOURCE):
             data[other] = {key: data[reads][key] for key in SOURCE}
+    if stage == "best":
+        tree["best"]["rollout"] = tree["best"]["rollout"] or tree["ppo"]["rollout"]
     section = {key: value for key, value in tree[stage].items() if key not in SPEED_ONLY}
     parts = {
         "seed": tree["seed"],

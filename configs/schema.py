@@ -318,7 +318,7 @@ class Best(Section):
     seed: Seed | None = Field(None, description="default: the experiment's")
     n: Annotated[int, Field(ge=2), NoTruth] = Field(16, description="answers per prompt")
     micro_batch_size: Count = Field(8, description="answers scored in one forward pass of one rank")
-    rollout: Rollout = Rollout()
+    rollout: Rollout | None = Field(None, description="default: that of ppo")
 
 
 class Tracking(Section):

@@ -10,12 +10,19 @@ from pipeline.display import show_number
 from pipeline.plan import differences
 from pipeline.results import Results
 from pipeline.summary import figure_with_interval
+from stages.labellers import repeated_bigrams
 
 KL_LIMIT = 15.0
 CUT_LIMIT = 0.25
 RATIO_LIMIT = 0.1
 FEW_PROMPTS = 20
 LATE_SHARE = 0.25
+ENTROPY_SHARE = 0.3
+CLIPPED_LIMIT = 0.3
+LENGTH_FACTOR = 2.0
+REPEATED_LIMIT = 0.1
+RUNAWAY_FACTOR = 2.0
+RUNAWAY_FLOOR = 5.0
 
 RULES = (
     "Held-out loss did not fall in SFT.",
@@ -24,6 +31,12 @@ RULES = (
     f"The KL to the SFT policy is above {KL_LIMIT:.0f} nats per response, or below 0 by more than noise.",
     f"In the last quarter of PPO, over {CUT_LIMIT:.0%} of the responses ran into the length limit.",
     f"The mean probability ratio of an iteration is more than {RATIO_LIMIT:g} away from 1.",
+    f"In the last quarter of PPO, the KL is over {RUNAWAY_FACTOR:g} times that of the quarter before, and "
+    f"above {RUNAWAY_FLOOR:g} nats.",
+    f"In the last quarter of PPO, the entropy is below {ENTROPY_SHARE:.0%} of what it was at first.",
+    f"In the last quarter of PPO, over {CLIPPED_LIMIT:.0%} of the tokens' ratios were clipped.",
+    f"The score rose in PPO while responses became over {LENGTH_FACTOR:g} times as long, or as short.",
+    f"PPO's held-out answers repeat over {REPEATED_LIMIT:.0%} more of their word pairs than SFT's.",
     "In the last quarter of PPO, the critic explains less than none of the variance of the returns.",
     "A training metric was not a finite number.",
     f"Fewer than {FEW_PROMPTS} held-out prompts stand behind an interval.",
@@ -33,7 +46,7 @@ RULES = (
 
 def warnings(results: Results) -> list[str]:
     """A sentence for each rule that strikes; empty if nothing looks wrong."""
-    found = [rule(results) for rule in (_sft, _accuracy, _gold, _kl, _cut, _ratio, _critic, _few_prompts)]
+    found = [rule(results) for rule in OF_RUN]
     for stage in STAGES:
         found += [_not_finite(results, stage), _settings(results, stage), *_lineage(results, stage)]
     return [sentence for sentence in found if sentence]
@@ -137,6 +150,69 @@ def _critic(results: Results) -> str | None:
     )
 
 
+def _runaway(results: Results) -> str | None:
+    _, values = results.curve("ppo", "objective/kl")
+    quarter = max(1, round(len(values) * LATE_SHARE))
+    if len(values) < 2 * quarter:
+        return None
+    before, late = fmean(values[-2 * quarter : -quarter]), fmean(values[-quarter:])
+    if late <= max(RUNAWAY_FLOOR, RUNAWAY_FACTOR * before):
+        return None
+    return (
+        f"The KL is running away: {show_number(late)} nats per response in the last quarter of PPO, "
+        f"{show_number(before)} in the quarter before. Raise ppo.kl_coef, or set ppo.kl_target or ppo.max_kl."
+    )
+
+
+def _entropy(results: Results) -> str | None:
+    _, values = results.curve("ppo", "objective/entropy")
+    late = _late(results, "objective/entropy")
+    if late is None or late >= ENTROPY_SHARE * values[0]:
+        return None
+    return (
+        f"The entropy has collapsed, from {show_number(values[0])} to {show_number(late)} nats per token: "
+        "samples are nearly all the same, and PPO has little left to learn from. Raise ppo.kl_coef or "
+        "ppo.entropy_coef, or lower ppo.learning_rate."
+    )
+
+
+def _clipped(results: Results) -> str | None:
+    share = _late(results, "policy/clipfrac_avg")
+    if share is None or share <= CLIPPED_LIMIT:
+        return None
+    return (
+        f"In the last quarter of PPO, {share:.0%} of the tokens' ratios were clipped: updates are larger "
+        "than the rollouts bear. Lower ppo.learning_rate or ppo.epochs."
+    )
+
+
+def _length(results: Results) -> str | None:
+    _, lengths = results.curve("ppo", "completions/mean_length")
+    _, scores = results.curve("ppo", "objective/scores")
+    late, score = _late(results, "completions/mean_length"), _late(results, "objective/scores")
+    if late is None or score is None or score <= scores[0]:
+        return None
+    if lengths[0] / LENGTH_FACTOR <= late <= lengths[0] * LENGTH_FACTOR:
+        return None
+    return (
+        f"The score rose while responses went from {show_number(lengths[0])} to {show_number(late)} tokens: "
+        "the reward model may be scoring length. Look at samples; ppo.length_penalty counters it."
+    )
+
+
+def _repetition(results: Results) -> str | None:
+    rows = results.evaluation
+    if not rows:
+        return None
+    sft, ppo = (fmean(repeated_bigrams(str(row[role])) for row in rows) for role in ("sft", "ppo"))
+    if ppo <= sft + REPEATED_LIMIT:
+        return None
+    return (
+        f"PPO's held-out answers repeat themselves: {ppo:.0%} of their word pairs come again, of SFT's "
+        f"{sft:.0%}. That is a common way to please a reward model and nobody else."
+    )
+
+
 def _few_prompts(results: Results) -> str | None:
     count = len(results.evaluation)
     if not results.finished("ppo") or not 0 < count < FEW_PROMPTS:
@@ -178,6 +254,12 @@ def _late(results: Results, name: str) -> float | None:
     """Mean of a PPO metric over the last quarter of the logged iterations."""
     _, values = results.curve("ppo", name)
     return fmean(values[-max(1, round(len(values) * LATE_SHARE)) :]) if values else None
+
+
+OF_RUN = (
+    *(_sft, _accuracy, _gold, _kl, _runaway, _cut, _ratio, _entropy, _clipped, _length, _repetition),
+    *(_critic, _few_prompts),
+)
 
 
 def missing(results: Results) -> list[str]:

@@ -168,9 +168,11 @@ def _answers(results: Results) -> Section | None:
     rows = results.evaluation[:ANSWERS_SHOWN]
     if not rows:
         return None
+    temperature = results.experiment.ppo.rollout.temperature
     text = (
         f"The first {len(rows)} of {len(results.evaluation)} held-out prompts, in the order of "
-        "ppo/evaluation.jsonl; none was picked by its answers. One sample each, at temperature 1."
+        "ppo/evaluation.jsonl; none was picked by its answers. One sample each, at temperature "
+        f"{temperature:g}."
     )
     roles = ("base", "sft", "ppo")
     cells = [[Cell(quote(row["prompt"])), *(_answer(row, role) for role in roles)] for row in rows]

@@ -38,7 +38,8 @@ def run(context: Context) -> Outcome:
     roles.add_from(SFT, context.inputs["sft"], trainable=False)
     roles.add_from(REWARD, context.inputs["rm"], trainable=False)
     roles.eval()
-    sampler, meter = Sampler(roles, tokenizer, ranks, context.config.best.rollout), Meter()
+    rollout = context.config.best.rollout or context.config.ppo.rollout
+    sampler, meter = Sampler(roles, tokenizer, ranks, rollout), Meter()
 
     # 2. Answers to the prompts of PPO, a part of them at a time; parts that are there already are kept.
     train, held_out = read_examples(context, "prompts", tokenize.prompts, tokenizer, "ppo")

@@ -102,6 +102,11 @@ class Experience:
     def minibatches(self, samples: list[Sample]) -> list[list[Sample]]:
         return micro_batches(samples, len(samples) // self.ppo.minibatches)
 
+    def micro_batches(self, share: list[Sample]) -> list[list[Sample]]:
+        """A rank's share of a minibatch as it goes through the model: by length, so that little is padding."""
+        by_length = sorted(share, key=lambda sample: len(sample.prompt_ids) + len(sample.response_ids))
+        return micro_batches(by_length, self.ppo.micro_batch_size)
+
     @torch.no_grad()
     def score(self, mine: list[Sample]) -> None:
         """Let the four roles look at the responses.
@@ -110,9 +115,8 @@ class Experience:
         log-probabilities and the first new ones: the first ratio is exactly 1.
         """
         roles = self.sampler.roles
-        share = len(mine) // self.ppo.minibatches
-        for minibatch in micro_batches(mine, share):
-            for micro in micro_batches(minibatch, self.ppo.micro_batch_size):
+        for share in micro_batches(mine, len(mine) // self.ppo.minibatches):
+            for micro in self.micro_batches(share):
                 batch = self.lay_out(micro)
                 policy = response_figures(roles, POLICY, batch, entropy=True, values=self.shared_head)
                 ref_logprobs = response_logprobs(roles, REFERENCE, batch)

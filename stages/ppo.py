@@ -11,7 +11,7 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from configs.schema import Ppo
 from data import tokenize
-from data.sampler import epoch_order, micro_batches
+from data.sampler import epoch_order
 from stages.advantages import token_kl
 from stages.average import PREFIX, save_with_average, update_average
 from stages.context import Context, Outcome
@@ -173,7 +173,7 @@ class Trainer:
         ranks = self.engine.ranks
         tokens = sum(len(sample.response_ids) for sample in minibatch)
         sums: dict[str, float] = {}
-        for micro in micro_batches(ranks.share(minibatch), self.ppo.micro_batch_size):
+        for micro in self.experience.micro_batches(ranks.share(minibatch)):
             backward = self._shared_backward if self.experience.shared_head else self._backward
             figures = backward(micro, self.experience.lay_out(micro), tokens, policy_weight)
             sums = {name: sums.get(name, 0.0) + figure for name, figure in figures.items()}

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from configs.schema import Rollout
 from data.collate import prompts as collate_prompts
+from data.sampler import micro_batches
 from stages.decoding import Draw, GumbelNoise, Limits, Response, decode, generate
 from stages.engine import Engine
 from stages.merged import MergedCopy
@@ -51,10 +52,12 @@ class Sampler:
         self.roles.eval()
         self.roles.activate(role)
         model = self.merged.holding(role) if self.merged else None
-        responses: list[Response] = []
-        for first in range(0, len(prompts), self.rollout.batch_size):
-            chunk = slice(first, first + self.rollout.batch_size)
-            responses += self._batch(model, prompts[chunk], seeds[chunk])
+        responses = [Response()] * len(prompts)
+        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # so that little is padding
+        for chunk in micro_batches(by_length, self.rollout.batch_size):
+            sampled = self._batch(model, [prompts[i] for i in chunk], [seeds[i] for i in chunk])
+            for i, response in zip(chunk, sampled, strict=True):
+                responses[i] = response
         self.roles.train(training)
         return responses
 

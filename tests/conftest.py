@@ -31,7 +31,10 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Embedded models are built for this session, unless TRISTAGE_CACHE says where to keep them."""
     with pytest.MonkeyPatch.context() as patch:
         if "TRISTAGE_CACHE" not in os.environ:
-            patch.setenv("TRISTAGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+            base = tmp_path_factory.getbasetemp()
+            if "PYTEST_XDIST_WORKER" in os.environ:
+                base = base.parent  # all workers share it
+            patch.setenv("TRISTAGE_CACHE", str(base / "model-cache"))
         yield
 
 

@@ -444,6 +444,14 @@ def few(count):
     return lambda run: setattr(run, "evaluation", run.evaluation[:count])
 
 
+def answers(text):
+    def change(run):
+        for row in run.evaluation:
+            row["ppo"] = text
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -470,6 +478,17 @@ def few(count):
             late("loss/policy_avg", None, count=2),
             "loss/policy_avg of stage ppo was not a finite number at step 15",
         ),
+        (late("objective/kl", 8.0), "running away: 8 nats per response in the last quarter of PPO, 3.99"),
+        (late("objective/kl", 7.97), None),
+        (late("objective/entropy", 0.7), "entropy has collapsed, from 2.35 to 0.7"),
+        (late("objective/entropy", 0.71), None),
+        (late("policy/clipfrac_avg", 0.31), "31% of the tokens' ratios were clipped"),
+        (late("policy/clipfrac_avg", 0.3), None),
+        (late("completions/mean_length", 24.5), "went from 12.2 to 24.5 tokens"),
+        (late("completions/mean_length", 6.0), "went from 12.2 to 6 tokens"),
+        (late("completions/mean_length", 24.0), None),
+        (answers("so good so good so good"), "60% of their word pairs come again, of SFT's 0%"),
+        (answers("so good"), None),
         (few(19), "Only 19 held-out prompts"),
         (few(20), None),
     ],

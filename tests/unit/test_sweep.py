@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
+from configs.load import dump_experiment, load_experiment, stage_hash
+from launch.arguments import DEFAULT_CONFIG as DEMO
 from pipeline import sweep as sweeping
 from pipeline.rundir import RunDirectory
 from pipeline.sweep import link_shared, runs_of, split_axes, sweep
@@ -24,6 +26,17 @@ def test_values_after_commas_are_runs_and_lists_are_not() -> None:
     assert axes == [["ppo.kl_coef=0", "ppo.kl_coef=0.05"], ["ppo.lam=1", "ppo.lam=0.9"]]
     with pytest.raises(UserError, match=r"rm\.epochs: a sweep shares"):
         split_axes(["rm.epochs=1,2"])
+
+
+def test_a_resolved_experiment_loads_again_whatever_best_is_left_to(tmp_path: Path) -> None:
+    """`best` samples as PPO does unless it is told otherwise, so short limits of PPO hold for it, too."""
+    config = load_experiment(DEMO)
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_experiment(config))
+    assert load_experiment(file) == config
+    assert stage_hash(config, "best") != stage_hash(
+        load_experiment(DEMO, ["ppo.rollout.max_new_tokens=9"]), "best"
+    )
 
 
 def test_every_combination_has_every_seed(tmp_path: Path) -> None:
