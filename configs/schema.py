@@ -140,7 +140,6 @@ class Data(Section):
 class Training(Section):
     """What the three stages share: AdamW, its schedule, batch arithmetic, and when to log and save."""
 
-    seed: Seed | None = Field(None, description="of this stage's noise and order; default: the experiment's")
     learning_rate: LearningRate = 1e-4
     scheduler: Literal["linear", "cosine", "constant"] = "cosine"
     warmup_ratio: Fraction = 0.03
@@ -158,6 +157,7 @@ class Training(Section):
     eval_steps: Count | None = Field(None, description="evaluate every so many steps, besides the end")
     save_steps: Count = 50
     keep_checkpoints: Count = 2
+    seed: Seed | None = Field(None, description="of this stage's noise and order; default: the experiment's")
 
 
 class Epochs(Training):

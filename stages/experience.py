@@ -103,7 +103,7 @@ class Experience:
         return micro_batches(samples, len(samples) // self.ppo.minibatches)
 
     def micro_batches(self, share: list[Sample]) -> list[list[Sample]]:
-        """A rank's share of a minibatch as it goes through the model: by length, so that little is padding."""
+        """A rank's share of a minibatch as it goes through the model: by length, to have little padding."""
         by_length = sorted(share, key=lambda sample: len(sample.prompt_ids) + len(sample.response_ids))
         return micro_batches(by_length, self.ppo.micro_batch_size)
 

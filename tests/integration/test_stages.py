@@ -201,7 +201,7 @@ def test_missing_upstream_is_named(apart: Path, tmp_path: Path) -> None:
 
 def test_best_of_n_and_then_rejection_sampling_fine_tuning(apart: Path, tmp_path: Path) -> None:
     """`best` runs beside the other stages, and SFT takes its picks as data."""
-    options = ("best.n=4", "best.rollout.max_new_tokens=12", *OVERRIDES)
+    options = ("best.n=4", "best.rollout={max_new_tokens: 12}", *OVERRIDES)
     done = run_stage("best", apart, *options)
     picked = apart / "best" / "demonstrations" / "train.jsonl"
     assert "stage best finished" in done.stdout and str(picked) in done.stdout
