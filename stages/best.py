@@ -55,7 +55,7 @@ def run(context: Context) -> Outcome:
     metrics, curve = best_of(answers["held_out"], context.config.best.n)
     lost = len(train) - len(demonstrations)
     context.tracker.note(
-        f"{len(demonstrations)} demonstrations; {lost} prompts had no answer that ended its turn"
+        f"{len(demonstrations)} demonstrations; {lost} prompts had no answer with text that ended its turn"
     )
     if ranks.rank == 0:
         (context.folder / OUTPUT).mkdir(exist_ok=True)
@@ -132,15 +132,15 @@ def answer(context: Context, sampler: Sampler, meter: Meter, prompts: Sequence[t
 
 
 def demonstration(row: Row) -> Row | None:
-    """The prompt with the best of its answers that ended their turn: SFT would teach an end to a cut one."""
-    ended = [
-        pair
-        for pair, end in zip(zip(row["scores"], row["completions"], strict=True), row["ended"], strict=True)
-        if end
-    ]
-    if not ended:
+    """The prompt with the best of its answers that SFT can learn from; None where there is none.
+
+    That is one with text in it that ended its turn: SFT would teach an end to one that was cut.
+    """
+    answers = zip(row["scores"], row["completions"], row["ended"], strict=True)
+    useful = [(score, text) for score, text, ended in answers if ended and text]
+    if not useful:
         return None
-    score, text = max(ended)
+    score, text = max(useful)
     chat = not isinstance(row["prompt"], str)
     completion = [{"role": "assistant", "content": text}] if chat else text
     return {"prompt": row["prompt"], "completion": completion, "score": score}

@@ -46,6 +46,7 @@ def test_only_answers_that_ended_become_demonstrations() -> None:
         "prompt": "p", "completion": "good", "score": 2.0,
     }  # fmt: skip
     assert best.demonstration(row | {"ended": [False] * 3}) is None
+    assert best.demonstration(row | {"ended": [True] * 3, "completions": ["", "", ""]}) is None
     chat = [{"role": "user", "content": "p"}]
     found = best.demonstration(row | {"prompt": chat, "ended": [True] * 3})
     assert found is not None and found["completion"] == [{"role": "assistant", "content": "cut"}]
