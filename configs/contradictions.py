@@ -29,9 +29,7 @@ def _packing(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
 def _answers(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     """A prompt of the longest kind and its sampled answer must stay within `max_length`."""
     data, rankings = experiment.data, experiment.rm.rankings
-    sampled: dict[Keys, int] = {
-        ("ppo", "rollout"): experiment.ppo.rollout.max_new_tokens,
-    }
+    sampled: dict[Keys, int] = {("ppo", "rollout"): experiment.ppo.rollout.max_new_tokens}
     if experiment.best.rollout is not None:
         sampled["best", "rollout"] = experiment.best.rollout.max_new_tokens
     if rankings.labeller != "file":

@@ -51,11 +51,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     runs = sweeping.runs_of(root[0].run.path, axes, arguments.seeds)
     jobs = []
     for run in runs:  # a wrong value is found before anything starts
-        own = [
-            *arguments.overrides,
-            *run.overrides,
-            f"name={config.name}-{run.path.name.replace(chr(61), chr(95))}",
-        ]
+        own = [*arguments.overrides, *run.overrides, f"name={config.name}-{run.name}"]
         own += [] if config.tracking.group else [f"tracking.group={config.name}"]
         changes = {"overrides": own, "run_dir": run.path}
         jobs.append((run, _job(argparse.Namespace(**vars(arguments) | changes))))

@@ -32,6 +32,11 @@ class Run:
     seed: int
     path: Path
 
+    @property
+    def name(self) -> str:
+        """Its folder's name as an experiment may be called."""
+        return self.path.name.replace("=", "_")
+
 
 def split_axes(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Overrides that hold for all runs, and for each `ppo.key=a,b,c` its values as overrides.
