@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data import tokenize
 from data.files import read_json_lines, write_json_lines
 from data.sampler import micro_batches
@@ -22,7 +20,7 @@ from stages.labellers import LABELLERS
 from stages.metrics import Meter, mean_with_interval, peak_memory_bytes
 from stages.prepare import prepare, read_examples
 from stages.ranks import seed_from
-from stages.rollout import Sampler, sequence_scores
+from stages.rollout import Sampler
 
 SFT, REWARD = "policy", "reward"
 OUTPUT = "demonstrations"
@@ -104,19 +102,13 @@ def collect(
     return read_json_lines(file, ["prompt", "completions", "ended", "scores"], remedy=REMEDY)
 
 
-@torch.no_grad()
 def answer(context: Context, sampler: Sampler, meter: Meter, prompts: Sequence[tokenize.Prompt]) -> list[Row]:
     """n answers to each prompt with the reward model's scores, and the judge's where there is one."""
     best, judge = context.config.best, context.config.ppo.judge
     ids = [prompt.prompt_ids for prompt in prompts for _ in range(best.n)]
     seeds = [seed_from(context.seed, "best", i % best.n, p) for i, p in enumerate(ids)]
     responses = sampler.shared(SFT, ids, seeds, context.tracker.advance)
-    found: list[tuple[int, float]] = []
-    for round_ in sampler.ranks.rounds(list(range(len(ids))), best.micro_batch_size):
-        batch = sampler.lay_out([ids[i] for i in round_.items], [responses[i] for i in round_.items])
-        scores = sequence_scores(sampler.roles, REWARD, batch).tolist()
-        found += list(zip(round_.items, scores, strict=True)) * round_.weight
-    scores = [score for _, score in sorted(sampler.ranks.gather(found))]
+    scores = sampler.scores(REWARD, ids, responses, best.micro_batch_size)
     texts = sampler.decode([response.ids for response in responses])
     meter.add(sum(len(p) + len(response.ids) for p, response in zip(ids, responses, strict=True)))
     end = sampler.tokenizer.eos_token_id

@@ -167,7 +167,6 @@ def _mean_rewards(scores: Tensor, order: Tensor) -> Tensor:
     return (torch.where(real, scores.detach(), 0.0).sum(1) / real.sum(1)).sum()
 
 
-@torch.no_grad()
 def score_statistics(
     context: Context,
     trainer: Trainer,
@@ -175,18 +174,14 @@ def score_statistics(
     rankings: Sequence[tokenize.Ranking],
 ) -> tuple[float, float]:
     """Mean and standard deviation of the raw score over fresh samples of the SFT policy."""
-    config, ranks = context.config, sampler.ranks
     sampler.roles.eval()
-    count = config.rm.normalization_prompts
+    count = context.config.rm.normalization_prompts
     prompts = [rankings[i % len(rankings)].prompt_ids for i in range(count)]
     seeds = [seed_from(context.seed, "normalization", i, prompt) for i, prompt in enumerate(prompts)]
     context.tracker.phase("rm: normalizing", count)
     responses = sampler.shared(SFT, prompts, seeds, context.tracker.advance)
-    scores: list[float] = []
-    for round_ in ranks.rounds(list(zip(prompts, responses, strict=True)), trainer.micro_batch_size):
-        batch = sampler.lay_out(*zip(*round_.items, strict=True))
-        scores += sequence_scores(sampler.roles, ROLE, batch).tolist() * round_.weight
-    values = torch.tensor(ranks.gather(scores), dtype=torch.float64)
+    scores = sampler.scores(ROLE, prompts, responses, trainer.micro_batch_size)
+    values = torch.tensor(scores, dtype=torch.float64)
     return float(values.mean()), float(values.std(unbiased=False))
 
 

@@ -100,6 +100,18 @@ class Sampler:
             advance(len(chunk.items) * self.ranks.world)
         return [response for _, response in sorted(self.ranks.gather(found), key=lambda pair: pair[0])]
 
+    @torch.no_grad()
+    def scores(
+        self, role: str, prompts: Sequence[list[int]], responses: Sequence[Response], size: int
+    ) -> list[float]:
+        """The scalar of `role` on each response, `size` at once on a rank: every rank gets all, in order."""
+        found: list[tuple[int, float]] = []
+        for round_ in self.ranks.rounds(list(range(len(prompts))), size):
+            batch = self.lay_out([prompts[i] for i in round_.items], [responses[i] for i in round_.items])
+            scores = sequence_scores(self.roles, role, batch).tolist()
+            found += list(zip(round_.items, scores, strict=True)) * round_.weight
+        return [score for _, score in sorted(self.ranks.gather(found))]
+
     def lay_out(self, prompts: Sequence[list[int]], responses: Sequence[Response]) -> Layout:
         """One batch of prompts and the responses that were sampled to them."""
         ids = [response.ids for response in responses]
