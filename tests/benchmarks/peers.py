@@ -63,11 +63,10 @@ def main() -> int:
     if arguments.side:
         print(json.dumps(run_side(arguments)))
         return 0
-    if arguments.model == "random-1b":
-        arguments.model = str(make_random_1b())
     print(
         f"{arguments.model}, {arguments.batch} sequences, {arguments.turns} turns of {arguments.steps} steps"
     )
+    arguments.model = local_model(arguments.model)
     for name in arguments.cases or CASES:
         compare(name, CASES[name], arguments)
     return 0
@@ -139,6 +138,15 @@ def fetch_old_trl() -> Path:
         environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
         subprocess.run([*pip, f"trl=={OLD_TRL}"], check=True, env=environment)
     return FETCHED
+
+
+def local_model(name: str) -> str:
+    """A folder or hub id that both sides can load: TRL's knows nothing of embedded models."""
+    if name == "random-1b":
+        return str(make_random_1b())
+    from stages.embedded import EMBEDDED, embedded_model
+
+    return str(embedded_model(name)) if name in EMBEDDED else name
 
 
 def make_random_1b() -> Path:
@@ -336,17 +344,18 @@ def trl_model(arguments: argparse.Namespace, kind: str, nf4: bool, **options: An
     import torch
     import transformers
 
-    from configs.schema import Base
-    from stages.modeling import _quantization, compute_dtype, model_folder
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    base = Base(model=arguments.model, quantization="nf4" if nf4 else "none")
-    dtype = compute_dtype("auto" if device.type == "cuda" else "float32", device)
+    gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if gpu else torch.float32
+    if nf4:
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
     automatic = getattr(transformers, f"AutoModelFor{kind}")
-    quantization = {"quantization_config": _quantization(base, dtype)} if nf4 else {}
-    return automatic.from_pretrained(
-        model_folder(base), dtype=dtype, device_map={"": device}, **quantization, **options
-    )
+    device_map = {"": "cuda" if gpu else "cpu"}
+    return automatic.from_pretrained(arguments.model, dtype=dtype, device_map=device_map, **options)
 
 
 def lora(task: str | None) -> Any:
@@ -380,10 +389,9 @@ def trl_timed(trainer: Any) -> Seconds:
 
 
 def trl_tokenizer(arguments: argparse.Namespace) -> Any:
-    from configs.schema import Base
-    from stages.modeling import load_tokenizer
+    from transformers import AutoTokenizer
 
-    return load_tokenizer(Base(model=arguments.model))
+    return AutoTokenizer.from_pretrained(arguments.model)
 
 
 def sft_trl(arguments: argparse.Namespace) -> Seconds:
