@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from configs.contradictions import contradictions
 from configs.draft import Draft
 from configs.errors import UserError
-from configs.schema import STAGES, Experiment, Stage
+from configs.schema import STAGES, Experiment, Stage, reads
 
 # What only sets speed, memory, or what is written on the way: results are the same but for rounding.
 SPEED_ONLY = ("micro_batch_size", "logging_steps", "eval_steps", "save_steps", "keep_checkpoints")
@@ -78,11 +78,11 @@ def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     """Dotted keys and values that influence the result of `stage`, beyond rounding."""
     tree = experiment.model_dump(mode="json")
     data = {key: value for key, value in tree["data"].items() if key not in STAGES}
-    reads = "ppo" if stage == "best" else stage
-    data[reads] = tree["data"][reads]
+    own = reads(stage)
+    data[own] = tree["data"][own]
     for other in STAGES:  # those that share this stage's source take prompts away from it
-        if other != reads and all(tree["data"][other][key] == data[reads][key] for key in SOURCE):
-            data[other] = {key: data[reads][key] for key in SOURCE}
+        if other != own and all(tree["data"][other][key] == data[own][key] for key in SOURCE):
+            data[other] = {key: data[own][key] for key in SOURCE}
     if stage == "best":
         tree["best"]["rollout"] = tree["best"]["rollout"] or tree["ppo"]["rollout"]
     section = {key: value for key, value in tree[stage].items() if key not in SPEED_ONLY}

@@ -12,7 +12,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 Stage = Literal["sft", "rm", "ppo", "best"]
-STAGES: tuple[Stage, ...] = ("sft", "rm", "ppo")  # one after another; `best` is beside PPO
+STAGES: tuple[Stage, ...] = ("sft", "rm", "ppo")  # one after another
+ALL_STAGES: tuple[Stage, ...] = (*STAGES, "best")  # best-of-n, beside PPO and on its prompts
+
+
+def reads(stage: Stage) -> Stage:
+    """The stage whose part of `data` this one reads."""
+    return "ppo" if stage == "best" else stage
 
 
 def _no_truth(value: Any) -> Any:
@@ -104,7 +110,8 @@ class Shares(Section):
     ppo: Fraction = 0.4
 
     def of(self, stage: Stage) -> float:
-        return {"sft": self.sft, "rm": self.rm, "ppo": self.ppo, "best": self.ppo}[stage]
+        share: float = getattr(self, reads(stage))
+        return share
 
     @model_validator(mode="after")
     def _at_most_everything(self) -> Shares:
@@ -128,7 +135,8 @@ class Data(Section):
 
     def source(self, stage: Stage) -> Source:
         """What `stage` reads."""
-        return {"sft": self.sft, "rm": self.rm, "ppo": self.ppo, "best": self.ppo}[stage]
+        source: Source = getattr(self, reads(stage))
+        return source
 
     @model_validator(mode="after")
     def _prompt_leaves_room(self) -> Data:

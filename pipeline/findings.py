@@ -47,7 +47,7 @@ RULES = (
 def warnings(results: Results) -> list[str]:
     """A sentence for each rule that strikes; empty if nothing looks wrong."""
     found = [rule(results) for rule in OF_RUN]
-    for stage in STAGES:
+    for stage in results.manifests:
         found += [_not_finite(results, stage), _settings(results, stage), *_lineage(results, stage)]
     return [sentence for sentence in found if sentence]
 
@@ -231,8 +231,6 @@ def _not_finite(results: Results, stage: Stage) -> str | None:
 
 
 def _settings(results: Results, stage: Stage) -> str | None:
-    if stage not in results.manifests:
-        return None
     changes = differences(results.manifests[stage].config, results.experiment, stage)
     if not changes:
         return None
@@ -240,8 +238,6 @@ def _settings(results: Results, stage: Stage) -> str | None:
 
 
 def _lineage(results: Results, stage: Stage) -> list[str]:
-    if stage not in results.manifests:
-        return []
     sentences = []
     for upstream, used in results.manifests[stage].inputs.items():
         source = results.manifests.get(upstream)

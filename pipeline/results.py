@@ -9,7 +9,7 @@ from typing import Any
 
 from configs.errors import UserError
 from configs.load import load_experiment
-from configs.schema import STAGES, Experiment, Stage
+from configs.schema import ALL_STAGES, Experiment, Stage
 from data.files import read_json_lines
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.rundir import RunDirectory
@@ -66,12 +66,12 @@ def read_results(run_dir: Path) -> Results:
             f"{run_dir}: not a run directory, it has no config.yaml. Run a stage first, or give another "
             "--run-dir."
         )
-    found = {stage: read_manifest(run.manifest(stage)) for stage in STAGES}
+    found = {stage: read_manifest(run.manifest(stage)) for stage in ALL_STAGES}
     return Results(
         run=run,
         experiment=load_experiment(run.config_file),
         manifests={stage: manifest for stage, manifest in found.items() if manifest},
-        metrics={stage: read_lines(run.stage(stage) / "metrics.jsonl", ["step"]) for stage in STAGES},
+        metrics={stage: read_lines(run.stage(stage) / "metrics.jsonl", ["step"]) for stage in ALL_STAGES},
         samples=read_lines(run.stage("ppo") / "samples.jsonl", ["step", "prompt", "response"]),
         evaluation=read_lines(run.stage("ppo") / "evaluation.jsonl", ["prompt", "base", "sft", "ppo"]),
         rankings=read_lines(run.stage("rm") / "rankings.jsonl", ["prompt", "completions", "ranks"]),

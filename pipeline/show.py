@@ -10,7 +10,7 @@ from rich.text import Text
 
 from configs.errors import UserError
 from configs.load import dump_experiment
-from configs.schema import STAGES, Experiment, Stage
+from configs.schema import ALL_STAGES, STAGES, Experiment, Stage
 from pipeline.batches import Batches, batches, check_batches
 from pipeline.display import show_seconds
 from pipeline.manifest import Manifest, read_manifest
@@ -84,10 +84,11 @@ def print_status(console: Console, run: RunDirectory) -> None:
     """Print what has run in a run directory, and with which result."""
     console.print(Text(str(run.path)), soft_wrap=True)
     table = Table(box=None, pad_edge=False, show_header=False)
-    for stage in STAGES:
+    for stage in ALL_STAGES:
         manifest = read_manifest(run.manifest(stage))
         if manifest is None:
-            table.add_row(stage, "not run", "")
+            if stage in STAGES:
+                table.add_row(stage, "not run", "")
             continue
         figures = key_figures(manifest) or {"time": show_seconds(manifest.wall_seconds)}
         if manifest.error:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from configs.schema import STAGES, Stage
+from configs.schema import Stage, reads
 from pipeline.display import show_number, show_seconds
 from pipeline.manifest import Manifest
 from pipeline.page import Cell, Paragraph, Section, Table
 from pipeline.results import Results
+from pipeline.rundir import RunDirectory
 from pipeline.summary import KEY_FIGURES
 
 STAGE_NAMES: dict[Stage, str] = {"sft": "SFT", "rm": "Reward model", "ppo": "PPO", "best": "Best of n"}
@@ -28,7 +29,7 @@ def closing_sections(results: Results) -> list[Section]:
     if not results.manifests:
         return []
     sections = [_stages(results), _lineage(results), _versions(results)]
-    rows = [row for stage in STAGES for row in _figures(results, stage)]
+    rows = [row for stage in results.manifests for row in _figures(results, stage)]
     if rows:
         sections.insert(
             0, Section("Final figures", [Table(["Stage", "Figure", "Value", "95 % interval"], rows)])
@@ -87,17 +88,18 @@ def _gibibytes(size: float) -> str:
 def _lineage(results: Results) -> Section:
     """What came from what."""
     text = (
-        f"Adapters with the first {DIGITS} digits of the SHA-256 of their content. A config hash covers what "
+        f"Results with the first {DIGITS} digits of the SHA-256 of their content. A config hash covers what "
         "the configuration says about a stage's result, and leaves out what only sets speed."
     )
     columns = ["Stage", "Trained on", "Data", "Config hash", "Result"]
-    rows = [_descent(manifest) for manifest in results.manifests.values()]
+    rows = [_descent(results.run, manifest) for manifest in results.manifests.values()]
     return Section("What came from what", [Paragraph(text), Table(columns, rows, "prose")])
 
 
-def _descent(manifest: Manifest) -> list[Cell]:
+def _descent(run: RunDirectory, manifest: Manifest) -> list[Cell]:
     inputs = [f"{used.path} {used.sha256[:DIGITS]}" for used in manifest.inputs.values()]
-    result = f"{manifest.stage}/adapter {manifest.output.sha256[:DIGITS]}" if manifest.output else "none yet"
+    output, place = manifest.output, run.output(manifest.stage).relative_to(run.path)
+    result = f"{place} {output.sha256[:DIGITS]}" if output else "none yet"
     return [
         Cell(STAGE_NAMES[manifest.stage]),
         Cell("\n".join(inputs) or "the base alone"),
@@ -109,7 +111,7 @@ def _descent(manifest: Manifest) -> list[Cell]:
 
 def _source(config: dict[str, Any], stage: Stage) -> str:
     """The stage's data: a hub id as it is, of a local file the name. `config` may be of an older schema."""
-    path = str(config.get("data", {}).get(stage, {}).get("path", ""))
+    path = str(config.get("data", {}).get(reads(stage), {}).get("path", ""))
     return Path(path).name if Path(path).is_absolute() else path
 
 

@@ -15,6 +15,7 @@ from configs.schema import Experiment
 from pipeline.findings import warnings
 from pipeline.manifest import BaseModelId, Fingerprint, Input, Manifest
 from pipeline.page import markdown, quote
+from pipeline.plan import UPSTREAM
 from pipeline.report import write_report
 from pipeline.results import read_lines, read_results
 
@@ -47,6 +48,7 @@ METRICS = {
         **interval("mean_length", 14.2, 0.6),
         **COST,
     },
+    "best": {**interval("gold_best", 0.4321, 0.1), "demonstrations": 77, **COST},
 }
 
 
@@ -64,20 +66,19 @@ class Run:
         self.path.mkdir(exist_ok=True)
         (path / "config.yaml").write_text(dump_experiment(self.experiment))
         self.metrics = {stage: dict(figures) for stage, figures in METRICS.items()}
-        self.curves = {"sft": sft_curve(), "rm": rm_curve(), "ppo": ppo_curve()}
+        self.curves = {"sft": sft_curve(), "rm": rm_curve(), "ppo": ppo_curve(), "best": []}
         self.evaluation = [judged(number) for number in range(40)]
 
     def stage(self, stage, **changes):
         folder = self.path / stage
         folder.mkdir(exist_ok=True)
-        upstream = {"sft": [], "rm": ["sft"], "ppo": ["sft", "rm"]}[stage]
         fields = {
             "stage": stage,
             "status": "finished",
             "config_hash": stage_hash(self.experiment, stage),
             "config": self.experiment.model_dump(mode="json"),
             "base": BaseModelId.of(self.experiment.base),
-            "inputs": {name: Input(path=f"{name}/adapter", sha256=name * 20) for name in upstream},
+            "inputs": {name: Input(path=f"{name}/adapter", sha256=name * 20) for name in UPSTREAM[stage]},
             "output": Fingerprint(sha256=stage * 20, files={"adapter_model.safetensors": "0"}),
             "metrics": self.metrics[stage],
             "wall_seconds": 245.0,

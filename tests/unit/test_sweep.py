@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from configs.errors import UserError
 from configs.load import dump_experiment, load_experiment, stage_hash
 from launch.arguments import DEFAULT_CONFIG as DEMO
 from pipeline import sweep as sweeping
 from pipeline.rundir import RunDirectory
+from pipeline.show import print_status
 from pipeline.sweep import link_shared, runs_of, split_axes, sweep
 from pipeline.sweep_report import write_sweep_report
 from tests.unit.test_report import Run as MadeUp
@@ -134,7 +137,7 @@ def test_report_of_a_run_shows_best_of_n_beside_ppo(tmp_path: Path) -> None:
 
     run = MadeUp(tmp_path / "run").whole()
     alone = write_report(run.path).with_name("score-kl.png").read_bytes()
-    (run.path / "best").mkdir()
+    run.stage("best")
     write_lines(
         run.path / "best" / "curve.jsonl",
         [{"n": 4, "kl": 0.64, **interval("rm_score", 1.0, 0.1), **interval("gold", 0.4, 0.1)}],
@@ -142,3 +145,7 @@ def test_report_of_a_run_shows_best_of_n_beside_ppo(tmp_path: Path) -> None:
     page = write_report(run.path)
     assert "Best of n" in page.read_text() and "0.64" in page.read_text()
     assert page.with_name("score-kl.png").read_bytes() != alone
+    assert "0.4321" in page.read_text() and "best/demonstrations" in page.read_text()
+    console = Console(record=True, width=200)
+    print_status(console, RunDirectory(run.path))
+    assert re.search(r"best\s+finished.*\s+demonstrations: 77", console.export_text())
