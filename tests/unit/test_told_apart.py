@@ -1,4 +1,4 @@
-"""Which bases keep texts in one row apart by a mask: those that pass compute what they compute of each text alone."""
+"""Which bases a mask keeps texts of one row apart in: those that pass compute each as if it were alone."""
 
 from __future__ import annotations
 
