@@ -12,6 +12,7 @@ Keys = tuple[str, ...]
 def contradictions(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     """Yield each contradiction with the key to blame, and what to change."""
     yield from _packing(experiment)
+    yield from _reward_base(experiment)
     yield from _answers(experiment)
     yield from _shares(experiment)
 
@@ -23,6 +24,17 @@ def _packing(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
             ("sft", "packing"),
             f"packed examples are kept apart by a mask that {attention} attention does not take; set "
             "base.attention to sdpa, or sft.packing to false",
+        )
+
+
+def _reward_base(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
+    """One base twice in memory, and a reward model that does not start from SFT, is hardly meant."""
+    base, own = experiment.base, experiment.rm.base
+    same = ("model", "revision", "quantization")
+    if own is not None and all(getattr(own, name) == getattr(base, name) for name in same):
+        yield (
+            ("rm", "base"),
+            "the experiment's own base; leave rm.base out, and the reward model starts from the SFT adapter",
         )
 
 

@@ -229,12 +229,12 @@ def _yaml_fault(error: yaml.YAMLError | ValueError) -> str:
 
 def _is_section(keys: Keys) -> bool:
     node = explain.node_at(keys)
-    return node is not None and explain.is_section(node)
+    return node is not None and explain.is_section(node) and not explain.may_be_null(keys)
 
 
 def _is_local_path(keys: Keys, value: str) -> bool:
     if keys in (ENGINE, ("data", "chat_template")):
         return True
-    if keys == ("base", "model"):
+    if keys[-2:] == ("base", "model"):
         return value.startswith((".", "/", "~"))
     return keys[0] == "data" and keys[-1] == "path" and value.lower().endswith(DATA_FILES)

@@ -50,6 +50,14 @@ def is_section(node: Node) -> bool:
     return "properties" in node
 
 
+def may_be_null(keys: Sequence[str]) -> bool:
+    """Whether null at a key that the schema knows is a value of its own."""
+    *section, key = keys
+    parent = node_at(section)
+    assert parent is not None
+    return {"type": "null"} in parent["properties"][key].get("anyOf", ())
+
+
 def all_keys(node: Node = SCHEMA, prefix: Keys = ()) -> Iterator[Keys]:
     """Every key path of the schema, sections included."""
     for key, child in node.get("properties", {}).items():
@@ -129,4 +137,8 @@ def _did_you_mean(options: Sequence[str]) -> str:
 
 
 def _resolved(node: Node) -> Node:
-    return SCHEMA["$defs"][node["$ref"].rsplit("/", 1)[-1]] if "$ref" in node else node
+    """A node itself in place of a reference to it; of a section that may be left out, the section."""
+    for each in (node, *node.get("anyOf", ())):
+        if "$ref" in each:
+            return SCHEMA["$defs"][each["$ref"].rsplit("/", 1)[-1]]
+    return node

@@ -25,6 +25,7 @@ from configs.schema import STAGES, Experiment, Stage, reads
 SPEED_ONLY = ("micro_batch_size", "logging_steps", "eval_steps", "save_steps", "keep_checkpoints")
 SPEED_ONLY_NESTED = (
     "base.gradient_checkpointing",
+    "rm.base.gradient_checkpointing",
     "rm.rankings.rollout.batch_size",
     "rm.rankings.rollout.engine",
     "ppo.rollout.batch_size",
@@ -77,6 +78,7 @@ def changed_keys(old: Experiment, new: Experiment, stage: Stage) -> list[str]:
 def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     """Dotted keys and values that influence the result of `stage`, beyond rounding."""
     tree = experiment.model_dump(mode="json")
+    reward_base = tree["rm"].pop("base")
     data = {key: value for key, value in tree["data"].items() if key not in STAGES}
     own = reads(stage)
     data[own] = tree["data"][own]
@@ -93,6 +95,8 @@ def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
         "data": data,
         stage: section,
     }
+    if reward_base is not None and stage != "sft":
+        parts["rm"] = parts.get("rm", {}) | {"base": reward_base}
     return {key: value for key, value in _leaves(parts) if key not in SPEED_ONLY_NESTED}
 
 

@@ -6,7 +6,7 @@ per rank (`micro_batch_size`).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -58,6 +58,8 @@ class Section(BaseModel):
 class Base(Section):
     """The frozen language model under all adapters (QLoRA, Dettmers et al. 2023)."""
 
+    key: ClassVar = "base"
+
     model: Text = Field(description="embedded model name, local folder, or hub id")
     revision: Text | None = None
     quantization: Literal["nf4", "int8", "none"] = "nf4"
@@ -65,6 +67,12 @@ class Base(Section):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
+
+
+class RewardBase(Base):
+    """A base of the reward model's own (as InstructGPT's 6B reward model for a 175B policy)."""
+
+    key: ClassVar = "rm.base"
 
 
 class Adapter(Section):
@@ -131,7 +139,9 @@ class Data(Section):
     max_prompt_length: Count = Field(512, description="tokens of the prompt")
     overlong: Literal["drop", "truncate"] = "drop"
     chat: bool = Field(False, description="treat plain strings as user and assistant turns of a chat")
-    chat_template: Text | None = Field(None, description="a Jinja file, in place of the tokenizer's")
+    chat_template: Text | None = Field(
+        None, description="a Jinja file, in place of the tokenizer's (of both, where rm.base has another)"
+    )
 
     def source(self, stage: Stage) -> Source:
         """What `stage` reads."""
@@ -216,6 +226,9 @@ class Rankings(Section):
 class Rm(Epochs):
     """Reward model on rankings (Ouyang et al. 2022, equation 1)."""
 
+    base: RewardBase | None = Field(
+        None, description="a base of the reward model's own, and of PPO's critic; default: the experiment's"
+    )
     rankings: Rankings = Rankings()
     normalization_prompts: Count = Field(
         64, description="held-out prompts whose SFT samples get mean 0 and standard deviation 1"
@@ -274,7 +287,8 @@ class Ppo(Training):
     )
     critic: Literal["adapter", "shared"] = Field(
         "adapter",
-        description="adapter: a role of its own, from the reward model; shared: a head on the policy",
+        description="adapter: a role of its own, from the reward model; shared: a head on the policy (a new "
+        "one with rm.base)",
     )
     vf_coef: NonNegative = 0.1
     entropy_coef: NonNegative = Field(0.0, description="entropy bonus in the policy's loss")
@@ -353,7 +367,7 @@ class DeepSpeed(Section):
 
 
 class Experiment(Section):
-    """One experiment: every stage reads the same base, adapter and data, so stages cannot disagree."""
+    """One experiment: every stage reads the same bases, adapter and data, so stages cannot disagree."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     seed: Seed = 0
@@ -366,3 +380,11 @@ class Experiment(Section):
     best: Best = Best()
     tracking: Tracking = Tracking()
     deepspeed: DeepSpeed = DeepSpeed()
+
+    def base_of(self, stage: Stage) -> Base:
+        """What the adapter of `stage` belongs to."""
+        return self.rm.base or self.base if stage == "rm" else self.base
+
+    def bases(self, stage: Stage) -> list[Base]:
+        """What `stage` loads: the policy's base, and the reward model's where that has one of its own."""
+        return [self.base] if stage == "sft" or self.rm.base is None else [self.base, self.rm.base]

@@ -123,6 +123,26 @@ def prompts(
     return kept, _counts(encoded, fitted, data)
 
 
+def answer(
+    prompt: Text, text: str, ended: bool, tokenizer: PreTrainedTokenizerBase, data: Data
+) -> tuple[list[int], list[int]]:
+    """Tokenize a prompt and a sampled answer, which closes with an end of turn only where it `ended`.
+
+    It was sampled and must be scored whatever it is: over-long, it is truncated; and in a chat it is
+    tokenized on its own, as a token may span a line break at its beginning and the prompt's last one.
+    """
+    if isinstance(prompt, str) and not data.chat:
+        prompt_ids, (ids,) = _encode_text(prompt, [text], tokenizer)
+    else:
+        where = f"the prompt {last_words(prompt)[:60]!r}"
+        prompt_ids = _render(tokenizer, _turn("user", prompt), where, prompt=True)
+        ids = _ended(_text_ids(text.strip(), tokenizer, add_special_tokens=False), end_of_turn(tokenizer))
+    ids = ids if ended else ids[:-1]
+    fitted = _fit(prompt_ids, [ids], data.model_copy(update={"overlong": "truncate"}))
+    assert fitted is not None
+    return fitted.prompt_ids, fitted.completion_ids[0]
+
+
 def last_words(prompt: Text) -> str:
     """A prompt for people to read: itself, or what the user said last."""
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]

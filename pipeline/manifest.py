@@ -52,7 +52,7 @@ class Input(_Record):
 
 
 class BaseModelId(_Record):
-    """What has to be the same in all stages, because an adapter fits one base only."""
+    """What has to be the same in all stages that an adapter passes through, because it fits one base only."""
 
     model: str
     revision: str | None = None
@@ -147,8 +147,8 @@ def source_hashes(config: Experiment, stage: Stage) -> dict[str, str]:
         "data.chat_template": config.data.chat_template,
     }
     hashes = {key: sha256(Path(file)) for key, file in files.items() if file and Path(file).is_file()}
-    digest = folder_digest(Path(config.base.model))
-    return hashes | ({"base.model": digest} if digest else {})
+    digests = {f"{base.key}.model": folder_digest(Path(base.model)) for base in config.bases(stage)}
+    return hashes | {key: digest for key, digest in digests.items() if digest}
 
 
 def fingerprint(folder: Path) -> Fingerprint:

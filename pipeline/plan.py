@@ -252,13 +252,14 @@ def _finished_manifest(request: Request, upstream: Stage) -> Manifest:
 
 
 def _check_settings(request: Request, upstream: Stage, manifest: Manifest) -> list[str]:
-    """The base and the adapter's shape must be the same; other settings may differ, and are told."""
-    wanted = BaseModelId.of(request.config.base)
+    """Its base and the adapter's shape must be the same; other settings may differ, and are told."""
+    base = request.config.base_of(upstream)
+    wanted, key = BaseModelId.of(base), f"{base.key}.model"
     again = f"Restore the setting, or train {upstream} again with this one: {request.command(upstream)}"
     if manifest.base != wanted:
-        raise Blocked(f"its base is {wanted}, but stage {upstream} was trained on {manifest.base}", again)
-    there = source_hashes(request.config, upstream).get("base.model")
-    if manifest.sources.get("base.model", there) != there:
+        raise Blocked(f"{base.key} is {wanted}, but stage {upstream} was trained on {manifest.base}", again)
+    there = source_hashes(request.config, upstream).get(key)
+    if manifest.sources.get(key, there) != there:
         raise Blocked(
             f"the files of {wanted.model} are not those that stage {upstream} was trained on", again
         )

@@ -35,8 +35,10 @@ def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
             yield f"{key}: {path}: there is no such file. Correct the path."
         elif not os.access(path, os.R_OK):
             yield f"{key}: {path}: this account may not read it. Change its permissions, or copy it."
-    if os.path.isabs(config.base.model) and not os.path.isdir(config.base.model):
-        yield f"base.model: {config.base.model}: there is no such folder. Correct the path."
+    models = {f"{base.key}.model": base.model for stage in stages for base in config.bases(stage)}
+    for key, model in models.items():
+        if os.path.isabs(model) and not os.path.isdir(model):
+            yield f"{key}: {model}: there is no such folder. Correct the path."
     try:
         read_zero(Path(config.deepspeed.config))
     except UserError as error:

@@ -10,6 +10,7 @@ from data.files import write_text
 from pipeline.display import show_number
 from pipeline.figures import draw_all
 from pipeline.findings import RULES, missing, warnings
+from pipeline.manifest import BaseModelId
 from pipeline.page import Bullets, Cell, Page, Paragraph, Picture, Section, Table, Tiles, quote, render
 from pipeline.results import Results, Row, read_results
 from pipeline.tables import closing_sections, show_interval
@@ -44,7 +45,8 @@ def write_report(run_dir: Path) -> Path:
 def build_page(results: Results, drawn: set[str]) -> Page:
     """Everything that the report says; `drawn` are the files of the figures that there are."""
     config = results.experiment
-    revision = f" at {config.base.revision}" if config.base.revision else ""
+    own = config.rm.base
+    bases = str(BaseModelId.of(config.base)) + (f", reward model on {BaseModelId.of(own)}" if own else "")
     sections = [
         _result(results),
         _warnings(results),
@@ -61,8 +63,7 @@ def build_page(results: Results, drawn: set[str]) -> Page:
     ]
     return Page(
         title=f"Run {config.name}",
-        subtitle=f"{config.base.model}{revision}, quantization {config.base.quantization}, "
-        f"LoRA of rank {config.adapter.r}, seed {config.seed}",
+        subtitle=f"{bases}, LoRA of rank {config.adapter.r}, seed {config.seed}",
         sections=[section for section in sections if section is not None],
     )
 

@@ -45,7 +45,7 @@ class Order:
     """What rank 0 tells the others."""
 
     inputs: dict[str, Path]
-    bases: dict[str, str]
+    bases: dict[Stage, str]
     resume: bool
 
 
@@ -148,7 +148,7 @@ def _open(request: Request, plan: StagePlan, world: int) -> Manifest:
         status="running",
         config_hash=stage_hash(request.config, stage),
         config=request.config.model_dump(mode="json"),
-        base=BaseModelId.of(request.config.base),
+        base=BaseModelId.of(request.config.base_of(stage)),
         inputs=plan.inputs,
         sources=source_hashes(request.config, stage),
         wall_seconds=_seconds_before(old, run.stage(stage)) if old else 0.0,

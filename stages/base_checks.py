@@ -34,14 +34,15 @@ def loading(config: Base, part: str) -> Iterator[None]:
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # tokenizers raises Exception itself
-        raise unusable(config, f"{part}: {_reason(error)}") from error
+        raise unusable(config, f"{part}: {_reason(config, error)}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _reason(error: Exception) -> str:
+def _reason(config: Base, error: Exception) -> str:
     if isinstance(error, ValueError) and "trust_remote_code" in str(error):
-        return "it brings code of its own; read it, and set base.trust_remote_code: true if you trust it"
+        key = f"{config.key}.trust_remote_code"
+        return f"it brings code of its own; read it, and set {key}: true if you trust it"
     kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
     reason = f"{kind}{' '.join(str(error).split())}"
     return reason if len(reason) <= 300 else f"{reason[:297]}..."
@@ -49,7 +50,7 @@ def _reason(error: Exception) -> str:
 
 def unusable(config: Base, reason: str) -> UserError:
     return UserError(
-        f"base.model: cannot load {config.model!r} (revision {config.revision or 'default'}): "
+        f"{config.key}.model: cannot load {config.model!r} (revision {config.revision or 'default'}): "
         f"{reason.removesuffix('.')}. Give a local folder with safetensors, a hub id that this machine "
         f"can reach, or one of the embedded models: {', '.join(sorted(EMBEDDED))}."
     )
@@ -115,21 +116,25 @@ def check_loaded(config: Base, found: Mapping[str, Any]) -> None:
 
 
 def check_fit(
-    experiment: Experiment, stage: Stage, known: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+    experiment: Experiment,
+    stage: Stage,
+    base: Base,
+    known: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Raise UserError where the experiment's lengths or the tokenizer's ids are more than the base takes."""
+    """Raise UserError where the experiment's lengths or the tokenizer's ids are more than `base` takes."""
     text = known.get_text_config()
     window, largest = text.to_dict().get("max_position_embeddings"), max(tokenizer.get_vocab().values())
     if largest >= text.vocab_size:
         raise UserError(
-            f"base.model: the tokenizer of {experiment.base.model!r} has token {largest}, but the model only "
+            f"{base.key}.model: the tokenizer of {base.model!r} has token {largest}, but the model only "
             f"{text.vocab_size} embeddings. The two are not from one model: copy both from the same place."
         )
     for what, tokens in _lengths(experiment, stage).items():
         if window is not None and tokens > window:
             raise UserError(
                 f"{what}: {tokens} tokens are more than the {window} of the context window of "
-                f"{experiment.base.model!r}. Lower it, or use a base with a larger window."
+                f"{base.model!r}. Lower it, or use a base with a larger window."
             )
 
 

@@ -21,8 +21,10 @@ from stages.metrics import Meter, mean_with_interval, peak_memory_bytes
 from stages.prepare import prepare, read_examples
 from stages.ranks import seed_from
 from stages.rollout import Sampler
+from stages.scorer import ROLE as REWARD
+from stages.scorer import Scorer
 
-SFT, REWARD = "policy", "reward"
+SFT = "policy"
 OUTPUT = "demonstrations"
 ANSWERS_AT_ONCE = 1024  # written together; what a kill can cost
 REMEDY = "Start over with --fresh."
@@ -31,19 +33,22 @@ Row = dict[str, Any]
 
 def run(context: Context) -> Outcome:
     """Sample, score, and write `folder/demonstrations/train.jsonl` and `folder/curve.jsonl`."""
-    # 1. The base with two frozen roles.
-    ranks, tokenizer, roles = prepare(context)
-    roles.add_from(SFT, context.inputs["sft"], trainable=False)
-    roles.add_from(REWARD, context.inputs["rm"], trainable=False)
-    roles.eval()
+    # 1. Two frozen roles.
+    ranks, cast = prepare(context)
+    cast.policy_base.add_from(SFT, context.inputs["sft"], trainable=False)
+    cast.reward_base.add_from(REWARD, context.inputs["rm"], trainable=False)
+    cast.eval()
     rollout = context.config.best.rollout or context.config.ppo.rollout
-    sampler, meter = Sampler(roles, tokenizer, ranks, rollout), Meter()
+    sampler, meter = Sampler(cast.policy_base, cast.tokenizer, ranks, rollout), Meter()
+    scorer = Scorer(cast, ranks, context.config.data)
 
     # 2. Answers to the prompts of PPO, a part of them at a time; parts that are there already are kept.
-    train, held_out = read_examples(context, "prompts", tokenize.prompts, tokenizer, "ppo")
+    train, held_out = read_examples(context, "prompts", tokenize.prompts, cast.tokenizer, "ppo")
     answers = {
         split: [
-            row for part in parts(context, split, prompts) for row in collect(context, sampler, meter, *part)
+            row
+            for part in parts(context, split, prompts)
+            for row in collect(context, sampler, scorer, meter, *part)
         ]
         for split, prompts in (("train", train), ("held_out", held_out))
     }
@@ -69,7 +74,7 @@ def run(context: Context) -> Outcome:
             "tokens_per_second": meter.tokens_per_second,
             "peak_memory_bytes": peak_memory_bytes(),
         },
-        roles.base_digest,
+        cast.policy_base.base_digest,
     )
 
 
@@ -86,7 +91,12 @@ def parts(
 
 
 def collect(
-    context: Context, sampler: Sampler, meter: Meter, file: Path, prompts: Sequence[tokenize.Prompt]
+    context: Context,
+    sampler: Sampler,
+    scorer: Scorer,
+    meter: Meter,
+    file: Path,
+    prompts: Sequence[tokenize.Prompt],
 ) -> list[Row]:
     """The prompts of one part with answers and scores, from `file` where an earlier attempt wrote it."""
     there = context.resume and file.exists()
@@ -94,7 +104,7 @@ def collect(
     if there:
         context.tracker.advance(len(prompts) * context.config.best.n)
     else:
-        rows = answer(context, sampler, meter, prompts)
+        rows = answer(context, sampler, scorer, meter, prompts)
         if sampler.ranks.rank == 0:
             file.parent.mkdir(exist_ok=True)
             write_json_lines(file, rows)
@@ -102,13 +112,16 @@ def collect(
     return read_json_lines(file, ["prompt", "completions", "ended", "scores"], remedy=REMEDY)
 
 
-def answer(context: Context, sampler: Sampler, meter: Meter, prompts: Sequence[tokenize.Prompt]) -> list[Row]:
+def answer(
+    context: Context, sampler: Sampler, scorer: Scorer, meter: Meter, prompts: Sequence[tokenize.Prompt]
+) -> list[Row]:
     """n answers to each prompt with the reward model's scores, and the judge's where there is one."""
     best, judge = context.config.best, context.config.ppo.judge
-    ids = [prompt.prompt_ids for prompt in prompts for _ in range(best.n)]
+    asked = [prompt for prompt in prompts for _ in range(best.n)]
+    ids = [prompt.prompt_ids for prompt in asked]
     seeds = [seed_from(context.seed, "best", i % best.n, p) for i, p in enumerate(ids)]
     responses = sampler.shared(SFT, ids, seeds, context.tracker.advance)
-    scores = sampler.scores(REWARD, ids, responses, best.micro_batch_size)
+    scores = scorer.shared(asked, responses, best.micro_batch_size)
     texts = sampler.decode([response.ids for response in responses])
     meter.add(sum(len(p) + len(response.ids) for p, response in zip(ids, responses, strict=True)))
     end = sampler.tokenizer.eos_token_id

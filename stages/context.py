@@ -49,7 +49,7 @@ class Context:
     inputs: Mapping[str, Path]
     tracker: Tracker
     resume: bool
-    bases: Mapping[str, str] = field(default_factory=dict)
+    bases: Mapping[Stage, str] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -63,7 +63,7 @@ class Outcome:
     """What a stage hands back: figures for its manifest. Its adapter lies in `folder/adapter`.
 
     `metrics` holds, beside the stage's own, `steps`, `tokens_per_second` and `peak_memory_bytes`;
-    `base_digest` says which base they were found on (see `Roles.base_digest`).
+    `base_digest` says which base the adapter belongs to (see `Roles.base_digest`).
     """
 
     metrics: dict[str, float]

@@ -23,7 +23,7 @@ from transformers import get_scheduler
 from configs.errors import UserError
 from configs.schema import DeepSpeed, Training
 from configs.zero import read_zero
-from stages.modeling import Roles, trainable
+from stages.cast import Players, trainable
 from stages.ranks import Ranks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -31,7 +31,7 @@ KEPT = "kept/"
 
 
 class Engine:
-    """A DeepSpeed engine over `Roles`.
+    """A DeepSpeed engine over roles, on one base or two.
 
     The learning rate of a step is a function of the step (transformers' schedules), as is every random
     number, so a checkpoint needs parameters, Adam's moments and the step, and nothing else.
@@ -39,7 +39,7 @@ class Engine:
 
     def __init__(
         self,
-        roles: Roles,
+        roles: Players,
         learning_rates: Mapping[str, float],
         training: Training,
         total_steps: int,
@@ -226,7 +226,7 @@ class Engine:
         return [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
 
 
-def load_parameters(roles: Roles, tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
+def load_parameters(roles: Players, tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
     """Put the trained parameters of a checkpoint into the roles `names`, before an engine is built.
 
     Raises:

@@ -18,17 +18,11 @@ from stages.advantages import explained_variance, gae, next_kl_coef, scale, toke
 from stages.decoding import Response
 from stages.ranks import seed_from
 from stages.rewards import RM, Rewards, shaped
-from stages.rollout import (
-    Layout,
-    Sampler,
-    response_figures,
-    response_logprobs,
-    sequence_scores,
-    state_values,
-)
+from stages.rollout import Layout, Sampler, response_figures, response_logprobs, state_values
+from stages.scorer import Scorer
 from stages.speed import Stopwatch
 
-POLICY, REFERENCE, REWARD, CRITIC = "policy", "reference", "reward", "critic"
+POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
 
 
 @dataclass
@@ -41,8 +35,7 @@ class Sample:
     """
 
     index: int
-    text: str
-    prompt_ids: list[int]
+    prompt: tokenize.Prompt
     response: Response = field(default_factory=Response)
     logprobs: Tensor = torch.empty(0)
     ref_logprobs: Tensor = torch.empty(0)
@@ -52,6 +45,10 @@ class Sample:
     score: float = 0.0
     advantages: Tensor = torch.empty(0)
     returns: Tensor = torch.empty(0)
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        return self.prompt.prompt_ids
 
     @property
     def response_ids(self) -> list[int]:
@@ -69,8 +66,8 @@ class Experience:
     `memory` goes into checkpoints: `kl_coef` where it adapts, `reward_moments` where rewards are normalised.
     """
 
-    def __init__(self, ppo: Ppo, sampler: Sampler, seed: int, memory: dict[str, Any]) -> None:
-        self.ppo, self.sampler, self.seed, self.memory = ppo, sampler, seed, memory
+    def __init__(self, ppo: Ppo, sampler: Sampler, scorer: Scorer, seed: int, memory: dict[str, Any]) -> None:
+        self.ppo, self.sampler, self.scorer, self.seed, self.memory = ppo, sampler, scorer, seed, memory
         self.ranks, self.tokenizer = sampler.ranks, sampler.tokenizer
         self.rewards = Rewards(ppo.rewards)
         self.shared_head = CRITIC if ppo.critic == "shared" else None
@@ -91,7 +88,7 @@ class Experience:
 
     def roll_out(self, step: int, prompts: Sequence[tokenize.Prompt]) -> list[Sample]:
         """Sample a response to each of this rank's prompts; the noise is a function of seed, step, prompt."""
-        samples = [Sample(i, prompt.text, prompt.prompt_ids) for i, prompt in enumerate(prompts)]
+        samples = [Sample(i, prompt) for i, prompt in enumerate(prompts)]
         mine = [sample for minibatch in self.minibatches(samples) for sample in self.ranks.share(minibatch)]
         seeds = [seed_from(self.seed, "rollout", step, s.index, s.prompt_ids) for s in mine]
         responses = self.sampler.respond(POLICY, [s.prompt_ids for s in mine], seeds)
@@ -114,14 +111,14 @@ class Experience:
         The micro-batches are those of the first epoch's updates, so that the same forward gives the old
         log-probabilities and the first new ones: the first ratio is exactly 1.
         """
-        roles = self.sampler.roles
+        cast = self.scorer.cast
         for share in micro_batches(mine, len(mine) // self.ppo.minibatches):
             for micro in self.micro_batches(share):
                 batch = self.lay_out(micro)
-                policy = response_figures(roles, POLICY, batch, entropy=True, values=self.shared_head)
-                ref_logprobs = response_logprobs(roles, REFERENCE, batch)
-                scores = sequence_scores(roles, REWARD, batch) if self.rewards.uses_reward_model else None
-                values = policy.values if self.shared_head else state_values(roles, CRITIC, batch)
+                policy = response_figures(cast, POLICY, batch, entropy=True, values=self.shared_head)
+                ref_logprobs = response_logprobs(cast, REFERENCE, batch)
+                scores = self._scores(micro) if self.rewards.uses_reward_model else None
+                values = policy.values if self.shared_head else state_values(cast, CRITIC, batch)
                 for i, one in enumerate(micro):
                     length = len(one.response_ids)
                     one.logprobs = policy.logprobs[i, :length].cpu()
@@ -131,9 +128,12 @@ class Experience:
                     if scores is not None:
                         one.rewards[RM] = float(scores[i])
         texts = self.sampler.decode([one.response_ids for one in mine])
-        for name, found in self.rewards([one.text for one in mine], texts).items():
+        for name, found in self.rewards([one.prompt.text for one in mine], texts).items():
             for one, value in zip(mine, found, strict=True):
                 one.rewards[name] = value
+
+    def _scores(self, samples: list[Sample]) -> Tensor:
+        return self.scorer([s.prompt for s in samples], [s.response for s in samples])
 
     def estimate_advantages(self, samples: list[Sample]) -> dict[str, float]:
         """Scores, per-token rewards and GAE over the whole batch; fills score, advantages and returns."""
@@ -201,6 +201,6 @@ class Experience:
         """Samples as rows for people."""
         texts = self.sampler.decode([s.response_ids for s in samples])
         return [
-            {"prompt": s.text, "response": text, "score": s.score, "kl": s.kl}
+            {"prompt": s.prompt.text, "response": text, "score": s.score, "kl": s.kl}
             for s, text in zip(samples, texts, strict=True)
         ]

@@ -14,7 +14,8 @@ from stages.labellers import LABELLERS
 from stages.metrics import mean_with_interval
 from stages.modeling import BASE
 from stages.ranks import seed_from
-from stages.rollout import Sampler, response_logprobs, sequence_scores
+from stages.rollout import Sampler, response_logprobs
+from stages.scorer import Scorer
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Answers:
         return [LABELLERS[judge](text) for text in self.texts]
 
 
-def answer(context: Context, sampler: Sampler, role: str, prompts: Sequence[tokenize.Prompt]) -> Answers:
+def answer(
+    context: Context, sampler: Sampler, scorer: Scorer, role: str, prompts: Sequence[tokenize.Prompt]
+) -> Answers:
     """Sample one answer of `role` to each prompt, with the same noise whenever and whoever is asked."""
     roles, ranks = sampler.roles, sampler.ranks
     ids = [prompt.prompt_ids for prompt in prompts]
@@ -39,9 +42,10 @@ def answer(context: Context, sampler: Sampler, role: str, prompts: Sequence[toke
     responses = sampler.shared(role, ids, seeds, context.tracker.advance)
     found: list[tuple[int, float, float]] = []
     for round_ in ranks.rounds(list(range(len(ids))), context.config.ppo.micro_batch_size):
-        batch = sampler.lay_out([ids[i] for i in round_.items], [responses[i] for i in round_.items])
+        answers = [responses[i] for i in round_.items]
+        batch = sampler.lay_out([ids[i] for i in round_.items], answers)
+        scores = scorer([prompts[i] for i in round_.items], answers)
         with torch.no_grad():
-            scores = sequence_scores(roles, "reward", batch)
             logprobs = response_logprobs(roles, role, batch)
             ref_logprobs = response_logprobs(roles, "reference", batch)
         kl = torch.where(batch.mask, logprobs - ref_logprobs, 0.0).sum(1)
@@ -58,8 +62,10 @@ def answer(context: Context, sampler: Sampler, role: str, prompts: Sequence[toke
 class Judgement:
     """What reward model and judge say of answers to the held-out prompts; nothing where there are none."""
 
-    def __init__(self, context: Context, sampler: Sampler, prompts: Sequence[tokenize.Prompt]) -> None:
-        self.context, self.sampler, self.prompts = context, sampler, prompts
+    def __init__(
+        self, context: Context, sampler: Sampler, scorer: Scorer, prompts: Sequence[tokenize.Prompt]
+    ) -> None:
+        self.context, self.sampler, self.scorer, self.prompts = context, sampler, scorer, prompts
         self._latest: Answers | None = None
 
     def of_policy(self) -> dict[str, float]:
@@ -112,7 +118,7 @@ class Judgement:
         return metrics
 
     def _answer(self, role: str) -> Answers:
-        return answer(self.context, self.sampler, role, self.prompts)
+        return answer(self.context, self.sampler, self.scorer, role, self.prompts)
 
     def _write(self, answers: dict[str, Answers], gold: dict[str, list[float]]) -> None:
         columns: dict[str, Sequence] = {"prompt": [prompt.text for prompt in self.prompts]}

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from data import collate, pack, tokenize
+from stages.cast import Players
 from stages.engine import Engine
-from stages.modeling import Roles
 from stages.token_figures import Wanted
 
 ROLE = "policy"
@@ -29,7 +29,7 @@ def targets(example: Example) -> int:
 
 
 def forward(
-    model: Engine | Roles,
+    model: Engine | Players,
     examples: Sequence[Example],
     pad_id: int,
     device: torch.device,

@@ -11,11 +11,11 @@ import torch
 from configs.errors import UserError
 from configs.schema import Training
 from data.sampler import global_batch
+from stages.cast import Players
 from stages.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from stages.context import Context, Tracker
 from stages.engine import Engine, load_parameters
 from stages.metrics import Meter
-from stages.modeling import Roles
 from stages.prepare import check_base
 from stages.ranks import Ranks, seed_from
 
@@ -59,7 +59,7 @@ def seed_step(seed: int, stage: str, step: int, rank: int) -> None:
 
 def start_engine(
     context: Context,
-    roles: Roles,
+    roles: Players,
     rates: Mapping[str, float],
     training: Training,
     updates: int,

@@ -6,7 +6,6 @@ fp32: at RLHF learning rates, updates of bf16 weights round to nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +75,9 @@ class Roles(nn.Module):
         self._peft: list[PeftModel] = []  # in a list, not registered: its parameters are those of `causal`
         self._lora_layers: list[LoraLayer] = []
         self._trainable: dict[str, bool] = {}
+
+    def __contains__(self, role: str) -> bool:
+        return role in self._trainable or role in self.heads
 
     @property
     def hidden_size(self) -> int:
@@ -298,8 +300,8 @@ def load_tokenizer(config: Base) -> PreTrainedTokenizerBase:
         )
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"base.model: the tokenizer of {config.model!r} has no end-of-text token (eos_token). Set one in "
-            "its tokenizer_config.json."
+            f"{config.key}.model: the tokenizer of {config.model!r} has no end-of-text token (eos_token). "
+            "Set one in its tokenizer_config.json."
         )
     if tokenizer.pad_token_id is None:
         # Padding is told by masks alone, so any token will do.
@@ -315,13 +317,3 @@ def model_folder(config: Base) -> str:
 def base_digest(config: Base, model: PreTrainedModel) -> str:
     """What tells one base from another under the same name: its commit on the hub, or its folder's digest."""
     return folder_digest(Path(model_folder(config))) or str(model.config._commit_hash)
-
-
-def trainable(roles: Roles, names: Iterable[str]) -> dict[str, nn.Parameter]:
-    """The parameters of the roles `names` that require gradients."""
-    return {
-        name: parameter
-        for role in names
-        for name, parameter in roles.role_parameters(role).items()
-        if parameter.requires_grad
-    }

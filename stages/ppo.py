@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 from trl.trainer.utils import disable_dropout_in_model
 
 from configs.schema import Ppo
@@ -14,17 +15,20 @@ from data import tokenize
 from data.sampler import epoch_order
 from stages.advantages import token_kl
 from stages.average import PREFIX, save_with_average, update_average
+from stages.cast import Cast
 from stages.context import Context, Outcome
 from stages.engine import Engine
-from stages.experience import CRITIC, POLICY, REFERENCE, REWARD, Experience, Sample
+from stages.experience import CRITIC, POLICY, REFERENCE, Experience, Sample
 from stages.judgement import Judgement
-from stages.loop import Progress, Stop, find_resume, run_steps, start_engine
+from stages.loop import Progress, Stop, find_resume, run_steps, seed_step, start_engine
 from stages.losses import masked_sum, policy_loss, value_loss
 from stages.metrics import Meter, peak_memory_bytes
 from stages.prepare import prepare, read_examples, save_role
 from stages.ptx import Ptx, make_ptx
 from stages.ranks import seed_from
 from stages.rollout import Layout, Sampler, response_figures, state_values
+from stages.scorer import ROLE as REWARD
+from stages.scorer import Scorer
 from stages.speed import Stopwatch, forward_flops, matmul_flops
 from stages.token_figures import TokenFigures
 
@@ -36,16 +40,14 @@ def run(context: Context) -> Outcome:
     """Train the `policy` adapter against the reward model and write it to `folder/adapter`."""
     config, ppo = context.config, context.config.ppo
 
-    # 1. One base, four roles.
-    ranks, tokenizer, roles = prepare(context)
-    roles.add_from(POLICY, context.inputs["sft"], trainable=True)
-    roles.add_from(REFERENCE, context.inputs["sft"], trainable=False)
-    roles.add_from(REWARD, context.inputs["rm"], trainable=False)
-    if ppo.critic == "shared":
-        roles.add_head_from(CRITIC, context.inputs["rm"])
-    else:
-        roles.add_from(CRITIC, context.inputs["rm"], trainable=True)
-    disable_dropout_in_model(roles)  # the ratio compares two forwards of one policy
+    # 1. Four roles on one base, or on two.
+    ranks, cast = prepare(context)
+    tokenizer = cast.tokenizer
+    cast.policy_base.add_from(POLICY, context.inputs["sft"], trainable=True)
+    cast.policy_base.add_from(REFERENCE, context.inputs["sft"], trainable=False)
+    cast.reward_base.add_from(REWARD, context.inputs["rm"], trainable=False)
+    add_critic(context, cast)
+    disable_dropout_in_model(cast)  # the ratio compares two forwards of one policy
 
     # 2. Prompts.
     train, held_out = read_examples(context, "prompts", tokenize.prompts, tokenizer)
@@ -54,11 +56,12 @@ def run(context: Context) -> Outcome:
     rates = {POLICY: ppo.learning_rate, CRITIC: ppo.critic_learning_rate or ppo.learning_rate}
     progress, checkpoint = Progress(ppo.iterations), find_resume(context, ranks)
     updates = ppo.iterations * ppo.epochs * ppo.minibatches
-    engine = start_engine(context, roles, rates, ppo, updates, ranks, progress, checkpoint)
-    sampler = Sampler(roles, tokenizer, ranks, ppo.rollout)
-    experience = Experience(ppo, sampler, context.seed, progress.memory)
+    engine = start_engine(context, cast, rates, ppo, updates, ranks, progress, checkpoint)
+    sampler = Sampler(cast.policy_base, tokenizer, ranks, ppo.rollout)
+    scorer = Scorer(cast, ranks, config.data)
+    experience = Experience(ppo, sampler, scorer, context.seed, progress.memory)
     trainer = Trainer(engine, ppo, experience, make_ptx(context, engine, tokenizer))
-    judgement = Judgement(context, sampler, held_out)
+    judgement = Judgement(context, sampler, scorer, held_out)
 
     # 4. Iterations: roll out, score, update.
     def take_step(step: int, picks: list[int]) -> dict[str, float]:
@@ -88,8 +91,19 @@ def run(context: Context) -> Outcome:
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": peak_memory_bytes(),
         },
-        roles.base_digest,
+        cast.policy_base.base_digest,
     )
+
+
+def add_critic(context: Context, cast: Cast) -> None:
+    """The critic: adapter and head of the reward model, or a head on the policy's own hidden states."""
+    if context.config.ppo.critic == "adapter":
+        cast.reward_base.add_from(CRITIC, context.inputs["rm"], trainable=True)
+    elif cast.shares_base:
+        cast.policy_base.add_head_from(CRITIC, context.inputs["rm"])
+    else:  # the reward model's head reads the hidden states of another base
+        seed_step(context.seed, "critic head", 0, 0)
+        cast.policy_base.add_head(CRITIC)
 
 
 class Trainer:
@@ -98,7 +112,7 @@ class Trainer:
     def __init__(self, engine: Engine, ppo: Ppo, experience: Experience, ptx: Ptx | None = None) -> None:
         self.engine, self.ppo, self.experience, self.ptx = engine, ppo, experience, ptx
         self.meter = Meter()
-        causal = engine.roles.causal
+        causal = experience.sampler.roles.causal
         self.matmul_flops = matmul_flops(causal.device, causal.get_input_embeddings().weight.dtype)
 
     def iterate(self, step: int, prompts: Sequence[tokenize.Prompt]) -> tuple[dict[str, float], list[dict]]:
@@ -121,17 +135,24 @@ class Trainer:
 
     def _achieved(self, metrics: dict[str, float], tokens: int, sequences: int) -> dict[str, float]:
         """Operations that the iteration's tokens need, padding aside, over those of a pure matrix product."""
-        causal, experience = self.engine.roles.causal, self.experience
-        flops = forward_flops(causal.config, tokens, tokens / sequences)
-        if flops is None:
+        experience, updates = self.experience, metrics["policy/updates"] / self.ppo.minibatches
+
+        def trained(causal: PreTrainedModel) -> float:
+            # Once to score, and in training forward, backward, and forward again where asked.
+            return 1 + updates * (3 if causal.is_gradient_checkpointing else 2)
+
+        ours, theirs = experience.scorer.cast.policy_base.causal, experience.scorer.cast.reward_base.causal
+        our_flops, their_flops = (
+            forward_flops(causal.config, tokens, tokens / sequences) for causal in (ours, theirs)
+        )
+        if our_flops is None or their_flops is None:
             return {}
-        trained = 1.0 if experience.shared_head else 2.0
-        # Sampling; the roles that score; and in training forward, backward, and forward again where asked.
-        update = trained * (3 if causal.is_gradient_checkpointing else 2)
-        passes = 2 + trained + experience.rewards.uses_reward_model
-        passes += update * metrics["policy/updates"] / self.ppo.minibatches
+        flops = our_flops * (2 + trained(ours))  # sampling, reference, policy
+        flops += their_flops * experience.rewards.uses_reward_model
+        if not experience.shared_head:
+            flops += their_flops * trained(theirs)
         seconds = sum(metrics[f"time/{part}"] for part in ("rollout", "score", "update"))
-        return {"perf/matmul_share": flops * passes / self.engine.ranks.world / seconds / self.matmul_flops}
+        return {"perf/matmul_share": flops / self.engine.ranks.world / seconds / self.matmul_flops}
 
     def _check_kl(self, metrics: dict[str, float]) -> None:
         """Keep the policy while its KL is within `max_kl`; else go back to the last one kept, and stop."""

@@ -1,18 +1,19 @@
-"""What every stage does first: join the other ranks, load base and tokenizer, read its examples."""
+"""What every stage does first: join the other ranks, load bases and tokenizers, read its examples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
-from configs.schema import Experiment, Stage
+from configs.schema import Base, Experiment, Stage
 from data.formats import Kind, load_rows
 from data.split import stage_split
 from data.tokenize import Counts, apply_template
 from stages.base_checks import check_fit
+from stages.cast import Cast, Players, same_tokens
 from stages.checkpoint import save_adapter
 from stages.context import Context
 from stages.engine import Engine, deepspeed_options
@@ -22,39 +23,70 @@ from stages.ranks import Ranks, init_distributed
 Example = TypeVar("Example")
 
 
-def prepare(context: Context) -> tuple[Ranks, PreTrainedTokenizerBase, Roles]:
-    """Ranks, the tokenizer with the experiment's chat template, and the base without adapters yet.
+def prepare(context: Context) -> tuple[Ranks, Cast]:
+    """Ranks, and the stage's bases, each with its tokenizer and the experiment's chat template; no roles yet.
 
     Raises:
-        UserError: base or tokenizer cannot serve, or a stage upstream was trained on another base.
+        UserError: a base or tokenizer cannot serve, or a stage upstream was trained on another base.
     """
     config = context.config
     ranks = init_distributed(config.deepspeed)
+    bases = config.bases(context.stage)
     if ranks.rank == 0:
-        load_tokenizer(config.base)  # an embedded model is built once
+        for base in bases:
+            load_tokenizer(base)  # an embedded model is built once
     ranks.barrier()
     deepspeed_options(config.deepspeed)
-    tokenizer = load_tokenizer(config.base)
-    check_fit(config, context.stage, load_config(config.base), tokenizer)
-    apply_template(tokenizer, config.data)
-    context.tracker.note(f"loading the base {config.base.model} ({config.base.quantization})")
-    base = load_base(config.base, ranks.device)
-    digest = ranks.gather([base_digest(config.base, base)] if ranks.rank == 0 else [])[0]
+    tokenizers = [_tokenizer(context, base) for base in bases]
+    if context.stage == "ppo":
+        check_critic(config, tokenizers)
+    roles = [_roles(context, base, ranks) for base in bases]
+    cast = Cast(*zip(roles, tokenizers, strict=True))
     for stage, trained_on in context.bases.items():
-        check_base(config, stage, trained_on, digest)
-    return ranks, tokenizer, Roles(base, digest)
+        used = cast.reward_base if stage == "rm" else cast.policy_base
+        check_base(config, stage, trained_on, used.base_digest)
+    return ranks, cast
 
 
-def check_base(config: Experiment, stage: str, trained_on: str, digest: str) -> None:
+def _tokenizer(context: Context, base: Base) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(base)
+    check_fit(context.config, context.stage, base, load_config(base), tokenizer)
+    apply_template(tokenizer, context.config.data)
+    return tokenizer
+
+
+def _roles(context: Context, base: Base, ranks: Ranks) -> Roles:
+    context.tracker.note(f"loading the base {base.model} ({base.quantization})")
+    model = load_base(base, ranks.device)
+    return Roles(model, ranks.gather([base_digest(base, model)] if ranks.rank == 0 else [])[0])
+
+
+def check_critic(config: Experiment, tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
+    """Values are of the tokens that the policy samples, so a critic has to know these.
+
+    Raises:
+        UserError: the critic would be on a base whose tokenizer is not the policy's.
+    """
+    if config.ppo.critic == "adapter" and not same_tokens(tokenizers[0], tokenizers[-1]):
+        raise UserError(
+            "ppo.critic: adapter puts the critic on rm.base, whose tokenizer makes other tokens than the "
+            "policy's, so that it could not value these one by one. Set ppo.critic to shared, a head on the "
+            "policy; no other stage has to run again for that."
+        )
+
+
+def check_base(config: Experiment, stage: Stage, trained_on: str, digest: str) -> None:
     """An adapter fits the one base that it was trained on, not another one of the same name.
 
     Raises:
         UserError: the base was `trained_on` in `stage` and is now `digest`.
     """
     if trained_on != digest:
+        base = config.base_of(stage)
+        then, now = ("+".join(part[:12] for part in each.split("+")) for each in (trained_on, digest))
         raise UserError(
-            f"base.model: {config.base.model} is not what it was when stage {stage} was trained on it "
-            f"({trained_on[:12]} then, {digest[:12]} now). Restore it, pin base.revision to what it was, or "
+            f"{base.key}.model: {base.model} is not what it was when stage {stage} was trained on it "
+            f"({then} then, {now} now). Restore it, pin {base.key}.revision to what it was, or "
             f"train {stage} again."
         )
 
@@ -101,27 +133,26 @@ def save_role(
 
 def write_role(
     context: Context,
-    roles: Roles,
+    roles: Players,
     role: str,
     tokenizer: PreTrainedTokenizerBase,
     tensors: dict[str, Any],
     name: str = "adapter",
 ) -> None:
     """Write `tensors` of `role` to the stage's folder `name`, with tokenizer and model card."""
-    config = context.config
     save_adapter(
         context.folder / name,
         tensors,
         role,
         roles.peft_config(role),
-        config.base.model,
+        context.config.base_of(context.stage).model,
         tokenizer,
         _card(context, role),
     )
 
 
 def _card(context: Context, role: str) -> str:
-    config, base = context.config, context.config.base
+    config, base = context.config, context.config.base_of(context.stage)
     return f"""---
 base_model: {base.model}
 library_name: peft

@@ -16,46 +16,47 @@ from torch.nn.utils.rnn import pad_sequence
 from data import collate, tokenize
 from data.sampler import micro_batches
 from stages.base_checks import told_apart_by_masks
+from stages.cast import Cast, Players
 from stages.context import Context, Outcome
 from stages.engine import Engine
 from stages.loop import Progress, find_resume, run_steps, seed_step, start_engine, total_steps
 from stages.losses import ranking_loss
 from stages.metrics import Meter, mean_with_interval, peak_memory_bytes
-from stages.modeling import Roles
 from stages.prepare import prepare, read_examples, tokenized, write_role
 from stages.rankings import collect_rankings
 from stages.ranks import seed_from
 from stages.rollout import Sampler, lay_out, sequence_scores
+from stages.scorer import Scorer
 
 ROLE, SFT = "reward", "policy"
 
 
 def run(context: Context) -> Outcome:
     """Train the `reward` adapter and its head on rankings and write them to `folder/adapter`."""
-    rm = context.config.rm
+    config, rm = context.config, context.config.rm
 
-    # 1. The base with two roles: the SFT policy, frozen, and the reward model that starts from it.
-    ranks, tokenizer, roles = prepare(context)
-    roles.add_from(SFT, context.inputs["sft"], trainable=False)
-    seed_step(context.seed, "rm head", 0, 0)
-    roles.add_head(ROLE)
-    roles.add_from(ROLE, context.inputs["sft"], trainable=True)
-    roles.heads[ROLE].bias.requires_grad_(False)  # differences of scores say nothing about it
+    # 1. Two roles: the SFT policy, frozen, and the reward model, which starts from it where it can.
+    ranks, cast = prepare(context)
+    cast.policy_base.add_from(SFT, context.inputs["sft"], trainable=False)
+    add_reward_model(context, cast)
+    scorer = Scorer(cast, ranks, config.data)
 
     # 2. Rankings, collected or read. What an earlier attempt recorded is dealt with before more is.
     checkpoint = find_resume(context, ranks)
-    sampler = Sampler(roles, tokenizer, ranks, rm.rankings.rollout)
+    sampler = Sampler(cast.policy_base, cast.tokenizer, ranks, rm.rankings.rollout)
+    tokenizer = cast.reward_tokenizer
     if rm.rankings.labeller == "file":
         train, held_out = read_examples(context, "rankings", tokenize.rankings, tokenizer)
     else:
-        parts = collect_rankings(context, sampler, SFT)
+        collected, unseen = collect_rankings(context, sampler, SFT)
+        parts = scorer.rankings(collected), scorer.rankings(unseen)
         train, held_out = tokenized(context, tokenize.rankings, tokenizer, parts)
 
     # 3. The engine, where the last checkpoint left it.
     progress = Progress(total_steps(len(train), rm.batch_size, rm.epochs, rm.max_steps))
     rates = {ROLE: rm.learning_rate}
-    engine = start_engine(context, roles, rates, rm, progress.total, ranks, progress, checkpoint)
-    share_prompts = told_apart_by_masks(roles.causal)
+    engine = start_engine(context, cast, rates, rm, progress.total, ranks, progress, checkpoint)
+    share_prompts = told_apart_by_masks(cast.reward_base.causal)
     trainer = Trainer(engine, tokenizer.pad_token_id, rm.micro_batch_size, share_prompts)
 
     # 4. Training.
@@ -68,11 +69,12 @@ def run(context: Context) -> Outcome:
     _, after = run_steps(context, rm, engine, progress, trainer.meter, len(train), take_step, evaluate)
 
     # 5. The result, on a scale where the SFT policy has mean 0 and deviation 1.
-    sampler = Sampler(roles, tokenizer, ranks, rm.rankings.rollout)  # anew: ZeRO-3 has sharded the base since
-    mean, deviation = score_statistics(context, trainer, sampler, held_out or train)
+    cast.eval()
+    sampler = Sampler(cast.policy_base, cast.tokenizer, ranks, rm.rankings.rollout)  # ZeRO-3 has sharded it
+    mean, deviation = score_statistics(context, sampler, scorer, held_out or train)
     tensors = normalized(engine.role_tensors(ROLE), mean, deviation)
     if ranks.rank == 0:
-        write_role(context, roles, ROLE, tokenizer, tensors)
+        write_role(context, cast, ROLE, tokenizer, tensors)
     ranks.barrier()
     return Outcome(
         {
@@ -83,8 +85,20 @@ def run(context: Context) -> Outcome:
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": peak_memory_bytes(),
         },
-        roles.base_digest,
+        cast.reward_base.base_digest,
     )
+
+
+def add_reward_model(context: Context, cast: Cast) -> None:
+    """A new head, on the SFT adapter or, on a base of the reward model's own, on a new adapter."""
+    roles = cast.reward_base
+    seed_step(context.seed, "rm head", 0, 0)
+    roles.add_head(ROLE)
+    if cast.shares_base:
+        roles.add_from(ROLE, context.inputs["sft"], trainable=True)
+    else:
+        roles.add_new(ROLE, context.config.adapter)
+    roles.heads[ROLE].bias.requires_grad_(False)  # differences of scores say nothing about it
 
 
 class Trainer:
@@ -139,7 +153,7 @@ class Trainer:
     def _prompts_at_once(self, batch: Sequence[tokenize.Ranking]) -> int:
         return max(1, self.micro_batch_size // max(len(ranking.completion_ids) for ranking in batch))
 
-    def _scores(self, model: Engine | Roles, rankings: Sequence[tokenize.Ranking]) -> tuple[Tensor, Tensor]:
+    def _scores(self, model: Engine | Players, rankings: Sequence[tokenize.Ranking]) -> tuple[Tensor, Tensor]:
         """Scores and ranks of each prompt's completions, (G, K); rank -1 where a prompt has fewer."""
         device = self.engine.ranks.device
         ranks = [torch.tensor(ranking.ranks, device=device) for ranking in rankings]
@@ -169,18 +183,20 @@ def _mean_rewards(scores: Tensor, order: Tensor) -> Tensor:
 
 def score_statistics(
     context: Context,
-    trainer: Trainer,
     sampler: Sampler,
+    scorer: Scorer,
     rankings: Sequence[tokenize.Ranking],
 ) -> tuple[float, float]:
     """Mean and standard deviation of the raw score over fresh samples of the SFT policy."""
-    sampler.roles.eval()
-    count = context.config.rm.normalization_prompts
-    prompts = [rankings[i % len(rankings)].prompt_ids for i in range(count)]
-    seeds = [seed_from(context.seed, "normalization", i, prompt) for i, prompt in enumerate(prompts)]
+    config, count = context.config, context.config.rm.normalization_prompts
+    asked = [{"prompt": ranking.prompt} for ranking in rankings[:count]]
+    distinct, _ = tokenize.prompts(asked, sampler.tokenizer, config.data)
+    prompts = [distinct[i % len(distinct)] for i in range(count)]
+    ids = [prompt.prompt_ids for prompt in prompts]
+    seeds = [seed_from(context.seed, "normalization", i, each) for i, each in enumerate(ids)]
     context.tracker.phase("rm: normalizing", count)
-    responses = sampler.shared(SFT, prompts, seeds, context.tracker.advance)
-    scores = sampler.scores(ROLE, prompts, responses, trainer.micro_batch_size)
+    responses = sampler.shared(SFT, ids, seeds, context.tracker.advance)
+    scores = scorer.shared(prompts, responses, config.rm.micro_batch_size)
     values = torch.tensor(scores, dtype=torch.float64)
     return float(values.mean()), float(values.std(unbiased=False))
 

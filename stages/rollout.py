@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from configs.schema import Rollout
 from data.collate import prompts as collate_prompts
 from data.sampler import micro_batches
+from stages.cast import Players
 from stages.decoding import Draw, GumbelNoise, Limits, Response, decode, generate
 from stages.engine import Engine
 from stages.merged import MergedCopy
@@ -100,18 +101,6 @@ class Sampler:
             advance(len(chunk.items) * self.ranks.world)
         return [response for _, response in sorted(self.ranks.gather(found), key=lambda pair: pair[0])]
 
-    @torch.no_grad()
-    def scores(
-        self, role: str, prompts: Sequence[list[int]], responses: Sequence[Response], size: int
-    ) -> list[float]:
-        """The scalar of `role` on each response, `size` at once on a rank: every rank gets all, in order."""
-        found: list[tuple[int, float]] = []
-        for round_ in self.ranks.rounds(list(range(len(prompts))), size):
-            batch = self.lay_out([prompts[i] for i in round_.items], [responses[i] for i in round_.items])
-            scores = sequence_scores(self.roles, role, batch).tolist()
-            found += list(zip(round_.items, scores, strict=True)) * round_.weight
-        return [score for _, score in sorted(self.ranks.gather(found))]
-
     def lay_out(self, prompts: Sequence[list[int]], responses: Sequence[Response]) -> Layout:
         """One batch of prompts and the responses that were sampled to them."""
         ids = [response.ids for response in responses]
@@ -158,7 +147,7 @@ def lay_out(
 ) -> Layout:
     """Pad prompts and their responses into one batch on `device`."""
     prompt_ids, prompt_mask = collate_prompts(list(prompts), pad_id)
-    tensors = [torch.tensor(response) for response in responses]
+    tensors = [torch.tensor(response, dtype=torch.long) for response in responses]  # of none as well
     response_ids = pad_sequence(tensors, batch_first=True, padding_value=pad_id)
     mask = pad_sequence([torch.ones_like(t, dtype=torch.bool) for t in tensors], batch_first=True)
     return Layout(
@@ -170,7 +159,7 @@ def lay_out(
     )
 
 
-def response_figures(model: Engine | Roles, role: str, batch: Layout, **wanted: Any) -> TokenFigures:
+def response_figures(model: Engine | Players, role: str, batch: Layout, **wanted: Any) -> TokenFigures:
     """What `role` says of the response tokens, as choices of the distribution that was sampled from.
 
     Args:
@@ -182,16 +171,16 @@ def response_figures(model: Engine | Roles, role: str, batch: Layout, **wanted: 
     return figures
 
 
-def response_logprobs(model: Engine | Roles, role: str, batch: Layout) -> Tensor:
+def response_logprobs(model: Engine | Players, role: str, batch: Layout) -> Tensor:
     """Log-probability of each response token under `role`: (B, R), fp32."""
     return response_figures(model, role, batch).logprobs
 
 
-def state_values(model: Engine | Roles, role: str, batch: Layout) -> Tensor:
+def state_values(model: Engine | Players, role: str, batch: Layout) -> Tensor:
     """Scalar of `role` before the first response token and after each of them: (B, R + 1), fp32."""
     return model(role, batch.input_ids, batch.attention_mask, None, batch.start)
 
 
-def sequence_scores(model: Engine | Roles, role: str, batch: Layout) -> Tensor:
+def sequence_scores(model: Engine | Players, role: str, batch: Layout) -> Tensor:
     """Scalar of `role` on the last response token, found by the mask: (B,), fp32."""
     return state_values(model, role, batch).gather(1, batch.mask.sum(1, keepdim=True)).squeeze(1)

@@ -23,7 +23,8 @@ def run(context: Context) -> Outcome:
     config, sft = context.config, context.config.sft
 
     # 1. The base with one fresh adapter.
-    ranks, tokenizer, roles = prepare(context)
+    ranks, cast = prepare(context)
+    roles, tokenizer = cast.policy_base, cast.tokenizer
     seed_step(context.seed, "sft adapter", 0, 0)  # the same fresh adapter on every rank
     roles.add_new(ROLE, config.adapter)
 

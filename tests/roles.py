@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from configs.schema import Adapter, Base
+from configs.schema import Adapter, Base, Data, Source
+from stages.cast import Cast, Players
 from stages.checkpoint import save_adapter
 from stages.modeling import Roles, load_base
+from stages.ranks import Ranks
+from stages.scorer import Scorer
 
 CPU = torch.device("cpu")
 PPO_ROLES = {"policy": "sft", "reference": "sft", "reward": "rm", "critic": "rm"}
@@ -44,6 +47,12 @@ def ppo_roles(adapters: dict[str, Path], **base: Any) -> Roles:
     return roles
 
 
+def scorer_of(roles: Roles, tokenizer: Any, ranks: Ranks) -> Scorer:
+    """The reward model among `roles`, on the policy's base."""
+    source = Source(path="prompts.jsonl")
+    return Scorer(Cast((roles, tokenizer)), ranks, Data(sft=source, rm=source, ppo=source))
+
+
 def tensors_of(roles: Roles, role: str) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in roles.role_parameters(role).items()}
 
@@ -54,16 +63,16 @@ def save_role_of(roles: Roles, role: str, folder: Path, tokenizer: Any) -> Path:
     return folder
 
 
-def base_hash(roles: Roles) -> str:
-    """SHA-256 over every byte of the base: parameters, buffers, and what quantization keeps beside them."""
+def base_hash(roles: Players) -> str:
+    """SHA-256 over every byte of the base, or of two: parameters, buffers, and what quantization keeps."""
     digest = hashlib.sha256()
 
     def add(name: str, tensor: Tensor) -> None:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
 
-    for name, parameter in roles.causal.named_parameters():
-        if ".lora_" in name:
+    for name, parameter in roles.named_parameters():
+        if ".lora_" in name or "heads." in name:
             continue
         add(name, parameter)
         state = vars(parameter).get("quant_state")
@@ -73,6 +82,6 @@ def base_hash(roles: Roles) -> str:
             add(f"{name}.offset", state.offset.reshape(1))
             add(f"{name}.nested_absmax", state.state2.absmax)
             add(f"{name}.nested_code", state.state2.code)
-    for name, buffer in roles.causal.named_buffers():
+    for name, buffer in roles.named_buffers():
         add(name, buffer)
     return digest.hexdigest()

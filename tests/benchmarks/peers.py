@@ -291,12 +291,14 @@ def kwise_pairs(arguments: argparse.Namespace) -> Seconds:
 
 
 def ppo_ours(arguments: argparse.Namespace) -> Seconds:
-    from configs.schema import Base, Ppo, Rollout
+    from configs.schema import Base, Data, Ppo, Rollout, Source
     from data.tokenize import Prompt
     from stages import ppo
+    from stages.cast import Cast
     from stages.experience import Experience
     from stages.modeling import load_tokenizer
     from stages.rollout import Sampler
+    from stages.scorer import Scorer
 
     ranks, roles = our_roles(arguments, "policy", "reference", "reward", "critic")
     for name in ("reference", "reward"):
@@ -312,7 +314,9 @@ def ppo_ours(arguments: argparse.Namespace) -> Seconds:
     tokenizer = load_tokenizer(Base(model=arguments.model))
     tokenizer.eos_token_id = None  # no response ends
     engine = our_engine(arguments, ranks, roles, settings, "policy", "critic")
-    experience = Experience(settings, Sampler(roles, tokenizer, ranks, settings.rollout), 0, {})
+    source = Source(path="prompts.jsonl")
+    scorer = Scorer(Cast((roles, tokenizer)), ranks, Data(sft=source, rm=source, ppo=source))
+    experience = Experience(settings, Sampler(roles, tokenizer, ranks, settings.rollout), scorer, 0, {})
     trainer = ppo.Trainer(engine, settings, experience)
     prompts = [Prompt("", "", prompt(arguments, i)) for i in range(arguments.batch)]
     numbers = iter(range(1 + arguments.steps))

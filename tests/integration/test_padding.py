@@ -19,7 +19,7 @@ from stages.ranks import Ranks
 from stages.rollout import Sampler
 from tests.integration.engines import assert_same_gradients, engine_of, gradients_of
 from tests.integration.runs import untimed
-from tests.roles import new_role, ppo_roles, tiny_roles
+from tests.roles import new_role, ppo_roles, scorer_of, tiny_roles
 
 PAD, ANOTHER = 0, 77
 Outcome = tuple[dict[str, float], dict[str, Tensor]]
@@ -69,9 +69,11 @@ def ppo_step(adapters: dict[str, Path], tiny_folder: Path) -> Callable[[int, int
             max_grad_norm=0,
             rollout=Rollout(max_new_tokens=60, batch_size=micro),
         )
-        engine = engine_of(ppo_roles(adapters), {"policy": 1e-3, "critic": 1e-3}, ranks, settings)
-        sampler = Sampler(engine.roles, tokenizer, ranks, settings.rollout)
-        trainer = ppo.Trainer(engine, settings, Experience(settings, sampler, 2, {}))
+        roles = ppo_roles(adapters)
+        engine = engine_of(roles, {"policy": 1e-3, "critic": 1e-3}, ranks, settings)
+        sampler = Sampler(roles, tokenizer, ranks, settings.rollout)
+        scorer = scorer_of(roles, tokenizer, ranks)
+        trainer = ppo.Trainer(engine, settings, Experience(settings, sampler, scorer, 2, {}))
         (metrics, _), gradients = gradients_of(engine, lambda: trainer.iterate(0, PROMPTS))
         return untimed(metrics), gradients
 

@@ -64,7 +64,7 @@ def leave(
         status=status,
         config_hash=stage_hash(config, stage),
         config=config.model_dump(mode="json"),
-        base=BaseModelId.of(config.base),
+        base=BaseModelId.of(config.base_of(stage)),
         inputs=inputs,
         sources=source_hashes(config, stage),
         output=fingerprint(adapter) if status == "finished" else None,

@@ -306,6 +306,26 @@ def test_a_stage_hash_changes_with_what_influences_that_stage_alone(minimal, ove
         assert changed_keys(before, after, stage) == ([key] if stage in stages else [])
 
 
+def test_a_base_of_the_reward_models_own_counts_from_the_reward_model_on(minimal):
+    plain, own = trial(minimal), trial(minimal, "rm.base.model=other")
+    int8 = trial(minimal, "rm.base={model: other, quantization: int8}")
+    for stage in ("sft", "rm", "ppo", "best"):
+        later = stage != "sft"
+        assert ("rm.base.model" in changed_keys(plain, own, stage)) == later
+        assert changed_keys(own, int8, stage) == (["rm.base.quantization"] if later else [])
+        assert own.bases(stage) == ([own.base, own.rm.base] if later else [own.base])
+        assert own.base_of(stage) == (own.rm.base if stage == "rm" else own.base)
+        assert plain.bases(stage) == [plain.base_of(stage)] == [plain.base]
+    slower = trial(minimal, "rm.base={model: other, gradient_checkpointing: true}")
+    assert stage_hash(own, "rm") == stage_hash(slower, "rm")
+
+
+def test_the_reward_models_base_may_be_left_out_or_be_a_relative_path(minimal, tmp_path):
+    assert trial(minimal, "rm.base=null").rm.base is None
+    minimal.write_text(minimal.read_text() + "rm: {base: {model: ./small}}\n")
+    assert trial(minimal).base_of("rm").model == str(tmp_path / "small")
+
+
 def test_a_stage_that_shares_its_source_changes_when_another_leaves_it(minimal):
     shared = [f"data.{stage}.path=hub/set" for stage in ("sft", "rm", "ppo")]
     before = trial(minimal, *shared)

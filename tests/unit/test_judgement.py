@@ -17,7 +17,7 @@ from stages.decoding import Response
 from stages.judgement import Answers, Judgement, answer, wins
 from stages.ranks import Ranks
 from stages.rollout import Sampler
-from tests.roles import CPU, ppo_roles
+from tests.roles import CPU, ppo_roles, scorer_of
 
 ALONE = Ranks(0, 1, CPU)
 NOTHING: Any = None  # where nothing asks it
@@ -54,6 +54,11 @@ def context_in(folder: Path, judge: str | None = "warmth") -> Context:
     return Context(config, "ppo", folder, {}, Silent(), resume=False)
 
 
+def answered(folder: Path, roles: Any, tokenizer: Any, role: str) -> Answers:
+    sampler, scorer = sampler_of(roles, tokenizer), scorer_of(roles, tokenizer, ALONE)
+    return answer(context_in(folder), sampler, scorer, role, PROMPTS)
+
+
 @pytest.fixture(scope="module")
 def roles(adapters):
     return ppo_roles(adapters)
@@ -87,7 +92,7 @@ def canned(monkeypatch) -> list[str]:
     """Roles that give canned answers; the list is of who was asked."""
     asked: list[str] = []
 
-    def give(context, sampler, role: str, prompts: Sequence[Prompt]) -> Answers:
+    def give(context, sampler, scorer, role: str, prompts: Sequence[Prompt]) -> Answers:
         asked.append(role)
         return CANNED[role]
 
@@ -96,7 +101,7 @@ def canned(monkeypatch) -> list[str]:
 
 
 def test_final_judgement_by_hand(canned, tmp_path):
-    metrics = Judgement(context_in(tmp_path), silent(), PROMPTS).final()
+    metrics = Judgement(context_in(tmp_path), silent(), NOTHING, PROMPTS).final()
     assert sorted(canned) == ["base", "policy", "reference"]
     expected = {
         "rm_score_sft": 1.0,  # (0 + 1 + 2) / 3
@@ -129,15 +134,15 @@ def test_final_judgement_by_hand(canned, tmp_path):
 
 
 def test_without_a_judge_there_is_no_gold(canned, tmp_path):
-    metrics = Judgement(context_in(tmp_path, judge=None), silent(), PROMPTS).final()
+    metrics = Judgement(context_in(tmp_path, judge=None), silent(), NOTHING, PROMPTS).final()
     assert "rm_win_rate" in metrics
     assert not [name for name in metrics if "gold" in name or name.startswith("win_rate")]
     assert "gold" not in (tmp_path / "evaluation.jsonl").read_text()
-    assert "gold" not in Judgement(context_in(tmp_path, judge=None), silent(), PROMPTS).of_policy()
+    assert "gold" not in Judgement(context_in(tmp_path, judge=None), silent(), NOTHING, PROMPTS).of_policy()
 
 
 def test_held_out_figures_by_hand(canned, tmp_path):
-    found = Judgement(context_in(tmp_path), silent(), PROMPTS).of_policy()
+    found = Judgement(context_in(tmp_path), silent(), NOTHING, PROMPTS).of_policy()
     expected = {
         "score": 2.0,
         "kl": 3.0,
@@ -149,32 +154,32 @@ def test_held_out_figures_by_hand(canned, tmp_path):
 
 
 def test_final_judgement_takes_the_latest_answers_of_the_policy(canned, tmp_path):
-    judge = Judgement(context_in(tmp_path), silent(), PROMPTS)
+    judge = Judgement(context_in(tmp_path), silent(), NOTHING, PROMPTS)
     judge.of_policy()
     judge.of_policy()
     metrics = judge.final()
     assert canned == ["policy", "policy", "base", "reference"]
-    assert metrics == Judgement(context_in(tmp_path), silent(), PROMPTS).final()
+    assert metrics == Judgement(context_in(tmp_path), silent(), NOTHING, PROMPTS).final()
 
 
 def test_other_ranks_write_nothing(canned, tmp_path):
-    Judgement(context_in(tmp_path), silent(Ranks(1, 2, CPU)), PROMPTS).final()
+    Judgement(context_in(tmp_path), silent(Ranks(1, 2, CPU)), NOTHING, PROMPTS).final()
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_held_out_is_no_judgement(canned, tmp_path):
-    assert Judgement(context_in(tmp_path), silent(), []).final() == {}
-    assert Judgement(context_in(tmp_path), silent(), []).of_policy() == {}
+    assert Judgement(context_in(tmp_path), silent(), NOTHING, []).final() == {}
+    assert Judgement(context_in(tmp_path), silent(), NOTHING, []).of_policy() == {}
     assert not list(tmp_path.iterdir())
     assert canned == []
 
 
 def test_reference_is_at_kl_0_from_itself_and_others_are_not(roles, tiny_tokenizer, tmp_path):
-    found = answer(context_in(tmp_path), sampler_of(roles, tiny_tokenizer), "reference", PROMPTS)
+    found = answered(tmp_path, roles, tiny_tokenizer, "reference")
     assert found.kl == [0.0, 0.0, 0.0]
-    same = answer(context_in(tmp_path), sampler_of(roles, tiny_tokenizer), "policy", PROMPTS)
+    same = answered(tmp_path, roles, tiny_tokenizer, "policy")
     assert (same.texts, same.kl) == (found.texts, [0.0, 0.0, 0.0])  # the policy before its first update
-    base = answer(context_in(tmp_path), sampler_of(roles, tiny_tokenizer), "base", PROMPTS)
+    base = answered(tmp_path, roles, tiny_tokenizer, "base")
     assert all(kl != 0 and math.isfinite(kl) for kl in base.kl)
     assert base.texts != found.texts
 
@@ -186,7 +191,7 @@ def test_kl_and_scores_of_an_answer_equal_the_naive_ones(adapters, tiny_tokenize
             parameter.mul_(1.2)  # no longer its reference
     given = [[30, 31, 32, 2], [40], [50, 2]]
     monkeypatch.setattr(Sampler, "shared", lambda *_: [Response(ids) for ids in given])
-    found = answer(context_in(tmp_path), sampler_of(roles, tiny_tokenizer), "policy", PROMPTS)
+    found = answered(tmp_path, roles, tiny_tokenizer, "policy")
     assert found.lengths == [4, 1, 2]
     for i, (prompt, response) in enumerate(zip(PROMPTS, given, strict=True)):
         ids = torch.tensor([prompt.prompt_ids + response])
@@ -205,6 +210,6 @@ def test_kl_and_scores_of_an_answer_equal_the_naive_ones(adapters, tiny_tokenize
 
 
 def test_evaluation_does_not_depend_on_when_it_is_done(roles, tiny_tokenizer, tmp_path):
-    first = answer(context_in(tmp_path), sampler_of(roles, tiny_tokenizer), "policy", PROMPTS)
+    first = answered(tmp_path, roles, tiny_tokenizer, "policy")
     torch.manual_seed(99)
-    assert answer(context_in(tmp_path), sampler_of(roles, tiny_tokenizer), "policy", PROMPTS) == first
+    assert answered(tmp_path, roles, tiny_tokenizer, "policy") == first

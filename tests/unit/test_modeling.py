@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs.errors import UserError
 from configs.schema import Adapter, Base
-from stages.modeling import BASE, Roles, ScalarHead, compute_dtype, load_base, load_tokenizer, trainable
+from stages.cast import trainable
+from stages.modeling import BASE, Roles, ScalarHead, compute_dtype, load_base, load_tokenizer
 from tests.roles import (
     CPU,
     PPO_ROLES,

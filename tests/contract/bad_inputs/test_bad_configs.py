@@ -44,6 +44,11 @@ OVERRIDES = [
     ('tracking.group="\\e[31m"', "tracking.group: '\\x1b[31m' holds a control character"),
     ("base.model=''", "base.model: '' is empty"),
     ("name=../escape", "name: '../escape' is not allowed; allowed: text matching"),
+    # Sections
+    ("rm.base=small", "rm.base: 'small' is not allowed; allowed: a section with the keys model, revision"),
+    ("rm.base={}", "rm.base.model: missing; allowed: text"),
+    ("rm.base={model: small, modell: x}", "rm.base.modell: unknown key", "did you mean rm.base.model?"),
+    ("rm.base={model: small, quantization: nf5}", "rm.base.quantization: 'nf5' is not allowed; allowed"),
     # Keys
     ("ppo.kl_coeff=1", "did you mean ppo.kl_coef?"),
     ("kl_coef=1", "did you mean ppo.kl_coef?"),
@@ -72,6 +77,7 @@ CONTRADICTIONS = [
         ["rm.rankings.labeller=warmth", "rm.rankings.rollout.max_new_tokens=600"],
         "rm.rankings.rollout.max_new_tokens: 600 tokens after a prompt",
     ),
+    (["rm.base.model=tiny-random"], "rm.base: the experiment's own base; leave rm.base out"),
     (["sft.packing=true", "base.attention=eager"], "sft.packing: packed examples are kept apart by a mask"),
     (["sft.packing=true", "base.attention=flash_attention_2"], "set base.attention to sdpa"),
     ([*SAME, "data.shares.ppo=0"], "data.shares.ppo: 0, but data.ppo reads the same source as data.rm"),
@@ -210,6 +216,7 @@ def test_all_missing_files_are_named_at_once(tmp_path):
         "--run-dir",
         tmp_path / "run",
         "base.model=/no/model",
+        "rm.base.model=/none",
         "data.chat_template=t.j",
     )
     assert status == 2 and not (tmp_path / "run").exists()
@@ -217,4 +224,5 @@ def test_all_missing_files_are_named_at_once(tmp_path):
         f"data.{stage}.path: {tmp_path}/{stage}.jsonl: there is no such file" for stage in ("rm", "ppo")
     ]
     check_message(err, *missing, "base.model: /no/model: there is no such folder")
+    check_message(err, "rm.base.model: /none: there is no such folder")
     check_message(err, "data.chat_template: ", f"cannot read {tmp_path}/z.json")

@@ -232,7 +232,7 @@ def experiment(**data: Any) -> Experiment:
 def test_context_window(stage, data, part):
     config = experiment(**data)
     with pytest.raises(UserError) as caught:
-        check_fit(config, stage, load_config(config.base), load_tokenizer(config.base))
+        check_fit(config, stage, config.base, load_config(config.base), load_tokenizer(config.base))
     check_message(str(caught.value), part, "Lower it, or use a base with a larger window")
 
 
@@ -240,7 +240,7 @@ def test_tokenizer_of_another_model(tiny_folder, tmp_path):
     damaged(tiny_folder, tmp_path / "model", [edit(CONFIG, vocab_size=300)])
     config, known = experiment(), load_config(Base(model=str(tmp_path / "model")))
     with pytest.raises(UserError) as caught:
-        check_fit(config, "sft", known, load_tokenizer(config.base))
+        check_fit(config, "sft", config.base, known, load_tokenizer(config.base))
     check_message(
         str(caught.value), "has token 383, but the model only 300 embeddings", "copy both from the same"
     )

@@ -1,0 +1,243 @@
+"""A reward model on a base of its own: with the policy's tokenizer, and with another one."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from configs.errors import UserError
+from configs.load import load_experiment
+from configs.schema import STAGES, Base, Experiment, Stage
+from data.tokenize import Ranking
+from pipeline.report import write_report
+from stages import prepare, rm
+from stages.context import Context, Outcome
+from stages.engine import Engine
+from stages.modeling import load_tokenizer
+from stages.ranks import Ranks
+from tests.bases import END, foreign_base, wider_base
+from tests.integration.runs import ROOT, TINY, copy_upstream, launcher, rows, run_stage, start, untimed, words
+from tests.integration.test_ppo_start import Recorder
+
+SHORT = ("ppo.iterations=3", "ppo.keep_checkpoints=9", "ppo.eval_steps=null", "data.ppo.held_out=4")
+LONG = ("data.max_length=500", "data.max_prompt_length=250")
+
+
+@dataclass
+class Ran:
+    """What a recipe left: its outcome, what it logged of each step, and which parameters it trained."""
+
+    folder: Path
+    outcome: Outcome
+    rows: list[Mapping[str, float]]
+    trained: set[str]
+
+    def tensors(self, step: int) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / "checkpoints" / f"step-{step:06d}" / "tensors.safetensors")
+
+
+class Bases:
+    """The two other bases, and recipes that run with a reward model on one of them."""
+
+    def __init__(self, folder: Path, tiny: Path, sft: Path) -> None:
+        self.folder = folder
+        self.wider = wider_base(tiny, folder / "wider")
+        self.foreign = foreign_base(folder / "foreign")
+        self.inputs = {"sft": sft}
+        self.rm: dict[Path, Ran] = {}
+
+    def run(self, stage: Stage, base: Path, folder: Path, *overrides: str, resume: bool = False) -> Ran:
+        inputs = self.inputs if stage == "rm" else self.inputs | {"rm": self.reward_model(base)}
+        config = self.config(base, *overrides)
+        recorder, engines, begin = Recorder(), [], Engine.__init__
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def remembered(engine: Engine, *args: Any, **kwargs: Any) -> None:
+            begin(engine, *args, **kwargs)
+            engines.append(engine)
+
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+                patch.setenv(name, value)
+            patch.setattr(Engine, "__init__", remembered)
+            recipe = importlib.import_module(f"stages.{stage}").run
+            outcome = recipe(Context(config, stage, folder, inputs, recorder, resume))
+        trained = {name for engine in engines for name in engine.parameters}
+        steps = [row for row in recorder.metrics if "learning_rate" in row]
+        return Ran(folder, outcome, steps, trained)
+
+    def own(self, base: Path) -> tuple[str, ...]:
+        return *SHORT, f"rm.base={{model: {base}, compute_dtype: float32}}"
+
+    def config(self, base: Path, *overrides: str) -> Experiment:
+        return load_experiment(TINY, [*self.own(base), *overrides])
+
+    def reward_model(self, base: Path) -> Path:
+        """The adapter of a reward model on `base`, trained once."""
+        if base not in self.rm:
+            self.rm[base] = self.run("rm", base, self.folder / f"rm-{base.name}")
+        return self.rm[base].folder / "adapter"
+
+
+@pytest.fixture(scope="module")
+def bases(
+    adapters: dict[str, Path], tiny_folder: Path, ranks: Ranks, tmp_path_factory: pytest.TempPathFactory
+) -> Bases:
+    return Bases(tmp_path_factory.mktemp("bases"), tiny_folder, adapters["sft"])
+
+
+@pytest.mark.parametrize("name", ["wider", "foreign"])
+def test_reward_model_is_an_adapter_of_its_own_base(bases: Bases, name: str) -> None:
+    base = getattr(bases, name)
+    folder = bases.reward_model(base)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+    assert load_file(folder / "head.safetensors")["weight"].shape == (1, 128)
+    saved = load_file(folder / "adapter_model.safetensors")
+    assert len(saved) == 14 and all(tensor.any() for tensor in saved.values())
+    ran = bases.rm[base]
+    assert all(".reward." in name for name in ran.trained) and len(ran.trained) == 14 + 1
+    assert ran.outcome.metrics["score_std"] > 0
+
+
+def test_collected_rankings_are_read_in_the_reward_models_tokens(
+    bases: Bases, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Ranking] = []
+    step = rm.Trainer.step
+
+    def watched(trainer: rm.Trainer, batch: Sequence[Ranking]) -> dict[str, float]:
+        seen.extend(batch)
+        return step(trainer, batch)
+
+    monkeypatch.setattr(rm.Trainer, "step", watched)
+    options = ("rm.rankings={labeller: warmth, rollout: {max_new_tokens: 40}}", "data.rm.limit=80", *LONG)
+    bases.run("rm", bases.foreign, tmp_path, *options)
+    sampled = {str(row["prompt"]): row["completion_ids"] for row in rows(tmp_path / "rankings.jsonl")}
+    foreign, ends = load_tokenizer(Base(model=str(bases.foreign))), set()
+    for ranking in seen:
+        for ours, theirs in zip(ranking.completion_ids, sampled[str(ranking.prompt)], strict=True):
+            ended = theirs[-1] == tiny_tokenizer.eos_token_id
+            text = tiny_tokenizer.decode(theirs, skip_special_tokens=True).strip()
+            assert foreign.decode(ours) == text + (END if ended else "")
+            ends.add(ended)
+    assert ends == {True, False}
+
+
+def test_policy_and_critic_train_on_two_bases(bases: Bases, tmp_path: Path) -> None:
+    ran = bases.run("ppo", bases.wider, tmp_path / "whole")
+    assert {name.split(".")[-2] if "lora" in name else name.split(".")[1] for name in ran.trained} == {
+        "policy",
+        "critic",
+    }
+    critic = {n: t for n, t in ran.tensors(1).items() if ".critic." in n and n in ran.trained}
+    assert len(critic) == 14 + 2 and critic["heads.critic.weight"].shape == (1, 128)
+    later = ran.tensors(3)
+    assert all(not torch.equal(later[name], tensor) for name, tensor in critic.items())
+    assert ran.rows[0]["objective/kl"] == 0.0 and ran.rows[0]["val/ratio"] != 1.0
+    assert "score_ppo" in (ran.folder / "evaluation.jsonl").read_text()
+
+    cut = tmp_path / "cut"
+    shutil.copytree(ran.folder / "checkpoints" / "step-000001", cut / "checkpoints" / "step-000001")
+    resumed = bases.run("ppo", bases.wider, cut, resume=True)
+    assert list(map(untimed, resumed.rows)) == list(map(untimed, ran.rows[1:]))
+    assert all(torch.equal(tensor, later[name]) for name, tensor in resumed.tensors(3).items())
+
+
+def test_foreign_critic_is_refused_before_anything_is_loaded(
+    bases: Bases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bases.reward_model(bases.foreign)
+    monkeypatch.setattr(prepare, "load_base", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(UserError, match=r"ppo\.critic: .*Set ppo\.critic to shared"):
+        bases.run("ppo", bases.foreign, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["wider", "foreign"])
+def test_critic_on_the_policy_starts_from_a_new_head(bases: Bases, name: str, tmp_path: Path) -> None:
+    ran = bases.run("ppo", getattr(bases, name), tmp_path, "ppo.critic=shared")
+    assert ran.tensors(1)["heads.critic.weight"].shape == (1, 64)
+    assert all(".policy." in name or name.startswith("heads.critic.") for name in ran.trained)
+    assert len({row["rewards/rm/mean"] for row in ran.rows}) == 3
+    assert ran.outcome.metrics["rm_score_ppo"] != ran.outcome.metrics["rm_score_sft"]
+
+
+def test_best_of_n_by_a_foreign_reward_model(bases: Bases, tmp_path: Path) -> None:
+    ran = bases.run("best", bases.foreign, tmp_path, "best.n=4", "best.rollout={max_new_tokens: 8}")
+    assert ran.outcome.metrics["rm_score_best"] > ran.outcome.metrics["rm_score_sft"]
+
+
+@pytest.fixture(scope="module")
+def whole(bases: Bases, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The three stages from their entry point, on one rank, the reward model on the wider base."""
+    run_dir = tmp_path_factory.mktemp("whole")
+    for stage in STAGES:
+        run_stage(stage, run_dir, *bases.own(bases.wider))
+    return run_dir
+
+
+def test_manifests_say_which_base_each_adapter_is_for(bases: Bases, whole: Path) -> None:
+    manifests = {stage: json.loads((whole / stage / "manifest.json").read_text()) for stage in STAGES}
+    found = [manifests[stage]["base"]["model"] for stage in STAGES]
+    assert found == ["tiny-random", str(bases.wider), "tiny-random"]
+    digests = [manifests[stage]["base_digest"] for stage in STAGES]
+    assert digests[0] == digests[2] != digests[1]
+    assert manifests["rm"]["sources"]["rm.base.model"] == manifests["ppo"]["sources"]["rm.base.model"]
+    assert "rm.base.model" not in manifests["sft"]["sources"]
+    assert "finished with this configuration" in run_stage("ppo", whole, *bases.own(bases.wider)).stdout
+    page = (write_report(whole).parent / "report.md").read_text()
+    assert f"reward model on {bases.wider} (nf4)" in page.replace("\\", "")
+
+
+def test_another_base_than_the_reward_models_is_refused(bases: Bases, whole: Path, tmp_path: Path) -> None:
+    run_dir = copy_upstream(whole, "ppo", tmp_path / "run")
+    without = run_stage("ppo", run_dir, status=2)
+    assert f"base is tiny-random (nf4), but stage rm was trained on {bases.wider} (nf4)" in without.stdout
+    changed = shutil.copytree(bases.wider, tmp_path / "changed")
+    manifest = run_dir / "rm" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(str(bases.wider), str(changed)))
+    weights = load_file(changed / "model.safetensors")
+    save_file({n: t * 1.01 for n, t in weights.items()}, changed / "model.safetensors", {"format": "pt"})
+    refused = run_stage("ppo", run_dir, *bases.own(changed), status=2)
+    assert f"the files of {changed} are not those that stage rm was trained on" in refused.stdout
+    assert not (run_dir / "ppo").exists()
+
+
+def test_resuming_on_a_changed_base_is_refused(
+    bases: Bases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a hub id stands for may change without any file of ours changing."""
+    bases.run("rm", bases.wider, tmp_path, "rm.max_steps=2")
+    digest = prepare.base_digest
+    monkeypatch.setattr(
+        prepare,
+        "base_digest",
+        lambda base, model: "0" * 64 if base.key == "rm.base" else digest(base, model),
+    )
+    with pytest.raises(UserError, match=r"rm\.base\.model: .*wider is not .* stage rm .*\+000000000000 now"):
+        bases.run("rm", bases.wider, tmp_path, "rm.max_steps=2", resume=True)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("zero", [2, 3])
+def test_two_ranks_give_the_same_figures(bases: Bases, whole: Path, zero: int, tmp_path: Path) -> None:
+    options = json.loads((ROOT / "configs" / "deepspeed" / f"zero{zero}.json").read_text())
+    if zero == 3:
+        options["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    (tmp_path / "zero.json").write_text(json.dumps(options))
+    overrides = (*bases.own(bases.wider), f"deepspeed.config={tmp_path / 'zero.json'}")
+    for stage in ("rm", "ppo"):
+        run_dir = copy_upstream(whole, stage, tmp_path / stage)
+        done = start([*launcher(2), ROOT / "launch" / "run_stage.py", *words(stage, run_dir, *overrides)])
+        assert done.returncode == 0, done.stdout
+        ours, theirs = rows(run_dir / stage / "metrics.jsonl"), rows(whole / stage / "metrics.jsonl")
+        for row, expected in zip(ours, theirs, strict=True):
+            assert row == pytest.approx(expected, rel=1e-4, abs=1e-5), f"{stage}, step {row['step']}"
