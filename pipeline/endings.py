@@ -1,23 +1,21 @@
-"""How a stage's processes end: signals, errors, and which rank was the cause."""
+"""How a stage's processes end: what is said of it, and which rank was the cause."""
 
 from __future__ import annotations
 
 import logging
-import signal
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
 from configs.errors import UserError
 from data.files import write_text
 from pipeline.manifest import Process
+from stages.context import Interrupted, Paused
 
 logger = logging.getLogger("tristage")
 
@@ -27,38 +25,8 @@ RANK_ZERO_SPEAKS_FIRST_SECONDS = 4.0
 STOPPED = "interrupted"
 
 
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.exit_code = 128 + signum
-
-
 class RankFailed(Exception):
     """Another rank failed, and this one could not go on without it."""
-
-
-@contextmanager
-def signals_raise() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into Interrupted and ignore those after it.
-
-    Ctrl-C reaches a rank twice, from the terminal and from the launcher; the second must not disturb
-    the writing of the manifest.
-    """
-    watched = (signal.SIGINT, signal.SIGTERM)
-
-    def stop(signum: int, _frame: FrameType | None) -> None:
-        for each in watched:
-            signal.signal(each, signal.SIG_IGN)
-        raise Interrupted(signum)
-
-    before = {each: signal.signal(each, stop) for each in watched}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def stopped(error: BaseException) -> bool:
@@ -83,7 +51,7 @@ def report(error: BaseException, rank: int) -> None:
     logger.info("ended by %s", one_line(error), exc_info=error)
     if stopped(error):
         if rank == 0:
-            print("interrupted; the same command resumes", file=sys.stderr, flush=True)
+            print(f"interrupted by {error}; the same command resumes", file=sys.stderr, flush=True)
         return
     if rank != 0:
         time.sleep(RANK_ZERO_SPEAKS_FIRST_SECONDS)
@@ -113,8 +81,8 @@ def cause(error: BaseException, logs: Path, peers: Sequence[Process]) -> BaseExc
     Args:
         peers: the process of each rank, rank 0 included; empty where there is no other.
     """
-    if isinstance(error, UserError):
-        return error  # of the input, which all ranks read
+    if isinstance(error, UserError | Paused):
+        return error  # of the input, which all ranks read; or the end of all ranks together
     for rank, process in enumerate(peers[1:], 1):
         note = _note(logs, rank)
         if note.exists():

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,7 @@ from configs.schema import Stage
 from pipeline.batches import check_batches
 from pipeline.manifest import read_manifest
 from pipeline.plan import Request, plan_stage, plan_stages
+from pipeline.signals import SECONDS_TO_REPEAT, WATCHED
 
 # A rank that is stopped may be in the middle of a long operation, and then has its manifest to write.
 SECONDS_TO_STOP = 90.0
@@ -100,7 +101,7 @@ def _run_one(request: Request, launch: Launch, stage: Stage) -> int:
     if plan.action == "skip":
         print(f"stage {stage}: {plan.why}", flush=True)
         return 0
-    status = _launch(launch, stage)
+    status = _launch(launch, stage, request.run.manifest(stage))
     manifest = read_manifest(request.run.manifest(stage))
     if status == 0 and (manifest is None or manifest.status != "finished"):
         status = 1  # the launcher exits 0 when it was killed itself
@@ -112,10 +113,10 @@ def _run_one(request: Request, launch: Launch, stage: Stage) -> int:
     return status
 
 
-def _launch(launch: Launch, stage: Stage) -> int:
+def _launch(launch: Launch, stage: Stage, manifest: Path) -> int:
     """Run one stage to its end; a signal to this process stops all of the stage's processes first."""
     process = subprocess.Popen(launch.command(stage), env=launch.environment(), start_new_session=True)
-    with _forward_signals(process.pid) as received:
+    with _forward_signals(process.pid, manifest) as received:
         status = process.wait()
         if received:
             _wait_for_group(process.pid)
@@ -124,23 +125,47 @@ def _launch(launch: Launch, stage: Stage) -> int:
 
 
 @contextmanager
-def _forward_signals(group: int) -> Iterator[list[int]]:
-    """Pass SIGINT and SIGTERM on to a process group as SIGTERM; yields the list of those received.
+def _forward_signals(group: int, manifest: Path) -> Iterator[list[int]]:
+    """Pass SIGINT and SIGTERM on to the processes of a stage; yields the list of those received.
 
-    The `deepspeed` command would die of them and leave its ranks behind.
+    The first goes to rank 0 alone, which ends its training together with the other ranks, however long
+    the step in hand takes. The launcher would kill them after 30 seconds, and the `deepspeed` command
+    itself would die and leave them behind. Before there is a rank 0, and from the second signal on, all
+    processes of the group get it, as SIGTERM.
     """
     received: list[int] = []
+    first = 0.0
 
     def forward(signum: int, _frame: FrameType | None) -> None:
+        nonlocal first
+        first = first or time.monotonic()
+        if received and time.monotonic() - first < SECONDS_TO_REPEAT:
+            return  # `timeout` and its like send every signal twice
+        rank = None if received else _rank_zero(group, manifest)
         received.append(signum)
-        os.killpg(group, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            if rank is None:
+                os.killpg(group, signal.SIGTERM)
+            else:
+                os.kill(rank, signum)
 
-    before = {each: signal.signal(each, forward) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {each: signal.signal(each, forward) for each in WATCHED}
     try:
         yield received
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def _rank_zero(group: int, manifest: Path) -> int | None:
+    """The process id of a stage's rank 0, as its manifest has it; None if it is none of the group."""
+    found = read_manifest(manifest)
+    if found is None or found.process is None or found.process.host != socket.gethostname():
+        return None
+    with suppress(ProcessLookupError):
+        if os.getpgid(found.process.pid) == group:
+            return found.process.pid
+    return None
 
 
 def _wait_for_group(group: int) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +34,11 @@ from pipeline.manifest import (
 )
 from pipeline.plan import Request, StagePlan, plan_stage, sealed_checkpoint
 from pipeline.rundir import RunDirectory
+from pipeline.signals import Signals, watched_signals
 from pipeline.summary import print_summary
 from pipeline.tracking import FileSink, NullReporter, Reporter
 from pipeline.wandb_sink import make_wandb_sink, wandb_mode
-from stages.context import Context, Outcome
+from stages.context import Context, Interrupted, Outcome, Paused
 from stages.job import rank_and_world
 
 
@@ -66,24 +68,25 @@ def run_stage(
         hint: end with the command of the next stage.
 
     Returns:
-        The exit status: 0 done, 2 the user has to mend something, 130 or 143 interrupted, 1 failed.
+        The exit status: 0 done, 2 the user has to mend something, 130 (SIGINT) or 143 (SIGTERM)
+        interrupted, which the same command resumes, 1 failed.
     """
     request = Request(config, RunDirectory(run_dir), arguments, force, fresh)
     rank = 0
     try:
         rank, world = rank_and_world()
-        with endings.signals_raise():
+        with watched_signals(announce=rank == 0) as signals:
             if rank == 0:
-                return _lead(request, stage, world, hint)
-            return _follow(request, stage, rank)
-    except (Exception, KeyboardInterrupt, endings.Interrupted) as error:
+                return _lead(request, stage, world, hint, signals)
+            return _follow(request, stage, rank, signals)
+    except (Exception, KeyboardInterrupt, Interrupted) as error:
         if rank:
             endings.leave_note(request.run.logs(stage), rank, error)
         endings.report(error, rank)
         return endings.exit_code(error)
 
 
-def _lead(request: Request, stage: Stage, world: int, hint: bool) -> int:
+def _lead(request: Request, stage: Stage, world: int, hint: bool, signals: Signals) -> int:
     """Rank 0."""
     run = request.run
     before = read_manifest(run.manifest(stage))
@@ -112,14 +115,15 @@ def _lead(request: Request, stage: Stage, world: int, hint: bool) -> int:
             _broadcast(order)
             peers = _gather(Process.this())
         reporter = _reporter(request, manifest, order.resume)
-        context = _context(request, stage, order, reporter)
-        manifest = _attempt(request, manifest, context, reporter, peers)
+        context = _context(request, stage, order, reporter, signals)
+        with _paused_together():
+            manifest = _attempt(request, manifest, context, reporter, peers)
         _print_end(request, manifest, hint)
     _leave()
     return 0
 
 
-def _follow(request: Request, stage: Stage, rank: int) -> int:
+def _follow(request: Request, stage: Stage, rank: int, signals: Signals) -> int:
     """Every other rank."""
     _join(request.config)
     order = _broadcast(None)
@@ -128,9 +132,21 @@ def _follow(request: Request, stage: Stage, rank: int) -> int:
         return 0
     quiet.capture(request.run.logs(stage), rank)
     _gather(Process.this())
-    _recipe(stage)(_context(request, stage, order, NullReporter()))
+    with _paused_together():
+        _recipe(stage)(_context(request, stage, order, NullReporter(), signals))
     _leave()
     return 0
+
+
+@contextmanager
+def _paused_together() -> Iterator[None]:
+    """Ranks that pause end when all are ready to: the launcher ends the others once it sees that one has."""
+    try:
+        yield
+    except Paused:
+        _wait_for_all()
+        _leave()
+        raise
 
 
 def _open(request: Request, plan: StagePlan, world: int) -> Manifest:
@@ -189,7 +205,9 @@ def _reporter(request: Request, manifest: Manifest, resume: bool) -> Reporter:
     return reporter
 
 
-def _context(request: Request, stage: Stage, order: Order, tracker: Reporter | NullReporter) -> Context:
+def _context(
+    request: Request, stage: Stage, order: Order, tracker: Reporter | NullReporter, signals: Signals
+) -> Context:
     return Context(
         config=request.config,
         stage=stage,
@@ -198,6 +216,7 @@ def _context(request: Request, stage: Stage, order: Order, tracker: Reporter | N
         bases=order.bases,
         tracker=tracker,
         resume=order.resume,
+        signals_deferred=signals.deferred,
     )
 
 
@@ -284,6 +303,13 @@ def _leave() -> None:
 
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _wait_for_all() -> None:
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def _gather(process: Process) -> list[Process]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +34,27 @@ class Tracker(Protocol):
         """Resume from `step`: forget what was recorded after it."""
 
 
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM ends the stage."""
+
+    def __init__(self, signum: int, where: str = "") -> None:
+        super().__init__(signal.Signals(signum).name + where)
+        self.exit_code = 128 + signum
+
+
+class Paused(Interrupted):
+    """A signal ended training, on all ranks after the same step, which is in a checkpoint."""
+
+    def __init__(self, signum: int, step: int, total: int) -> None:
+        super().__init__(signum, f" after step {step} of {total}, which is in a checkpoint")
+
+
+@contextmanager
+def no_signals() -> Iterator[Callable[[], int]]:
+    """For a stage that nobody can ask to end."""
+    yield lambda: 0
+
+
 @dataclass(frozen=True)
 class Context:
     """One stage of one run.
@@ -41,6 +64,8 @@ class Context:
         inputs: final adapter folder of each stage upstream, by stage name, verified.
         resume: go on from the newest good checkpoint in `folder`, if there is one.
         bases: what the base was (see `Roles.base_digest`) when a stage upstream was trained, by its name.
+        signals_deferred: within it, SIGINT and SIGTERM do not end the process at once; it yields a function
+            that tells the number of the one that came to this rank, 0 if none did.
     """
 
     config: Experiment
@@ -50,6 +75,7 @@ class Context:
     tracker: Tracker
     resume: bool
     bases: Mapping[Stage, str] = field(default_factory=dict)
+    signals_deferred: Callable[[], AbstractContextManager[Callable[[], int]]] = no_signals
 
     @property
     def seed(self) -> int:

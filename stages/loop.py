@@ -13,7 +13,7 @@ from configs.schema import Training
 from data.sampler import global_batch
 from stages.cast import Players
 from stages.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
-from stages.context import Context, Tracker
+from stages.context import Context, Paused, Tracker
 from stages.engine import Engine, load_parameters
 from stages.metrics import Meter
 from stages.prepare import check_base
@@ -107,18 +107,37 @@ def run_steps(
 
     Raises:
         UserError: too many updates in a row had a gradient that is not finite.
+        Paused: a signal came; the step in hand was finished, and saved whatever `save_steps` says.
 
     Returns:
         The figures before the first step and after the last. They are in the checkpoints, so that a
         stage that ends on its second attempt has them, too.
     """
+    memory = progress.memory
+    if progress.step == 0:
+        memory["before"] = _evaluated(context.tracker, evaluate, 0)
+    with context.signals_deferred() as signal_noted:
+        _train(context, training, engine, progress, meter, size, take_step, evaluate, signal_noted)
+    return memory["before"], memory["after"]
+
+
+def _train(
+    context: Context,
+    training: Training,
+    engine: Engine,
+    progress: Progress,
+    meter: Meter,
+    size: int,
+    take_step: Callable[[int, list[int]], Figures],
+    evaluate: Callable[[], Figures],
+    signal_noted: Callable[[], int],
+) -> None:
+    """The steps of `run_steps`; `signal_noted` gives the number of a signal that came to this rank, or 0."""
     tracker, ranks, memory = context.tracker, engine.ranks, progress.memory
 
     def batch_of(step: int) -> list[int]:
         return global_batch(size, training.batch_size, context.seed, step)
 
-    if progress.step == 0:
-        memory["before"] = _evaluated(tracker, evaluate, 0)
     tracker.phase(f"{context.stage}: training", progress.total, progress.step)
     while progress.step < progress.total and "stopped" not in memory:
         seed_step(context.seed, context.stage, progress.step, ranks.rank)
@@ -145,10 +164,12 @@ def run_steps(
         tracker.advance(1, **metrics)
         if last or (training.eval_steps and done % training.eval_steps == 0):
             memory["after"] = _evaluated(tracker, evaluate, done)
-        if last or done % training.save_steps == 0:
+        signum = ranks.max(signal_noted())  # all ranks leave after the same step
+        if signum or last or done % training.save_steps == 0:
             memory["skipped"] = engine.skipped, engine.skipped_in_row
             save(context, training, engine, progress)
-    return memory["before"], memory["after"]
+        if signum:
+            raise Paused(signum, done, progress.total)
 
 
 def _tell_skipped(

@@ -60,6 +60,14 @@ class Ranks:
             torch.distributed.all_reduce(total)
         return dict(zip(values, total.tolist(), strict=True))
 
+    def max(self, value: int) -> int:
+        """The largest value of all ranks."""
+        if self.world == 1:
+            return value
+        largest = torch.tensor(value, device=self.device)
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        return int(largest)
+
     def gather(self, items: list[Any]) -> list[Any]:
         """The items of all ranks, in order of rank."""
         if self.world == 1:

@@ -1,10 +1,11 @@
-"""`launch/run_stage.py` on a machine where something dies.
+"""`launch/run_stage.py` on a machine where something dies, or is told to end.
 
 python killed_stage.py WHEN --stage ... (the arguments of run_stage.py)
 
 WHEN is a step: SIGKILL to all processes once it is logged and its checkpoint, if one is due, is not yet
 written; `end`: the same after the last checkpoint, before there is an adapter; `raise` or `die`: rank 1 alone
-ends after its first step, by an error or by SIGKILL.
+ends after its first step, by an error or by SIGKILL; `SIGINT@STEP`, `SIGTERM@STEP`: that signal to all
+processes once STEP is logged; `SIGTERM@STEP@rank`: to rank 0 alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +29,23 @@ def die(*_: Any) -> None:
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
-def die_after(last: int) -> None:
-    """Let the file sink kill this process group when it has written the metrics of step `last`."""
+def send(signum: signal.Signals, rank: bool) -> None:
+    if rank:
+        os.kill(os.getpid(), signum)
+    else:
+        os.killpg(os.getpgid(0), signum)
+
+
+def after(last: int, do: Callable[[], None]) -> None:
+    """Let the file sink of rank 0 do something when it has written the metrics of step `last`."""
     log = FileSink.log
 
-    def log_and_die(self: FileSink, metrics: Mapping[str, Any], step: int) -> None:
+    def log_and_do(self: FileSink, metrics: Mapping[str, Any], step: int) -> None:
         log(self, metrics, step)
         if step == last and "learning_rate" in metrics:
-            die()
+            do()
 
-    FileSink.log = log_and_die  # type: ignore[method-assign]
+    FileSink.log = log_and_do  # type: ignore[method-assign]
 
 
 def end_rank_1(how: str) -> None:
@@ -56,7 +65,10 @@ if __name__ == "__main__":
     if when == "end":
         sft.save_role = rm.write_role = die  # type: ignore[assignment]
     elif when.isdigit():
-        die_after(int(when))
+        after(int(when), die)
+    elif "@" in when:
+        name, step, *rank = when.split("@")
+        after(int(step), partial(send, signal.Signals[name], bool(rank)))
     else:
         end_rank_1(when)
     sys.exit(run_stage.main())

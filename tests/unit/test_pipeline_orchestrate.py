@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from configs.errors import UserError
 from pipeline import orchestrate
+from pipeline.manifest import Process
 from pipeline.orchestrate import Launch, guess_accelerators, read_slots, run_all
 from tests.unit.pipeline_runs import leave, request, toy
 
@@ -97,7 +99,7 @@ class StandIn:
         self.run, self.statuses, self.finish = run, statuses, finish
         self.launched: list[str] = []
 
-    def __call__(self, launch: Launch, stage) -> int:
+    def __call__(self, launch: Launch, stage, manifest: Path) -> int:
         self.launched.append(stage)
         if self.statuses.get(stage, 0) == 0 and self.finish:
             leave(self.run, stage)
@@ -143,23 +145,30 @@ def test_nothing_starts_if_a_later_stage_is_blocked(
 
 DEEPSPEED = """#!/bin/bash
 # Like the real one, starts a process of its own and dies of SIGTERM without telling it.
+trap 'echo launcher >> {mark}; exit 1' TERM
 {python} -c '
-import signal, sys, time
-def stop(*_):
+import os, pathlib, signal, sys, time
+def stop(signum, _):
     time.sleep(0.5)
-    open("{mark}", "w").write("manifest written")
-    sys.exit(143)
+    pathlib.Path("{mark}").open("a").write(signal.Signals(signum).name)
+    sys.exit(128 + signum)
+signal.signal(signal.SIGINT, stop)
 signal.signal(signal.SIGTERM, stop)
-open("{ready}", "w").close()
+pathlib.Path("{ready}.part").write_text(str(os.getpid()))
+pathlib.Path("{ready}.part").rename("{ready}")
 time.sleep(60)
 ' &
 wait
 """
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["before there is a rank 0", "rank 0"])
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_reaches_the_ranks_and_is_waited_for(tmp_path: Path, signum, status) -> None:
+def test_a_signal_reaches_the_ranks_and_is_waited_for(
+    tmp_path: Path, signum: signal.Signals, status: int, known: bool
+) -> None:
     mark, ready, bin_folder = tmp_path / "mark", tmp_path / "ready", tmp_path / "bin"
+    manifest = tmp_path / "sft" / "manifest.json"
     bin_folder.mkdir()
     (bin_folder / "deepspeed").write_text(DEEPSPEED.format(python=sys.executable, mark=mark, ready=ready))
     (bin_folder / "deepspeed").chmod(0o755)
@@ -167,12 +176,17 @@ def test_a_signal_reaches_the_ranks_and_is_waited_for(tmp_path: Path, signum, st
         "import sys; from pathlib import Path; from pipeline import orchestrate\n"
         "orchestrate.count_accelerators = lambda: 0\n"
         f"sys.executable = {str(bin_folder / 'python')!r}\n"
-        "sys.exit(orchestrate._launch(orchestrate.Launch(Path('run_stage.py'), []), 'sft'))\n"
+        "launch = orchestrate.Launch(Path('run_stage.py'), [])\n"
+        f"sys.exit(orchestrate._launch(launch, 'sft', Path({str(manifest)!r})))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     deadline = time.monotonic() + 30
     while not ready.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
+    if known:
+        rank = Process(pid=int(ready.read_text()), host=socket.gethostname())
+        leave(tmp_path, "sft", "running").model_copy(update={"process": rank}).write(manifest)
     process.send_signal(signum)
+    process.send_signal(signal.SIGTERM)  # as `timeout` does; it is no second signal
     assert process.wait(timeout=30) == status
-    assert mark.read_text() == "manifest written"
+    assert mark.read_text() == (signum.name if known else "launcher\nSIGTERM")

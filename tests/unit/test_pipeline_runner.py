@@ -15,7 +15,7 @@ from configs.schema import Experiment
 from pipeline import quiet, runner
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.runner import run_stage
-from stages.context import Context, Outcome
+from stages.context import Context, Outcome, Paused
 from tests.unit.pipeline_runs import leave, toy
 
 Recipe = Callable[[Context], Outcome]
@@ -178,6 +178,21 @@ def test_second_signal_does_not_disturb_the_manifest(
 
     assert run(stop) == 130
     assert manifest_of(tmp_path).status == "interrupted"
+
+
+def test_a_recipe_may_finish_its_step_first(tmp_path: Path, run, capsys: pytest.CaptureFixture[str]) -> None:
+    def pause(context: Context) -> Outcome:
+        with context.signals_deferred() as signal_noted:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise Paused(signal_noted(), 7, 20)
+
+    assert run(pause) == 143
+    manifest = manifest_of(tmp_path)
+    assert (manifest.status, manifest.error) == (
+        "interrupted",
+        "Paused: SIGTERM after step 7 of 20, which is in a checkpoint",
+    )
+    assert "interrupted by SIGTERM after step 7 of 20" in capsys.readouterr().err
 
 
 def test_resume_keeps_the_run_id_and_adds_up_time(tmp_path: Path, run) -> None:

@@ -1,0 +1,167 @@
+"""Stages that SIGINT and SIGTERM interrupt: nothing is lost, nothing is repeated, and all is as without."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from configs.load import load_experiment
+from configs.schema import Stage
+from stages import sft
+from stages.context import Context, Paused
+from stages.ranks import Ranks
+from tests.integration.runs import (
+    KILLED_STAGE,
+    ROOT,
+    RUN_STAGE,
+    TINY,
+    assert_same_result,
+    copy_upstream,
+    environment,
+    files,
+    launcher,
+    rows,
+    start,
+    untimed,
+    words,
+)
+from tests.integration.test_ppo_start import Recorder
+
+OVERRIDES = ("adapter.dropout=0.1", "sft.save_steps=4", "ppo.save_steps=3")
+
+
+class Noting:
+    """A signal that comes during the `step`th step, as a recipe sees it; none for 0."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.asked = step, 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[Callable[[], int]]:
+        yield self.noted
+
+    def noted(self) -> int:
+        self.asked += 1
+        return signal.SIGTERM if self.asked == self.step else 0
+
+
+@pytest.fixture(autouse=True)
+def local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")  # DeepSpeed asks for it
+
+
+def checkpoints(stage: Path) -> list[str]:
+    return sorted(path.name for path in (stage / "checkpoints").glob("step-*"))
+
+
+def trained(folder: Path, *overrides: str, step: int = 0, resume: bool = False) -> list[Mapping[str, float]]:
+    """What SFT logs until it ends, or pauses after its `step`th step from here."""
+    folder.mkdir(exist_ok=True)
+    tracker = Recorder()
+    context = Context(
+        load_experiment(TINY, [*OVERRIDES, *overrides]),
+        *("sft", folder, {}, tracker, resume),
+        signals_deferred=Noting(step),
+    )
+    if step:
+        with pytest.raises(Paused):
+            sft.run(context)
+    else:
+        sft.run(context)
+    return [untimed(row) for row in tracker.metrics]
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 6], ids=["first", "evaluated", "saved", "last"])
+def test_every_step_is_one_to_pause_at(step: int, ranks: Ranks, tmp_path: Path) -> None:
+    """Step 3 of 6 is evaluated, step 4 is saved anyway; two checkpoints are kept."""
+    whole = trained(tmp_path / "whole")
+    paused = trained(tmp_path / "paused", step=step)
+    assert checkpoints(tmp_path / "paused")[-1] == f"step-{step:06d}"
+    resumed = trained(tmp_path / "paused", resume=True)
+    assert paused + resumed == whole, "nothing is logged twice, nothing is left out"
+    assert files(tmp_path / "paused" / "adapter") == files(tmp_path / "whole" / "adapter")
+    for folder in ("paused", "whole"):
+        assert checkpoints(tmp_path / folder) == ["step-000004", "step-000006"]
+
+
+def test_pauses_take_the_place_of_older_checkpoints_only(ranks: Ranks, tmp_path: Path) -> None:
+    kept = []
+    for resume in (False, True, True):
+        trained(tmp_path, "sft.keep_checkpoints=2", step=1, resume=resume)
+        kept.append(checkpoints(tmp_path))
+    assert kept == [
+        ["step-000001"],
+        ["step-000001", "step-000002"],
+        ["step-000002", "step-000003"],
+    ]
+
+
+def run(ranks: int, stage: Stage, run_dir: Path) -> str:
+    """A stage under `deepspeed`, which must end well; returns what it says."""
+    done = start([*launcher(ranks), RUN_STAGE, *words(stage, run_dir, *OVERRIDES)])
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose SFT policy and reward model PPO stands on."""
+    run_dir = tmp_path_factory.mktemp("upstream")
+    run(1, "sft", run_dir)
+    run(1, "rm", run_dir)
+    return run_dir
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("ranks", "stage", "when"),
+    [(1, "sft", "SIGINT@3"), (1, "ppo", "SIGTERM@2"), (2, "sft", "SIGTERM@3@rank"), (2, "ppo", "SIGINT@2")],
+)
+def test_interrupted_under_deepspeed_and_resumed_is_as_if_never_interrupted(
+    upstream: Path, tmp_path: Path, ranks: int, stage: Stage, when: str
+) -> None:
+    whole, ours = (copy_upstream(upstream, stage, tmp_path / name) for name in ("whole", "ours"))
+    run(ranks, stage, whole)
+
+    interrupted = start([*launcher(ranks), KILLED_STAGE, when, *words(stage, ours, *OVERRIDES)])
+    name, step, *rank = when.split("@")
+    signum = signal.Signals[name]
+    # Without a handler of its own, the `deepspeed` command dies of a signal that is sent to all processes.
+    assert interrupted.returncode == (128 + signum if rank else -signum), interrupted.stdout
+    said = f"interrupted by {name} after step {step} of "
+    assert interrupted.stdout.count(said) == 1 and "the same command resumes" in interrupted.stdout
+    assert f"{name}: ends after the step in hand" in interrupted.stdout
+    manifest = json.loads((ours / stage / "manifest.json").read_text())
+    assert manifest["status"] == "interrupted" and f"after step {step} of" in manifest["error"]
+    assert checkpoints(ours / stage) == [f"step-{int(step):06d}"]
+    before = (ours / stage / "metrics.jsonl").read_bytes()
+
+    assert f"resumes from step-{int(step):06d}" in run(ranks, stage, ours)
+    assert_same_result(ours / stage, whole / stage)
+    assert (ours / stage / "metrics.jsonl").read_bytes().startswith(before), "no step was taken again"
+
+
+def test_tristage_run_waits_for_the_step_and_stops_there(tmp_path: Path) -> None:
+    overrides = ["sft.max_steps=5000", "sft.epochs=5000", "sft.save_steps=5000", "sft.eval_steps=null"]
+    options = ["--config", str(TINY), "--run-dir", str(tmp_path), *overrides]
+    command = [sys.executable, "-m", "launch.cli", "run", *options]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "sft" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (metrics.exists() and len(rows(metrics)) > 3) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    last = rows(metrics)[-1]["step"]
+    assert f"interrupted by SIGTERM after step {last} of 5000" in said
+    assert checkpoints(tmp_path / "sft") == [f"step-{last:06d}"]
+    assert not (tmp_path / "rm").exists()
