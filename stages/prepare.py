@@ -18,6 +18,7 @@ from stages.context import Context
 from stages.engine import Engine, deepspeed_options
 from stages.modeling import Roles, base_digest, load_base, load_config, load_tokenizer
 from stages.ranks import Ranks, init_distributed
+from stages.vllm_engine import check_vllm
 
 Example = TypeVar("Example")
 
@@ -26,9 +27,10 @@ def prepare(context: Context) -> tuple[Ranks, PreTrainedTokenizerBase, Roles]:
     """Ranks, the tokenizer with the experiment's chat template, and the base without adapters yet.
 
     Raises:
-        UserError: base or tokenizer cannot serve, or a stage upstream was trained on another base.
+        UserError: base, tokenizer or vLLM cannot serve, or a stage upstream was trained on another base.
     """
     config = context.config
+    check_vllm(config, context.stage)
     ranks = init_distributed(config.deepspeed)
     if ranks.rank == 0:
         load_tokenizer(config.base)  # an embedded model is built once
