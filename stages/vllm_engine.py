@@ -79,7 +79,7 @@ class VllmEngine:
         base = roles.causal
         self._llm = LLM(
             base.name_or_path,
-            revision=base.config._commit_hash,
+            revision=vars(base.config).get("_commit_hash"),  # which a folder has not
             dtype=str(base.get_input_embeddings().weight.dtype).removeprefix("torch."),
             quantization="bitsandbytes" if any(isinstance(m, Linear4bit) for m in base.modules()) else None,
             enable_lora=True,

@@ -44,19 +44,17 @@ def test_rollouts_follow_the_updates(
     config = load_experiment(TINY, OVERRIDES)
     ppo.run(Context(config, "ppo", tmp_path, adapters, recorder, resume=False))
     (llm,) = started
-    rollouts, judged = llm.calls[:3], llm.calls[3:]
-    numbers = [call.request.lora_int_id for call in rollouts if call.request]
-    assert numbers == [1, 2, 3]
-    for step in (1, 2):
+    # The judgement of 5 prompts, 3 at a time, before and after the three rollouts; then of base and SFT policy.
+    asked = [call.request.lora_name if call.request else "base" for call in llm.calls]
+    rollouts = ["policy-1", "policy-2", "policy-3"]
+    last = ["policy-4", "policy-4", "base", "base", "reference-5", "reference-5"]
+    assert asked == ["policy-1", "policy-1", *rollouts, *last]
+    for step, call in enumerate(llm.calls[3:6], 1):
         saved = load_file(tmp_path / "checkpoints" / f"step-{step:06d}" / "tensors.safetensors")
-        sampled = rollouts[step].adapter
-        assert sampled
-        for name, tensor in sampled.items():
+        assert call.adapter
+        for name, tensor in call.adapter.items():
             inside = name.replace("base_model.model.", "causal.").replace(".weight", ".policy.weight")
             assert torch.equal(tensor, saved[inside])
-    # The judgement of 5 prompts, 3 at a time, of base, SFT policy and PPO policy.
-    roles = [call.request.lora_name.partition("-")[0] if call.request else "base" for call in judged]
-    assert sorted(roles) == ["base", "base", "policy", "policy", "reference", "reference"]
-    first = recorder.metrics[0]
+    first = next(row for row in recorder.metrics if "objective/kl" in row)
     assert first["objective/kl"] == 0.0 and first["val/ratio"] == 1.0, "of the model that trains, not vLLM's"
     assert first["rollout/logprob_difference"] > 0
