@@ -44,7 +44,7 @@ def test_rollouts_follow_the_updates(
     config = load_experiment(TINY, OVERRIDES)
     ppo.run(Context(config, "ppo", tmp_path, adapters, recorder, resume=False))
     (llm,) = started
-    # The judgement of 5 prompts, 3 at a time, before and after the three rollouts; then of base and SFT policy.
+    # 5 prompts are judged, 3 at a time, before and after the rollouts; at the end base and SFT policy, too.
     asked = [call.request.lora_name if call.request else "base" for call in llm.calls]
     rollouts = ["policy-1", "policy-2", "policy-3"]
     last = ["policy-4", "policy-4", "base", "base", "reference-5", "reference-5"]
