@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from configs.schema import STAGES, Experiment
+from configs.schema import STAGES, VLLM_LORA_RANKS, Experiment, Rollout
 
 Keys = tuple[str, ...]
 
@@ -15,6 +15,9 @@ def contradictions(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     yield from _reward_base(experiment)
     yield from _answers(experiment)
     yield from _shares(experiment)
+    for key, rollout in dict(experiment.rollouts.values()).items():
+        if rollout.engine == "vllm":
+            yield from _vllm(experiment, tuple(key.split(".")), rollout)
 
 
 def _packing(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
@@ -67,3 +70,22 @@ def _shares(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
                 f"0, but data.{stage} reads the same source as {' and '.join(others)}; give it a share, or a "
                 "source of its own",
             )
+
+
+def _vllm(experiment: Experiment, section: Keys, rollout: Rollout) -> Iterator[tuple[Keys, str]]:
+    """What vLLM cannot do, or would not do as the model that trains does it."""
+    base, largest = experiment.base, VLLM_LORA_RANKS[-1]
+    engine, temperature, top_p = ((*section, key) for key in ("engine", "temperature", "top_p"))
+    if base.quantization == "int8":
+        yield engine, "vllm loads no int8 base; set base.quantization to nf4 or none, or choose auto"
+    if base.compute_dtype == "float32":
+        yield engine, "vllm's LoRA computes in bf16; set base.compute_dtype to auto, or choose auto"
+    if base.trust_remote_code:
+        yield engine, "vllm does not run the code that base.trust_remote_code trusts; choose auto"
+    if experiment.adapter.r > largest:
+        yield engine, f"vllm takes adapters up to rank {largest}; lower adapter.r, or choose auto"
+    if rollout.temperature < 0.01:
+        yield temperature, "vllm takes whatever is below 0.01 for 0.01; raise it, or choose engine auto"
+    if rollout.top_p < 1 and rollout.top_k is None:
+        reason = "vllm tells which tokens it could sample only where top_k bounds them; set top_k, too"
+        yield top_p, f"{reason}, or choose engine auto"

@@ -28,10 +28,13 @@ SPEED_ONLY_NESTED = (
     "rm.base.gradient_checkpointing",
     "rm.rankings.rollout.batch_size",
     "rm.rankings.rollout.engine",
+    "rm.rankings.rollout.vllm.gpu_memory_utilization",
     "ppo.rollout.batch_size",
     "ppo.rollout.engine",
+    "ppo.rollout.vllm.gpu_memory_utilization",
     "best.rollout.batch_size",
     "best.rollout.engine",
+    "best.rollout.vllm.gpu_memory_utilization",
 )
 SOURCE = ("path", "name", "split", "revision")
 
@@ -97,7 +100,8 @@ def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     }
     if reward_base is not None and stage != "sft":
         parts["rm"] = parts.get("rm", {}) | {"base": reward_base}
-    return {key: value for key, value in _leaves(parts) if key not in SPEED_ONLY_NESTED}
+    # The other engines draw the same noise; that of vLLM is its own.
+    return {key: value for key, value in _leaves(parts) if key not in SPEED_ONLY_NESTED or value == "vllm"}
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

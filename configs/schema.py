@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 Stage = Literal["sft", "rm", "ppo", "best"]
 STAGES: tuple[Stage, ...] = ("sft", "rm", "ppo")  # one after another
 ALL_STAGES: tuple[Stage, ...] = (*STAGES, "best")  # best-of-n, beside PPO and on its prompts
+VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # it sets memory aside for one of these
 
 
 def reads(stage: Stage) -> Stage:
@@ -191,14 +192,24 @@ class Sft(Epochs):
     packing: bool = False
 
 
+class Vllm(Section):
+    """What the engine vllm takes of each GPU, for as long as the stage runs."""
+
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), NoTruth] = Field(
+        0.3, description="share of a GPU's memory for vLLM's own copy of the base and its cache"
+    )
+
+
 class Rollout(Section):
     """How a policy is sampled. Log-probabilities are those of the distribution that was sampled from."""
 
-    engine: Literal["auto", "hf", "merged"] = Field(
+    engine: Literal["auto", "hf", "merged", "vllm"] = Field(
         "auto",
         description="hf: transformers' generate on the quantized base; merged: a dequantized copy with the "
-        "adapter folded in, faster; auto: merged where the copy fits in free memory",
+        "adapter folded in, faster; vllm: vLLM on a GPU (an extra); auto: merged where the copy fits in free "
+        "memory, else hf",
     )
+    vllm: Vllm = Vllm()
     max_new_tokens: Count = 128
     batch_size: Count = Field(32, description="sequences sampled together on one rank")
     temperature: Positive = 1.0
@@ -388,3 +399,13 @@ class Experiment(Section):
     def bases(self, stage: Stage) -> list[Base]:
         """What `stage` loads: the policy's base, and the reward model's where that has one of its own."""
         return [self.base] if stage == "sft" or self.rm.base is None else [self.base, self.rm.base]
+
+    @property
+    def rollouts(self) -> dict[Stage, tuple[str, Rollout]]:
+        """How a stage that samples does, and the key that says so."""
+        own, ppo = self.best.rollout, ("ppo.rollout", self.ppo.rollout)
+        return {
+            "rm": ("rm.rankings.rollout", self.rm.rankings.rollout),
+            "ppo": ppo,
+            "best": ("best.rollout", own) if own else ppo,
+        }

@@ -88,6 +88,11 @@ class Roles(nn.Module):
         """How many tokens the LM head tells apart."""
         return int(self.causal.config.get_text_config().vocab_size)
 
+    @property
+    def lora_rank(self) -> int:
+        """The largest rank among the adapters."""
+        return max(config.r for config in self._peft[0].peft_config.values())
+
     def add_new(self, role: str, adapter: Adapter) -> None:
         """Give `role` a fresh trainable adapter; B is zero, so it starts as the base itself.
 

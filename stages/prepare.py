@@ -19,6 +19,7 @@ from stages.context import Context
 from stages.engine import Engine, deepspeed_options
 from stages.modeling import Roles, base_digest, load_base, load_config, load_tokenizer
 from stages.ranks import Ranks, init_distributed
+from stages.vllm_engine import check_vllm
 
 Example = TypeVar("Example")
 
@@ -27,9 +28,10 @@ def prepare(context: Context) -> tuple[Ranks, Cast]:
     """Ranks, and the stage's bases, each with its tokenizer and the experiment's chat template; no roles yet.
 
     Raises:
-        UserError: a base or tokenizer cannot serve, or a stage upstream was trained on another base.
+        UserError: a base, a tokenizer or vLLM cannot serve, or a stage upstream was trained on another base.
     """
     config = context.config
+    check_vllm(config, context.stage)
     ranks = init_distributed(config.deepspeed)
     bases = config.bases(context.stage)
     if ranks.rank == 0:

@@ -23,6 +23,7 @@ from stages.merged import MergedCopy
 from stages.modeling import Roles
 from stages.ranks import Ranks
 from stages.token_figures import TokenFigures, Wanted
+from stages.vllm_engine import vllm_engine
 
 logger = logging.getLogger("tristage")
 
@@ -49,6 +50,9 @@ class Sampler:
         Returns:
             Each response; one that ended its turn closes with the end-of-turn token.
         """
+        if self.rollout.engine == "vllm":
+            engine = vllm_engine(self.roles, self.tokenizer, self.ranks, self.rollout)
+            return engine.respond(role, prompts, seeds)
         training = self.roles.training
         self.roles.eval()
         self.roles.activate(role)

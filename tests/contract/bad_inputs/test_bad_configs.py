@@ -10,6 +10,7 @@ import pytest
 from tests.contract.bad_inputs.entry import VALID, check_message, experiment, files, tristage
 
 SAME = ["data.rm.path=hub/set", "data.ppo.path=hub/set"]
+VLLM = "ppo.rollout.engine=vllm"
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
@@ -36,6 +37,7 @@ OVERRIDES = [
     ("sft.epochs=1e308", "sft.epochs: '1e308' is not allowed"),
     ("ppo.kl_coef=.inf", "ppo.kl_coef: inf is not allowed"),
     ("data.sft.limit=0", "data.sft.limit: 0 is not allowed"),
+    ("ppo.rollout.vllm.gpu_memory_utilization=1.5", "a number > 0 and ≤ 1"),
     ("deepspeed.timeout_minutes=1e300", "deepspeed.timeout_minutes: '1e300' is not allowed"),
     (f"seed={'9' * 5000}", "seed: not YAML: Exceeds the limit"),
     # Text that nothing can hold
@@ -80,6 +82,23 @@ CONTRADICTIONS = [
     (["rm.base.model=tiny-random"], "rm.base: the experiment's own base; leave rm.base out"),
     (["sft.packing=true", "base.attention=eager"], "sft.packing: packed examples are kept apart by a mask"),
     (["sft.packing=true", "base.attention=flash_attention_2"], "set base.attention to sdpa"),
+    ([VLLM, "base.quantization=int8"], "ppo.rollout.engine: vllm loads no int8 base; set base.quantization"),
+    (
+        [VLLM, "base.compute_dtype=float32"],
+        "ppo.rollout.engine: vllm's LoRA computes in bf16; set base.compu",
+    ),
+    (
+        [VLLM, "base.trust_remote_code=true"],
+        "ppo.rollout.engine: vllm does not run the code that base.trust_",
+    ),
+    ([VLLM, "adapter.r=513"], "ppo.rollout.engine: vllm takes adapters up to rank 512; lower adapter.r"),
+    ([VLLM, "ppo.rollout.temperature=0.001"], "ppo.rollout.temperature: vllm takes whatever is below 0.01"),
+    (
+        [VLLM, "ppo.rollout.top_p=0.9"],
+        "ppo.rollout.top_p: vllm tells which tokens it could sample only where",
+    ),
+    (["rm.rankings.rollout.engine=vllm", "adapter.r=513"], "rm.rankings.rollout.engine: vllm takes adapters"),
+    (["best.rollout={engine: vllm}", "adapter.r=513"], "best.rollout.engine: vllm takes adapters up to rank"),
     ([*SAME, "data.shares.ppo=0"], "data.shares.ppo: 0, but data.ppo reads the same source as data.rm"),
 ]
 

@@ -1,0 +1,46 @@
+"""vLLM beside the model that trains, on a CUDA GPU: both say the same of a response, whatever was updated."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.load import load_experiment
+from configs.schema import STAGES
+from pipeline.runner import run_stage
+from tests.integration.runs import TINY, rows
+
+pytest.importorskip("vllm_bnb_plugin", reason="needs the extra vllm")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+
+OVERRIDES = ("base.compute_dtype=auto", "ppo.rollout.engine=vllm", "ppo.learning_rate=1e-3")
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A finished run whose rollouts are vLLM's, every stage in this process."""
+    folder = tmp_path_factory.mktemp("vllm")
+    environment = dict(os.environ)
+    for stage in STAGES:
+        assert run_stage(load_experiment(TINY, OVERRIDES), stage, folder, hint=False) == 0
+    yield folder
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def test_stage_finishes(run_dir: Path) -> None:
+    manifest = json.loads((run_dir / "ppo" / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+
+
+def test_vllm_says_what_the_model_that_trains_says(run_dir: Path) -> None:
+    """A stale adapter, another temperature or a shifted token would each be off by far more."""
+    logged = rows(run_dir / "ppo" / "metrics.jsonl")
+    differences = [row["rollout/logprob_difference"] for row in logged if "rollout/logprob_difference" in row]
+    assert len(differences) > 1
+    assert max(differences) < 0.05

@@ -1,0 +1,60 @@
+"""PPO that samples with vLLM: each rollout is with the policy as the last update left it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from configs.load import load_experiment
+from stages import ppo, prepare, vllm_engine
+from stages.context import Context
+from stages.ranks import Ranks
+from tests import vllm_stub
+from tests.integration.runs import TINY
+from tests.integration.test_ppo_start import Recorder
+from tests.vllm_stub import LLM
+
+OVERRIDES = (
+    *("ppo.rollout.engine=vllm", "base.compute_dtype=auto", "ppo.iterations=3", "ppo.eval_steps=null"),
+    *("ppo.save_steps=1", "ppo.keep_checkpoints=9", "ppo.epochs=1", "ppo.minibatches=1"),
+    *("data.ppo.held_out=5", "ppo.rollout.batch_size=3"),
+)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[LLM]]:
+    """The engines that a run starts, on a machine that looks as if it had a GPU for them."""
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**30))
+    monkeypatch.setattr(prepare, "check_vllm", lambda config, stage: None)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    yield vllm_stub.install(monkeypatch)
+    vllm_engine.vllm_engine.cache_clear()
+
+
+def test_rollouts_follow_the_updates(
+    started: list[LLM], adapters: dict[str, Path], ranks: Ranks, tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    config = load_experiment(TINY, OVERRIDES)
+    ppo.run(Context(config, "ppo", tmp_path, adapters, recorder, resume=False))
+    (llm,) = started
+    # 5 prompts are judged, 3 at a time, before and after the rollouts; at the end base and SFT policy, too.
+    asked = [call.request.lora_name if call.request else "base" for call in llm.calls]
+    rollouts = ["policy-1", "policy-2", "policy-3"]
+    last = ["policy-4", "policy-4", "base", "base", "reference-5", "reference-5"]
+    assert asked == ["policy-1", "policy-1", *rollouts, *last]
+    for step, call in enumerate(llm.calls[3:6], 1):
+        saved = load_file(tmp_path / "checkpoints" / f"step-{step:06d}" / "tensors.safetensors")
+        assert call.adapter
+        for name, tensor in call.adapter.items():
+            inside = name.replace("base_model.model.", "causal.").replace(".weight", ".policy.weight")
+            assert torch.equal(tensor, saved[inside])
+    first = next(row for row in recorder.metrics if "objective/kl" in row)
+    assert first["objective/kl"] == 0.0 and first["val/ratio"] == 1.0, "of the model that trains, not vLLM's"
+    assert first["rollout/logprob_difference"] > 0
