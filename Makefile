@@ -1,5 +1,6 @@
 # make demo     the whole pipeline on a real model, on a CPU: SFT, reward model, PPO, report (runs/demo/report)
 # make test     the test suite
+# make chaos    kill stages of the tiny experiment KILLS times, resume them, and compare
 # make lint     style, types, and who may import whom
 # make setup    the environment alone, in .venv; the other targets call it
 # make clean    remove .venv and caches; runs/ stays
@@ -14,6 +15,8 @@ PYTHON ?= $(shell for each in python3.11 python3; do $$each -c '' 2>/dev/null &&
 PIP_ARGS ?=
 EXTRAS ?= dev
 WORKERS ?= 2
+KILLS ?= 100
+SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
@@ -25,7 +28,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # deepspeed starts ninja, and tristage starts deepspeed, by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test chaos lint clean
 
 setup: $(INSTALLED)
 
@@ -41,6 +44,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=20 $(PYTEST_ARGS)
+
+chaos: setup
+	$(BIN)/python -m tests.chaos $(KILLS) --seed $(SEED)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
+
+PARTIAL = ".partial"  # how the names of hidden files and folders end that are being written, or removed
 
 
 def sha256(path: Path) -> str:
@@ -30,7 +33,7 @@ def sync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: to a temporary neighbour, synced, then renamed over `path`."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
@@ -43,6 +46,24 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that is never seen half-removed under its name."""
+    shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.old{PARTIAL}")))
+
+
+def sweep(folder: Path, name: str = "**/.*") -> None:
+    """Remove what killed writers left in `folder`, where nobody else may be writing.
+
+    Args:
+        name: pattern of what to look for, up to its ending.
+    """
+    for left in list(folder.glob(f"{name}{PARTIAL}")):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)  # it may have gone with its folder
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

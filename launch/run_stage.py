@@ -11,9 +11,10 @@ from pathlib import Path
 # Launchers put this file's folder first on the path; the packages lie in its parent.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline import quiet  # noqa: E402
+from pipeline import lifeline, quiet  # noqa: E402
 
 quiet.silence()
+lifeline.follow_launcher()
 
 import argparse  # noqa: E402
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from configs.load import changed_keys, stage_hash
 from configs.schema import STAGES, Experiment, Stage
+from data.files import PARTIAL
 from pipeline.manifest import BaseModelId, Input, Manifest, damage, read_manifest, source_hashes
 from pipeline.rundir import RunDirectory
 
@@ -152,7 +153,8 @@ def _without_manifest(request: Request, stage: Stage) -> StagePlan:
     folder = request.run.stage(stage)
     if folder.exists() and not folder.is_dir():
         raise Blocked(f"{folder} is a file where its folder should be", "Move the file away.")
-    if folder.is_dir() and any(folder.iterdir()):
+    # A stage that was killed before its first manifest was whole has left nothing worth keeping.
+    if folder.is_dir() and any(path.suffix != PARTIAL for path in folder.iterdir()):
         return StagePlan(
             stage,
             "run",

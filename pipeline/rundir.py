@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from configs.errors import UserError
 from configs.schema import Stage
-from data.files import sync
+from data.files import sweep, sync, write_text
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,12 @@ class RunDirectory:
         while (candidate := self.path / f"{stage}.old-{number}").exists():
             number += 1
         return candidate
+
+    def write_config(self, text: str) -> None:
+        """Write `config.yaml`. Stages that run at once take turns, and none sweeps up another's file."""
+        with FileLock(self.path / ".config.lock", is_singleton=False):
+            sweep(self.path, f".{self.config_file.name}.*")
+            write_text(self.config_file, text)
 
     def set_aside(self, stage: Stage) -> Path:
         """Rename the stage's folder, so that what it holds is kept and a new one can begin."""

@@ -18,7 +18,7 @@ from rich.console import Console
 from configs.errors import UserError
 from configs.load import dump_experiment, stage_hash
 from configs.schema import Experiment, Stage
-from data.files import write_text
+from data.files import sweep
 from pipeline import endings, quiet
 from pipeline.batches import check_batches
 from pipeline.display import make_display
@@ -157,8 +157,9 @@ def _open(request: Request, plan: StagePlan, world: int) -> Manifest:
         kept = run.set_aside(stage)
         print(f"stage {stage}: its old folder is kept as {kept}", flush=True)
     run.stage(stage).mkdir(parents=True, exist_ok=True)
+    sweep(run.stage(stage))
     endings.clear_notes(run.logs(stage))
-    write_text(run.config_file, dump_experiment(request.config))
+    run.write_config(dump_experiment(request.config))
     manifest = Manifest(
         stage=stage,
         status="running",

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from configs.paths import stays_inside
-from data.files import sha256, sync
+from data.files import PARTIAL, remove_folder, sha256, sync
 from stages.modeling import HEAD_FILE
 
 SEAL = "seal.json"
@@ -51,7 +51,7 @@ def save_checkpoint(
         (folder / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
     earlier = sorted(folder for folder in root.glob("step-*") if folder <= final)
     for folder in set(root.glob("step-*")) - set(earlier[-keep:]):
-        shutil.rmtree(folder)
+        remove_folder(folder)
 
 
 def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -72,7 +72,7 @@ class SealedFolder:
 
     def __init__(self, final: Path) -> None:
         self.final = final
-        self.partial = final.with_name(f".{final.name}.partial")
+        self.partial = final.with_name(f".{final.name}{PARTIAL}")
 
     def __enter__(self) -> Path:
         shutil.rmtree(self.partial, ignore_errors=True)
@@ -89,7 +89,7 @@ class SealedFolder:
         for path in (*self.partial.rglob("*"), self.partial):
             sync(path)
         if self.final.exists():
-            shutil.rmtree(self.final)
+            remove_folder(self.final)
         self.partial.rename(self.final)
         sync(self.final.parent)
 

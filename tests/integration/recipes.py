@@ -1,10 +1,11 @@
 """The target of a launcher: the three recipes one after another in one process group.
 
-deepspeed recipes.py UPSTREAM OUT DEEPSPEED_JSON go|stop|resume
+deepspeed recipes.py UPSTREAM OUT DEEPSPEED_JSON go|stop|stop-again|resume [key=value ...]
 
 Every stage reads the adapters in UPSTREAM, so that each is looked at alone, and reports to OUT/STAGE. `stop`
 ends SFT and RM at a step that is logged and not yet saved, and PPO with SIGKILL to all processes; `resume`
-goes on in the same folders. Each rank leaves OUT/STAGE/rankN.json: how much of the base it held.
+goes on in the same folders; `stop-again` goes on and ends at a later step. Rank 0 adds to OUT/STAGE/begun
+the step that training begins at, and each rank leaves OUT/STAGE/rankN.json: how much of the base it held.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from stages.context import Context  # noqa: E402
 from stages.engine import Engine  # noqa: E402
 
 TINY = Path(__file__).resolve().parents[2] / "configs" / "tiny.yaml"
-STOP_AT = {"sft": 3, "rm": 3, "ppo": 2}
+STOP_AT = {"stop": {"sft": 3, "rm": 3, "ppo": 2}, "stop-again": {"sft": 5, "rm": 4, "ppo": 3}}
 UPSTREAM = {"sft": (), "rm": ("sft",), "ppo": ("sft", "rm")}
 
 
@@ -43,7 +44,7 @@ class Tracker:
     """Writes files on rank 0, as the pipeline does; ends the stage where it is told to."""
 
     def __init__(self, folder: Path, rank: int, stop_at: int | None, kill: bool) -> None:
-        self._sink = FileSink(folder) if rank == 0 else None
+        self._folder, self._sink = folder, FileSink(folder) if rank == 0 else None
         self._stop_at, self._kill = stop_at, kill
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -62,7 +63,11 @@ class Tracker:
         if self._sink:
             self._sink.rewind(step)
 
-    def phase(self, title: str, total: int, done: int = 0) -> None: ...
+    def phase(self, title: str, total: int, done: int = 0) -> None:
+        if self._sink and title.endswith("training"):
+            with (self._folder / "begun").open("a") as stream:
+                stream.write(f"{done}\n")
+
     def advance(self, units: int = 1, **figures: float) -> None: ...
     def note(self, message: str) -> None: ...
 
@@ -82,7 +87,7 @@ def held(engine: Engine) -> dict[str, dict[str, int]]:
     return found
 
 
-def run(stage: Stage, upstream: Path, out: Path, deepspeed: Path, mode: str) -> None:
+def run(stage: Stage, upstream: Path, out: Path, overrides: Sequence[str], mode: str) -> None:
     rank = int(os.environ["RANK"])
     folder = out / stage
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,12 +99,13 @@ def run(stage: Stage, upstream: Path, out: Path, deepspeed: Path, mode: str) -> 
         engines.append(self)
 
     Engine.__init__ = remembered  # type: ignore[method-assign]
-    config = load_experiment(TINY, [f"deepspeed.config={deepspeed}"])
-    tracker = Tracker(folder, rank, STOP_AT[stage] if mode == "stop" else None, kill=stage == "ppo")
+    config = load_experiment(TINY, overrides)
+    tracker = Tracker(folder, rank, STOP_AT.get(mode, {}).get(stage), kill=stage == "ppo")
+    resume = mode in ("resume", "stop-again")
     inputs = {name: upstream / name / "adapter" for name in UPSTREAM[stage]}
     recipe = importlib.import_module(f"stages.{stage}").run
     try:
-        outcome = recipe(Context(config, stage, folder, inputs, tracker, mode == "resume"))
+        outcome = recipe(Context(config, stage, folder, inputs, tracker, resume))
     except Stop:
         return
     finally:
@@ -109,6 +115,7 @@ def run(stage: Stage, upstream: Path, out: Path, deepspeed: Path, mode: str) -> 
 
 
 if __name__ == "__main__":
-    upstream, out, deepspeed, mode = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
+    words = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
+    upstream, out, deepspeed, mode, *overrides = words
     for stage in STAGES:
-        run(stage, Path(upstream), Path(out), Path(deepspeed), mode)
+        run(stage, Path(upstream), Path(out), [f"deepspeed.config={deepspeed}", *overrides], mode)

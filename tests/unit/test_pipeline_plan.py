@@ -43,6 +43,20 @@ def test_settings_of_speed_change_nothing(tmp_path: Path) -> None:
     assert plan_stage(request(tmp_path, toy(sft__micro_batch_size=1)), "sft").action == "skip"
 
 
+def test_another_deepspeed_config_and_number_of_ranks_resume(tmp_path: Path) -> None:
+    manifest = leave(tmp_path, "sft", "interrupted", checkpoint=50)
+    manifest.model_copy(update={"world_size": 2}).write(tmp_path / "sft" / "manifest.json")
+    other = toy(deepspeed__config="configs/deepspeed/zero3.json")
+    assert plan_stage(request(tmp_path, other), "sft").action == "resume"
+
+
+def test_killed_before_its_first_manifest_runs_in_the_same_folder(tmp_path: Path) -> None:
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / ".manifest.json.abc.partial").touch()
+    plan = plan_stage(request(tmp_path), "sft")
+    assert (plan.action, plan.set_aside) == ("run", None)
+
+
 def test_finished_on_another_input_runs_again(tmp_path: Path) -> None:
     leave(tmp_path, "sft", weights="first")
     leave(tmp_path, "rm")

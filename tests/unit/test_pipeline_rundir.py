@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from data.files import write_text
+from data.files import remove_folder, sweep, write_text
 from pipeline.rundir import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,3 +98,30 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_text(path, "new \ud800")
     assert path.read_text() == "old"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_killed_writers_left_is_swept_up_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / ".step-000002.partial" / "below").mkdir(parents=True)
+    left = [".manifest.json.x.partial", "checkpoints/.step-000002.partial/tensors.safetensors"]
+    kept = ["manifest.json", "mine.partial", ".sft.lock"]
+    for name in left + kept:
+        (tmp_path / name).touch()
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} == {*kept, "checkpoints"}
+
+
+def test_the_config_is_written_over_what_a_killed_writer_left(tmp_path: Path) -> None:
+    (tmp_path / ".config.yaml.x.partial").touch()
+    RunDirectory(tmp_path).write_config("name: toy\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", ".config.lock"}
+    assert (tmp_path / "config.yaml").read_text() == "name: toy\n"
+
+
+def test_a_folder_leaves_its_name_before_its_files_go(tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "step-000002"
+    folder.mkdir()
+    (folder / "seal.json").touch()
+    seen = []
+    monkeypatch.setattr("data.files.shutil.rmtree", lambda path: seen.append((path.name, folder.exists())))
+    remove_folder(folder)
+    assert seen == [(".step-000002.old.partial", False)]

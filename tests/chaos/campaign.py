@@ -1,0 +1,170 @@
+"""Stages that are killed again and again, resumed each time, and compared with stages that never were."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from configs.schema import STAGES, Stage
+from pipeline.manifest import read_manifest
+from pipeline.rundir import RunDirectory
+from stages.checkpoint import seal_fault
+from tests.chaos.attempt import Attempt, Kill, Target
+from tests.integration.runs import copy_upstream, files, metrics, rows
+
+CASES: list[tuple[Stage, int]] = [(stage, ranks) for ranks in (2, 1) for stage in STAGES]
+TARGETS: tuple[Target, ...] = ("launcher", "rank", "all")
+BY_THE_CLOCK = 0.4  # share of the kills; of the others, every second strikes in a checkpoint
+# Dropout, so that the random numbers of training have to be right as well; W&B, which has its own process.
+OPTIONS = ["adapter.dropout=0.1", "tracking.wandb=offline"]
+
+
+@dataclass
+class Life:
+    """A stage from its first launch to its end: the kills that struck it, and what is wrong with it."""
+
+    stage: Stage
+    ranks: int
+    kills: list[Kill] = field(default_factory=list)
+    finished: bool = False
+    faults: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A stage that was not killed: its run, how long it took, and the moments of its rank 0 in order."""
+
+    run: Path
+    seconds: float
+    moments: list[str]
+
+
+class Campaign:
+    """Lives of stages in `folder`; `seed` decides who is killed when."""
+
+    def __init__(self, folder: Path, seed: int, most_kills: int = 3) -> None:
+        self.folder, self.chance, self.most_kills = folder, random.Random(seed), most_kills
+        self._undisturbed: dict[tuple[Stage, int], Undisturbed] = {}
+        self._attempts = 0
+
+    def lives(self, kills: int) -> Iterator[Life]:
+        """Lives of all stages in turn, at 2 ranks and at 1, until `kills` kills have struck."""
+        struck, number = 0, 0
+        while struck < kills:
+            stage, ranks = CASES[number % len(CASES)]
+            number += 1
+            life = self._live(stage, ranks, self.folder / f"life-{number}", kills - struck)
+            struck += len(life.kills)
+            yield life
+
+    def undisturbed(self, stage: Stage, ranks: int) -> Undisturbed:
+        """The stage as it is without kills; it and those before it are run once."""
+        for each in STAGES[: STAGES.index(stage) + 1]:
+            if (each, ranks) not in self._undisturbed:
+                run = self.folder / f"undisturbed-{ranks}"
+                run.mkdir(exist_ok=True)
+                attempt = self._launch(each, run, ranks)
+                assert attempt.end() == 0, attempt.output.read_text()
+                moments = list(dict.fromkeys(attempt.trace.read_text().splitlines()))
+                self._undisturbed[each, ranks] = Undisturbed(run, attempt.seconds, moments)
+        return self._undisturbed[stage, ranks]
+
+    def _live(self, stage: Stage, ranks: int, run: Path, kills: int) -> Life:
+        reference, life = self.undisturbed(stage, ranks), Life(stage, ranks)
+        copy_upstream(reference.run, stage, run)
+        watch, behind, hold = Watch(run, stage), 0, True
+        for _ in range(min(kills, self.chance.randint(1, self.most_kills))):
+            kill = self._draw(reference, behind)
+            attempt = self._launch(stage, run, ranks, kill.moment)
+            hold = attempt.strike(kill, self.chance)
+            if not hold:
+                break
+            life.kills.append(kill)
+            life.faults += watch.after_a_kill(attempt)
+            if kill.moment:
+                behind = reference.moments.index(kill.moment) + 1
+        if hold:
+            attempt = self._launch(stage, run, ranks)
+        status = attempt.end()
+        life.finished = status == 0
+        if status:
+            life.faults.append(f"ended with status {status}: {attempt.output.read_text()[-2000:]}")
+        else:
+            life.faults += [
+                *watch.after_a_kill(attempt),
+                *watch.at_the_end(),
+                *differences(run / stage, reference.run / stage),
+            ]
+        return life
+
+    def _draw(self, reference: Undisturbed, behind: int) -> Kill:
+        """Choose a kill: by the clock, or at a moment that the stage has not yet been struck at or after."""
+        target, ahead = self.chance.choice(TARGETS), reference.moments[behind:]
+        if not ahead or self.chance.random() < BY_THE_CLOCK:
+            return Kill(target, seconds=self.chance.uniform(0, reference.seconds))
+        writing = [moment for moment in ahead if Kill(target, moment=moment).kind == "checkpoint"]
+        return Kill(
+            target, moment=self.chance.choice(writing if writing and self.chance.random() < 0.5 else ahead)
+        )
+
+    def _launch(self, stage: Stage, run: Path, ranks: int, hold: str = "") -> Attempt:
+        self._attempts += 1
+        return Attempt(stage, run, ranks, self.folder / f"attempt-{self._attempts}", OPTIONS, hold)
+
+
+class Watch:
+    """What must hold of a stage's folder whenever no process is left, and at the end."""
+
+    def __init__(self, run: Path, stage: Stage) -> None:
+        self.run, self.stage, self.folder = RunDirectory(run), stage, run / stage
+        self._wandb_id: str | None = None
+
+    def after_a_kill(self, attempt: Attempt) -> list[str]:
+        faults = [f"orphan process: {words}" for words in attempt.orphans()]
+        if self.run.is_locked(self.stage):
+            faults.append("the stage is locked, and nobody runs it")
+        manifest = read_manifest(self.run.manifest(self.stage))
+        if manifest is not None:
+            if self._wandb_id not in (None, manifest.wandb_id):
+                faults.append(f"W&B id: {self._wandb_id} became {manifest.wandb_id}")
+            self._wandb_id = manifest.wandb_id
+        return faults
+
+    def at_the_end(self) -> list[str]:
+        known = (f".{stage}.lock" for stage in STAGES)
+        hidden = {path.relative_to(self.run.path).as_posix() for path in self.run.path.rglob(".*")}
+        faults = [
+            f"left over: {name}"
+            for name in sorted(hidden - {*known, ".config.lock"})
+            if "/wandb/" not in name
+        ]
+        faults += [f"set aside: {path.name}" for path in self.run.path.glob("*.old-*")]
+        for folder in (self.folder / "adapter", *(self.folder / "checkpoints").glob("*")):
+            if fault := seal_fault(folder):
+                faults.append(f"{folder.name}: {fault}")
+        runs = {path.name.rpartition("-")[2] for path in (self.folder / "wandb").glob("offline-run-*")}
+        return faults + ([] if runs == {self._wandb_id} else [f"W&B runs {runs}, not {self._wandb_id} alone"])
+
+
+def differences(ours: Path, theirs: Path) -> list[str]:
+    """What is not bit for bit the same in two folders of a stage, the clock's figures aside."""
+    logged = [(row["step"], *sorted(row)) for row in rows(ours / "metrics.jsonl")]
+    faults = [f"step {row[0]} is logged {times} times" for row, times in Counter(logged).items() if times > 1]
+    for name in ("metrics.jsonl", "samples.jsonl", "evaluation.jsonl"):
+        if lines_of(ours / name) != lines_of(theirs / name):
+            faults.append(f"{name} differs")
+    if files(ours / "adapter") != files(theirs / "adapter"):
+        faults.append("the adapter differs")
+    if metrics(ours / "manifest.json") != metrics(theirs / "manifest.json"):
+        faults.append("the manifest's metrics differ")
+    status = json.loads((ours / "manifest.json").read_text())["status"]
+    return faults + ([] if status == "finished" else [f"the manifest says {status}"])
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    return rows(file) if file.exists() else []

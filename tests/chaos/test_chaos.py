@@ -1,0 +1,38 @@
+"""A few kills of the campaign that `make chaos` runs at length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.__main__ import table
+from tests.chaos.attempt import Kill
+from tests.chaos.campaign import Campaign, Life
+
+KILLS, SEED = 3, 0
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_killed_stages_end_as_if_never_killed(tmp_path: Path) -> None:
+    lives = list(Campaign(tmp_path, SEED, most_kills=1).lives(KILLS))
+    assert [life.faults for life in lives] == [[]] * len(lives)
+    assert all(life.finished for life in lives)
+    kills = [kill for life in lives for kill in life.kills]
+    assert len(kills) == KILLS
+    assert "checkpoint" in {kill.kind for kill in kills}, "another seed is needed to strike in a checkpoint"
+
+
+def test_the_table_counts_kills_by_what_came_of_them() -> None:
+    clock, writing = Kill("rank", 3.0), Kill("all", moment="rename sft/checkpoints/.step-000002.partial")
+    lives = [
+        Life("sft", 2, [clock, writing], finished=True),
+        Life("rm", 1, [clock], finished=True, faults=["the adapter differs"]),
+        Life("ppo", 1, [clock], faults=["ended with status 1"]),
+    ]
+    assert table(lives).splitlines()[2:] == [
+        "| all | checkpoint | 1 | 1 | 1 |",
+        "| rank | by the clock | 3 | 2 | 1 |",
+        "| together | | 4 | 3 | 2 |",
+    ]

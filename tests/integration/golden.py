@@ -1,0 +1,64 @@
+"""The trajectories of the tiny experiment's three stages, kept in `golden.json`.
+
+python -m tests.integration.golden      # writes golden.json anew, where behaviour is meant to change
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.schema import STAGES, Stage
+from tests.integration.runs import ROOT, launcher, rows, start
+
+FILE = Path(__file__).with_name("golden.json")
+RECIPES = Path(__file__).with_name("recipes.py")
+STEPS = 20
+LONGER = (
+    *("sft.epochs=3", f"sft.max_steps={STEPS}", "rm.epochs=3", f"rm.max_steps={STEPS}"),
+    f"ppo.iterations={STEPS}",
+    *(f"{stage}.{key}={STEPS}" for stage in STAGES for key in ("eval_steps", "save_steps")),
+)
+FIGURES: dict[Stage, tuple[str, ...]] = {
+    "sft": ("loss",),
+    "rm": ("loss",),
+    "ppo": ("loss/policy_avg", "loss/value_avg", "objective/scores", "objective/kl"),
+}
+
+Trajectories = dict[str, list[dict[str, Any]]]
+
+
+def run(upstream: Path, folder: Path, *overrides: str) -> Trajectories:
+    """Run the stages on one rank, each on the adapters in `upstream`; what they logged."""
+    zero = ROOT / "configs" / "deepspeed" / "zero0.json"
+    done = start([*launcher(1), RECIPES, upstream, folder, zero, "go", *overrides])
+    assert done.returncode == 0, done.stdout
+    return {stage: trajectory(folder / stage, FIGURES[stage]) for stage in STAGES}
+
+
+def trajectory(folder: Path, figures: Sequence[str]) -> list[dict[str, Any]]:
+    """The figures of each step, with the responses that were kept of it."""
+    logged = [row for row in rows(folder / "metrics.jsonl") if "learning_rate" in row]
+    texts: dict[int, list[str]] = {row["step"]: [] for row in logged}
+    for row in rows(folder / "samples.jsonl"):
+        texts[row["step"]].append(row["response"])
+    return [{name: row[name] for name in figures} | {"responses": texts[row["step"]]} for row in logged]
+
+
+def rounded(value: Any) -> Any:
+    """All numbers in `value` to 6 significant digits."""
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        trajectories = run(Path(folder), Path(folder), *LONGER)
+    FILE.write_text(json.dumps(rounded(trajectories), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"wrote {FILE}")
