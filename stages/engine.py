@@ -104,7 +104,12 @@ class Engine:
         return self.deepspeed(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradients of this rank's part of the global loss."""
+        """Accumulate the gradients of this rank's part of the global loss.
+
+        Callers let go of the loss, and of what it was computed from, before the next forward: the nodes of a
+        graph lie between its large blocks and keep an allocator from using those again, which cost a CPU
+        1.4 GiB of 5 in SFT on a 135M base with two micro-batches.
+        """
         self.deepspeed.backward(loss * self.ranks.world, scale_wrt_gas=False)
 
     def step(self) -> None:

@@ -207,13 +207,23 @@ class Trainer:
         return means | {"grad_norm": self.engine.grad_norm}
 
     def _backward(self, micro: list[Sample], batch: Layout, tokens: int, weight: float) -> dict[str, float]:
+        # The policy's backward comes before the critic is activated.
+        figures = self._policy_backward(micro, batch, tokens, weight)
+        return figures | self._critic_backward(micro, batch, tokens)
+
+    def _policy_backward(
+        self, micro: list[Sample], batch: Layout, tokens: int, weight: float
+    ) -> dict[str, float]:
         policy = response_figures(self.engine, POLICY, batch, entropy=self._with_entropy)
         loss, figures = self._policy_loss(micro, batch, tokens, policy)
-        self.engine.backward(weight * loss)  # before the critic is activated
+        self.engine.backward(weight * loss)
+        return figures
+
+    def _critic_backward(self, micro: list[Sample], batch: Layout, tokens: int) -> dict[str, float]:
         values = state_values(self.engine, CRITIC, batch)
-        critic_loss, critic_figures = self._critic_loss(micro, batch, tokens, values)
-        self.engine.backward(self.ppo.vf_coef * critic_loss)
-        return figures | critic_figures
+        loss, figures = self._critic_loss(micro, batch, tokens, values)
+        self.engine.backward(self.ppo.vf_coef * loss)
+        return figures
 
     def _shared_backward(
         self, micro: list[Sample], batch: Layout, tokens: int, weight: float

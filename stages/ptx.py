@@ -47,8 +47,11 @@ class Ptx:
         batch = [self.demonstrations[i] for i in picks]
         tokens, total = sum(map(targets, batch)), 0.0
         for micro in micro_batches(self.engine.ranks.share(batch), self.micro_batch_size):
-            logprobs, _, mask = forward(self.engine, micro, self.pad_id, self.engine.ranks.device)
-            loss = nll_loss(logprobs, mask, tokens)
-            self.engine.backward(self.coef * loss)
-            total += loss.item()
+            total += self._backward(micro, tokens)
         return total
+
+    def _backward(self, micro: Sequence[Demonstration], tokens: int) -> float:
+        logprobs, _, mask = forward(self.engine, micro, self.pad_id, self.engine.ranks.device)
+        loss = nll_loss(logprobs, mask, tokens)
+        self.engine.backward(self.coef * loss)
+        return loss.item()

@@ -116,19 +116,23 @@ class Trainer:
     def step(self, batch: Sequence[tokenize.Ranking]) -> dict[str, float]:
         """Update on one global batch of prompts; each completion is forwarded once, for all its pairs."""
         ranks = self.engine.ranks
-        names = ("loss", "accuracy", "margin", "mean_reward")
-        sums = dict.fromkeys(names, 0.0)
+        sums = dict.fromkeys(("loss", "accuracy", "margin", "mean_reward"), 0.0)
         for micro in micro_batches(ranks.share(list(batch)), self._prompts_at_once(batch)):
-            scores, order = self._scores(self.engine, micro)
-            loss, metrics = ranking_loss(scores, order, len(batch))
-            self.engine.backward(loss)
-            metrics["mean_reward"] = _mean_rewards(scores, order)
-            for name in names:
-                sums[name] += float(metrics[name]) / len(batch)
+            figures = self._backward(micro, len(batch))
+            for name in sums:
+                sums[name] += figures[name] / len(batch)
         learning_rate = self.engine.learning_rates()[0]
         self.engine.step()
         self.meter.add(sum(map(self._tokens, batch)))
         return ranks.sum(sums) | {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
+
+    def _backward(self, micro: Sequence[tokenize.Ranking], rankings: int) -> dict[str, float]:
+        """Accumulate gradients on one micro-batch of a batch of `rankings`; sums of its figures."""
+        scores, order = self._scores(self.engine, micro)
+        loss, metrics = ranking_loss(scores, order, rankings)
+        self.engine.backward(loss)
+        metrics["mean_reward"] = _mean_rewards(scores, order)
+        return {name: float(figure) for name, figure in metrics.items()}
 
     @torch.no_grad()
     def evaluate(self, held_out: Sequence[tokenize.Ranking]) -> dict[str, float]:

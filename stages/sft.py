@@ -76,15 +76,19 @@ class Trainer:
         tokens = sum(targets(example) for example in batch)
         sums = {"loss": 0.0, "mean_token_accuracy": 0.0}
         for micro in micro_batches(ranks.share(list(batch)), self.micro_batch_size):
-            logprobs, correct, mask = forward(self.engine, micro, self.pad_id, ranks.device)
-            loss = nll_loss(logprobs, mask, tokens)
-            self.engine.backward(loss)
-            sums["loss"] += loss.item()
-            sums["mean_token_accuracy"] += masked_sum(correct, mask).item() / tokens
+            for name, part in self._backward(micro, tokens).items():
+                sums[name] += part
         learning_rate = self.engine.learning_rates()[0]
         self.engine.step()
         self.meter.add(sum(map(length, batch)))
         return ranks.sum(sums) | {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
+
+    def _backward(self, micro: Sequence[Example], tokens: int) -> dict[str, float]:
+        """Accumulate gradients on one micro-batch; its part of the global batch's figures."""
+        logprobs, correct, mask = forward(self.engine, micro, self.pad_id, self.engine.ranks.device)
+        loss = nll_loss(logprobs, mask, tokens)
+        self.engine.backward(loss)
+        return {"loss": loss.item(), "mean_token_accuracy": masked_sum(correct, mask).item() / tokens}
 
     @torch.no_grad()
     def evaluate(self, held_out: Sequence[tokenize.Demonstration]) -> dict[str, float]:
