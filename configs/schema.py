@@ -176,13 +176,15 @@ class Sft(Epochs):
 class Rollout(Section):
     """How a policy is sampled. Log-probabilities are those of the distribution that was sampled from."""
 
-    engine: Literal["auto", "hf", "merged"] = Field(
+    engine: Literal["auto", "hf", "merged", "continuous"] = Field(
         "auto",
         description="hf: transformers' generate on the quantized base; merged: a dequantized copy with the "
-        "adapter folded in, faster; auto: merged where the copy fits in free memory",
+        "adapter folded in, faster; continuous: on that copy, prompts that wait take the place of sequences "
+        "that have ended; auto: continuous, or merged where the base does not allow it, if the copy fits in "
+        "free memory",
     )
     max_new_tokens: Count = 128
-    batch_size: Count = Field(32, description="sequences sampled together on one rank")
+    batch_size: Count = Field(32, description="sequences in flight together on one rank")
     temperature: Positive = 1.0
     top_k: Count | None = Field(None, description="sample from so many of the likeliest tokens")
     top_p: Annotated[float, Field(gt=0, le=1), NoTruth] = Field(

@@ -17,8 +17,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import logging as transformers_logging
 
 from configs.errors import UserError
-from configs.schema import Base, Experiment, Stage
+from configs.schema import Base, Experiment, Rollout, Stage
 from stages.embedded import EMBEDDED
+from stages.flight import joinable
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -117,7 +118,7 @@ def check_loaded(config: Base, found: Mapping[str, Any]) -> None:
 def check_fit(
     experiment: Experiment, stage: Stage, known: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Raise UserError where the experiment's lengths or the tokenizer's ids are more than the base takes."""
+    """Raise UserError where lengths, the tokenizer's ids or the sampling engine are not for this base."""
     text = known.get_text_config()
     window, largest = text.to_dict().get("max_position_embeddings"), max(tokenizer.get_vocab().values())
     if largest >= text.vocab_size:
@@ -130,6 +131,13 @@ def check_fit(
             raise UserError(
                 f"{what}: {tokens} tokens are more than the {window} of the context window of "
                 f"{experiment.base.model!r}. Lower it, or use a base with a larger window."
+            )
+    for key, rollout in _rollouts(experiment, stage).items():
+        if rollout.engine == "continuous" and not joinable(known):
+            raise UserError(
+                f"{key}.engine: continuous, but {experiment.base.model!r} does not keep the keys of all "
+                "tokens (it has sliding windows or recurrent layers), so that prompts cannot join sequences "
+                "in flight. Set it to auto or merged, or use another base."
             )
 
 
@@ -162,15 +170,21 @@ def _lengths(experiment: Experiment, stage: Stage) -> dict[str, int]:
     """The longest sequences of a stage, by the keys that say so."""
     data = experiment.data
     lengths = {"data.max_length": data.max_length}
-    sampled = {
-        "rm": ("rm.rankings.rollout", experiment.rm.rankings.rollout),
-        "ppo": ("ppo.rollout", experiment.ppo.rollout),
-    }
-    if stage in sampled:
-        key, section = sampled[stage]
-        tokens = data.max_prompt_length + section.max_new_tokens
+    for key, rollout in _rollouts(experiment, stage).items():
+        tokens = data.max_prompt_length + rollout.max_new_tokens
         lengths[f"data.max_prompt_length + {key}.max_new_tokens"] = tokens
     return lengths
+
+
+def _rollouts(experiment: Experiment, stage: Stage) -> dict[str, Rollout]:
+    """How a stage samples, by the key that says so; nothing for a stage that does not."""
+    if stage == "sft":
+        return {}
+    if stage == "rm":
+        return {"rm.rankings.rollout": experiment.rm.rankings.rollout}
+    if stage == "best" and experiment.best.rollout is not None:
+        return {"best.rollout": experiment.best.rollout}
+    return {"ppo.rollout": experiment.ppo.rollout}
 
 
 def _some(names: list[str]) -> str:

@@ -290,6 +290,7 @@ def trial(minimal: Path, *overrides: str) -> Experiment:
         ("ppo.rollout.batch_size=3", set()),
         ("ppo.rollout.engine=hf", set()),
         ("rm.rankings.rollout.engine=merged", set()),
+        ("ppo.rollout.engine=continuous", set()),
         ("base.gradient_checkpointing=true", set()),
         ("sft.micro_batch_size=1", set()),
         ("ppo.save_steps=1", set()),

@@ -244,3 +244,28 @@ def test_tokenizer_of_another_model(tiny_folder, tmp_path):
     check_message(
         str(caught.value), "has token 383, but the model only 300 embeddings", "copy both from the same"
     )
+
+
+@pytest.mark.parametrize(
+    ("stage", "section", "key"),
+    [
+        ("rm", {"rm": {"rankings": {"rollout": {"engine": "continuous"}}}}, "rm.rankings.rollout.engine"),
+        ("ppo", {"ppo": {"rollout": {"engine": "continuous"}}}, "ppo.rollout.engine"),
+        ("best", {"ppo": {"rollout": {"engine": "continuous"}}}, "ppo.rollout.engine"),
+        ("best", {"best": {"rollout": {"engine": "continuous"}}}, "best.rollout.engine"),
+    ],
+)
+def test_continuous_sampling_of_a_sliding_window(stage, section, key, tiny_folder, tmp_path):
+    damaged(tiny_folder, tmp_path / "model", [edit(CONFIG, sliding_window=8)])
+    known, tokenizer = (
+        load_config(Base(model=str(tmp_path / "model"))),
+        load_tokenizer(Base(model="tiny-random")),
+    )
+    config = experiment(max_length=256, max_prompt_length=64)
+    check_fit(config, stage, known, tokenizer)  # `auto` has its chunks there
+    config = Experiment.model_validate(config.model_dump() | section)
+    with pytest.raises(UserError) as caught:
+        check_fit(config, stage, known, tokenizer)
+    check_message(
+        str(caught.value), f"{key}: continuous, but 'tiny-random' does not keep", "Set it to auto or merged"
+    )
