@@ -203,15 +203,16 @@ class Vllm(Section):
 class Rollout(Section):
     """How a policy is sampled. Log-probabilities are those of the distribution that was sampled from."""
 
-    engine: Literal["auto", "hf", "merged", "vllm"] = Field(
+    engine: Literal["auto", "hf", "merged", "continuous", "vllm"] = Field(
         "auto",
         description="hf: transformers' generate on the quantized base; merged: a dequantized copy with the "
-        "adapter folded in, faster; vllm: vLLM on a GPU (an extra); auto: merged where the copy fits in free "
-        "memory, else hf",
+        "adapter folded in, faster; continuous: on that copy, prompts that wait take the place of sequences "
+        "that have ended; vllm: vLLM on a GPU (an extra); auto: continuous, or merged where the base does "
+        "not allow it, if the copy fits in free memory, else hf",
     )
     vllm: Vllm = Vllm()
     max_new_tokens: Count = 128
-    batch_size: Count = Field(32, description="sequences sampled together on one rank")
+    batch_size: Count = Field(32, description="sequences in flight together on one rank")
     temperature: Positive = 1.0
     top_k: Count | None = Field(None, description="sample from so many of the likeliest tokens")
     top_p: Annotated[float, Field(gt=0, le=1), NoTruth] = Field(

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from configs.errors import UserError
 from configs.schema import Base, Experiment, Stage
 from stages.embedded import EMBEDDED
+from stages.flight import joinable
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -138,6 +139,17 @@ def check_fit(
             )
 
 
+def check_joinable(experiment: Experiment, stage: Stage, known: PretrainedConfig) -> None:
+    """Raise UserError where `stage` asks for continuous batching of a policy that cannot do it."""
+    key, rollout = experiment.rollouts.get(stage, ("", None))
+    if rollout and rollout.engine == "continuous" and not joinable(known):
+        raise UserError(
+            f"{key}.engine: continuous, but {experiment.base.model!r} does not keep the keys of all tokens "
+            "(it has sliding windows or recurrent layers), so that prompts cannot join sequences in flight. "
+            "Set it to auto or merged, or use another base."
+        )
+
+
 def told_apart_by_masks(base: PreTrainedModel) -> bool:
     """Whether a mask (B, 1, T, T) and position ids can keep texts in one row apart.
 
@@ -167,13 +179,9 @@ def _lengths(experiment: Experiment, stage: Stage) -> dict[str, int]:
     """The longest sequences of a stage, by the keys that say so."""
     data = experiment.data
     lengths = {"data.max_length": data.max_length}
-    sampled = {
-        "rm": ("rm.rankings.rollout", experiment.rm.rankings.rollout),
-        "ppo": ("ppo.rollout", experiment.ppo.rollout),
-    }
-    if stage in sampled:
-        key, section = sampled[stage]
-        tokens = data.max_prompt_length + section.max_new_tokens
+    if stage in experiment.rollouts:
+        key, rollout = experiment.rollouts[stage]
+        tokens = data.max_prompt_length + rollout.max_new_tokens
         lengths[f"data.max_prompt_length + {key}.max_new_tokens"] = tokens
     return lengths
 

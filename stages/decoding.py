@@ -1,18 +1,18 @@
 """One token after another, greedily over noisy logits: by transformers' `generate`, or by a loop of our own.
 
-Both draw the same noise, so that they differ by rounding alone. The loop needs no other rank, runs a prompt
-that is asked for several responses once, and leaves out rows that have ended their turn.
+Both draw the same noise, so that they differ by rounding alone. The loop needs no other rank, reads a prompt
+that is asked for several responses once, and lets prompts that wait take the place of ended sequences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -24,6 +24,11 @@ from transformers import (
 
 from configs.schema import Rollout
 from data.collate import prompts as collate_prompts
+from stages.flight import Flight
+
+# Prompts that wait come in once so large a share of the rows is free: reading them takes a forward of its
+# own, and a few rows that stay free for some steps cost little.
+ADMITTED_TOGETHER = 0.25
 
 
 @dataclass(frozen=True)
@@ -46,29 +51,33 @@ class Limits:
     end: int
     pad: int
 
+    def reached(self, ids: list[int]) -> bool:
+        """Whether a response of these tokens is whole."""
+        return ids[-1] == self.end or len(ids) == self.max_new_tokens
+
 
 class GumbelNoise(LogitsProcessor):
     """Adds Gumbel noise to the logits, so that the greedy choice is an exact sample at temperature 1.
 
     argmax(logits + g) with g standard Gumbel is distributed as softmax(logits) (Gumbel-max trick,
-    Gumbel 1954; Maddison et al. 2014). Each row draws from a generator of its own.
+    Gumbel 1954; Maddison et al. 2014). Each sequence draws from a generator of its own.
+
+    Attributes:
+        rows: which sequence each row of the logits belongs to, by the place of its seed; at first all.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self.rows = list(range(len(seeds)))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, V) logits to (B, V) noisy logits, fp32."""
         # On a CPU, `exponential_` takes one logarithm at a time; these are the same numbers in half the time.
         exponential = torch.empty(scores.shape, dtype=torch.float64, device=scores.device)
-        for row, generator in zip(exponential, self._generators, strict=True):
-            row.uniform_(generator=generator)
+        for noise, row in zip(exponential, self.rows, strict=True):
+            noise.uniform_(generator=self._generators[row])
         exponential.neg_().log1p_().neg_()
         return scores.float() - exponential.float().log_()
-
-    def keep(self, rows: list[int]) -> None:
-        """Go on with these rows alone; each draws what it would have drawn among all."""
-        self._generators = [self._generators[row] for row in rows]
 
 
 class Draw(LogitsProcessor):
@@ -92,6 +101,14 @@ class Draw(LogitsProcessor):
         if self._truncates:
             self.support.append([row.nonzero()[:, 0].int().cpu() for row in warped.isfinite()])
         return noisy
+
+    def tell(self, responses: Sequence[Response], tokens: Tensor) -> None:
+        """Add the tokens (B,) that were chosen last, and what is known of them, to the rows' responses."""
+        chosen = zip(responses, tokens.tolist(), self.logprobs[-1].tolist(), strict=True)
+        for row, (response, token, logprob) in enumerate(chosen):
+            response.ids.append(token)
+            response.logprobs.append(logprob)
+            response.support.extend(each[row] for each in self.support[-1:])
 
 
 def warpers(rollout: Rollout) -> LogitsProcessorList:
@@ -141,61 +158,30 @@ def generate(
 
 @torch.no_grad()
 def decode(
-    model: PreTrainedModel, prompts: Sequence[list[int]], draw: Draw, limits: Limits
-) -> list[Response]:
-    """Responses of a model that this rank has to itself."""
-    cache = DynamicCache(config=model.config)
-    mask, logits = _read_prompts(model, prompts, cache, limits.pad)
-    responses = [Response() for _ in prompts]
-    alive = list(range(len(prompts)))
-    for step in range(1, limits.max_new_tokens + 1):
-        tokens = draw(mask, logits).argmax(-1)
-        chosen = tokens.tolist()
-        for i, (token, logprob) in enumerate(zip(chosen, draw.logprobs[-1].tolist(), strict=True)):
-            response = responses[alive[i]]
-            response.ids.append(token)
-            response.logprobs.append(logprob)
-            response.support.extend(each[i] for each in draw.support[-1:])
-        going = [i for i, token in enumerate(chosen) if token != limits.end]
-        if not going or step == limits.max_new_tokens:
-            break
-        if len(going) < len(alive):
-            rows = torch.tensor(going, device=mask.device)
-            cache.batch_select_indices(rows)
-            draw.noise.keep(going)
-            mask, tokens, alive = mask[rows], tokens[rows], [alive[i] for i in going]
-        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-        logits = _forward(model, tokens[:, None], mask, cache)
-    return responses
+    model: PreTrainedModel, prompts: Sequence[list[int]], draw: Draw, limits: Limits, at_once: int
+) -> Iterator[tuple[int, Response]]:
+    """Responses of a model that this rank has to itself, each with the place of its prompt, as they end.
 
-
-def _read_prompts(
-    model: PreTrainedModel, prompts: Sequence[list[int]], cache: DynamicCache, pad: int
-) -> tuple[Tensor, Tensor]:
-    """Fill the cache with each distinct prompt once and spread it over the rows that ask it.
-
-    Returns:
-        Attention mask (B, P), and the logits after each row's prompt (B, V).
+    At most `at_once` sequences are in flight. Where there are more prompts, they wait until ended sequences
+    have left room for some; this the model must allow (see `joinable`).
     """
-    distinct = {tuple(prompt): number for number, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    input_ids, mask = collate_prompts(list(map(list, distinct)), pad).to(model.device)
-    logits = _forward(model, input_ids, mask, cache)
-    if len(distinct) == len(prompts):
-        return mask, logits
-    rows = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=mask.device)
-    cache.batch_select_indices(rows)
-    return mask[rows], logits[rows]
-
-
-def _forward(model: PreTrainedModel, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
-    """(B, T) new tokens, after what the cache holds, to the logits of the last of them (B, V)."""
-    positions = mask.cumsum(-1).sub(1).clamp(min=0)[:, -ids.shape[1] :]
-    output = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return output.logits[:, -1]
+    responses = [Response() for _ in prompts]
+    waiting, flying = deque(range(len(prompts))), list[int]()
+    flight = Flight(model, limits.pad)
+    while waiting or flying:
+        room = at_once - len(flying)
+        if waiting and room >= min(len(waiting), ADMITTED_TOGETHER * at_once):
+            admitted = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+            flight.admit([prompts[i] for i in admitted])
+            flying += admitted
+        draw.noise.rows = flying
+        tokens = draw(flight.mask, flight.logits).argmax(-1)
+        draw.tell([responses[i] for i in flying], tokens)
+        ended = [i for i in flying if limits.reached(responses[i].ids)]
+        yield from ((i, responses[i]) for i in ended)
+        if ended:
+            going = [row for row, i in enumerate(flying) if i not in ended]
+            flight.keep(going)
+            tokens, flying = tokens[going], [flying[row] for row in going]
+        if flying:
+            flight.extend(tokens)

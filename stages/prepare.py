@@ -12,7 +12,7 @@ from configs.schema import Base, Experiment, Stage
 from data.formats import Kind, load_rows
 from data.split import stage_split
 from data.tokenize import Counts, apply_template
-from stages.base_checks import check_fit
+from stages.base_checks import check_fit, check_joinable
 from stages.cast import Cast, Players, same_tokens
 from stages.checkpoint import save_adapter
 from stages.context import Context
@@ -40,6 +40,7 @@ def prepare(context: Context) -> tuple[Ranks, Cast]:
     ranks.barrier()
     deepspeed_options(config.deepspeed)
     tokenizers = [_tokenizer(context, base) for base in bases]
+    check_joinable(config, context.stage, load_config(config.base))
     if context.stage == "ppo":
         check_critic(config, tokenizers)
     roles = [_roles(context, base, ranks) for base in bases]

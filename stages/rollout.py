@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ from data.sampler import micro_batches
 from stages.cast import Players
 from stages.decoding import Draw, GumbelNoise, Limits, Response, decode, generate
 from stages.engine import Engine
+from stages.flight import joinable
 from stages.merged import MergedCopy
 from stages.modeling import Roles
 from stages.ranks import Ranks
@@ -40,29 +41,38 @@ class Sampler:
         """The token ids of `respond`."""
         return [response.ids for response in self.respond(role, prompts, seeds)]
 
-    def respond(self, role: str, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Response]:
+    def respond(
+        self,
+        role: str,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> list[Response]:
         """Sample one response of `role` to each prompt of this rank.
 
         Args:
             prompts: token ids, not padded; as many on every rank.
             seeds: one for each prompt.
+            advance: told how many responses have ended since it was told last.
 
         Returns:
             Each response; one that ended its turn closes with the end-of-turn token.
         """
         if self.rollout.engine == "vllm":
             engine = vllm_engine(self.roles, self.tokenizer, self.ranks, self.rollout)
-            return engine.respond(role, prompts, seeds)
+            responses = engine.respond(role, prompts, seeds)
+            advance(len(responses))
+            return responses
         training = self.roles.training
         self.roles.eval()
         self.roles.activate(role)
         model = self.merged.holding(role) if self.merged else None
         responses = [Response()] * len(prompts)
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # so that little is padding
-        for chunk in micro_batches(by_length, self.rollout.batch_size):
-            sampled = self._batch(model, [prompts[i] for i in chunk], [seeds[i] for i in chunk])
-            for i, response in zip(chunk, sampled, strict=True):
-                responses[i] = response
+        for chunk in micro_batches(by_length, self._taken_together(len(prompts))):
+            for row, response in self._batch(model, [prompts[i] for i in chunk], [seeds[i] for i in chunk]):
+                responses[chunk[row]] = response
+                advance(1)
         self.roles.train(training)
         return responses
 
@@ -80,15 +90,23 @@ class Sampler:
         logger.info("sampling on a merged copy of the base, %.2f GiB", copy.size / 2**30)
         return copy
 
+    def _taken_together(self, prompts: int) -> int:
+        """How many of so many prompts are handed over at once; not all of them need be in flight together."""
+        engine, rows = self.rollout.engine, self.rollout.batch_size
+        if engine == "vllm":
+            return max(1, prompts)
+        joins = engine in ("auto", "continuous") and joinable(self.roles.causal.config)
+        return max(1, prompts) if joins and self.merged else rows
+
     def _batch(
         self, model: PreTrainedModel | None, prompts: Sequence[list[int]], seeds: Sequence[int]
-    ) -> list[Response]:
+    ) -> Iterable[tuple[int, Response]]:
         draw = Draw(GumbelNoise(seeds, self.ranks.device), self.rollout)
         limits = Limits(self.rollout.max_new_tokens, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
         if model is not None:
-            return decode(model, prompts, draw, limits)
+            return decode(model, prompts, draw, limits, self.rollout.batch_size)
         # ZeRO-3: all ranks must take part in every step.
-        return generate(self.roles.causal, prompts, draw, limits, in_step=self.ranks.world > 1)
+        return enumerate(generate(self.roles.causal, prompts, draw, limits, in_step=self.ranks.world > 1))
 
     def shared(
         self,
@@ -99,10 +117,15 @@ class Sampler:
     ) -> list[Response]:
         """Share the work among ranks: every rank gets all responses, in the order of `prompts`."""
         found: list[tuple[int, Response]] = []
-        for chunk in self.ranks.rounds(list(range(len(prompts))), self.rollout.batch_size):
-            responses = self.respond(role, [prompts[i] for i in chunk.items], [seeds[i] for i in chunk.items])
+        share = self._taken_together(-(-len(prompts) // self.ranks.world))
+        for chunk in self.ranks.rounds(list(range(len(prompts))), share):
+            responses = self.respond(
+                role,
+                [prompts[i] for i in chunk.items],
+                [seeds[i] for i in chunk.items],
+                lambda ended: advance(ended * self.ranks.world),
+            )
             found += list(zip(chunk.items, responses, strict=True)) * chunk.weight
-            advance(len(chunk.items) * self.ranks.world)
         return [response for _, response in sorted(self.ranks.gather(found), key=lambda pair: pair[0])]
 
     def lay_out(self, prompts: Sequence[list[int]], responses: Sequence[Response]) -> Layout:

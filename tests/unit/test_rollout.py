@@ -397,7 +397,7 @@ def warped(logits: torch.Tensor, rollout: Rollout) -> torch.Tensor:
     return allowed / allowed.sum()
 
 
-@pytest.mark.parametrize("engine", ["hf", "merged"])
+@pytest.mark.parametrize("engine", ["hf", "merged", "continuous"])
 @pytest.mark.parametrize("options", WARPED, ids=str)
 def test_log_probabilities_are_of_the_distribution_sampled_from(engine, options, roles, tiny_tokenizer):
     rollout = Rollout(engine=engine, max_new_tokens=6, batch_size=16, **options)

@@ -61,6 +61,10 @@ OVERRIDES = [
         "rm.rankings.labeller: 'human' is not allowed; allowed: one of file, warmth",
     ),
     ("ppo.judge=vibes", "ppo.judge: 'vibes' is not allowed"),
+    (
+        "ppo.rollout.engine=continous",
+        "ppo.rollout.engine: 'continous' is not allowed; allowed: one of auto, hf, merged, continuous",
+    ),
     ("adapter.target_modules=[]", "adapter.target_modules: [] is not allowed"),
     ("sft={a: {b", "sft: not YAML"),
 ]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from configs.errors import UserError
 from configs.schema import Adapter, Base, Experiment
-from stages.base_checks import check_fit
+from stages.base_checks import check_fit, check_joinable
 from stages.modeling import load_base, load_config, load_tokenizer
 from tests.contract.bad_inputs.entry import check_message, files
 from tests.roles import tiny_roles
@@ -243,4 +243,26 @@ def test_tokenizer_of_another_model(tiny_folder, tmp_path):
         check_fit(config, "sft", config.base, known, load_tokenizer(config.base))
     check_message(
         str(caught.value), "has token 383, but the model only 300 embeddings", "copy both from the same"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "section", "key"),
+    [
+        ("rm", {"rm": {"rankings": {"rollout": {"engine": "continuous"}}}}, "rm.rankings.rollout.engine"),
+        ("ppo", {"ppo": {"rollout": {"engine": "continuous"}}}, "ppo.rollout.engine"),
+        ("best", {"ppo": {"rollout": {"engine": "continuous"}}}, "ppo.rollout.engine"),
+        ("best", {"best": {"rollout": {"engine": "continuous"}}}, "best.rollout.engine"),
+    ],
+)
+def test_continuous_sampling_of_a_sliding_window(stage, section, key, tiny_folder, tmp_path):
+    damaged(tiny_folder, tmp_path / "model", [edit(CONFIG, sliding_window=8)])
+    known = load_config(Base(model=str(tmp_path / "model")))
+    config = experiment(max_length=256, max_prompt_length=64)
+    check_joinable(config, stage, known)  # `auto` has its chunks there
+    config = Experiment.model_validate(config.model_dump() | section)
+    with pytest.raises(UserError) as caught:
+        check_joinable(config, stage, known)
+    check_message(
+        str(caught.value), f"{key}: continuous, but 'tiny-random' does not keep", "Set it to auto or merged"
     )
