@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import sys
@@ -23,6 +24,12 @@ logger = logging.getLogger("tristage")
 # ranks as soon as rank 0 exits; a rank that is still there after this long has something of its own to say.
 RANK_ZERO_SPEAKS_FIRST_SECONDS = 4.0
 STOPPED = "interrupted"
+FULL = {
+    errno.ENOSPC: "no space is left on it",
+    errno.EDQUOT: "the quota on it is used up",
+    errno.EFBIG: "a file there may not be so large (ulimit -f)",
+    errno.EROFS: "it is read-only",
+}
 
 
 class RankFailed(Exception):
@@ -32,6 +39,16 @@ class RankFailed(Exception):
 def stopped(error: BaseException) -> bool:
     """Whether a person or a scheduler ended the process, rather than a failure."""
     return isinstance(error, Interrupted | KeyboardInterrupt)
+
+
+def explained(error: BaseException, folder: Path) -> BaseException:
+    """A disk that takes no more is the user's to mend; all other errors are as they are."""
+    if not isinstance(error, OSError) or error.errno not in FULL:
+        return error
+    return UserError(
+        f"{error.filename or folder}: could not be written, {FULL[error.errno]}. What was saved before is "
+        "whole: make room, and the same command resumes."
+    )
 
 
 def exit_code(error: BaseException) -> int:

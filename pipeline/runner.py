@@ -9,7 +9,7 @@ import importlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +79,8 @@ def run_stage(
             if rank == 0:
                 return _lead(request, stage, world, hint, signals)
             return _follow(request, stage, rank, signals)
-    except (Exception, KeyboardInterrupt, Interrupted) as error:
+    except (Exception, KeyboardInterrupt, Interrupted) as caught:
+        error = endings.explained(caught, request.run.stage(stage))
         if rank:
             endings.leave_note(request.run.logs(stage), rank, error)
         endings.report(error, rank)
@@ -236,6 +237,7 @@ def _attempt(
         ended = _finished(manifest, outcome, request.run.output(manifest.stage), time.monotonic() - begin)
     except BaseException as caught:
         error = endings.cause(caught, request.run.logs(manifest.stage), peers)
+        error = endings.explained(error, request.run.stage(manifest.stage))
         seconds = manifest.wall_seconds + time.monotonic() - begin
         status = "interrupted" if endings.stopped(error) else "failed"
         failure = {
@@ -244,7 +246,8 @@ def _attempt(
             "wall_seconds": seconds,
             "finished": now(),
         }
-        manifest.model_copy(update=failure).write(path)
+        with suppress(OSError):  # where the disk is full; the stage then looks as if it had been killed
+            manifest.model_copy(update=failure).write(path)
         reporter.close(endings.exit_code(error))
         raise error from None
     ended.write(path)

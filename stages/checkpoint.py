@@ -80,9 +80,13 @@ class SealedFolder:
         return self.partial
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
+        try:
+            if kind is None:
+                self._publish()
+        finally:
             shutil.rmtree(self.partial, ignore_errors=True)
-            return
+
+    def _publish(self) -> None:
         files = sorted(path for path in self.partial.rglob("*") if path.is_file())
         hashes = {path.relative_to(self.partial).as_posix(): sha256(path) for path in files}
         (self.partial / SEAL).write_text(json.dumps(hashes, indent=1))

@@ -21,6 +21,7 @@ from configs.schema import STAGES, Stage
 from tests.integration.runs import (
     KILLED_STAGE,
     ROOT,
+    RUN_STAGE,
     TINY,
     assert_same_result,
     copy_upstream,
@@ -197,6 +198,17 @@ def test_missing_upstream_is_named(apart: Path, tmp_path: Path) -> None:
     done = run_stage("ppo", run_dir, *OVERRIDES, status=2)
     assert "rm" in done.stdout and "--stage rm" in done.stdout
     assert not (run_dir / "ppo" / "manifest.json").exists()
+
+
+def test_a_disk_that_takes_no_more_is_told_and_loses_nothing(apart: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: it strikes in the first checkpoint."""
+    command = [sys.executable, RUN_STAGE, *words("sft", tmp_path, *OVERRIDES)]
+    done = start(["bash", "-c", 'ulimit -f 64 && exec "$@"', "bash", *command])
+    assert done.returncode == 2 and "Traceback" not in done.stdout, done.stdout
+    assert f"error: {tmp_path / 'sft'}: could not be written" in done.stdout
+    assert not list((tmp_path / "sft" / "checkpoints").iterdir())
+    run_stage("sft", tmp_path, *OVERRIDES)
+    assert_same_result(tmp_path / "sft", apart / "sft")
 
 
 def test_best_of_n_and_then_rejection_sampling_fine_tuning(apart: Path, tmp_path: Path) -> None:

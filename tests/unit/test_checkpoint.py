@@ -220,6 +220,7 @@ def test_interrupted_write_leaves_the_older_checkpoint(failing, tmp_path, monkey
     found, complaints = newest_checkpoint(tmp_path)
     assert found is not None
     assert (found.step, complaints) == (10, [])
+    assert names(tmp_path) == ["step-000010"]  # a disk that was full has its room back
 
 
 def test_folder_appears_sealed_and_synced_or_not_at_all(tmp_path, monkeypatch):
