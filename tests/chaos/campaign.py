@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from tests.integration.runs import copy_upstream, files, metrics, rows
 CASES: list[tuple[Stage, int]] = [(stage, ranks) for ranks in (2, 1) for stage in STAGES]
 TARGETS: tuple[Target, ...] = ("launcher", "rank", "all")
 BY_THE_CLOCK = 0.4  # share of the kills; of the others, every second strikes in a checkpoint
+SECONDS_TO_UNLOCK = 10.0
 # Dropout, so that the random numbers of training have to be right as well; W&B, which has its own process.
 OPTIONS = ["adapter.dropout=0.1", "tracking.wandb=offline"]
 
@@ -126,7 +128,7 @@ class Watch:
 
     def after_a_kill(self, attempt: Attempt) -> list[str]:
         faults = [f"orphan process: {words}" for words in attempt.orphans()]
-        if self.run.is_locked(self.stage):
+        if self._stays_locked():
             faults.append("the stage is locked, and nobody runs it")
         manifest = read_manifest(self.run.manifest(self.stage))
         if manifest is not None:
@@ -134,6 +136,13 @@ class Watch:
                 faults.append(f"W&B id: {self._wandb_id} became {manifest.wandb_id}")
             self._wandb_id = manifest.wandb_id
         return faults
+
+    def _stays_locked(self) -> bool:
+        """Whether the lock is stale. The system needs a moment to take a killed process apart."""
+        deadline = time.monotonic() + SECONDS_TO_UNLOCK
+        while (locked := self.run.is_locked(self.stage)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return locked
 
     def at_the_end(self) -> list[str]:
         known = (f".{stage}.lock" for stage in STAGES)
