@@ -202,8 +202,8 @@ def test_missing_upstream_is_named(apart: Path, tmp_path: Path) -> None:
 
 def test_a_disk_that_takes_no_more_is_told_and_loses_nothing(apart: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands in for a full disk: it strikes in the first checkpoint."""
-    command = [sys.executable, RUN_STAGE, *words("sft", tmp_path, *OVERRIDES)]
-    done = start(["bash", "-c", 'ulimit -f 64 && exec "$@"', "bash", *command])
+    limited = ["bash", "-c", 'ulimit -f 64 && exec "$@"', "bash"]
+    done = start([*limited, sys.executable, RUN_STAGE, *words("sft", tmp_path, *OVERRIDES)])
     assert done.returncode == 2 and "Traceback" not in done.stdout, done.stdout
     assert f"error: {tmp_path / 'sft'}: could not be written" in done.stdout
     assert not list((tmp_path / "sft" / "checkpoints").iterdir())
