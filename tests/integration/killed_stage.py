@@ -4,7 +4,7 @@ python killed_stage.py WHEN --stage ... (the arguments of run_stage.py)
 
 WHEN is a step: SIGKILL to all processes once it is logged and its checkpoint, if one is due, is not yet
 written; `end`: the same after the last checkpoint, before there is an adapter; `raise` or `die`: rank 1 alone
-ends after its first step, by an error or by SIGKILL; `SIGINT@STEP`, `SIGTERM@STEP`: that signal to all
+ends after its second step, by an error or by SIGKILL; `SIGINT@STEP`, `SIGTERM@STEP`: that signal to all
 processes once STEP is logged; `SIGTERM@STEP@rank`: to rank 0 alone.
 """
 
@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,11 @@ def after(last: int, do: Callable[[], None]) -> None:
 
 
 def end_rank_1(how: str) -> None:
-    """End rank 1, which reports to nobody, when its first step is done."""
+    """End rank 1, which reports to nobody, when its second step is done and its first is in a checkpoint."""
+    steps = count(1)
 
     def advance(self: NullReporter, units: int = 1, **figures: float) -> None:
-        if "learning_rate" in figures:
+        if "learning_rate" in figures and next(steps) == 2:
             if how == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise ZeroDivisionError("a fault of rank 1 alone")

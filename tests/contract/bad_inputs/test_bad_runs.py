@@ -208,10 +208,10 @@ def test_adapter_of_another_run(ours, tmp_path):
     [
         (
             "base.model=smollm2-135m-instruct",
-            "its base is smollm2-135m-instruct (nf4), but stage sft was trained",
+            "base is smollm2-135m-instruct (nf4), but stage sft was trained",
         ),
-        ("base.revision=v2", "its base is tiny-random@v2 (nf4)"),
-        ("base.quantization=int8", "its base is tiny-random (int8)"),
+        ("base.revision=v2", "base is tiny-random@v2 (nf4)"),
+        ("base.quantization=int8", "base is tiny-random (int8)"),
         ("adapter.r=4", "stage sft was trained with another adapter: adapter.r: 16 -> 4"),
         ("adapter.target_modules=[q_proj]", "adapter.target_modules: all-linear -> ['q_proj']"),
     ],
