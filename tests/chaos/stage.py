@@ -31,6 +31,7 @@ EVENTS = {
     "shutil.rmtree": "remove",
 }
 RANDOM = re.compile(r"\.\w{8}\.partial$")  # names of temporary files
+SECONDS_HELD = 120.0  # where nobody is left to strike
 ELSEWHERE = {stage: (f"{stage}/logs", f"{stage}/wandb") for stage in STAGES}
 
 
@@ -62,7 +63,8 @@ def watch(run: str, stage: Stage, trace: Path, hold: str, held: Path) -> None:
         if waiting and name == hold:
             waiting = False
             held.touch()
-            while held.exists():
+            until = time.monotonic() + SECONDS_HELD
+            while held.exists() and time.monotonic() < until:
                 time.sleep(0.01)
 
     sys.addaudithook(hook)
