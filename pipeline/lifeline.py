@@ -15,7 +15,8 @@ import psutil
 
 DEEPSPEED = "deepspeed.launcher.launch"  # what the command `deepspeed` starts on each machine
 SECONDS_BETWEEN_LOOKS = 1.0
-SECONDS_TO_STOP = 90.0  # for a rank in the middle of a long operation, as under `tristage run`
+# A rank that is stopped may be in the middle of a long operation, and then has its manifest to write.
+SECONDS_TO_STOP = 90.0
 
 
 def follow_launcher() -> None:

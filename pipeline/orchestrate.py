@@ -18,12 +18,11 @@ from types import FrameType
 from configs.errors import UserError
 from configs.schema import Stage
 from pipeline.batches import check_batches
+from pipeline.lifeline import SECONDS_TO_STOP
 from pipeline.manifest import read_manifest
 from pipeline.plan import Request, plan_stage, plan_stages
 from pipeline.signals import SECONDS_TO_REPEAT, WATCHED
 
-# A rank that is stopped may be in the middle of a long operation, and then has its manifest to write.
-SECONDS_TO_STOP = 90.0
 SLOTS = re.compile("slots=[1-9][0-9]{0,5}")
 
 

@@ -38,7 +38,7 @@ def run(context: Context) -> Outcome:
     cast.policy_base.add_from(SFT, context.inputs["sft"], trainable=False)
     cast.reward_base.add_from(REWARD, context.inputs["rm"], trainable=False)
     cast.eval()
-    rollout = context.config.best.rollout or context.config.ppo.rollout
+    _, rollout = context.config.rollouts["best"]
     sampler, meter = Sampler(cast.policy_base, cast.tokenizer, ranks, rollout), Meter()
     scorer = Scorer(cast, ranks, context.config.data)
 

@@ -28,7 +28,7 @@ class Cast(nn.Module):
         self.policy_base, self.tokenizer = bases[0]
         self.reward_base, self.reward_tokenizer = bases[-1]
         self.shares_base = len(bases) == 1
-        self.shares_tokens = self.shares_base or same_tokens(self.tokenizer, self.reward_tokenizer)
+        self.shares_tokens = same_tokens(self.tokenizer, self.reward_tokenizer)
 
     def of(self, role: str) -> Roles:
         """The roles that `role` is one of; a base without adapter is the policy's."""
@@ -75,4 +75,4 @@ def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) ->
         ends = tokenizer.bos_token_id, tokenizer.eos_token_id
         return tokenizer.get_vocab(), ends, tokenizer.chat_template, tokenizer(PROBE)["input_ids"]
 
-    return traits(one) == traits(other)
+    return one is other or traits(one) == traits(other)

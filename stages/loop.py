@@ -113,63 +113,45 @@ def run_steps(
         The figures before the first step and after the last. They are in the checkpoints, so that a
         stage that ends on its second attempt has them, too.
     """
-    memory = progress.memory
-    if progress.step == 0:
-        memory["before"] = _evaluated(context.tracker, evaluate, 0)
-    with context.signals_deferred() as signal_noted:
-        _train(context, training, engine, progress, meter, size, take_step, evaluate, signal_noted)
-    return memory["before"], memory["after"]
-
-
-def _train(
-    context: Context,
-    training: Training,
-    engine: Engine,
-    progress: Progress,
-    meter: Meter,
-    size: int,
-    take_step: Callable[[int, list[int]], Figures],
-    evaluate: Callable[[], Figures],
-    signal_noted: Callable[[], int],
-) -> None:
-    """The steps of `run_steps`; `signal_noted` gives the number of a signal that came to this rank, or 0."""
     tracker, ranks, memory = context.tracker, engine.ranks, progress.memory
-
-    def batch_of(step: int) -> list[int]:
-        return global_batch(size, training.batch_size, context.seed, step)
-
-    tracker.phase(f"{context.stage}: training", progress.total, progress.step)
-    while progress.step < progress.total and "stopped" not in memory:
-        seed_step(context.seed, context.stage, progress.step, ranks.rank)
-        picks, skipped = batch_of(progress.step), engine.skipped
-        try:
-            metrics = dict(take_step(progress.step, picks))
-        except Stop as stop:
-            tracker.note(f"training ends after {progress.step} of {progress.total} steps: {stop}")
-            progress.step += 1  # a step of its own, so that no other has two evaluations or two checkpoints
-            memory["stopped"] = str(stop)
-            tracker.log(stop.metrics, progress.step)
-            memory["after"] = _evaluated(tracker, evaluate, progress.step)
-            save(context, training, engine, progress)
-            break
-        progress.step += 1
-        if engine.skipped > skipped:
-            if engine.skipped_in_row <= engine.skipped - skipped:
-                memory["skipping_since"] = progress.step  # none of the row lies before this step
-            _tell_skipped(context, training, engine, progress, picks)
-        done, last = progress.step, progress.step == progress.total
-        metrics |= {"tokens_per_second": meter.tokens_per_second, "skipped_updates": engine.skipped}
-        if done % training.logging_steps == 0 or last:
-            tracker.log(metrics, done)
-        tracker.advance(1, **metrics)
-        if last or (training.eval_steps and done % training.eval_steps == 0):
-            memory["after"] = _evaluated(tracker, evaluate, done)
-        signum = ranks.max(signal_noted())  # all ranks leave after the same step
-        if signum or last or done % training.save_steps == 0:
-            memory["skipped"] = engine.skipped, engine.skipped_in_row
-            save(context, training, engine, progress)
-        if signum:
-            raise Paused(signum, done, progress.total)
+    if progress.step == 0:
+        memory["before"] = _evaluated(tracker, evaluate, 0)
+    with context.signals_deferred() as signal_noted:
+        tracker.phase(f"{context.stage}: training", progress.total, progress.step)
+        while progress.step < progress.total and "stopped" not in memory:
+            seed_step(context.seed, context.stage, progress.step, ranks.rank)
+            picks = global_batch(size, training.batch_size, context.seed, progress.step)
+            skipped = engine.skipped
+            try:
+                metrics = dict(take_step(progress.step, picks))
+            except Stop as stop:
+                tracker.note(f"training ends after {progress.step} of {progress.total} steps: {stop}")
+                # A step of its own, so that no other has two evaluations or two checkpoints.
+                progress.step += 1
+                memory["stopped"] = str(stop)
+                tracker.log(stop.metrics, progress.step)
+                memory["after"] = _evaluated(tracker, evaluate, progress.step)
+                save(context, training, engine, progress)
+                break
+            progress.step += 1
+            if engine.skipped > skipped:
+                if engine.skipped_in_row <= engine.skipped - skipped:
+                    memory["skipping_since"] = progress.step  # none of the row lies before this step
+                _tell_skipped(context, training, engine, progress, picks)
+            done, last = progress.step, progress.step == progress.total
+            metrics |= {"tokens_per_second": meter.tokens_per_second, "skipped_updates": engine.skipped}
+            if done % training.logging_steps == 0 or last:
+                tracker.log(metrics, done)
+            tracker.advance(1, **metrics)
+            if last or (training.eval_steps and done % training.eval_steps == 0):
+                memory["after"] = _evaluated(tracker, evaluate, done)
+            signum = ranks.max(signal_noted())  # all ranks leave after the same step
+            if signum or last or done % training.save_steps == 0:
+                memory["skipped"] = engine.skipped, engine.skipped_in_row
+                save(context, training, engine, progress)
+            if signum:
+                raise Paused(signum, done, progress.total)
+    return memory["before"], memory["after"]
 
 
 def _tell_skipped(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from configs.errors import UserError
 from configs.schema import Base, Experiment, Stage
@@ -39,8 +39,9 @@ def prepare(context: Context) -> tuple[Ranks, Cast]:
             load_tokenizer(base)  # an embedded model is built once
     ranks.barrier()
     deepspeed_options(config.deepspeed)
-    tokenizers = [_tokenizer(context, base) for base in bases]
-    check_joinable(config, context.stage, load_config(config.base))
+    known = [load_config(base) for base in bases]
+    tokenizers = [_tokenizer(context, *each) for each in zip(bases, known, strict=True)]
+    check_joinable(config, context.stage, known[0])
     if context.stage == "ppo":
         check_critic(config, tokenizers)
     roles = [_roles(context, base, ranks) for base in bases]
@@ -51,9 +52,9 @@ def prepare(context: Context) -> tuple[Ranks, Cast]:
     return ranks, cast
 
 
-def _tokenizer(context: Context, base: Base) -> PreTrainedTokenizerBase:
+def _tokenizer(context: Context, base: Base, known: PretrainedConfig) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(base)
-    check_fit(context.config, context.stage, base, load_config(base), tokenizer)
+    check_fit(context.config, context.stage, base, known, tokenizer)
     apply_template(tokenizer, context.config.data)
     return tokenizer
 
