@@ -23,6 +23,8 @@ logger = logging.getLogger("tristage")
 # When one and the same error strikes all ranks, rank 0 is to report it. The launcher ends the other
 # ranks as soon as rank 0 exits; a rank that is still there after this long has something of its own to say.
 RANK_ZERO_SPEAKS_FIRST_SECONDS = 4.0
+# A rank's connections close before it is seen to be dead, or has left its note.
+SECONDS_TO_LEARN_OF_A_PEER = 2.0
 STOPPED = "interrupted"
 FULL = {
     errno.ENOSPC: "no space is left on it",
@@ -100,6 +102,13 @@ def cause(error: BaseException, logs: Path, peers: Sequence[Process]) -> BaseExc
     """
     if isinstance(error, UserError | Paused):
         return error  # of the input, which all ranks read; or the end of all ranks together
+    until = time.monotonic() + SECONDS_TO_LEARN_OF_A_PEER * (len(peers) > 1)
+    while not (failed := _failed_peer(logs, peers)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return failed or error
+
+
+def _failed_peer(logs: Path, peers: Sequence[Process]) -> RankFailed | None:
     for rank, process in enumerate(peers[1:], 1):
         note = _note(logs, rank)
         if note.exists():
@@ -110,7 +119,7 @@ def cause(error: BaseException, logs: Path, peers: Sequence[Process]) -> BaseExc
             return RankFailed(
                 f"rank {rank} ({process}) died without a word: it was killed, for memory perhaps."
             )
-    return error
+    return None
 
 
 def _gone(pid: int) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,7 +35,7 @@ from pipeline.manifest import (
 )
 from pipeline.plan import Request, StagePlan, plan_stage, sealed_checkpoint
 from pipeline.rundir import RunDirectory
-from pipeline.signals import Signals, watched_signals
+from pipeline.signals import Signals, handled_by, watched_signals
 from pipeline.summary import print_summary
 from pipeline.tracking import FileSink, NullReporter, Reporter
 from pipeline.wandb_sink import make_wandb_sink, wandb_mode
@@ -73,18 +74,21 @@ def run_stage(
     """
     request = Request(config, RunDirectory(run_dir), arguments, force, fresh)
     rank = 0
-    try:
-        rank, world = rank_and_world()
-        with watched_signals(announce=rank == 0) as signals:
+    with watched_signals() as signals:
+        try:
+            rank, world = rank_and_world()
+            signals.announce = rank == 0
             if rank == 0:
                 return _lead(request, stage, world, hint, signals)
             return _follow(request, stage, rank, signals)
-    except (Exception, KeyboardInterrupt, Interrupted) as caught:
-        error = endings.explained(caught, request.run.stage(stage))
-        if rank:
-            endings.leave_note(request.run.logs(stage), rank, error)
-        endings.report(error, rank)
-        return endings.exit_code(error)
+        except (Exception, KeyboardInterrupt, Interrupted) as caught:
+            error = endings.explained(caught, request.run.stage(stage))
+            # Once one rank has ended, the launcher sends the others SIGTERM: rank 0 is to be heard first.
+            with handled_by(signal.SIG_DFL if rank else signal.SIG_IGN):
+                if rank:
+                    endings.leave_note(request.run.logs(stage), rank, error)
+                endings.report(error, rank)
+            return endings.exit_code(error)
 
 
 def _lead(request: Request, stage: Stage, world: int, hint: bool, signals: Signals) -> int:
@@ -236,19 +240,19 @@ def _attempt(
         outcome = _recipe(manifest.stage)(context)
         ended = _finished(manifest, outcome, request.run.output(manifest.stage), time.monotonic() - begin)
     except BaseException as caught:
-        error = endings.cause(caught, request.run.logs(manifest.stage), peers)
-        error = endings.explained(error, request.run.stage(manifest.stage))
         seconds = manifest.wall_seconds + time.monotonic() - begin
-        status = "interrupted" if endings.stopped(error) else "failed"
-        failure = {
-            "status": status,
-            "error": endings.one_line(error),
-            "wall_seconds": seconds,
-            "finished": now(),
-        }
-        with suppress(OSError):  # where the disk is full; the stage then looks as if it had been killed
-            manifest.model_copy(update=failure).write(path)
-        reporter.close(endings.exit_code(error))
+        with handled_by(signal.SIG_IGN):
+            error = endings.cause(caught, request.run.logs(manifest.stage), peers)
+            error = endings.explained(error, request.run.stage(manifest.stage))
+            failure = {
+                "status": "interrupted" if endings.stopped(error) else "failed",
+                "error": endings.one_line(error),
+                "wall_seconds": seconds,
+                "finished": now(),
+            }
+            with suppress(OSError):  # where the disk is full; the stage then looks as if it had been killed
+                manifest.model_copy(update=failure).write(path)
+            reporter.close(endings.exit_code(error))
         raise error from None
     ended.write(path)
     reporter.finish(ended, request.run.output(manifest.stage))

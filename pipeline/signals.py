@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from stages.context import Interrupted
 
@@ -27,9 +28,8 @@ class Signals:
     the manifest.
     """
 
-    def __init__(self, announce: bool) -> None:
-        """`announce`: say at the terminal that a signal was noted; for one rank alone."""
-        self._announce = announce
+    def __init__(self) -> None:
+        self.announce = False  # say at the terminal that a signal was noted; for one rank alone
         self._deferring = self._second = self._ended = False
         self._noted = 0
 
@@ -77,7 +77,7 @@ class Signals:
         raise Interrupted(signum)
 
     def _say_noted(self, arrived: signal.Signals) -> None:
-        if self._announce and self._deferring:
+        if self.announce and self._deferring:
             print(
                 f"{arrived.name}: ends after the step in hand, with a checkpoint; a second ends it at once",
                 file=sys.stderr,
@@ -86,21 +86,30 @@ class Signals:
 
 
 @contextmanager
-def watched_signals(announce: bool) -> Iterator[Signals]:
+def watched_signals() -> Iterator[Signals]:
     """Have SIGINT and SIGTERM handled by the Signals that this yields."""
-    signals = Signals(announce)
+    signals = Signals()
     arrivals, wire = socket.socketpair()
     wire.setblocking(False)
     wire_before = signal.set_wakeup_fd(wire.fileno(), warn_on_full_buffer=False)
     listener = threading.Thread(target=signals.listen, args=(arrivals,), daemon=True)
     listener.start()
-    before = {each: signal.signal(each, signals.handle) for each in WATCHED}
     try:
-        yield signals
+        with handled_by(signals.handle):
+            yield signals
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
         signal.set_wakeup_fd(wire_before)
         wire.close()
         listener.join()
         arrivals.close()
+
+
+@contextmanager
+def handled_by(handler: Any) -> Iterator[None]:
+    """Have SIGINT and SIGTERM handled by `handler`, one of signal.signal's, and then as before."""
+    before = {each: signal.signal(each, handler) for each in WATCHED}
+    try:
+        yield
+    finally:
+        for each, earlier in before.items():
+            signal.signal(each, earlier)

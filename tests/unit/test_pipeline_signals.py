@@ -18,7 +18,8 @@ from stages.context import Interrupted, Paused
 
 @pytest.fixture
 def signals() -> Iterator[Signals]:
-    with watched_signals(announce=True) as watched:
+    with watched_signals() as watched:
+        watched.announce = True
         yield watched
 
 
@@ -94,7 +95,7 @@ def test_an_error_is_not_hidden_by_a_signal_that_came_before_it(signals: Signals
 def test_handlers_are_put_back() -> None:
     before = [signal.getsignal(each) for each in module.WATCHED]
     threads = threading.active_count()
-    with watched_signals(announce=False):
+    with watched_signals():
         assert threading.active_count() == threads + 1
     assert [signal.getsignal(each) for each in module.WATCHED] == before
     assert threading.active_count() == threads
