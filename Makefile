@@ -1,6 +1,6 @@
 # make demo     the whole pipeline on a real model, on a CPU: SFT, reward model, PPO, report (runs/demo/report)
 # make test     the test suite
-# make chaos    kill stages of the tiny experiment KILLS times, resume them, and compare
+# make chaos    damage every file of a tiny run; kill its stages KILLS times, resume them, and compare
 # make lint     style, types, and who may import whom
 # make setup    the environment alone, in .venv; the other targets call it
 # make clean    remove .venv and caches; runs/ stays
@@ -46,6 +46,7 @@ test: setup
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=20 $(PYTEST_ARGS)
 
 chaos: setup
+	$(BIN)/python -m tests.chaos.damage --seed $(SEED)
 	$(BIN)/python -m tests.chaos $(KILLS) --seed $(SEED)
 
 lint: setup

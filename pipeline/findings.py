@@ -41,6 +41,7 @@ RULES = (
     "A training metric was not a finite number.",
     f"Fewer than {FEW_PROMPTS} held-out prompts stand behind an interval.",
     "A stage was trained on another adapter, or with other settings, than the run directory holds now.",
+    "A file of metrics, samples or answers is not what its stage wrote.",
 )
 
 
@@ -49,6 +50,7 @@ def warnings(results: Results) -> list[str]:
     found = [rule(results) for rule in OF_RUN]
     for stage in results.manifests:
         found += [_not_finite(results, stage), _settings(results, stage), *_lineage(results, stage)]
+        found += results.manifests[stage].record_faults(results.run.stage(stage))
     return [sentence for sentence in found if sentence]
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import socket
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +19,7 @@ from configs.paths import stays_inside
 from configs.schema import Base, Experiment, Stage
 from data.files import sha256, write_text
 from data.folder_digest import folder_digest
+from data.records import record_faults
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 LIBRARIES = ("tristage", "torch", "transformers", "peft", "deepspeed", "bitsandbytes", "datasets", "wandb")
@@ -42,6 +44,13 @@ class Fingerprint(_Record):
 
     sha256: str
     files: dict[Inside, str]
+
+
+class Record(_Record):
+    """What a stage wrote into a file line by line; see `data.records`."""
+
+    bytes: int
+    sha256: str
 
 
 class Input(_Record):
@@ -98,20 +107,39 @@ class Manifest(_Record):
     inputs: dict[Stage, Input] = {}
     sources: dict[str, str] = Field({}, description="SHA-256 of each local file the stage reads, by key")
     output: Fingerprint | None = None
+    records: dict[Inside, Record] = Field({}, description="metrics.jsonl and the stage's other *.jsonl")
     metrics: dict[str, float] = {}
     wall_seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
     world_size: int = 1
     versions: dict[str, str] = {}
-    wandb_id: str | None = None
+    run_id: str = Field("", description="of all attempts, on W&B too; checkpoints state it")
     process: Process | None = None
     started: datetime
     attempt_started: datetime
     finished: datetime | None = None
     error: str | None = None
+    sha256: str = Field("", description="of all the rest, so that a flipped bit is seen")
 
     def write(self, path: Path) -> None:
         """Write atomically: a reader sees the old manifest or the new one."""
-        write_text(path, self.model_dump_json(indent=2) + "\n")
+        write_text(path, self.sealed().model_dump_json(indent=2) + "\n")
+
+    def sealed(self) -> Manifest:
+        """Itself, with the SHA-256 of all the rest."""
+        return self.model_copy(update={"sha256": self._digest()})
+
+    def fault(self, path: Path) -> str | None:
+        """What shows that this, read from `path`, is not what the stage wrote there."""
+        if self.sha256 != self._digest():
+            return "its SHA-256 is not the one that it states"
+        return None if self.stage == path.parent.name else f"it is that of a stage {self.stage}"
+
+    def record_faults(self, folder: Path) -> list[str]:
+        """A line on each file of the stage's `folder` that is not what the stage recorded there."""
+        return record_faults(folder, {name: each.model_dump() for name, each in self.records.items()})
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -121,7 +149,8 @@ def read_manifest(path: Path) -> Manifest | None:
         UserError: the file is there but is not a manifest.
     """
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(path.read_bytes())
+        fault = manifest.fault(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -131,10 +160,13 @@ def read_manifest(path: Path) -> Manifest | None:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"]) or "the file"
+        fault = f"{where:.100}: {problem['msg']:.200}"
+    if fault:
         raise UserError(
-            f"{path}: not a readable manifest ({where:.100}: {problem['msg']:.200}). Restore the file, or "
-            f"move the folder {path.parent} away (the stage then runs from the start)."
-        ) from None
+            f"{path}: not a readable manifest ({fault}). Restore the file, or move the folder {path.parent} "
+            "away (the stage then runs from the start)."
+        )
+    return manifest
 
 
 def source_hashes(config: Experiment, stage: Stage) -> dict[str, str]:
@@ -159,10 +191,10 @@ def fingerprint(folder: Path) -> Fingerprint:
     return Fingerprint(sha256=digest, files=files)
 
 
-def damage(folder: Path, expected: Fingerprint) -> list[str]:
-    """What differs from `expected`, a line per file; files that came on top are no damage."""
+def damage(folder: Path, expected: Mapping[str, str]) -> list[str]:
+    """What differs from `expected`, SHA-256 by relative path, a line per file; more files are no damage."""
     problems = []
-    for name, digest in expected.files.items():
+    for name, digest in expected.items():
         path = folder / name
         if not path.is_file():
             problems.append(f"{path} is missing")

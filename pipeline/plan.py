@@ -113,6 +113,8 @@ def plan_stage(
         plan = _decide(request, stage, manifest, inputs, pending)
     except Blocked as blocked:
         return StagePlan(stage, "blocked", blocked.why, blocked.remedy)
+    if plan.action == "skip" and manifest is not None:
+        notes += tuple(manifest.record_faults(request.run.stage(stage)))
     return StagePlan(stage, plan.action, plan.why, plan.remedy, plan.set_aside, inputs, notes)
 
 
@@ -170,7 +172,7 @@ def _finished(request: Request, stage: Stage, manifest: Manifest, changes: list[
         return StagePlan(stage, "run", f"finished, but changed since: {'; '.join(changes)}", set_aside=aside)
     if request.force:
         return StagePlan(stage, "run", "finished, and run again because of --force", set_aside=aside)
-    problems = damage(request.run.output(stage), manifest.output) if manifest.output else []
+    problems = damage(request.run.output(stage), manifest.output.files) if manifest.output else []
     if problems:
         return StagePlan(stage, "run", f"finished, but damaged since: {'; '.join(problems)}", set_aside=aside)
     return StagePlan(stage, "skip", "finished with this configuration and these inputs")
@@ -289,7 +291,7 @@ def _intact(request: Request, upstream: Stage, manifest: Manifest) -> Input:
     again = f"Restore the file, or train {upstream} again: {request.command(upstream, '--force')}"
     if manifest.output is None:
         raise Blocked(f"needs stage {upstream}, whose manifest lists no adapter", again)
-    problems = damage(folder, manifest.output)
+    problems = damage(folder, manifest.output.files)
     if problems:
         raise Blocked(f"needs stage {upstream}, which is damaged: {'; '.join(problems)}", again)
     return Input(path=f"{upstream}/adapter", sha256=manifest.output.sha256)

@@ -20,6 +20,7 @@ from configs.errors import UserError
 from configs.load import dump_experiment, stage_hash
 from configs.schema import Experiment, Stage
 from data.files import sweep
+from data.records import records
 from pipeline import endings, quiet
 from pipeline.batches import check_batches
 from pipeline.display import make_display
@@ -27,6 +28,7 @@ from pipeline.manifest import (
     BaseModelId,
     Manifest,
     Process,
+    Record,
     fingerprint,
     library_versions,
     now,
@@ -50,6 +52,7 @@ class Order:
     inputs: dict[str, Path]
     bases: dict[Stage, str]
     resume: bool
+    run_id: str
 
 
 def run_stage(
@@ -114,7 +117,7 @@ def _lead(request: Request, stage: Stage, world: int, hint: bool, signals: Signa
         _join(request.config)
         manifest = _open(request, plan, world)
         quiet.capture(run.logs(stage), rank=0)
-        order = _order(request, plan)
+        order = _order(request, plan, manifest)
         peers = []
         if world > 1:
             _broadcast(order)
@@ -176,7 +179,7 @@ def _open(request: Request, plan: StagePlan, world: int) -> Manifest:
         wall_seconds=_seconds_before(old, run.stage(stage)) if old else 0.0,
         world_size=world,
         versions=library_versions(),
-        wandb_id=(old and old.wandb_id) or secrets.token_hex(4),
+        run_id=old.run_id if old else secrets.token_hex(4),
         process=Process.this(),
         started=old.started if old else now(),
         attempt_started=now(),
@@ -185,12 +188,13 @@ def _open(request: Request, plan: StagePlan, world: int) -> Manifest:
     return manifest
 
 
-def _order(request: Request, plan: StagePlan) -> Order:
+def _order(request: Request, plan: StagePlan, manifest: Manifest) -> Order:
     manifests = {name: read_manifest(request.run.manifest(name)) for name in plan.inputs}
     return Order(
         inputs={name: request.run.path / used.path for name, used in plan.inputs.items()},
         bases={name: each.base_digest for name, each in manifests.items() if each and each.base_digest},
         resume=plan.action == "resume",
+        run_id=manifest.run_id,
     )
 
 
@@ -222,6 +226,7 @@ def _context(
         bases=order.bases,
         tracker=tracker,
         resume=order.resume,
+        run_id=order.run_id,
         signals_deferred=signals.deferred,
     )
 
@@ -269,6 +274,7 @@ def _finished(manifest: Manifest, outcome: Outcome, folder: Path, seconds: float
             "status": "finished",
             "base_digest": outcome.base_digest,
             "output": output,
+            "records": {name: Record(**each) for name, each in records(folder.parent).items()},
             "metrics": {name: float(value) for name, value in outcome.metrics.items()}
             | {"wall_seconds": total},
             "wall_seconds": total,

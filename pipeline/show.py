@@ -93,6 +93,8 @@ def print_status(console: Console, run: RunDirectory) -> None:
         figures = key_figures(manifest) or {"time": show_seconds(manifest.wall_seconds)}
         if manifest.error:
             figures["error"] = manifest.error
+        for fault in manifest.record_faults(run.stage(stage)):
+            figures["damaged"] = fault
         lines = Text("\n").join(Text(f"{label}: {value}") for label, value in figures.items())
         table.add_row(stage, Text(_state(run, manifest)), lines)
     console.print(table)

@@ -69,7 +69,7 @@ def _stages(results: Results) -> Section:
         "ranks": lambda manifest: str(manifest.world_size),
         "base": lambda manifest: str(manifest.base),
         "started": lambda manifest: f"{manifest.started:%Y-%m-%d %H:%M} UTC",
-        "W&B run": lambda manifest: manifest.wandb_id or "",
+        "W&B run": lambda manifest: manifest.run_id,
     }
     manifests = list(results.manifests.values())
     texts = {label: [show(manifest) for manifest in manifests] for label, show in lines.items()}

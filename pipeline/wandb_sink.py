@@ -113,7 +113,7 @@ class WandbSink:
         def begin(mode: Mode) -> Any:
             return wandb.init(
                 mode=mode,
-                id=manifest.wandb_id,
+                id=manifest.run_id or None,
                 resume="allow",
                 project=tracking.project,
                 entity=tracking.entity,

@@ -23,7 +23,7 @@ from data.files import PARTIAL, remove_folder, sha256, sync
 from stages.modeling import HEAD_FILE
 
 SEAL = "seal.json"
-STATE = {"step": int, "optimizer_steps": int, "base": str, "memory": dict}
+STATE = {"step": int, "run": str, "optimizer_steps": int, "base": str, "memory": dict, "records": dict}
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,11 @@ def save_checkpoint(
         remove_folder(folder)
 
 
-def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint under `root` that matches its seal, and a line on each newer that does not."""
+def newest_checkpoint(root: Path, run: str) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of `run` under `root` that is whole, and a line on each newer that is not."""
     complaints: list[str] = []
     for folder in sorted(root.glob("step-*"), reverse=True):
-        fault = seal_fault(folder)
-        fault = fault or _content_fault(folder)
+        fault = seal_fault(folder) or _content_fault(folder, run)
         if fault is None:
             state = json.loads((folder / "state.json").read_text())
             return Checkpoint(folder, state.pop("step"), state), complaints
@@ -118,8 +117,8 @@ def seal_fault(folder: Path) -> str | None:
     return None
 
 
-def _content_fault(folder: Path) -> str | None:
-    """What is wrong with the files of a checkpoint whose seal is whole, but which nobody here wrote."""
+def _content_fault(folder: Path, run: str) -> str | None:
+    """What is wrong with the files of a checkpoint whose seal is whole, but which `run` did not write."""
     try:
         state = json.loads((folder / "state.json").read_text())
         with safe_open(folder / "tensors.safetensors", "pt"):
@@ -130,6 +129,9 @@ def _content_fault(folder: Path) -> str | None:
         isinstance(state.get(key), kind) for key, kind in STATE.items()
     ):
         return f"state.json is damaged (it must hold {', '.join(STATE)})"
+    if state["run"] != run:
+        manifest = folder.parents[1] / "manifest.json"
+        return f"it is of another run ({state['run']:.40}) than {manifest} ({run:.40})"
     return None
 
 

@@ -64,6 +64,7 @@ class Context:
         inputs: final adapter folder of each stage upstream, by stage name, verified.
         resume: go on from the newest good checkpoint in `folder`, if there is one.
         bases: what the base was (see `Roles.base_digest`) when a stage upstream was trained, by its name.
+        run_id: what all attempts at this stage have in common, and its checkpoints state.
         signals_deferred: within it, SIGINT and SIGTERM do not end the process at once; it yields a function
             that tells the number of the one that came to this rank, 0 if none did.
     """
@@ -75,6 +76,7 @@ class Context:
     tracker: Tracker
     resume: bool
     bases: Mapping[Stage, str] = field(default_factory=dict)
+    run_id: str = ""
     signals_deferred: Callable[[], AbstractContextManager[Callable[[], int]]] = no_signals
 
     @property

@@ -10,6 +10,7 @@ import torch
 
 from configs.errors import UserError
 from configs.schema import Training
+from data.records import record_faults, records
 from data.sampler import global_batch
 from stages.cast import Players
 from stages.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
@@ -40,12 +41,21 @@ class Stop(Exception):
 
 
 def find_resume(context: Context, ranks: Ranks) -> Checkpoint | None:
-    """The checkpoint to go on from, if the context asks for it and there is a good one."""
+    """The checkpoint to go on from, if the context asks for it and there is one.
+
+    Raises:
+        UserError: there are checkpoints, and none of them is good.
+    """
     if not context.resume:
         return None
-    checkpoint, complaints = newest_checkpoint(context.folder / "checkpoints")
+    checkpoint, complaints = newest_checkpoint(context.folder / "checkpoints", context.run_id)
     for complaint in complaints:
         context.tracker.note(complaint)
+    if checkpoint is None and complaints:
+        raise UserError(
+            f"{context.folder / 'checkpoints'}: none of the checkpoints is good. Put the files back, or "
+            f"start over with --fresh. {complaints[0]}"
+        )
     if checkpoint is None:
         context.tracker.rewind(-1)  # what was recorded led to nothing that is left
     ranks.barrier()  # nobody writes before all have read
@@ -82,6 +92,8 @@ def start_engine(
     progress.step, progress.memory = checkpoint.step, checkpoint.state["memory"]
     skipped = progress.memory.get("skipped", (0, 0))
     engine.load_state(tensors, checkpoint.state["optimizer_steps"], *skipped)
+    for fault in record_faults(context.folder, checkpoint.state["records"]):
+        context.tracker.note(fault)
     context.tracker.rewind(progress.step)
     return engine
 
@@ -187,9 +199,11 @@ def save(context: Context, training: Training, engine: Engine, progress: Progres
             progress.step,
             tensors,
             {
+                "run": context.run_id,
                 "optimizer_steps": engine.steps,
                 "base": engine.roles.base_digest,
                 "memory": progress.memory,
+                "records": records(context.folder),
             },
             training.keep_checkpoints,
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
 from data import tokenize
-from data.files import read_json_lines, write_json_lines
+from data.files import json_lines, read_json_lines, sha256, write_text
 from data.formats import load_rows
 from data.split import stage_split
 from stages.context import Context
@@ -17,12 +18,18 @@ from stages.ranks import seed_from
 from stages.rollout import Sampler
 
 Row = dict[str, Any]
-REMEDY = "Put the file back, or start over with --fresh."
+REMEDY = (
+    "Put the file back, or start over with --fresh; for rankings of your own, data.rm.path names the file."
+)
 READABLE = ("prompt", "completions", "ranks", "scores")
 
 
 def collect_rankings(context: Context, sampler: Sampler, role: str) -> tuple[list[Row], list[Row]]:
-    """Training and held-out rankings of samples of `role`, in `folder/rankings.jsonl`; reused on resume."""
+    """Training and held-out rankings of samples of `role`, in `folder/rankings.jsonl`; reused on resume.
+
+    Raises:
+        UserError: the file is not what this stage collected; its SHA-256 is in `folder/rankings.sha256`.
+    """
     config = context.config
     file = context.folder / "rankings.jsonl"
     if not (context.resume and file.exists()):
@@ -39,7 +46,7 @@ def collect_rankings(context: Context, sampler: Sampler, role: str) -> tuple[lis
             for row in _rank(context, sampler, role, prompts)
         ]
         if sampler.ranks.rank == 0:
-            write_json_lines(file, ranked)
+            write_sealed(file, ranked)
             shown = ranked[:: max(1, len(ranked) // 16)]
             context.tracker.samples([{name: row[name] for name in READABLE} for row in shown], 0)
         sampler.ranks.barrier()
@@ -77,8 +84,21 @@ def _rank(context: Context, sampler: Sampler, role: str, prompts: list[tokenize.
     return rows
 
 
+def write_sealed(file: Path, rows: list[Row]) -> None:
+    """Write rows, and before them, in the form of `sha256sum`, the SHA-256 of what the file will be."""
+    text = json_lines(rows)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    write_text(file.with_suffix(".sha256"), f"{digest}  {file.name}\n")
+    write_text(file, text)
+
+
 def _read(file: Path) -> list[Row]:
-    """The rankings that were collected; raises UserError for a line that is not one of them."""
+    """The rankings that were collected; raises UserError where they, or a line, are not."""
+    seal = file.with_suffix(".sha256")
+    if not seal.is_file():
+        raise UserError(f"{seal} is missing, without which {file.name} may be damaged. {REMEDY}")
+    if seal.read_bytes() != f"{sha256(file)}  {file.name}\n".encode():
+        raise UserError(f"{file}: damaged (its SHA-256 is not the one in {seal.name}). {REMEDY}")
     rows = read_json_lines(file, ["split", "prompt", "completions", "ranks"], remedy=REMEDY)
     for number, row in enumerate(rows, 1):
         ranks, completions = row["ranks"], row["completions"]

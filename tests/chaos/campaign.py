@@ -124,7 +124,7 @@ class Watch:
 
     def __init__(self, run: Path, stage: Stage) -> None:
         self.run, self.stage, self.folder = RunDirectory(run), stage, run / stage
-        self._wandb_id: str | None = None
+        self._run_id: str | None = None
 
     def after_a_kill(self, attempt: Attempt) -> list[str]:
         faults = [f"orphan process: {words}" for words in attempt.orphans()]
@@ -132,9 +132,9 @@ class Watch:
             faults.append("the stage is locked, and nobody runs it")
         manifest = read_manifest(self.run.manifest(self.stage))
         if manifest is not None:
-            if self._wandb_id not in (None, manifest.wandb_id):
-                faults.append(f"W&B id: {self._wandb_id} became {manifest.wandb_id}")
-            self._wandb_id = manifest.wandb_id
+            if self._run_id not in (None, manifest.run_id):
+                faults.append(f"W&B id: {self._run_id} became {manifest.run_id}")
+            self._run_id = manifest.run_id
         return faults
 
     def _stays_locked(self) -> bool:
@@ -157,7 +157,7 @@ class Watch:
             if fault := seal_fault(folder):
                 faults.append(f"{folder.name}: {fault}")
         runs = {path.name.rpartition("-")[2] for path in (self.folder / "wandb").glob("offline-run-*")}
-        return faults + ([] if runs == {self._wandb_id} else [f"W&B runs {runs}, not {self._wandb_id} alone"])
+        return faults + ([] if runs == {self._run_id} else [f"W&B runs {runs}, not {self._run_id} alone"])
 
 
 def differences(ours: Path, theirs: Path) -> list[str]:

@@ -9,6 +9,7 @@ import json
 import shutil
 import signal
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from configs.schema import STAGES, Stage
+from tests.chaos.damage import cases
 from tests.integration.runs import (
     KILLED_STAGE,
     ROOT,
@@ -175,6 +177,15 @@ def test_another_base_of_the_same_name_is_refused(tmp_path: Path, tiny_folder: P
     save_file({name: tensor * 1.01 for name, tensor in weights.items()}, base / "model.safetensors")
     refused = run_stage("rm", tmp_path / "run", use_it, status=2)
     assert f"the files of {base} are not those that stage sft was trained on" in refused.stdout
+
+
+def test_every_damaged_file_is_named(apart: Path, tmp_path: Path) -> None:
+    found = list(cases(apart, tmp_path, OVERRIDES))
+    assert {case.file: case.fault for case in found if case.fault} == {}
+    assert {(case.state, case.kind) for case in found} == {
+        *product(("finished",), ("manifest", "record", "adapter")),
+        *product(("interrupted",), ("manifest", "record", "checkpoint")),
+    }
 
 
 def test_finished_stage_says_so(apart: Path) -> None:

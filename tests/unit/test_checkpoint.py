@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ import torch
 from peft import LoraConfig
 from safetensors import safe_open
 
+from configs.errors import UserError
 from stages import checkpoint
 from stages.checkpoint import SealedFolder, newest_checkpoint, save_adapter, save_checkpoint, seal_fault
+from stages.loop import find_resume
+from tests.unit.test_judgement import ALONE, context_in
 
 FILES = ("tensors.safetensors", "state.json", "seal.json")
 
@@ -28,7 +32,8 @@ def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def state(step: int) -> dict:
-    return {"optimizer_steps": step * 4, "base": "b", "memory": {"eval_loss_before": 2.5, "text": "ü\u2028"}}
+    memory = {"eval_loss_before": 2.5, "text": "ü\u2028"}
+    return {"run": "ours", "optimizer_steps": step * 4, "base": "b", "memory": memory, "records": {}}
 
 
 def save(root: Path, step: int, keep: int = 5) -> Path:
@@ -52,9 +57,17 @@ def same_bytes(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 # Saving and finding
 
 
+def test_where_no_checkpoint_is_good_the_stage_does_not_start_over(tmp_path: Path) -> None:
+    context = replace(context_in(tmp_path), resume=True, run_id="theirs")
+    assert find_resume(context, ALONE) is None  # killed before its first checkpoint
+    save(tmp_path / "checkpoints", 1)
+    with pytest.raises(UserError, match=r"none of the checkpoints is good(.|\n)*another run \(ours\)"):
+        find_resume(context, ALONE)
+
+
 def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
     folder = save(tmp_path, 50)
-    found, complaints = newest_checkpoint(tmp_path)
+    found, complaints = newest_checkpoint(tmp_path, "ours")
     assert found is not None
     assert (found.folder, found.step, complaints) == (folder, 50, [])
     assert found.state == state(50)
@@ -64,14 +77,14 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
 def test_newest_is_found(tmp_path):
     for step in (2, 100, 9):
         save(tmp_path, step)
-        found, _ = newest_checkpoint(tmp_path)
+        found, _ = newest_checkpoint(tmp_path, "ours")
         assert found is not None
         assert found.step == step
 
 
 @pytest.mark.parametrize("root", ["absent", "."])
 def test_no_checkpoint_is_none_and_no_complaint(root, tmp_path):
-    assert newest_checkpoint(tmp_path / root) == (None, [])
+    assert newest_checkpoint(tmp_path / root, "ours") == (None, [])
 
 
 def test_the_newest_few_are_kept(tmp_path):
@@ -97,7 +110,7 @@ def test_one_kept_checkpoint_is_the_one_just_written(tmp_path):
 def test_saving_a_step_again_replaces_it(tmp_path):
     save(tmp_path, 7)
     save_checkpoint(tmp_path, 7, tensors(99), state(7), 5)
-    found, _ = newest_checkpoint(tmp_path)
+    found, _ = newest_checkpoint(tmp_path, "ours")
     assert found is not None
     assert same_bytes(found.tensors(), tensors(99))
     assert names(tmp_path) == ["step-000007"]
@@ -110,7 +123,7 @@ def test_only_safetensors_and_json_and_never_a_pickle(tmp_path, monkeypatch):
     for name in ("load", "loads", "dump", "dumps", "Pickler", "Unpickler"):
         monkeypatch.setattr(pickle, name, refuse)
     folder = save(tmp_path, 1)
-    found, _ = newest_checkpoint(tmp_path)
+    found, _ = newest_checkpoint(tmp_path, "ours")
     assert found is not None
     found.tensors()
     assert names(folder) == sorted(FILES)
@@ -151,7 +164,7 @@ def test_damaged_checkpoint_is_passed_over_and_the_file_named(name, damage, tmp_
     save(tmp_path, 10)
     folder = save(tmp_path, 20)
     DAMAGE[damage](folder / name)
-    found, complaints = newest_checkpoint(tmp_path)
+    found, complaints = newest_checkpoint(tmp_path, "ours")
     assert found is not None
     assert found.step == 10
     assert same_bytes(found.tensors(), tensors(10))
@@ -178,7 +191,7 @@ def test_every_damaged_one_is_complained_of_newest_first(tmp_path):
     save(tmp_path, 20)
     (save(tmp_path, 30) / "state.json").unlink()
     flip(0.5)(save(tmp_path, 35) / "tensors.safetensors")
-    found, complaints = newest_checkpoint(tmp_path)
+    found, complaints = newest_checkpoint(tmp_path, "ours")
     assert found is not None
     assert found.step == 20
     newest, older = complaints
@@ -188,7 +201,7 @@ def test_every_damaged_one_is_complained_of_newest_first(tmp_path):
 
 def test_nothing_good_is_none(tmp_path):
     (save(tmp_path, 1) / "seal.json").unlink()
-    found, complaints = newest_checkpoint(tmp_path)
+    found, complaints = newest_checkpoint(tmp_path, "ours")
     assert found is None
     assert len(complaints) == 1
 
@@ -198,7 +211,7 @@ def test_partial_folder_is_ignored_and_swept_up(tmp_path):
     partial = tmp_path / ".step-000020.partial"
     shutil.copytree(tmp_path / "step-000010", partial)  # a process killed just before the rename
     (partial / "junk").write_text("half a file")
-    found, complaints = newest_checkpoint(tmp_path)
+    found, complaints = newest_checkpoint(tmp_path, "ours")
     assert found is not None
     assert (found.step, complaints) == (10, [])
     save(tmp_path, 20)
@@ -217,7 +230,7 @@ def test_interrupted_write_leaves_the_older_checkpoint(failing, tmp_path, monkey
         patch.setattr(checkpoint, failing, interrupt)
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, 20, keep=1)
-    found, complaints = newest_checkpoint(tmp_path)
+    found, complaints = newest_checkpoint(tmp_path, "ours")
     assert found is not None
     assert (found.step, complaints) == (10, [])
     assert names(tmp_path) == ["step-000010"]  # a disk that was full has its room back

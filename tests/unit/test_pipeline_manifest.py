@@ -20,7 +20,7 @@ def test_round_trip(tmp_path: Path) -> None:
     )
     path = tmp_path / "sft/manifest.json"
     manifest.write(path)
-    assert read_manifest(path) == manifest
+    assert read_manifest(path) == manifest.sealed()
 
 
 def test_nan_is_written_as_valid_json_and_reads_back(tmp_path: Path) -> None:
@@ -74,11 +74,11 @@ def test_damage_names_what_changed_or_is_gone(tmp_path: Path) -> None:
     for name in ("kept", "changed", "gone"):
         (tmp_path / name).write_text(name)
     expected = fingerprint(tmp_path)
-    assert damage(tmp_path, expected) == []
+    assert damage(tmp_path, expected.files) == []
     (tmp_path / "changed").write_text("else")
     (tmp_path / "gone").unlink()
     (tmp_path / "extra").write_text("no harm")
-    problems = damage(tmp_path, expected)
+    problems = damage(tmp_path, expected.files)
     named = [name for name in ("kept", "changed", "gone", "extra") if any(name in line for line in problems)]
     assert named == ["changed", "gone"]
 

@@ -204,7 +204,7 @@ def test_resume_keeps_the_run_id_and_adds_up_time(tmp_path: Path, run) -> None:
     first.model_copy(update={"wall_seconds": 100.0}).write(tmp_path / "sft/manifest.json")
     run()
     second = manifest_of(tmp_path)
-    assert second.wandb_id == first.wandb_id
+    assert second.run_id == first.run_id
     assert second.started == first.started
     assert 100 <= second.metrics["wall_seconds"] < 200
 

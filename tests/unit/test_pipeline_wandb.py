@@ -91,7 +91,7 @@ def test_disabled_makes_no_sink(tmp_path: Path) -> None:
 def test_offline_run_is_complete_inside_the_folder_and_resumes_by_id(tmp_path: Path) -> None:
     config = toy(tracking__wandb="offline")
     leave(tmp_path, "sft", config=config)
-    manifest = leave(tmp_path, "rm", config=config).model_copy(update={"wandb_id": "abcd1234"})
+    manifest = leave(tmp_path, "rm", config=config).model_copy(update={"run_id": "abcd1234"})
     for first_step in (1, 3):  # the second time it is resumed
         sink = make_wandb_sink(config, manifest, tmp_path / "rm")
         assert sink is not None
@@ -185,7 +185,7 @@ def test_unreachable_server_falls_back_to_offline_under_the_same_id(
         "wandb_sink.INIT_TIMEOUT_SECONDS = 2\n"
         "folder = Path(sys.argv[1]) / 'sft'\n"
         "record = manifest.read_manifest(folder / 'manifest.json')\n"
-        "record.wandb_id = 'abcd1234'\n"
+        "record.run_id = 'abcd1234'\n"
         "sink = wandb_sink.make_wandb_sink(toy(tracking__wandb='online'), record, folder)\n"
         "sink.log({'loss': 1.0}, 1)\n"
         "sink.close(0)\n"

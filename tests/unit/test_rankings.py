@@ -1,12 +1,14 @@
 """Collected rankings: best first, with ties, and read back whatever the answers hold."""
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from configs.errors import UserError
 from configs.schema import Rollout
-from data.files import write_json_lines
 from data.tokenize import Prompt
 from data.tokenize import rankings as tokenize_rankings
 from stages import rankings
@@ -15,6 +17,7 @@ from stages.decoding import Response
 from stages.rankings import collect_rankings
 from stages.ranks import Ranks
 from stages.rollout import Sampler
+from tests.contract.bad_inputs.entry import flip
 from tests.roles import CPU
 from tests.unit.test_judgement import context_in
 
@@ -40,19 +43,19 @@ def row(split: str, answers: list[str], ranks: list[int]) -> dict:
 @pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x85", "\x0b", "\r", "\n", "\x1c"])
 def test_answers_may_hold_any_character(odd, tmp_path):
     rows = [row("train", [f"a{odd}b", "c"], [0, 1]), row("held_out", ["d", f"{odd}e"], [0, 1])]
-    write_json_lines(tmp_path / "rankings.jsonl", rows)
+    rankings.write_sealed(tmp_path / "rankings.jsonl", rows)
     assert collect_rankings(resuming(tmp_path), SAMPLER, "sft") == ([rows[0]], [rows[1]])
 
 
 def test_rankings_of_ties_alone_are_left_out(tmp_path):
     useful, useless = row("train", ["a", "b"], [0, 1]), row("train", ["a", "a"], [0, 0])
-    write_json_lines(tmp_path / "rankings.jsonl", [useless, useful])
+    rankings.write_sealed(tmp_path / "rankings.jsonl", [useless, useful])
     assert collect_rankings(resuming(tmp_path), SAMPLER, "sft") == ([useful], [])
 
 
 def test_writing_leaves_nothing_else_behind(tmp_path):
-    write_json_lines(tmp_path / "rankings.jsonl", [row("train", ["é", "b"], [0, 1])])
-    assert [path.name for path in tmp_path.iterdir()] == ["rankings.jsonl"]
+    rankings.write_sealed(tmp_path / "rankings.jsonl", [row("train", ["é", "b"], [0, 1])])
+    assert {path.name for path in tmp_path.iterdir()} == {"rankings.jsonl", "rankings.sha256"}
     assert json.loads((tmp_path / "rankings.jsonl").read_text(encoding="utf-8"))["completions"] == ["é", "b"]
 
 
@@ -107,3 +110,19 @@ def test_reward_model_learns_from_the_tokens_that_were_sampled(tmp_path, monkeyp
     rows = rankings._rank(resuming(tmp_path), sampler, "sft", [Prompt("one", "one", [5])])
     (ranking,), _ = tokenize_rankings(rows, tiny_tokenizer, resuming(tmp_path).config.data)
     assert ranking.completion_ids == [[46], [44, 45, end], [43, end], [40, 41, 42]]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("rankings.jsonl", flip),
+        ("rankings.jsonl", lambda file: os.truncate(file, 9)),
+        ("rankings.sha256", flip),
+        ("rankings.sha256", Path.unlink),
+    ],
+)
+def test_rankings_that_are_not_those_collected_are_refused(name, damage, tmp_path):
+    rankings.write_sealed(tmp_path / "rankings.jsonl", [row("train", ["a", "b"], [0, 1])])
+    damage(tmp_path / name)
+    with pytest.raises(UserError, match="rankings"):
+        collect_rankings(resuming(tmp_path), SAMPLER, "sft")

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,13 +38,20 @@ SEALS = {
 def two_checkpoints(root: Path) -> Path:
     for step in (1, 2):
         weights = {"weight": torch.arange(float(step), 9)}
-        save_checkpoint(root, step, weights, {"optimizer_steps": step, "base": "b", "memory": {}}, 2)
+        state: dict[str, Any] = {
+            "run": "ours",
+            "optimizer_steps": step,
+            "base": "b",
+            "memory": {},
+            "records": {},
+        }
+        save_checkpoint(root, step, weights, state, 2)
     return root / "step-000002"
 
 
 def check_older_is_taken(root: Path, part: str) -> None:
     before = files(root)
-    found, complaints = newest_checkpoint(root)
+    found, complaints = newest_checkpoint(root, "ours")
     assert found is not None and found.step == 1 and len(complaints) == 1
     check_message(complaints[0], f"passed over the checkpoint {root}/step-000002: ", part)
     assert files(root) == before
@@ -76,7 +84,7 @@ def test_checkpoint(name, damage, part, tmp_path):
     ("name", "content", "part"),
     [
         ("state.json", b"[]", "state.json is damaged"),
-        ("state.json", b'{"step": "2"}', "it must hold step, optimizer_steps, base, memory"),
+        ("state.json", b'{"step": "2"}', "it must hold step, run, optimizer_steps, base, memory, records"),
         ("state.json", b"{", "its content is damaged"),
         ("tensors.safetensors", b"cos\nsystem\n(S'id'\ntR.", "its content is damaged"),
     ],
@@ -145,6 +153,7 @@ def test_a_damaged_line_in_the_middle_is_named(line, tmp_path):
 def test_damaged_rankings_are_named(line, tmp_path):
     file = tmp_path / "rankings.jsonl"
     file.write_text(json.dumps(RANKING) + "\n" + line + "\n")
+    (tmp_path / "rankings.sha256").write_text(f"{sha256(file)}  {file.name}\n")  # sealed by somebody else
     with pytest.raises(UserError) as caught:
         rankings._read(file)
     check_message(str(caught.value), f"{file}, line 2: damaged", "start over with --fresh")

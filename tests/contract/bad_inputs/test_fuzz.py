@@ -174,7 +174,7 @@ def test_manifests(place, content):
         manifest = read_manifest(file)
         assert manifest is not None
         if manifest.output:
-            damage(place, manifest.output)
+            damage(place, manifest.output.files)
 
 
 @quick
@@ -184,9 +184,11 @@ def test_manifests(place, content):
 )
 def test_seals_and_states(place, content, name):
     root = place / "checkpoints"
-    save_checkpoint(root, 1, {}, {"optimizer_steps": 1, "base": "b", "memory": {}}, 1)
+    save_checkpoint(
+        root, 1, {}, {"run": "", "optimizer_steps": 1, "base": "b", "memory": {}, "records": {}}, 1
+    )
     (root / "step-000001" / f"{name}.json").write_bytes(content)
-    found, complaints = newest_checkpoint(root)
+    found, complaints = newest_checkpoint(root, "")
     assert (found is None) == bool(complaints)
     assert (seal_fault(root / "step-000001") is None) or complaints
 
