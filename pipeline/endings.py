@@ -15,6 +15,7 @@ import psutil
 
 from configs.errors import UserError
 from data.files import write_text
+from pipeline.hangs import timed_out, where_hung, where_raised
 from pipeline.manifest import Process
 from stages.context import Interrupted, Paused
 
@@ -105,7 +106,26 @@ def cause(error: BaseException, logs: Path, peers: Sequence[Process]) -> BaseExc
     until = time.monotonic() + SECONDS_TO_LEARN_OF_A_PEER * (len(peers) > 1)
     while not (failed := _failed_peer(logs, peers)) and time.monotonic() < until:
         time.sleep(0.05)
-    return failed or error
+    return _hung_rank(failed or error, error, logs, peers) or failed or error
+
+
+def _hung_rank(
+    seen: BaseException, error: BaseException, logs: Path, peers: Sequence[Process]
+) -> RankFailed | None:
+    """The rank that the others waited for until a collective was given up, if that is what was `seen`."""
+    if not timed_out(str(seen)):
+        return None
+    if stopped(error):  # not by the collective: this rank was not in it
+        return _hung(0, where_raised(error))
+    silent = {rank: peer for rank, peer in enumerate(peers) if rank and not _note(logs, rank).exists()}
+    return next((_hung(rank, place) for rank, place in where_hung(silent, logs)), None)
+
+
+def _hung(rank: int, place: str) -> RankFailed:
+    return RankFailed(
+        f"rank {rank} hung: the others waited for it until deepspeed.timeout_minutes were over, "
+        f"and it was at {place}.\nIf it only was slow, raise that; else mend the cause. The same command resumes."
+    )
 
 
 def _failed_peer(logs: Path, peers: Sequence[Process]) -> RankFailed | None:

@@ -6,8 +6,10 @@ runs after them, because some install their own log handlers then.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
+import signal
 import warnings
 from pathlib import Path
 
@@ -46,6 +48,8 @@ def silence() -> None:
 def capture(folder: Path, rank: int) -> Path:
     """Send all log messages and warnings to `folder/rankN.log`; rank 0 shows warnings on stderr too.
 
+    SIGUSR1 has the process write there where it is, whatever it is doing.
+
     Returns the log file.
     """
     from transformers.utils import logging as transformers_logging
@@ -56,6 +60,8 @@ def capture(folder: Path, rank: int) -> Path:
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     root.handlers = [_file_handler(path)] + ([_terminal_handler()] if rank == 0 else [])
+    where = os.open(path, os.O_WRONLY | os.O_APPEND)
+    faulthandler.register(signal.SIGUSR1, file=where, all_threads=False)
     logging.captureWarnings(True)
     for name in OWN_HANDLERS:
         library = logging.getLogger(name)

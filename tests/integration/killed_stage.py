@@ -3,9 +3,9 @@
 python killed_stage.py WHEN --stage ... (the arguments of run_stage.py)
 
 WHEN is a step: SIGKILL to all processes once it is logged and its checkpoint, if one is due, is not yet
-written; `end`: the same after the last checkpoint, before there is an adapter; `raise` or `die`: rank 1 alone
-ends after its second step, by an error or by SIGKILL; `SIGINT@STEP`, `SIGTERM@STEP`: that signal to all
-processes once STEP is logged; `SIGTERM@STEP@rank`: to rank 0 alone.
+written; `end`: the same after the last checkpoint, before there is an adapter; `raise`, `die` or `hang`: rank
+1 alone ends after its second step, by an error or by SIGKILL, or does not go on; `SIGINT@STEP`,
+`SIGTERM@STEP`: that signal to all processes once STEP is logged; `SIGTERM@STEP@rank`: to rank 0 alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
@@ -57,6 +58,8 @@ def end_rank_1(how: str) -> None:
         if "learning_rate" in figures and next(steps) == 2:
             if how == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if how == "hang":
+                time.sleep(600)
             raise ZeroDivisionError("a fault of rank 1 alone")
 
     NullReporter.advance = advance  # type: ignore[method-assign]

@@ -154,10 +154,15 @@ def test_killed_after_the_last_checkpoint_repeats_nothing(
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("how", "word"), [("raise", "ZeroDivisionError: a fault of rank 1 alone"), ("die", "died without a word")]
+    ("how", "word"),
+    [
+        ("raise", "ZeroDivisionError: a fault of rank 1 alone"),
+        ("die", "died without a word"),
+        ("hang", "killed_stage.py:"),
+    ],
 )
 def test_the_rank_that_failed_is_named_and_the_stage_resumes(tmp_path: Path, how: str, word: str) -> None:
-    command = words("sft", tmp_path, "sft.save_steps=1")
+    command = words("sft", tmp_path, "sft.save_steps=1", "deepspeed.timeout_minutes=0.4")
     failed = start([*launcher(2), KILLED_STAGE, how, *command])
     assert failed.returncode not in (0, 130, 143), failed.stdout
     manifest = json.loads((tmp_path / "sft" / "manifest.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from configs.errors import UserError
 from pipeline import endings
 from pipeline.endings import RankFailed, cause, leave_note
 from pipeline.manifest import Process
+from stages.context import Interrupted
 
 BROKEN = RuntimeError("Connection closed by peer")
 
@@ -42,6 +44,55 @@ def test_a_rank_that_leaves_its_note_late_is_the_cause(tmp_path: Path, peer) -> 
     threading.Timer(0.4, leave_note, (tmp_path, 1, ZeroDivisionError("its own"))).start()
     found = cause(BROKEN, tmp_path, ranks(peer))
     assert isinstance(found, RankFailed) and "rank 1 failed: ZeroDivisionError: its own" in str(found)
+
+
+IN_VAIN = RuntimeError(
+    "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1000ms for recv operation"
+)
+HANGING = """
+import faulthandler, signal, sys, time
+faulthandler.register(signal.SIGUSR1, file=open(sys.argv[1], "w"), all_threads=False)
+def stuck():
+    print(flush=True)
+    time.sleep(60)
+stuck()
+"""
+
+
+@pytest.fixture
+def hanging(tmp_path: Path):
+    """Rank 1, in `stuck`; it writes its stack where a rank's log is."""
+    command = [sys.executable, "-c", HANGING, str(tmp_path / "rank1.log")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout and process.stdout.readline()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_the_rank_that_the_others_waited_for_is_named_with_its_place(tmp_path: Path, hanging) -> None:
+    found = cause(IN_VAIN, tmp_path, ranks(hanging))
+    assert isinstance(found, RankFailed) and "rank 1 hung" in str(found) and "in stuck" in str(found)
+
+
+def test_of_ranks_that_gave_up_none_is_the_cause(tmp_path: Path, hanging) -> None:
+    leave_note(tmp_path, 1, IN_VAIN)
+    this, first = ranks(hanging)
+    living = Process.this().model_copy(update={"pid": hanging.pid})
+    (tmp_path / "rank2.log").hardlink_to(tmp_path / "rank1.log")  # one process for two ranks
+    found = cause(IN_VAIN, tmp_path, [this, first, living])
+    assert isinstance(found, RankFailed) and "rank 2 hung" in str(found)
+
+
+def test_rank_0_knows_where_it_hung(tmp_path: Path, peer) -> None:
+    def stuck() -> None:
+        raise Interrupted(15)
+
+    leave_note(tmp_path, 1, IN_VAIN)
+    with pytest.raises(Interrupted) as caught:
+        stuck()
+    found = cause(caught.value, tmp_path, ranks(peer))
+    assert isinstance(found, RankFailed) and "rank 0 hung" in str(found) and "in stuck" in str(found)
 
 
 def test_where_the_others_live_the_error_is_rank_zeros_own(
