@@ -123,8 +123,8 @@ def _hung_rank(
 
 def _hung(rank: int, place: str) -> RankFailed:
     return RankFailed(
-        f"rank {rank} hung: the others waited for it until deepspeed.timeout_minutes were over, "
-        f"and it was at {place}.\nIf it only was slow, raise that; else mend the cause. The same command resumes."
+        f"rank {rank} hung: the others waited for it until deepspeed.timeout_minutes were over, and "
+        f"it was at {place}.\nIf it was only slow, raise that; else mend the cause. The same command resumes."
     )
 
 

@@ -14,10 +14,9 @@ from pathlib import Path
 
 from pipeline.manifest import Process
 
-ASK_WHERE = signal.SIGUSR1  # at which a rank writes its stack into its log, see `quiet.capture`
+ASK_WHERE = signal.SIGUSR1  # at which a rank writes its stack, see `quiet.capture`
 SECONDS_TO_ANSWER = 1.0
-STACK = "Stack (most recent call first):"
-FRAME = re.compile(r'File "(.+)", line (\d+) in (.+)')
+FRAME = re.compile(r'File "(.+)", line (\d+) in (.+)')  # of a stack, the most recent call first
 WAITS = ("/torch/distributed/", "/deepspeed/comm/")  # whoever is in there waits for the others, too
 
 
@@ -36,9 +35,9 @@ def where_hung(peers: Mapping[int, Process], logs: Path) -> Iterator[tuple[int, 
             os.kill(process.pid, ASK_WHERE)
     time.sleep(SECONDS_TO_ANSWER)
     for rank in here:
-        _, asked, stack = (logs / f"rank{rank}.log").read_text(errors="replace").rpartition(STACK)
-        frames = FRAME.findall(stack)
-        if asked and frames and not any(part in file for file, *_ in frames for part in WAITS):
+        stack = logs / f"rank{rank}.stack"
+        frames = FRAME.findall(stack.read_text(errors="replace")) if stack.exists() else []
+        if frames and not any(part in file for file, *_ in frames for part in WAITS):
             file, line, function = frames[0]
             yield rank, f"{file}:{line}, in {function}"
 

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import warnings
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 ENVIRONMENT = {
@@ -26,6 +27,7 @@ NOISE = {
     "DeepSpeed": ("Setting accelerator to CPU",),
     "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward",),
 }
+LOG_BYTES, OLD_LOGS = 16 * 2**20, 4  # of one log file, and how many full ones are kept
 # Deprecations inside the libraries, which are theirs to mend.
 WARNINGS = (
     r"`torch\.distributed\.\w+` is deprecated",
@@ -48,7 +50,7 @@ def silence() -> None:
 def capture(folder: Path, rank: int) -> Path:
     """Send all log messages and warnings to `folder/rankN.log`; rank 0 shows warnings on stderr too.
 
-    SIGUSR1 has the process write there where it is, whatever it is doing.
+    SIGUSR1 has the process write where it is into `folder/rankN.stack`, whatever it is doing.
 
     Returns the log file.
     """
@@ -60,8 +62,8 @@ def capture(folder: Path, rank: int) -> Path:
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     root.handlers = [_file_handler(path)] + ([_terminal_handler()] if rank == 0 else [])
-    where = os.open(path, os.O_WRONLY | os.O_APPEND)
-    faulthandler.register(signal.SIGUSR1, file=where, all_threads=False)
+    stack = os.open(folder / f"rank{rank}.stack", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)
     logging.captureWarnings(True)
     for name in OWN_HANDLERS:
         library = logging.getLogger(name)
@@ -71,7 +73,7 @@ def capture(folder: Path, rank: int) -> Path:
 
 
 def _file_handler(path: Path) -> logging.Handler:
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=OLD_LOGS, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     return handler
 

@@ -62,7 +62,7 @@ stuck()
 @pytest.fixture
 def hanging(tmp_path: Path):
     """Rank 1, in `stuck`; it writes its stack where a rank's log is."""
-    command = [sys.executable, "-c", HANGING, str(tmp_path / "rank1.log")]
+    command = [sys.executable, "-c", HANGING, str(tmp_path / "rank1.stack")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout and process.stdout.readline()
     yield process
@@ -79,7 +79,7 @@ def test_of_ranks_that_gave_up_none_is_the_cause(tmp_path: Path, hanging) -> Non
     leave_note(tmp_path, 1, IN_VAIN)
     this, first = ranks(hanging)
     living = Process.this().model_copy(update={"pid": hanging.pid})
-    (tmp_path / "rank2.log").hardlink_to(tmp_path / "rank1.log")  # one process for two ranks
+    (tmp_path / "rank2.stack").hardlink_to(tmp_path / "rank1.stack")  # one process for two ranks
     found = cause(IN_VAIN, tmp_path, [this, first, living])
     assert isinstance(found, RankFailed) and "rank 2 hung" in str(found)
 
