@@ -1,6 +1,7 @@
 # make demo     the whole pipeline on a real model, on a CPU: SFT, reward model, PPO, report (runs/demo/report)
 # make test     the test suite
 # make chaos    damage every file of a tiny run; kill its stages KILLS times, resume them, and compare
+# make audit    ask the registry for known vulnerabilities of the pinned versions
 # make lint     style, types, and who may import whom
 # make setup    the environment alone, in .venv; the other targets call it
 # make clean    remove .venv and caches; runs/ stays
@@ -28,7 +29,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # deepspeed starts ninja, and tristage starts deepspeed, by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test chaos lint clean
+.PHONY: setup demo test chaos audit lint clean
 
 setup: $(INSTALLED)
 
@@ -54,6 +55,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# In an environment of its own, and without pins: it has to know of the newest advisories.
+audit:
+	$(PYTHON) -m venv $(VENV)/audit
+	PIP_CONSTRAINT= $(VENV)/audit/bin/pip install --quiet pip-audit
+	$(VENV)/audit/bin/pip-audit --no-deps --disable-pip --requirement constraints.txt
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.chaos.__main__ import table
 from tests.chaos.attempt import Kill
 from tests.chaos.campaign import TARGETS, Campaign, Life
+from tests.chaos.long import Use, growth
 
 KILLS, SEED = 3, 136  # one each of launcher, rank and all; two in a checkpoint, one by the clock
 
@@ -23,6 +25,12 @@ def test_killed_stages_end_as_if_never_killed(tmp_path: Path) -> None:
     assert len(kills) == KILLS
     assert {kill.target for kill in kills} == set(TARGETS), "another seed is needed to strike all targets"
     assert "checkpoint" in {kill.kind for kill in kills}, "another seed is needed to strike in a checkpoint"
+
+
+def test_what_grows_in_a_long_run_is_named() -> None:
+    warming, steady = Use(100, 300, 20, 10, 3), Use(400, 500, 25, 12, 3)
+    assert growth([warming, steady, replace(steady, mebibytes=505)]) == []
+    assert growth([warming, steady, Use(900, 530, 26, 12, 4)]) == ["open_files", "checkpoints", "mebibytes"]
 
 
 def test_the_table_counts_kills_by_what_came_of_them() -> None:

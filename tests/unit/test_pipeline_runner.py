@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,18 @@ def test_resume_keeps_the_run_id_and_adds_up_time(tmp_path: Path, run) -> None:
     assert second.run_id == first.run_id
     assert second.started == first.started
     assert 100 <= second.metrics["wall_seconds"] < 200
+
+
+def test_a_clock_that_goes_backwards_loses_nothing(tmp_path: Path, run) -> None:
+    """A stage that was killed by a machine whose clock was a year ahead."""
+    killed = leave(tmp_path, "sft", "running", checkpoint=3)
+    ahead = killed.started + timedelta(days=365)
+    future = {"started": ahead, "attempt_started": ahead, "wall_seconds": 100.0}
+    killed.model_copy(update=future).write(tmp_path / "sft/manifest.json")
+    assert run() == 0
+    manifest = manifest_of(tmp_path)
+    assert manifest.status == "finished" and 100 <= manifest.metrics["wall_seconds"] < 200
+    assert run() == 0 and manifest_of(tmp_path) == manifest, "finished, whatever the clock says"
 
 
 def test_blocked_stage_touches_nothing(tmp_path: Path, run, capsys: pytest.CaptureFixture[str]) -> None:
