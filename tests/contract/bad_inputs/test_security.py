@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from configs.paths import stays_inside
+from pipeline.manifest import read_manifest
 from tests.contract.bad_inputs.entry import files
 from tests.contract.bad_inputs.test_bad_models import Plant
 
@@ -108,8 +109,9 @@ def test_resuming_executes_nothing_and_passes_over_what_is_damaged(finished, tmp
     for name in ("metrics.jsonl", "samples.jsonl"):
         with (run / "sft" / name).open("a") as stream:
             stream.write('{"step": 3, "hal')
-    manifest = json.loads((run / "sft/manifest.json").read_text())
-    (run / "sft/manifest.json").write_text(json.dumps(manifest | {"status": "running", "output": None}))
+    manifest = read_manifest(run / "sft/manifest.json")
+    assert manifest is not None
+    manifest.model_copy(update={"status": "running", "output": None}).write(run / "sft/manifest.json")
     done = sft(run)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"passed over the checkpoint {steps[-1]}" in done.stdout
