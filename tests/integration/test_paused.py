@@ -134,8 +134,9 @@ def test_interrupted_under_deepspeed_and_resumed_is_as_if_never_interrupted(
     interrupted = start([*launcher(ranks), KILLED_STAGE, when, *words(stage, ours, *OVERRIDES)])
     name, step, *rank = when.split("@")
     signum = signal.Signals[name]
-    # Without a handler of its own, the `deepspeed` command dies of a signal that is sent to all processes.
-    assert interrupted.returncode == (128 + signum if rank else -signum), interrupted.stdout
+    # A signal that is sent to all processes kills the `deepspeed` command, too, unless the process that it
+    # waits for is faster, whose status is 1.
+    assert interrupted.returncode in ([128 + signum] if rank else [-signum, 1]), interrupted.stdout
     said = f"interrupted by {name} after step {step} of "
     assert interrupted.stdout.count(said) == 1 and "the same command resumes" in interrupted.stdout
     assert f"{name}: ends after the step in hand" in interrupted.stdout

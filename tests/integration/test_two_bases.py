@@ -18,6 +18,7 @@ from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import STAGES, Base, Experiment, Stage
 from data.tokenize import Ranking
+from pipeline.manifest import Manifest
 from pipeline.report import write_report
 from stages import prepare, rm
 from stages.context import Context, Outcome
@@ -203,7 +204,8 @@ def test_another_base_than_the_reward_models_is_refused(bases: Bases, whole: Pat
     assert f"base is tiny-random (nf4), but stage rm was trained on {bases.wider} (nf4)" in without.stdout
     changed = shutil.copytree(bases.wider, tmp_path / "changed")
     manifest = run_dir / "rm" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(str(bases.wider), str(changed)))
+    elsewhere = manifest.read_text().replace(str(bases.wider), str(changed))
+    Manifest.model_validate_json(elsewhere).write(manifest)
     weights = load_file(changed / "model.safetensors")
     save_file({n: t * 1.01 for n, t in weights.items()}, changed / "model.safetensors", {"format": "pt"})
     refused = run_stage("ppo", run_dir, *bases.own(changed), status=2)
