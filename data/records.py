@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.files import sha256
+
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:
     """Length in bytes and SHA-256 of each `*.jsonl` in a stage's folder, by name."""
-    found = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        content = path.read_bytes()
-        found[path.name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    return found
+    return {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(folder.glob("*.jsonl"))
+    }
 
 
 def record_faults(folder: Path, expected: Mapping[str, Mapping[str, Any]]) -> list[str]:
