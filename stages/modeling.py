@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear8bitLt
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
@@ -31,6 +32,7 @@ from data.folder_digest import folder_digest
 from stages.adapter_checks import check_adapter, loading_adapter
 from stages.base_checks import check_architecture, check_folder, check_loaded, loading, local_folder
 from stages.embedded import EMBEDDED, embedded_model
+from stages.low_rank import add_in_one_pass
 from stages.token_figures import (
     TokenFigures,
     Wanted,
@@ -89,6 +91,11 @@ class Roles(nn.Module):
         return int(self.causal.config.get_text_config().vocab_size)
 
     @property
+    def is_int8(self) -> bool:
+        """Whether linear layers round their inputs to 8 bits, which nothing but such a layer repeats."""
+        return any(isinstance(module, Linear8bitLt) for module in self.causal.modules())
+
+    @property
     def lora_rank(self) -> int:
         """The largest rank among the adapters."""
         return max(config.r for config in self._peft[0].peft_config.values())
@@ -139,7 +146,10 @@ class Roles(nn.Module):
             self.heads[role].load_state_dict(load_file(folder / HEAD_FILE))
 
     def _after_adding(self, role: str, *, trainable: bool) -> None:
-        self._lora_layers = [module for module in self.causal.modules() if isinstance(module, LoraLayer)]
+        layers = [module for module in self.causal.modules() if isinstance(module, LoraLayer)]
+        for layer in set(layers).difference(self._lora_layers):
+            add_in_one_pass(layer)
+        self._lora_layers = layers
         self._trainable[role] = trainable
         # PEFT thaws and freezes as adapters come, so every role is set again.
         for each, wanted in self._trainable.items():
