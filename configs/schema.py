@@ -293,6 +293,12 @@ class Ppo(Training):
     gamma: Fraction = 1.0
     lam: Fraction = 0.95
     clip_range: Positive = 0.2
+    old_logprobs: Literal["auto", "recomputed"] = Field(
+        "auto",
+        description="of ratio and KL. recomputed: by the model that trains; auto: as they were sampled, a "
+        "forward less, where that is the same to the rounding of fp32 (compute dtype float32, base not int8, "
+        "engine not vllm), and where no shared critic needs that forward; else recomputed",
+    )
     clip_range_value: Positive | None = Field(0.2, description="null: values are not clipped")
     dual_clip: Annotated[float, Field(gt=1)] | None = Field(
         None, description="bound on the ratio where the advantage is negative"

@@ -29,9 +29,9 @@ POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
 class Sample:
     """A prompt, its response, and what the four roles say of it; tensors are (R,) on the CPU.
 
-    `response.logprobs` come from the sampling engine, `logprobs` from the model that is trained: they differ
-    by rounding. `values` are the critic's before each token; `rewards` the terms of the reward by name.
-    `score`, what they come to less penalties, `advantages` and `returns` follow once the batch is whole.
+    `logprobs` are the policy's before its update. `values` are the critic's before each token; `rewards` the
+    terms of the reward by name. `score`, what they come to less penalties, `advantages` and `returns` follow
+    once the batch is whole.
     """
 
     index: int
@@ -39,7 +39,6 @@ class Sample:
     response: Response = field(default_factory=Response)
     logprobs: Tensor = torch.empty(0)
     ref_logprobs: Tensor = torch.empty(0)
-    entropy: float = 0.0
     values: Tensor = torch.empty(0)
     rewards: dict[str, float] = field(default_factory=dict)
     score: float = 0.0
@@ -53,6 +52,11 @@ class Sample:
     @property
     def response_ids(self) -> list[int]:
         return self.response.ids
+
+    @property
+    def sampled_logprobs(self) -> Tensor:
+        """The policy's by the engine that sampled: other than the training model's by rounding at least."""
+        return torch.tensor(self.response.logprobs)
 
     @property
     def kl(self) -> float:
@@ -71,6 +75,8 @@ class Experience:
         self.ranks, self.tokenizer = sampler.ranks, sampler.tokenizer
         self.rewards = Rewards(ppo.rewards)
         self.shared_head = CRITIC if ppo.critic == "shared" else None
+        # What a shared critic says comes from the same forward.
+        self.recomputes = bool(self.shared_head) or ppo.old_logprobs == "recomputed" or not sampler.is_exact
 
     def collect(self, step: int, prompts: Sequence[tokenize.Prompt]) -> tuple[list[Sample], dict[str, float]]:
         """Roll out `prompts` (the global batch), score the responses, and estimate advantages.
@@ -106,24 +112,22 @@ class Experience:
 
     @torch.no_grad()
     def score(self, mine: list[Sample]) -> None:
-        """Let the four roles look at the responses.
+        """Let the roles look at the responses; the policy only where what was sampled will not do.
 
-        The micro-batches are those of the first epoch's updates, so that the same forward gives the old
-        log-probabilities and the first new ones: the first ratio is exactly 1.
+        The micro-batches are those of the first epoch's updates: the same forward gives old log-probabilities
+        and the first new ones, whose ratio is exactly 1, and old values and the first new ones.
         """
         cast = self.scorer.cast
         for share in micro_batches(mine, len(mine) // self.ppo.minibatches):
             for micro in self.micro_batches(share):
                 batch = self.lay_out(micro)
-                policy = response_figures(cast, POLICY, batch, entropy=True, values=self.shared_head)
+                logprobs, values = self._policy_and_critic(batch, micro)
                 ref_logprobs = response_logprobs(cast, REFERENCE, batch)
                 scores = self._scores(micro) if self.rewards.uses_reward_model else None
-                values = policy.values if self.shared_head else state_values(cast, CRITIC, batch)
                 for i, one in enumerate(micro):
                     length = len(one.response_ids)
-                    one.logprobs = policy.logprobs[i, :length].cpu()
+                    one.logprobs = logprobs[i][:length].cpu()
                     one.ref_logprobs = ref_logprobs[i, :length].cpu()
-                    one.entropy = float(policy.entropy[i, :length].mean())
                     one.values = values[i, :length].cpu()
                     if scores is not None:
                         one.rewards[RM] = float(scores[i])
@@ -131,6 +135,17 @@ class Experience:
         for name, found in self.rewards([one.prompt.text for one in mine], texts).items():
             for one, value in zip(mine, found, strict=True):
                 one.rewards[name] = value
+
+    def _policy_and_critic(self, batch: Layout, micro: list[Sample]) -> tuple[Sequence[Tensor], Tensor]:
+        """Log-probabilities of each response, as long as it is or padded, and values (B, R + 1)."""
+        cast = self.scorer.cast
+        if self.shared_head:
+            figures = response_figures(cast, POLICY, batch, values=self.shared_head)
+            return list(figures.logprobs), figures.values
+        values = state_values(cast, CRITIC, batch)
+        if self.recomputes:
+            return list(response_logprobs(cast, POLICY, batch)), values
+        return [one.sampled_logprobs for one in micro], values
 
     def _scores(self, samples: list[Sample]) -> Tensor:
         return self.scorer([s.prompt for s in samples], [s.response for s in samples])
@@ -168,16 +183,14 @@ class Experience:
             for name in self.rewards.weights
         }
         kl = sum(s.kl for s in samples) / len(samples)
-        differences = torch.cat([s.logprobs - torch.tensor(s.response.logprobs) for s in samples]).abs()
         return {
             "objective/kl": kl,
             "objective/kl_coef": self._adapt_kl_coef(kl, len(samples)),
-            "objective/entropy": sum(s.entropy for s in samples) / len(samples),
+            "objective/entropy": -sum(float(s.logprobs.mean()) for s in samples) / len(samples),
             "objective/scores": float(scores.mean()),
             "objective/non_score_reward": float(non_score.mean()),
             "objective/rlhf_reward": float((scores + non_score).mean()),
             **terms,
-            "rollout/logprob_difference": float(differences.mean()),
             "val/explained_variance": float(variance),
             "completions/mean_length": float(mask.sum(1).float().mean()),
             "completions/clipped_ratio": 1 - float(ended.float().mean()),

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from stages.modeling import Roles
 
 MARGIN = 2.0  # free memory must hold the copy so many times over: training needs some of it as well
+ROWS = 32  # of one decoding step, more or less: what oneDNN lays weights out for
 
 
 class Head(nn.Linear):
@@ -35,6 +36,25 @@ class Head(nn.Linear):
         """Hidden states (B, T, H) to logits (B, T, V)."""
         rows = hidden.flatten(0, -2)
         return (self.weight @ rows.t()).t().contiguous().unflatten(0, hidden.shape[:-1])
+
+
+class Packed(nn.Linear):
+    """A linear layer for CPUs, whose weight oneDNN holds in the blocks that its kernels read.
+
+    The few rows of a decoding step come to less work than laying a weight out anew for each product. `weight`
+    itself stays without memory.
+    """
+
+    packed: Tensor
+
+    def hold(self, weight: Tensor) -> None:
+        """Take `weight` (out, in) in place of what was held."""
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """As nn.Linear's: (..., in) to (..., out)."""
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, self.packed, self.bias, "none", [], "")
+        return product
 
 
 class MergedCopy:
@@ -68,11 +88,10 @@ class MergedCopy:
         """Give the module `name` the parameters and buffers of the base's module."""
         layer = source.get_base_layer() if isinstance(source, LoraLayer) else source
         quantized = isinstance(layer, Linear4bit | Linear8bitLt)
-        if quantized:
+        if quantized or (isinstance(source, LoraLayer) and isinstance(layer, nn.Linear)):
             # The base's class may have been another one before quantization, with its weight transposed.
-            linear = nn.Linear(
-                layer.in_features, layer.out_features, layer.bias is not None, "meta", self._dtype
-            )
+            kind = Packed if self._packs else nn.Linear
+            linear = kind(layer.in_features, layer.out_features, layer.bias is not None, "meta", self._dtype)
             self.model.set_submodule(name, linear)
         target: Any = self.model.get_submodule(name)
         target._buffers.update(layer._buffers)
@@ -94,9 +113,13 @@ class MergedCopy:
         return self._copied[parameter]
 
     @property
-    def exact(self) -> bool:
-        """Whether the base computes the same, to rounding; an int8 one rounds activations to 8 bits, too."""
-        return not any(isinstance(layer, Linear8bitLt) for layer in self._roles.causal.modules())
+    def _packs(self) -> bool:
+        return (
+            self._device.type == "cpu"
+            and self._dtype == torch.float32
+            and torch.backends.mkldnn.is_available()
+            and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        )
 
     @property
     def size(self) -> int:
@@ -120,15 +143,20 @@ class MergedCopy:
             for target, source in self._merged:
                 # Layer by layer: a sharded base is never whole, only the copy is.
                 with deepspeed.zero.GatheredParameters(list(source.parameters())):
-                    target.weight.copy_(merged_weight(source, role))
+                    weight = merged_weight(source, role)
+                    if isinstance(target, Packed):
+                        target.hold(weight)
+                    else:
+                        target.weight.copy_(weight)
             self._held = role
         return self.model
 
     def _allocate(self) -> None:
         for target, _ in self._merged:
-            target.weight = nn.Parameter(
-                torch.empty_like(target.weight, device=self._device), requires_grad=False
-            )
+            if not isinstance(target, Packed):
+                target.weight = nn.Parameter(
+                    torch.empty_like(target.weight, device=self._device), requires_grad=False
+                )
         for parameter, meta in self._copied.items():
             with deepspeed.zero.GatheredParameters([parameter]):
                 whole = nn.Parameter(parameter.detach().clone(), requires_grad=False)

@@ -33,7 +33,8 @@ from stages.speed import Stopwatch, forward_flops, matmul_flops
 from stages.token_figures import TokenFigures
 
 GOOD = "good/"  # of what the engine keeps: the policy of the last rollout within `max_kl`
-PER_TOKEN = {"val/ratio", "policy/clipfrac_avg", "policy/approxkl_avg", "val/clipfrac_avg"}
+DIFFERENCE = "rollout/logprob_difference"
+PER_TOKEN = {"val/ratio", "policy/clipfrac_avg", "policy/approxkl_avg", "val/clipfrac_avg", DIFFERENCE}
 
 
 def run(context: Context) -> Outcome:
@@ -138,8 +139,8 @@ class Trainer:
         experience, updates = self.experience, metrics["policy/updates"] / self.ppo.minibatches
 
         def trained(causal: PreTrainedModel) -> float:
-            # Once to score, and in training forward, backward, and forward again where asked.
-            return 1 + updates * (3 if causal.is_gradient_checkpointing else 2)
+            # Forward, backward, and forward again where asked.
+            return updates * (3 if causal.is_gradient_checkpointing else 2)
 
         ours, theirs = experience.scorer.cast.policy_base.causal, experience.scorer.cast.reward_base.causal
         our_flops, their_flops = (
@@ -147,10 +148,10 @@ class Trainer:
         )
         if our_flops is None or their_flops is None:
             return {}
-        flops = our_flops * (2 + trained(ours))  # sampling, reference, policy
+        flops = our_flops * (2 + experience.recomputes + trained(ours))  # sampling, reference, policy
         flops += their_flops * experience.rewards.uses_reward_model
         if not experience.shared_head:
-            flops += their_flops * trained(theirs)
+            flops += their_flops * (1 + trained(theirs))
         seconds = sum(metrics[f"time/{part}"] for part in ("rollout", "score", "update"))
         return {"perf/matmul_share": flops / self.engine.ranks.world / seconds / self.matmul_flops}
 
@@ -182,6 +183,8 @@ class Trainer:
             if done[-1]["policy/approxkl_avg"] > (self.ppo.max_approxkl or math.inf):
                 break
         means = {name: sum(figures[name] for figures in done) / len(done) for name in done[0]}
+        # Before the first update, the policy is the one that was sampled from.
+        means[DIFFERENCE] = done[0][DIFFERENCE]
         return means | {"learning_rate": learning_rate, "policy/updates": len(done)}
 
     def _schedule(self, step: int, samples: list[Sample]) -> Iterator[list[Sample]]:
@@ -251,6 +254,7 @@ class Trainer:
     ) -> tuple[Tensor, dict[str, float]]:
         ppo, logprobs = self.ppo, policy.logprobs
         old_logprobs, advantages = self._padded(micro, "logprobs"), self._padded(micro, "advantages")
+        sampled = self._padded(micro, "sampled_logprobs")
         loss, sums = policy_loss(
             logprobs, old_logprobs, advantages, batch.mask, ppo.clip_range, tokens, ppo.dual_clip
         )
@@ -259,6 +263,7 @@ class Trainer:
             "val/ratio": float(sums["ratio"]),
             "policy/clipfrac_avg": float(sums["clipfrac"]),
             "policy/approxkl_avg": float(sums["approxkl"]),
+            DIFFERENCE: float(masked_sum((logprobs.detach() - sampled).abs(), batch.mask)),
         }
         if ppo.kl_in == "loss":
             kl = token_kl(logprobs, self._padded(micro, "ref_logprobs"), ppo.kl_estimator)

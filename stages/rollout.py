@@ -76,6 +76,12 @@ class Sampler:
         self.roles.train(training)
         return responses
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether sampling computes what the training model computes, to the rounding of fp32."""
+        is_fp32 = self.roles.causal.get_input_embeddings().weight.dtype == torch.float32
+        return self.rollout.engine != "vllm" and is_fp32 and not self.roles.is_int8
+
     @cached_property
     def merged(self) -> MergedCopy | None:
         """The copy that is sampled from; None where it is the quantized base itself. Every rank must ask."""
@@ -83,7 +89,7 @@ class Sampler:
             return None
         copy = MergedCopy(self.roles)
         short = self.ranks.sum({"short": float(not copy.fits(self.ranks.world))})["short"]
-        if self.rollout.engine == "auto" and (short or not copy.exact):
+        if self.rollout.engine == "auto" and (short or self.roles.is_int8):
             why = f"{copy.size / 2**30:.2f} GiB are not free" if short else "the base is int8"
             logger.info("sampling without a merged copy: %s", why)
             return None

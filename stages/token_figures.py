@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
-VOCABULARY_TILE = 32_768
+VOCABULARY_TILE = 8_192
 SCALED = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 

@@ -213,7 +213,8 @@ def test_average_of_the_policy_by_hand(run: Run) -> None:
 
 
 def test_samples_are_warped_and_so_are_their_log_probabilities(run: Run) -> None:
-    options = ("ppo.rollout.temperature=0.7", "ppo.rollout.top_k=20", "ppo.rollout.top_p=0.9")
+    warped = ("ppo.rollout.temperature=0.7", "ppo.rollout.top_k=20", "ppo.rollout.top_p=0.9")
+    options = ("ppo.old_logprobs=recomputed", *warped)
     plain, ran = run("ppo.minibatches=1", "ppo.epochs=1"), run(*options, folder="warped")
     first = ran.rows[0]
     assert first["objective/kl"] == 0.0

@@ -1,7 +1,8 @@
 """PPO before it has learned anything: KL exactly 0, ratio exactly 1, on the first minibatch of the run.
 
-Not nearly: any difference would mean that two forwards of one policy saw other positions, other padding,
-another adapter or dropout, and that the objective is not the one that is written down.
+Not nearly, where both are recomputed: any difference would mean that two forwards of one policy saw other
+positions, other padding, another adapter or dropout, and that the objective is not the one that is written
+down. What was sampled differs from it by rounding.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import pytest
 import torch
 
 from configs.load import load_experiment
-from stages import ppo
+from configs.schema import Rollout
+from stages import experience, ppo
 from stages.context import Context
 from stages.ranks import Ranks
-from tests.integration.runs import TINY
+from stages.rollout import Sampler
+from tests.integration.runs import TINY, untimed
 from tests.roles import new_role, save_role_of, tiny_roles
 
 # Prompts of tiny.jsonl differ in length; with 60 tokens to a response, some of them end their turn before.
@@ -25,6 +28,7 @@ OVERRIDES = (
     *("ppo.iterations=1", "ppo.batch_size=10", "ppo.micro_batch_size=3", "ppo.eval_steps=null"),
     *("ppo.rollout.max_new_tokens=60", "data.ppo.held_out=0"),
 )
+RECOMPUTED = "ppo.old_logprobs=recomputed"
 
 
 class Recorder:
@@ -86,7 +90,7 @@ def first_iteration(inputs: dict[str, Path], folder: Path, *overrides: str) -> M
 def test_kl_is_zero_and_ratio_is_one(
     inputs: dict[str, Path], log_ratios: list[torch.Tensor], ranks: Ranks, tmp_path: Path
 ) -> None:
-    metrics = first_iteration(inputs, tmp_path, "ppo.epochs=1", "ppo.minibatches=1")
+    metrics = first_iteration(inputs, tmp_path, RECOMPUTED, "ppo.epochs=1", "ppo.minibatches=1")
     assert 0 < metrics["completions/clipped_ratio"] < 1, "responses must differ in length"
     assert len(log_ratios) == 4, "the batch must take several micro-batches, the last of them smaller"
     for log_ratio in log_ratios:
@@ -104,8 +108,43 @@ def test_second_minibatch_has_moved(
     inputs: dict[str, Path], log_ratios: list[torch.Tensor], ranks: Ranks, tmp_path: Path
 ) -> None:
     """The first minibatch is exact with several of them as well; after an update the ratio is not 1."""
-    metrics = first_iteration(inputs, tmp_path, "ppo.epochs=1", "ppo.minibatches=2")
+    metrics = first_iteration(inputs, tmp_path, RECOMPUTED, "ppo.epochs=1", "ppo.minibatches=2")
     assert len(log_ratios) == 4
     assert not log_ratios[0].any() and not log_ratios[1].any()
     assert log_ratios[2].any() and log_ratios[3].any()
     assert metrics["objective/kl"] == 0.0 and metrics["val/ratio"] != 1.0
+
+
+@pytest.mark.parametrize("engine", ["hf", "merged", "continuous"])
+def test_sampled_log_probabilities_save_a_forward(
+    engine: str, inputs: dict[str, Path], ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are those of the model that trains to the rounding of fp32, by every engine that samples in it."""
+    asked: list[str] = []
+    logprobs = experience.response_logprobs
+
+    def watched(model: Any, role: str, batch: Any) -> torch.Tensor:
+        asked.append(role)
+        return logprobs(model, role, batch)
+
+    monkeypatch.setattr(experience, "response_logprobs", watched)
+    options = (f"ppo.rollout.engine={engine}", "ppo.epochs=1", "ppo.minibatches=1")
+    sampled = first_iteration(inputs, tmp_path / "sampled", *options)
+    assert set(asked) == {"reference"}
+    recomputed = first_iteration(inputs, tmp_path / "recomputed", RECOMPUTED, *options)
+    assert set(asked) == {"reference", "policy"}
+    assert 0 < sampled["rollout/logprob_difference"] < 1e-5
+    assert sampled["rollout/logprob_difference"] == recomputed["rollout/logprob_difference"]
+    assert untimed(sampled) == pytest.approx(untimed(recomputed), rel=1e-3, abs=1e-4)
+
+
+def test_other_engines_and_dtypes_have_the_policy_score_itself(tiny_tokenizer: Any, ranks: Ranks) -> None:
+    exact = {
+        (dtype, quantization): Sampler(
+            tiny_roles(compute_dtype=dtype, quantization=quantization), tiny_tokenizer, ranks, Rollout()
+        ).is_exact
+        for dtype in ("float32", "bfloat16")
+        for quantization in ("nf4", "int8", "none")
+    }
+    assert {case for case, holds in exact.items() if holds} == {("float32", "nf4"), ("float32", "none")}
+    assert not Sampler(tiny_roles(), tiny_tokenizer, ranks, Rollout(engine="vllm")).is_exact

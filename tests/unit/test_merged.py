@@ -32,13 +32,19 @@ def sampler_of(roles, tokenizer, engine: str, **rollout) -> Sampler:
     return Sampler(roles, tokenizer, ALONE, Rollout(engine=engine, **({"max_new_tokens": 12} | rollout)))
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
-def test_logits_are_the_roles_own(quantization: str, adapters) -> None:
+def test_logits_are_the_roles_own(
+    quantization: str, packed: bool, adapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not packed:
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     roles = ppo_roles(adapters, quantization=quantization).eval()
     with torch.no_grad():
         for parameter in roles.role_parameters("policy").values():
             parameter.mul_(1.5)  # no longer its reference
     copy = MergedCopy(roles)
+    assert any(isinstance(module, merged.Packed) for module in copy.model.modules()) == packed
     found = {role: copy_logits(copy, role) for role in ROLES}
     for role in ROLES:
         assert torch.allclose(found[role], role_logits(roles, role), atol=1e-4), role
