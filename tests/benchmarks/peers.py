@@ -1,6 +1,6 @@
 """Training steps beside those of TRL's trainers: time and peak memory, in processes of their own, in turns.
 
-python tests/benchmarks/peers.py [sft] [rm] [kwise] [ppo] [--model MODEL] [--turns 2] [--steps 3]
+python tests/benchmarks/peers.py [sft] [rm] [kwise] [ppo] [critic] [--model MODEL] [--turns 2] [--steps 3]
 
 sft, rm   TRL's SFTTrainer and RewardTrainer as installed; NF4 base, the same LoRA, batch and token ids on
           both sides, gradient checkpointing off, SFT without packing.
@@ -8,6 +8,7 @@ kwise     rankings of K = 4, each completion forwarded once, beside the 6 pairs 
 ppo       the PPOTrainer of TRL 1.12.0, the last release that has it, which this fetches into a folder of its
           own: a LoRA policy, and reward and value models of their own, none of them quantized; here, four
           roles over one NF4 base.
+critic    PPO with a head on the policy as its critic, beside PPO with a critic of its own.
 
 On a GPU, --model random-1b makes a 1B-parameter model of random weights where there is no hub.
 """
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
@@ -55,6 +56,7 @@ CASES = {
     "rm": Case("rm_ours", "rm_trl", 0.9, 1.0),
     "kwise": Case("kwise_rankings", "kwise_pairs", 0.4, None),
     "ppo": Case("ppo_ours", "ppo_trl", 0.7, 0.4),
+    "critic": Case("ppo_shared", "ppo_ours", 1.0, 1.0),
 }
 
 
@@ -290,7 +292,11 @@ def kwise_pairs(arguments: argparse.Namespace) -> Seconds:
     return rm_ours(arguments, completions=4, pairs=True)
 
 
-def ppo_ours(arguments: argparse.Namespace) -> Seconds:
+def ppo_shared(arguments: argparse.Namespace) -> Seconds:
+    return ppo_ours(arguments, critic="shared")
+
+
+def ppo_ours(arguments: argparse.Namespace, critic: Literal["adapter", "shared"] = "adapter") -> Seconds:
     from configs.schema import Base, Data, Ppo, Rollout, Source
     from data.tokenize import Prompt
     from stages import ppo
@@ -300,7 +306,10 @@ def ppo_ours(arguments: argparse.Namespace) -> Seconds:
     from stages.rollout import Sampler
     from stages.scorer import Scorer
 
-    ranks, roles = our_roles(arguments, "policy", "reference", "reward", "critic")
+    own = critic == "adapter"
+    ranks, roles = our_roles(arguments, "policy", "reference", "reward", *["critic"] * own)
+    if not own:
+        roles.add_head("critic")
     for name in ("reference", "reward"):
         for parameter in roles.role_parameters(name).values():
             parameter.requires_grad_(False)
@@ -308,6 +317,7 @@ def ppo_ours(arguments: argparse.Namespace) -> Seconds:
         batch_size=arguments.batch,
         micro_batch_size=arguments.micro,
         epochs=1,
+        critic=critic,
         rollout=Rollout(max_new_tokens=arguments.response, batch_size=arguments.batch),
         missing_eos_penalty=None,
     )

@@ -2,9 +2,10 @@
 
 python tests/benchmarks/rollout.py [--model smollm2-135m-instruct] [--prompts 32] [--length 38] [--new 24]
 
-Once all prompts are sampled together, and no response ends; once they are four times as many as are sampled
-together, and responses end at a full stop, so that their lengths vary. The noise, and so the tokens, are the
-same for every engine. The engines take turns, and the median of each is shown.
+hf is transformers' `generate` on the quantized base with PEFT's layers as they are. Once all prompts are
+sampled together, and no response ends; once they are four times as many as are sampled together, and
+responses end at a full stop, most of them soon and a few at four times as many tokens. The noise, and so the
+tokens, are the same for every engine. The engines take turns, and the median of each is shown.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from stages.rollout import Sampler  # noqa: E402
 
 ENGINES = ("hf", "merged", "continuous")
 TARGET = 2.2
-# How the new tokens end, prompts for each row of a batch, and the text that ends a response.
-SHAPES = (("to the last", 1, None), ("or up to a full stop", 4, "."))
+# How the new tokens end; times as many of them, and as many prompts as rows of a batch; what ends a response.
+SHAPES = (("to the last", 1, None), ("at most, or up to a full stop", 4, "."))
 
 
 def main() -> None:
@@ -42,16 +43,18 @@ def main() -> None:
     tokenizer = load_tokenizer(base)
     roles = Roles(load_base(base, ranks.device))
     roles.add_new("policy", Adapter(r=16))
+    for layer in roles.causal.modules():
+        vars(layer).pop("forward", None)  # what PEFT's class has shows again; only hf comes by here
     print(f"{arguments.model} ({arguments.quantization}), torch {torch.__version__}")
     samplers = {name: Sampler(roles, tokenizer, ranks, Rollout(engine=name)) for name in ENGINES}
     for title, times, end in SHAPES:
         tokenizer.eos_token_id = end and tokenizer(end, add_special_tokens=False).input_ids[0]
         for name, sampler in samplers.items():
             sampler.rollout = Rollout(
-                engine=name, max_new_tokens=arguments.new, batch_size=arguments.prompts // times
+                engine=name, max_new_tokens=arguments.new * times, batch_size=arguments.prompts // times
             )
         print(f"{arguments.prompts} prompts of {arguments.length} tokens, {times} for each row of a batch;")
-        print(f"{arguments.new} new tokens each, {title}")
+        print(f"{arguments.new * times} new tokens each, {title}")
         measure(arguments, samplers)
 
 
@@ -68,7 +71,9 @@ def measure(arguments: argparse.Namespace, samplers: dict[str, Sampler]) -> None
             responses = sampler("policy", prompts, list(range(len(prompts))))
             if turn:  # the first warms up
                 seconds[name].append(time.perf_counter() - begin)
-                tokens.add(sum(map(len, responses)))
+                lengths = sorted(map(len, responses))
+                tokens.add(sum(lengths))
+    print(f"lengths: median {statistics.median(lengths):g}, longest {lengths[-1]}")
     print_table(statistics.mean(tokens), {name: statistics.median(each) for name, each in seconds.items()})
 
 
