@@ -4,8 +4,8 @@ python tests/benchmarks/rollout.py [--model smollm2-135m-instruct] [--prompts 32
 
 hf is transformers' `generate` on the quantized base with PEFT's layers as they are. Once all prompts are
 sampled together, and no response ends; once they are four times as many as are sampled together, and
-responses end at a full stop, most of them soon and a few at four times as many tokens. The noise, and so the
-tokens, are the same for every engine. The engines take turns, and the median of each is shown.
+responses end at the token that came most often, so that some go on to four times as many. The noise, and so
+the tokens, are the same for every engine. The engines take turns, and the median of each is shown.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import statistics
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,8 +33,8 @@ from stages.rollout import Sampler  # noqa: E402
 
 ENGINES = ("hf", "merged", "continuous")
 TARGET = 2.2
-# How the new tokens end; times as many of them, and as many prompts as rows of a batch; what ends a response.
-SHAPES = (("to the last", 1, None), ("at most, or up to a full stop", 4, "."))
+# Times as many new tokens, and as many prompts as rows of a batch; how the tokens end.
+SHAPES = ((1, "to the last"), (4, "at most, or up to the token that came most often"))
 
 
 def main() -> None:
@@ -47,34 +48,35 @@ def main() -> None:
         vars(layer).pop("forward", None)  # what PEFT's class has shows again; only hf comes by here
     print(f"{arguments.model} ({arguments.quantization}), torch {torch.__version__}")
     samplers = {name: Sampler(roles, tokenizer, ranks, Rollout(engine=name)) for name in ENGINES}
-    for title, times, end in SHAPES:
-        tokenizer.eos_token_id = end and tokenizer(end, add_special_tokens=False).input_ids[0]
+    responses: list[list[int]] = []
+    for times, title in SHAPES:
+        common = Counter(token for response in responses for token in response).most_common(1)
+        tokenizer.eos_token_id = common[0][0] if common else None
         for name, sampler in samplers.items():
             sampler.rollout = Rollout(
                 engine=name, max_new_tokens=arguments.new * times, batch_size=arguments.prompts // times
             )
         print(f"{arguments.prompts} prompts of {arguments.length} tokens, {times} for each row of a batch;")
         print(f"{arguments.new * times} new tokens each, {title}")
-        measure(arguments, samplers)
+        responses = measure(arguments, samplers)
 
 
-def measure(arguments: argparse.Namespace, samplers: dict[str, Sampler]) -> None:
-    """Have the engines take turns, and print what each did in a second."""
+def measure(arguments: argparse.Namespace, samplers: dict[str, Sampler]) -> list[list[int]]:
+    """Have the engines take turns, and print what each did in a second; returns what they sampled."""
     torch.manual_seed(0)
     vocabulary = samplers["hf"].roles.vocabulary
     prompts = torch.randint(vocabulary, (arguments.prompts, arguments.length)).tolist()
     seconds: dict[str, list[float]] = {name: [] for name in samplers}
-    tokens: set[int] = set()
     for turn in range(arguments.repeats + 1):
         for name, sampler in samplers.items():
             begin = time.perf_counter()
             responses = sampler("policy", prompts, list(range(len(prompts))))
             if turn:  # the first warms up
                 seconds[name].append(time.perf_counter() - begin)
-                lengths = sorted(map(len, responses))
-                tokens.add(sum(lengths))
-    print(f"lengths: median {statistics.median(lengths):g}, longest {lengths[-1]}")
-    print_table(statistics.mean(tokens), {name: statistics.median(each) for name, each in seconds.items()})
+    lengths = list(map(len, responses))
+    print(f"responses of {statistics.median(lengths):g} tokens in the middle, {max(lengths)} at most")
+    print_table(sum(lengths), {name: statistics.median(each) for name, each in seconds.items()})
+    return responses
 
 
 def parse() -> argparse.Namespace:

@@ -29,11 +29,13 @@ def environment() -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "PATH": path, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
-def start(command: Sequence[str | Path], timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def start(
+    command: Sequence[str | Path], timeout: float = 300, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end in a session of its own, its output captured."""
     return subprocess.run(
         list(map(str, command)),
-        env=environment(),
+        env=environment() | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -59,10 +59,15 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same experiment under `tristage run`."""
-    run_dir = tmp_path_factory.mktemp("together")
+    """The same under `tristage run`, where there is no compiler, and a killed build has left its lock."""
+    run_dir, extensions = (tmp_path_factory.mktemp(name) for name in ("together", "extensions"))
+    for operation in ("deepspeed_shm_comm", "deepspeed_ccl_comm", "cpu_adam"):
+        (extensions / operation).mkdir()
+        (extensions / operation / "lock").touch()
+    bare = {"PATH": str(Path(sys.executable).parent), "CXX": "no-compiler"}
     options = ["--config", str(TINY), "--run-dir", str(run_dir)]
-    done = start([sys.executable, "-m", "launch.cli", "run", *options, *OVERRIDES])
+    command = [sys.executable, "-m", "launch.cli", "run", *options, *OVERRIDES]
+    done = start(command, **bare, TORCH_EXTENSIONS_DIR=str(extensions))
     assert done.returncode == 0, done.stdout
     return run_dir
 
