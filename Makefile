@@ -43,8 +43,9 @@ demo: setup
 	$(BIN)/python -m stages.embedded smollm2-135m-instruct
 	$(BIN)/tristage run --config configs/demo.yaml
 
+# In the order of the folders: long files come first, so that the workers end together.
 test: setup
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=20 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=20 $(PYTEST_ARGS)
 
 chaos: setup
 	$(BIN)/python -m tests.chaos.damage --seed $(SEED)
