@@ -29,6 +29,7 @@ SPEED_ONLY_NESTED = (
     "rm.rankings.rollout.batch_size",
     "rm.rankings.rollout.engine",
     "rm.rankings.rollout.vllm.gpu_memory_utilization",
+    "ppo.old_logprobs",
     "ppo.rollout.batch_size",
     "ppo.rollout.engine",
     "ppo.rollout.vllm.gpu_memory_utilization",

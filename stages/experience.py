@@ -76,7 +76,9 @@ class Experience:
         self.rewards = Rewards(ppo.rewards)
         self.shared_head = CRITIC if ppo.critic == "shared" else None
         # What a shared critic says comes from the same forward.
-        self.recomputes = bool(self.shared_head) or ppo.old_logprobs == "recomputed" or not sampler.is_exact
+        self.recomputes = (
+            bool(self.shared_head) or ppo.old_logprobs == "recomputed" or not sampler.same_to_rounding
+        )
 
     def collect(self, step: int, prompts: Sequence[tokenize.Prompt]) -> tuple[list[Sample], dict[str, float]]:
         """Roll out `prompts` (the global batch), score the responses, and estimate advantages.
@@ -114,8 +116,9 @@ class Experience:
     def score(self, mine: list[Sample]) -> None:
         """Let the roles look at the responses; the policy only where what was sampled will not do.
 
-        The micro-batches are those of the first epoch's updates: the same forward gives old log-probabilities
-        and the first new ones, whose ratio is exactly 1, and old values and the first new ones.
+        The micro-batches are those of the first epoch's updates: the same forward gives old values and the
+        first new ones, and so it does log-probabilities where they are recomputed, whose first ratio is
+        exactly 1.
         """
         cast = self.scorer.cast
         for share in micro_batches(mine, len(mine) // self.ppo.minibatches):
@@ -136,15 +139,15 @@ class Experience:
             for one, value in zip(mine, found, strict=True):
                 one.rewards[name] = value
 
-    def _policy_and_critic(self, batch: Layout, micro: list[Sample]) -> tuple[Sequence[Tensor], Tensor]:
+    def _policy_and_critic(self, batch: Layout, micro: list[Sample]) -> tuple[Tensor | list[Tensor], Tensor]:
         """Log-probabilities of each response, as long as it is or padded, and values (B, R + 1)."""
         cast = self.scorer.cast
         if self.shared_head:
             figures = response_figures(cast, POLICY, batch, values=self.shared_head)
-            return list(figures.logprobs), figures.values
+            return figures.logprobs, figures.values
         values = state_values(cast, CRITIC, batch)
         if self.recomputes:
-            return list(response_logprobs(cast, POLICY, batch)), values
+            return response_logprobs(cast, POLICY, batch), values
         return [one.sampled_logprobs for one in micro], values
 
     def _scores(self, samples: list[Sample]) -> Tensor:
@@ -186,7 +189,7 @@ class Experience:
         return {
             "objective/kl": kl,
             "objective/kl_coef": self._adapt_kl_coef(kl, len(samples)),
-            "objective/entropy": -sum(float(s.logprobs.mean()) for s in samples) / len(samples),
+            "objective/entropy": -float(logprobs[mask].mean()),
             "objective/scores": float(scores.mean()),
             "objective/non_score_reward": float(non_score.mean()),
             "objective/rlhf_reward": float((scores + non_score).mean()),

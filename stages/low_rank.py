@@ -33,14 +33,15 @@ def add_in_one_pass(layer: LoraLayer) -> None:
 
 def _is_plain(layer: Any, role: str, x: Tensor) -> bool:
     """Whether the adapter is no more than A and B, whole on this rank and in the dtype of `x`."""
-    if layer.disable_adapters or role not in layer.lora_A:
+    if layer.disable_adapters or layer.merged or role not in layer.lora_A:
         return False
+    dropout = layer.lora_dropout[role]
     b = layer.lora_B[role]
     return (
         isinstance(layer.get_base_layer(), nn.Linear)
         and role not in layer.lora_variant
         and b.bias is None
-        and isinstance(layer.lora_dropout[role], nn.Identity)
+        and (isinstance(dropout, nn.Identity) or dropout.p == 0 or not dropout.training)
         and b.weight.dtype == x.dtype
         and "ds_status" not in vars(b.weight)  # ZeRO-3 gathers what a module's own forward uses
     )

@@ -88,7 +88,7 @@ class MergedCopy:
         """Give the module `name` the parameters and buffers of the base's module."""
         layer = source.get_base_layer() if isinstance(source, LoraLayer) else source
         quantized = isinstance(layer, Linear4bit | Linear8bitLt)
-        if quantized or (isinstance(source, LoraLayer) and isinstance(layer, nn.Linear)):
+        if quantized or (self._packs and isinstance(source, LoraLayer) and type(layer) is nn.Linear):
             # The base's class may have been another one before quantization, with its weight transposed.
             kind = Packed if self._packs else nn.Linear
             linear = kind(layer.in_features, layer.out_features, layer.bias is not None, "meta", self._dtype)
@@ -118,7 +118,6 @@ class MergedCopy:
             self._device.type == "cpu"
             and self._dtype == torch.float32
             and torch.backends.mkldnn.is_available()
-            and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         )
 
     @property

@@ -48,7 +48,7 @@ def run(context: Context) -> Outcome:
     cast.policy_base.add_from(REFERENCE, context.inputs["sft"], trainable=False)
     cast.reward_base.add_from(REWARD, context.inputs["rm"], trainable=False)
     add_critic(context, cast)
-    disable_dropout_in_model(cast)  # the ratio compares two forwards of one policy
+    disable_dropout_in_model(cast)  # the ratio compares what one policy says twice
 
     # 2. Prompts.
     train, held_out = read_examples(context, "prompts", tokenize.prompts, tokenizer)

@@ -25,6 +25,7 @@ from pipeline import quiet  # noqa: E402
 quiet.silence()
 
 import torch  # noqa: E402
+from peft.tuners.lora import LoraLayer  # noqa: E402
 
 from configs.schema import Adapter, Base, DeepSpeed, Rollout  # noqa: E402
 from stages.modeling import Roles, load_base, load_tokenizer  # noqa: E402
@@ -45,7 +46,8 @@ def main() -> None:
     roles = Roles(load_base(base, ranks.device))
     roles.add_new("policy", Adapter(r=16))
     for layer in roles.causal.modules():
-        vars(layer).pop("forward", None)  # what PEFT's class has shows again; only hf comes by here
+        if isinstance(layer, LoraLayer):
+            vars(layer).pop("forward", None)  # what PEFT's class has shows again; only hf comes by here
     print(f"{arguments.model} ({arguments.quantization}), torch {torch.__version__}")
     samplers = {name: Sampler(roles, tokenizer, ranks, Rollout(engine=name)) for name in ENGINES}
     responses: list[list[int]] = []

@@ -3,13 +3,15 @@
 python tests/benchmarks/scaling.py [--model MODEL] [--steps 1] [--ranks 1 2]
 
 Each line is an iteration of four roles over one NF4 base as in `peers.py ppo`, in processes of its own:
-prompts of 38 tokens, responses that run to their limit. Ranks share the machine's cores, or have a GPU each.
+prompts of 38 tokens, responses that run to their limit; tokens of both. Ranks share the machine's cores, or
+have a GPU each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -49,8 +51,12 @@ def measure(arguments: argparse.Namespace, batch: int, length: int, ranks: int) 
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
     sizes = {"batch": batch, "response": length, "prompt": PROMPT, "micro": BATCHES[0]}
     options = [*words(sizes), "--model", arguments.model, "--steps", str(arguments.steps)]
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
     done = subprocess.run(
-        [*launcher, str(PEERS), "--side", "ppo_ours", *options], capture_output=True, text=True
+        [*launcher, str(PEERS), "--side", "ppo_ours", *options],
+        env=os.environ | threads,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         sys.exit(done.stdout + done.stderr)

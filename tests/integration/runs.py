@@ -30,12 +30,12 @@ def environment() -> dict[str, str]:
 
 
 def start(
-    command: Sequence[str | Path], timeout: float = 300, **variables: str
+    command: Sequence[str | Path], timeout: float = 300, variables: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end in a session of its own, its output captured."""
     return subprocess.run(
         list(map(str, command)),
-        env=environment() | variables,
+        env=environment() | dict(variables or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -19,6 +19,7 @@ from stages.ranks import Ranks
 from tests.integration.runs import TINY, untimed
 from tests.integration.test_ppo_start import Recorder
 
+RECOMPUTED = "ppo.old_logprobs=recomputed"
 SHORT = ("ppo.iterations=3", "ppo.eval_steps=null", "data.ppo.held_out=0", "ppo.save_steps=1")
 Run = Callable[..., "Ran"]
 
@@ -97,7 +98,7 @@ def test_critic_warmup_trains_the_critic_alone(run: Run, adapters: dict[str, Pat
     assert same(found, start)
     assert not same(weights(ran.tensors(1), "critic"), weights(ran.tensors(2), "critic"))
     assert not same(weights(ran.tensors(2), "policy"), weights(ran.tensors(3), "policy"))
-    assert ran.column("val/ratio")[:2] == pytest.approx([1.0, 1.0], abs=1e-6)
+    assert ran.column("val/ratio")[:2] == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
 def test_updates_end_once_the_policy_has_moved_far(run: Run) -> None:
@@ -177,20 +178,22 @@ def test_kl_above_the_limit_ends_the_run_with_the_last_good_policy(
     run: Run, adapters: dict[str, Path]
 ) -> None:
     """The first update moves the policy off KL 0, so the second rollout is above a limit of nearly 0."""
-    ran = run("ppo.max_kl=1e-9", "data.ppo.held_out=8")
+    options = ("ppo.max_kl=1e-9", "data.ppo.held_out=8", RECOMPUTED)  # else KL 0 is so to rounding
+    ran = run(*options)
     trained = [row for row in ran.rows if "objective/kl" in row]
     assert len(trained) == 2 and "loss/policy_avg" not in trained[1], "the second one is not trained on"
     assert same(adapter(ran.folder / "adapter"), adapter(adapters["sft"]))
     assert "above ppo.max_kl" in ran.memory(2)["stopped"]
     assert ran.rows[-1]["eval/kl"] == 0.0, "what is judged is the policy that is kept"
     (ran.folder / "adapter" / "adapter_model.safetensors").unlink()
-    again = run("ppo.max_kl=1e-9", "data.ppo.held_out=8", resume=True)
+    again = run(*options, resume=True)
     assert not again.rows, "a run that was stopped does not go on when it is resumed"
     assert same(adapter(again.folder / "adapter"), adapter(adapters["sft"]))
 
 
 def test_average_goes_back_with_the_policy(run: Run, adapters: dict[str, Path]) -> None:
-    ran = run("ppo.max_kl=1e-9", "ppo.ema_decay=0.5", "ppo.use_ema=true")
+    ran = run("ppo.max_kl=1e-9", "ppo.ema_decay=0.5", "ppo.use_ema=true", RECOMPUTED)
+    assert len(ran.column("objective/kl")) == 2, "the policy and its average have moved before they go back"
     assert same(adapter(ran.folder / "adapter"), adapter(adapters["sft"]))
 
 
@@ -214,7 +217,7 @@ def test_average_of_the_policy_by_hand(run: Run) -> None:
 
 def test_samples_are_warped_and_so_are_their_log_probabilities(run: Run) -> None:
     warped = ("ppo.rollout.temperature=0.7", "ppo.rollout.top_k=20", "ppo.rollout.top_p=0.9")
-    options = ("ppo.old_logprobs=recomputed", *warped)
+    options = (RECOMPUTED, *warped)
     plain, ran = run("ppo.minibatches=1", "ppo.epochs=1"), run(*options, folder="warped")
     first = ran.rows[0]
     assert first["objective/kl"] == 0.0
@@ -242,7 +245,7 @@ def test_value_loss_reaches_a_shared_trunk_once_the_critic_is_warm(
     ran = run("ppo.critic=shared", "ppo.critic_warmup=2")
     assert same(weights(ran.tensors(1), "policy"), weights(ran.tensors(2), "policy"))
     assert not torch.equal(ran.tensors(1)["heads.critic.weight"], ran.tensors(2)["heads.critic.weight"])
-    assert ran.column("val/ratio")[:2] == pytest.approx([1.0, 1.0], abs=1e-6)
+    assert ran.column("val/ratio")[:2] == pytest.approx([1.0, 1.0], abs=1e-5)
     with_values = run("ppo.critic=shared", "ppo.vf_coef=10", folder="with")
     assert not same(weights(with_values.tensors(1), "policy"), weights(ran.tensors(3), "policy"))
 

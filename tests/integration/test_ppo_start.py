@@ -115,11 +115,9 @@ def test_second_minibatch_has_moved(
     assert metrics["objective/kl"] == 0.0 and metrics["val/ratio"] != 1.0
 
 
-@pytest.mark.parametrize("engine", ["hf", "merged", "continuous"])
-def test_sampled_log_probabilities_save_a_forward(
-    engine: str, inputs: dict[str, Path], ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are those of the model that trains to the rounding of fp32, by every engine that samples in it."""
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The roles that are asked for log-probabilities in scoring, one by one."""
     asked: list[str] = []
     logprobs = experience.response_logprobs
 
@@ -128,6 +126,14 @@ def test_sampled_log_probabilities_save_a_forward(
         return logprobs(model, role, batch)
 
     monkeypatch.setattr(experience, "response_logprobs", watched)
+    return asked
+
+
+@pytest.mark.parametrize("engine", ["hf", "merged", "continuous"])
+def test_sampled_log_probabilities_save_a_forward(
+    engine: str, inputs: dict[str, Path], asked: list[str], ranks: Ranks, tmp_path: Path
+) -> None:
+    """They are those of the model that trains to the rounding of fp32, by every engine that samples in it."""
     options = (f"ppo.rollout.engine={engine}", "ppo.epochs=1", "ppo.minibatches=1")
     sampled = first_iteration(inputs, tmp_path / "sampled", *options)
     assert set(asked) == {"reference"}
@@ -138,13 +144,21 @@ def test_sampled_log_probabilities_save_a_forward(
     assert untimed(sampled) == pytest.approx(untimed(recomputed), rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("option", ["base.compute_dtype=bfloat16", "base.quantization=int8"])
+def test_rounding_that_is_coarser_has_the_policy_asked(
+    option: str, inputs: dict[str, Path], asked: list[str], ranks: Ranks, tmp_path: Path
+) -> None:
+    first_iteration(inputs, tmp_path, option)
+    assert set(asked) == {"reference", "policy"}
+
+
 def test_other_engines_and_dtypes_have_the_policy_score_itself(tiny_tokenizer: Any, ranks: Ranks) -> None:
     exact = {
         (dtype, quantization): Sampler(
             tiny_roles(compute_dtype=dtype, quantization=quantization), tiny_tokenizer, ranks, Rollout()
-        ).is_exact
+        ).same_to_rounding
         for dtype in ("float32", "bfloat16")
         for quantization in ("nf4", "int8", "none")
     }
     assert {case for case, holds in exact.items() if holds} == {("float32", "nf4"), ("float32", "none")}
-    assert not Sampler(tiny_roles(), tiny_tokenizer, ranks, Rollout(engine="vllm")).is_exact
+    assert not Sampler(tiny_roles(), tiny_tokenizer, ranks, Rollout(engine="vllm")).same_to_rounding

@@ -65,9 +65,10 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (extensions / operation).mkdir()
         (extensions / operation / "lock").touch()
     bare = {"PATH": str(Path(sys.executable).parent), "CXX": "no-compiler"}
+    bare["TORCH_EXTENSIONS_DIR"] = str(extensions)
     options = ["--config", str(TINY), "--run-dir", str(run_dir)]
     command = [sys.executable, "-m", "launch.cli", "run", *options, *OVERRIDES]
-    done = start(command, **bare, TORCH_EXTENSIONS_DIR=str(extensions))
+    done = start(command, variables=bare)
     assert done.returncode == 0, done.stdout
     return run_dir
 

@@ -289,6 +289,7 @@ def trial(minimal: Path, *overrides: str) -> Experiment:
         ("ppo.rollout.max_new_tokens=3", {"ppo"}),
         ("ppo.rollout.batch_size=3", set()),
         ("ppo.rollout.engine=hf", set()),
+        ("ppo.old_logprobs=recomputed", set()),
         ("rm.rankings.rollout.engine=merged", set()),
         ("ppo.rollout.engine=vllm", {"ppo"}),
         ("ppo.rollout.vllm.gpu_memory_utilization=0.5", set()),

@@ -81,6 +81,17 @@ def test_rows_are_what_the_base_sees_where_the_adapter_is_plain(adapters, monkey
     assert seen == [2]
 
 
+def test_dropout_that_drops_nothing_is_plain(adapters, monkeypatch) -> None:
+    """As PPO leaves it: its probability is 0."""
+    roles = ppo_roles(adapters).train()
+    roles.activate("policy")
+    layer = layer_of(roles)
+    layer.lora_dropout["policy"] = torch.nn.Dropout(0.0)
+    seen = seen_by_base(layer, monkeypatch)
+    layer(input_of(layer))
+    assert seen == [2]
+
+
 @pytest.mark.parametrize("more", ["dropout", "another dtype", "sharded", "without adapter"])
 def test_peft_does_what_is_more_than_that(more: str, adapters, monkeypatch) -> None:
     roles = ppo_roles(adapters).train()
