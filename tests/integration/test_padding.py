@@ -93,5 +93,5 @@ def test_padding_changes_nothing(stage: str, ppo_step: Callable, ranks: Ranks) -
 
     # Rows alone need no padding at all; sums in another order are the same to rounding.
     alone_metrics, alone_gradients = step(PAD, 1, ranks)
-    assert alone_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+    assert alone_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
     assert_same_gradients(alone_gradients, gradients, rtol=1e-4)

@@ -162,3 +162,6 @@ def test_other_engines_and_dtypes_have_the_policy_score_itself(tiny_tokenizer: A
     }
     assert {case for case, holds in exact.items() if holds} == {("float32", "nf4"), ("float32", "none")}
     assert not Sampler(tiny_roles(), tiny_tokenizer, ranks, Rollout(engine="vllm")).same_to_rounding
+    stretched = tiny_roles()
+    stretched.causal.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0}
+    assert not Sampler(stretched, tiny_tokenizer, ranks, Rollout()).same_to_rounding
