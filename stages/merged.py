@@ -71,7 +71,7 @@ class MergedCopy:
             self.model: PreTrainedModel = type(base)(copy.deepcopy(base.config))
         self.model.eval()
         self._roles, self._device = roles, base.device
-        self._dtype = base.get_input_embeddings().weight.dtype
+        self._dtype = roles.dtype
         self._held: str | None = None
         self._merged: list[tuple[Any, Any]] = []  # module of the copy, module of the base
         self._copied: dict[nn.Parameter, nn.Parameter] = {}  # parameter of the base, parameter of the copy

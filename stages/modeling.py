@@ -91,6 +91,12 @@ class Roles(nn.Module):
         return int(self.causal.config.get_text_config().vocab_size)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the base computes in."""
+        dtype: torch.dtype = self.causal.get_input_embeddings().weight.dtype
+        return dtype
+
+    @property
     def is_int8(self) -> bool:
         """Whether linear layers round their inputs to 8 bits, which nothing but such a layer repeats."""
         return any(isinstance(module, Linear8bitLt) for module in self.causal.modules())

@@ -113,8 +113,8 @@ class Trainer:
     def __init__(self, engine: Engine, ppo: Ppo, experience: Experience, ptx: Ptx | None = None) -> None:
         self.engine, self.ppo, self.experience, self.ptx = engine, ppo, experience, ptx
         self.meter = Meter()
-        causal = experience.sampler.roles.causal
-        self.matmul_flops = matmul_flops(causal.device, causal.get_input_embeddings().weight.dtype)
+        roles = experience.sampler.roles
+        self.matmul_flops = matmul_flops(roles.causal.device, roles.dtype)
 
     def iterate(self, step: int, prompts: Sequence[tokenize.Prompt]) -> tuple[dict[str, float], list[dict]]:
         """Gather experience from `prompts` (the global batch), and update on it.

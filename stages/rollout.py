@@ -82,11 +82,11 @@ class Sampler:
 
         Rotary frequencies that change with the length of a batch are not those that a key was cached with.
         """
-        causal = self.roles.causal
-        is_fp32 = causal.get_input_embeddings().weight.dtype == torch.float32
-        rotary = str(getattr(causal.config.get_text_config(), "rope_parameters", None))
+        roles = self.roles
+        rotary = str(getattr(roles.causal.config.get_text_config(), "rope_parameters", None))
         changes = "longrope" in rotary or "dynamic" in rotary
-        return self.rollout.engine != "vllm" and is_fp32 and not self.roles.is_int8 and not changes
+        is_fp32 = roles.dtype == torch.float32
+        return self.rollout.engine != "vllm" and is_fp32 and not roles.is_int8 and not changes
 
     @cached_property
     def merged(self) -> MergedCopy | None:

@@ -80,7 +80,7 @@ class VllmEngine:
         self._llm = LLM(
             base.name_or_path,
             revision=vars(base.config).get("_commit_hash"),  # which a folder has not
-            dtype=str(base.get_input_embeddings().weight.dtype).removeprefix("torch."),
+            dtype=str(roles.dtype).removeprefix("torch."),
             quantization="bitsandbytes" if any(isinstance(m, Linear4bit) for m in base.modules()) else None,
             enable_lora=True,
             max_lora_rank=min(rank for rank in VLLM_LORA_RANKS if rank >= roles.lora_rank),

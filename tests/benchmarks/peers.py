@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -121,17 +121,24 @@ def start(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
     options = {
         name: value for name, value in vars(arguments).items() if name not in ("cases", "side", "turns")
     }
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     if side == "ppo_trl":
         environment["PYTHONPATH"] = f"{fetch_old_trl()}{os.pathsep}{ROOT}"
     done = subprocess.run(
-        [sys.executable, __file__, "--side", side, *words], env=environment, capture_output=True, text=True
+        [sys.executable, __file__, "--side", side, *words(options)],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         sys.exit(f"{side}\n{done.stdout}{done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def words(options: Mapping[str, Any]) -> list[str]:
+    """Options as a command line has them."""
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
 def fetch_old_trl() -> Path:

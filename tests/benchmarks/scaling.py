@@ -20,7 +20,7 @@ from pathlib import Path
 PEERS = Path(__file__).with_name("peers.py")
 sys.path[0] = str(PEERS.parents[2])
 
-from tests.benchmarks.peers import local_model  # noqa: E402
+from tests.benchmarks.peers import local_model, words  # noqa: E402
 
 PROMPT = 38
 BATCHES, LENGTHS = (8, 16, 32), (24, 48, 96)
@@ -49,11 +49,11 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, batch: int, length: int, ranks: int) -> tuple[float, int]:
     """Median seconds of an iteration, and the peak memory of a rank."""
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
-    sizes = {"batch": batch, "response": length, "prompt": PROMPT, "micro": BATCHES[0]}
-    options = [*words(sizes), "--model", arguments.model, "--steps", str(arguments.steps)]
+    options = {"batch": batch, "response": length, "prompt": PROMPT, "micro": BATCHES[0]}
+    options |= {"model": arguments.model, "steps": arguments.steps}
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
     done = subprocess.run(
-        [*launcher, str(PEERS), "--side", "ppo_ours", *options],
+        [*launcher, str(PEERS), "--side", "ppo_ours", *words(options)],
         env=os.environ | threads,
         capture_output=True,
         text=True,
@@ -62,10 +62,6 @@ def measure(arguments: argparse.Namespace, batch: int, length: int, ranks: int) 
         sys.exit(done.stdout + done.stderr)
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"seconds"')]
     return statistics.median(found[0]["seconds"]), max(each["peak"] for each in found)
-
-
-def words(sizes: dict[str, int]) -> list[str]:
-    return [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
 
 
 if __name__ == "__main__":

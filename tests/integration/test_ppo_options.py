@@ -17,9 +17,8 @@ from stages import ppo
 from stages.context import Context
 from stages.ranks import Ranks
 from tests.integration.runs import TINY, untimed
-from tests.integration.test_ppo_start import Recorder
+from tests.integration.test_ppo_start import RECOMPUTED, Recorder
 
-RECOMPUTED = "ppo.old_logprobs=recomputed"
 SHORT = ("ppo.iterations=3", "ppo.eval_steps=null", "data.ppo.held_out=0", "ppo.save_steps=1")
 Run = Callable[..., "Ran"]
 

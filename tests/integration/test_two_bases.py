@@ -27,7 +27,7 @@ from stages.modeling import load_tokenizer
 from stages.ranks import Ranks
 from tests.bases import END, foreign_base, wider_base
 from tests.integration.runs import ROOT, TINY, copy_upstream, launcher, rows, run_stage, start, untimed, words
-from tests.integration.test_ppo_start import Recorder
+from tests.integration.test_ppo_start import RECOMPUTED, Recorder
 
 SHORT = ("ppo.iterations=3", "ppo.keep_checkpoints=9", "ppo.eval_steps=null", "data.ppo.held_out=4")
 LONG = ("data.max_length=500", "data.max_prompt_length=250")
@@ -134,8 +134,7 @@ def test_collected_rankings_are_read_in_the_reward_models_tokens(
 
 
 def test_policy_and_critic_train_on_two_bases(bases: Bases, tmp_path: Path) -> None:
-    options = ("ppo.old_logprobs=recomputed",)
-    ran = bases.run("ppo", bases.wider, tmp_path / "whole", *options)
+    ran = bases.run("ppo", bases.wider, tmp_path / "whole", RECOMPUTED)
     assert {name.split(".")[-2] if "lora" in name else name.split(".")[1] for name in ran.trained} == {
         "policy",
         "critic",
@@ -149,7 +148,7 @@ def test_policy_and_critic_train_on_two_bases(bases: Bases, tmp_path: Path) -> N
 
     cut = tmp_path / "cut"
     shutil.copytree(ran.folder / "checkpoints" / "step-000001", cut / "checkpoints" / "step-000001")
-    resumed = bases.run("ppo", bases.wider, cut, *options, resume=True)
+    resumed = bases.run("ppo", bases.wider, cut, RECOMPUTED, resume=True)
     assert list(map(untimed, resumed.rows)) == list(map(untimed, ran.rows[1:]))
     assert all(torch.equal(tensor, later[name]) for name, tensor in resumed.tensors(3).items())
 

@@ -72,21 +72,13 @@ def test_layers_of_a_later_role_are_fused_too() -> None:
     assert "forward" in vars(layer_of(roles))
 
 
-def test_rows_are_what_the_base_sees_where_the_adapter_is_plain(adapters, monkeypatch) -> None:
-    roles = ppo_roles(adapters)
-    roles.activate("policy")
-    layer = layer_of(roles)
-    seen = seen_by_base(layer, monkeypatch)
-    layer(input_of(layer))
-    assert seen == [2]
-
-
-def test_dropout_that_drops_nothing_is_plain(adapters, monkeypatch) -> None:
-    """As PPO leaves it: its probability is 0."""
+@pytest.mark.parametrize("dropout", [torch.nn.Identity(), torch.nn.Dropout(0.0)], ids=["none", "of 0"])
+def test_rows_are_what_the_base_sees_where_the_adapter_is_plain(dropout, adapters, monkeypatch) -> None:
+    """Dropout of probability 0 is what PPO makes of any other."""
     roles = ppo_roles(adapters).train()
     roles.activate("policy")
     layer = layer_of(roles)
-    layer.lora_dropout["policy"] = torch.nn.Dropout(0.0)
+    layer.lora_dropout["policy"] = dropout
     seen = seen_by_base(layer, monkeypatch)
     layer(input_of(layer))
     assert seen == [2]
