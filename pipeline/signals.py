@@ -66,7 +66,7 @@ class Signals:
                 continue
             if not first:
                 first = time.monotonic()
-                self._say_noted(signal.Signals(arrived[0]))
+                self._say_noted()
             elif time.monotonic() - first > SECONDS_TO_REPEAT:
                 self._second = True
                 os.kill(os.getpid(), arrived[0])  # the handler may have been called before this was known
@@ -76,10 +76,11 @@ class Signals:
         self._ended = True
         raise Interrupted(signum)
 
-    def _say_noted(self, arrived: signal.Signals) -> None:
+    def _say_noted(self) -> None:
+        """Without the signal's name: of two that come together, the later may be announced first."""
         if self.announce and self._deferring:
             print(
-                f"{arrived.name}: ends after the step in hand, with a checkpoint; a second ends it at once",
+                "interrupted: ends after the step in hand, with a checkpoint; a second time ends it at once",
                 file=sys.stderr,
                 flush=True,
             )
