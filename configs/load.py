@@ -38,6 +38,7 @@ SPEED_ONLY_NESTED = (
     "best.rollout.vllm.gpu_memory_utilization",
 )
 SOURCE = ("path", "name", "split", "revision")
+OF_REQUESTS = ("timeout_seconds", "retries", "key_variable")  # of ppo.rewards: how an endpoint is asked
 
 
 def load_experiment(file: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -91,7 +92,14 @@ def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
             data[other] = {key: data[own][key] for key in SOURCE}
     if stage == "best":
         tree["best"]["rollout"] = tree["best"]["rollout"] or tree["ppo"]["rollout"]
-    section = {key: value for key, value in tree[stage].items() if key not in SPEED_ONLY}
+    chosen = tree[stage].get("use_best")  # then it matters which checkpoints there are to choose from
+    speed_only = set(SPEED_ONLY) - ({"eval_steps", "save_steps"} if chosen else set())
+    section = {key: value for key, value in tree[stage].items() if key not in speed_only}
+    if "rewards" in section:
+        section["rewards"] = [
+            {key: value for key, value in reward.items() if key not in OF_REQUESTS}
+            for reward in section["rewards"]
+        ]
     parts = {
         "seed": tree["seed"],
         "base": tree["base"],

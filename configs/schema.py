@@ -7,6 +7,7 @@ per rank (`micro_batch_size`).
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -37,6 +38,13 @@ def _legible(text: str) -> str:
         what = "a control character or half of a surrogate pair"
         raise ValueError(f"{text!r:.60} holds {what}; write plain text")
     return text
+
+
+def _without_password(source: str) -> str:
+    """Configurations are written down, sent to W&B and shown."""
+    if "@" in urlsplit(source).netloc:
+        raise ValueError("a URL with a user's name or password in it; give a token by key_variable")
+    return source
 
 
 Text = Annotated[str, AfterValidator(_legible)]
@@ -175,7 +183,9 @@ class Training(Section):
     logging_steps: Count = 1
     eval_steps: Count | None = Field(None, description="evaluate every so many steps, besides the end")
     save_steps: Count = 50
-    keep_checkpoints: Count = 2
+    keep_checkpoints: Count = Field(
+        2, description="the latest so many, besides the best of those that were evaluated"
+    )
     seed: Seed | None = Field(None, description="of this stage's noise and order; default: the experiment's")
 
 
@@ -184,6 +194,18 @@ class Epochs(Training):
 
     epochs: Annotated[float, Field(gt=0, le=100_000), NoTruth] = 1.0
     max_steps: Count | None = Field(None, description="stop here, whatever `epochs` says")
+    use_best: bool = Field(
+        False, description="the result is the checkpoint with the lowest held-out loss, not the last"
+    )
+
+    @model_validator(mode="after")
+    def _evaluated_checkpoints(self) -> Epochs:
+        if self.use_best and (self.eval_steps is None or self.eval_steps % self.save_steps):
+            raise ValueError(
+                f"use_best chooses among evaluated checkpoints: eval_steps ({self.eval_steps}) must "
+                f"be a multiple of save_steps ({self.save_steps})"
+            )
+        return self
 
 
 class Sft(Epochs):
@@ -250,10 +272,10 @@ class Rm(Epochs):
 class Reward(Section):
     """One term of the reward; the terms are added up with their weights."""
 
-    source: str = Field(
+    source: Annotated[str, AfterValidator(_without_password)] = Field(
         "rm",
         pattern=r"^(rm|https?://.+|[\w.]+:\w+)$",
-        description="rm, a Python function `module:function`, or the URL of an endpoint",
+        description="rm, a Python function `module:function`, which is imported, or the URL of an endpoint",
     )
     weight: float = 1.0
     name: str | None = Field(None, description="in metrics; default: rm, the function's name or the host")
@@ -279,7 +301,9 @@ class Ppo(Training):
         None, description="nats per response that an adaptive kl_coef keeps the KL at"
     )
     kl_horizon: Positive = Field(10_000.0, description="responses over which an adaptive kl_coef settles")
-    kl_estimator: Literal["k1", "k3"] = "k1"
+    kl_estimator: Literal["k1", "k3"] = Field(
+        "k1", description="per token; k3 is for kl_in: loss, in the reward it hardly holds a policy back"
+    )
     max_kl: Positive | None = Field(
         None, description="nats per response: a rollout above it ends the run with the policy before it"
     )
@@ -343,6 +367,11 @@ class Ppo(Training):
     def _options_go_together(self) -> Ppo:
         if self.kl_target and not self.kl_coef:
             raise ValueError("kl_target adapts kl_coef by factors, so kl_coef must not start at 0")
+        if self.kl_target and self.batch_size >= 5 * self.kl_horizon:
+            raise ValueError(
+                f"kl_horizon ({self.kl_horizon:g}) must be above a fifth of batch_size ({self.batch_size}), "
+                "or kl_coef could turn negative"
+            )
         if self.use_ema and self.ema_decay is None:
             raise ValueError("use_ema needs ema_decay, such as 0.9")
         if self.kl_in == "loss" and self.kl_estimator == "k1":

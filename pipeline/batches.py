@@ -52,6 +52,12 @@ def check_batches(config: Experiment, stage: Stage, world: int) -> None:
             f"{stage}.batch_size: {size} cannot be shared equally by {world} ranks. "
             f"Choose a multiple of {world}, such as {-(-size // world) * world}, or another number of ranks."
         )
+    ptx = config.ppo.ptx_batch_size
+    if stage == "ppo" and config.ppo.ptx_coef and ptx and ptx % world:
+        raise UserError(
+            f"ppo.ptx_batch_size: {ptx} cannot be shared equally by {world} ranks. "
+            f"Choose a multiple of {world}, such as {-(-ptx // world) * world}."
+        )
     minibatch = config.ppo.batch_size // config.ppo.minibatches
     if stage == "ppo" and minibatch % world:
         raise UserError(

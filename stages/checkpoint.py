@@ -39,31 +39,48 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    root: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int
+    root: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    state: dict[str, Any],
+    keep: int,
+    best: int | None = None,
 ) -> None:
-    """Write `root/step-NNNNNN`, then keep it and the `keep - 1` before it. For rank 0 alone.
+    """Write `root/step-NNNNNN`, then keep it, the `keep - 1` before it, and that of step `best`. Rank 0 only.
 
     Checkpoints of later steps go: they were passed over when the stage resumed from an older one.
     """
-    final = root / f"step-{step:06d}"
+    final = checkpoint_folder(root, step)
     with SealedFolder(final) as folder:
         (folder / "tensors.safetensors").write_bytes(save(tensors))
         (folder / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
     earlier = sorted(folder for folder in root.glob("step-*") if folder <= final)
-    for folder in set(root.glob("step-*")) - set(earlier[-keep:]):
+    for folder in set(root.glob("step-*")) - {*earlier[-keep:], checkpoint_folder(root, best or step)}:
         remove_folder(folder)
+
+
+def checkpoint_folder(root: Path, step: int) -> Path:
+    return root / f"step-{step:06d}"
 
 
 def newest_checkpoint(root: Path, run: str) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint of `run` under `root` that is whole, and a line on each newer that is not."""
     complaints: list[str] = []
     for folder in sorted(root.glob("step-*"), reverse=True):
-        fault = seal_fault(folder) or _content_fault(folder, run)
-        if fault is None:
-            state = json.loads((folder / "state.json").read_text())
-            return Checkpoint(folder, state.pop("step"), state), complaints
-        complaints.append(f"passed over the checkpoint {folder}: {fault}")
+        found = read_checkpoint(folder, run)
+        if isinstance(found, Checkpoint):
+            return found, complaints
+        complaints.append(f"passed over the checkpoint {folder}: {found}")
     return None, complaints
+
+
+def read_checkpoint(folder: Path, run: str) -> Checkpoint | str:
+    """The checkpoint of `run` in `folder`, or what is wrong with it."""
+    fault = seal_fault(folder) or _content_fault(folder, run)
+    if fault:
+        return fault
+    state = json.loads((folder / "state.json").read_text())
+    return Checkpoint(folder, state.pop("step"), state)
 
 
 class SealedFolder:

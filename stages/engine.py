@@ -66,6 +66,7 @@ class Engine:
         self.grad_norm = 0.0
         self.steps = 0
         self.skipped, self.skipped_in_row = 0, 0
+        self.begins: dict[str, int] = {}  # the optimizer step from which a role moves, if not the first
         self.kept: dict[str, Tensor] = {}  # what else a recipe wants in its checkpoints, whole and on the CPU
         self.optimizer = torch.optim.AdamW(
             [
@@ -76,7 +77,7 @@ class Engine:
             eps=training.adam_epsilon,
             weight_decay=training.weight_decay,
         )
-        self._peaks = list(learning_rates.values())
+        self._peaks = dict(learning_rates)
         self._factor = _schedule(training, total_steps)
         options = deepspeed_options(config)
         self.zero_stage: int = options.get("zero_optimization", {}).get("stage", 0)
@@ -118,8 +119,8 @@ class Engine:
         Where the norm is not finite, parameters and moments stay as they are, and the step is counted in
         `skipped`; the schedule goes on.
         """
-        for group, rate in zip(self.optimizer.param_groups, self.learning_rates(), strict=True):
-            group["lr"] = rate
+        for group, role in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = self.learning_rate(role) * self._adam_correction(role)
         self.deepspeed.step()
         self.steps += 1
         if self.zero_stage:
@@ -133,9 +134,22 @@ class Engine:
             # turn comes in a later backward would be added to what the step before left there.
             self.deepspeed.optimizer.grad_partitions_flat_buffer.zero_()
 
-    def learning_rates(self) -> list[float]:
-        """The learning rate of each role at the next step."""
-        return [peak * self._factor(self.steps) for peak in self._peaks]
+    def learning_rate(self, role: str) -> float:
+        """The learning rate of a role at the next step; 0 before it `begins`."""
+        return self._peaks[role] * self._factor(self.steps) * (self.steps >= self.begins.get(role, 0))
+
+    def _adam_correction(self, role: str) -> float:
+        """What takes the steps before a role `begins`, with gradients of 0, out of Adam's bias correction.
+
+        Kingma and Ba 2015, section 2: after t steps the rate is times sqrt(1 - beta2^t) / (1 - beta1^t).
+        """
+        beta1, beta2 = self.optimizer.defaults["betas"]
+
+        def correction(steps: int) -> float:
+            return math.sqrt(1 - beta2**steps) / (1 - beta1**steps)
+
+        idle, counted = self.begins.get(role, 0), self.steps + 1
+        return correction(counted - idle) / correction(counted) if 0 < idle < counted else 1.0
 
     def _clip(self, max_norm: float) -> None:
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), max_norm or float("inf"))

@@ -17,7 +17,7 @@ from data.sampler import micro_batches
 from stages.advantages import explained_variance, gae, next_kl_coef, scale, token_rewards, whiten
 from stages.decoding import Response
 from stages.ranks import seed_from
-from stages.rewards import RM, Rewards, shaped
+from stages.rewards import Rewards, shaped
 from stages.rollout import Layout, Sampler, response_figures, response_logprobs, state_values
 from stages.scorer import Scorer
 from stages.speed import Stopwatch
@@ -73,6 +73,7 @@ class Experience:
     def __init__(self, ppo: Ppo, sampler: Sampler, scorer: Scorer, seed: int, memory: dict[str, Any]) -> None:
         self.ppo, self.sampler, self.scorer, self.seed, self.memory = ppo, sampler, scorer, seed, memory
         self.ranks, self.tokenizer = sampler.ranks, sampler.tokenizer
+        self.kl_coef = ppo.kl_coef  # of the batch in hand
         self.rewards = Rewards(ppo.rewards)
         self.shared_head = CRITIC if ppo.critic == "shared" else None
         # What a shared critic says comes from the same forward.
@@ -92,7 +93,9 @@ class Experience:
         self.score(mine)
         times["time/score"] = watch.lap()
         samples = sorted(self.ranks.gather(mine), key=lambda sample: sample.index)
-        return samples, times | self.estimate_advantages(samples)
+        figures = self.estimate_advantages(samples)
+        self._adapt_kl_coef(step, figures["objective/kl"], len(samples))
+        return samples, times | figures
 
     def roll_out(self, step: int, prompts: Sequence[tokenize.Prompt]) -> list[Sample]:
         """Sample a response to each of this rank's prompts; the noise is a function of seed, step, prompt."""
@@ -133,7 +136,7 @@ class Experience:
                     one.ref_logprobs = ref_logprobs[i, :length].cpu()
                     one.values = values[i, :length].cpu()
                     if scores is not None:
-                        one.rewards[RM] = float(scores[i])
+                        one.rewards |= dict.fromkeys(self.rewards.of_reward_model, float(scores[i]))
         texts = self.sampler.decode([one.response_ids for one in mine])
         for name, found in self.rewards([one.prompt.text for one in mine], texts).items():
             for one, value in zip(mine, found, strict=True):
@@ -167,6 +170,7 @@ class Experience:
         ended = torch.tensor([s.response_ids[-1] == self.tokenizer.eos_token_id for s in samples])
         totals = torch.tensor([self.rewards.total(s.rewards) for s in samples])
         scores = shaped(totals, mask.sum(1), ended, ppo, self.memory)
+        self.kl_coef = float(self.memory.get("kl_coef", ppo.kl_coef))
         kl_coef = self.kl_coef if ppo.kl_in == "reward" else 0.0
         rewards = token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef, ppo.kl_estimator)
         non_score = rewards.sum(1) - scores
@@ -185,10 +189,9 @@ class Experience:
             f"rewards/{name}/mean": sum(s.rewards[name] for s in samples) / len(samples)
             for name in self.rewards.weights
         }
-        kl = sum(s.kl for s in samples) / len(samples)
         return {
-            "objective/kl": kl,
-            "objective/kl_coef": self._adapt_kl_coef(kl, len(samples)),
+            "objective/kl": sum(s.kl for s in samples) / len(samples),
+            "objective/kl_coef": self.kl_coef,
             "objective/entropy": -float(logprobs[mask].mean()),
             "objective/scores": float(scores.mean()),
             "objective/non_score_reward": float(non_score.mean()),
@@ -199,16 +202,11 @@ class Experience:
             "completions/clipped_ratio": 1 - float(ended.float().mean()),
         }
 
-    @property
-    def kl_coef(self) -> float:
-        return float(self.memory.get("kl_coef", self.ppo.kl_coef))
-
-    def _adapt_kl_coef(self, kl: float, responses: int) -> float:
-        """Move an adaptive coefficient on for the next batch; returns that of this one."""
-        used, ppo = self.kl_coef, self.ppo
-        if ppo.kl_target and math.isfinite(kl):
-            self.memory["kl_coef"] = next_kl_coef(used, kl, ppo.kl_target, responses, ppo.kl_horizon)
-        return used
+    def _adapt_kl_coef(self, step: int, kl: float, responses: int) -> None:
+        """Move an adaptive coefficient on for the next batch, unless the policy stands still."""
+        ppo = self.ppo
+        if ppo.kl_target and step >= ppo.critic_warmup and math.isfinite(kl):
+            self.memory["kl_coef"] = next_kl_coef(self.kl_coef, kl, ppo.kl_target, responses, ppo.kl_horizon)
 
     def lay_out(self, samples: list[Sample]) -> Layout:
         return self.sampler.lay_out([s.prompt_ids for s in samples], [s.response for s in samples])

@@ -9,11 +9,17 @@ from typing import Any
 import torch
 
 from configs.errors import UserError
-from configs.schema import Training
+from configs.schema import Epochs, Training
 from data.records import record_faults, records
 from data.sampler import global_batch
 from stages.cast import Players
-from stages.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from stages.checkpoint import (
+    Checkpoint,
+    checkpoint_folder,
+    newest_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
 from stages.context import Context, Paused, Tracker
 from stages.engine import Engine, load_parameters
 from stages.metrics import Meter
@@ -118,7 +124,8 @@ def run_steps(
             `eval_steps` and after the last one; empty where nothing is held out.
 
     Raises:
-        UserError: too many updates in a row had a gradient that is not finite.
+        UserError: too many updates in a row had a gradient that is not finite, or nothing is held out to
+            choose the best checkpoint by.
         Paused: a signal came; the step in hand was finished, and saved whatever `save_steps` says.
 
     Returns:
@@ -128,6 +135,11 @@ def run_steps(
     tracker, ranks, memory = context.tracker, engine.ranks, progress.memory
     if progress.step == 0:
         memory["before"] = _evaluated(tracker, evaluate, 0)
+    if isinstance(training, Epochs) and training.use_best and not memory["before"]:
+        raise UserError(
+            f"{context.stage}.use_best: nothing is held out to choose by. Set data.{context.stage}.held_out, "
+            "or use_best to false."
+        )
     with context.signals_deferred() as signal_noted:
         tracker.phase(f"{context.stage}: training", progress.total, progress.step)
         while progress.step < progress.total and "stopped" not in memory:
@@ -151,15 +163,18 @@ def run_steps(
                     memory["skipping_since"] = progress.step  # none of the row lies before this step
                 _tell_skipped(context, training, engine, progress, picks)
             done, last = progress.step, progress.step == progress.total
+            evaluated = last or (training.eval_steps is not None and done % training.eval_steps == 0)
             metrics |= {"tokens_per_second": meter.tokens_per_second, "skipped_updates": engine.skipped}
             if done % training.logging_steps == 0 or last:
                 tracker.log(metrics, done)
             tracker.advance(1, **metrics)
-            if last or (training.eval_steps and done % training.eval_steps == 0):
+            if evaluated:
                 memory["after"] = _evaluated(tracker, evaluate, done)
             signum = ranks.max(signal_noted())  # all ranks leave after the same step
             if signum or last or done % training.save_steps == 0:
                 memory["skipped"] = engine.skipped, engine.skipped_in_row
+                if evaluated:
+                    _compare_with_best(memory, done)
                 save(context, training, engine, progress)
             if signum:
                 raise Paused(signum, done, progress.total)
@@ -190,6 +205,40 @@ def _evaluated(tracker: Tracker, evaluate: Callable[[], Figures], step: int) -> 
     return figures
 
 
+def _compare_with_best(memory: dict[str, Any], step: int) -> None:
+    """Remember the step whose checkpoint has the lowest held-out loss; in PPO, the highest score."""
+    figures, best = memory["after"], memory.get("best")
+    if figures and (best is None or _goodness(figures) > _goodness(best["figures"])):
+        memory["best"] = {"step": step, "figures": figures}
+
+
+def _goodness(figures: Figures) -> float:
+    return -figures["loss"] if "loss" in figures else figures["score"]
+
+
+def go_back_to_best(context: Context, engine: Engine, progress: Progress) -> Figures:
+    """Give the roles the parameters of the best checkpoint, when training is over; returns its evaluation.
+
+    Raises:
+        UserError: the checkpoint is not whole any more.
+    """
+    best = progress.memory["best"]
+    found = read_checkpoint(checkpoint_folder(context.folder / "checkpoints", best["step"]), context.run_id)
+    if isinstance(found, str):
+        raise UserError(
+            f"the best checkpoint, of step {best['step']}, cannot be used: {found}. Restore it, or "
+            f"set {context.stage}.use_best to false."
+        )
+    context.tracker.note(
+        f"the result is the checkpoint of step {best['step']}, whose held-out loss is lowest"
+    )
+    tensors = found.tensors()
+    engine.put({name: tensors[name] for name in engine.parameters})
+    engine.ranks.barrier()
+    figures: Figures = best["figures"]
+    return figures
+
+
 def save(context: Context, training: Training, engine: Engine, progress: Progress) -> None:
     """Write a checkpoint of where the stage stands."""
     tensors = engine.state()
@@ -206,6 +255,7 @@ def save(context: Context, training: Training, engine: Engine, progress: Progres
                 "records": records(context.folder),
             },
             training.keep_checkpoints,
+            progress.memory.get("best", {}).get("step"),
         )
     engine.ranks.barrier()
 

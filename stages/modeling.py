@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from trl.trainer.utils import disable_dropout_in_model
 
 from configs.errors import UserError
 from configs.schema import Adapter, Base
@@ -236,6 +237,15 @@ class Roles(nn.Module):
     def peft_config(self, role: str) -> LoraConfig:
         """PEFT's description of the adapter of `role`, as it is saved beside its weights."""
         return self._peft[0].peft_config[role]
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Turn off dropout, that of modules and that which modules do by functions, with a share of their own."""
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def compute_dtype(choice: str, device: torch.device) -> torch.dtype:

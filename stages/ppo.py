@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
-from trl.trainer.utils import disable_dropout_in_model
 
 from configs.schema import Ppo
 from data import tokenize
@@ -23,6 +22,7 @@ from stages.judgement import Judgement
 from stages.loop import Progress, Stop, find_resume, run_steps, seed_step, start_engine
 from stages.losses import masked_sum, policy_loss, value_loss
 from stages.metrics import Meter, peak_memory_bytes
+from stages.modeling import disable_dropout
 from stages.prepare import prepare, read_examples, save_role
 from stages.ptx import Ptx, make_ptx
 from stages.ranks import seed_from
@@ -48,7 +48,7 @@ def run(context: Context) -> Outcome:
     cast.policy_base.add_from(REFERENCE, context.inputs["sft"], trainable=False)
     cast.reward_base.add_from(REWARD, context.inputs["rm"], trainable=False)
     add_critic(context, cast)
-    disable_dropout_in_model(cast)  # the ratio compares what one policy says twice
+    disable_dropout(cast)  # the ratio compares what one policy says twice
 
     # 2. Prompts.
     train, held_out = read_examples(context, "prompts", tokenize.prompts, tokenizer)
@@ -58,6 +58,7 @@ def run(context: Context) -> Outcome:
     progress, checkpoint = Progress(ppo.iterations), find_resume(context, ranks)
     updates = ppo.iterations * ppo.epochs * ppo.minibatches
     engine = start_engine(context, cast, rates, ppo, updates, ranks, progress, checkpoint)
+    engine.begins[POLICY] = ppo.critic_warmup * ppo.epochs * ppo.minibatches
     sampler = Sampler(cast.policy_base, tokenizer, ranks, ppo.rollout)
     scorer = Scorer(cast, ranks, config.data)
     experience = Experience(ppo, sampler, scorer, context.seed, progress.memory)
@@ -162,7 +163,7 @@ class Trainer:
             return
         good = {name.removeprefix(GOOD): tensor for name, tensor in kept.items() if name.startswith(GOOD)}
         averages = {name for name in kept if name.startswith(PREFIX)}
-        if kl > limit:
+        if not kl <= limit:  # or is no number
             # Before the first update the average is the policy itself.
             kept |= {name: good.pop(name, good[name.removeprefix(PREFIX)]) for name in averages}
             self.engine.put(good)
@@ -175,13 +176,15 @@ class Trainer:
 
         They end early once a minibatch's `policy/approxkl_avg` is above `max_approxkl`.
         """
-        learning_rate = self.engine.learning_rates()[0]
+        learning_rate = self.engine.learning_rate(POLICY)
         policy_weight = 0.0 if step < self.ppo.critic_warmup else 1.0
         done: list[dict[str, float]] = []
         for minibatch in self._schedule(step, samples):
             done.append(self._update_on(minibatch, policy_weight))
             if done[-1]["policy/approxkl_avg"] > (self.ppo.max_approxkl or math.inf):
                 break
+            if not math.isfinite(done[-1]["grad_norm"]):
+                break  # one reward that is not finite is in the advantages of all, once they are whitened
         means = {name: sum(figures[name] for figures in done) / len(done) for name in done[0]}
         # Before the first update, the policy is the one that was sampled from.
         means[DIFFERENCE] = done[0][DIFFERENCE]
@@ -201,7 +204,7 @@ class Trainer:
             backward = self._shared_backward if self.experience.shared_head else self._backward
             figures = backward(micro, self.experience.lay_out(micro), tokens, policy_weight)
             sums = {name: sums.get(name, 0.0) + figure for name, figure in figures.items()}
-        if self.ptx:
+        if self.ptx and policy_weight:
             sums["loss/ptx_avg"] = self.ptx.backward()
         self.engine.step()
         means = ranks.sum(sums)

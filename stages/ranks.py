@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,11 +13,14 @@ from typing import Any
 import deepspeed
 import torch
 from torch import Tensor
+from torch.distributed import is_torchelastic_launched
 
 from configs.errors import UserError
 from configs.schema import DeepSpeed
 from data.sampler import rank_share
 from stages.job import check_meeting_place
+
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ def init_distributed(config: DeepSpeed) -> Ranks:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    if not torch.distributed.is_initialized():
+    joined = torch.distributed.is_initialized()
+    if not joined:
         check_meeting_place()
     local_rank = int(os.environ["LOCAL_RANK"])
     cuda = torch.cuda.is_available()
@@ -98,14 +103,12 @@ def init_distributed(config: DeepSpeed) -> Ranks:
     if neighbours > 1 and not cuda and "OMP_NUM_THREADS" not in os.environ:
         # Ranks that each take all cores wait for one another in every matrix product.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
+    backend, timeout = "nccl" if cuda else "gloo", timedelta(minutes=config.timeout_minutes)
     try:
-        deepspeed.init_distributed(
-            dist_backend="nccl" if cuda else "gloo",
-            auto_mpi_discovery=False,
-            verbose=False,
-            timeout=timedelta(minutes=config.timeout_minutes),
-        )
-    except torch.distributed.DistNetworkError as error:
+        if not joined and os.environ["MASTER_ADDR"] in LOOPBACK and not is_torchelastic_launched():
+            _meet_on_loopback(backend, timeout)
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
+    except (torch.distributed.DistNetworkError, OSError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(
             f"MASTER_ADDR, MASTER_PORT: the ranks cannot meet at {where} "
@@ -114,6 +117,20 @@ def init_distributed(config: DeepSpeed) -> Ranks:
         ) from error
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
+
+
+def _meet_on_loopback(backend: str, timeout: timedelta) -> None:
+    """Join ranks of one machine, and none of others: what torch and gloo open is open to the network."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    listening = None
+    if rank == 0:
+        place = socket.create_server((host, port))
+        port, listening = place.getsockname()[1], place.detach()
+    store = torch.distributed.TCPStore(host, port, world, rank == 0, timeout, master_listen_fd=listening)
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    torch.distributed.init_process_group(backend, timeout=timeout, world_size=world, rank=rank, store=store)
 
 
 def seed_from(*parts: Any) -> int:

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, SupportsFloat
 from urllib.parse import urlsplit
 
 import requests
@@ -41,16 +41,18 @@ class Rewards:
         self._sources = {
             name: _source(term) for name, term in zip(names, terms, strict=True) if term.source != RM
         }
+        self.of_reward_model = [name for name in names if name not in self._sources]
 
     @property
     def uses_reward_model(self) -> bool:
-        return len(self._sources) < len(self.weights)
+        return bool(self.of_reward_model)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> dict[str, list[float]]:
         """The value of each response by the name of each term but the reward model.
 
         Raises:
-            UserError: a source fails, or does not give one finite number for each response.
+            UserError: a source fails, or does not give one number for each response. One that is not finite
+                is the update's to skip.
         """
         return {
             name: _checked(name, source(prompts, responses), len(responses))
@@ -93,12 +95,14 @@ class Endpoint:
 
     def __init__(self, term: Reward) -> None:
         self._url, self._timeout = term.source, term.timeout_seconds
+        self._shown, _, self._query = term.source.partition("?")
         retry = Retry(
             term.retries,
             backoff_factor=0.5,
             status_forcelist=[429, 500, 502, 503, 504],
             allowed_methods=None,
             respect_retry_after_header=True,
+            retry_after_max=60,  # seconds; the other ranks are waiting
         )
         self._session = requests.Session()
         self._session.mount(term.source, HTTPAdapter(max_retries=retry))
@@ -115,20 +119,27 @@ class Endpoint:
             rewards = list(answer.json()["rewards"])
         except (requests.RequestException, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"ppo.rewards: {self._url} gave no rewards ({type(error).__name__}: {error}). It must answer "
+                f"ppo.rewards: {self._shown} gave no rewards ({self._told(error)}). It must answer "
                 '{"rewards": [one number for each completion]}. Once it does, the same command resumes.'
-            ) from error
+            ) from None  # whose text may hold the query
         return rewards
+
+    def _told(self, error: Exception) -> str:
+        """The error without the query, in which some services expect a key."""
+        text = f"{type(error).__name__}: {error}"
+        return text.replace(f"?{self._query}", "") if self._query else text
 
 
 def _checked(name: str, values: list[Any], count: int) -> list[float]:
-    numbers = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
+    numbers = [
+        float(value) for value in values if isinstance(value, SupportsFloat)
+    ]  # torch's and NumPy's, too
     if len(values) != count or len(numbers) != count:
         raise UserError(
-            f"ppo.rewards: {name} must give a finite number for each of {count} responses; it gave "
-            f"{len(values)} values, {len(numbers)} of them finite numbers."
+            f"ppo.rewards: {name} must give a number for each of {count} responses; it gave "
+            f"{len(values)} values, {len(numbers)} of them numbers."
         )
-    return [float(value) for value in numbers]
+    return numbers
 
 
 @dataclass
@@ -165,12 +176,12 @@ def shaped(totals: Tensor, lengths: Tensor, ended: Tensor, ppo: Ppo, memory: dic
         ended: (B,) True where a response ended its turn.
         memory: `reward_moments` in it is what earlier batches left, and is brought up to date.
     """
-    scores = totals
+    scores = torch.where(totals.isfinite(), totals, torch.nan)  # clipping would make a number of infinity
     if ppo.normalize_rewards:
         moments = RunningMoments(**memory.get("reward_moments", {}))
         moments.update(totals[totals.isfinite()])
         memory["reward_moments"] = asdict(moments)
-        scores = (totals - moments.mean) / (moments.deviation + 1e-8)
+        scores = (scores - moments.mean) / (moments.deviation + 1e-8)
     if ppo.clip_reward:
         scores = scores.clamp(-ppo.clip_reward, ppo.clip_reward)
     return scores - ppo.length_penalty * lengths - torch.where(ended, 0.0, ppo.missing_eos_penalty or 0.0)

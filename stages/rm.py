@@ -19,7 +19,15 @@ from stages.base_checks import told_apart_by_masks
 from stages.cast import Cast, Players
 from stages.context import Context, Outcome
 from stages.engine import Engine
-from stages.loop import Progress, find_resume, run_steps, seed_step, start_engine, total_steps
+from stages.loop import (
+    Progress,
+    find_resume,
+    go_back_to_best,
+    run_steps,
+    seed_step,
+    start_engine,
+    total_steps,
+)
 from stages.losses import ranking_loss
 from stages.metrics import Meter, mean_with_interval, peak_memory_bytes
 from stages.prepare import prepare, read_examples, tokenized, write_role
@@ -69,6 +77,8 @@ def run(context: Context) -> Outcome:
     _, after = run_steps(context, rm, engine, progress, trainer.meter, len(train), take_step, evaluate)
 
     # 5. The result, on a scale where the SFT policy has mean 0 and deviation 1.
+    if rm.use_best:
+        after = go_back_to_best(context, engine, progress)
     cast.eval()
     sampler = Sampler(cast.policy_base, cast.tokenizer, ranks, rm.rankings.rollout)  # ZeRO-3 has sharded it
     mean, deviation = score_statistics(context, sampler, scorer, held_out or train)
@@ -121,7 +131,7 @@ class Trainer:
             figures = self._backward(micro, len(batch))
             for name in sums:
                 sums[name] += figures[name] / len(batch)
-        learning_rate = self.engine.learning_rates()[0]
+        learning_rate = self.engine.learning_rate(ROLE)
         self.engine.step()
         self.meter.add(sum(map(self._tokens, batch)))
         return ranks.sum(sums) | {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}

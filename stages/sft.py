@@ -12,7 +12,15 @@ from stages.base_checks import check_packing
 from stages.context import Context, Outcome
 from stages.engine import Engine
 from stages.likelihood import ROLE, Example, forward, length, targets
-from stages.loop import Progress, find_resume, run_steps, seed_step, start_engine, total_steps
+from stages.loop import (
+    Progress,
+    find_resume,
+    go_back_to_best,
+    run_steps,
+    seed_step,
+    start_engine,
+    total_steps,
+)
 from stages.losses import masked_sum, nll_loss
 from stages.metrics import Meter, peak_memory_bytes
 from stages.prepare import prepare, read_examples, save_role
@@ -50,6 +58,8 @@ def run(context: Context) -> Outcome:
     before, after = run_steps(context, sft, engine, progress, trainer.meter, len(rows), take_step, evaluate)
 
     # 5. The result.
+    if sft.use_best:
+        after = go_back_to_best(context, engine, progress)
     save_role(context, engine, ROLE, tokenizer)
     return Outcome(
         {
@@ -78,7 +88,7 @@ class Trainer:
         for micro in micro_batches(ranks.share(list(batch)), self.micro_batch_size):
             for name, part in self._backward(micro, tokens).items():
                 sums[name] += part
-        learning_rate = self.engine.learning_rates()[0]
+        learning_rate = self.engine.learning_rate(ROLE)
         self.engine.step()
         self.meter.add(sum(map(length, batch)))
         return ranks.sum(sums) | {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}

@@ -12,10 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import Stage
-from stages import sft
+from stages import rm, sft
 from stages.context import Context, Paused
 from stages.ranks import Ranks
 from tests.integration.runs import (
@@ -102,6 +105,48 @@ def test_pauses_take_the_place_of_older_checkpoints_only(ranks: Ranks, tmp_path:
         ["step-000001", "step-000002"],
         ["step-000002", "step-000003"],
     ]
+
+
+LOSSES = {0: 5.0, 2: 1.0, 4: 2.0, 6: 3.0}  # of the held-out data, by step: learned by heart after step 2
+
+
+@pytest.mark.parametrize("stage", ["sft", "rm"])
+def test_best_checkpoint_is_kept_and_can_be_the_result(
+    stage: Stage,
+    ranks: Ranks,
+    adapters: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    recipe = {"sft": sft, "rm": rm}[stage]
+    inputs = {"rm": {"sft": adapters["sft"]}}.get(stage, {})
+    options = [f"{stage}.{option}" for option in ("eval_steps=2", "save_steps=2", "max_steps=6", "epochs=99")]
+
+    def run(folder: Path, *overrides: str) -> dict[str, float]:
+        evaluations = iter(LOSSES.values())
+        monkeypatch.setattr(recipe.Trainer, "evaluate", lambda *_: {"loss": next(evaluations)})
+        config = load_experiment(TINY, [*options, f"{stage}.keep_checkpoints=1", *overrides])
+        folder.mkdir()
+        return recipe.run(Context(config, stage, folder, inputs, Recorder(), resume=False)).metrics
+
+    last = run(tmp_path / "last")
+    best = run(tmp_path / "best", f"{stage}.use_best=true")
+    assert (last["eval_loss"], best["eval_loss"]) == (3.0, 1.0)
+    for folder in ("last", "best"):
+        assert checkpoints(tmp_path / folder) == ["step-000002", "step-000006"]
+    adapter = [load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("best", "last")]
+    kept = load_file(tmp_path / "best/checkpoints/step-000002/tensors.safetensors")
+    role = {"sft": "policy", "rm": "reward"}[stage]
+    for name, tensor in adapter[0].items():
+        ours = name.replace("base_model.model.", "causal.").replace(".weight", f".{role}.weight")
+        assert torch.equal(tensor, kept[ours]), name
+    assert any(not torch.equal(tensor, adapter[1][name]) for name, tensor in adapter[0].items())
+
+
+def test_best_checkpoint_needs_something_held_out(ranks: Ranks, tmp_path: Path) -> None:
+    options = ("sft.use_best=true", "sft.eval_steps=4", "data.sft.held_out=0")
+    with pytest.raises(UserError, match=r"sft\.use_best: nothing is held out"):
+        trained(tmp_path, *options)
 
 
 def run(ranks: int, stage: Stage, run_dir: Path) -> str:

@@ -12,12 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from configs.errors import UserError
 from configs.load import load_experiment
-from stages import ppo
+from stages import ppo, sft
 from stages.context import Context
 from stages.ranks import Ranks
 from tests.integration.runs import TINY, untimed
 from tests.integration.test_ppo_start import RECOMPUTED, Recorder
+from tests.unit.test_rewards import Service, service
+
+__all__ = ["service"]  # a fixture
 
 SHORT = ("ppo.iterations=3", "ppo.eval_steps=null", "data.ppo.held_out=0", "ppo.save_steps=1")
 Run = Callable[..., "Ran"]
@@ -100,6 +104,90 @@ def test_critic_warmup_trains_the_critic_alone(run: Run, adapters: dict[str, Pat
     assert ran.column("val/ratio")[:2] == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
+def test_policy_starts_as_if_the_critics_warmup_had_not_been(run: Run) -> None:
+    """Adam's first step moves every parameter by the learning rate, however long the critic was warmed up."""
+    alone = ("ppo.minibatches=1", "ppo.epochs=1", "ppo.max_grad_norm=0", "ppo.weight_decay=0.01")
+    ran = run(*alone, "ppo.critic_warmup=2", "ppo.ptx_coef=1")
+    before, after = (weights(ran.tensors(step), "policy") for step in (2, 3))
+    rate = ran.column("learning_rate")
+    assert rate[:2] == [0.0, 0.0] and rate[2] > 0 and "loss/ptx_avg" not in ran.rows[1]
+    assert same(weights(ran.tensors(1), "policy"), before), "demonstrations leave it alone, too"
+    moved = max(float((after[name] - before[name]).abs().max()) for name in before)
+    assert moved == pytest.approx(rate[2], rel=0.02)
+
+
+def test_critic_has_a_learning_rate_of_its_own(run: Run) -> None:
+    alone = ("ppo.minibatches=1", "ppo.epochs=1", "ppo.max_grad_norm=0")
+    plain, still = run(*alone), run(*alone, "ppo.critic_learning_rate=1e-12", folder="still")
+    assert same(weights(plain.tensors(1), "policy"), weights(still.tensors(1), "policy"))
+    moved = {
+        name: float((tensor - still.tensors(1)[name]).abs().max())
+        for name, tensor in weights(plain.tensors(1), "critic").items()
+    }
+    assert max(moved.values()) == pytest.approx(plain.rows[0]["learning_rate"], rel=0.02)
+
+
+def test_values_are_clipped_about_the_old_ones(run: Run) -> None:
+    plain, tight = run("ppo.clip_range_value=null"), run("ppo.clip_range_value=1e-6", folder="tight")
+    assert plain.column("val/clipfrac_avg") == [0.0] * 3 and tight.column("val/clipfrac_avg")[0] > 0
+    assert not same(weights(plain.tensors(1), "critic"), weights(tight.tensors(1), "critic"))
+
+
+def test_seed_of_the_stage_makes_another_run(run: Run) -> None:
+    assert run().column("objective/kl") != run("ppo.seed=123", folder="other").column("objective/kl")
+
+
+def test_k3_in_the_reward_is_never_a_bonus(run: Run) -> None:
+    k1, k3 = run(), run("ppo.kl_estimator=k3", folder="k3")
+    assert max(k3.column("objective/non_score_reward")[1:]) < 0
+    assert k1.column("objective/non_score_reward")[1] != k3.column("objective/non_score_reward")[1]
+
+
+def test_coefficient_in_the_loss_is_the_one_that_is_logged(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    update = ppo.Trainer.update
+
+    def updates(self: ppo.Trainer, *arguments: Any) -> dict[str, float]:
+        seen.append(self.experience.kl_coef)
+        return update(self, *arguments)
+
+    monkeypatch.setattr(ppo.Trainer, "update", updates)
+    options = ("ppo.kl_in=loss", "ppo.kl_estimator=k3", "ppo.kl_target=6", "ppo.kl_horizon=40")
+    ran = run(*options, "ppo.critic_warmup=1")
+    assert ran.column("objective/kl_coef") == seen
+    assert seen[0] == seen[1] != seen[2], (
+        "it does not adapt to a policy that the critic's warm-up holds still"
+    )
+
+
+def test_a_reward_that_is_no_number_skips_the_update_and_is_told(run: Run) -> None:
+    """One of eight rewards, which whitening spreads over all of them."""
+    broken = "ppo.rewards=[{source: rm}, {source: 'tests.integration.test_ppo_options:broken'}]"
+    with pytest.raises(UserError, match="3 updates in a row, up to step 3, the first at step 1"):
+        run(broken, "ppo.max_skipped_updates=3")
+    ran = run(broken, folder="on")
+    assert ran.column("skipped_updates") == [1, 2, 3], "the rest of a rollout's updates is left out"
+    assert ran.column("policy/updates") == [1] * 3
+    assert same(weights(ran.tensors(1), "policy"), weights(ran.tensors(3), "policy"))
+
+
+def test_an_endpoints_key_is_not_written_down(
+    run: Run, service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SCORER_KEY", "planted-secret")
+    service.answer = {"rewards": [0.5] * 8}
+    term = f"{{source: '{service.url}', key_variable: SCORER_KEY, name: scorer}}"
+    ran = run(f"ppo.rewards=[{{source: rm}}, {term}]")
+    assert set(service.keys) == {"Bearer planted-secret"} and ran.rows[0]["rewards/scorer/mean"] == 0.5
+    written = [path for path in ran.folder.rglob("*") if path.is_file()]
+    assert written and not [path for path in written if b"planted-secret" in path.read_bytes()]
+
+
+def broken(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """A reward function for the test above."""
+    return [math.nan, *[0.0] * (len(prompts) - 1)]
+
+
 def test_updates_end_once_the_policy_has_moved_far(run: Run) -> None:
     assert run().column("policy/updates") == [4, 4, 4]  # 2 epochs of 2 minibatches
     # the first minibatch's ratio is 1, so it is the second that is found too far
@@ -112,12 +200,23 @@ def test_entropy_bonus_raises_the_entropy(run: Run) -> None:
     assert bonus.column("objective/entropy")[-1] > plain.column("objective/entropy")[-1] + 0.01
 
 
-def test_ptx_holds_the_loss_on_demonstrations(run: Run) -> None:
-    """Without it, the same steps of PPO leave the demonstrations' loss where it was or above."""
-    mixed = run("ppo.ptx_coef=1", "ppo.iterations=8").column("loss/ptx_avg")
-    idle = run("ppo.ptx_coef=1e-12", "ppo.iterations=8", folder="idle").column("loss/ptx_avg")
-    assert mixed[-1] < mixed[0] - 0.1
-    assert mixed[-1] < idle[-1] - 0.1
+def test_ptx_holds_the_loss_on_demonstrations(
+    run: Run, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The same steps of PPO after SFT, without it and with it. Every batch is all demonstrations here."""
+    data = ("data.sft.limit=16", "data.sft.held_out=0")
+    trained = ("sft.learning_rate=1e-2", "sft.max_steps=40", "sft.epochs=99", "sft.batch_size=16")
+    config = load_experiment(TINY, [*data, *trained])
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    sft.run(Context(config, "sft", tmp_path / "sft", {}, Recorder(), resume=False))
+    monkeypatch.setitem(adapters, "sft", tmp_path / "sft" / "adapter")
+
+    options = (*data, "ppo.iterations=8", "ppo.kl_coef=0", "ppo.ptx_batch_size=16")
+    idle = run("ppo.ptx_coef=1e-12", *options, folder="idle").column("loss/ptx_avg")
+    mixed = run("ppo.ptx_coef=1", *options, folder="mixed").column("loss/ptx_avg")
+    print(idle, mixed)
+    assert idle[-1] > idle[0] + 0.05, "plain PPO lets it rise"
+    assert mixed[-1] < mixed[0] + 0.01, "PPO-ptx does not"
 
 
 def test_terms_of_the_reward_are_logged_apart_and_added_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,8 +344,10 @@ def test_value_loss_reaches_a_shared_trunk_once_the_critic_is_warm(
     assert same(weights(ran.tensors(1), "policy"), weights(ran.tensors(2), "policy"))
     assert not torch.equal(ran.tensors(1)["heads.critic.weight"], ran.tensors(2)["heads.critic.weight"])
     assert ran.column("val/ratio")[:2] == pytest.approx([1.0, 1.0], abs=1e-5)
-    with_values = run("ppo.critic=shared", "ppo.vf_coef=10", folder="with")
-    assert not same(weights(with_values.tensors(1), "policy"), weights(ran.tensors(3), "policy"))
+    alone = ("ppo.critic=shared", "ppo.minibatches=1", "ppo.epochs=1", "ppo.max_grad_norm=0")
+    without, with_values = (run(*alone, f"ppo.vf_coef={weight}", folder=f"vf-{weight}") for weight in (0, 10))
+    assert without.column("objective/kl")[0] == with_values.column("objective/kl")[0]
+    assert not same(weights(with_values.tensors(1), "policy"), weights(without.tensors(1), "policy"))
 
 
 def test_shared_critic_resumes(run: Run, tmp_path: Path) -> None:

@@ -100,6 +100,12 @@ def test_the_newest_few_are_kept(tmp_path):
     ]
 
 
+def test_the_best_is_kept_besides_the_newest(tmp_path):
+    for step, best in ((5, 5), (10, 5), (15, 5), (20, 20), (25, 20)):
+        save_checkpoint(tmp_path, step, tensors(step), state(step), 1, best)
+        assert names(tmp_path) == sorted({f"step-{each:06d}" for each in (step, best)})
+
+
 def test_one_kept_checkpoint_is_the_one_just_written(tmp_path):
     save(tmp_path, 10)
     (save(tmp_path, 20) / "state.json").unlink()  # so the stage resumed from step 10

@@ -12,7 +12,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from configs.errors import UserError
 from configs.schema import Adapter, Base
 from stages.cast import trainable
-from stages.modeling import BASE, Roles, ScalarHead, compute_dtype, load_base, load_tokenizer
+from stages.modeling import (
+    BASE,
+    Roles,
+    ScalarHead,
+    compute_dtype,
+    disable_dropout,
+    load_base,
+    load_tokenizer,
+)
 from tests.roles import (
     CPU,
     PPO_ROLES,
@@ -54,6 +62,16 @@ def four(adapters) -> Roles:
 def fresh(adapters) -> Roles:
     """PPO's roles, for tests that change them."""
     return ppo_roles(adapters).train()
+
+
+def test_dropout_by_functions_is_disabled_too(fresh):
+    """Attention's share is a number that the layers hand to a function, in training alone."""
+    for module in fresh.modules():
+        if "attention_dropout" in vars(module):
+            module.attention_dropout = 0.5
+    assert not torch.equal(out(fresh, "policy"), out(fresh, "policy"))
+    disable_dropout(fresh)
+    assert fresh.training and torch.equal(out(fresh, "policy"), out(fresh, "policy"))
 
 
 # Which parameters train

@@ -78,6 +78,13 @@ def test_batch_must_divide_among_ranks(stage) -> None:
         check_batches(config, stage, 4)
 
 
+def test_demonstrations_of_an_update_must_divide_among_ranks() -> None:
+    config = toy(ppo__batch_size=8, ppo__ptx_coef=0.5, ppo__ptx_batch_size=6)
+    check_batches(config, "ppo", 2)
+    with pytest.raises(UserError, match=r"ppo\.ptx_batch_size: 6 .* 4 ranks.* such as 8"):
+        check_batches(config, "ppo", 4)
+
+
 def test_minibatch_must_divide_among_ranks() -> None:
     config = toy(ppo__batch_size=8, ppo__minibatches=4)
     check_batches(config, "ppo", 2)

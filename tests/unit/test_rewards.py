@@ -6,10 +6,12 @@ import json
 import math
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +30,7 @@ class Service:
         self.answer: object = {"rewards": [1.0, 2.0]}
         self.asked: list[dict] = []
         self.keys: list[str | None] = []
+        self.delay = 0.0  # seconds
         service = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -35,6 +38,7 @@ class Service:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 service.asked.append(json.loads(body))
                 service.keys.append(self.headers["Authorization"])
+                time.sleep(service.delay)
                 text = json.dumps(service.answer).encode()
                 self.send_response(service.failures.pop(0) if service.failures else 200)
                 self.send_header("Content-Length", str(len(text)))
@@ -122,11 +126,37 @@ def test_bearer_token_comes_from_a_variable(service: Service, monkeypatch: pytes
     assert service.keys == ["Bearer secret"]
 
 
-@pytest.mark.parametrize("values", [[1.0], [1.0, math.nan], [1.0, None], [math.inf, 0.0]])
-def test_function_must_give_finite_numbers(module: ModuleType, values: list) -> None:
+@pytest.mark.parametrize("values", [[1.0], [1.0, None], ["1", 2.0]])
+def test_function_must_give_numbers(module: ModuleType, values: list) -> None:
     vars(module)["bad"] = lambda prompts, completions: values
-    with pytest.raises(UserError, match=r"ppo.rewards: bad must give a finite number for each of 2"):
+    with pytest.raises(UserError, match=r"ppo.rewards: bad must give a number for each of 2"):
         Rewards([Reward(source="my_rewards:bad")])(PROMPTS, RESPONSES)
+
+
+def test_numbers_of_torch_and_numpy_are_taken_and_nan_is_the_updates_to_skip(module: ModuleType) -> None:
+    vars(module)["mixed"] = lambda prompts, completions: [torch.tensor(1.5), np.float32(math.nan)]
+    first, second = Rewards([Reward(source="my_rewards:mixed")])(PROMPTS, RESPONSES)["mixed"]
+    assert first == 1.5 and math.isnan(second)
+
+
+def test_endpoint_that_does_not_answer_in_time_is_an_error(service: Service) -> None:
+    service.delay = 1.0
+    with pytest.raises(UserError, match=r"ReadTimeout.*resumes"):
+        Rewards([Reward(source=service.url, timeout_seconds=0.1, retries=0)])(PROMPTS, RESPONSES)
+    assert Rewards([Reward(source=service.url, timeout_seconds=10, retries=0)])(PROMPTS, RESPONSES)
+
+
+def test_what_may_be_a_key_is_not_in_the_error(service: Service) -> None:
+    service.failures = [404]
+    with pytest.raises(UserError) as caught:
+        Rewards([Reward(source=f"{service.url}?key=secret", retries=0)])(PROMPTS, RESPONSES)
+    assert service.url in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_the_reward_models_term_may_have_a_name() -> None:
+    rewards = Rewards([Reward(name="quality"), Reward(name="half", weight=0.5)])
+    assert rewards.uses_reward_model and rewards.of_reward_model == ["quality", "half"]
+    assert rewards.total({"quality": 2.0, "half": 2.0}) == 3.0
 
 
 @pytest.mark.parametrize(
@@ -162,6 +192,7 @@ def test_penalties_by_hand() -> None:
     assert shape([1.0, 3.0], missing_eos_penalty=2.0) == [1.0, 1.0]
     assert shape([1.0, 3.0], length_penalty=0.1) == pytest.approx([0.8, 2.5])
     assert shape([-9.0, 3.0], clip_reward=2.5, missing_eos_penalty=1.0) == [-2.5, 1.5]  # clipped before
+    assert math.isnan(shape([math.inf, 3.0], clip_reward=2.5)[0]), "infinity is not made a number"
 
 
 def test_normalisation_runs_over_batches_and_is_remembered() -> None:

@@ -106,6 +106,25 @@ def test_port_taken():
     check_message(message, "MASTER_ADDR, MASTER_PORT: ", f"127.0.0.1:{port}", "--master_port")
 
 
+def test_what_a_job_on_one_machine_opens_is_open_to_that_machine_alone():
+    look = (
+        "import psutil, torch; torch.distributed.all_reduce(torch.ones(1))\n"
+        "open_to = psutil.Process().net_connections('inet')\n"
+        "print(*sorted({each.laddr.ip for each in open_to if each.status == psutil.CONN_LISTEN}))"
+    )
+    job = dict(zip(JOB, ("0", "1", "0", "127.0.0.1", "0"), strict=True))
+    environment = {**os.environ, **job, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{JOIN}\n{look}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.strip().splitlines()[-1] == "127.0.0.1", done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("content", "part"),
     [
