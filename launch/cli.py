@@ -57,6 +57,8 @@ def sweep(arguments: argparse.Namespace) -> int:
         jobs.append((run, _job(argparse.Namespace(**vars(arguments) | changes))))
     check_files(config, plan_stages(root[0], [*STAGES, "best"]))
     status = sweeping.sweep(root, jobs)
+    if not any(sweeping.found_runs(root[0].run.path)):
+        return status  # a shared stage has said what is wrong
     from pipeline.sweep_report import write_sweep_report  # imports matplotlib
 
     print(f"report: {write_sweep_report(root[0].run.path)}")

@@ -16,6 +16,7 @@ KL_LIMIT = 15.0
 CUT_LIMIT = 0.25
 RATIO_LIMIT = 0.1
 FEW_PROMPTS = 20
+FEW_SAMPLES = 8
 LATE_SHARE = 0.25
 ENTROPY_SHARE = 0.3
 CLIPPED_LIMIT = 0.3
@@ -28,6 +29,7 @@ RULES = (
     "Held-out loss did not fall in SFT.",
     "The interval of the reward model's held-out accuracy touches 0.5, which is guessing.",
     "The gold intervals of PPO and SFT overlap, or PPO's lies below.",
+    "While PPO runs, the reward model's score of held-out answers rose and the gold score fell.",
     f"The KL to the SFT policy is above {KL_LIMIT:.0f} nats per response, or below 0 by more than noise.",
     f"In the last quarter of PPO, over {CUT_LIMIT:.0%} of the responses ran into the length limit.",
     f"The mean probability ratio of an iteration is more than {RATIO_LIMIT:g} away from 1.",
@@ -36,7 +38,8 @@ RULES = (
     f"In the last quarter of PPO, the entropy is below {ENTROPY_SHARE:.0%} of what it was at first.",
     f"In the last quarter of PPO, over {CLIPPED_LIMIT:.0%} of the tokens' ratios were clipped.",
     f"The score rose in PPO while responses became over {LENGTH_FACTOR:g} times as long, or as short.",
-    f"PPO's held-out answers repeat over {REPEATED_LIMIT:.0%} more of their word pairs than SFT's.",
+    f"PPO's held-out answers repeat over {REPEATED_LIMIT:.0%} more of their word pairs than SFT's; while PPO "
+    "runs, the last quarter of its samples than the first.",
     "In the last quarter of PPO, the critic explains less than none of the variance of the returns.",
     "A training metric was not a finite number.",
     f"Fewer than {FEW_PROMPTS} held-out prompts stand behind an interval.",
@@ -89,6 +92,20 @@ def _gold(results: Results) -> str | None:
             "by this measure PPO is not clearly better than SFT."
         )
     return sentence + (_over_optimised(figures))
+
+
+def _gold_meanwhile(results: Results) -> str | None:
+    """Of the evaluations during PPO, the first of which is of the SFT policy; `_gold` is of the end."""
+    steps, golds = results.curve("ppo", "eval/gold")
+    _, scores = results.curve("ppo", "eval/score")
+    over = "gold_ppo" in results.figures("ppo")
+    if over or not golds or golds[-1] >= golds[0] or scores[-1] <= scores[0]:
+        return None
+    return (
+        f"Up to iteration {steps[-1]} of PPO, the reward model's score of held-out answers rose from "
+        f"{show_number(scores[0])} to {show_number(scores[-1])} while the gold score fell from "
+        f"{show_number(golds[0])} to {show_number(golds[-1])}: it is being over-optimised. Raise ppo.kl_coef."
+    )
 
 
 def _over_optimised(figures: dict[str, float]) -> str:
@@ -203,15 +220,22 @@ def _length(results: Results) -> str | None:
 
 
 def _repetition(results: Results) -> str | None:
-    rows = results.evaluation
-    if not rows:
-        return None
-    sft, ppo = (fmean(repeated_bigrams(str(row[role])) for row in rows) for role in ("sft", "ppo"))
-    if ppo <= sft + REPEATED_LIMIT:
+    if results.evaluation:
+        kind = "held-out answers"
+        sft, ppo = ([str(row[role]) for row in results.evaluation] for role in ("sft", "ppo"))
+    else:  # it has not ended: the samples of the training prompts, from the first iterations and the last
+        kind = "latest samples"
+        texts = [str(row["response"]) for row in results.samples]
+        quarter = round(len(texts) * LATE_SHARE)
+        sft, ppo = texts[:quarter], texts[-quarter:]
+        if quarter < FEW_SAMPLES:
+            return None
+    before, after = (fmean(map(repeated_bigrams, texts)) for texts in (sft, ppo))
+    if after <= before + REPEATED_LIMIT:
         return None
     return (
-        f"PPO's held-out answers repeat themselves: {ppo:.0%} of their word pairs come again, of SFT's "
-        f"{sft:.0%}. That is a common way to please a reward model and nobody else."
+        f"PPO's {kind} repeat themselves: {after:.0%} of their word pairs come again, {before:.0%} before "
+        "PPO. That is a common way to please a reward model and nobody else."
     )
 
 
@@ -255,7 +279,20 @@ def _late(results: Results, name: str) -> float | None:
 
 
 OF_RUN = (
-    *(_sft, _accuracy, _gold, _kl, _runaway, _cut, _ratio, _entropy, _clipped, _length, _repetition),
+    *(
+        _sft,
+        _accuracy,
+        _gold,
+        _gold_meanwhile,
+        _kl,
+        _runaway,
+        _cut,
+        _ratio,
+        _entropy,
+        _clipped,
+        _length,
+        _repetition,
+    ),
     *(_critic, _few_prompts),
 )
 

@@ -101,13 +101,19 @@ def _warnings(results: Results) -> Section:
         "first rises and the second does not, PPO exploits errors of the reward model. The KL says how far "
         "the policy has gone from SFT."
     )
+    good = Paragraph(
+        "In a good run, SFT's held-out loss falls; the reward model is well above 0.5 on held-out pairs; and "
+        "in PPO both scores rise together, the KL rises and levels off, the entropy falls a little, "
+        "responses keep their length and end by themselves, few ratios are clipped, and the critic's "
+        "explained variance rises towards 1."
+    )
     found = warnings(results)
     if found:
-        return Section("How to read this: warnings", [Bullets(found), reading], "warning")
+        return Section("How to read this: warnings", [Bullets(found), reading, good], "warning")
     if not any(results.metrics.values()):
-        return Section("How to read this", [reading])
+        return Section("How to read this", [reading, good])
     fine = Paragraph("By the rules at the end of this page, nothing looks wrong in what has run.")
-    return Section("How to read this: no warnings", [fine, reading], "good")
+    return Section("How to read this: no warnings", [fine, reading, good], "good")
 
 
 def _missing(results: Results) -> Section | None:

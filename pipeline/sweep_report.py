@@ -36,6 +36,11 @@ class Outcome:
     answer: str
 
     @property
+    def judged(self) -> bool:
+        """Whether it finished, and prompts were held out for it."""
+        return "rm_score_ppo" in self.figures
+
+    @property
     def collapsed(self) -> bool:
         """Worse than the policy that it started from, by the judge, else by the reward model."""
         measure = "gold" if "gold_ppo" in self.figures else "rm_score"
@@ -144,4 +149,5 @@ def _setting(setting: str, outcomes: Sequence[Outcome]) -> list[Cell]:
             )
         else:
             cells.append(Cell("–"))
-    return [*cells, Cell(f"{sum(each.collapsed for each in done)} of {len(done)}")]
+    judged = [each for each in done if each.judged]
+    return [*cells, Cell(f"{sum(each.collapsed for each in judged)} of {len(judged)}" if judged else "–")]

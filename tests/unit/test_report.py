@@ -488,7 +488,7 @@ def answers(text):
         (late("completions/mean_length", 24.5), "went from 12.2 to 24.5 tokens"),
         (late("completions/mean_length", 6.0), "went from 12.2 to 6 tokens"),
         (late("completions/mean_length", 24.0), None),
-        (answers("so good so good so good"), "60% of their word pairs come again, of SFT's 0%"),
+        (answers("so good so good so good"), "60% of their word pairs come again, 0% before PPO"),
         (answers("so good"), None),
         (few(19), "Only 19 held-out prompts"),
         (few(20), None),
@@ -503,6 +503,32 @@ def test_each_rule_strikes_exactly_where_it_should(run, change, sentence):
     else:
         assert len(found) == 1
         assert sentence in found[0]
+
+
+def unfinished(run, golds, response):
+    """PPO is under way, its evaluations say `golds`, and its latest samples are all `response`."""
+    run.evaluation = []
+    run.curves["ppo"] = [row for row in run.curves["ppo"] if "objective/kl" in row]
+    for step, gold in golds.items():
+        run.curves["ppo"].append({"step": step, "eval/gold": gold, "eval/score": 0.1 * step})
+    run.whole().stage("ppo", status="interrupted", metrics={}, output=None)
+    samples = [json.loads(line) for line in (run.path / "ppo/samples.jsonl").read_text().splitlines()]
+    for row in samples[-8:]:
+        row["response"] = response
+    write_lines(run.path / "ppo/samples.jsonl", samples)
+    return warnings(read_results(run.path))
+
+
+def test_trouble_is_told_while_ppo_runs(run):
+    assert unfinished(run, {0: 0.2, 8: 0.3}, "so good") == []
+    [gold] = unfinished(run, {0: 0.2, 8: 0.3, 16: 0.1}, "so good")
+    assert "Up to iteration 16" in gold and "fell from 0.2 to 0.1" in gold
+    [repeated] = unfinished(run, {0: 0.2, 8: 0.3}, "so good so good so good")
+    assert "PPO's latest samples repeat themselves: 60%" in repeated
+
+
+def test_what_a_good_run_looks_like_is_said(run):
+    assert "In a good run" in run.whole().texts()[0]
 
 
 @pytest.mark.parametrize(("low", "said"), [(0.22, True), (0.21, False)])

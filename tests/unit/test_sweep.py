@@ -127,6 +127,15 @@ def test_report_tells_settings_apart_and_counts_collapses(tmp_path: Path) -> Non
     assert [row.get("gold_ppo") for row in rows] == [0.5, -0.4, 0.6, None]
 
 
+def test_report_of_runs_that_nothing_was_held_out_for(tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    run = MadeUp(tmp_path / "sweep" / "seed=0")
+    run.metrics["ppo"] = {"steps": 16.0}
+    run.whole()
+    row = write_sweep_report(tmp_path).with_name("report.md").read_text()
+    assert re.search(r"\| as configured \| 1 \|( – \|){5}", row)
+
+
 def test_report_without_a_sweep_says_how_to_start_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run of a sweep.*tristage sweep"):
         write_sweep_report(tmp_path)
