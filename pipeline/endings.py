@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -27,11 +29,13 @@ RANK_ZERO_SPEAKS_FIRST_SECONDS = 4.0
 # A rank's connections close before it is seen to be dead, or has left its note.
 SECONDS_TO_LEARN_OF_A_PEER = 2.0
 STOPPED = "interrupted"
-FULL = {
-    errno.ENOSPC: "no space is left on it",
-    errno.EDQUOT: "the quota on it is used up",
-    errno.EFBIG: "a file there may not be so large (ulimit -f)",
-    errno.EROFS: "it is read-only",
+REFUSED = {
+    errno.ENOSPC: "could not be written, no space is left on it",
+    errno.EDQUOT: "could not be written, the quota on it is used up",
+    errno.EFBIG: "could not be written, a file there may not be so large (ulimit -f)",
+    errno.EROFS: "could not be written, it is read-only",
+    errno.EACCES: "could not be opened, permission is denied",
+    errno.EPERM: "could not be opened, permission is denied",
 }
 
 
@@ -45,13 +49,20 @@ def stopped(error: BaseException) -> bool:
 
 
 def explained(error: BaseException, folder: Path) -> BaseException:
-    """A disk that takes no more is the user's to mend; all other errors are as they are."""
-    if not isinstance(error, OSError) or error.errno not in FULL:
+    """A disk that is full or a folder that is closed is the user's to mend; other errors are as they are."""
+    number = error.errno if isinstance(error, OSError) else _number_told_by_rust(error)
+    if number not in REFUSED:
         return error
+    file = getattr(error, "filename", None) or folder
     return UserError(
-        f"{error.filename or folder}: could not be written, {FULL[error.errno]}. What was saved before is "
-        "whole: make room, and the same command resumes."
+        f"{file}: {REFUSED[number]}. What was saved before is whole: mend that, and the same command resumes."
     )
+
+
+def _number_told_by_rust(error: BaseException) -> int | None:
+    """The errno that tokenizers and safetensors, whose errors are no OSError, leave in the message."""
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return int(told[1]) if told else None
 
 
 def exit_code(error: BaseException) -> int:
@@ -85,7 +96,8 @@ def report(error: BaseException, rank: int) -> None:
 def leave_note(logs: Path, rank: int, error: BaseException) -> None:
     """Leave word of how this rank ended, before its end strikes the others."""
     if logs.is_dir():
-        write_text(_note(logs, rank), STOPPED if stopped(error) else one_line(error))
+        with suppress(OSError):  # of a disk that is full, which may be how it ended
+            write_text(_note(logs, rank), STOPPED if stopped(error) else one_line(error))
 
 
 def clear_notes(logs: Path) -> None:

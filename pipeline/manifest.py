@@ -27,7 +27,8 @@ LIBRARIES = ("tristage", "torch", "transformers", "peft", "deepspeed", "bitsandb
 
 class _Record(BaseModel):
     # NaN, which JSON lacks, is written as the string "NaN", which reads back as the float.
-    model_config = ConfigDict(ser_json_inf_nan="strings")
+    # No unknown key: a flipped bit in the name of a key that has a default would hide in one.
+    model_config = ConfigDict(ser_json_inf_nan="strings", extra="forbid")
 
 
 def _inside(name: str) -> str:

@@ -61,6 +61,7 @@ def capture(folder: Path, rank: int) -> Path:
     path = folder / f"rank{rank}.log"
     root = logging.getLogger()
     root.setLevel(logging.INFO)
+    logging.raiseExceptions = False  # a full disk is told of once, not by every message that finds no room
     root.handlers = [_file_handler(path)] + ([_terminal_handler()] if rank == 0 else [])
     stack = os.open(folder / f"rank{rank}.stack", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)

@@ -40,7 +40,7 @@ from pipeline.rundir import RunDirectory
 from pipeline.signals import Signals, handled_by, watched_signals
 from pipeline.summary import print_summary
 from pipeline.tracking import FileSink, NullReporter, Reporter
-from pipeline.wandb_sink import make_wandb_sink, wandb_mode
+from pipeline.wandb_sink import check_mode, make_wandb_sink
 from stages.context import Context, Interrupted, Outcome, Paused
 from stages.job import rank_and_world
 
@@ -113,7 +113,7 @@ def _lead(request: Request, stage: Stage, world: int, hint: bool, signals: Signa
                 _broadcast(None)
                 _leave()
             return 0
-        wandb_mode(request.config)  # a WANDB_MODE that is none is told before an old result is set aside
+        check_mode()  # a WANDB_MODE that is none is told before an old result is set aside
         _join(request.config)
         manifest = _open(request, plan, world)
         quiet.capture(run.logs(stage), rank=0)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -30,6 +33,7 @@ DEFAULT_HOST = "api.wandb.ai"  # the name that `wandb login` wrote to netrc for 
 INIT_TIMEOUT_SECONDS = 60
 FINISH_TIMEOUT_SECONDS = 120
 SECONDS_PER_TABLE = 600.0
+ROWS_PER_TABLE = 1000  # each table holds all of its rows anew
 
 
 def make_wandb_sink(config: Experiment, manifest: Manifest, folder: Path) -> WandbSink | None:
@@ -38,25 +42,31 @@ def make_wandb_sink(config: Experiment, manifest: Manifest, folder: Path) -> Wan
     Raises:
         UserError: WANDB_MODE is not a mode.
     """
-    mode = wandb_mode(config)
-    if mode == "disabled":
-        return None
-    _keep_inside(folder)
-    return WandbSink.start(config, manifest, folder, mode)
+    with _temporary_files_in(folder / "wandb" / "tmp"):
+        mode = wandb_mode(config)
+        if mode == "disabled":
+            return None
+        _keep_inside(folder)
+        return WandbSink.start(config, manifest, folder, mode)
 
 
 def wandb_mode(config: Experiment) -> Mode | Literal["disabled"]:
     """`online`, `offline` or `disabled`: WANDB_MODE, else the configuration; `auto` looks for a key."""
     if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
         return "disabled"
-    wanted = os.environ.get("WANDB_MODE")
-    if wanted:
-        if wanted not in MODES:
-            raise UserError(f"WANDB_MODE={wanted:.40}: unknown; use one of {', '.join(MODES)}, or unset it.")
+    check_mode()
+    if wanted := os.environ.get("WANDB_MODE"):
         return MODES[wanted]
     if config.tracking.wandb != "auto":
         return config.tracking.wandb
     return "online" if _has_key() else "offline"
+
+
+def check_mode() -> None:
+    """Raise UserError where WANDB_MODE is set, and not to a mode."""
+    wanted = os.environ.get("WANDB_MODE")
+    if wanted and wanted not in MODES:
+        raise UserError(f"WANDB_MODE={wanted:.40}: unknown; use one of {', '.join(MODES)}, or unset it.")
 
 
 def _has_key() -> bool:
@@ -81,6 +91,24 @@ def _keep_inside(folder: Path) -> None:
     """Have what W&B stages for upload lie in the run's folder, not in the user's home."""
     for name, part in {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache"}.items():
         os.environ.setdefault(name, str(folder / "wandb" / part))
+
+
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Within, temporary files are made in `folder`, emptied of what a killed process left there.
+
+    W&B makes two folders when it is imported, and removes them when the process ends by itself.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        for each in (folder, folder.parent):
+            with suppress(OSError):  # they are in use
+                each.rmdir()
 
 
 class WandbSink:
@@ -168,10 +196,11 @@ class WandbSink:
         _end_service(exit_code)
 
     def _log_samples(self, run: Any) -> None:
-        """All samples of the stage so far as one table, those of earlier attempts among them."""
+        """The stage's latest samples as one table, those of earlier attempts among them."""
         import wandb
 
         rows = read_json_lines(self._samples, growing=True) if self._samples.exists() else []
+        rows = rows[-ROWS_PER_TABLE:]
         if rows:
             columns = list(dict.fromkeys(name for row in rows for name in row))
             data = [[row.get(name) for name in columns] for row in rows]

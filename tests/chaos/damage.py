@@ -168,6 +168,8 @@ def met(request: Request, stage: Stage, file: Path, state: State) -> str | None:
             manifest = manifest_of(run, stage)
             found, complaints = newest_checkpoint(run / stage / "checkpoints", manifest.run_id)
             said += complaints
+            if found is None and len(list((run / stage / "checkpoints").glob("step-*"))) > 1:
+                return f"no older checkpoint is taken: {complaints}"
             if found is not None:
                 said += record_faults(run / stage, found.state["records"])
                 goes_on = found.folder == file.parent

@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,12 +53,16 @@ def moment(event: str, arguments: tuple[Any, ...], run: str, stage: Stage) -> st
 def watch(run: str, stage: Stage, trace: Path, hold: str, held: Path) -> None:
     """From now on, write down the moments of this process, and wait at `hold`."""
     waiting = bool(hold)
+    times: Counter[str] = Counter()
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal waiting
         name = moment(event, arguments, run, stage)
         if name is None:
             return
+        times[name] += 1
+        if ".*." in name:  # a file that is written whole, now and again, such as the manifest
+            name += f", time {times[name]}"
         with trace.open("a") as stream:
             stream.write(name + "\n")
         if waiting and name == hold:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -12,7 +14,7 @@ import pytest
 
 from configs.errors import UserError
 from pipeline import endings
-from pipeline.endings import RankFailed, cause, leave_note
+from pipeline.endings import RankFailed, cause, explained, leave_note
 from pipeline.manifest import Process
 from stages.context import Interrupted
 
@@ -107,3 +109,30 @@ def test_nobody_is_waited_for_who_could_not_be_the_cause(tmp_path: Path, error: 
     begin = time.monotonic()
     assert cause(error, tmp_path, []) is error
     assert time.monotonic() - begin < endings.SECONDS_TO_LEARN_OF_A_PEER
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM]
+)
+def test_a_disk_or_folder_that_refuses_is_the_users_to_mend(number: int, tmp_path: Path) -> None:
+    told = explained(OSError(number, os.strerror(number), "metrics.jsonl"), tmp_path)
+    assert isinstance(told, UserError) and str(told).startswith("metrics.jsonl: could not be ")
+    assert "What was saved before is whole" in str(told)
+    of_rust = explained(Exception(f"{os.strerror(number)} (os error {number})"), tmp_path)
+    assert isinstance(of_rust, UserError) and str(of_rust).startswith(f"{tmp_path}: could not be ")
+
+
+def test_other_errors_stay_as_they_are(tmp_path: Path) -> None:
+    for error in (OSError(errno.EIO, "input/output error"), ValueError("13"), BROKEN):
+        assert explained(error, tmp_path) is error
+
+
+def test_a_rank_whose_disk_is_full_ends_by_its_own_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(endings, "write_text", full)
+    leave_note(tmp_path, 1, ZeroDivisionError("its own"))
+    assert not list(tmp_path.iterdir())

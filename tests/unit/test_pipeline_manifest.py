@@ -49,6 +49,27 @@ def test_broken_manifest_names_file_and_remedy(tmp_path: Path, content: str) -> 
     assert "Restore the file, or move" in str(caught.value)
 
 
+def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
+    """In the names of keys that have defaults, too; that 1e-5 became 1E-5 need not be."""
+    manifest = leave(tmp_path, "sft")
+    path = tmp_path / "sft/manifest.json"
+    manifest.write(path)
+    whole = path.read_bytes()
+    unseen = []
+    for place in range(len(whole)):
+        if whole[place : place + 1].isspace():
+            continue
+        bit = place % 8
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        try:
+            read = read_manifest(path)
+        except UserError:
+            continue
+        if read != manifest.sealed() or json.loads(path.read_bytes()).keys() != json.loads(whole).keys():
+            unseen.append(whole[max(0, place - 20) : place + 20])
+    assert unseen == []
+
+
 def test_fingerprint_is_sha256_per_file(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.txt").write_bytes(b"abc")

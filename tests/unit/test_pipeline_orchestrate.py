@@ -43,8 +43,12 @@ def test_cpu_gets_one_process_of_this_environment(cpu_only: None) -> None:
 
 
 def test_every_launch_has_a_port_of_its_own(cpu_only: None) -> None:
-    command = launch().command("sft")
-    assert 1024 < int(command[command.index("--master_port") + 1]) < 65536
+    ports = []
+    for command in (launch().command("sft"), launch().command("sft")):
+        ports.append(int(command[command.index("--master_port") + 1]))
+        with socket.create_server(("127.0.0.1", ports[-1])):
+            pass  # it is free
+    assert ports[0] != ports[1]
 
 
 def test_all_gpus_by_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,50 @@ def test_table_is_shown_now_and_then_while_the_stage_runs(
     assert run.logged[0]["samples"].data == [[1, "p"]]
 
 
+def test_tables_of_a_long_run_hold_the_latest_samples(tmp_path: Path) -> None:
+    run = Recorder()
+    sink = WandbSink(run, toy(), tmp_path)
+    write_json_lines(tmp_path / "samples.jsonl", [{"step": step} for step in range(3000)])
+    sink.close(0)
+    assert run.logged[0]["samples"].data == [[step] for step in range(2000, 3000)]
+
+
+def test_a_service_that_dies_in_the_middle_ends_nothing(tmp_path: Path) -> None:
+    """W&B's own process is killed between two steps: the stage goes on, and ends in time."""
+    leave(tmp_path, "sft")
+    code = (
+        "import sys, time, psutil; from pathlib import Path; from pipeline import wandb_sink, manifest\n"
+        "from tests.unit.pipeline_runs import toy\n"
+        "folder = Path(sys.argv[1]) / 'sft'\n"
+        "record = manifest.read_manifest(folder / 'manifest.json')\n"
+        "sink = wandb_sink.make_wandb_sink(toy(tracking__wandb='offline'), record, folder)\n"
+        "sink.log({'loss': 1.0}, 1)\n"
+        "[each.kill() for each in psutil.Process().children(recursive=True)]\n"
+        "for step in range(2, 50): sink.log({'loss': 1.0}, step); time.sleep(0.02)\n"
+        "sink.close(0)\n"
+        "print('ended')\n"
+    )
+    assert "ended" in in_a_process(code, str(tmp_path))
+
+
+def test_what_a_killed_process_left_of_temporary_files_goes(tmp_path: Path) -> None:
+    leave(tmp_path, "sft")
+    code = (
+        "import os, sys; from pathlib import Path; from pipeline import wandb_sink, manifest\n"
+        "from tests.unit.pipeline_runs import toy\n"
+        "folder = Path(sys.argv[1]) / 'sft'\n"
+        "record = manifest.read_manifest(folder / 'manifest.json')\n"
+        "sink = wandb_sink.make_wandb_sink(toy(tracking__wandb='offline'), record, folder)\n"
+        "sys.argv[2:] and (sink.close(0), os._exit(0))\n"
+        "print(len(list((folder / 'wandb/tmp').iterdir())), flush=True); sink.close(0)\n"
+    )
+    in_a_process(code, str(tmp_path), "as if killed")
+    left = set((tmp_path / "sft/wandb/tmp").iterdir())
+    assert left, "what W&B makes lies in the run directory"
+    in_a_process(code, str(tmp_path))
+    assert not left & set((tmp_path / "sft/wandb/tmp").iterdir())
+
+
 def test_a_failing_network_does_not_end_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = Recorder(fail_after=1)
     sink = WandbSink(run, toy(), tmp_path)

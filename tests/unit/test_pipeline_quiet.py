@@ -1,0 +1,35 @@
+"""Log files: one for each rank, that do not grow without end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import quiet
+
+
+@pytest.fixture(autouse=True)
+def loggers() -> Iterator[None]:
+    """Leave logging as it was."""
+    root = logging.getLogger()
+    before, level, raising = root.handlers, root.level, logging.raiseExceptions
+    yield
+    for handler in set(root.handlers) - set(before):
+        handler.close()
+    root.handlers, logging.raiseExceptions = before, raising
+    root.setLevel(level)
+    logging.captureWarnings(False)
+
+
+def test_old_logs_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quiet, "LOG_BYTES", 1000)
+    newest = quiet.capture(tmp_path, rank=1)
+    for number in range(200):
+        logging.getLogger("tristage").info("message %d", number)
+    logs = sorted(tmp_path.glob("rank1.log*"))
+    assert len(logs) == 1 + quiet.OLD_LOGS
+    assert all(log.stat().st_size <= 1000 for log in logs)
+    assert newest.read_text().endswith("message 199\n")
