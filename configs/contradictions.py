@@ -12,6 +12,7 @@ Keys = tuple[str, ...]
 def contradictions(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     """Yield each contradiction with the key to blame, and what to change."""
     yield from _packing(experiment)
+    yield from _best(experiment)
     yield from _reward_base(experiment)
     yield from _answers(experiment)
     yield from _shares(experiment)
@@ -28,6 +29,15 @@ def _packing(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
             f"packed examples are kept apart by a mask that {attention} attention does not take; set "
             "base.attention to sdpa, or sft.packing to false",
         )
+
+
+def _best(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
+    for stage in ("sft", "rm"):
+        if getattr(experiment, stage).use_best and getattr(experiment.data, stage).held_out == 0:
+            yield (
+                (stage, "use_best"),
+                f"nothing is held out to choose by; set data.{stage}.held_out, or false",
+            )
 
 
 def _reward_base(experiment: Experiment) -> Iterator[tuple[Keys, str]]:

@@ -92,8 +92,9 @@ def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
             data[other] = {key: data[own][key] for key in SOURCE}
     if stage == "best":
         tree["best"]["rollout"] = tree["best"]["rollout"] or tree["ppo"]["rollout"]
-    chosen = tree[stage].get("use_best")  # then it matters which checkpoints there are to choose from
-    speed_only = set(SPEED_ONLY) - ({"eval_steps", "save_steps"} if chosen else set())
+    speed_only = set(SPEED_ONLY)
+    if tree[stage].get("use_best"):  # then it matters which checkpoints there are to choose from
+        speed_only -= {"eval_steps", "save_steps"}
     section = {key: value for key, value in tree[stage].items() if key not in speed_only}
     if "rewards" in section:
         section["rewards"] = [

@@ -42,8 +42,12 @@ def _legible(text: str) -> str:
 
 def _without_password(source: str) -> str:
     """Configurations are written down, sent to W&B and shown."""
-    if "@" in urlsplit(source).netloc:
-        raise ValueError("a URL with a user's name or password in it; give a token by key_variable")
+    if "://" in source:
+        parts = urlsplit(source)
+        if "@" in parts.netloc:
+            raise ValueError("a URL with a user's name or password in it; give a token by key_variable")
+        if parts.query:
+            raise ValueError("a URL with a query, which may be a key; give a token by key_variable")
     return source
 
 

@@ -50,19 +50,16 @@ def stopped(error: BaseException) -> bool:
 
 def explained(error: BaseException, folder: Path) -> BaseException:
     """A disk that is full or a folder that is closed is the user's to mend; other errors are as they are."""
-    number = error.errno if isinstance(error, OSError) else _number_told_by_rust(error)
-    if number not in REFUSED:
+    told = re.search(r"\(os error (\d+)\)", str(error))  # by tokenizers, whose errors are no OSError
+    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    if isinstance(error, UserError) or number not in REFUSED:
         return error
-    file = getattr(error, "filename", None) or folder
-    return UserError(
+    file = error.filename if isinstance(error, OSError) and error.filename else folder
+    explanation = UserError(
         f"{file}: {REFUSED[number]}. What was saved before is whole: mend that, and the same command resumes."
     )
-
-
-def _number_told_by_rust(error: BaseException) -> int | None:
-    """The errno that tokenizers and safetensors, whose errors are no OSError, leave in the message."""
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    return int(told[1]) if told else None
+    explanation.__cause__ = error
+    return explanation
 
 
 def exit_code(error: BaseException) -> int:

@@ -15,6 +15,7 @@ from stages.labellers import repeated_bigrams
 KL_LIMIT = 15.0
 CUT_LIMIT = 0.25
 RATIO_LIMIT = 0.1
+GOLD_MARGIN = 0.05
 FEW_PROMPTS = 20
 FEW_SAMPLES = 8
 LATE_SHARE = 0.25
@@ -29,7 +30,8 @@ RULES = (
     "Held-out loss did not fall in SFT.",
     "The interval of the reward model's held-out accuracy touches 0.5, which is guessing.",
     "The gold intervals of PPO and SFT overlap, or PPO's lies below.",
-    "While PPO runs, the reward model's score of held-out answers rose and the gold score fell.",
+    "While PPO runs, the reward model's score of held-out answers rose and the gold score fell by more than "
+    f"{GOLD_MARGIN:g}.",
     f"The KL to the SFT policy is above {KL_LIMIT:.0f} nats per response, or below 0 by more than noise.",
     f"In the last quarter of PPO, over {CUT_LIMIT:.0%} of the responses ran into the length limit.",
     f"The mean probability ratio of an iteration is more than {RATIO_LIMIT:g} away from 1.",
@@ -99,7 +101,7 @@ def _gold_meanwhile(results: Results) -> str | None:
     steps, golds = results.curve("ppo", "eval/gold")
     _, scores = results.curve("ppo", "eval/score")
     over = "gold_ppo" in results.figures("ppo")
-    if over or not golds or golds[-1] >= golds[0] or scores[-1] <= scores[0]:
+    if over or not golds or not scores or golds[-1] > golds[0] - GOLD_MARGIN or scores[-1] <= scores[0]:
         return None
     return (
         f"Up to iteration {steps[-1]} of PPO, the reward model's score of held-out answers rose from "
@@ -234,8 +236,8 @@ def _repetition(results: Results) -> str | None:
     if after <= before + REPEATED_LIMIT:
         return None
     return (
-        f"PPO's {kind} repeat themselves: {after:.0%} of their word pairs come again, {before:.0%} before "
-        "PPO. That is a common way to please a reward model and nobody else."
+        f"PPO's {kind} repeat themselves: {after:.0%} of their word pairs come again, {before:.0%} at "
+        "first. That is a common way to please a reward model and nobody else."
     )
 
 

@@ -52,7 +52,7 @@ def make_wandb_sink(config: Experiment, manifest: Manifest, folder: Path) -> Wan
 
 def wandb_mode(config: Experiment) -> Mode | Literal["disabled"]:
     """`online`, `offline` or `disabled`: WANDB_MODE, else the configuration; `auto` looks for a key."""
-    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
+    if _is_disabled():
         return "disabled"
     check_mode()
     if wanted := os.environ.get("WANDB_MODE"):
@@ -65,8 +65,12 @@ def wandb_mode(config: Experiment) -> Mode | Literal["disabled"]:
 def check_mode() -> None:
     """Raise UserError where WANDB_MODE is set, and not to a mode."""
     wanted = os.environ.get("WANDB_MODE")
-    if wanted and wanted not in MODES:
+    if wanted and wanted not in MODES and not _is_disabled():
         raise UserError(f"WANDB_MODE={wanted:.40}: unknown; use one of {', '.join(MODES)}, or unset it.")
+
+
+def _is_disabled() -> bool:
+    return os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1")
 
 
 def _has_key() -> bool:
@@ -100,7 +104,7 @@ def _temporary_files_in(folder: Path) -> Iterator[None]:
     W&B makes two folders when it is imported, and removes them when the process ends by itself.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
         yield

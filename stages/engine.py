@@ -66,7 +66,7 @@ class Engine:
         self.grad_norm = 0.0
         self.steps = 0
         self.skipped, self.skipped_in_row = 0, 0
-        self.begins: dict[str, int] = {}  # the optimizer step from which a role moves, if not the first
+        self.begins: dict[str, float] = {}  # Adam's step after which a role moves, if not from the first
         self.kept: dict[str, Tensor] = {}  # what else a recipe wants in its checkpoints, whole and on the CPU
         self.optimizer = torch.optim.AdamW(
             [
@@ -136,7 +136,7 @@ class Engine:
 
     def learning_rate(self, role: str) -> float:
         """The learning rate of a role at the next step; 0 before it `begins`."""
-        return self._peaks[role] * self._factor(self.steps) * (self.steps >= self.begins.get(role, 0))
+        return self._peaks[role] * self._factor(self.steps) * (self.adam_steps >= self.begins.get(role, 0))
 
     def _adam_correction(self, role: str) -> float:
         """What takes the steps before a role `begins`, with gradients of 0, out of Adam's bias correction.
@@ -148,8 +148,13 @@ class Engine:
         def correction(steps: int) -> float:
             return math.sqrt(1 - beta2**steps) / (1 - beta1**steps)
 
-        idle, counted = self.begins.get(role, 0), self.steps + 1
-        return correction(counted - idle) / correction(counted) if 0 < idle < counted else 1.0
+        idle, counted = self.begins.get(role, 0), self.adam_steps + 1
+        return correction(counted - int(idle)) / correction(counted) if 0 < idle < counted else 1.0
+
+    @property
+    def adam_steps(self) -> int:
+        """The steps that were not left out."""
+        return self.steps - self.skipped
 
     def _clip(self, max_norm: float) -> None:
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), max_norm or float("inf"))
@@ -208,7 +213,7 @@ class Engine:
             name.removeprefix(KEPT): tensor for name, tensor in tensors.items() if name.startswith(KEPT)
         }
         for state in self.optimizer.state.values():
-            state["step"].fill_(steps - skipped)  # Adam's own count, for its bias correction
+            state["step"].fill_(self.adam_steps)  # Adam's own count, for its bias correction
         for name, parameter in self.parameters.items():
             for moment in MOMENTS:
                 self._set_moment(parameter, moment, tensors[f"{moment}/{name}"].to(parameter.device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,6 +97,9 @@ def start_engine(
     load_parameters(roles, tensors, rates)
     engine = Engine(roles, rates, training, updates, context.config.deepspeed, ranks)
     progress.step, progress.memory = checkpoint.step, checkpoint.state["memory"]
+    best = progress.memory.get("best")
+    if best and not checkpoint_folder(checkpoint.folder.parent, best["step"]).is_dir():
+        del progress.memory["best"]  # a later one had taken its place, and is damaged now
     skipped = progress.memory.get("skipped", (0, 0))
     engine.load_state(tensors, checkpoint.state["optimizer_steps"], *skipped)
     for fault in record_faults(context.folder, checkpoint.state["records"]):
@@ -161,7 +165,7 @@ def run_steps(
             if engine.skipped > skipped:
                 if engine.skipped_in_row <= engine.skipped - skipped:
                     memory["skipping_since"] = progress.step  # none of the row lies before this step
-                _tell_skipped(context, training, engine, progress, picks)
+                _tell_skipped(context, training, engine, progress, picks, metrics)
             done, last = progress.step, progress.step == progress.total
             evaluated = last or (training.eval_steps is not None and done % training.eval_steps == 0)
             metrics |= {"tokens_per_second": meter.tokens_per_second, "skipped_updates": engine.skipped}
@@ -182,19 +186,27 @@ def run_steps(
 
 
 def _tell_skipped(
-    context: Context, training: Training, engine: Engine, progress: Progress, picks: list[int]
+    context: Context,
+    training: Training,
+    engine: Engine,
+    progress: Progress,
+    picks: list[int],
+    metrics: Figures,
 ) -> None:
     """Say that an update was left out, and on which batch; give up where there are too many in a row."""
+    with_it = ", ".join(name for name, value in metrics.items() if not math.isfinite(value))
     context.tracker.note(
-        f"step {progress.step}: an update was skipped, its gradient is not finite (batch: examples {picks})"
+        f"step {progress.step}: an update was skipped, its gradient is not finite (batch: examples {picks}; "
+        f"not finite: {with_it})"
     )
     if engine.skipped_in_row >= training.max_skipped_updates:
         raise UserError(
             f"{engine.skipped_in_row} updates in a row, up to step {progress.step}, the first at step "
             f"{progress.memory['skipping_since']}, had no finite gradient "
-            f"({context.stage}.max_skipped_updates). The last good checkpoint is in "
-            f"{context.folder / 'checkpoints'}. Lower {context.stage}.learning_rate or look at the examples "
-            "that the log names, and start over with --fresh."
+            f"({context.stage}.max_skipped_updates). Not finite in the last: {with_it}. Look at the "
+            f"examples that the log names; checkpoints are in {context.folder / 'checkpoints'}. Where a "
+            "reward is to blame, mend it, and the same command resumes; else lower "
+            f"{context.stage}.learning_rate and start over with --fresh."
         )
 
 
@@ -208,7 +220,9 @@ def _evaluated(tracker: Tracker, evaluate: Callable[[], Figures], step: int) -> 
 def _compare_with_best(memory: dict[str, Any], step: int) -> None:
     """Remember the step whose checkpoint has the lowest held-out loss; in PPO, the highest score."""
     figures, best = memory["after"], memory.get("best")
-    if figures and (best is None or _goodness(figures) > _goodness(best["figures"])):
+    if not figures or not math.isfinite(_goodness(figures)):
+        return
+    if best is None or _goodness(figures) > _goodness(best["figures"]):
         memory["best"] = {"step": step, "figures": figures}
 
 
@@ -220,14 +234,18 @@ def go_back_to_best(context: Context, engine: Engine, progress: Progress) -> Fig
     """Give the roles the parameters of the best checkpoint, when training is over; returns its evaluation.
 
     Raises:
-        UserError: the checkpoint is not whole any more.
+        UserError: no evaluation was a number, or the checkpoint is not whole any more.
     """
-    best = progress.memory["best"]
+    best = progress.memory.get("best")
+    if best is None:
+        raise UserError(
+            f"{context.stage}.use_best: no held-out loss was a finite number. Look at the metrics."
+        )
     found = read_checkpoint(checkpoint_folder(context.folder / "checkpoints", best["step"]), context.run_id)
     if isinstance(found, str):
         raise UserError(
-            f"the best checkpoint, of step {best['step']}, cannot be used: {found}. Restore it, or "
-            f"set {context.stage}.use_best to false."
+            f"the best checkpoint, of step {best['step']}, cannot be used: {found}. Restore it; "
+            "the same command then ends the stage."
         )
     context.tracker.note(
         f"the result is the checkpoint of step {best['step']}, whose held-out loss is lowest"

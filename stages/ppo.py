@@ -58,7 +58,6 @@ def run(context: Context) -> Outcome:
     progress, checkpoint = Progress(ppo.iterations), find_resume(context, ranks)
     updates = ppo.iterations * ppo.epochs * ppo.minibatches
     engine = start_engine(context, cast, rates, ppo, updates, ranks, progress, checkpoint)
-    engine.begins[POLICY] = ppo.critic_warmup * ppo.epochs * ppo.minibatches
     sampler = Sampler(cast.policy_base, tokenizer, ranks, ppo.rollout)
     scorer = Scorer(cast, ranks, config.data)
     experience = Experience(ppo, sampler, scorer, context.seed, progress.memory)
@@ -136,8 +135,10 @@ class Trainer:
         return metrics, self.experience.readable(samples)
 
     def _achieved(self, metrics: dict[str, float], tokens: int, sequences: int) -> dict[str, float]:
-        """Operations that the iteration's tokens need, padding aside, over those of a pure matrix product."""
+        """Tokens per second, and their operations, padding aside, over those of a pure matrix product."""
         experience, updates = self.experience, metrics["policy/updates"] / self.ppo.minibatches
+        seconds = sum(metrics[f"time/{part}"] for part in ("rollout", "score", "update"))
+        speed = {"perf/tokens_per_second": tokens / seconds}
 
         def trained(causal: PreTrainedModel) -> float:
             # Forward, backward, and forward again where asked.
@@ -148,13 +149,12 @@ class Trainer:
             forward_flops(causal.config, tokens, tokens / sequences) for causal in (ours, theirs)
         )
         if our_flops is None or their_flops is None:
-            return {}
+            return speed
         flops = our_flops * (2 + experience.recomputes + trained(ours))  # sampling, reference, policy
         flops += their_flops * experience.rewards.uses_reward_model
         if not experience.shared_head:
             flops += their_flops * (1 + trained(theirs))
-        seconds = sum(metrics[f"time/{part}"] for part in ("rollout", "score", "update"))
-        return {"perf/matmul_share": flops / self.engine.ranks.world / seconds / self.matmul_flops}
+        return speed | {"perf/matmul_share": flops / self.engine.ranks.world / seconds / self.matmul_flops}
 
     def _check_kl(self, metrics: dict[str, float]) -> None:
         """Keep the policy while its KL is within `max_kl`; else go back to the last one kept, and stop."""
@@ -167,7 +167,7 @@ class Trainer:
             # Before the first update the average is the policy itself.
             kept |= {name: good.pop(name, good[name.removeprefix(PREFIX)]) for name in averages}
             self.engine.put(good)
-            raise Stop(f"the KL is {kl:.4g} nats per response, above ppo.max_kl, {limit:g}", metrics)
+            raise Stop(f"the KL is {kl:.4g} nats per response, not within ppo.max_kl, {limit:g}", metrics)
         now = self.engine.role_tensors(POLICY) | {name: kept[name] for name in averages}
         kept |= {GOOD + name: tensor for name, tensor in now.items()}
 
@@ -176,8 +176,8 @@ class Trainer:
 
         They end early once a minibatch's `policy/approxkl_avg` is above `max_approxkl`.
         """
+        policy_weight = self._policy_weight(step)
         learning_rate = self.engine.learning_rate(POLICY)
-        policy_weight = 0.0 if step < self.ppo.critic_warmup else 1.0
         done: list[dict[str, float]] = []
         for minibatch in self._schedule(step, samples):
             done.append(self._update_on(minibatch, policy_weight))
@@ -189,6 +189,16 @@ class Trainer:
         # Before the first update, the policy is the one that was sampled from.
         means[DIFFERENCE] = done[0][DIFFERENCE]
         return means | {"learning_rate": learning_rate, "policy/updates": len(done)}
+
+    def _policy_weight(self, step: int) -> float:
+        """0 while the critic warms up alone, and the policy stands still; 1 from then on."""
+        if step < self.ppo.critic_warmup:
+            self.engine.begins[POLICY] = math.inf
+            return 0.0
+        if self.ppo.critic_warmup:
+            memory = self.experience.memory
+            self.engine.begins[POLICY] = memory.setdefault("policy_begins", self.engine.adam_steps)
+        return 1.0
 
     def _schedule(self, step: int, samples: list[Sample]) -> Iterator[list[Sample]]:
         """The minibatches of all epochs; the first epoch keeps the order in which samples were scored."""

@@ -108,7 +108,7 @@ def init_distributed(config: DeepSpeed) -> Ranks:
         if not joined and os.environ["MASTER_ADDR"] in LOOPBACK and not is_torchelastic_launched():
             _meet_on_loopback(backend, timeout)
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
-    except (torch.distributed.DistNetworkError, OSError) as error:
+    except torch.distributed.DistNetworkError as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(
             f"MASTER_ADDR, MASTER_PORT: the ranks cannot meet at {where} "
@@ -120,17 +120,28 @@ def init_distributed(config: DeepSpeed) -> Ranks:
 
 
 def _meet_on_loopback(backend: str, timeout: timedelta) -> None:
-    """Join ranks of one machine, and none of others: what torch and gloo open is open to the network."""
+    """Join ranks of this machine by ports that are open to this machine alone.
+
+    Left to themselves, torch's store and gloo listen on all interfaces.
+    """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     listening = None
     if rank == 0:
-        place = socket.create_server((host, port))
+        try:
+            place = socket.create_server((host, port))
+        except OSError as error:
+            raise torch.distributed.DistNetworkError(str(error)) from error
         port, listening = place.getsockname()[1], place.detach()
     store = torch.distributed.TCPStore(host, port, world, rank == 0, timeout, master_listen_fd=listening)
-    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
-    torch.distributed.init_process_group(backend, timeout=timeout, world_size=world, rank=rank, store=store)
+    for _, name in socket.if_nameindex():
+        if name.startswith("lo"):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    # As DeepSpeed does: it makes NCCL's communicator at once, on this rank's device.
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if backend == "nccl" and world > 1 else None
+    torch.distributed.init_process_group(
+        backend, timeout=timeout, world_size=world, rank=rank, store=store, device_id=device
+    )
 
 
 def seed_from(*parts: Any) -> int:

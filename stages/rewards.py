@@ -95,7 +95,6 @@ class Endpoint:
 
     def __init__(self, term: Reward) -> None:
         self._url, self._timeout = term.source, term.timeout_seconds
-        self._shown, _, self._query = term.source.partition("?")
         retry = Retry(
             term.retries,
             backoff_factor=0.5,
@@ -119,27 +118,30 @@ class Endpoint:
             rewards = list(answer.json()["rewards"])
         except (requests.RequestException, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"ppo.rewards: {self._shown} gave no rewards ({self._told(error)}). It must answer "
+                f"ppo.rewards: {self._url} gave no rewards ({type(error).__name__}: {error}). It must answer "
                 '{"rewards": [one number for each completion]}. Once it does, the same command resumes.'
-            ) from None  # whose text may hold the query
+            ) from error
         return rewards
-
-    def _told(self, error: Exception) -> str:
-        """The error without the query, in which some services expect a key."""
-        text = f"{type(error).__name__}: {error}"
-        return text.replace(f"?{self._query}", "") if self._query else text
 
 
 def _checked(name: str, values: list[Any], count: int) -> list[float]:
-    numbers = [
-        float(value) for value in values if isinstance(value, SupportsFloat)
-    ]  # torch's and NumPy's, too
+    numbers = [number for value in values if (number := _number(value)) is not None]
     if len(values) != count or len(numbers) != count:
         raise UserError(
             f"ppo.rewards: {name} must give a number for each of {count} responses; it gave "
             f"{len(values)} values, {len(numbers)} of them numbers."
         )
     return numbers
+
+
+def _number(value: Any) -> float | None:
+    """A number of Python, torch or NumPy; None for anything else."""
+    if isinstance(value, str) or not isinstance(value, SupportsFloat):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # a vector
+        return None
 
 
 @dataclass

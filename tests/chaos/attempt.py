@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import random
 import secrets
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,7 +54,12 @@ class Attempt:
         self.mark, self.held, self.begin = secrets.token_hex(8), scratch / "held", time.monotonic()
         self.output, self.trace = scratch / "output", scratch / "trace"
         marks = {MARK: self.mark, "CHAOS_RUN": str(run), "CHAOS_STAGE": stage, "CHAOS_HOLD": hold}
-        files = {"CHAOS_TRACE": str(self.trace), "CHAOS_HELD": str(self.held)}
+        self.temporary = Path(tempfile.mkdtemp(prefix="chaos-"))  # a short path, for sockets
+        files = {
+            "CHAOS_TRACE": str(self.trace),
+            "CHAOS_HELD": str(self.held),
+            "TMPDIR": str(self.temporary),
+        }
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
                 [*launcher(ranks), str(STAGE), *words(stage, run, *options)],
@@ -81,6 +88,12 @@ class Attempt:
                 victim.send_signal(signal.SIGKILL)
         self.held.unlink(missing_ok=True)
         return True
+
+    def temporary_files(self) -> list[str]:
+        """What it left outside of its run; removed now."""
+        found = [path.name for path in self.temporary.iterdir()]
+        shutil.rmtree(self.temporary)
+        return found
 
     def orphans(self) -> list[str]:
         """Processes that are left when there was time to end; they are killed now."""

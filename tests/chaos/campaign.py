@@ -72,6 +72,7 @@ class Campaign:
                 run.mkdir(exist_ok=True)
                 attempt = self._launch(each, run, ranks)
                 assert attempt.end() == 0, attempt.output.read_text()
+                assert not attempt.orphans() and not attempt.temporary_files()
                 moments = list(dict.fromkeys(attempt.trace.read_text().splitlines()))
                 self._undisturbed[each, ranks] = Undisturbed(run, attempt.seconds, moments)
         return self._undisturbed[stage, ranks]
@@ -128,6 +129,7 @@ class Watch:
 
     def after_a_kill(self, attempt: Attempt) -> list[str]:
         faults = [f"orphan process: {words}" for words in attempt.orphans()]
+        faults += [f"temporary file: {name}" for name in attempt.temporary_files()]
         if self._stays_locked():
             faults.append("the stage is locked, and nobody runs it")
         manifest = read_manifest(self.run.manifest(self.stage))

@@ -111,7 +111,8 @@ def run(stage: Stage, upstream: Path, out: Path, overrides: Sequence[str], mode:
     finally:
         Engine.__init__ = start  # type: ignore[method-assign]
     (folder / f"rank{rank}.json").write_text(json.dumps(held(engines[0])))
-    (folder / "manifest.json").write_text(json.dumps({"metrics": outcome.metrics}))
+    if rank == 0:
+        (folder / "manifest.json").write_text(json.dumps({"metrics": outcome.metrics}))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,10 @@ from configs.schema import STAGES
 from tests.integration.runs import ROOT, assert_same_result, files, launcher, metrics, rows, start
 
 RECIPES = Path(__file__).with_name("recipes.py")
-COMBINATIONS = [(0, 2), (2, 1), (2, 2), (3, 1), (3, 2)]
+COMBINATIONS = [(0, 2), (2, 2), (3, 2)]
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
+# What reaches into the optimizer, or puts parameters back when training is over.
+OPTIONS = ("ppo.critic_warmup=1", "sft.use_best=true", "sft.save_steps=2", "sft.eval_steps=2")
 
 pytestmark = pytest.mark.distributed
 
@@ -44,7 +46,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
 def reference(tmp_path_factory: pytest.TempPathFactory, settings: Callable[[int], Path]) -> Path:
     """ZeRO 0 on one rank; each stage on the adapters of the one before."""
     folder = tmp_path_factory.mktemp("reference")
-    done = start([*launcher(1), RECIPES, folder, folder, settings(0), "go"])
+    done = start([*launcher(1), RECIPES, folder, folder, settings(0), "go", *OPTIONS])
     assert done.returncode == 0, done.stdout
     return folder
 
@@ -59,7 +61,7 @@ def run_of(
     def run(zero: int, ranks: int) -> Path:
         if (zero, ranks) not in runs:
             folder = tmp_path_factory.mktemp(f"zero{zero}-ranks{ranks}")
-            done = start([*launcher(ranks), RECIPES, reference, folder, settings(zero), "go"])
+            done = start([*launcher(ranks), RECIPES, reference, folder, settings(zero), "go", *OPTIONS])
             assert done.returncode == 0, done.stdout
             runs[zero, ranks] = folder
         return runs[zero, ranks]
@@ -117,14 +119,14 @@ def test_stopped_and_resumed_is_as_if_never_stopped(
 ) -> None:
     """On two ranks: what was sharded among them is saved whole and given back to each."""
     command = [RECIPES, reference, tmp_path, settings(zero)]
-    stopped = start([*launcher(2), *command, "stop"])
+    stopped = start([*launcher(2), *command, "stop", *OPTIONS])
     assert stopped.returncode == -signal.SIGKILL, stopped.stdout
     for stage, steps in (("sft", [2]), ("rm", [2]), ("ppo", [1])):
         checkpoints = sorted(path.name for path in (tmp_path / stage / "checkpoints").glob("step-*"))
         assert checkpoints == [f"step-{step:06d}" for step in steps]
         assert not (tmp_path / stage / "adapter").exists()
 
-    resumed = start([*launcher(2), *command, "resume"])
+    resumed = start([*launcher(2), *command, "resume", *OPTIONS])
     assert resumed.returncode == 0, resumed.stdout
     for stage in STAGES:
         assert_same_result(tmp_path / stage, run_of(zero, 2) / stage)
@@ -142,7 +144,7 @@ def test_a_run_goes_on_with_other_ranks_and_another_zero_stage(
     attempts = [(0, 2, "stop"), (2, 1, "stop-again"), (3, 2, "resume")]
     for zero, ranks, mode in attempts:
         saved = [f"{stage}.save_steps=1" for stage in STAGES]
-        done = start([*launcher(ranks), RECIPES, reference, tmp_path, settings(zero), mode, *saved])
+        done = start([*launcher(ranks), RECIPES, reference, tmp_path, settings(zero), mode, *OPTIONS, *saved])
         assert done.returncode == (0 if mode == "resume" else -signal.SIGKILL), done.stdout
     begun = {stage: (tmp_path / stage / "begun").read_text().split() for stage in STAGES}
     assert begun == {"sft": ["0", "2", "4"], "rm": ["0", "2", "3"], "ppo": ["0", "1", "2"]}

@@ -143,10 +143,16 @@ def test_best_checkpoint_is_kept_and_can_be_the_result(
     assert any(not torch.equal(tensor, adapter[1][name]) for name, tensor in adapter[0].items())
 
 
-def test_best_checkpoint_needs_something_held_out(ranks: Ranks, tmp_path: Path) -> None:
-    options = ("sft.use_best=true", "sft.eval_steps=4", "data.sft.held_out=0")
+def test_best_checkpoint_needs_an_evaluation(
+    ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("sft.use_best=true", "sft.eval_steps=4")
+    monkeypatch.setattr(sft.Trainer, "evaluate", lambda *_: {"loss": float("nan")})
+    with pytest.raises(UserError, match=r"sft\.use_best: no held-out loss was a finite number"):
+        trained(tmp_path / "nan", *options)
+    monkeypatch.setattr(sft.Trainer, "evaluate", lambda *_: {})  # over-long ones were dropped
     with pytest.raises(UserError, match=r"sft\.use_best: nothing is held out"):
-        trained(tmp_path, *options)
+        trained(tmp_path / "none", *options)
 
 
 def run(ranks: int, stage: Stage, run_dir: Path) -> str:

@@ -1,11 +1,16 @@
 """Checkpoints: what is written comes back, and whatever is damaged is noticed and named."""
 
+import itertools
 import json
 import os
 import pickle
 import shutil
+import signal
 import stat
+import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +19,7 @@ from peft import LoraConfig
 from safetensors import safe_open
 
 from configs.errors import UserError
+from data.files import sweep
 from stages import checkpoint
 from stages.checkpoint import SealedFolder, newest_checkpoint, save_adapter, save_checkpoint, seal_fault
 from stages.loop import find_resume
@@ -223,6 +229,49 @@ def test_partial_folder_is_ignored_and_swept_up(tmp_path):
     save(tmp_path, 20)
     assert names(tmp_path) == ["step-000010", "step-000020"]
     assert names(tmp_path / "step-000020") == sorted(FILES)
+
+
+def killed_at(event: int, root: Path, write: Callable[[], object]) -> bool:
+    """Whether `write` was killed: its process ends without a word before its `event`th step in `root`."""
+    child = os.fork()
+    if child == 0:
+        steps = itertools.count()
+
+        def count(_: str, arguments: tuple) -> None:
+            if arguments and str(arguments[0]).startswith(str(root)) and next(steps) == event:
+                os._exit(9)
+
+        sys.addaudithook(count)
+        signal.alarm(30)  # should it hang
+        status = 1
+        try:
+            write()
+            status = 0
+        finally:
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 9)
+    return status == 9
+
+
+def test_killed_before_any_step_of_the_write_there_is_the_older_checkpoint_or_the_newer(tmp_path):
+    found_newer = []
+    ready, older = tensors(20), tmp_path / "older"
+    save(older, 10)
+    for event in itertools.count():
+        root = tmp_path / f"run-{event}"
+        shutil.copytree(older, root)
+        killed = killed_at(event, root, partial(save_checkpoint, root, 20, ready, state(20), 1))
+        sweep(root)
+        found, complaints = newest_checkpoint(root, "ours")
+        assert found is not None and found.step in (10, 20) and complaints == []
+        assert same_bytes(found.tensors(), tensors(found.step))
+        assert set(names(root)) <= {"step-000010", "step-000020"}
+        found_newer.append(found.step == 20)
+        if not killed:
+            break
+    assert len(found_newer) > 10 and found_newer == sorted(found_newer)
+    assert not found_newer[0] and found_newer[-1]
 
 
 @pytest.mark.parametrize("failing", ["sha256", "sync", "save"])

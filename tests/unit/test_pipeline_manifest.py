@@ -49,7 +49,7 @@ def test_broken_manifest_names_file_and_remedy(tmp_path: Path, content: str) -> 
     assert "Restore the file, or move" in str(caught.value)
 
 
-def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
+def test_a_flipped_bit_is_seen_in_every_byte(tmp_path: Path) -> None:
     """In the names of keys that have defaults, too; that 1e-5 became 1E-5 need not be."""
     manifest = leave(tmp_path, "sft")
     path = tmp_path / "sft/manifest.json"

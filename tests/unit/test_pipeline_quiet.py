@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,13 @@ def loggers() -> Iterator[None]:
     """Leave logging as it was."""
     root = logging.getLogger()
     before, level, raising = root.handlers, root.level, logging.raiseExceptions
+    libraries = [
+        (each, each.handlers[:], each.propagate) for each in map(logging.getLogger, quiet.OWN_HANDLERS)
+    ]
     yield
+    faulthandler.unregister(signal.SIGUSR1)
+    for library, handlers, propagates in libraries:
+        library.handlers, library.propagate = handlers, propagates
     for handler in set(root.handlers) - set(before):
         handler.close()
     root.handlers, logging.raiseExceptions = before, raising

@@ -488,7 +488,7 @@ def answers(text):
         (late("completions/mean_length", 24.5), "went from 12.2 to 24.5 tokens"),
         (late("completions/mean_length", 6.0), "went from 12.2 to 6 tokens"),
         (late("completions/mean_length", 24.0), None),
-        (answers("so good so good so good"), "60% of their word pairs come again, 0% before PPO"),
+        (answers("so good so good so good"), "60% of their word pairs come again, 0% at first"),
         (answers("so good"), None),
         (few(19), "Only 19 held-out prompts"),
         (few(20), None),

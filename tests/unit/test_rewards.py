@@ -126,7 +126,7 @@ def test_bearer_token_comes_from_a_variable(service: Service, monkeypatch: pytes
     assert service.keys == ["Bearer secret"]
 
 
-@pytest.mark.parametrize("values", [[1.0], [1.0, None], ["1", 2.0]])
+@pytest.mark.parametrize("values", [[1.0], [1.0, None], ["1", 2.0], [torch.ones(2), 1.0]])
 def test_function_must_give_numbers(module: ModuleType, values: list) -> None:
     vars(module)["bad"] = lambda prompts, completions: values
     with pytest.raises(UserError, match=r"ppo.rewards: bad must give a number for each of 2"):
@@ -144,13 +144,6 @@ def test_endpoint_that_does_not_answer_in_time_is_an_error(service: Service) -> 
     with pytest.raises(UserError, match=r"ReadTimeout.*resumes"):
         Rewards([Reward(source=service.url, timeout_seconds=0.1, retries=0)])(PROMPTS, RESPONSES)
     assert Rewards([Reward(source=service.url, timeout_seconds=10, retries=0)])(PROMPTS, RESPONSES)
-
-
-def test_what_may_be_a_key_is_not_in_the_error(service: Service) -> None:
-    service.failures = [404]
-    with pytest.raises(UserError) as caught:
-        Rewards([Reward(source=f"{service.url}?key=secret", retries=0)])(PROMPTS, RESPONSES)
-    assert service.url in str(caught.value) and "secret" not in str(caught.value)
 
 
 def test_the_reward_models_term_may_have_a_name() -> None:

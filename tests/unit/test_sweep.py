@@ -12,13 +12,18 @@ from rich.console import Console
 from configs.errors import UserError
 from configs.load import dump_experiment, load_experiment, stage_hash
 from launch.arguments import DEFAULT_CONFIG as DEMO
+from launch.cli import main
 from pipeline import sweep as sweeping
+from pipeline.orchestrate import Launch
+from pipeline.plan import Request
 from pipeline.rundir import RunDirectory
 from pipeline.show import print_status
 from pipeline.sweep import link_shared, runs_of, split_axes, sweep
 from pipeline.sweep_report import write_sweep_report
 from tests.unit.test_report import Run as MadeUp
 from tests.unit.test_report import interval, write_lines
+
+TINY = DEMO.with_name("tiny.yaml")
 
 
 def test_values_after_commas_are_runs_and_lists_are_not() -> None:
@@ -91,6 +96,41 @@ def test_a_run_that_fails_does_not_end_the_others(
     assert asked[0] == (tmp_path, ["sft", "rm", "best"])
     assert [path for path, stages in asked[1:]] == [run.path for run in runs][:trained]
     assert all(stages == ["ppo"] for _, stages in asked[1:])
+
+
+@pytest.mark.parametrize("fails", [0, 7])
+def test_the_command_starts_every_run_and_reports(
+    fails: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`fails` is the exit status of the shared stages, after which there is nothing to report."""
+    started: list[tuple[Request, list[str]]] = []
+
+    def run_all(request: Request, launch: Launch, stages: list[str]) -> int:
+        started.append((request, stages))
+        if stages == ["ppo"]:
+            MadeUp(request.run.path).stage("ppo").judge()
+        return 0 if stages == ["ppo"] else fails
+
+    monkeypatch.setattr(sweeping, "run_all", run_all)
+    words = ["--config", str(TINY), "--run-dir", str(tmp_path / "run"), "--seeds", "2", "sft.epochs=2"]
+    monkeypatch.setattr("sys.argv", ["tristage", "sweep", *words, "ppo.kl_coef=0,0.05"])
+    assert main() == fails
+    said = capsys.readouterr()
+    if fails:
+        assert len(started) == 1 and "no run of a sweep" not in said.err
+        return
+    (root, _), *runs = started
+    assert root.config.sft.epochs == 2
+    found = [(request.config.ppo.kl_coef, request.config.ppo.seed) for request, _ in runs]
+    assert found == [(0.0, 0), (0.0, 1), (0.05, 0), (0.05, 1)]
+    assert (
+        len({request.run.path for request, _ in runs})
+        == len({request.config.name for request, _ in runs})
+        == 4
+    )
+    assert {request.config.tracking.group for request, _ in runs} == {root.config.name}
+    assert all(stage_hash(request.config, "rm") == stage_hash(root.config, "rm") for request, _ in runs)
+    assert "report: " in said.out and (tmp_path / "run/sweep/report/index.html").is_file()
 
 
 def made_up(root: Path) -> None:

@@ -97,6 +97,7 @@ def test_no_tensor_over_tokens_and_vocabulary_is_ever_made(roles: Roles) -> None
         return {each for each in shapes.seen if VOCABULARY in each} - {head, torch.Size(reversed(head))}
 
     assert not over_the_vocabulary(lambda: ours(roles).logprobs)
+    assert not over_the_vocabulary(lambda: ours(roles, entropy=True).entropy)
     assert over_the_vocabulary(lambda: distribution(roles)), "the test would not notice"
 
 
