@@ -235,14 +235,6 @@ def test_a_disk_that_takes_no_more_is_told_and_loses_nothing(apart: Path, tmp_pa
     assert_same_result(tmp_path / "sft", apart / "sft")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_under_the_metrics_is_told(tmp_path: Path) -> None:
-    (tmp_path / "sft").mkdir()
-    (tmp_path / "sft" / "metrics.jsonl").symlink_to("/dev/full")
-    done = run_stage("sft", tmp_path, *OVERRIDES, status=2)
-    assert "could not be written, no space is left on it" in done.stdout and "Traceback" not in done.stdout
-
-
 def test_best_of_n_and_then_rejection_sampling_fine_tuning(apart: Path, tmp_path: Path) -> None:
     """`best` runs beside the other stages, and SFT takes its picks as data."""
     options = ("best.n=4", "best.rollout={max_new_tokens: 12}", *OVERRIDES)

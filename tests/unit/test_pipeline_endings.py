@@ -16,6 +16,7 @@ from configs.errors import UserError
 from pipeline import endings
 from pipeline.endings import RankFailed, cause, explained, leave_note
 from pipeline.manifest import Process
+from pipeline.tracking import FileSink
 from stages.context import Interrupted
 
 BROKEN = RuntimeError("Connection closed by peer")
@@ -120,6 +121,19 @@ def test_a_disk_or_folder_that_refuses_is_the_users_to_mend(number: int, tmp_pat
     assert "What was saved before is whole" in str(told)
     of_rust = explained(Exception(f"{os.strerror(number)} (os error {number})"), tmp_path)
     assert isinstance(of_rust, UserError) and str(of_rust).startswith(f"{tmp_path}: could not be ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_is_full_under_the_journal_is_told(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError) as caught:
+        FileSink(tmp_path).log({"loss": 1.0}, 1)
+    assert "could not be written, no space is left on it" in str(explained(caught.value, tmp_path))
+
+
+def test_messages_of_ours_are_not_explained_away(tmp_path: Path) -> None:
+    error = UserError("base.model: cannot load: Permission denied (os error 13). Give a local folder.")
+    assert explained(error, tmp_path) is error
 
 
 def test_other_errors_stay_as_they_are(tmp_path: Path) -> None:
