@@ -1,6 +1,6 @@
 """The stages do today what they did when `golden.json` was written.
 
-A figure may be off by 1e-5 of itself, or by 1e-6 where that is more. That leaves room for rounding: another
+A figure may be off by 1e-5 of itself or by 1e-6 (KL: 1e-5), whichever is more. That is for rounding: another
 CPU sums in another order, in fp32, and training carries it on. On one CPU, 20 steps with the kernels that
 torch, MKL and oneDNN keep for SSE or AVX2 moved the losses of SFT and RM by at most 2.2e-6 of themselves and
 PPO's figures by at most 1.1e-6; no sampled token changed. It sees small changes of the algorithm:
@@ -28,6 +28,7 @@ from tests.integration import golden
 from tests.integration.golden import FIGURES, LONGER, STEPS, Trajectories
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
+OF_A_RESPONSE = 1e-5  # sums over a response's tokens, each rounded
 FEWEST_STEPS = STEPS // 2
 SHORTER = ("sft.max_steps=1", "rm.max_steps=1", "ppo.iterations=1")
 
@@ -57,7 +58,8 @@ def test_trajectory_is_the_golden_one(stage: Stage, today: Trajectories) -> None
     assert alike >= FEWEST_STEPS, f"the responses of step {alike + 1} are others"
     for step in range(alike):
         for name in FIGURES[stage]:
-            expected = pytest.approx(theirs[step][name], rel=RELATIVE, abs=ABSOLUTE)
+            absolute = OF_A_RESPONSE if name == "objective/kl" else ABSOLUTE
+            expected = pytest.approx(theirs[step][name], rel=RELATIVE, abs=absolute)
             assert ours[step][name] == expected, f"{stage}, step {step + 1}: {name}"
 
 
