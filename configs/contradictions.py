@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from configs.schema import STAGES, VLLM_LORA_RANKS, Experiment, Rollout
+from configs.schema import STAGES, VLLM_LORA_RANKS, Epochs, Experiment, Rollout, Stage
 
 Keys = tuple[str, ...]
 
@@ -32,8 +32,9 @@ def _packing(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
 
 
 def _best(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
-    for stage in ("sft", "rm"):
-        if getattr(experiment, stage).use_best and getattr(experiment.data, stage).held_out == 0:
+    epochs: dict[Stage, Epochs] = {"sft": experiment.sft, "rm": experiment.rm}
+    for stage, section in epochs.items():
+        if section.use_best and experiment.data.source(stage).held_out == 0:
             yield (
                 (stage, "use_best"),
                 f"nothing is held out to choose by; set data.{stage}.held_out, or false",

@@ -87,40 +87,35 @@ def test_nowhere_to_meet(changes, part, monkeypatch):
     check_message(str(caught.value), part)
 
 
+def joined(port: str, then: str = "") -> subprocess.CompletedProcess[str]:
+    """A process that joins a job of its own at a port, and runs some more code."""
+    job = dict(zip(JOB, ("0", "1", "0", "127.0.0.1", port), strict=True))
+    return subprocess.run(
+        [sys.executable, "-c", f"{JOIN}\n{then}"],
+        cwd=ROOT,
+        env={**os.environ, **job, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
 def test_port_taken():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        job = dict(zip(JOB, ("0", "1", "0", "127.0.0.1", port), strict=True))
-        environment = {**os.environ, **job, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-        done = subprocess.run(
-            [sys.executable, "-c", JOIN],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        done = joined(port)
     message = done.stdout.strip().splitlines()[-1]
     check_message(message, "MASTER_ADDR, MASTER_PORT: ", f"127.0.0.1:{port}", "--master_port")
 
 
 def test_what_a_job_on_one_machine_opens_is_open_to_that_machine_alone():
-    look = (
+    done = joined(
+        "0",
         "import psutil, torch; torch.distributed.all_reduce(torch.ones(1))\n"
         "open_to = psutil.Process().net_connections('inet')\n"
-        "print(*sorted({each.laddr.ip for each in open_to if each.status == psutil.CONN_LISTEN}))"
-    )
-    job = dict(zip(JOB, ("0", "1", "0", "127.0.0.1", "0"), strict=True))
-    environment = {**os.environ, **job, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", f"{JOIN}\n{look}"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
+        "print(*sorted({each.laddr.ip for each in open_to if each.status == psutil.CONN_LISTEN}))",
     )
     assert done.stdout.strip().splitlines()[-1] == "127.0.0.1", done.stdout + done.stderr
 
