@@ -312,11 +312,15 @@ def _join(config: Experiment) -> None:
 
 
 def _leave() -> None:
-    """Leave the process group: gloo's threads abort a process that ends with them."""
+    """Leave the process group: gloo's threads abort a process that ends with them.
+
+    By DeepSpeed's function, which forgets its own groups as well: a process may run another stage.
+    """
+    import deepspeed.comm
     import torch.distributed
 
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        deepspeed.comm.destroy_process_group()
 
 
 def _wait_for_all() -> None:

@@ -1,7 +1,9 @@
 """LoRA's product, added to its base layer's output in one pass over it.
 
 PEFT copies the output of a quantized layer, makes the product in another tensor of that size, scales it into
-a third and adds the two into a fourth: memory traffic that a CPU waits for.
+a third and adds the two into a fourth: memory traffic that a CPU waits for. Over bf16 activations it also
+keeps an fp32 copy of every layer's input for backward. Here A and B are rounded to the dtype of activations
+for the product, as under autocast; their gradients and updates are fp32.
 """
 
 from __future__ import annotations
@@ -19,20 +21,21 @@ def add_in_one_pass(layer: LoraLayer) -> None:
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         role = layer.active_adapters[0]
-        if not _is_plain(layer, role, x):
+        if not _is_plain(layer, role):
             output: Tensor = peft_forward(x, *args, **kwargs)
             return output
         # As rows, since a view that is changed in place costs autograd a copy.
         rows = x.flatten(0, -2)
         output = layer.get_base_layer()(rows, *args, **kwargs)
-        output.addmm_(layer.lora_A[role](rows), layer.lora_B[role].weight.t(), alpha=layer.scaling[role])
+        a, b = (each[role].weight.to(rows.dtype) for each in (layer.lora_A, layer.lora_B))
+        output.addmm_(rows @ a.t(), b.t(), alpha=layer.scaling[role])
         return output.unflatten(0, x.shape[:-1])
 
     layer.forward = forward
 
 
-def _is_plain(layer: Any, role: str, x: Tensor) -> bool:
-    """Whether the adapter is no more than A and B, whole on this rank and in the dtype of `x`."""
+def _is_plain(layer: Any, role: str) -> bool:
+    """Whether the adapter is no more than A and B, whole on this rank."""
     if layer.disable_adapters or layer.merged or role not in layer.lora_A:
         return False
     dropout = layer.lora_dropout[role]
@@ -42,6 +45,5 @@ def _is_plain(layer: Any, role: str, x: Tensor) -> bool:
         and role not in layer.lora_variant
         and b.bias is None
         and (isinstance(dropout, nn.Identity) or dropout.p == 0 or not dropout.training)
-        and b.weight.dtype == x.dtype
         and "ds_status" not in vars(b.weight)  # ZeRO-3 gathers what a module's own forward uses
     )

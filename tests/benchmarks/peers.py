@@ -121,9 +121,9 @@ def start(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
     options = {
         name: value for name, value in vars(arguments).items() if name not in ("cases", "side", "turns")
     }
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    if side == "ppo_trl":
-        environment["PYTHONPATH"] = f"{fetch_old_trl()}{os.pathsep}{ROOT}"
+    first = [str(fetch_old_trl())] if side == "ppo_trl" else []
+    folders = [*first, str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
     done = subprocess.run(
         [sys.executable, __file__, "--side", side, *words(options)],
         env=environment,
@@ -169,7 +169,8 @@ def make_random_1b() -> Path:
         sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
         heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256}
         config = LlamaConfig(**sizes, **heads, tie_word_embeddings=True)
-        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(RANDOM_1B)
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # drawing takes a CPU a minute
+            AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(RANDOM_1B)
         AutoTokenizer.from_pretrained(embedded_model("tiny-random")).save_pretrained(RANDOM_1B)
     return RANDOM_1B
 
