@@ -46,23 +46,20 @@ def check_batches(config: Experiment, stage: Stage, world: int) -> None:
     """
     if stage == "best":
         return
-    size = training(config, stage).batch_size
-    if size % world:
-        raise UserError(
-            f"{stage}.batch_size: {size} cannot be shared equally by {world} ranks. "
-            f"Choose a multiple of {world}, such as {-(-size // world) * world}, or another number of ranks."
-        )
-    ptx = config.ppo.ptx_batch_size
-    if stage == "ppo" and config.ppo.ptx_coef and ptx and ptx % world:
-        raise UserError(
-            f"ppo.ptx_batch_size: {ptx} cannot be shared equally by {world} ranks. "
-            f"Choose a multiple of {world}, such as {-(-ptx // world) * world}."
-        )
-    minibatch = config.ppo.batch_size // config.ppo.minibatches
+    ppo, sizes = config.ppo, {f"{stage}.batch_size": training(config, stage).batch_size}
+    if stage == "ppo" and ppo.ptx_coef and ppo.ptx_batch_size:
+        sizes["ppo.ptx_batch_size"] = ppo.ptx_batch_size
+    for key, size in sizes.items():
+        if size % world:
+            raise UserError(
+                f"{key}: {size} cannot be shared equally by {world} ranks. Choose a multiple of {world}, "
+                f"such as {-(-size // world) * world}, or another number of ranks."
+            )
+    minibatch = ppo.batch_size // ppo.minibatches
     if stage == "ppo" and minibatch % world:
         raise UserError(
-            f"ppo.minibatches: a minibatch of {minibatch} (batch_size {config.ppo.batch_size} / minibatches "
-            f"{config.ppo.minibatches}) cannot be shared equally by {world} ranks. Choose sizes whose "
+            f"ppo.minibatches: a minibatch of {minibatch} (batch_size {ppo.batch_size} / minibatches "
+            f"{ppo.minibatches}) cannot be shared equally by {world} ranks. Choose sizes whose "
             f"quotient is a multiple of {world}."
         )
 

@@ -115,6 +115,25 @@ def test_second_minibatch_has_moved(
     assert metrics["objective/kl"] == 0.0 and metrics["val/ratio"] != 1.0
 
 
+def test_sequences_of_about_one_length_go_together(
+    inputs: dict[str, Path], ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In scoring and in updates: a forward pads all of its sequences to the longest."""
+    lengths: list[list[int]] = []
+    lay_out = experience.Experience.lay_out
+
+    def watched(self: experience.Experience, samples: list[experience.Sample]) -> Any:
+        lengths.append([len(each.prompt_ids) + len(each.response_ids) for each in samples])
+        return lay_out(self, samples)
+
+    monkeypatch.setattr(experience.Experience, "lay_out", watched)
+    first_iteration(inputs, tmp_path, "ppo.epochs=1", "ppo.minibatches=1")
+    scored, updated = lengths[:4], lengths[4:]
+    assert scored == updated and [len(each) for each in scored] == [3, 3, 3, 1]
+    together = sum(scored, [])
+    assert together == sorted(together) and len(set(together)) > 3
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The roles that are asked for log-probabilities in scoring, one by one."""
