@@ -47,9 +47,11 @@ class Packed(nn.Linear):
 
     packed: Tensor
 
-    def hold(self, weight: Tensor) -> None:
-        """Take `weight` (out, in) in place of what was held."""
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+    def hold(self, weight: Tensor | None) -> None:
+        """Take `weight` (out, in), or nothing, in place of what was held."""
+        self.packed = (
+            torch.empty(0) if weight is None else torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        )
 
     def forward(self, hidden: Tensor) -> Tensor:
         """As nn.Linear's: (..., in) to (..., out)."""
@@ -65,7 +67,7 @@ class MergedCopy:
     """
 
     def __init__(self, roles: Roles) -> None:
-        """Lay out the copy; memory is taken at the first `holding`."""
+        """Lay out the copy; memory is taken by `holding`."""
         base = roles.causal
         with init_empty_weights():
             self.model: PreTrainedModel = type(base)(copy.deepcopy(base.config))
@@ -135,28 +137,30 @@ class MergedCopy:
     @torch.no_grad()
     def holding(self, role: str) -> PreTrainedModel:
         """The model with the weights of `role` as they are now. Under ZeRO-3 every rank must call."""
-        if self._held is None:
-            self._allocate()
-        trained = any(parameter.requires_grad for parameter in self._roles.role_parameters(role).values())
-        if role != self._held or trained:
+        if role != self._held or self._trains(role):
+            self._copy_whole()
             for target, source in self._merged:
                 # Layer by layer: a sharded base is never whole, only the copy is.
                 with deepspeed.zero.GatheredParameters(list(source.parameters())):
-                    weight = merged_weight(source, role)
-                    if isinstance(target, Packed):
-                        target.hold(weight)
-                    else:
-                        target.weight.copy_(weight)
+                    _hold(target, merged_weight(source, role))
             self._held = role
         return self.model
 
-    def _allocate(self) -> None:
-        for target, _ in self._merged:
-            if not isinstance(target, Packed):
-                target.weight = nn.Parameter(
-                    torch.empty_like(target.weight, device=self._device), requires_grad=False
-                )
+    def let_go(self) -> None:
+        """Give back the memory of a role that trains: training needs it, and will change the weights."""
+        if self._held is not None and self._trains(self._held):
+            for target, _ in self._merged:
+                _hold(target, None)
+            self._held = None
+
+    def _trains(self, role: str) -> bool:
+        return any(parameter.requires_grad for parameter in self._roles.role_parameters(role).values())
+
+    def _copy_whole(self) -> None:
+        """Once, what the copy cannot share with a base in pieces."""
         for parameter, meta in self._copied.items():
+            if not meta.is_meta:
+                continue
             with deepspeed.zero.GatheredParameters([parameter]):
                 whole = nn.Parameter(parameter.detach().clone(), requires_grad=False)
             for module in self.model.modules():
@@ -164,6 +168,16 @@ class MergedCopy:
                     if value is meta:
                         module.register_parameter(key, whole)
             self._copied[parameter] = whole
+
+
+def _hold(target: Any, weight: Tensor | None) -> None:
+    """Let a linear layer of the copy have a copy of `weight`, or none."""
+    if isinstance(target, Packed):
+        target.hold(weight)
+    elif weight is None:
+        target.weight = nn.Parameter(torch.empty_like(target.weight, device="meta"), requires_grad=False)
+    else:
+        target.weight = nn.Parameter(weight.to(target.weight.dtype, copy=True), requires_grad=False)
 
 
 def merged_weight(source: Any, role: str) -> Tensor:

@@ -73,6 +73,8 @@ class Sampler:
             for row, response in self._batch(model, [prompts[i] for i in chunk], [seeds[i] for i in chunk]):
                 responses[chunk[row]] = response
                 advance(1)
+        if self.merged:
+            self.merged.let_go()
         self.roles.train(training)
         return responses
 

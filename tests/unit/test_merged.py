@@ -75,6 +75,26 @@ def test_copy_follows_the_policy_as_it_trains(adapters) -> None:
     assert torch.allclose(after, role_logits(roles, "policy"), atol=1e-4)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_memory_is_given_back_between_rollouts_of_a_role_that_trains(
+    packed: bool, adapters, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not packed:
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    sampler = sampler_of(ppo_roles(adapters), tiny_tokenizer, "merged")
+
+    def held() -> int:
+        modules = [target for target, _ in sampler.merged._merged]
+        tensors = [module.packed if packed else module.weight for module in modules]
+        return sum(tensor.numel() for tensor in tensors if not tensor.is_meta)
+
+    sampled = {}
+    for role, stays in (("policy", False), ("reference", True), ("policy", False)):
+        responses = sampler(role, PROMPTS, range(4))
+        assert sampled.setdefault(role, responses) == responses
+        assert (held() > 0) == stays
+
+
 def test_what_needs_no_copy_is_shared(adapters) -> None:
     roles = ppo_roles(adapters)
     copy = MergedCopy(roles)
