@@ -84,6 +84,8 @@ def _zero_faults(options: dict[str, Any]) -> Iterator[str]:
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
         yield f"{ZERO}.stage: {reprlib.repr(stage):.40} is not a ZeRO stage; write 0, 1, 2 or 3"
         return
+    if stage == 1 and zero.get("overlap_comm"):
+        yield f"{ZERO}.overlap_comm: DeepSpeed overlaps under stages 2 and 3 alone; leave it out"
     yield from _offload_faults(zero, stage)
 
 

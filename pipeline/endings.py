@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import socket
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -28,6 +30,8 @@ logger = logging.getLogger("tristage")
 RANK_ZERO_SPEAKS_FIRST_SECONDS = 4.0
 # A rank's connections close before it is seen to be dead, or has left its note.
 SECONDS_TO_LEARN_OF_A_PEER = 2.0
+# The rank that failed is heard of by a collective that breaks, or by the launcher's signal, well before.
+SECONDS_BETWEEN_LOOKS, SECONDS_TO_NOTICE = 1.0, 10.0
 STOPPED = "interrupted"
 REFUSED = {
     errno.ENOSPC: "could not be written, no space is left on it",
@@ -118,6 +122,33 @@ def cause(error: BaseException, logs: Path, peers: Sequence[Process]) -> BaseExc
     return _hung_rank(failed or error, error, logs, peers) or failed or error
 
 
+@contextmanager
+def speaking_when_stuck(
+    logs: Path, peers: Sequence[Process], record: Callable[[BaseException], None]
+) -> Iterator[None]:
+    """Within, rank 0 tells of a rank that failed even where its own main thread never learns of it.
+
+    gloo's collectives break when a rank leaves, NCCL's go on waiting, and no signal handler runs meanwhile:
+    after some seconds a thread calls `record`, says what happened and ends the process.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(SECONDS_BETWEEN_LOOKS):
+            failed = _failed_peer(logs, peers, noted_only=True)
+            if failed and not over.wait(SECONDS_TO_NOTICE):
+                record(failed)
+                print(f"error: {failed}", file=sys.stderr, flush=True)
+                os._exit(1)
+
+    if len(peers) > 1:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
 def _hung_rank(
     seen: BaseException, error: BaseException, logs: Path, peers: Sequence[Process]
 ) -> RankFailed | None:
@@ -137,14 +168,14 @@ def _hung(rank: int, place: str) -> RankFailed:
     )
 
 
-def _failed_peer(logs: Path, peers: Sequence[Process]) -> RankFailed | None:
+def _failed_peer(logs: Path, peers: Sequence[Process], noted_only: bool = False) -> RankFailed | None:
     for rank, process in enumerate(peers[1:], 1):
         note = _note(logs, rank)
         if note.exists():
             word = note.read_text(encoding="utf-8")
             if word != STOPPED:
                 return RankFailed(f"rank {rank} failed: {word}\nSee {logs / f'rank{rank}.log'}.")
-        elif process.host == socket.gethostname() and _gone(process.pid):
+        elif not noted_only and process.host == socket.gethostname() and _gone(process.pid):
             return RankFailed(
                 f"rank {rank} ({process}) died without a word: it was killed, for memory perhaps."
             )

@@ -56,6 +56,22 @@ class Launch:
             environment.setdefault("DS_ACCELERATOR", "cpu")
         return environment
 
+    def check_devices(self) -> None:
+        """Raises UserError: there are not so many devices here, or DeepSpeed cannot be told which to use."""
+        found = 0 if self.hostfile is not None else count_accelerators()
+        if not found:
+            return
+        if self.accelerators and self.accelerators > found:
+            raise UserError(
+                f"--num-accelerators: {self.accelerators}, but there are {found}. Ask for {found} at most."
+            )
+        for device in filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")):
+            if not device.strip().isdigit():
+                raise UserError(
+                    f"CUDA_VISIBLE_DEVICES: deepspeed takes numbers alone, not {device:.60}. Give those "
+                    "of `nvidia-smi -L`, or start stages by torchrun or plain python."
+                )
+
     def command(self, stage: Stage) -> list[str]:
         """The `deepspeed` command line of one stage."""
         # The launcher's own talk, and its report of a failing rank, say nothing that the rank does not.
@@ -81,8 +97,10 @@ def run_all(request: Request, launch: Launch, stages: Sequence[Stage]) -> int:
     """Run, resume or skip each of `stages`; returns the exit status of the first that does not finish.
 
     Raises:
-        UserError: a stage is blocked, or its batches cannot be divided; found out before anything starts.
+        UserError: a stage is blocked, its batches cannot be divided, or there are not the devices; found out
+            before anything starts.
     """
+    launch.check_devices()
     for plan in plan_stages(request, stages):
         if plan.action == "blocked":
             raise UserError(f"stage {plan.stage}: {plan.why}.\n{plan.remedy}")

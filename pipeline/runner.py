@@ -239,24 +239,28 @@ def _attempt(
     Raises:
         RankFailed: another rank is why it could not go on.
     """
-    path = request.run.manifest(manifest.stage)
+    path, logs = request.run.manifest(manifest.stage), request.run.logs(manifest.stage)
     begin = time.monotonic()
+
+    def record(error: BaseException) -> None:
+        failure = {
+            "status": "interrupted" if endings.stopped(error) else "failed",
+            "error": endings.one_line(error),
+            "wall_seconds": manifest.wall_seconds + time.monotonic() - begin,
+            "finished": now(),
+        }
+        with suppress(OSError):  # where the disk is full; the stage then looks as if it had been killed
+            manifest.model_copy(update=failure).write(path)
+
     try:
-        outcome = _recipe(manifest.stage)(context)
+        with endings.speaking_when_stuck(logs, peers, record):
+            outcome = _recipe(manifest.stage)(context)
         ended = _finished(manifest, outcome, request.run.output(manifest.stage), time.monotonic() - begin)
     except BaseException as caught:
-        seconds = manifest.wall_seconds + time.monotonic() - begin
         with handled_by(signal.SIG_IGN):
-            error = endings.cause(caught, request.run.logs(manifest.stage), peers)
+            error = endings.cause(caught, logs, peers)
             error = endings.explained(error, request.run.stage(manifest.stage))
-            failure = {
-                "status": "interrupted" if endings.stopped(error) else "failed",
-                "error": endings.one_line(error),
-                "wall_seconds": seconds,
-                "finished": now(),
-            }
-            with suppress(OSError):  # where the disk is full; the stage then looks as if it had been killed
-                manifest.model_copy(update=failure).write(path)
+            record(error)
             reporter.close(endings.exit_code(error))
         raise error from None
     ended.write(path)

@@ -72,7 +72,7 @@ def run(context: Context) -> Outcome:
             "demonstrations": len(demonstrations),
             "steps": len(train) + len(held_out),
             "tokens_per_second": meter.tokens_per_second,
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": ranks.max(peak_memory_bytes()),
         },
         cast.policy_base.base_digest,
     )

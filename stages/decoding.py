@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -40,7 +41,7 @@ class Response:
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    support: list[Tensor] = field(default_factory=list)
+    support: list[np.ndarray] = field(default_factory=list)  # tensors take long to send to other ranks
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Draw(LogitsProcessor):
     def __init__(self, noise: GumbelNoise, rollout: Rollout) -> None:
         self.noise, self._warp, self._truncates = noise, warpers(rollout), rollout.truncates
         self.logprobs: list[Tensor] = []
-        self.support: list[list[Tensor]] = []
+        self.support: list[list[np.ndarray]] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, V) logits to (B, V) noisy logits, fp32; the largest of a row is its sample."""
@@ -99,7 +100,7 @@ class Draw(LogitsProcessor):
         noisy = self.noise(input_ids, warped)
         self.logprobs.append(_logprobs(warped, noisy.argmax(-1)))
         if self._truncates:
-            self.support.append([row.nonzero()[:, 0].int().cpu() for row in warped.isfinite()])
+            self.support.append([row.nonzero()[:, 0].int().cpu().numpy() for row in warped.isfinite()])
         return noisy
 
     def tell(self, responses: Sequence[Response], tokens: Tensor) -> None:

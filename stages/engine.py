@@ -10,14 +10,17 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.utils import groups
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from transformers import get_scheduler
 
 from configs.errors import UserError
@@ -25,6 +28,7 @@ from configs.schema import DeepSpeed, Training
 from configs.zero import read_zero
 from stages.cast import Players, trainable
 from stages.ranks import Ranks
+from stages.sharded import gather_again
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KEPT = "kept/"
@@ -98,6 +102,10 @@ class Engine:
                 "steps_per_print": None,
             },
         )[0]
+        if self.zero_stage == 3:
+            gather_again(roles)
+        # DeepSpeed's own group has torch's default, whatever was given to it at the start.
+        _set_pg_timeout(timedelta(minutes=config.timeout_minutes), groups._get_data_parallel_group())
         self._start_moments()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -131,7 +131,8 @@ class MergedCopy:
     def fits(self, copies: int) -> bool:
         """Whether free memory holds the copy, `copies` of it where ranks share a CPU's, with a margin."""
         if self._device.type == "cuda":
-            return bool(MARGIN * self.size <= torch.cuda.mem_get_info(self._device)[0])
+            cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+            return bool(MARGIN * self.size <= torch.cuda.mem_get_info(self._device)[0] + cached)
         return bool(MARGIN * self.size * copies <= psutil.virtual_memory().available)
 
     @torch.no_grad()

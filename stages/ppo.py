@@ -90,7 +90,7 @@ def run(context: Context) -> Outcome:
             "steps": progress.step - stopped,
             "stopped_early": float(stopped),
             "tokens_per_second": trainer.meter.tokens_per_second,
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": ranks.max(peak_memory_bytes()),
         },
         cast.policy_base.base_digest,
     )

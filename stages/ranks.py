@@ -98,6 +98,11 @@ def init_distributed(config: DeepSpeed) -> Ranks:
     local_rank = int(os.environ["LOCAL_RANK"])
     cuda = torch.cuda.is_available()
     if cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"--num_accelerators: there is no GPU for rank {local_rank} of this machine, which has "
+                f"{torch.cuda.device_count()}. Start as many ranks as there are GPUs, or fewer."
+            )
         torch.cuda.set_device(local_rank)
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     if neighbours > 1 and not cuda and "OMP_NUM_THREADS" not in os.environ:

@@ -59,6 +59,7 @@ def run(context: Context) -> Outcome:
         collected, unseen = collect_rankings(context, sampler, SFT)
         parts = scorer.rankings(collected), scorer.rankings(unseen)
         train, held_out = tokenized(context, tokenize.rankings, tokenizer, parts)
+    del sampler  # and with it the copy that it sampled from
 
     # 3. The engine, where the last checkpoint left it.
     progress = Progress(total_steps(len(train), rm.batch_size, rm.epochs, rm.max_steps))
@@ -93,7 +94,7 @@ def run(context: Context) -> Outcome:
             "score_std": deviation,
             "steps": progress.total,
             "tokens_per_second": trainer.meter.tokens_per_second,
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": ranks.max(peak_memory_bytes()),
         },
         cast.reward_base.base_digest,
     )

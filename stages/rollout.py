@@ -151,7 +151,7 @@ class Sampler:
             support = torch.zeros(*batch.mask.shape, self.roles.vocabulary, dtype=torch.bool)
             for row, response in zip(support, responses, strict=True):
                 for allowed, token_ids in zip(row, response.support, strict=False):
-                    allowed[token_ids] = True
+                    allowed[torch.from_numpy(token_ids)] = True
             support = support.to(self.ranks.device)
         return replace(batch, temperature=self.rollout.temperature, support=support)
 

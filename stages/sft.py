@@ -67,7 +67,7 @@ def run(context: Context) -> Outcome:
             **{f"eval_{name}": value for name, value in after.items()},
             "steps": progress.total,
             "tokens_per_second": trainer.meter.tokens_per_second,
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": ranks.max(peak_memory_bytes()),
         },
         roles.base_digest,
     )

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import deepspeed
+import numpy as np
 import torch
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor
@@ -190,7 +191,7 @@ def _response(completion: Any) -> Response:
     ids = list(completion.token_ids)
     logprobs = [found[token].logprob for token, found in zip(ids, completion.logprobs, strict=True)]
     mask = completion.sampling_mask  # None where every token could be sampled
-    support = [torch.tensor(each, dtype=torch.int) for each in mask.token_ids] if mask else []
+    support = [np.array(each, dtype=np.int32) for each in mask.token_ids] if mask else []
     return Response(ids, logprobs, support)
 
 

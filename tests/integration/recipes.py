@@ -10,6 +10,7 @@ the step that training begins at, and each rank leaves OUT/STAGE/rankN.json: how
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import torch  # noqa: E402
 
 from pipeline import quiet  # noqa: E402
 
@@ -87,18 +90,35 @@ def held(engine: Engine) -> dict[str, dict[str, int]]:
     return found
 
 
+def kept_packed() -> int:
+    """Bytes of 4-bit weights that this process holds, views of them and scales included."""
+    storages = {
+        each.untyped_storage().data_ptr(): each.untyped_storage().nbytes()
+        for each in gc.get_objects()
+        if issubclass(type(each), torch.Tensor) and each.dtype == torch.uint8
+    }
+    return sum(storages.values())
+
+
 def run(stage: Stage, upstream: Path, out: Path, overrides: Sequence[str], mode: str) -> None:
     rank = int(os.environ["RANK"])
     folder = out / stage
     folder.mkdir(parents=True, exist_ok=True)
     engines: list[Engine] = []
-    start = Engine.__init__
+    kept: list[int] = []
+    start, backward = Engine.__init__, Engine.backward
 
     def remembered(self: Engine, *args: Any, **kwargs: Any) -> None:
         start(self, *args, **kwargs)
         engines.append(self)
 
+    def weighed(self: Engine, loss: torch.Tensor) -> None:
+        if not kept:
+            kept.append(kept_packed())
+        backward(self, loss)
+
     Engine.__init__ = remembered  # type: ignore[method-assign]
+    Engine.backward = weighed  # type: ignore[method-assign]
     config = load_experiment(TINY, overrides)
     tracker = Tracker(folder, rank, STOP_AT.get(mode, {}).get(stage), kill=stage == "ppo")
     resume = mode in ("resume", "stop-again")
@@ -110,7 +130,9 @@ def run(stage: Stage, upstream: Path, out: Path, overrides: Sequence[str], mode:
         return
     finally:
         Engine.__init__ = start  # type: ignore[method-assign]
-    (folder / f"rank{rank}.json").write_text(json.dumps(held(engines[0])))
+        Engine.backward = backward  # type: ignore[method-assign]
+    weights = {"kept": kept[0], "weights": held(engines[0])}
+    (folder / f"rank{rank}.json").write_text(json.dumps(weights))
     if rank == 0:
         (folder / "manifest.json").write_text(json.dumps({"metrics": outcome.metrics}))
 

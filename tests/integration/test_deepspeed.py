@@ -27,17 +27,19 @@ RELATIVE, ABSOLUTE = 1e-4, 1e-5
 # What reaches into the optimizer, or puts parameters back when training is over.
 OPTIONS = ("ppo.critic_warmup=1", "sft.use_best=true", "sft.save_steps=2", "sft.eval_steps=2")
 
+WITHHELD = ("stage3_param_persistence_threshold", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size")
+
 pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """The shipped JSON of a ZeRO stage; at stage 3, parameters of any size are sharded."""
+    """The shipped JSON of a ZeRO stage; at stage 3, DeepSpeed keeps no parameter whole for its next use."""
     folder = tmp_path_factory.mktemp("deepspeed")
     for zero in (0, 2, 3):
         options = json.loads((ROOT / "configs" / "deepspeed" / f"zero{zero}.json").read_text())
         if zero == 3:
-            options["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+            options["zero_optimization"] |= dict.fromkeys(WITHHELD, 0)
         (folder / f"zero{zero}.json").write_text(json.dumps(options))
     return lambda zero: folder / f"zero{zero}.json"
 
@@ -96,17 +98,22 @@ def test_same_figures(zero: int, ranks: int, run_of: Callable[[int, int], Path],
 def test_zero_3_shards_the_4_bit_base(stage: str, run_of: Callable[[int, int], Path]) -> None:
     """Each rank keeps half of every 4-bit weight, and gives back the other half after use."""
     for rank in range(2):
-        held = json.loads((run_of(3, 2) / stage / f"rank{rank}.json").read_text())
-        assert len(held) == 14  # seven linear layers in each of two blocks
-        for name, numbers in held.items():
+        sharded, each_whole = (
+            json.loads((run_of(zero, 2) / stage / f"rank{rank}.json").read_text()) for zero in (3, 2)
+        )
+        weights = sharded["weights"]
+        assert len(weights) == 14  # seven linear layers in each of two blocks
+        for name, numbers in weights.items():
             assert numbers["shard"] == numbers["whole"] / 2, name
             assert numbers["held"] == 0, f"{name} stays whole"
-        whole = json.loads((run_of(2, 2) / stage / f"rank{rank}.json").read_text())
-        assert whole.keys() == held.keys()
-        assert all(each["held"] == each["whole"] for each in whole.values()), "ZeRO 2 keeps all of it"
-        assert {name: each["whole"] for name, each in whole.items()} == {
-            name: each["whole"] for name, each in held.items()
-        }
+        for name, numbers in each_whole["weights"].items():
+            assert numbers["held"] == numbers["whole"], f"ZeRO 2 keeps {name}"
+        wholes = [
+            {name: each["whole"] for name, each in of["weights"].items()} for of in (sharded, each_whole)
+        ]
+        assert wholes[0] == wholes[1]
+        # Between forward and backward, when layers that kept what was gathered would hold all of it.
+        assert sharded["kept"] < 0.6 * sum(wholes[0].values()) < each_whole["kept"]
 
 
 @pytest.mark.parametrize("zero", [3])

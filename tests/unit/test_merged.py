@@ -82,13 +82,15 @@ def test_memory_is_given_back_between_rollouts_of_a_role_that_trains(
     if not packed:
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     sampler = sampler_of(ppo_roles(adapters), tiny_tokenizer, "merged")
+    copy = sampler.merged
+    assert copy is not None
 
     def held() -> int:
-        modules = [target for target, _ in sampler.merged._merged]
+        modules = [target for target, _ in copy._merged]
         tensors = [module.packed if packed else module.weight for module in modules]
         return sum(tensor.numel() for tensor in tensors if not tensor.is_meta)
 
-    sampled = {}
+    sampled: dict[str, list[list[int]]] = {}
     for role, stays in (("policy", False), ("reference", True), ("policy", False)):
         responses = sampler(role, PROMPTS, range(4))
         assert sampled.setdefault(role, responses) == responses

@@ -49,6 +49,31 @@ def test_a_rank_that_leaves_its_note_late_is_the_cause(tmp_path: Path, peer) -> 
     assert isinstance(found, RankFailed) and "rank 1 failed: ZeroDivisionError: its own" in str(found)
 
 
+STUCK = """
+import ctypes, sys
+from pathlib import Path
+from pipeline import endings
+from pipeline.manifest import Process
+endings.SECONDS_BETWEEN_LOOKS, endings.SECONDS_TO_NOTICE = 0.05, 0.3
+logs, what = Path(sys.argv[1]), sys.argv[2]
+with endings.speaking_when_stuck(logs, [Process.this()] * 2, lambda error: print("recorded:", error)):
+    endings.leave_note(logs, 1, ZeroDivisionError("its own") if what == "failed" else KeyboardInterrupt())
+    if what != "heard of":
+        ctypes.CDLL(None).sleep(2)  # as in a kernel of NCCL: no handler runs, no exception comes
+print("went on")
+"""
+
+
+@pytest.mark.parametrize("what", ["failed", "heard of", "interrupted"])
+def test_rank_0_speaks_of_a_failed_rank_where_it_is_stuck_itself(what: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STUCK, str(tmp_path), what]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    if what == "failed":
+        assert done.returncode == 1 and "error: rank 1 failed: ZeroDivisionError: its own" in done.stderr
+    else:
+        assert done.returncode == 0 and done.stdout == "went on\n"
+
+
 IN_VAIN = RuntimeError(
     "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1000ms for recv operation"
 )

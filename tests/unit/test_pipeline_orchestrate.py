@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -64,6 +65,31 @@ def test_visible_devices_survive_a_given_number(monkeypatch: pytest.MonkeyPatch)
     command = launch(accelerators=2).command("sft")
     assert command[command.index("--include") + 1] == "localhost:2,5"
     assert "--num_accelerators" not in command
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "visible", "said"),
+    [
+        (
+            None,
+            "GPU-8f4f2c1a,GPU-0b1d",
+            "CUDA_VISIBLE_DEVICES: deepspeed takes numbers alone, not GPU-8f4f2c1a",
+        ),
+        (1, "MIG-41b3", "CUDA_VISIBLE_DEVICES: deepspeed takes numbers alone, not MIG-41b3"),
+        (4, "0,1", "--num-accelerators: 4, but there are 2. Ask for 2 at most."),
+    ],
+)
+def test_devices_that_deepspeed_cannot_be_told(
+    accelerators: int | None, visible: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orchestrate, "count_accelerators", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(UserError, match=re.escape(said)):
+        launch(accelerators=accelerators).check_devices()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    launch(accelerators=2).check_devices()
+    monkeypatch.setattr(orchestrate, "count_accelerators", lambda: 0)
+    launch(accelerators=4).check_devices()  # ranks that share a CPU
 
 
 def test_hostfile(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ STAND_INS = {
     "scancel": 'echo "scancel $*" >> "$LOG"; touch "$LOG.stop"',
     # A stage of LONG tenths of a second, which takes another to stop, and exits with STATUS.
     "srun": """
+[ "$1" = --cpus-per-task="$SLURM_CPUS_PER_TASK" ] || exit 9  # srun does not take it from its job
 while [ "$1" != --stage ]; do shift; done
 echo "srun $2" >> "$LOG"
 for _ in $(seq "$LONG"); do
@@ -31,7 +32,12 @@ def submit(folder: Path, long: int, status: int = 0) -> subprocess.Popen[bytes]:
         (folder / name).write_text(f"#!/bin/bash\n{body}\n")
         (folder / name).chmod(0o755)
     environment = {"PATH": f"{folder}:{os.environ['PATH']}", "LOG": str(folder / "log")}
-    environment |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node-1", "SLURM_JOB_NUM_NODES": "1"}
+    environment |= {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node-1",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_CPUS_PER_TASK": "16",
+    }
     environment |= {"LONG": str(long), "STATUS": str(status)}
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "tristage").symlink_to("/bin/true")

@@ -149,6 +149,10 @@ ZERO = [
     (b'{"zero_optimization": {"stage": 5}}', "zero_optimization.stage: 5 is not a ZeRO stage"),
     (b'{"zero_optimization": {"stage": "two"}}', "zero_optimization.stage: 'two' is not a ZeRO stage"),
     (
+        b'{"zero_optimization": {"stage": 1, "overlap_comm": true}}',
+        "zero_optimization.overlap_comm: DeepSpeed overlaps under stages 2 and 3 alone; leave it out",
+    ),
+    (
         b'{"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}',
         "zero_optimization.offload_optimizer: ZeRO stage 0 does not offload; it takes stage 1 or above",
     ),
