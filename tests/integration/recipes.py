@@ -106,6 +106,7 @@ def run(stage: Stage, upstream: Path, out: Path, overrides: Sequence[str], mode:
     folder.mkdir(parents=True, exist_ok=True)
     engines: list[Engine] = []
     kept: list[int] = []
+    others = kept_packed()  # what DeepSpeed remembers of the stages before
     start, backward = Engine.__init__, Engine.backward
 
     def remembered(self: Engine, *args: Any, **kwargs: Any) -> None:
@@ -114,7 +115,7 @@ def run(stage: Stage, upstream: Path, out: Path, overrides: Sequence[str], mode:
 
     def weighed(self: Engine, loss: torch.Tensor) -> None:
         if not kept:
-            kept.append(kept_packed())
+            kept.append(kept_packed() - others)
         backward(self, loss)
 
     Engine.__init__ = remembered  # type: ignore[method-assign]
