@@ -87,9 +87,9 @@ class Ranks:
 
 def init_distributed(config: DeepSpeed) -> Ranks:
     """Join the process group that deepspeed or torchrun describes; alone under plain python."""
-    # Left to itself, DeepSpeed runs a compiler to see which of its ops it could build, and builds its
-    # shared-memory collectives for CPUs, for a minute; where that is killed, files stay behind, and a lock that
-    # hangs every later run. None of its ops is used here: gloo and NCCL do without.
+    # Left to itself, DeepSpeed runs a compiler to see which of its ops it could build, and builds one, for a
+    # minute, for collectives on CPUs. Where that is killed, files stay behind, and a lock that hangs every
+    # later run. None of its ops is used here: gloo and NCCL do without.
     vars(deepspeed.ops)["__compatible_ops__"] = {}
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")

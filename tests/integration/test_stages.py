@@ -59,17 +59,21 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same under `tristage run`, where there is no compiler, and a killed build has left its lock."""
+    """The same under `tristage run`, where no compiler works, and a killed build has left its lock."""
     run_dir, extensions = (tmp_path_factory.mktemp(name) for name in ("together", "extensions"))
     for operation in ("deepspeed_shm_comm", "deepspeed_ccl_comm", "cpu_adam"):
         (extensions / operation).mkdir()
         (extensions / operation / "lock").touch()
-    bare = {"PATH": str(Path(sys.executable).parent), "CXX": "no-compiler"}
+    compiler, called = extensions / "compiler", extensions / "called"
+    compiler.write_text(f"#!/bin/sh\n: > {called}\nexit 1\n")
+    compiler.chmod(0o755)
+    bare = {"PATH": str(Path(sys.executable).parent), "CC": str(compiler), "CXX": str(compiler)}
     bare["TORCH_EXTENSIONS_DIR"] = str(extensions)
     options = ["--config", str(TINY), "--run-dir", str(run_dir)]
     command = [sys.executable, "-m", "launch.cli", "run", *options, *OVERRIDES]
     done = start(command, variables=bare)
     assert done.returncode == 0, done.stdout
+    assert not called.exists(), "a compiler that is killed leaves temporary files"
     return run_dir
 
 
