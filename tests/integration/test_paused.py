@@ -174,7 +174,7 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("ranks", "stage", "when"),
-    [(2, "sft", "SIGTERM@3@rank"), (1, "rm", "SIGTERM@2"), (2, "ppo", "SIGINT@2")],
+    [(2, "sft", "SIGTERM@3@rank"), (2, "ppo", "SIGINT@2")],
 )
 def test_interrupted_under_deepspeed_and_resumed_is_as_if_never_interrupted(
     upstream: Path, tmp_path: Path, ranks: int, stage: Stage, when: str
