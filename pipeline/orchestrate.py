@@ -100,11 +100,11 @@ def run_all(request: Request, launch: Launch, stages: Sequence[Stage]) -> int:
         UserError: a stage is blocked, its batches cannot be divided, or there are not the devices; found out
             before anything starts.
     """
-    launch.check_devices()
     for plan in plan_stages(request, stages):
         if plan.action == "blocked":
             raise UserError(f"stage {plan.stage}: {plan.why}.\n{plan.remedy}")
         if plan.action != "skip":
+            launch.check_devices()
             check_batches(request.config, plan.stage, launch.world())
     for stage in stages:
         status = _run_one(request, launch, stage)

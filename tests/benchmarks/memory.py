@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
 from configs.schema import STAGES  # noqa: E402
+from tests.benchmarks.peers import importing_first  # noqa: E402
 
 TARGET = 1.5
 IMPORTS = (
@@ -104,9 +104,7 @@ def write_rows(file: Path, rows: list[dict]) -> None:
 
 def start(command: list[str]) -> str:
     """Run a command; returns its output, or ends the program with it if the command fails."""
-    folders = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=importing_first(), capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     return done.stdout

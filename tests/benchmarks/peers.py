@@ -121,9 +121,7 @@ def start(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
     options = {
         name: value for name, value in vars(arguments).items() if name not in ("cases", "side", "turns")
     }
-    first = [str(fetch_old_trl())] if side == "ppo_trl" else []
-    folders = [*first, str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
+    environment = importing_first(*[fetch_old_trl()] * (side == "ppo_trl"))
     done = subprocess.run(
         [sys.executable, __file__, "--side", side, *words(options)],
         env=environment,
@@ -134,6 +132,12 @@ def start(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
         sys.exit(f"{side}\n{done.stdout}{done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def importing_first(*folders: Path) -> dict[str, str]:
+    """This process's environment, in which Python imports from `folders` and the project before all else."""
+    path = [*map(str, folders), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
 def words(options: Mapping[str, Any]) -> list[str]:
