@@ -12,13 +12,14 @@ from configs.errors import UserError
 from configs.schema import STAGES, Stage
 from launch.arguments import ROOT, add_experiment_arguments, experiment, repeat, run_directory, words
 from pipeline import quiet
-from pipeline.orchestrate import Launch, guess_accelerators, run_all
+from pipeline.orchestrate import Launch, guess_accelerators, run_all, visible_devices
 from pipeline.plan import Request, plan_stages, through
 from pipeline.preflight import check_files
 from pipeline.rundir import RunDirectory
 from pipeline.show import print_plan, print_status
 
 RUN_STAGE = ROOT / "launch" / "run_stage.py"
+TRISTAGE = [sys.executable, "-P", "-m", "launch.cli"]  # -P: a folder `launch` where it is called is not ours
 
 
 def main() -> int:
@@ -45,18 +46,23 @@ def run(arguments: argparse.Namespace) -> int:
 def sweep(arguments: argparse.Namespace) -> int:
     from pipeline import sweep as sweeping
 
+    if arguments.hostfile and arguments.jobs > 1:
+        raise UserError("--jobs: runs at a time share one machine; leave --hostfile or --jobs out.")
     arguments.overrides, axes = sweeping.split_axes(arguments.overrides)
     root = _job(arguments)
     config = root[0].config
-    runs = sweeping.runs_of(root[0].run.path, axes, arguments.seeds)
-    jobs = []
-    for run in runs:  # a wrong value is found before anything starts
+    options = {"--num-accelerators": arguments.num_accelerators, "--hostfile": arguments.hostfile}
+    ranks = [f"{name}={value}" for name, value in options.items() if value is not None]
+    runs = []
+    for run in sweeping.runs_of(root[0].run.path, axes, arguments.seeds):
         own = [*arguments.overrides, *run.overrides, f"name={config.name}-{run.name}"]
         own += [] if config.tracking.group else [f"tracking.group={config.name}"]
-        changes = {"overrides": own, "run_dir": run.path}
-        jobs.append((run, _job(argparse.Namespace(**vars(arguments) | changes))))
+        asked = argparse.Namespace(**vars(arguments) | {"overrides": own, "run_dir": run.path})
+        experiment(asked)  # a wrong value is found before anything starts
+        runs.append((run, [*TRISTAGE, "run", "--from", "ppo", *_switches(asked), *ranks, *words(asked)]))
     check_files(config, plan_stages(root[0], [*STAGES, "best"]))
-    status = sweeping.sweep(root, jobs)
+    devices = visible_devices() if arguments.jobs > 1 else []
+    status = sweeping.sweep(root, runs, sweeping.Crew(arguments.jobs, devices))
     if not any(sweeping.found_runs(root[0].run.path)):
         return status  # a shared stage has said what is wrong
     from pipeline.sweep_report import write_sweep_report  # imports matplotlib
@@ -110,6 +116,13 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--seeds", type=_count, default=4, metavar="N", help="runs of each setting (default: 4)"
     )
+    group.add_argument(
+        "--jobs",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="runs at a time, which share the machine's devices (default: 1)",
+    )
     group = parser.add_argument_group("run, sweep and plan")
     group.add_argument(
         "--from", dest="first", choices=STAGES, default="sft", help="first stage (default: sft)"
@@ -126,9 +139,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _job(arguments: argparse.Namespace) -> tuple[Request, Launch]:
     """What is asked for, and how its stages are started."""
-    switches = [switch for switch in ("--force", "--fresh") if vars(arguments)[switch[2:]]]
-    launch = Launch(RUN_STAGE, [*switches, *words(arguments)], arguments.num_accelerators, arguments.hostfile)
+    words_of_stage = [*_switches(arguments), *words(arguments)]
+    launch = Launch(RUN_STAGE, words_of_stage, arguments.num_accelerators, arguments.hostfile)
     return _request(arguments), launch
+
+
+def _switches(arguments: argparse.Namespace) -> list[str]:
+    return [switch for switch in ("--force", "--fresh") if vars(arguments)[switch[2:]]]
 
 
 def _request(arguments: argparse.Namespace) -> Request:

@@ -21,7 +21,7 @@ from pipeline.batches import check_batches
 from pipeline.lifeline import SECONDS_TO_STOP
 from pipeline.manifest import read_manifest
 from pipeline.plan import Request, plan_stage, plan_stages
-from pipeline.signals import SECONDS_TO_REPEAT, WATCHED
+from pipeline.signals import SECONDS_TO_REPEAT, handled_by
 
 SLOTS = re.compile("slots=[1-9][0-9]{0,5}")
 
@@ -166,12 +166,8 @@ def _forward_signals(group: int, manifest: Path) -> Iterator[list[int]]:
             else:
                 os.kill(rank, signum)
 
-    before = {each: signal.signal(each, forward) for each in WATCHED}
-    try:
+    with handled_by(forward):
         yield received
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def _rank_zero(group: int, manifest: Path) -> int | None:
@@ -208,6 +204,13 @@ def count_accelerators() -> int:
     import torch
 
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+
+
+def visible_devices() -> list[str]:
+    """The accelerators that torch can use, as CUDA_VISIBLE_DEVICES names them."""
+    count = count_accelerators()
+    named = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device.strip()]
+    return named[:count] or [str(number) for number in range(count)]
 
 
 def guess_accelerators() -> int:

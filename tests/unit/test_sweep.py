@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,13 +17,13 @@ from rich.console import Console
 from configs.errors import UserError
 from configs.load import dump_experiment, load_experiment, stage_hash
 from launch.arguments import DEFAULT_CONFIG as DEMO
-from launch.cli import main
+from launch.cli import _parser, main
 from pipeline import sweep as sweeping
 from pipeline.orchestrate import Launch
 from pipeline.plan import Request
 from pipeline.rundir import RunDirectory
 from pipeline.show import print_status
-from pipeline.sweep import link_shared, runs_of, split_axes, sweep
+from pipeline.sweep import Crew, link_shared, runs_of, split_axes, sweep
 from pipeline.sweep_report import write_sweep_report
 from tests.unit.test_report import Run as MadeUp
 from tests.unit.test_report import interval, write_lines
@@ -68,34 +73,81 @@ def test_runs_stand_on_the_shared_stages(tmp_path: Path) -> None:
     assert (moved / "sweep" / "seed=0" / "rm" / "manifest.json").read_text() == "rm"
 
 
-class Asked:
-    """Stands for a request: which run directory."""
+STAND_IN = """
+import os, signal, sys, time
+from pathlib import Path
+path, fate = Path(sys.argv[1]), sys.argv[2]
+if fate == "waits":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    Path(path, "waits").touch()
+    time.sleep(60)
+elif fate == "meets":  # ends once its neighbour is there, too
+    Path(path, "met").touch()
+    while not Path(path.with_name("seed=1"), "met").exists():
+        time.sleep(0.01)
+print("devices", os.environ.get("CUDA_VISIBLE_DEVICES", "-"), flush=True)
+Path(path, "ended").touch()
+sys.exit(int(fate) if fate.isdigit() else 0)
+"""
 
-    def __init__(self, path: Path) -> None:
-        self.run = RunDirectory(path)
+
+def sweep_of(
+    root: Path, fates: list[str], monkeypatch: pytest.MonkeyPatch, crew: Crew, shared: int = 0
+) -> tuple[int, list[bool]]:
+    """Sweep with a stand-in for each run; its status, and which of the runs came to their end."""
+    monkeypatch.setattr(sweeping, "run_all", lambda _request, _launch, _stages: shared)
+    runs = runs_of(root, [], len(fates))
+    commands = [
+        [sys.executable, "-c", STAND_IN, str(run.path), fate] for run, fate in zip(runs, fates, strict=True)
+    ]
+    request = Request(load_experiment(TINY), RunDirectory(root), "")
+    status = sweep((request, Launch(Path(), [])), list(zip(runs, commands, strict=True)), crew)
+    return status, [(run.path / "ended").exists() for run in runs]
 
 
-@pytest.mark.parametrize(
-    ("fails", "status", "trained"), [(None, 0, 3), (1, 1, 3), (130, 130, 2), ("sft", 7, 0)]
-)
+@pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_that_fails_does_not_end_the_others(
-    fails: int | str | None, status: int, trained: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[Path, list[str]]] = []
+    assert sweep_of(tmp_path, ["0", "5", "0"], monkeypatch, Crew(jobs)) == (5, [True, True, True])
 
-    def run_all(request: Asked, launch: None, stages: list[str]) -> int:
-        asked.append((request.run.path, stages))
-        if stages == ["sft", "rm", "best"]:
-            return 7 if fails == "sft" else 0
-        return fails if isinstance(fails, int) and request.run.path.name == "seed=1" else 0
 
-    monkeypatch.setattr(sweeping, "run_all", run_all)
-    runs = runs_of(tmp_path, [], 3)
-    jobs = [(run, (Asked(run.path), None)) for run in runs]
-    assert sweep((Asked(tmp_path), None), jobs) == status  # type: ignore[arg-type]
-    assert asked[0] == (tmp_path, ["sft", "rm", "best"])
-    assert [path for path, stages in asked[1:]] == [run.path for run in runs][:trained]
-    assert all(stages == ["ppo"] for _, stages in asked[1:])
+def test_nothing_trains_without_the_shared_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sweep_of(tmp_path, ["0", "0"], monkeypatch, Crew(), shared=7) == (7, [False, False])
+
+
+def test_a_run_that_is_interrupted_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sweep_of(tmp_path, ["143", "0"], monkeypatch, Crew()) == (143, [True, False])
+
+
+def test_a_signal_reaches_every_run_and_no_other_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> None:
+        while len(list(tmp_path.glob("sweep/*/waits"))) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    begin = time.monotonic()
+    assert sweep_of(tmp_path, ["waits", "waits", "0"], monkeypatch, Crew(2)) == (143, [False, False, False])
+    assert time.monotonic() - begin < 50  # they were told, and did not sleep to their end
+
+
+def test_runs_at_a_time_share_the_devices_and_have_a_log_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four of five devices, two for each; the third run gets those of the one that ended first."""
+    crew = Crew(2, ["0", "1", "4", "5", "6"])
+    assert sweep_of(tmp_path, ["meets", "meets", "0"], monkeypatch, crew) == (0, [True, True, True])
+    logs = [(tmp_path / f"sweep/seed={seed}/run.log").read_text() for seed in range(3)]
+    assert logs[:2] == ["devices 0,1\n", "devices 4,5\n"] and logs[2] in logs[:2]
+
+
+def test_more_runs_than_devices_meet_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep_of(tmp_path, ["meets", "meets", "0"], monkeypatch, Crew(3, ["0", "1"]))
+    logs = [(tmp_path / f"sweep/seed={seed}/run.log").read_text() for seed in range(3)]
+    assert logs == ["devices 0\n", "devices 1\n", "devices 0\n"]
 
 
 @pytest.mark.parametrize("fails", [0, 7])
@@ -103,34 +155,50 @@ def test_the_command_starts_every_run_and_reports(
     fails: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`fails` is the exit status of the shared stages, after which there is nothing to report."""
-    started: list[tuple[Request, list[str]]] = []
+    shared: list[tuple[Request, Launch]] = []
+    started: list[tuple[sweeping.Run, list[str]]] = []
 
-    def run_all(request: Request, launch: Launch, stages: list[str]) -> int:
-        started.append((request, stages))
-        if stages == ["ppo"]:
-            MadeUp(request.run.path).stage("ppo").judge()
-        return 0 if stages == ["ppo"] else fails
+    def sweep(root: sweeping.Job, runs: list[tuple[sweeping.Run, list[str]]], crew: Crew) -> int:
+        shared.append(root)
+        assert crew.free == [0, 1, 2]
+        for run, command in [] if fails else runs:
+            started.append((run, command))
+            run.path.mkdir(parents=True)
+            MadeUp(run.path).stage("ppo").judge()
+        return fails
 
-    monkeypatch.setattr(sweeping, "run_all", run_all)
+    monkeypatch.setattr(sweeping, "sweep", sweep)
     words = ["--config", str(TINY), "--run-dir", str(tmp_path / "run"), "--seeds", "2", "sft.epochs=2"]
+    words += ["--jobs", "3", "--num-accelerators", "1", "--force"]
     monkeypatch.setattr("sys.argv", ["tristage", "sweep", *words, "ppo.kl_coef=0,0.05"])
     assert main() == fails
     said = capsys.readouterr()
     if fails:
-        assert len(started) == 1 and "no run of a sweep" not in said.err
+        assert len(shared) == 1 and "no run of a sweep" not in said.err
         return
-    (root, _), *runs = started
-    assert root.config.sft.epochs == 2
-    found = [(request.config.ppo.kl_coef, request.config.ppo.seed) for request, _ in runs]
-    assert found == [(0.0, 0), (0.0, 1), (0.05, 0), (0.05, 1)]
-    assert (
-        len({request.run.path for request, _ in runs})
-        == len({request.config.name for request, _ in runs})
-        == 4
-    )
-    assert {request.config.tracking.group for request, _ in runs} == {root.config.name}
-    assert all(stage_hash(request.config, "rm") == stage_hash(root.config, "rm") for request, _ in runs)
     assert "report: " in said.out and (tmp_path / "run/sweep/report/index.html").is_file()
+    root = shared[0][0].config
+    assert root.sft.epochs == 2
+    configs = []
+    for run, command in started:
+        assert command[:4] == [sys.executable, "-P", "-m", "launch.cli"]
+        asked = _parser().parse_intermixed_args(command[4:])
+        assert (asked.command, asked.first, asked.num_accelerators, asked.force) == ("run", "ppo", 1, True)
+        assert asked.run_dir == run.path
+        configs.append(load_experiment(asked.config, asked.overrides))
+    found = [(config.ppo.kl_coef, config.ppo.seed) for config in configs]
+    assert found == [(0.0, 0), (0.0, 1), (0.05, 0), (0.05, 1)]
+    assert len({run.path for run, _ in started}) == len({config.name for config in configs}) == 4
+    assert {config.tracking.group for config in configs} == {root.name}
+    assert all(stage_hash(config, "rm") == stage_hash(root, "rm") for config in configs)
+
+
+def test_runs_at_a_time_are_on_one_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tristage", "sweep", "--jobs", "2", "--hostfile", "machines"])
+    assert main() == 2
+    assert "--jobs" in capsys.readouterr().err
 
 
 def made_up(root: Path) -> None:
