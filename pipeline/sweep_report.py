@@ -14,14 +14,18 @@ from matplotlib.figure import Figure
 from configs.errors import UserError
 from data.files import write_json_lines, write_text
 from pipeline.display import show_number
-from pipeline.figure_style import COLOURS, LOOK, PALE, grid, new_figure
+from pipeline.figure_style import COLOURS, LOOK, PALE, new_figure
 from pipeline.figures import DOTS_PER_INCH
 from pipeline.page import Cell, Page, Paragraph, Picture, Section, Table, quote, render
 from pipeline.results import Row, read_lines, read_results
 from pipeline.sweep import found_runs
 
 FIGURE = "frontier.png"
-MEASURES = {"gold_ppo": "gold score", "rm_score_ppo": "reward model's score"}
+MEASURES = {
+    "gold_ppo": "gold score",
+    "rm_score_ppo": "reward model's score",
+    "distinct": "different answers per prompt",
+}
 PALETTE = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")  # Okabe and Ito, less green
 MARKERS = "oDsv^P"
 
@@ -76,14 +80,16 @@ def write_sweep_report(root: Path) -> Path:
 def read_outcome(run: Path) -> Outcome:
     results = read_results(run)
     settings, _, seed = run.name.rpartition("seed=")
-    answer = str(results.evaluation[0]["ppo"]) if results.evaluation else ""
-    return Outcome(settings.strip("-") or "as configured", int(seed), results.figures("ppo"), answer)
+    figures, answers = results.figures("ppo"), [str(row["ppo"]) for row in results.evaluation]
+    if figures and answers:
+        figures["distinct"] = len(set(answers)) / len(answers)
+    return Outcome(settings.strip("-") or "as configured", int(seed), figures, answers[0] if answers else "")
 
 
 def frontier(outcomes: Sequence[Outcome], best_of_n: Sequence[Row]) -> Figure:
-    """Both scores against the KL, a point for each run, a colour and shape for each setting."""
-    figure = new_figure(9.2, 3.9)
-    panels = grid(figure, 1, 2)
+    """Scores and variety against the KL, a point for each run, a colour and shape for each setting."""
+    figure = new_figure(12.0, 3.9)
+    panels = list(figure.subplots(1, len(MEASURES)))
     settings = list(dict.fromkeys(each.setting for each in outcomes))
     for axes, (measure, label) in zip(panels, MEASURES.items(), strict=True):
         for number, setting in enumerate(settings):
@@ -106,21 +112,23 @@ def frontier(outcomes: Sequence[Outcome], best_of_n: Sequence[Row]) -> Figure:
                 *zip(*places, strict=True), color=COLOURS["best"], marker="^", label="best of n", zorder=2
             )
             axes.axhline(places[0][1], color=PALE, linewidth=1, linestyle=":", label="SFT")
-        axes.set_xlabel("KL to the SFT policy, nats per response")
+        axes.set_xlabel("KL to SFT, nats per response")
         axes.set_ylabel(label)
-        axes.set_title(f"{label.capitalize()}, held-out prompts")
+        axes.set_title(f"{label.capitalize()}")
     panels[1].legend(loc="best")
     return figure
 
 
 def build_page(root: Path, outcomes: Sequence[Outcome], best_of_n: Sequence[Row]) -> Page:
-    columns = ["Setting", "Seeds", "Gold score", "Reward score", "KL", "Win rate", "Collapsed"]
+    columns = ["Setting", "Seeds", "Gold score", "Reward score", "KL", "Win rate", "Different", "Collapsed"]
     rows = [_setting(setting, list(group)) for setting, group in groupby(outcomes, lambda each: each.setting)]
     reading = Paragraph(
         "Means over seeds, lowest and highest seed under them. A run has collapsed if its policy scores "
-        "worse than the SFT policy that it started from. Where the reward score still rises along the KL "
-        "while the gold score falls, the reward model is over-optimised (Gao et al. 2022); best-of-n shows "
-        "what the reward model is worth without training."
+        "worse than the SFT policy that it started from. Different: answers that differ, for each held-out "
+        "prompt; 1 where every prompt has its own. Where the reward score still rises along the KL while the "
+        "gold score falls, the reward model is over-optimised (Gao et al. 2022); where answers become alike, "
+        "the policy has given up the prompt for what scores best. Best-of-n shows what the reward model is "
+        "worth without training."
     )
     samples = Table(
         ["Setting", "Seed", "First held-out answer"],
@@ -141,7 +149,7 @@ def _setting(setting: str, outcomes: Sequence[Outcome]) -> list[Cell]:
     done = [each for each in outcomes if each.figures]
     seeds = str(len(done)) if len(done) == len(outcomes) else f"{len(done)} of {len(outcomes)} finished"
     cells = [Cell(setting), Cell(seeds)]
-    for name in ("gold_ppo", "rm_score_ppo", "kl", "win_rate"):
+    for name in ("gold_ppo", "rm_score_ppo", "kl", "win_rate", "distinct"):
         values = [each.figures[name] for each in done if name in each.figures]
         if values:
             cells.append(

@@ -202,13 +202,14 @@ def test_runs_at_a_time_are_on_one_machine(
 
 
 def made_up(root: Path) -> None:
-    """Two settings of two seeds: one run collapsed, one did not finish."""
+    """Two settings of two seeds: one run collapsed, to one answer, and one did not finish."""
     for setting, seed, gold in (("0", 0, 0.5), ("0", 1, -0.4), ("0.05", 0, 0.6), ("0.05", 1, None)):
         path = root / "sweep" / f"kl_coef={setting}-seed={seed}"
         path.mkdir(parents=True)
         run = MadeUp(path)
         if gold is not None:
             run.metrics["ppo"] |= interval("gold_ppo", gold, 0.05)
+            run.evaluation = [row | ({"ppo": "Good."} if gold < 0 else {}) for row in run.evaluation]
         run.whole()
         if gold is None:
             run.stage("ppo", status="failed", metrics={})
@@ -233,15 +234,17 @@ def test_report_tells_settings_apart_and_counts_collapses(tmp_path: Path) -> Non
         json.loads(line) for line in (tmp_path / "sweep" / "report" / "runs.jsonl").read_text().splitlines()
     ]
     assert [row.get("gold_ppo") for row in rows] == [0.5, -0.4, 0.6, None]
+    prompts = len(MadeUp(tmp_path).evaluation)
+    assert [row.get("distinct") for row in rows] == [1, 1 / prompts, 1, None]
 
 
 def test_report_of_runs_that_nothing_was_held_out_for(tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     run = MadeUp(tmp_path / "sweep" / "seed=0")
-    run.metrics["ppo"] = {"steps": 16.0}
+    run.metrics["ppo"], run.evaluation = {"steps": 16.0}, []
     run.whole()
     row = write_sweep_report(tmp_path).with_name("report.md").read_text()
-    assert re.search(r"\| as configured \| 1 \|( – \|){5}", row)
+    assert re.search(r"\| as configured \| 1 \|( – \|){6}", row)
 
 
 def test_report_without_a_sweep_says_how_to_start_one(tmp_path: Path) -> None:
