@@ -6,7 +6,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tests.integration.runs import copy_upstream, files, metrics, rows
 
 CASES: list[tuple[Stage, int]] = [(stage, ranks) for ranks in (2, 1) for stage in STAGES]
 TARGETS: tuple[Target, ...] = ("launcher", "rank", "all")
+MOST_KILLS = 3  # in one life
 BY_THE_CLOCK = 0.4  # share of the kills; of the others, every second strikes in a checkpoint
 SECONDS_TO_UNLOCK = 10.0
 # Dropout, so that the random numbers of training have to be right as well; W&B, which has its own process.
@@ -47,18 +48,18 @@ class Undisturbed:
 
 
 class Campaign:
-    """Lives of stages in `folder`; `seed` decides who is killed when."""
+    """Lives of `cases`, stages and numbers of ranks, in `folder`; `seed` decides who is killed when."""
 
-    def __init__(self, folder: Path, seed: int, most_kills: int = 3) -> None:
-        self.folder, self.chance, self.most_kills = folder, random.Random(seed), most_kills
+    def __init__(self, folder: Path, seed: int, cases: Sequence[tuple[Stage, int]] = CASES) -> None:
+        self.folder, self.chance, self.cases = folder, random.Random(seed), cases
         self._undisturbed: dict[tuple[Stage, int], Undisturbed] = {}
         self._attempts = 0
 
     def lives(self, kills: int) -> Iterator[Life]:
-        """Lives of all stages in turn, at 2 ranks and at 1, until `kills` kills have struck."""
+        """A life of each case in turn, until `kills` kills have struck."""
         struck, number = 0, 0
         while struck < kills:
-            stage, ranks = CASES[number % len(CASES)]
+            stage, ranks = self.cases[number % len(self.cases)]
             number += 1
             life = self._live(stage, ranks, self.folder / f"life-{number}", kills - struck)
             struck += len(life.kills)
@@ -81,7 +82,7 @@ class Campaign:
         reference, life = self.undisturbed(stage, ranks), Life(stage, ranks)
         copy_upstream(reference.run, stage, run)
         watch, behind, hold = Watch(run, stage), 0, True
-        for _ in range(min(kills, self.chance.randint(1, self.most_kills))):
+        for _ in range(min(kills, self.chance.randint(1, MOST_KILLS))):
             kill = self._draw(reference, behind)
             attempt = self._launch(stage, run, ranks, kill.moment)
             hold = attempt.strike(kill, self.chance)

@@ -22,7 +22,7 @@ from configs.schema import STAGES
 from tests.integration.runs import ROOT, assert_same_result, files, launcher, metrics, rows, start
 
 RECIPES = Path(__file__).with_name("recipes.py")
-COMBINATIONS = [(0, 2), (2, 2), (3, 2)]
+COMBINATIONS = [(2, 2), (3, 2)]  # ZeRO 0 on two ranks begins the run that goes on elsewhere
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
 # What reaches into the optimizer, or puts parameters back when training is over.
 OPTIONS = ("ppo.critic_warmup=1", "sft.use_best=true", "sft.save_steps=2", "sft.eval_steps=2")

@@ -32,6 +32,7 @@ from tests.integration.runs import (
     files,
     launcher,
     rows,
+    run_stage,
     start,
     untimed,
     words,
@@ -166,15 +167,15 @@ def run(ranks: int, stage: Stage, run_dir: Path) -> str:
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose SFT policy and reward model PPO stands on."""
     run_dir = tmp_path_factory.mktemp("upstream")
-    run(1, "sft", run_dir)
-    run(1, "rm", run_dir)
+    run_stage("sft", run_dir, *OVERRIDES)
+    run_stage("rm", run_dir, *OVERRIDES)
     return run_dir
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("ranks", "stage", "when"),
-    [(2, "sft", "SIGTERM@3@rank"), (2, "ppo", "SIGINT@2")],
+    [(2, "sft", "SIGTERM@3@rank"), (1, "ppo", "SIGINT@2")],
 )
 def test_interrupted_under_deepspeed_and_resumed_is_as_if_never_interrupted(
     upstream: Path, tmp_path: Path, ranks: int, stage: Stage, when: str
