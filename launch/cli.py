@@ -12,6 +12,7 @@ from configs.errors import UserError
 from configs.schema import STAGES, Stage
 from launch.arguments import ROOT, add_experiment_arguments, experiment, repeat, run_directory, words
 from pipeline import quiet
+from pipeline.batches import check_batches
 from pipeline.orchestrate import Launch, guess_accelerators, run_all, visible_devices
 from pipeline.plan import Request, plan_stages, through
 from pipeline.preflight import check_files
@@ -51,18 +52,23 @@ def sweep(arguments: argparse.Namespace) -> int:
     arguments.overrides, axes = sweeping.split_axes(arguments.overrides)
     root = _job(arguments)
     config = root[0].config
-    options = {"--num-accelerators": arguments.num_accelerators, "--hostfile": arguments.hostfile}
-    ranks = [f"{name}={value}" for name, value in options.items() if value is not None]
-    runs = []
-    for run in sweeping.runs_of(root[0].run.path, axes, arguments.seeds):
+    runs = sweeping.runs_of(root[0].run.path, axes, arguments.seeds)
+    jobs, given = min(arguments.jobs, len(runs)), arguments.num_accelerators
+    crew = sweeping.Crew(jobs, visible_devices() if jobs > 1 else [], given or 1)
+    if crew.share and given and given > crew.share:
+        raise UserError(f"--num-accelerators: {given}, but each of {jobs} runs at a time has {crew.share}.")
+    ranks = given or crew.share or 1 if jobs > 1 else root[1].world()
+    options = {"--num-accelerators": given, "--hostfile": arguments.hostfile}
+    launching = [f"{name}={value}" for name, value in options.items() if value is not None]
+    commands = []
+    for run in runs:  # what is wrong with one is found before anything starts
         own = [*arguments.overrides, *run.overrides, f"name={config.name}-{run.name}"]
         own += [] if config.tracking.group else [f"tracking.group={config.name}"]
         asked = argparse.Namespace(**vars(arguments) | {"overrides": own, "run_dir": run.path})
-        experiment(asked)  # a wrong value is found before anything starts
-        runs.append((run, [*TRISTAGE, "run", "--from", "ppo", *_switches(asked), *ranks, *words(asked)]))
+        check_batches(experiment(asked)[0], "ppo", ranks)
+        commands.append([*TRISTAGE, "run", "--from", "ppo", *_switches(asked), *launching, *words(asked)])
     check_files(config, plan_stages(root[0], [*STAGES, "best"]))
-    devices = visible_devices() if arguments.jobs > 1 else []
-    status = sweeping.sweep(root, runs, sweeping.Crew(arguments.jobs, devices))
+    status = sweeping.sweep(root, list(zip(runs, commands, strict=True)), crew)
     if not any(sweeping.found_runs(root[0].run.path)):
         return status  # a shared stage has said what is wrong
     from pipeline.sweep_report import write_sweep_report  # imports matplotlib
@@ -121,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_count,
         default=1,
         metavar="N",
-        help="runs at a time, which share the machine's devices (default: 1)",
+        help="runs at a time, each on its share of the machine (default: 1)",
     )
     group = parser.add_argument_group("run, sweep and plan")
     group.add_argument(
@@ -129,7 +135,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--until", choices=STAGES, default="ppo", help="last stage (default: ppo)")
     group.add_argument(
-        "--num-accelerators", type=_count, metavar="N", help="per machine (default: all; 1 on CPU)"
+        "--num-accelerators",
+        type=_count,
+        metavar="N",
+        help="per machine, or run of a sweep (default: all; 1 on CPU)",
     )
     group.add_argument("--hostfile", type=Path, metavar="FILE", help="machines of a multi-node run")
     group.add_argument("--force", action="store_true", help="run finished stages again")

@@ -12,10 +12,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Self
 
 from configs.errors import UserError
 from configs.schema import Stage
@@ -25,6 +26,7 @@ from pipeline.signals import WATCHED, handled_by
 
 SHARED: tuple[Stage, ...] = ("sft", "rm")
 Job = tuple[Request, Launch]
+NEEDS_MENDING = 2
 SECONDS_BETWEEN_LOOKS = 0.2
 LOG = "run.log"  # in the directory of a run that trains beside others
 
@@ -83,95 +85,152 @@ def runs_of(root: Path, axes: Sequence[Sequence[str]], seeds: int) -> list[Run]:
 def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], crew: Crew) -> int:
     """Train the shared stages in `root`, best-of-n beside them, and PPO in each run; skip what is finished.
 
+    A run that fails does not end the others; after one that needs mending (status 2) no other starts.
+
     Args:
         root: the run directory of the shared stages, and how they are started.
         runs: each with the command that trains it.
         crew: trains them.
 
     Returns:
-        0, or the exit status of a shared stage, or of the last run that failed; after that the others go on.
-        128 and a signal's number where that, sent to the sweep or to a run, ended it: every run is stopped.
+        0, or the exit status of a shared stage, or of the last run that failed. 128 and a signal's number
+        where that, sent to the sweep or to one of its runs, stopped them all.
+
+    Raises:
+        UserError: a run's directory cannot be written.
     """
     status = run_all(*root, [*SHARED, "best"])
     if status:
         return status
     waiting, noted, interrupted = deque(enumerate(runs, 1)), deque[int](), False
-    with handled_by(lambda signum, _frame: noted.append(signum)):
+    with handled_by(lambda signum, _frame: noted.append(signum)), crew:
         while waiting or crew.busy:
             while waiting and crew.free:
                 number, (run, command) = waiting.popleft()
-                print(
-                    f"sweep: run {number} of {len(runs)}: {run.setting}, seed {run.seed}; in {run.path}",
-                    flush=True,
-                )
+                print(f"sweep: run {number} of {len(runs)}: {run.setting}, seed {run.seed}", flush=True)
                 link_shared(root[0].run.path, run.path)
                 crew.start(run, command)
             time.sleep(SECONDS_BETWEEN_LOOKS)
-            for run, failed in crew.ended():
-                if failed and not interrupted:
-                    print(f"sweep: {run.path} ended with status {failed}", file=sys.stderr, flush=True)
-                    status = failed
-                    noted += [signum for signum in WATCHED if failed == 128 + signum]
-            while noted:
+            for run, code in crew.ended():
+                by_signal = [signum for signum in WATCHED if code == 128 + signum]
+                if not (interrupted and by_signal):
+                    print(crew.last_words(run, code), file=sys.stderr if code else None, flush=True)
+                if not interrupted:
+                    status = code or status
+                    noted += by_signal
+                if code == NEEDS_MENDING:
+                    waiting.clear()
+            if noted and not interrupted:
                 status, interrupted = 128 + noted[0], True
+                print(
+                    "sweep: interrupted; every run ends after the step in hand", file=sys.stderr, flush=True
+                )
+            while noted:
+                noted.popleft()
                 waiting.clear()
-                crew.tell(noted.popleft())
+                crew.interrupt()
     return status
 
 
 class Crew:
-    """Commands that run at a time, each on its share of the devices.
+    """Commands that run at a time, each on its share of the machine; none outlives the `with`.
 
-    Args:
+    Attributes:
         jobs: how many at a time. Of more than one, each writes what it says to LOG.
-        devices: names for CUDA_VISIBLE_DEVICES, dealt to the jobs; none on a machine with CPUs alone.
+        share: how many devices each has; 0 on a machine with CPUs alone.
+        free: places where no command runs.
+        busy: those where one does.
     """
 
-    def __init__(self, jobs: int = 1, devices: Sequence[str] = ()) -> None:
-        self.jobs, self.devices = jobs, devices
+    def __init__(self, jobs: int = 1, devices: Sequence[str] = (), ranks: int = 1) -> None:
+        """`devices`: names for CUDA_VISIBLE_DEVICES. `ranks`: of each command, which share its CPU cores."""
+        self.jobs, self.share = jobs, max(1, len(devices) // jobs) if devices else 0
         self.free = list(range(jobs))
         self.busy: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}
+        self._devices, self._threads = devices, max(1, (os.cpu_count() or 1) // (jobs * ranks))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.interrupt()
+        for _run, process in self.busy.values():
+            process.wait()
 
     def start(self, run: Run, command: Sequence[str]) -> None:
-        """Start the command of a run in the first place that is free."""
-        place = self.free.pop(0)
-        environment = os.environ | self._share(place)
-        with ExitStack() as stack:
-            log = stack.enter_context((run.path / LOG).open("ab")) if self.jobs > 1 else None
-            process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment, start_new_session=True
-            )
-        self.busy[place] = run, process
+        """Start the command of a run in the first place that is free.
 
-    def ended(self) -> Iterator[tuple[Run, int]]:
+        Raises:
+            UserError: its LOG cannot be written.
+        """
+        place = self.free.pop(0)
+        try:
+            with (run.path / LOG).open("ab") if self.jobs > 1 else nullcontext() as log:
+                self.busy[place] = (
+                    run,
+                    subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        env=self._environment(place),
+                        start_new_session=True,
+                    ),
+                )
+        except OSError as error:
+            raise not_writable(run.path, error) from error
+
+    def ended(self) -> list[tuple[Run, int]]:
         """Runs that have ended since the last look, with their exit status."""
+        found = []
         for place, (run, process) in list(self.busy.items()):
             code = process.poll()
             if code is not None:
                 del self.busy[place]
                 self.free.append(place)
-                yield run, 128 - code if code < 0 else code
+                found.append((run, 128 - code if code < 0 else code))
+        return found
 
-    def tell(self, signum: int) -> None:
-        """Send a signal to every command that still runs."""
-        for _, process in self.busy.values():
-            process.send_signal(signum)
+    def last_words(self, run: Run, code: int) -> str:
+        """What is to be said of a run that has ended."""
+        where = f"; its output is in {run.path / LOG}" if self.jobs > 1 else ""
+        return f"sweep: {run.path.name} ended with status {code}{where}"
 
-    def _share(self, place: int) -> dict[str, str]:
-        if not self.devices:
-            return {}
-        each = max(1, len(self.devices) // self.jobs)
-        begin = place * each % len(self.devices)
-        return {"CUDA_VISIBLE_DEVICES": ",".join(self.devices[begin : begin + each])}
+    def interrupt(self) -> None:
+        """Have every command that still runs end after the step in hand; a second time, at once."""
+        for _run, process in self.busy.values():
+            process.terminate()  # not SIGINT, at which Python shows where it was when it is only starting
+
+    def _environment(self, place: int) -> dict[str, str]:
+        environment = dict(os.environ)
+        if self.jobs > 1 and self.share:
+            begin = place * self.share % len(self._devices)
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices[begin : begin + self.share])
+        elif self.jobs > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(self._threads))
+        return environment
+
+
+def not_writable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path}: cannot be written: {error.strerror}. Make room there, or give another --run-dir."
+    )
 
 
 def link_shared(root: Path, path: Path) -> None:
-    """Let a run's `sft` and `rm` be those of the root, however the root is moved."""
-    path.mkdir(parents=True, exist_ok=True)
-    for stage in SHARED:
-        link = path / stage
-        if not link.is_symlink() and not link.exists():
-            link.symlink_to(os.path.relpath(root / stage, path))
+    """Let a run's `sft` and `rm` be those of the root, however the root is moved.
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for stage in SHARED:
+            link = path / stage
+            if not link.is_symlink() and not link.exists():
+                link.symlink_to(os.path.relpath(root / stage, path))
+    except OSError as error:
+        raise not_writable(path, error) from error
 
 
 def found_runs(root: Path) -> Iterator[Path]:

@@ -114,7 +114,7 @@ def frontier(outcomes: Sequence[Outcome], best_of_n: Sequence[Row]) -> Figure:
             axes.axhline(places[0][1], color=PALE, linewidth=1, linestyle=":", label="SFT")
         axes.set_xlabel("KL to SFT, nats per response")
         axes.set_ylabel(label)
-        axes.set_title(f"{label.capitalize()}")
+        axes.set_title(label.capitalize())
     panels[1].legend(loc="best")
     return figure
 
@@ -137,7 +137,10 @@ def build_page(root: Path, outcomes: Sequence[Outcome], best_of_n: Sequence[Row]
     )
     sections = [
         Section("Settings", [Table(columns, rows), reading]),
-        Section("Scores against KL", [Picture(FIGURE, "Gold score and reward score against KL, by setting")]),
+        Section(
+            "Scores and variety against KL",
+            [Picture(FIGURE, "Gold score, reward score and variety against KL")],
+        ),
         Section("One answer of each run", [samples]),
     ]
     return Page(

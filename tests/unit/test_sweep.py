@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from configs.errors import UserError
 from configs.load import dump_experiment, load_experiment, stage_hash
+from launch import cli
 from launch.arguments import DEFAULT_CONFIG as DEMO
 from launch.cli import _parser, main
 from pipeline import sweep as sweeping
@@ -85,7 +87,7 @@ elif fate == "meets":  # ends once its neighbour is there, too
     Path(path, "met").touch()
     while not Path(path.with_name("seed=1"), "met").exists():
         time.sleep(0.01)
-print("devices", os.environ.get("CUDA_VISIBLE_DEVICES", "-"), flush=True)
+print(os.environ.get("CUDA_VISIBLE_DEVICES", "-"), os.environ.get("OMP_NUM_THREADS", "-"), flush=True)
 Path(path, "ended").touch()
 sys.exit(int(fate) if fate.isdigit() else 0)
 """
@@ -134,20 +136,52 @@ def test_a_signal_reaches_every_run_and_no_other_starts(
     assert time.monotonic() - begin < 50  # they were told, and did not sleep to their end
 
 
-def test_runs_at_a_time_share_the_devices_and_have_a_log_each(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("jobs", "trained"), [(1, [True, False, False]), (2, [True, True, False])])
+def test_what_needs_mending_is_not_met_again_by_the_next(
+    jobs: int, trained: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert sweep_of(tmp_path, ["2", "meets" if jobs > 1 else "0", "0"], monkeypatch, Crew(jobs)) == (
+        2,
+        trained,
+    )
+
+
+def test_no_run_outlives_a_sweep_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = Crew(2)
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "seed=1").write_text("in the way")
+    with pytest.raises(UserError, match=r"seed=1: cannot be written: File exists"):
+        sweep_of(tmp_path, ["waits", "0"], monkeypatch, crew)
+    assert [process.poll() for _, process in crew.busy.values()] != [None]
+
+
+@pytest.fixture
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Crew, list[str]], list[list[str]]]:
+    """logs(crew, fates): the devices and the number of threads that each run of a sweep was given."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+
+    def told(crew: Crew, fates: list[str]) -> list[list[str]]:
+        assert sweep_of(tmp_path, fates, monkeypatch, crew) == (0, [True] * len(fates))
+        files = [tmp_path / f"sweep/seed={seed}/run.log" for seed in range(len(fates))]
+        return [file.read_text().split() for file in files]
+
+    return told
+
+
+def test_runs_at_a_time_share_the_devices(logs: Callable[[Crew, list[str]], list[list[str]]]) -> None:
     """Four of five devices, two for each; the third run gets those of the one that ended first."""
-    crew = Crew(2, ["0", "1", "4", "5", "6"])
-    assert sweep_of(tmp_path, ["meets", "meets", "0"], monkeypatch, crew) == (0, [True, True, True])
-    logs = [(tmp_path / f"sweep/seed={seed}/run.log").read_text() for seed in range(3)]
-    assert logs[:2] == ["devices 0,1\n", "devices 4,5\n"] and logs[2] in logs[:2]
+    first, second, third = logs(Crew(2, ["0", "1", "4", "5", "6"]), ["meets", "meets", "0"])
+    assert [first, second] == [["0,1", "-"], ["4,5", "-"]] and third in (first, second)
 
 
-def test_more_runs_than_devices_meet_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep_of(tmp_path, ["meets", "meets", "0"], monkeypatch, Crew(3, ["0", "1"]))
-    logs = [(tmp_path / f"sweep/seed={seed}/run.log").read_text() for seed in range(3)]
-    assert logs == ["devices 0\n", "devices 1\n", "devices 0\n"]
+def test_more_runs_than_devices_meet_on_them(logs: Callable[[Crew, list[str]], list[list[str]]]) -> None:
+    assert logs(Crew(3, ["0", "1"]), ["meets", "meets", "0"]) == [["0", "-"], ["1", "-"], ["0", "-"]]
+
+
+def test_runs_at_a_time_share_the_cores(logs: Callable[[Crew, list[str]], list[list[str]]]) -> None:
+    assert logs(Crew(2, ranks=2), ["0", "0"]) == [["-", "4"]] * 2
 
 
 @pytest.mark.parametrize("fails", [0, 7])
@@ -160,7 +194,7 @@ def test_the_command_starts_every_run_and_reports(
 
     def sweep(root: sweeping.Job, runs: list[tuple[sweeping.Run, list[str]]], crew: Crew) -> int:
         shared.append(root)
-        assert crew.free == [0, 1, 2]
+        assert crew.free == [0, 1, 2, 3], "more places than runs would only make shares small"
         for run, command in [] if fails else runs:
             started.append((run, command))
             run.path.mkdir(parents=True)
@@ -169,7 +203,7 @@ def test_the_command_starts_every_run_and_reports(
 
     monkeypatch.setattr(sweeping, "sweep", sweep)
     words = ["--config", str(TINY), "--run-dir", str(tmp_path / "run"), "--seeds", "2", "sft.epochs=2"]
-    words += ["--jobs", "3", "--num-accelerators", "1", "--force"]
+    words += ["--jobs", "9", "--num-accelerators", "1", "--force"]
     monkeypatch.setattr("sys.argv", ["tristage", "sweep", *words, "ppo.kl_coef=0,0.05"])
     assert main() == fails
     said = capsys.readouterr()
@@ -193,12 +227,27 @@ def test_the_command_starts_every_run_and_reports(
     assert all(stage_hash(config, "rm") == stage_hash(root, "rm") for config in configs)
 
 
-def test_runs_at_a_time_are_on_one_machine(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--hostfile", "machines"], "--jobs: runs at a time share one machine"),
+        (["--num-accelerators", "3"], "--num-accelerators: 3, but each of 2 runs at a time has 2"),
+        (["ppo.batch_size=3", "ppo.minibatches=1"], "ppo.batch_size: 3 cannot be shared equally by 2 ranks"),
+    ],
+)
+def test_what_runs_at_a_time_cannot_have_is_told_before_anything_starts(
+    words: list[str],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["tristage", "sweep", "--jobs", "2", "--hostfile", "machines"])
+    monkeypatch.setattr(cli, "visible_devices", lambda: ["0", "1", "2", "3"])
+    monkeypatch.setattr(sweeping, "run_all", pytest.fail)
+    run_dir = ["--config", str(TINY), "--run-dir", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["tristage", "sweep", "--jobs", "2", *run_dir, *words])
     assert main() == 2
-    assert "--jobs" in capsys.readouterr().err
+    assert reason in capsys.readouterr().err
 
 
 def made_up(root: Path) -> None:
