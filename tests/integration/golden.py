@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import STAGES, Stage
-from tests.integration.runs import ROOT, launcher, rows, start
+from tests.integration.runs import ROOT, rows, start_warm
 
 FILE = Path(__file__).with_name("golden.json")
 RECIPES = Path(__file__).with_name("recipes.py")
@@ -34,7 +34,7 @@ Trajectories = dict[str, list[dict[str, Any]]]
 def run(upstream: Path, folder: Path, *overrides: str) -> Trajectories:
     """Run the stages on one rank, each on the adapters in `upstream`; what they logged."""
     zero = ROOT / "configs" / "deepspeed" / "zero0.json"
-    done = start([*launcher(1), RECIPES, upstream, folder, zero, "go", *overrides])
+    done = start_warm([RECIPES, upstream, folder, zero, "go", *overrides], ranks=1)
     assert done.returncode == 0, done.stdout
     return {stage: trajectory(folder / stage, FIGURES[stage]) for stage in STAGES}
 

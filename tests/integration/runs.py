@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import STAGES, Stage
+from tests.integration import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "configs" / "tiny.yaml"
@@ -44,6 +45,13 @@ def start(
     )
 
 
+def start_warm(
+    command: Sequence[str | Path], ranks: int = 0, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """As `start`, of a Python script: by itself, or as so many ranks. It need not import the libraries."""
+    return warm.run(list(map(str, command)), ranks, environment(), timeout)
+
+
 def launcher(ranks: int) -> list[str]:
     """`deepspeed` for so many ranks, on a port that is free."""
     with socket.socket() as probe:
@@ -60,8 +68,8 @@ def words(stage: str, run_dir: Path, *overrides: str) -> list[str]:
 def run_stage(
     stage: str, run_dir: Path, *overrides: str, status: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    """`python launch/run_stage.py`, which must end with `status`."""
-    done = start([sys.executable, RUN_STAGE, *words(stage, run_dir, *overrides)])
+    """`launch/run_stage.py` by itself, which must end with `status`."""
+    done = start_warm([RUN_STAGE, *words(stage, run_dir, *overrides)])
     assert done.returncode == status, done.stdout
     return done
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from configs.schema import STAGES
-from tests.integration.runs import ROOT, assert_same_result, files, launcher, metrics, rows, start
+from tests.integration.runs import ROOT, assert_same_result, files, metrics, rows, start_warm
 
 RECIPES = Path(__file__).with_name("recipes.py")
 COMBINATIONS = [(2, 2), (3, 2)]  # ZeRO 0 on two ranks begins the run that goes on elsewhere
@@ -48,7 +48,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
 def reference(tmp_path_factory: pytest.TempPathFactory, settings: Callable[[int], Path]) -> Path:
     """ZeRO 0 on one rank; each stage on the adapters of the one before."""
     folder = tmp_path_factory.mktemp("reference")
-    done = start([*launcher(1), RECIPES, folder, folder, settings(0), "go", *OPTIONS])
+    done = start_warm([RECIPES, folder, folder, settings(0), "go", *OPTIONS], ranks=1)
     assert done.returncode == 0, done.stdout
     return folder
 
@@ -63,7 +63,7 @@ def run_of(
     def run(zero: int, ranks: int) -> Path:
         if (zero, ranks) not in runs:
             folder = tmp_path_factory.mktemp(f"zero{zero}-ranks{ranks}")
-            done = start([*launcher(ranks), RECIPES, reference, folder, settings(zero), "go", *OPTIONS])
+            done = start_warm([RECIPES, reference, folder, settings(zero), "go", *OPTIONS], ranks)
             assert done.returncode == 0, done.stdout
             runs[zero, ranks] = folder
         return runs[zero, ranks]
@@ -126,14 +126,14 @@ def test_stopped_and_resumed_is_as_if_never_stopped(
 ) -> None:
     """On two ranks: what was sharded among them is saved whole and given back to each."""
     command = [RECIPES, reference, tmp_path, settings(zero)]
-    stopped = start([*launcher(2), *command, "stop", *OPTIONS])
+    stopped = start_warm([*command, "stop", *OPTIONS], ranks=2)
     assert stopped.returncode == -signal.SIGKILL, stopped.stdout
     for stage, steps in (("sft", [2]), ("rm", [2]), ("ppo", [1])):
         checkpoints = sorted(path.name for path in (tmp_path / stage / "checkpoints").glob("step-*"))
         assert checkpoints == [f"step-{step:06d}" for step in steps]
         assert not (tmp_path / stage / "adapter").exists()
 
-    resumed = start([*launcher(2), *command, "resume", *OPTIONS])
+    resumed = start_warm([*command, "resume", *OPTIONS], ranks=2)
     assert resumed.returncode == 0, resumed.stdout
     for stage in STAGES:
         assert_same_result(tmp_path / stage, run_of(zero, 2) / stage)
@@ -151,7 +151,7 @@ def test_a_run_goes_on_with_other_ranks_and_another_zero_stage(
     attempts = [(0, 2, "stop"), (2, 1, "stop-again"), (3, 2, "resume")]
     for zero, ranks, mode in attempts:
         saved = [f"{stage}.save_steps=1" for stage in STAGES]
-        done = start([*launcher(ranks), RECIPES, reference, tmp_path, settings(zero), mode, *OPTIONS, *saved])
+        done = start_warm([RECIPES, reference, tmp_path, settings(zero), mode, *OPTIONS, *saved], ranks)
         assert done.returncode == (0 if mode == "resume" else -signal.SIGKILL), done.stdout
     begun = {stage: (tmp_path / stage / "begun").read_text().split() for stage in STAGES}
     assert begun == {"sft": ["0", "2", "4"], "rm": ["0", "2", "3"], "ppo": ["0", "1", "2"]}

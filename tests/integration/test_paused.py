@@ -34,6 +34,7 @@ from tests.integration.runs import (
     rows,
     run_stage,
     start,
+    start_warm,
     untimed,
     words,
 )
@@ -181,7 +182,8 @@ def test_interrupted_under_deepspeed_and_resumed_is_as_if_never_interrupted(
     upstream: Path, tmp_path: Path, ranks: int, stage: Stage, when: str
 ) -> None:
     whole, ours = (copy_upstream(upstream, stage, tmp_path / name) for name in ("whole", "ours"))
-    run(ranks, stage, whole)
+    undisturbed = start_warm([RUN_STAGE, *words(stage, whole, *OVERRIDES)], ranks)
+    assert undisturbed.returncode == 0, undisturbed.stdout
 
     interrupted = start([*launcher(ranks), KILLED_STAGE, when, *words(stage, ours, *OVERRIDES)])
     name, step, *rank = when.split("@")

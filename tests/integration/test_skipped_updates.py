@@ -17,7 +17,7 @@ from tests.integration.engine_checks import (
     check_nothing_of_a_bad_update_remains,
     check_resumed_after_a_bad_update,
 )
-from tests.integration.runs import TINY, launcher, start
+from tests.integration.runs import TINY, start_warm
 from tests.integration.test_ppo_start import Recorder
 
 
@@ -52,7 +52,7 @@ def test_resumed_after_a_bad_update_is_as_if_never_stopped(zero: int, ranks: Ran
 
 @pytest.mark.distributed
 def test_all_ranks_leave_out_an_update_that_one_of_them_spoils() -> None:
-    done = start([*launcher(2), Path(__file__).with_name("engine_checks.py")])
+    done = start_warm([Path(__file__).with_name("engine_checks.py")], ranks=2)
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("all checks passed") == 2, done.stdout
 

@@ -22,7 +22,6 @@ from configs.schema import STAGES, Stage
 from tests.chaos.damage import cases
 from tests.integration.runs import (
     KILLED_STAGE,
-    ROOT,
     RUN_STAGE,
     TINY,
     assert_same_result,
@@ -32,6 +31,7 @@ from tests.integration.runs import (
     rows,
     run_stage,
     start,
+    start_warm,
     words,
 )
 
@@ -52,7 +52,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose stages were launched one by one."""
     run_dir = tmp_path_factory.mktemp("apart")
     for stage in STAGES:
-        done = start([*launcher(1), ROOT / "launch" / "run_stage.py", *words(stage, run_dir, *OVERRIDES)])
+        done = start([*launcher(1), RUN_STAGE, *words(stage, run_dir, *OVERRIDES)])
         assert done.returncode == 0, done.stdout
     return run_dir
 
@@ -134,7 +134,7 @@ def test_killed_and_resumed_is_as_if_never_killed(
 ) -> None:
     run_dir = copy_upstream(apart, stage, tmp_path)
     command = words(stage, run_dir, *OVERRIDES)
-    killed = start([sys.executable, KILLED_STAGE, str(step), *command])
+    killed = start_warm([KILLED_STAGE, str(step), *command])
     assert killed.returncode == -signal.SIGKILL, killed.stdout
     checkpoints = sorted(path.name for path in (run_dir / stage / "checkpoints").glob("step-*"))
     assert checkpoints == [f"step-{step - 1:06d}"]
@@ -154,7 +154,7 @@ def test_killed_after_the_last_checkpoint_repeats_nothing(
     apart: Path, tmp_path: Path, stage: Stage, steps: int
 ) -> None:
     run_dir = copy_upstream(apart, stage, tmp_path)
-    killed = start([sys.executable, KILLED_STAGE, "end", *words(stage, run_dir, *OVERRIDES)])
+    killed = start_warm([KILLED_STAGE, "end", *words(stage, run_dir, *OVERRIDES)])
     assert killed.returncode == -signal.SIGKILL, killed.stdout
     assert (run_dir / stage / "checkpoints" / f"step-{steps:06d}").exists()
     assert not (run_dir / stage / "adapter").exists()
@@ -181,7 +181,7 @@ def test_the_rank_that_failed_is_named_and_the_stage_resumes(tmp_path: Path, how
     assert "error: rank 1" in failed.stdout
     if how != "raise":
         return  # it resumes as that one does
-    resumed = start([*launcher(2), ROOT / "launch" / "run_stage.py", *command])
+    resumed = start_warm([RUN_STAGE, *command], ranks=2)
     assert resumed.returncode == 0 and "from step-000001" in resumed.stdout
 
 

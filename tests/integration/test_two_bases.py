@@ -26,7 +26,17 @@ from stages.engine import Engine
 from stages.modeling import load_tokenizer
 from stages.ranks import Ranks
 from tests.bases import END, foreign_base, wider_base
-from tests.integration.runs import ROOT, TINY, copy_upstream, launcher, rows, run_stage, start, untimed, words
+from tests.integration.runs import (
+    ROOT,
+    RUN_STAGE,
+    TINY,
+    copy_upstream,
+    rows,
+    run_stage,
+    start_warm,
+    untimed,
+    words,
+)
 from tests.integration.test_ppo_start import RECOMPUTED, Recorder
 
 SHORT = ("ppo.iterations=3", "ppo.keep_checkpoints=9", "ppo.eval_steps=null", "data.ppo.held_out=4")
@@ -236,7 +246,7 @@ def test_two_sharded_ranks_give_the_same_figures(bases: Bases, whole: Path, tmp_
     overrides = (*bases.own(bases.wider), f"deepspeed.config={tmp_path / 'zero.json'}")
     for stage in ("rm", "ppo"):
         run_dir = copy_upstream(whole, stage, tmp_path / stage)
-        done = start([*launcher(2), ROOT / "launch" / "run_stage.py", *words(stage, run_dir, *overrides)])
+        done = start_warm([RUN_STAGE, *words(stage, run_dir, *overrides)], ranks=2)
         assert done.returncode == 0, done.stdout
         ours, theirs = rows(run_dir / stage / "metrics.jsonl"), rows(whole / stage / "metrics.jsonl")
         for row, expected in zip(ours, theirs, strict=True):
