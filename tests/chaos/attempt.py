@@ -83,7 +83,8 @@ class Attempt:
             return False
         victims = self._victims(kill.target)
         if kill.target != "all":
-            victims = [chance.choice(victims)]
+            # However many there are just now, what is drawn later stays the same.
+            victims = [victims[int(chance.random() * len(victims))]]
         for victim in victims:
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.send_signal(signal.SIGKILL)

@@ -1,7 +1,7 @@
 """Scripts in processes that need not import the libraries: they are forked from a server that has.
 
-Imports take ten times as long as a stage of the tiny experiment. Where what is put to the test is not how a
-process starts, or the launcher, this is `python SCRIPT` and `deepspeed SCRIPT` for a fraction of the time.
+Imports take longer than a stage of the tiny experiment. Where neither how a process starts nor the launcher
+is put to the test, this is `python SCRIPT` and `deepspeed SCRIPT` in a fraction of the time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def run(
         process.start()
         process.join(timeout)
         if process.is_alive():
-            os.killpg(process.pid or 0, signal.SIGKILL)
+            assert process.pid
+            os.killpg(process.pid, signal.SIGKILL)
             raise TimeoutError(f"{' '.join(command)}\n{output.read()}")
         return subprocess.CompletedProcess(command, process.exitcode or 0, output.read())
 
