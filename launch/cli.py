@@ -13,6 +13,7 @@ from configs.schema import STAGES, Stage
 from launch.arguments import ROOT, add_experiment_arguments, experiment, repeat, run_directory, words
 from pipeline import quiet
 from pipeline.batches import check_batches
+from pipeline.crew import Crew
 from pipeline.orchestrate import Launch, guess_accelerators, run_all, visible_devices
 from pipeline.plan import Request, plan_stages, through
 from pipeline.preflight import check_files
@@ -47,26 +48,18 @@ def run(arguments: argparse.Namespace) -> int:
 def sweep(arguments: argparse.Namespace) -> int:
     from pipeline import sweep as sweeping
 
-    if arguments.hostfile and arguments.jobs > 1:
-        raise UserError("--jobs: runs at a time share one machine; leave --hostfile or --jobs out.")
     arguments.overrides, axes = sweeping.split_axes(arguments.overrides)
     root = _job(arguments)
     config = root[0].config
     runs = sweeping.runs_of(root[0].run.path, axes, arguments.seeds)
-    jobs, given = min(arguments.jobs, len(runs)), arguments.num_accelerators
-    crew = sweeping.Crew(jobs, visible_devices() if jobs > 1 else [], given or 1)
-    if crew.share and given and given > crew.share:
-        raise UserError(f"--num-accelerators: {given}, but each of {jobs} runs at a time has {crew.share}.")
-    ranks = given or crew.share or 1 if jobs > 1 else root[1].world()
-    options = {"--num-accelerators": given, "--hostfile": arguments.hostfile}
-    launching = [f"{name}={value}" for name, value in options.items() if value is not None]
+    crew, ranks = _crew(arguments, root[1], len(runs))
     commands = []
     for run in runs:  # what is wrong with one is found before anything starts
         own = [*arguments.overrides, *run.overrides, f"name={config.name}-{run.name}"]
         own += [] if config.tracking.group else [f"tracking.group={config.name}"]
         asked = argparse.Namespace(**vars(arguments) | {"overrides": own, "run_dir": run.path})
         check_batches(experiment(asked)[0], "ppo", ranks)
-        commands.append([*TRISTAGE, "run", "--from", "ppo", *_switches(asked), *launching, *words(asked)])
+        commands.append([*TRISTAGE, "run", "--from", "ppo", *_launching(asked), *words(asked)])
     check_files(config, plan_stages(root[0], [*STAGES, "best"]))
     status = sweeping.sweep(root, list(zip(runs, commands, strict=True)), crew)
     if not any(sweeping.found_runs(root[0].run.path)):
@@ -151,6 +144,35 @@ def _job(arguments: argparse.Namespace) -> tuple[Request, Launch]:
     words_of_stage = [*_switches(arguments), *words(arguments)]
     launch = Launch(RUN_STAGE, words_of_stage, arguments.num_accelerators, arguments.hostfile)
     return _request(arguments), launch
+
+
+def _crew(arguments: argparse.Namespace, launch: Launch, runs: int) -> tuple[Crew, int]:
+    """Who trains the runs of a sweep, and the number of ranks of each.
+
+    Raises:
+        UserError: so many at a time cannot have what is asked for.
+    """
+    jobs, asked = min(arguments.jobs, runs), arguments.num_accelerators
+    if jobs == 1:
+        return Crew(), launch.world()
+    if arguments.hostfile:
+        raise UserError("--jobs: runs at a time share one machine; leave --hostfile or --jobs out.")
+    crew = Crew(jobs, visible_devices(), asked or 1)
+    if asked and asked > crew.share > 0:
+        raise UserError(
+            f"--num-accelerators: {asked}, but of {jobs} runs at a time each has {crew.share}. "
+            f"Ask for {crew.share} at most, or for fewer --jobs."
+        )
+    return crew, asked or crew.share or 1
+
+
+def _launching(arguments: argparse.Namespace) -> list[str]:
+    """How a run is started, to be passed on to `tristage run`."""
+    options = {"--num-accelerators": arguments.num_accelerators, "--hostfile": arguments.hostfile}
+    return [
+        *_switches(arguments),
+        *(f"{name}={value}" for name, value in options.items() if value is not None),
+    ]
 
 
 def _switches(arguments: argparse.Namespace) -> list[str]:

@@ -7,19 +7,17 @@ own in `RUN/sweep`, whose `sft` and `rm` are links to those of `RUN`.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Self
 
 from configs.errors import UserError
 from configs.schema import Stage
+from pipeline.crew import Crew, not_writable
 from pipeline.orchestrate import Launch, run_all
 from pipeline.plan import Request
 from pipeline.signals import WATCHED, handled_by
@@ -28,7 +26,6 @@ SHARED: tuple[Stage, ...] = ("sft", "rm")
 Job = tuple[Request, Launch]
 NEEDS_MENDING = 2
 SECONDS_BETWEEN_LOOKS = 0.2
-LOG = "run.log"  # in the directory of a run that trains beside others
 
 
 @dataclass(frozen=True)
@@ -109,12 +106,16 @@ def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], crew: Crew) -> i
                 number, (run, command) = waiting.popleft()
                 print(f"sweep: run {number} of {len(runs)}: {run.setting}, seed {run.seed}", flush=True)
                 link_shared(root[0].run.path, run.path)
-                crew.start(run, command)
+                crew.start(run.path, command)
             time.sleep(SECONDS_BETWEEN_LOOKS)
-            for run, code in crew.ended():
+            for folder, code in crew.ended():
                 by_signal = [signum for signum in WATCHED if code == 128 + signum]
                 if not (interrupted and by_signal):
-                    print(crew.last_words(run, code), file=sys.stderr if code else None, flush=True)
+                    print(
+                        f"sweep: {crew.last_words(folder, code)}",
+                        file=sys.stderr if code else None,
+                        flush=True,
+                    )
                 if not interrupted:
                     status = code or status
                     noted += by_signal
@@ -130,91 +131,6 @@ def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], crew: Crew) -> i
                 waiting.clear()
                 crew.interrupt()
     return status
-
-
-class Crew:
-    """Commands that run at a time, each on its share of the machine; none outlives the `with`.
-
-    Attributes:
-        jobs: how many at a time. Of more than one, each writes what it says to LOG.
-        share: how many devices each has; 0 on a machine with CPUs alone.
-        free: places where no command runs.
-        busy: those where one does.
-    """
-
-    def __init__(self, jobs: int = 1, devices: Sequence[str] = (), ranks: int = 1) -> None:
-        """`devices`: names for CUDA_VISIBLE_DEVICES. `ranks`: of each command, which share its CPU cores."""
-        self.jobs, self.share = jobs, max(1, len(devices) // jobs) if devices else 0
-        self.free = list(range(jobs))
-        self.busy: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}
-        self._devices, self._threads = devices, max(1, (os.cpu_count() or 1) // (jobs * ranks))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.interrupt()
-        for _run, process in self.busy.values():
-            process.wait()
-
-    def start(self, run: Run, command: Sequence[str]) -> None:
-        """Start the command of a run in the first place that is free.
-
-        Raises:
-            UserError: its LOG cannot be written.
-        """
-        place = self.free.pop(0)
-        try:
-            with (run.path / LOG).open("ab") if self.jobs > 1 else nullcontext() as log:
-                self.busy[place] = (
-                    run,
-                    subprocess.Popen(
-                        command,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        env=self._environment(place),
-                        start_new_session=True,
-                    ),
-                )
-        except OSError as error:
-            raise not_writable(run.path, error) from error
-
-    def ended(self) -> list[tuple[Run, int]]:
-        """Runs that have ended since the last look, with their exit status."""
-        found = []
-        for place, (run, process) in list(self.busy.items()):
-            code = process.poll()
-            if code is not None:
-                del self.busy[place]
-                self.free.append(place)
-                found.append((run, 128 - code if code < 0 else code))
-        return found
-
-    def last_words(self, run: Run, code: int) -> str:
-        """What is to be said of a run that has ended."""
-        where = f"; its output is in {run.path / LOG}" if self.jobs > 1 else ""
-        return f"sweep: {run.path.name} ended with status {code}{where}"
-
-    def interrupt(self) -> None:
-        """Have every command that still runs end after the step in hand; a second time, at once."""
-        for _run, process in self.busy.values():
-            process.terminate()  # not SIGINT, at which Python shows where it was when it is only starting
-
-    def _environment(self, place: int) -> dict[str, str]:
-        environment = dict(os.environ)
-        if self.jobs > 1 and self.share:
-            begin = place * self.share % len(self._devices)
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices[begin : begin + self.share])
-        elif self.jobs > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(self._threads))
-        return environment
-
-
-def not_writable(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{path}: cannot be written: {error.strerror}. Make room there, or give another --run-dir."
-    )
 
 
 def link_shared(root: Path, path: Path) -> None:

@@ -21,11 +21,12 @@ from launch import cli
 from launch.arguments import DEFAULT_CONFIG as DEMO
 from launch.cli import _parser, main
 from pipeline import sweep as sweeping
+from pipeline.crew import Crew
 from pipeline.orchestrate import Launch
 from pipeline.plan import Request
 from pipeline.rundir import RunDirectory
 from pipeline.show import print_status
-from pipeline.sweep import Crew, link_shared, runs_of, split_axes, sweep
+from pipeline.sweep import link_shared, runs_of, split_axes, sweep
 from pipeline.sweep_report import write_sweep_report
 from tests.unit.test_report import Run as MadeUp
 from tests.unit.test_report import interval, write_lines
@@ -231,7 +232,7 @@ def test_the_command_starts_every_run_and_reports(
     ("words", "reason"),
     [
         (["--hostfile", "machines"], "--jobs: runs at a time share one machine"),
-        (["--num-accelerators", "3"], "--num-accelerators: 3, but each of 2 runs at a time has 2"),
+        (["--num-accelerators", "3"], "--num-accelerators: 3, but of 2 runs at a time each has 2"),
         (["ppo.batch_size=3", "ppo.minibatches=1"], "ppo.batch_size: 3 cannot be shared equally by 2 ranks"),
     ],
 )
