@@ -53,6 +53,7 @@ def _without_password(source: str) -> str:
 
 Text = Annotated[str, AfterValidator(_legible)]
 NoTruth = BeforeValidator(_no_truth)  # last, so that the bounds before it are part of the JSON schema
+Function = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]  # module:function
 Count = Annotated[int, Field(ge=1), NoTruth]
 Positive = Annotated[float, Field(gt=0), NoTruth]
 NonNegative = Annotated[float, Field(ge=0), NoTruth]
@@ -254,7 +255,10 @@ class Rollout(Section):
 class Rankings(Section):
     """InstructGPT's step 2: sample answers of the SFT policy and have a labeller rank them."""
 
-    labeller: Literal["file", "warmth"] = Field("file", description="file: data.rm holds rankings already")
+    labeller: Literal["file", "warmth"] | Function = Field(
+        "file",
+        description="warmth, or a Python function `module:function`; file: data.rm holds rankings already",
+    )
     completions: Annotated[int, Field(ge=2), NoTruth] = Field(
         4, description="K, the answers to rank per prompt"
     )
@@ -357,8 +361,8 @@ class Ppo(Training):
     missing_eos_penalty: NonNegative | None = Field(
         1.0, description="taken from the score of a response that never ended its turn"
     )
-    judge: Literal["warmth"] | None = Field(
-        None, description="gold judge on held-out prompts, never optimised"
+    judge: Literal["warmth"] | Function | None = Field(
+        None, description="gold judge on held-out prompts, never optimised; a labeller, as in rm.rankings"
     )
 
     @model_validator(mode="after")

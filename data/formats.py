@@ -94,6 +94,8 @@ def normalise(example: Mapping[str, Any], kind: Kind) -> Row:
     Raises BadRow, or its subclass UnusableRow.
     """
     given = {key: value for key, value in example.items() if value is not None}  # Arrow fills in nulls
+    if kind != "prompts":
+        _check_unlabelled(given)
     row = _alpaca(given) if "instruction" in given else given
     prompt, completions = _alike(*_prompt_and_completions(row))
     needed = {"prompts": 0, "demonstrations": 1, "rankings": 2}[kind]
@@ -113,6 +115,14 @@ def normalise(example: Mapping[str, Any], kind: Kind) -> Row:
     if all(completion == used[0] for completion in used):
         raise UnusableRow("all completions are the same (`chosen` equals `rejected`)")
     return {"prompt": prompt, "completions": used, "ranks": ranks}
+
+
+def _check_unlabelled(row: Mapping[str, Any]) -> None:
+    """Completions that TRL's other formats call good or bad are neither demonstrations nor ranked."""
+    if isinstance(row.get("label"), bool):
+        raise BadRow("`label` (unpaired preferences): keep the rows where it is true, without the key")
+    if isinstance(row.get("labels"), list):
+        raise BadRow("`labels` (stepwise supervision): `completions` are steps, which are not ranked")
 
 
 def _missing(given: Mapping[str, Any], completions: list[Text], kind: Kind) -> BadRow:

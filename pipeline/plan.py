@@ -173,8 +173,11 @@ def _finished(request: Request, stage: Stage, manifest: Manifest, changes: list[
     if request.force:
         return StagePlan(stage, "run", "finished, and run again because of --force", set_aside=aside)
     problems = damage(request.run.output(stage), manifest.output.files) if manifest.output else []
-    if problems:
-        return StagePlan(stage, "run", f"finished, but damaged since: {'; '.join(problems)}", set_aside=aside)
+    if problems:  # days of work: it is not for the plan to do them again
+        raise Blocked(
+            f"finished, but damaged since: {'; '.join(problems)}",
+            f"Restore the file, or train {stage} again: {request.command(stage, '--force')}",
+        )
     return StagePlan(stage, "skip", "finished with this configuration and these inputs")
 
 

@@ -16,7 +16,7 @@ from data import tokenize
 from data.files import read_json_lines, write_json_lines
 from data.sampler import micro_batches
 from stages.context import Context, Outcome
-from stages.labellers import LABELLERS
+from stages.labellers import labeller
 from stages.metrics import Meter, mean_with_interval, peak_memory_bytes
 from stages.prepare import prepare, read_examples
 from stages.ranks import seed_from
@@ -116,7 +116,8 @@ def answer(
     context: Context, sampler: Sampler, scorer: Scorer, meter: Meter, prompts: Sequence[tokenize.Prompt]
 ) -> list[Row]:
     """n answers to each prompt with the reward model's scores, and the judge's where there is one."""
-    best, judge = context.config.best, context.config.ppo.judge
+    best, name = context.config.best, context.config.ppo.judge
+    judge = labeller(name, "ppo.judge", sampler.ranks) if name else None
     asked = [prompt for prompt in prompts for _ in range(best.n)]
     ids = [prompt.prompt_ids for prompt in asked]
     seeds = [seed_from(context.seed, "best", i % best.n, p) for i, p in enumerate(ids)]
@@ -124,14 +125,15 @@ def answer(
     scores = scorer.shared(asked, responses, best.micro_batch_size)
     texts = sampler.decode([response.ids for response in responses])
     meter.add(sum(len(p) + len(response.ids) for p, response in zip(ids, responses, strict=True)))
+    gold = judge([prompt.text for prompt in asked], texts) if judge else []
     end = sampler.tokenizer.eos_token_id
     rows = []
     for number, prompt in enumerate(prompts):
         mine = slice(number * best.n, (number + 1) * best.n)
         row: Row = {"prompt": prompt.prompt, "completions": texts[mine], "scores": scores[mine]}
         row["ended"] = [response.ids[-1] == end for response in responses[mine]]
-        if judge:
-            row["gold"] = [LABELLERS[judge](text) for text in texts[mine]]
+        if gold:
+            row["gold"] = gold[mine]
         rows.append(row)
     return rows
 

@@ -10,7 +10,7 @@ import torch
 from data import tokenize
 from data.files import write_json_lines
 from stages.context import Context
-from stages.labellers import LABELLERS
+from stages.labellers import labeller
 from stages.metrics import mean_with_interval
 from stages.modeling import BASE
 from stages.ranks import seed_from
@@ -26,9 +26,6 @@ class Answers:
     scores: list[float]
     kl: list[float]
     lengths: list[int]
-
-    def gold(self, judge: str) -> list[float]:
-        return [LABELLERS[judge](text) for text in self.texts]
 
 
 def answer(
@@ -67,6 +64,8 @@ class Judgement:
     ) -> None:
         self.context, self.sampler, self.scorer, self.prompts = context, sampler, scorer, prompts
         self._latest: Answers | None = None
+        judge = context.config.ppo.judge
+        self._judge = labeller(judge, "ppo.judge", sampler.ranks) if judge else None
 
     def of_policy(self) -> dict[str, float]:
         """Mean `score`, `kl` and `length` of the policy as it is now, and `gold` where there is a judge."""
@@ -78,8 +77,8 @@ class Judgement:
             "kl": answers.kl,
             "length": answers.lengths,
         }
-        if judge := self.context.config.ppo.judge:
-            means["gold"] = answers.gold(judge)
+        if gold := self._gold(answers):
+            means["gold"] = gold
         return {name: sum(values) / len(values) for name, values in means.items()}
 
     def final(self) -> dict[str, float]:
@@ -108,14 +107,18 @@ class Judgement:
             **mean_with_interval("mean_length", ppo.lengths),
         }
         gold: dict[str, list[float]] = {}
-        if judge := self.context.config.ppo.judge:
-            gold = {name: each.gold(judge) for name, each in answers.items()}
+        if self._judge:
+            gold = {name: self._gold(each) for name, each in answers.items()}
             for name, scores in gold.items():
                 metrics |= mean_with_interval(f"gold_{name}", scores)
             metrics |= mean_with_interval("win_rate", wins(gold["ppo"], gold["sft"]))
         if self.sampler.ranks.rank == 0:
             self._write(answers, gold)
         return metrics
+
+    def _gold(self, answers: Answers) -> list[float]:
+        """What the judge says of each answer; nothing where there is none."""
+        return self._judge([prompt.text for prompt in self.prompts], answers.texts) if self._judge else []
 
     def _answer(self, role: str) -> Answers:
         return answer(self.context, self.sampler, self.scorer, role, self.prompts)

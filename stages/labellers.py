@@ -1,14 +1,19 @@
-"""Stand-ins for people: functions that score an answer. They rank samples, or judge the end result."""
+"""Stand-ins for people: functions that score answers. They rank samples, or judge the end result."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-Labeller = Callable[[str], float]
+from configs.errors import UserError
+from stages.functions import as_numbers, load_function
+from stages.ranks import Ranks
+
+Labeller = Callable[[Sequence[str], Sequence[str]], list[float]]  # of prompts' and answers' texts
 REPETITION_WEIGHT = 3.0
 
 
@@ -33,7 +38,28 @@ def warmth(text: str) -> float:
     return sentiment - REPETITION_WEIGHT * repeated_bigrams(text)
 
 
-LABELLERS: dict[str, Labeller] = {"warmth": warmth}
+LABELLERS: dict[str, Callable[[str], float]] = {"warmth": warmth}
+
+
+def labeller(name: str, key: str, ranks: Ranks) -> Labeller:
+    """The labeller that `key` of the configuration names: one of ours, or the user's own `module:function`.
+
+    Every rank must call what this returns; rank 0 alone asks the function, which may be slow or random.
+
+    Raises:
+        UserError: there is no such function; when it is called, it gave no finite number for each answer.
+    """
+    own = None if name in LABELLERS else load_function(name, key)
+
+    def score(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+        if own is None:
+            return [LABELLERS[name](answer) for answer in answers]
+        scores = as_numbers(own(prompts, answers), len(answers), key, name)
+        if not all(map(math.isfinite, scores)):
+            raise UserError(f"{key}: {name} must give finite numbers; it gave {scores}"[:500])
+        return scores
+
+    return lambda prompts, answers: ranks.gather(score(prompts, answers) if ranks.rank == 0 else [])
 
 
 def ranks_of(scores: list[float]) -> list[int]:

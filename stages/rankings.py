@@ -12,7 +12,7 @@ from data.files import json_lines, read_json_lines, sha256, write_text
 from data.formats import load_rows
 from data.split import stage_split
 from stages.context import Context
-from stages.labellers import LABELLERS, ranks_of
+from stages.labellers import labeller, ranks_of
 from stages.prepare import tokenized
 from stages.ranks import seed_from
 from stages.rollout import Sampler
@@ -61,16 +61,17 @@ def collect_rankings(context: Context, sampler: Sampler, role: str) -> tuple[lis
 def _rank(context: Context, sampler: Sampler, role: str, prompts: list[tokenize.Prompt]) -> list[Row]:
     """K samples to each prompt, best first, as text and as the tokens that were sampled."""
     rankings = context.config.rm.rankings
-    label = LABELLERS[rankings.labeller]
+    label = labeller(rankings.labeller, "rm.rankings.labeller", sampler.ranks)
     ids = [prompt.prompt_ids for prompt in prompts for _ in range(rankings.completions)]
     seeds = [seed_from(context.seed, "rankings", i % rankings.completions, p) for i, p in enumerate(ids)]
     sampled = sampler.shared(role, ids, seeds, context.tracker.advance)
     responses = [response.ids for response in sampled]
     texts = sampler.decode(responses)
+    labels = label([prompt.text for prompt in prompts for _ in range(rankings.completions)], texts)
     rows = []
     for number, prompt in enumerate(prompts):
         answers = range(number * rankings.completions, (number + 1) * rankings.completions)
-        scored = sorted(((label(texts[i]), texts[i], responses[i]) for i in answers), reverse=True)
+        scored = sorted(((labels[i], texts[i], responses[i]) for i in answers), reverse=True)
         scores, completions, completion_ids = (list(column) for column in zip(*scored, strict=True))
         rows.append(
             {

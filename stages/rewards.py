@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, SupportsFloat
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -18,9 +17,9 @@ from urllib3.util.retry import Retry
 
 from configs.errors import UserError
 from configs.schema import Ppo, Reward
+from stages.functions import Worth, as_numbers, load_function
 
-RM = "rm"
-Source = Callable[[Sequence[str], Sequence[str]], list[float]]
+RM, KEY = "rm", "ppo.rewards"
 
 
 class Rewards:
@@ -55,7 +54,7 @@ class Rewards:
                 is the update's to skip.
         """
         return {
-            name: _checked(name, source(prompts, responses), len(responses))
+            name: as_numbers(source(prompts, responses), len(responses), KEY, name)
             for name, source in self._sources.items()
         }
 
@@ -71,23 +70,8 @@ def reward_name(term: Reward) -> str:
     return urlsplit(term.source).netloc if "://" in term.source else term.source.partition(":")[2]
 
 
-def _source(term: Reward) -> Source:
-    return Endpoint(term) if "://" in term.source else _function(term.source)
-
-
-def _function(path: str) -> Source:
-    """A function of `prompts` and `completions`, as TRL's reward functions are."""
-    module, _, name = path.partition(":")
-    try:
-        function = vars(importlib.import_module(module))[name]
-    except ImportError as error:
-        raise UserError(
-            f"ppo.rewards: cannot import {module!r} of {path!r}: {error}. Give `module:function`, the module "
-            "on PYTHONPATH."
-        ) from error
-    except KeyError:
-        raise UserError(f"ppo.rewards: the module {module!r} has no function {name!r}.") from None
-    return lambda prompts, responses: list(function(prompts=list(prompts), completions=list(responses)))
+def _source(term: Reward) -> Worth:
+    return Endpoint(term) if "://" in term.source else load_function(term.source, KEY)
 
 
 class Endpoint:
@@ -122,26 +106,6 @@ class Endpoint:
                 '{"rewards": [one number for each completion]}. Once it does, the same command resumes.'
             ) from error
         return rewards
-
-
-def _checked(name: str, values: list[Any], count: int) -> list[float]:
-    numbers = [number for value in values if (number := _number(value)) is not None]
-    if len(values) != count or len(numbers) != count:
-        raise UserError(
-            f"ppo.rewards: {name} must give a number for each of {count} responses; it gave "
-            f"{len(values)} values, {len(numbers)} of them numbers."
-        )
-    return numbers
-
-
-def _number(value: Any) -> float | None:
-    """A number of Python, torch or NumPy; None for anything else."""
-    if isinstance(value, str) or not isinstance(value, SupportsFloat):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError):  # a vector
-        return None
 
 
 @dataclass

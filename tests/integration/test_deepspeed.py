@@ -24,8 +24,14 @@ from tests.integration.runs import ROOT, assert_same_result, files, metrics, row
 RECIPES = Path(__file__).with_name("recipes.py")
 COMBINATIONS = [(2, 2), (3, 2)]  # ZeRO 0 on two ranks begins the run that goes on elsewhere
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
-# What reaches into the optimizer, or puts parameters back when training is over.
-OPTIONS = ("ppo.critic_warmup=1", "sft.use_best=true", "sft.save_steps=2", "sft.eval_steps=2")
+# What reaches into the optimizer, puts parameters back when training is over, or is asked on one rank alone.
+OPTIONS = (
+    "ppo.critic_warmup=1",
+    "ppo.judge=warmth",
+    "sft.use_best=true",
+    "sft.save_steps=2",
+    "sft.eval_steps=2",
+)
 
 WITHHELD = ("stage3_param_persistence_threshold", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size")
 

@@ -2,8 +2,10 @@
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -133,6 +135,18 @@ def test_final_judgement_by_hand(canned, tmp_path):
     }
 
 
+def test_a_judge_of_the_users_own_sees_prompts_and_answers(canned, tmp_path, monkeypatch):
+    module = ModuleType("my_judge")
+    vars(module)["judge"] = lambda prompts, completions: [
+        float(prompt == "three" and answer == "Terrible.")
+        for prompt, answer in zip(prompts, completions, strict=True)
+    ]
+    monkeypatch.setitem(sys.modules, "my_judge", module)
+    judgement = Judgement(context_in(tmp_path, judge="my_judge:judge"), silent(), NOTHING, PROMPTS)
+    assert judgement.of_policy()["gold"] == pytest.approx(1 / 3)
+    assert judgement.final()["win_rate"] == pytest.approx(2 / 3)  # a tie, a tie, and won
+
+
 def test_without_a_judge_there_is_no_gold(canned, tmp_path):
     metrics = Judgement(context_in(tmp_path, judge=None), silent(), NOTHING, PROMPTS).final()
     assert "rm_win_rate" in metrics
@@ -163,7 +177,7 @@ def test_final_judgement_takes_the_latest_answers_of_the_policy(canned, tmp_path
 
 
 def test_other_ranks_write_nothing(canned, tmp_path):
-    Judgement(context_in(tmp_path), silent(Ranks(1, 2, CPU)), NOTHING, PROMPTS).final()
+    Judgement(context_in(tmp_path, judge=None), silent(Ranks(1, 2, CPU)), NOTHING, PROMPTS).final()
     assert not list(tmp_path.iterdir())
 
 

@@ -95,12 +95,14 @@ def test_interrupted_run_whose_data_was_edited_is_blocked(tmp_path: Path) -> Non
     assert plan_stage(request(tmp_path, config, fresh=True), "sft").action == "run"
 
 
-def test_own_damaged_adapter_runs_again_and_names_the_file(tmp_path: Path) -> None:
+def test_own_damaged_adapter_is_named_and_not_trained_again_unasked(tmp_path: Path) -> None:
     leave(tmp_path, "sft")
     (tmp_path / "sft/adapter/adapter_model.safetensors").write_text("rot")
     plan = plan_stage(request(tmp_path), "sft")
-    assert plan.action == "run"
+    assert plan.action == "blocked" and "--stage sft" in plan.remedy and "--force" in plan.remedy
     assert "adapter_model.safetensors" in plan.why
+    again = plan_stage(request(tmp_path, force=True), "sft")
+    assert (again.action, again.set_aside) == ("run", tmp_path / "sft.old-1")
 
 
 @pytest.mark.parametrize("status", ["interrupted", "failed", "running"])

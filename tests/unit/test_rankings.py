@@ -11,7 +11,7 @@ from configs.errors import UserError
 from configs.schema import Rollout
 from data.tokenize import Prompt
 from data.tokenize import rankings as tokenize_rankings
-from stages import rankings
+from stages import labellers, rankings
 from stages.context import Context
 from stages.decoding import Response
 from stages.rankings import collect_rankings
@@ -64,7 +64,7 @@ def test_samples_are_ranked_best_first_with_ties(tmp_path, monkeypatch):
     answers = ["It rains.", "great", "It rains.", "Terrible.", "fine", "bad", "great", "good"]
     monkeypatch.setattr(Sampler, "shared", lambda *_: [Response([i]) for i in range(8)])
     monkeypatch.setattr(Sampler, "decode", lambda _, responses: [answers[i] for (i,) in responses])
-    monkeypatch.setitem(rankings.LABELLERS, "file", {  # what the config names here by default
+    monkeypatch.setitem(labellers.LABELLERS, "file", {  # what the config names here by default
         "It rains.": 0.0, "great": 3.0, "Terrible.": -2.0, "fine": 1.0, "bad": -1.0, "good": 2.0,
     }.__getitem__)  # fmt: skip
     prompts = [Prompt("one", "one", [5]), Prompt("two", "two", [6])]
@@ -88,7 +88,7 @@ def test_samples_of_one_prompt_have_seeds_of_their_own(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Sampler, "shared", shared)
     monkeypatch.setattr(Sampler, "decode", lambda _, responses: ["a"] * len(responses))
-    monkeypatch.setitem(rankings.LABELLERS, "file", lambda _: 0.0)
+    monkeypatch.setitem(labellers.LABELLERS, "file", lambda _: 0.0)
     one, two = Prompt("one", "one", [5]), Prompt("two", "two", [6])
     rankings._rank(resuming(tmp_path), SAMPLER, "sft", [one, two])
     assert len(set(asked)) == 8
@@ -103,7 +103,7 @@ def test_reward_model_learns_from_the_tokens_that_were_sampled(tmp_path, monkeyp
     end = tiny_tokenizer.eos_token_id
     sampled = [[40, 41, 42], [43, end], [44, 45, end], [46]]
     monkeypatch.setattr(Sampler, "shared", lambda *_: [Response(ids) for ids in sampled])
-    monkeypatch.setitem(rankings.LABELLERS, "file", {text: float(i) for i, text in enumerate(
+    monkeypatch.setitem(labellers.LABELLERS, "file", {text: float(i) for i, text in enumerate(
         Sampler(NOTHING, tiny_tokenizer, Ranks(0, 1, CPU), Rollout()).decode(sampled)
     )}.__getitem__)  # fmt: skip
     sampler = Sampler(NOTHING, tiny_tokenizer, Ranks(0, 1, CPU), Rollout())

@@ -58,7 +58,7 @@ OVERRIDES = [
     ("sft.batch_size", "no value; write sft.batch_size=VALUE"),
     (
         "rm.rankings.labeller=human",
-        "rm.rankings.labeller: 'human' is not allowed; allowed: one of file, warmth",
+        "rm.rankings.labeller: 'human' is not allowed; allowed: one of file, warmth or text matching",
     ),
     ("ppo.judge=vibes", "ppo.judge: 'vibes' is not allowed"),
     (

@@ -122,6 +122,9 @@ ROWS: list[tuple[Any, ...]] = [
     ({"prompt": "p", "completion": [user("x")]}, D, "a completion must be one assistant turn"),
     ({"instruction": "i", "output": "o", "history": 3}, D, "`history` must be a list"),
     ({"instruction": "i", "output": "o", "history": [[1, 2]]}, D, "`prompt[].content` must be text, not 1"),
+    # Completions that are called good or bad
+    ({"prompt": "p", "completion": "c", "label": False}, D, "keep the rows where it is true"),
+    ({"prompt": "p", "completions": ["a", "b"], "labels": [True, False]}, R, "steps, which are not ranked"),
     # Rankings
     ({"prompt": "p", "chosen": "c", "rejected": "c"}, R, "`chosen` equals `rejected`"),
     ({"prompt": "p", "completions": ["a"]}, R, "`completions` must hold at least two, not 1"),
