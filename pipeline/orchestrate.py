@@ -65,8 +65,8 @@ class Launch:
             raise UserError(
                 f"--num-accelerators: {self.accelerators}, but there are {found}. Ask for {found} at most."
             )
-        for device in filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")):
-            if not device.strip().isdigit():
+        for device in _named_devices():
+            if not device.isdigit():
                 raise UserError(
                     f"CUDA_VISIBLE_DEVICES: deepspeed takes numbers alone, not {device:.60}. Give those "
                     "of `nvidia-smi -L`, or start stages by torchrun or plain python."
@@ -80,14 +80,14 @@ class Launch:
             launcher += ["--hostfile", str(self.hostfile)]
             launcher += ["--num_accelerators", str(self.accelerators)] if self.accelerators else []
         else:
-            launcher += ["--master_port", str(_free_port()), *self._local_devices()]
+            launcher += ["--master_port", str(free_port()), *self._local_devices()]
         return [*launcher, str(self.script), "--stage", stage, "--no-hint", *self.words]
 
     def _local_devices(self) -> list[str]:
         """DeepSpeed forgets CUDA_VISIBLE_DEVICES when it is given a number, so it is given names then."""
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        if self.accelerators and visible and count_accelerators():
-            return ["--include", f"localhost:{','.join(visible.split(',')[: self.accelerators])}"]
+        named = _named_devices()
+        if self.accelerators and named and count_accelerators():
+            return ["--include", f"localhost:{','.join(named[: self.accelerators])}"]
         if self.accelerators or not count_accelerators():
             return ["--num_accelerators", str(self.accelerators or 1)]
         return []
@@ -209,16 +209,20 @@ def count_accelerators() -> int:
 def visible_devices() -> list[str]:
     """The accelerators that torch can use, as CUDA_VISIBLE_DEVICES names them."""
     count = count_accelerators()
-    named = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device.strip()]
-    return named[:count] or [str(number) for number in range(count)]
+    return _named_devices()[:count] or [str(number) for number in range(count)]
 
 
 def guess_accelerators() -> int:
     """NVIDIA devices that this machine shows, without importing torch; 0 where there are none."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip()])
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return len(_named_devices())
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def _named_devices() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES names; nothing where it is not set."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [name.strip() for name in names if name.strip()]
 
 
 def read_slots(hostfile: Path) -> list[int]:
@@ -255,7 +259,8 @@ def _text_of(hostfile: Path) -> str:
         raise UserError(f"{hostfile}: not UTF-8 at byte {error.start}; it must be plain text.") from error
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import STAGES, Stage
+from pipeline.orchestrate import free_port
 from tests.integration import warm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,11 +54,8 @@ def start_warm(
 
 def launcher(ranks: int) -> list[str]:
     """`deepspeed` for so many ranks, on a port that is free."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     deepspeed = str(Path(sys.executable).parent / "deepspeed")
-    return [deepspeed, "--num_accelerators", str(ranks), "--master_port", str(port)]
+    return [deepspeed, "--num_accelerators", str(ranks), "--master_port", str(free_port())]
 
 
 def words(stage: str, run_dir: Path, *overrides: str) -> list[str]:

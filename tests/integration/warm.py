@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from typing import NoReturn
+
+from pipeline.orchestrate import free_port
 
 SERVER = multiprocessing.get_context("forkserver")
 
@@ -67,9 +68,7 @@ def _lead(command: Sequence[str], ranks: int, variables: Mapping[str, str], outp
     os.dup2(stream, 2)
     if not ranks:
         _be(command)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     world = {name: str(ranks) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
     processes, status = set[int](), 0
     for rank in range(ranks):
