@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from configs.schema import Ppo
 from data import tokenize
 from data.sampler import micro_batches
-from stages.advantages import explained_variance, gae, next_kl_coef, scale, token_rewards, whiten
+from stages.advantages import gae, next_kl_coef, scale, token_rewards, whiten
 from stages.decoding import Response
 from stages.ranks import seed_from
 from stages.rewards import Rewards, shaped
@@ -29,9 +29,9 @@ POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
 class Sample:
     """A prompt, its response, and what the four roles say of it; tensors are (R,) on the CPU.
 
-    `logprobs` are the policy's before its update. `values` are the critic's before each token; `rewards` the
-    terms of the reward by name. `score`, what they come to less penalties, `advantages` and `returns` follow
-    once the batch is whole.
+    `logprobs` are the policy's before its update; `rewards` the terms of the reward by name. `score`, what
+    they come to less penalties, and `token_rewards` follow once the batch is whole; `advantages` and
+    `returns` once there are `values`, the critic's before each token.
     """
 
     index: int
@@ -42,6 +42,7 @@ class Sample:
     values: Tensor = torch.empty(0)
     rewards: dict[str, float] = field(default_factory=dict)
     score: float = 0.0
+    token_rewards: Tensor = torch.empty(0)
     advantages: Tensor = torch.empty(0)
     returns: Tensor = torch.empty(0)
 
@@ -80,12 +81,16 @@ class Experience:
         self.recomputes = (
             bool(self.shared_head) or ppo.old_logprobs == "recomputed" or not sampler.same_to_rounding
         )
+        # Where a rollout is one minibatch, the critic that it is scored by is the one first trained on it:
+        # one forward serves both.
+        self.values_from_training = ppo.minibatches == 1 and not self.shared_head
 
     def collect(self, step: int, prompts: Sequence[tokenize.Prompt]) -> tuple[list[Sample], dict[str, float]]:
         """Roll out `prompts` (the global batch), score the responses, and estimate advantages.
 
         Returns:
-            The samples of all ranks, in the order of `prompts`, and the iteration's metrics.
+            The samples of all ranks, in the order of `prompts`, and the iteration's metrics. Where
+            `values_from_training`, samples await `take_values` for their advantages.
         """
         watch, times = Stopwatch(), {}
         mine = self.roll_out(step, prompts)
@@ -93,7 +98,9 @@ class Experience:
         self.score(mine)
         times["time/score"] = watch.lap()
         samples = sorted(self.ranks.gather(mine), key=lambda sample: sample.index)
-        figures = self.estimate_advantages(samples)
+        figures = self.assign_rewards(samples)
+        if not self.values_from_training:
+            self.estimate_advantages(samples)
         self._adapt_kl_coef(step, figures["objective/kl"], len(samples))
         return samples, times | figures
 
@@ -117,7 +124,7 @@ class Experience:
 
     @torch.no_grad()
     def score(self, mine: list[Sample]) -> None:
-        """Let the roles look at the responses; the policy only where what was sampled will not do.
+        """Let the roles look at the responses: policy and critic only where nothing else tells what they say.
 
         The micro-batches are those of the first epoch's updates: the same forward gives old values and the
         first new ones, and so it does log-probabilities where they are recomputed, whose first ratio is
@@ -127,14 +134,11 @@ class Experience:
         for share in micro_batches(mine, len(mine) // self.ppo.minibatches):
             for micro in self.micro_batches(share):
                 batch = self.lay_out(micro)
-                logprobs, values = self._policy_and_critic(batch, micro)
+                self._ask_policy_and_critic(micro, batch)
                 ref_logprobs = response_logprobs(cast, REFERENCE, batch)
                 scores = self._scores(micro) if self.rewards.uses_reward_model else None
                 for i, one in enumerate(micro):
-                    length = len(one.response_ids)
-                    one.logprobs = logprobs[i][:length].cpu()
-                    one.ref_logprobs = ref_logprobs[i, :length].cpu()
-                    one.values = values[i, :length].cpu()
+                    one.ref_logprobs = ref_logprobs[i, : len(one.response_ids)].cpu()
                     if scores is not None:
                         one.rewards |= dict.fromkeys(self.rewards.of_reward_model, float(scores[i]))
         texts = self.sampler.decode([one.response_ids for one in mine])
@@ -142,31 +146,29 @@ class Experience:
             for one, value in zip(mine, found, strict=True):
                 one.rewards[name] = value
 
-    def _policy_and_critic(self, batch: Layout, micro: list[Sample]) -> tuple[Tensor | list[Tensor], Tensor]:
-        """Log-probabilities of each response, as long as it is or padded, and values (B, R + 1)."""
+    def _ask_policy_and_critic(self, micro: list[Sample], batch: Layout) -> None:
         cast = self.scorer.cast
         if self.shared_head:
             figures = response_figures(cast, POLICY, batch, values=self.shared_head)
-            return figures.logprobs, figures.values
-        values = state_values(cast, CRITIC, batch)
+            _put(micro, "logprobs", figures.logprobs)
+            _put(micro, "values", figures.values)
+            return
+        if not self.values_from_training:
+            _put(micro, "values", state_values(cast, CRITIC, batch))
         if self.recomputes:
-            return response_logprobs(cast, POLICY, batch), values
-        return [one.sampled_logprobs for one in micro], values
+            _put(micro, "logprobs", response_logprobs(cast, POLICY, batch))
+        else:
+            for one in micro:
+                one.logprobs = one.sampled_logprobs
 
     def _scores(self, samples: list[Sample]) -> Tensor:
         return self.scorer([s.prompt for s in samples], [s.response for s in samples])
 
-    def estimate_advantages(self, samples: list[Sample]) -> dict[str, float]:
-        """Scores, per-token rewards and GAE over the whole batch; fills score, advantages and returns."""
+    def assign_rewards(self, samples: list[Sample]) -> dict[str, float]:
+        """Scores and per-token rewards over the whole batch; fills score and token_rewards."""
         ppo = self.ppo
-
-        def padded(tensors: list[Tensor]) -> Tensor:
-            return pad_sequence(tensors, batch_first=True)
-
-        logprobs = padded([s.logprobs for s in samples])
-        ref_logprobs = padded([s.ref_logprobs for s in samples])
-        values = padded([s.values for s in samples])
-        mask = padded([torch.ones_like(s.logprobs, dtype=torch.bool) for s in samples])
+        logprobs, mask = padded(samples, "logprobs"), token_mask(samples)
+        ref_logprobs = padded(samples, "ref_logprobs")
         ended = torch.tensor([s.response_ids[-1] == self.tokenizer.eos_token_id for s in samples])
         totals = torch.tensor([self.rewards.total(s.rewards) for s in samples])
         scores = shaped(totals, mask.sum(1), ended, ppo, self.memory)
@@ -174,17 +176,9 @@ class Experience:
         kl_coef = self.kl_coef if ppo.kl_in == "reward" else 0.0
         rewards = token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef, ppo.kl_estimator)
         non_score = rewards.sum(1) - scores
-        if ppo.whiten_rewards:
-            rewards = scale(rewards, mask)
-        advantages, returns = gae(rewards, values, mask, ppo.gamma, ppo.lam)
-        variance = explained_variance(values, returns, mask)
-        if ppo.whiten_advantages:
-            advantages = whiten(advantages, mask)
-        rows = zip(samples, scores, advantages, returns, strict=True)
-        for one, score, row_advantages, row_returns in rows:
-            length = len(one.response_ids)
+        _put(samples, "token_rewards", scale(rewards, mask) if ppo.whiten_rewards else rewards)
+        for one, score in zip(samples, scores, strict=True):
             one.score = float(score)
-            one.advantages, one.returns = row_advantages[:length], row_returns[:length]
         terms = {
             f"rewards/{name}/mean": sum(s.rewards[name] for s in samples) / len(samples)
             for name in self.rewards.weights
@@ -197,10 +191,32 @@ class Experience:
             "objective/non_score_reward": float(non_score.mean()),
             "objective/rlhf_reward": float((scores + non_score).mean()),
             **terms,
-            "val/explained_variance": float(variance),
             "completions/mean_length": float(mask.sum(1).float().mean()),
             "completions/clipped_ratio": 1 - float(ended.float().mean()),
         }
+
+    def take_values(self, samples: list[Sample], values: Tensor) -> None:
+        """Keep the values (B, R + 1) of some samples as the old ones; fills values and returns."""
+        _put(samples, "values", values.detach())
+        self._estimate(samples)
+
+    def share_values(self, samples: list[Sample], mine: list[Sample]) -> None:
+        """Estimate advantages once `mine`, this rank's part of the whole batch, has taken its values."""
+        for index, values in self.ranks.gather([(one.index, one.values) for one in mine]):
+            samples[index].values = values
+        self.estimate_advantages(samples)
+
+    def estimate_advantages(self, samples: list[Sample]) -> None:
+        """GAE and whitening over the whole batch; fills advantages and returns."""
+        self._estimate(samples)
+        if self.ppo.whiten_advantages:
+            _put(samples, "advantages", whiten(padded(samples, "advantages"), token_mask(samples)))
+
+    def _estimate(self, samples: list[Sample]) -> None:
+        rewards, values = padded(samples, "token_rewards"), padded(samples, "values")
+        advantages, returns = gae(rewards, values, token_mask(samples), self.ppo.gamma, self.ppo.lam)
+        _put(samples, "advantages", advantages)
+        _put(samples, "returns", returns)
 
     def _adapt_kl_coef(self, step: int, kl: float, responses: int) -> None:
         """Move an adaptive coefficient on for the next batch, unless the policy stands still."""
@@ -218,3 +234,20 @@ class Experience:
             {"prompt": s.prompt.text, "response": text, "score": s.score, "kl": s.kl}
             for s, text in zip(samples, texts, strict=True)
         ]
+
+
+def padded(samples: Sequence[Sample], name: str) -> Tensor:
+    """One figure of all response tokens, right-padded with 0: (B, R)."""
+    return pad_sequence([getattr(sample, name) for sample in samples], batch_first=True)
+
+
+def token_mask(samples: Sequence[Sample]) -> Tensor:
+    """(B, R) True on response tokens."""
+    lengths = torch.tensor([len(sample.response_ids) for sample in samples])
+    return torch.arange(int(lengths.max())) < lengths[:, None]
+
+
+def _put(samples: Sequence[Sample], name: str, figures: Tensor) -> None:
+    """Give each sample its row of `figures` (B, >= R), without padding."""
+    for sample, row in zip(samples, figures, strict=True):
+        setattr(sample, name, row[: len(sample.response_ids)].cpu())

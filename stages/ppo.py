@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from configs.schema import Ppo
 from data import tokenize
 from data.sampler import epoch_order
-from stages.advantages import token_kl
+from stages.advantages import explained_variance, token_kl
 from stages.average import PREFIX, save_with_average, update_average
 from stages.cast import Cast
 from stages.context import Context, Outcome
 from stages.engine import Engine
-from stages.experience import CRITIC, POLICY, REFERENCE, Experience, Sample
+from stages.experience import CRITIC, POLICY, REFERENCE, Experience, Sample, padded, token_mask
 from stages.judgement import Judgement
 from stages.loop import Progress, Stop, find_resume, run_steps, seed_step, start_engine
 from stages.losses import masked_sum, policy_loss, value_loss
@@ -127,6 +126,8 @@ class Trainer:
         watch = Stopwatch()
         metrics |= self.update(step, samples)
         metrics["time/update"] = watch.lap()
+        values, returns = padded(samples, "values"), padded(samples, "returns")
+        metrics["val/explained_variance"] = float(explained_variance(values, returns, token_mask(samples)))
         if self.ppo.ema_decay:
             update_average(self.engine, POLICY, self.ppo.ema_decay)
         tokens = sum(len(s.prompt_ids) + len(s.response_ids) for s in samples)
@@ -153,7 +154,7 @@ class Trainer:
         flops = our_flops * (2 + experience.recomputes + trained(ours))  # sampling, reference, policy
         flops += their_flops * experience.rewards.uses_reward_model
         if not experience.shared_head:
-            flops += their_flops * (1 + trained(theirs))
+            flops += their_flops * ((not experience.values_from_training) + trained(theirs))
         return speed | {"perf/matmul_share": flops / self.engine.ranks.world / seconds / self.matmul_flops}
 
     def _check_kl(self, metrics: dict[str, float]) -> None:
@@ -207,13 +208,26 @@ class Trainer:
             yield from self.experience.minibatches(samples if epoch == 0 else [samples[i] for i in order])
 
     def _update_on(self, minibatch: list[Sample], policy_weight: float) -> dict[str, float]:
-        ranks = self.engine.ranks
+        experience, ranks = self.experience, self.engine.ranks
+        mine = ranks.share(minibatch)
+        micros = experience.micro_batches(mine)
         tokens = sum(len(sample.response_ids) for sample in minibatch)
-        sums: dict[str, float] = {}
-        for micro in self.experience.micro_batches(ranks.share(minibatch)):
-            backward = self._shared_backward if self.experience.shared_head else self._backward
-            figures = backward(micro, self.experience.lay_out(micro), tokens, policy_weight)
-            sums = {name: sums.get(name, 0.0) + figure for name, figure in figures.items()}
+
+        def summed(backward: Callable[..., dict[str, float]], **options: float) -> dict[str, float]:
+            sums: dict[str, float] = {}
+            for micro in micros:
+                figures = backward(micro, experience.lay_out(micro), tokens, **options)
+                sums = {name: sums.get(name, 0.0) + figure for name, figure in figures.items()}
+            return sums
+
+        if experience.shared_head:
+            sums = summed(self._shared_backward, weight=policy_weight)
+        else:
+            await_values = not minibatch[0].values.numel()
+            sums = summed(self._critic_backward)
+            if await_values:
+                experience.share_values(minibatch, mine)
+            sums |= summed(self._policy_backward, weight=policy_weight)
         if self.ptx and policy_weight:
             sums["loss/ptx_avg"] = self.ptx.backward()
         self.engine.step()
@@ -222,10 +236,13 @@ class Trainer:
             means[name] /= tokens  # once, at the end: ratios of exactly 1 have a mean of exactly 1
         return means | {"grad_norm": self.engine.grad_norm}
 
-    def _backward(self, micro: list[Sample], batch: Layout, tokens: int, weight: float) -> dict[str, float]:
-        # The policy's backward comes before the critic is activated.
-        figures = self._policy_backward(micro, batch, tokens, weight)
-        return figures | self._critic_backward(micro, batch, tokens)
+    def _critic_backward(self, micro: list[Sample], batch: Layout, tokens: int) -> dict[str, float]:
+        values = state_values(self.engine, CRITIC, batch)
+        if not micro[0].values.numel():
+            self.experience.take_values(micro, values)
+        loss, figures = self._critic_loss(micro, batch, tokens, values)
+        self.engine.backward(self.ppo.vf_coef * loss)
+        return figures
 
     def _policy_backward(
         self, micro: list[Sample], batch: Layout, tokens: int, weight: float
@@ -233,12 +250,6 @@ class Trainer:
         policy = response_figures(self.engine, POLICY, batch, entropy=self._with_entropy)
         loss, figures = self._policy_loss(micro, batch, tokens, policy)
         self.engine.backward(weight * loss)
-        return figures
-
-    def _critic_backward(self, micro: list[Sample], batch: Layout, tokens: int) -> dict[str, float]:
-        values = state_values(self.engine, CRITIC, batch)
-        loss, figures = self._critic_loss(micro, batch, tokens, values)
-        self.engine.backward(self.ppo.vf_coef * loss)
         return figures
 
     def _shared_backward(
@@ -297,5 +308,4 @@ class Trainer:
         return loss, {"loss/value_avg": loss.item(), "val/clipfrac_avg": float(sums["clipfrac"])}
 
     def _padded(self, micro: list[Sample], name: str) -> Tensor:
-        rows = [getattr(sample, name) for sample in micro]
-        return pad_sequence(rows, batch_first=True).to(self.engine.ranks.device)
+        return padded(micro, name).to(self.engine.ranks.device)

@@ -28,6 +28,7 @@ RELATIVE, ABSOLUTE = 1e-4, 1e-5
 OPTIONS = (
     "ppo.critic_warmup=1",
     "ppo.judge=warmth",
+    "ppo.minibatches=1",  # ranks share the values that the first update gives
     "sft.use_best=true",
     "sft.save_steps=2",
     "sft.eval_steps=2",

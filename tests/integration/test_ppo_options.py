@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from configs.errors import UserError
 from configs.load import load_experiment
-from stages import ppo, sft
+from stages import experience, ppo, sft
 from stages.context import Context
 from stages.ranks import Ranks
 from tests.integration.runs import TINY, untimed
@@ -78,6 +78,31 @@ def test_adaptive_kl_coefficient_moves_and_is_remembered(run: Run) -> None:
     assert first == 0.05 and second == pytest.approx(0.05 * 0.96)
     assert third != second
     assert ran.memory(1)["kl_coef"] == second and ran.memory(2)["kl_coef"] == third
+
+
+def test_one_forward_of_the_critic_scores_and_trains(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one minibatch, old values come of the first update: those that a forward before it would give."""
+    asked: list[str] = []
+    state_values, init = experience.state_values, experience.Experience.__init__
+
+    def watched(model: Any, role: str, batch: Any) -> torch.Tensor:
+        asked.append(role)
+        return state_values(model, role, batch)
+
+    def separate(self: experience.Experience, *arguments: Any) -> None:
+        init(self, *arguments)
+        self.values_from_training = False
+
+    options = ("ppo.minibatches=1", "ppo.whiten_rewards=true", "ppo.clip_range_value=0.01")
+    monkeypatch.setattr(experience, "state_values", watched)
+    once = run(*options)
+    assert not asked
+    monkeypatch.setattr(experience.Experience, "__init__", separate)
+    twice = run(*options, folder="twice")
+    assert set(asked) == {"critic"}
+    assert list(map(untimed, once.rows)) == list(map(untimed, twice.rows))
+    assert same(once.tensors(3), twice.tensors(3))
+    assert len(set(once.column("val/explained_variance"))) == 3
 
 
 def test_fixed_kl_coefficient_stays(run: Run) -> None:

@@ -128,8 +128,8 @@ def test_sequences_of_about_one_length_go_together(
 
     monkeypatch.setattr(experience.Experience, "lay_out", watched)
     first_iteration(inputs, tmp_path, "ppo.epochs=1", "ppo.minibatches=1")
-    scored, updated = lengths[:4], lengths[4:]
-    assert scored == updated and [len(each) for each in scored] == [3, 3, 3, 1]
+    scored, of_critic, of_policy = lengths[:4], lengths[4:8], lengths[8:]
+    assert scored == of_critic == of_policy and [len(each) for each in scored] == [3, 3, 3, 1]
     together = sum(scored, [])
     assert together == sorted(together) and len(set(together)) > 3
 
