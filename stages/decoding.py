@@ -70,42 +70,48 @@ class GumbelNoise(LogitsProcessor):
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self.rows = list(range(len(seeds)))
+        self._memory = torch.empty(0, 0, dtype=torch.float64, device=device)  # taken once, not at each step
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, V) logits to (B, V) noisy logits, fp32."""
+        if len(self._memory) < len(scores):
+            self._memory = torch.empty(scores.shape, dtype=torch.float64, device=scores.device)
         # On a CPU, `exponential_` takes one logarithm at a time; these are the same numbers in half the time.
-        exponential = torch.empty(scores.shape, dtype=torch.float64, device=scores.device)
-        for noise, row in zip(exponential, self.rows, strict=True):
+        uniform = self._memory[: len(scores)]
+        for noise, row in zip(uniform, self.rows, strict=True):
             noise.uniform_(generator=self._generators[row])
-        exponential.neg_().log1p_().neg_()
-        return scores.float() - exponential.float().log_()
+        exponential = uniform.neg_().log1p_().float().neg_()
+        return scores - exponential.log_()
 
 
 class Draw(LogitsProcessor):
     """Warps logits and adds noise; keeps what is to be known of the tokens that will be chosen.
 
     Attributes:
+        tokens: the sample of each row (B,) at the last step.
         logprobs: of each step's tokens (B,), in the distribution that they were sampled from.
         support: for each step and row the ids that could be sampled; empty where all could.
     """
 
     def __init__(self, noise: GumbelNoise, rollout: Rollout) -> None:
         self.noise, self._warp, self._truncates = noise, warpers(rollout), rollout.truncates
+        self.tokens = torch.empty(0, dtype=torch.long)
         self.logprobs: list[Tensor] = []
         self.support: list[list[np.ndarray]] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, V) logits to (B, V) noisy logits, fp32; the largest of a row is its sample."""
+        """(B, V) logits to (B, V) noisy logits, fp32, of which the largest in a row is its sample."""
         warped = self._warp(input_ids, scores.float())
         noisy = self.noise(input_ids, warped)
-        self.logprobs.append(_logprobs(warped, noisy.argmax(-1)))
+        self.tokens = noisy.argmax(-1)
+        self.logprobs.append(_logprobs(warped, self.tokens))
         if self._truncates:
             self.support.append([row.nonzero()[:, 0].int().cpu().numpy() for row in warped.isfinite()])
         return noisy
 
-    def tell(self, responses: Sequence[Response], tokens: Tensor) -> None:
-        """Add the tokens (B,) that were chosen last, and what is known of them, to the rows' responses."""
-        chosen = zip(responses, tokens.tolist(), self.logprobs[-1].tolist(), strict=True)
+    def tell(self, responses: Sequence[Response]) -> None:
+        """Add the last tokens, and what is known of them, to the rows' responses."""
+        chosen = zip(responses, self.tokens.tolist(), self.logprobs[-1].tolist(), strict=True)
         for row, (response, token, logprob) in enumerate(chosen):
             response.ids.append(token)
             response.logprobs.append(logprob)
@@ -176,8 +182,9 @@ def decode(
             flight.admit([prompts[i] for i in admitted])
             flying += admitted
         draw.noise.rows = flying
-        tokens = draw(flight.mask, flight.logits).argmax(-1)
-        draw.tell([responses[i] for i in flying], tokens)
+        draw(flight.mask, flight.logits)
+        draw.tell([responses[i] for i in flying])
+        tokens = draw.tokens
         ended = [i for i in flying if limits.reached(responses[i].ids)]
         yield from ((i, responses[i]) for i in ended)
         if ended:

@@ -25,19 +25,6 @@ MARGIN = 2.0  # free memory must hold the copy so many times over: training need
 ROWS = 32  # of one decoding step, more or less: what oneDNN lays weights out for
 
 
-class Head(nn.Linear):
-    """An LM head with the weight on the left of the product.
-
-    For the few rows of one decoding step, MKL computes W x^T markedly faster than x W^T. Logits are laid out
-    row by row all the same: the sum over a row's exponentials is many times slower across rows.
-    """
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden states (B, T, H) to logits (B, T, V)."""
-        rows = hidden.flatten(0, -2)
-        return (self.weight @ rows.t()).t().contiguous().unflatten(0, hidden.shape[:-1])
-
-
 class Packed(nn.Linear):
     """A linear layer for CPUs, whose weight oneDNN holds in the blocks that its kernels read.
 
@@ -62,8 +49,9 @@ class Packed(nn.Linear):
 class MergedCopy:
     """A causal language model that computes what one role computes, in the base's compute dtype.
 
-    Linear weights are W + scaling * B A, summed in fp32. Parameters without adapter or quantization are the
-    base's own, except under ZeRO-3, where those are in pieces. Base and adapters are only read.
+    Linear weights are W + scaling * B A, summed in fp32. Other parameters are the base's own, except for the
+    LM head's weight on a CPU, laid out anew, and under ZeRO-3, where those of the base are in pieces. Base
+    and adapters are only read.
     """
 
     def __init__(self, roles: Roles) -> None:
@@ -77,28 +65,26 @@ class MergedCopy:
         self._held: str | None = None
         self._merged: list[tuple[Any, Any]] = []  # module of the copy, module of the base
         self._copied: dict[nn.Parameter, nn.Parameter] = {}  # parameter of the base, parameter of the copy
-        head = self.model.get_output_embeddings()
-        if type(head) is nn.Linear and head.bias is None and self._device.type == "cpu":
-            self.model.set_output_embeddings(
-                Head(head.in_features, head.out_features, bias=False, device="meta")
-            )
         for name, _ in list(self.model.named_modules()):
             self._adopt(name, base.get_submodule(name))
         self.model.requires_grad_(False)
 
     def _adopt(self, name: str, source: Any) -> None:
         """Give the module `name` the parameters and buffers of the base's module."""
-        layer = source.get_base_layer() if isinstance(source, LoraLayer) else source
+        adapted = isinstance(source, LoraLayer)
+        layer = source.get_base_layer() if adapted else source
         quantized = isinstance(layer, Linear4bit | Linear8bitLt)
-        if quantized or (self._packs and isinstance(source, LoraLayer) and type(layer) is nn.Linear):
+        asked = adapted or source is self._roles.causal.get_output_embeddings()  # for every token
+        packed = self._packs and (quantized or (asked and type(layer) is nn.Linear))
+        if quantized or packed:
             # The base's class may have been another one before quantization, with its weight transposed.
-            kind = Packed if self._packs else nn.Linear
+            kind = Packed if packed else nn.Linear
             linear = kind(layer.in_features, layer.out_features, layer.bias is not None, "meta", self._dtype)
             self.model.set_submodule(name, linear)
         target: Any = self.model.get_submodule(name)
         target._buffers.update(layer._buffers)
         for key, parameter in layer.named_parameters(recurse=False):
-            if key == "weight" and (quantized or isinstance(source, LoraLayer)):
+            if key == "weight" and (quantized or adapted or packed):
                 shape = target.weight.shape
                 target.weight = nn.Parameter(torch.empty(shape, dtype=self._dtype, device="meta"))
                 self._merged.append((target, source))
