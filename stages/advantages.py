@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def token_kl(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
@@ -78,15 +79,12 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     """
     values = torch.where(mask, values, 0.0)
     rewards = torch.where(mask, rewards, 0.0)
-    advantages = torch.zeros_like(values)
-    following = torch.zeros_like(values[:, 0])
-    next_value = torch.zeros_like(values[:, 0])
-    for t in reversed(range(values.shape[1])):
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
-        following = torch.where(mask[:, t], delta + gamma * lam * following, 0.0)
-        advantages[:, t] = following
-        next_value = values[:, t]
-    return advantages, torch.where(mask, advantages + values, 0.0)
+    deltas = rewards + gamma * pad(values[:, 1:], (0, 1)) - values  # 0 outside the mask, which ends each row
+    advantages = [torch.zeros_like(deltas[:, 0])]
+    for delta in reversed(deltas.unbind(1)):
+        advantages.append(delta + gamma * lam * advantages[-1])
+    found = torch.stack(advantages[:0:-1], 1)
+    return found, found + values
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:

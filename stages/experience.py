@@ -4,69 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from configs.schema import Ppo
 from data import tokenize
 from data.sampler import micro_batches
 from stages.advantages import gae, next_kl_coef, scale, token_rewards, whiten
-from stages.decoding import Response
 from stages.ranks import seed_from
 from stages.rewards import Rewards, shaped
 from stages.rollout import Layout, Sampler, response_figures, response_logprobs, state_values
+from stages.samples import Sample, padded, put, token_mask
 from stages.scorer import Scorer
 from stages.speed import Stopwatch
 
 POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
 
 
-@dataclass
-class Sample:
-    """A prompt, its response, and what the four roles say of it; tensors are (R,) on the CPU.
-
-    `logprobs` are the policy's before its update; `rewards` the terms of the reward by name. `score`, what
-    they come to less penalties, and `token_rewards` follow once the batch is whole; `advantages` and
-    `returns` once there are `values`, the critic's before each token.
-    """
-
-    index: int
-    prompt: tokenize.Prompt
-    response: Response = field(default_factory=Response)
-    logprobs: Tensor = torch.empty(0)
-    ref_logprobs: Tensor = torch.empty(0)
-    values: Tensor = torch.empty(0)
-    rewards: dict[str, float] = field(default_factory=dict)
-    score: float = 0.0
-    token_rewards: Tensor = torch.empty(0)
-    advantages: Tensor = torch.empty(0)
-    returns: Tensor = torch.empty(0)
-
-    @property
-    def prompt_ids(self) -> list[int]:
-        return self.prompt.prompt_ids
-
-    @property
-    def response_ids(self) -> list[int]:
-        return self.response.ids
-
-    @property
-    def sampled_logprobs(self) -> Tensor:
-        """The policy's by the engine that sampled: other than the training model's by rounding at least."""
-        return torch.tensor(self.response.logprobs)
-
-    @property
-    def kl(self) -> float:
-        """Sum over the response of log pi - log pi_ref: an unbiased estimate of the KL, in nats."""
-        return float((self.logprobs - self.ref_logprobs).sum())
-
-
 class Experience:
-    """Collects experience; all ranks hold the whole batch of samples between the forwards.
+    """Collects experience; from `collect` on all ranks hold the whole batch of samples.
 
     `memory` goes into checkpoints: `kl_coef` where it adapts, `reward_moments` where rewards are normalised.
     """
@@ -81,16 +39,18 @@ class Experience:
         self.recomputes = (
             bool(self.shared_head) or ppo.old_logprobs == "recomputed" or not sampler.same_to_rounding
         )
-        # Where a rollout is one minibatch, the critic that it is scored by is the one first trained on it:
-        # one forward serves both.
+        # The critic does not change between its scoring of a rollout and its first update on it, if that is
+        # on all of it. A shared critic's values come of the policy's forward, whose loss awaits advantages.
         self.values_from_training = ppo.minibatches == 1 and not self.shared_head
 
     def collect(self, step: int, prompts: Sequence[tokenize.Prompt]) -> tuple[list[Sample], dict[str, float]]:
         """Roll out `prompts` (the global batch), score the responses, and estimate advantages.
 
+        Where `values_from_training` there are no values yet, and so no advantages: those come of
+        `take_values` with each forward of the critic's first update, and of `share_values` after them all.
+
         Returns:
-            The samples of all ranks, in the order of `prompts`, and the iteration's metrics. Where
-            `values_from_training`, samples await `take_values` for their advantages.
+            The samples of all ranks, in the order of `prompts`, and the iteration's metrics.
         """
         watch, times = Stopwatch(), {}
         mine = self.roll_out(step, prompts)
@@ -126,9 +86,8 @@ class Experience:
     def score(self, mine: list[Sample]) -> None:
         """Let the roles look at the responses: policy and critic only where nothing else tells what they say.
 
-        The micro-batches are those of the first epoch's updates: the same forward gives old values and the
-        first new ones, and so it does log-probabilities where they are recomputed, whose first ratio is
-        exactly 1.
+        The micro-batches are those of the first epoch's updates: equal forwards give old values and the first
+        new ones, and old and new log-probabilities where they are recomputed, whose first ratio is exactly 1.
         """
         cast = self.scorer.cast
         for share in micro_batches(mine, len(mine) // self.ppo.minibatches):
@@ -150,13 +109,13 @@ class Experience:
         cast = self.scorer.cast
         if self.shared_head:
             figures = response_figures(cast, POLICY, batch, values=self.shared_head)
-            _put(micro, "logprobs", figures.logprobs)
-            _put(micro, "values", figures.values)
+            put(micro, "logprobs", figures.logprobs)
+            put(micro, "values", figures.values)
             return
         if not self.values_from_training:
-            _put(micro, "values", state_values(cast, CRITIC, batch))
+            put(micro, "values", state_values(cast, CRITIC, batch))
         if self.recomputes:
-            _put(micro, "logprobs", response_logprobs(cast, POLICY, batch))
+            put(micro, "logprobs", response_logprobs(cast, POLICY, batch))
         else:
             for one in micro:
                 one.logprobs = one.sampled_logprobs
@@ -176,7 +135,7 @@ class Experience:
         kl_coef = self.kl_coef if ppo.kl_in == "reward" else 0.0
         rewards = token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef, ppo.kl_estimator)
         non_score = rewards.sum(1) - scores
-        _put(samples, "token_rewards", scale(rewards, mask) if ppo.whiten_rewards else rewards)
+        put(samples, "token_rewards", scale(rewards, mask) if ppo.whiten_rewards else rewards)
         for one, score in zip(samples, scores, strict=True):
             one.score = float(score)
         terms = {
@@ -196,12 +155,12 @@ class Experience:
         }
 
     def take_values(self, samples: list[Sample], values: Tensor) -> None:
-        """Keep the values (B, R + 1) of some samples as the old ones; fills values and returns."""
-        _put(samples, "values", values.detach())
+        """Keep the values (B, R + 1) of some of this rank's samples as the old ones; fills returns, too."""
+        put(samples, "values", values.detach())
         self._estimate(samples)
 
     def share_values(self, samples: list[Sample], mine: list[Sample]) -> None:
-        """Estimate advantages once `mine`, this rank's part of the whole batch, has taken its values."""
+        """Estimate advantages once `mine`, this rank's part of all samples, has taken its values."""
         for index, values in self.ranks.gather([(one.index, one.values) for one in mine]):
             samples[index].values = values
         self.estimate_advantages(samples)
@@ -210,13 +169,13 @@ class Experience:
         """GAE and whitening over the whole batch; fills advantages and returns."""
         self._estimate(samples)
         if self.ppo.whiten_advantages:
-            _put(samples, "advantages", whiten(padded(samples, "advantages"), token_mask(samples)))
+            put(samples, "advantages", whiten(padded(samples, "advantages"), token_mask(samples)))
 
     def _estimate(self, samples: list[Sample]) -> None:
         rewards, values = padded(samples, "token_rewards"), padded(samples, "values")
         advantages, returns = gae(rewards, values, token_mask(samples), self.ppo.gamma, self.ppo.lam)
-        _put(samples, "advantages", advantages)
-        _put(samples, "returns", returns)
+        put(samples, "advantages", advantages)
+        put(samples, "returns", returns)
 
     def _adapt_kl_coef(self, step: int, kl: float, responses: int) -> None:
         """Move an adaptive coefficient on for the next batch, unless the policy stands still."""
@@ -234,20 +193,3 @@ class Experience:
             {"prompt": s.prompt.text, "response": text, "score": s.score, "kl": s.kl}
             for s, text in zip(samples, texts, strict=True)
         ]
-
-
-def padded(samples: Sequence[Sample], name: str) -> Tensor:
-    """One figure of all response tokens, right-padded with 0: (B, R)."""
-    return pad_sequence([getattr(sample, name) for sample in samples], batch_first=True)
-
-
-def token_mask(samples: Sequence[Sample]) -> Tensor:
-    """(B, R) True on response tokens."""
-    lengths = torch.tensor([len(sample.response_ids) for sample in samples])
-    return torch.arange(int(lengths.max())) < lengths[:, None]
-
-
-def _put(samples: Sequence[Sample], name: str, figures: Tensor) -> None:
-    """Give each sample its row of `figures` (B, >= R), without padding."""
-    for sample, row in zip(samples, figures, strict=True):
-        setattr(sample, name, row[: len(sample.response_ids)].cpu())

@@ -49,9 +49,9 @@ class Packed(nn.Linear):
 class MergedCopy:
     """A causal language model that computes what one role computes, in the base's compute dtype.
 
-    Linear weights are W + scaling * B A, summed in fp32. Other parameters are the base's own, except for the
-    LM head's weight on a CPU, laid out anew, and under ZeRO-3, where those of the base are in pieces. Base
-    and adapters are only read.
+    Linear weights are W + scaling * B A, summed in fp32. Other parameters are the base's own, except under
+    ZeRO-3, where those are in pieces, and except for the LM head where weights are `Packed`. Base and
+    adapters are only read.
     """
 
     def __init__(self, roles: Roles) -> None:
@@ -74,8 +74,8 @@ class MergedCopy:
         adapted = isinstance(source, LoraLayer)
         layer = source.get_base_layer() if adapted else source
         quantized = isinstance(layer, Linear4bit | Linear8bitLt)
-        asked = adapted or source is self._roles.causal.get_output_embeddings()  # for every token
-        packed = self._packs and (quantized or (asked and type(layer) is nn.Linear))
+        adapted_or_head = adapted or source is self._roles.causal.get_output_embeddings()
+        packed = self._packs and (quantized or (adapted_or_head and type(layer) is nn.Linear))
         if quantized or packed:
             # The base's class may have been another one before quantization, with its weight transposed.
             kind = Packed if packed else nn.Linear

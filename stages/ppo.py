@@ -16,7 +16,7 @@ from stages.average import PREFIX, save_with_average, update_average
 from stages.cast import Cast
 from stages.context import Context, Outcome
 from stages.engine import Engine
-from stages.experience import CRITIC, POLICY, REFERENCE, Experience, Sample, padded, token_mask
+from stages.experience import CRITIC, POLICY, REFERENCE, Experience
 from stages.judgement import Judgement
 from stages.loop import Progress, Stop, find_resume, run_steps, seed_step, start_engine
 from stages.losses import masked_sum, policy_loss, value_loss
@@ -26,6 +26,7 @@ from stages.prepare import prepare, read_examples, save_role
 from stages.ptx import Ptx, make_ptx
 from stages.ranks import seed_from
 from stages.rollout import Layout, Sampler, response_figures, state_values
+from stages.samples import Sample, padded, token_mask
 from stages.scorer import ROLE as REWARD
 from stages.scorer import Scorer
 from stages.speed import Stopwatch, forward_flops, matmul_flops
@@ -223,8 +224,8 @@ class Trainer:
         if experience.shared_head:
             sums = summed(self._shared_backward, weight=policy_weight)
         else:
-            await_values = not minibatch[0].values.numel()
-            sums = summed(self._critic_backward)
+            await_values = minibatch[0].awaits_values
+            sums = summed(self._critic_backward)  # first: the policy's advantages may come of its values
             if await_values:
                 experience.share_values(minibatch, mine)
             sums |= summed(self._policy_backward, weight=policy_weight)
@@ -238,7 +239,7 @@ class Trainer:
 
     def _critic_backward(self, micro: list[Sample], batch: Layout, tokens: int) -> dict[str, float]:
         values = state_values(self.engine, CRITIC, batch)
-        if not micro[0].values.numel():
+        if micro[0].awaits_values:
             self.experience.take_values(micro, values)
         loss, figures = self._critic_loss(micro, batch, tokens, values)
         self.engine.backward(self.ppo.vf_coef * loss)

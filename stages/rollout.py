@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -146,14 +147,10 @@ class Sampler:
         """One batch of prompts and the responses that were sampled to them."""
         ids = [response.ids for response in responses]
         batch = lay_out(prompts, ids, self.tokenizer.pad_token_id, self.ranks.device)
-        support = None
-        if self.rollout.truncates:
-            support = torch.zeros(*batch.mask.shape, self.roles.vocabulary, dtype=torch.bool)
-            for row, response in zip(support, responses, strict=True):
-                for allowed, token_ids in zip(row, response.support, strict=False):
-                    allowed[torch.from_numpy(token_ids)] = True
-            support = support.to(self.ranks.device)
-        return replace(batch, temperature=self.rollout.temperature, support=support)
+        allowed = [response.support for response in responses] if self.rollout.truncates else None
+        return replace(
+            batch, temperature=self.rollout.temperature, allowed=allowed, vocabulary=self.roles.vocabulary
+        )
 
     def decode(self, responses: Sequence[list[int]]) -> list[str]:
         """Responses as text, without special tokens."""
@@ -171,7 +168,8 @@ class Layout:
         mask: (B, R) True on response tokens.
         start: P - 1, the position whose output tells the first response token.
         temperature: of the distribution that the responses were sampled from.
-        support: (B, R, V) True on the tokens that could be sampled; None where all could.
+        allowed: for each row and token the ids that could be sampled; None where all could.
+        vocabulary: V, what those ids are of.
     """
 
     input_ids: Tensor
@@ -180,7 +178,19 @@ class Layout:
     mask: Tensor
     start: int
     temperature: float = 1.0
-    support: Tensor | None = None
+    allowed: Sequence[Sequence[np.ndarray]] | None = None
+    vocabulary: int = 0
+
+    @cached_property
+    def support(self) -> Tensor | None:
+        """(B, R, V) True on the tokens that could be sampled; None where all could."""
+        if self.allowed is None:
+            return None
+        support = torch.zeros(*self.mask.shape, self.vocabulary, dtype=torch.bool)
+        for row, of_row in zip(support, self.allowed, strict=True):
+            for each, token_ids in zip(row, of_row, strict=False):
+                each[torch.from_numpy(token_ids)] = True
+        return support.to(self.mask.device)
 
 
 def lay_out(

@@ -1,11 +1,12 @@
 """The target of a launcher: the three recipes one after another in one process group.
 
-deepspeed recipes.py UPSTREAM OUT DEEPSPEED_JSON go|stop|stop-again|resume [key=value ...]
+deepspeed recipes.py UPSTREAM OUT DEEPSPEED_JSON go|ppo|stop|stop-again|resume [key=value ...]
 
-Every stage reads the adapters in UPSTREAM, so that each is looked at alone, and reports to OUT/STAGE. `stop`
-ends SFT and RM at a step that is logged and not yet saved, and PPO with SIGKILL to all processes; `resume`
-goes on in the same folders; `stop-again` goes on and ends at a later step. Rank 0 adds to OUT/STAGE/begun
-the step that training begins at, and each rank leaves OUT/STAGE/rankN.json: how much of the base it held.
+Every stage reads the adapters in UPSTREAM, so that each is looked at alone, and reports to OUT/STAGE. `ppo`
+is that stage alone; `stop` ends SFT and RM at a step that is logged and not yet saved, and PPO with SIGKILL
+to all processes; `resume` goes on in the same folders; `stop-again` goes on and ends at a later step. Rank 0
+adds to OUT/STAGE/begun the step that training begins at, and each rank leaves OUT/STAGE/rankN.json: how much
+of the base it held.
 """
 
 from __future__ import annotations
@@ -141,5 +142,5 @@ def run(stage: Stage, upstream: Path, out: Path, overrides: Sequence[str], mode:
 if __name__ == "__main__":
     words = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
     upstream, out, deepspeed, mode, *overrides = words
-    for stage in STAGES:
+    for stage in ("ppo",) if mode == "ppo" else STAGES:
         run(stage, Path(upstream), Path(out), [f"deepspeed.config={deepspeed}", *overrides], mode)
