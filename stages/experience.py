@@ -94,12 +94,10 @@ class Experience:
             for micro in self.micro_batches(share):
                 batch = self.lay_out(micro)
                 self._ask_policy_and_critic(micro, batch)
-                ref_logprobs = response_logprobs(cast, REFERENCE, batch)
-                scores = self._scores(micro) if self.rewards.uses_reward_model else None
-                for i, one in enumerate(micro):
-                    one.ref_logprobs = ref_logprobs[i, : len(one.response_ids)].cpu()
-                    if scores is not None:
-                        one.rewards |= dict.fromkeys(self.rewards.of_reward_model, float(scores[i]))
+                put(micro, "ref_logprobs", response_logprobs(cast, REFERENCE, batch))
+                if self.rewards.uses_reward_model:
+                    for one, score in zip(micro, self._scores(micro).tolist(), strict=True):
+                        one.rewards |= dict.fromkeys(self.rewards.of_reward_model, score)
         texts = self.sampler.decode([one.response_ids for one in mine])
         for name, found in self.rewards([one.prompt.text for one in mine], texts).items():
             for one, value in zip(mine, found, strict=True):
