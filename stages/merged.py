@@ -174,5 +174,6 @@ def merged_weight(source: Any, role: str) -> Tensor:
     if isinstance(layer, Linear4bit | Linear8bitLt):
         weight = dequantize_bnb_weight(weight, state=vars(layer).get("state"))
     if isinstance(source, LoraLayer) and role in source.scaling:
-        return weight.float() + source.get_delta_weight(role).float()
+        delta: Tensor = source.get_delta_weight(role).float()
+        return delta.add_(weight)
     return weight.float()

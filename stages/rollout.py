@@ -18,7 +18,7 @@ from configs.schema import Rollout
 from data.collate import prompts as collate_prompts
 from data.sampler import micro_batches
 from stages.cast import Players
-from stages.decoding import Draw, GumbelNoise, Limits, Response, decode, generate
+from stages.decoding import Draw, Limits, Noise, Response, decode, generate
 from stages.engine import Engine
 from stages.flight import joinable
 from stages.merged import MergedCopy
@@ -116,7 +116,7 @@ class Sampler:
     def _batch(
         self, model: PreTrainedModel | None, prompts: Sequence[list[int]], seeds: Sequence[int]
     ) -> Iterable[tuple[int, Response]]:
-        draw = Draw(GumbelNoise(seeds, self.ranks.device), self.rollout)
+        draw = Draw(Noise(seeds, self.ranks.device), self.rollout)
         limits = Limits(self.rollout.max_new_tokens, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
         if model is not None:
             return decode(model, prompts, draw, limits, self.rollout.batch_size)

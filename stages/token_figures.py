@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
-VOCABULARY_TILE = 8_192
+# Of the vocabulary. A CPU goes over a tile many times, and waits where its caches do not hold it.
+TILE, CPU_TILE = 8_192, 2_048
 SCALED = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
@@ -80,7 +81,7 @@ def _by_tiles(
             head.bias,
             targets.reshape(-1),
             wanted.temperature,
-            VOCABULARY_TILE,
+            CPU_TILE if hidden.device.type == "cpu" else TILE,
             _softcap(causal),
             1.0,
             tuple(name for name, flag in flags.items() if flag),

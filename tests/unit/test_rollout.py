@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from configs.schema import Rollout
+from stages import decoding
+from stages.decoding import Noise, sample
 from stages.ranks import Ranks
 from stages.rollout import (
-    GumbelNoise,
     Layout,
     Sampler,
     lay_out,
@@ -35,7 +36,7 @@ def roles(adapters):
     return roles
 
 
-# Gumbel noise
+# One token
 
 # Critical values of chi-square at 1 in 1,000
 CHI_SQUARE_5, CHI_SQUARE_15, CHI_SQUARE_31 = 20.515, 37.697, 61.098
@@ -47,46 +48,71 @@ def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
     return float(((counts - expected) ** 2 / expected).sum())
 
 
+@pytest.fixture(params=[1, 4, 256])
+def block(request, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(decoding, "BLOCK", request.param)
+    return request.param
+
+
 @pytest.mark.parametrize(("size", "critical"), [(6, CHI_SQUARE_5), (32, CHI_SQUARE_31)])
-def test_greedy_choice_under_noise_samples_the_softmax(size, critical):
+def test_tokens_are_samples_of_the_softmax(size, critical, block):
     logits = torch.linspace(-1.5, 1.5, size)[torch.randperm(size, generator=torch.Generator().manual_seed(0))]
-    noise = GumbelNoise(range(20_000), CPU)
-    picks = noise(torch.empty(0), logits.expand(20_000, size)).argmax(1)
+    picks, _ = sample(logits.expand(20_000, size), Noise(range(20_000), CPU))
     assert chi_square(picks.bincount(minlength=size), logits.softmax(0)) < critical
 
 
+def test_logprobs_are_those_of_the_softmax(block):
+    logits = 3 * torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
+    picks, logprobs = sample(logits, Noise(range(50), CPU))
+    torch.testing.assert_close(logprobs, logits.log_softmax(1).gather(1, picks[:, None])[:, 0])
+
+
+def test_what_was_left_out_is_never_sampled(block):
+    logits = torch.full((500, 30), -math.inf)
+    logits[:, [3, 17, 29]] = torch.tensor([0.0, 1.0, -1.0])
+    picks, logprobs = sample(logits, Noise(range(500), CPU))
+    assert set(picks.tolist()) == {3, 17, 29}
+    assert logprobs.isfinite().all()
+
+
+def test_rounding_does_not_change_what_is_sampled():
+    """Logits that differ by 1e-6, as those of another batch may, give the same tokens."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1_000, 20_000, generator=generator)
+    rounded = logits + 1e-6 * torch.randn(logits.shape, generator=generator)
+    first, second = (sample(each, Noise(range(1_000), CPU))[0] for each in (logits, rounded))
+    assert torch.equal(first, second)
+
+
 def test_noise_is_gumbels():
-    noise = GumbelNoise([0], CPU)(torch.empty(0), torch.zeros(1, 200_000))[0].double()
+    noise = Noise([0], CPU)(200_000)[0].double()
     # mean is Euler's constant 0.57722, variance pi^2 / 6 = 1.64493; standard errors 0.003 and 0.009
     assert noise.mean().item() == pytest.approx(0.57722, abs=0.01)
     assert noise.var().item() == pytest.approx(1.64493, abs=0.03)
     assert noise.isfinite().all()
 
 
-def test_choices_of_one_row_are_independent_from_step_to_step():
+def test_choices_of_one_row_are_independent_from_step_to_step(block):
     logits = torch.tensor([0.5, 0.0, -0.5, 1.0])
-    noise = GumbelNoise(range(8_000), CPU)
-    first, second = (noise(torch.empty(0), logits.expand(8_000, 4)).argmax(1) for _ in range(2))
+    noise = Noise(range(8_000), CPU)
+    first, second = (sample(logits.expand(8_000, 4), noise)[0] for _ in range(2))
     probabilities = logits.softmax(0)
     joint = (probabilities[:, None] * probabilities).flatten()
     assert chi_square((first * 4 + second).bincount(minlength=16), joint) < CHI_SQUARE_15
 
 
 def test_noise_of_a_row_is_a_function_of_its_seed():
-    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
-    together = GumbelNoise([7, 8, 7], CPU)
-    alone = GumbelNoise([8], CPU)
+    together, alone = Noise([7, 8, 7], CPU), Noise([8], CPU)
     for _ in range(3):
-        rows = together(torch.empty(0), logits)
-        assert torch.equal(rows[1:2], alone(torch.empty(0), logits[1:2]))
-        torch.testing.assert_close(rows[0] - logits[0], rows[2] - logits[2])
-        assert not torch.allclose(rows[0] - logits[0], rows[1] - logits[1])
+        rows = together(40)
+        assert torch.equal(rows[1:2], alone(40))
+        assert torch.equal(rows[0], rows[2])
+        assert not torch.isclose(rows[0], rows[1]).any()
 
 
-def test_noise_is_added_in_fp32():
-    noisy = GumbelNoise([0], CPU)(torch.empty(0), torch.zeros(1, 50, dtype=torch.bfloat16))
-    assert noisy.dtype == torch.float32
-    assert len(noisy.unique()) == 50
+def test_sampling_is_in_fp32():
+    logits = torch.zeros(1, 50, dtype=torch.bfloat16)
+    assert Noise([0], CPU)(50).dtype == sample(logits, Noise([0], CPU))[1].dtype == torch.float32
 
 
 # Sampling

@@ -23,7 +23,7 @@ VOCABULARY = 384
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_figures, "VOCABULARY_TILE", 100)  # four of them, the last one not full
+    monkeypatch.setattr(token_figures, "CPU_TILE", 100)  # four of them, the last one not full
 
 
 @pytest.fixture(scope="module")
