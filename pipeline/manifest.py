@@ -22,7 +22,11 @@ from data.folder_digest import folder_digest
 from data.records import record_faults
 
 Status = Literal["running", "finished", "failed", "interrupted"]
-LIBRARIES = ("tristage", "torch", "transformers", "peft", "deepspeed", "bitsandbytes", "datasets", "wandb")
+# What a run's figures come of: NumPy draws the noise of samples.
+LIBRARIES = (
+    *("tristage", "torch", "numpy", "transformers", "peft", "deepspeed", "bitsandbytes", "datasets"),
+    "wandb",
+)
 
 
 class _Record(BaseModel):

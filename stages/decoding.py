@@ -75,8 +75,10 @@ class Noise:
 
     def __call__(self, count: int) -> Tensor:
         """So many numbers of each row's own: (B, count), fp32."""
-        drawn = np.stack([self._generators[row].gumbel(size=count) for row in self.rows])
-        return torch.from_numpy(drawn).float().to(self._device)
+        exponential = np.empty((len(self.rows), count))
+        for row, numbers in zip(self.rows, exponential, strict=True):
+            self._generators[row].standard_exponential(out=numbers)
+        return torch.from_numpy(exponential).log_().neg_().float().to(self._device)
 
 
 def sample(logits: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
@@ -84,7 +86,7 @@ def sample(logits: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
 
     argmax(logits + g) with g standard Gumbel is distributed as softmax(logits), and the largest of a block of
     its terms as Gumbel noise about the block's logsumexp (Maddison et al. 2014). So V/BLOCK + BLOCK
-    numbers do for V. Unlike a search in cumulated probabilities, rounding hardly ever changes a choice.
+    numbers do for V.
 
     Args:
         logits: (B, V), -inf on what must not be chosen.
@@ -124,7 +126,7 @@ class Draw(LogitsProcessor):
 
     def take(self, logits: Tensor) -> None:
         """Sample a token for each row of logits (B, V)."""
-        warped = self._warp(self.tokens, logits.float())
+        warped = self._warp(torch.empty(0, dtype=torch.long), logits.float())  # they look at no other tokens
         self.tokens, logprobs = sample(warped, self.noise)
         self.logprobs.append(logprobs)
         if self._truncates:

@@ -51,7 +51,9 @@ def main() -> None:
     roles.add_new("policy", Adapter(r=16))
     for layer in roles.causal.modules():
         if isinstance(layer, LoraLayer):
-            vars(layer).pop("forward", None)  # what PEFT's class has shows again; only hf comes by here
+            vars(layer).pop(
+                "forward", None
+            )  # what PEFT's class has shows again; generate and hf come by here
     print(f"{arguments.model} ({arguments.quantization}), torch {torch.__version__}")
     samplers: dict[str, Sampler] = {
         name: Sampler(roles, tokenizer, ranks, Rollout(engine=name)) for name in ENGINES
@@ -95,22 +97,24 @@ class Plain(Sampler):
 
 
 def measure(arguments: argparse.Namespace, samplers: dict[str, Sampler]) -> list[list[int]]:
-    """Have the engines take turns, and print what each did in a second; returns what the last one sampled."""
+    """Have the engines take turns, and print what each did in a second; returns what generate sampled."""
     torch.manual_seed(0)
     vocabulary = samplers["hf"].roles.vocabulary
     prompts = torch.randint(vocabulary, (arguments.prompts, arguments.length)).tolist()
     speeds: dict[str, list[float]] = {name: [] for name in samplers}
+    last: dict[str, list[list[int]]] = {}
     for turn in range(arguments.repeats + 1):
         for name, sampler in samplers.items():
             begin = time.perf_counter()
-            responses = sampler("policy", prompts, list(range(len(prompts))))
+            last[name] = sampler("policy", prompts, list(range(len(prompts))))
             seconds = time.perf_counter() - begin
             if turn:  # the first warms up
-                speeds[name].append(sum(map(len, responses)) / seconds)
-    lengths = list(map(len, responses))
-    print(f"responses of {statistics.median(lengths):g} tokens in the middle, {max(lengths)} at most")
+                speeds[name].append(sum(map(len, last[name])) / seconds)
+    for name in ("generate", "hf"):
+        lengths = list(map(len, last[name]))
+        print(f"{name}: {statistics.median(lengths):g} tokens in the middle, {max(lengths)} at most")
     print_table({name: statistics.median(each) for name, each in speeds.items()})
-    return responses
+    return last["generate"]
 
 
 def parse() -> argparse.Namespace:

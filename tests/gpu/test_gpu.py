@@ -14,6 +14,7 @@ from configs.load import load_experiment
 from configs.schema import STAGES
 from pipeline.runner import run_stage
 from stages.cast import Players
+from stages.decoding import Noise, sample
 from stages.engine import Engine
 from stages.modeling import Roles
 from tests.integration.runs import TINY, rows
@@ -82,3 +83,12 @@ def test_ppo_starts_with_kl_zero_and_ratio_one(run_dir: Path) -> None:
     assert first["objective/kl"] == 0.0
     assert first["val/ratio"] == 1.0
     assert first["policy/approxkl_avg"] == 0.0 and first["policy/clipfrac_avg"] == 0.0
+
+
+def test_equal_logits_give_equal_samples_on_every_device() -> None:
+    logits = torch.randn(64, 5_000, generator=torch.Generator().manual_seed(0))
+    found, expected = (
+        sample(logits.to(device), Noise(range(64), torch.device(device))) for device in (DEVICE, "cpu")
+    )
+    assert torch.equal(found[0].cpu(), expected[0])
+    torch.testing.assert_close(found[1].cpu(), expected[1])

