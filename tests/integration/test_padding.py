@@ -57,7 +57,7 @@ def rm_step(pad: int, micro: int, ranks: Ranks) -> Outcome:
 
 @pytest.fixture
 def ppo_step(adapters: dict[str, Path], tiny_folder: Path) -> Callable[[int, int, Ranks], Outcome]:
-    """One iteration of one update; responses of up to 60 tokens, some of which end their turn before."""
+    """One iteration of one update; responses of up to 150 tokens, some of which end their turn before."""
 
     def step(pad: int, micro: int, ranks: Ranks) -> Outcome:
         tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
@@ -67,7 +67,7 @@ def ppo_step(adapters: dict[str, Path], tiny_folder: Path) -> Callable[[int, int
             micro_batch_size=micro,
             epochs=1,
             max_grad_norm=0,
-            rollout=Rollout(max_new_tokens=60, batch_size=micro),
+            rollout=Rollout(max_new_tokens=150, batch_size=micro),
         )
         roles = ppo_roles(adapters)
         engine = engine_of(roles, {"policy": 1e-3, "critic": 1e-3}, ranks, settings)
