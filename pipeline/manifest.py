@@ -24,7 +24,14 @@ from data.records import record_faults
 Status = Literal["running", "finished", "failed", "interrupted"]
 # What a run's figures come of: NumPy draws the noise of samples.
 LIBRARIES = (
-    *("tristage", "torch", "numpy", "transformers", "peft", "deepspeed", "bitsandbytes", "datasets"),
+    "tristage",
+    "torch",
+    "numpy",
+    "transformers",
+    "peft",
+    "deepspeed",
+    "bitsandbytes",
+    "datasets",
     "wandb",
 )
 

@@ -32,9 +32,8 @@ from stages.flight import Flight
 # Prompts that wait come in once so large a share of the rows is free: reading them takes a forward of its
 # own, and a few rows that stay free for some steps cost little.
 ADMITTED_TOGETHER = 0.25
-BLOCK = (
-    256  # tokens that are chosen among together; near the root of usual vocabularies, where noise is least
-)
+# Tokens that are chosen among together: near the root of usual vocabularies, where the least noise does.
+BLOCK = 256
 
 
 @dataclass(frozen=True)

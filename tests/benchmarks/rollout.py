@@ -55,10 +55,9 @@ def main() -> None:
                 "forward", None
             )  # what PEFT's class has shows again; generate and hf come by here
     print(f"{arguments.model} ({arguments.quantization}), torch {torch.__version__}")
-    samplers: dict[str, Sampler] = {
-        name: Sampler(roles, tokenizer, ranks, Rollout(engine=name)) for name in ENGINES
-    }
-    samplers = {"generate": Plain(roles, tokenizer, ranks, Rollout())} | samplers
+    samplers: dict[str, Sampler] = {"generate": Plain(roles, tokenizer, ranks, Rollout())}
+    for name in ENGINES:
+        samplers[name] = Sampler(roles, tokenizer, ranks, Rollout(engine=name))
     responses: list[list[int]] = []
     for times, title in SHAPES:
         common = Counter(token for response in responses for token in response).most_common(1)
