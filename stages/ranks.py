@@ -18,6 +18,7 @@ from torch.distributed import is_torchelastic_launched
 from configs.errors import UserError
 from configs.schema import DeepSpeed
 from data.sampler import rank_share
+from stages.heap import keep_freed_memory
 from stages.job import check_meeting_place
 
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -105,6 +106,8 @@ def init_distributed(config: DeepSpeed) -> Ranks:
                 f"{torch.cuda.device_count()}. Start as many ranks as there are GPUs, or fewer."
             )
         torch.cuda.set_device(local_rank)
+    else:
+        keep_freed_memory()
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     if neighbours > 1 and not cuda and "OMP_NUM_THREADS" not in os.environ:
         # Ranks that each take all cores wait for one another in every matrix product.

@@ -2,8 +2,8 @@
 
 python tests/benchmarks/peers.py [sft] [rm] [kwise] [ppo] [critic] [--model MODEL] [--turns 2] [--steps 3]
 
-sft, rm   TRL's SFTTrainer and RewardTrainer as installed; NF4 base, the same LoRA, batch and token ids on
-          both sides, gradient checkpointing off, SFT without packing.
+sft, rm   TRL's SFTTrainer and RewardTrainer as installed; NF4 base, the same fp32 LoRA, batch and token ids
+          on both sides, gradient checkpointing off, SFT without packing.
 kwise     rankings of K = 4, each completion forwarded once, beside the 6 pairs of each as 12 completions.
 ppo       the PPOTrainer of TRL 1.12.0, the last release that has it, which this fetches into a folder of its
           own: a LoRA policy, and reward and value models of their own, none of them quantized; here, four
@@ -391,11 +391,7 @@ def lora(task: str | None) -> Any:
 
 
 def trl_timed(trainer: Any) -> Seconds:
-    """Seconds from the end of one step to that of the next, as `train` takes them.
-
-    TRL rounds adapters over a quantized base to bf16, in which CPUs without bf16 units are many times slower:
-    on a CPU they are put back to fp32.
-    """
+    """Seconds from the end of one step to that of the next, as `train` takes them."""
     import torch
     from transformers import TrainerCallback
 
@@ -408,10 +404,19 @@ def trl_timed(trainer: Any) -> Seconds:
             ends.append(time.perf_counter())
 
     trainer.add_callback(Clock())
-    if not torch.cuda.is_available():
-        trainer.model.float()
     trainer.train()
     return [after - before for before, after in pairwise(ends)]
+
+
+def with_fp32_adapter(trainer: Any) -> Any:
+    """The trainer, with the adapter in fp32 as here: TRL rounds one over a quantized base to bf16.
+
+    CPUs without bf16 units would be many times slower in it; a GPU holds half as much of it and its moments.
+    """
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return trainer
 
 
 def trl_tokenizer(arguments: argparse.Namespace) -> Any:
@@ -429,15 +434,14 @@ def sft_trl(arguments: argparse.Namespace) -> Seconds:
         ids = prompt(arguments, i)
         rows.append({"input_ids": ids + response, "completion_mask": [0] * len(ids) + [1] * len(response)})
     options = trl_options(arguments, max_steps=1 + arguments.steps, max_length=4096)
-    return trl_timed(
-        SFTTrainer(
-            model=trl_model(arguments, "CausalLM", nf4=True),
-            args=SFTConfig(completion_only_loss=True, **options),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=trl_tokenizer(arguments),
-            peft_config=lora("CAUSAL_LM"),
-        )
+    trainer = SFTTrainer(
+        model=trl_model(arguments, "CausalLM", nf4=True),
+        args=SFTConfig(completion_only_loss=True, **options),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=trl_tokenizer(arguments),
+        peft_config=lora("CAUSAL_LM"),
     )
+    return trl_timed(with_fp32_adapter(trainer))
 
 
 def rm_trl(arguments: argparse.Namespace) -> Seconds:
@@ -454,15 +458,14 @@ def rm_trl(arguments: argparse.Namespace) -> Seconds:
     ]
     halves = {"per_device_train_batch_size": arguments.micro // 2}  # pairs
     options = trl_options(arguments, max_steps=1 + arguments.steps, max_length=4096, **halves)
-    return trl_timed(
-        RewardTrainer(
-            model=trl_model(arguments, "SequenceClassification", nf4=True, num_labels=1),
-            args=RewardConfig(**options),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=trl_tokenizer(arguments),
-            peft_config=lora("SEQ_CLS"),
-        )
+    trainer = RewardTrainer(
+        model=trl_model(arguments, "SequenceClassification", nf4=True, num_labels=1),
+        args=RewardConfig(**options),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=trl_tokenizer(arguments),
+        peft_config=lora("SEQ_CLS"),
     )
+    return trl_timed(with_fp32_adapter(trainer))
 
 
 def ppo_trl(arguments: argparse.Namespace) -> Seconds:
