@@ -51,9 +51,8 @@ def main() -> None:
     roles.add_new("policy", Adapter(r=16))
     for layer in roles.causal.modules():
         if isinstance(layer, LoraLayer):
-            vars(layer).pop(
-                "forward", None
-            )  # what PEFT's class has shows again; generate and hf come by here
+            # What PEFT's class has shows again; generate and hf come by here.
+            vars(layer).pop("forward", None)
     print(f"{arguments.model} ({arguments.quantization}), torch {torch.__version__}")
     samplers: dict[str, Sampler] = {"generate": Plain(roles, tokenizer, ranks, Rollout())}
     for name in ENGINES:

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from stages.heap import keep_freed_memory
+
 FAULTS = """
 import resource, sys, torch
 from stages.heap import keep_freed_memory
@@ -34,7 +36,5 @@ def test_tensors_take_the_pages_of_those_before():
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    from stages import heap
-
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    assert not heap.keep_freed_memory()
+    assert not keep_freed_memory()
