@@ -34,6 +34,7 @@ from stages.adapter_checks import check_adapter, loading_adapter
 from stages.base_checks import check_architecture, check_folder, check_loaded, loading, local_folder
 from stages.embedded import EMBEDDED, embedded_model
 from stages.low_rank import add_in_one_pass
+from stages.products import use_onednn
 from stages.token_figures import (
     TokenFigures,
     Wanted,
@@ -267,6 +268,8 @@ def load_base(config: Base, device: torch.device) -> PreTrainedModel:
             whole, or no causal language model.
     """
     dtype = compute_dtype(config.compute_dtype, device)
+    if device.type == "cpu":
+        use_onednn()
     check_folder(config)
     check_architecture(config, load_config(config))
     with loading(config, "weights"):

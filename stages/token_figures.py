@@ -20,7 +20,7 @@ from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 # Of the vocabulary. A CPU goes over a tile many times, and waits where its caches do not hold it.
-TILE, CPU_TILE = 8_192, 2_048
+TILE, CPU_TILE = 8_192, 1_024
 SCALED = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 

@@ -1,0 +1,49 @@
+"""The product of activations and a 4-bit weight on a CPU, by oneDNN where that is the faster library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+# Elements of a weight. Below, oneDNN gains nothing that makes up for the milliseconds in which it writes the
+# code for each number of rows that is new to it.
+LARGE = 2**18
+
+
+@cache
+def use_onednn() -> None:
+    """Have bitsandbytes multiply by oneDNN on CPUs, in fp32 and where the weight is `LARGE`.
+
+    torch itself multiplies fp32 matrices by MKL, which on an AMD CPU takes a fifth longer for 992 x 576 by
+    576 x 1536, and twice as long for 256 x 2048 by 2048 x 8192 (tests/benchmarks/products.py).
+    """
+    if torch.backends.mkldnn.is_available():
+        torch.library.register_kernel("bitsandbytes::gemm_4bit", "cpu", _gemm_4bit)
+
+
+def _gemm_4bit(
+    A: Tensor,
+    B: Tensor,
+    shapeB: Sequence[int],
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    bias: Tensor | None = None,
+    absmax_8bit: Tensor | None = None,
+    absmax_code: Tensor | None = None,
+    absmax_offset: Tensor | None = None,
+) -> Tensor:
+    """A W^T + bias: (..., in) to (..., out); W (out, in) is `B` dequantized (QLoRA, equations 5 and 6)."""
+    ops = torch.ops.bitsandbytes
+    if absmax_8bit is not None:
+        absmax = (
+            ops.dequantize_blockwise(absmax_8bit, absmax, absmax_code, 256, torch.float32) + absmax_offset
+        )
+    weight = ops.dequantize_4bit(B, absmax, blocksize, quant_type, shapeB, A.dtype)
+    if A.dtype == torch.float32 and weight.numel() >= LARGE:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(A, weight, bias, "none", [], "")
+        return product
+    return nn.functional.linear(A, weight, bias)
