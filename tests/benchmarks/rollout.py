@@ -12,12 +12,14 @@ generate. The engines take turns, and the median of each one's tokens per second
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
@@ -32,6 +34,7 @@ from peft.tuners.lora import LoraLayer  # noqa: E402
 from configs.schema import Adapter, Base, DeepSpeed, Rollout  # noqa: E402
 from data.collate import prompts as collate_prompts  # noqa: E402
 from data.sampler import micro_batches  # noqa: E402
+from stages import products  # noqa: E402
 from stages.modeling import Roles, load_base, load_tokenizer  # noqa: E402
 from stages.ranks import init_distributed  # noqa: E402
 from stages.rollout import Sampler  # noqa: E402
@@ -70,8 +73,9 @@ def main() -> None:
 
 
 class Plain(Sampler):
-    """What transformers does by itself."""
+    """What transformers does by itself, and bitsandbytes."""
 
+    @patch.object(products, "LARGE", math.inf)
     @torch.no_grad()
     def __call__(self, role: str, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[list[int]]:
         self.roles.eval()
