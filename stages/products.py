@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cache
 
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 # Elements of a weight. Below, oneDNN gains nothing that makes up for the milliseconds in which it writes the
 # code for each number of rows that is new to it.
 LARGE = 2**18
+# Shapes that oneDNN, and what torch has between, keep ready in place of 1024. Each takes a MiB or more, and a
+# model has but a handful for each number of rows.
+KEPT_READY = 32
 
 
 @cache
@@ -20,6 +24,8 @@ def use_onednn() -> None:
     torch itself multiplies fp32 matrices by MKL, which on an AMD CPU takes a fifth longer for 992 x 576 by
     576 x 1536, and twice as long for 256 x 2048 by 2048 x 8192 (tests/benchmarks/products.py).
     """
+    for cache_of in ("ONEDNN_PRIMITIVE_CACHE", "LRU_CACHE"):
+        os.environ.setdefault(f"{cache_of}_CAPACITY", str(KEPT_READY))  # read at the first product
     if torch.backends.mkldnn.is_available():
         torch.library.register_kernel("bitsandbytes::gemm_4bit", "cpu", _gemm_4bit)
 

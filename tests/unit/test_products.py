@@ -1,5 +1,9 @@
 """4-bit products on a CPU: the figures and gradients are the same, and oneDNN makes the large ones."""
 
+import os
+import subprocess
+import sys
+
 import bitsandbytes as bnb
 import pytest
 import torch
@@ -58,3 +62,30 @@ def test_large_fp32_products_are_onednn_s(height, dtype, by_onednn):
         product = layer(x)
     assert product.dtype == dtype
     assert (ONEDNN in {event.name for event in profiled.events()}) == by_onednn
+
+
+GROWTH = """
+import os, psutil, torch
+from stages.products import use_onednn
+use_onednn()
+weight = torch.randn(1024, 1024)
+def work(rows):
+    for each in rows:
+        torch.ops.mkldnn._linear_pointwise(torch.zeros(each, 1024), weight, None, "none", [], "")
+    return psutil.Process().memory_info().rss
+before = work([900, *range(100, 300)])
+print(work(range(300, 700)) - before)
+"""
+
+
+def growth(**environment):
+    """By how many bytes a process grows as it multiplies batches of 400 other sizes than it did."""
+    command = [sys.executable, "-c", GROWTH]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
+    return int(done.stdout)
+
+
+def test_batches_of_many_sizes_do_not_fill_the_memory():
+    caches = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    assert growth(**dict.fromkeys(caches, "1024")) > 400 * 2**20
+    assert growth() < 200 * 2**20
