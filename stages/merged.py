@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stages.modeling import Roles
+from stages.products import onednn_linear
 
 MARGIN = 2.0  # free memory must hold the copy so many times over: training needs some of it as well
 ROWS = 32  # of one decoding step, more or less: what oneDNN lays weights out for
@@ -42,8 +43,7 @@ class Packed(nn.Linear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """As nn.Linear's: (..., in) to (..., out)."""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, self.packed, self.bias, "none", [], "")
-        return product
+        return onednn_linear(hidden, self.packed, self.bias)
 
 
 class MergedCopy:

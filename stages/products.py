@@ -21,13 +21,19 @@ KEPT_READY = 32
 def use_onednn() -> None:
     """Have bitsandbytes multiply by oneDNN on CPUs, in fp32 and where the weight is `LARGE`.
 
-    torch itself multiplies fp32 matrices by MKL, which on an AMD CPU takes a fifth longer for 992 x 576 by
-    576 x 1536, and twice as long for 256 x 2048 by 2048 x 8192 (tests/benchmarks/products.py).
+    torch itself multiplies fp32 matrices by MKL, which on an AMD CPU takes 1.14 times as long for 992 x 576
+    by 576 x 1536, and 1.73 times for 256 x 2048 by 2048 x 8192 (tests/benchmarks/products.py).
     """
     for cache_of in ("ONEDNN_PRIMITIVE_CACHE", "LRU_CACHE"):
         os.environ.setdefault(f"{cache_of}_CAPACITY", str(KEPT_READY))  # read at the first product
     if torch.backends.mkldnn.is_available():
         torch.library.register_kernel("bitsandbytes::gemm_4bit", "cpu", _gemm_4bit)
+
+
+def onednn_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As torch's linear, (..., in) to (..., out), in fp32 on a CPU; `weight` may be laid out for oneDNN."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
+    return product
 
 
 def _gemm_4bit(
@@ -50,6 +56,5 @@ def _gemm_4bit(
         )
     weight = ops.dequantize_4bit(B, absmax, blocksize, quant_type, shapeB, A.dtype)
     if A.dtype == torch.float32 and weight.numel() >= LARGE:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(A, weight, bias, "none", [], "")
-        return product
+        return onednn_linear(A, weight, bias)
     return nn.functional.linear(A, weight, bias)

@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import torch
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from stages.products import onednn_linear  # noqa: E402
 
 # Widths in and out of linear layers: SmolLM2-135M's, Qwen2.5-0.5B's, and Llama-3.2-1B's.
 SHAPES = [
@@ -36,7 +42,7 @@ def compare(rows: int, width: int, height: int, turns: int) -> tuple[float, floa
     x, weight = torch.randn(rows, width), torch.randn(height, width)
     sides = {
         "MKL": lambda: torch.nn.functional.linear(x, weight),
-        "oneDNN": lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""),
+        "oneDNN": lambda: onednn_linear(x, weight, None),
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(1 + turns):
