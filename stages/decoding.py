@@ -93,7 +93,9 @@ def sample(logits: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
     Returns:
         Tokens (B,) and their log-probabilities (B,), fp32.
     """
-    blocks = pad(logits.float(), (0, -logits.shape[1] % BLOCK), value=-math.inf).unflatten(1, (-1, BLOCK))
+    if missing := -logits.shape[1] % BLOCK:
+        logits = pad(logits, (0, missing), value=-math.inf)
+    blocks = logits.float().unflatten(1, (-1, BLOCK))
     masses = blocks.logsumexp(2)
     drawn = noise(masses.shape[1] + BLOCK)
     block = (masses + drawn[:, BLOCK:]).argmax(1, keepdim=True)

@@ -13,6 +13,36 @@ from transformers.cache_utils import DynamicLayer
 
 from data.collate import prompts as collate_prompts
 
+ROOM = 32  # tokens for which a layer of the cache takes memory ahead
+
+
+class RoomyLayer(DynamicLayer):
+    """As DynamicLayer, but copies all that it holds with one token in `ROOM` + 1, not with every one."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Add the keys and values of new tokens, (B, H, t, D) each; returns those of all, (B, H, T, D)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys = _append(self.keys, key_states)
+        self.values = _append(self.values, value_states)
+        return self.keys, self.values
+
+
+def _append(held: Tensor, new: Tensor) -> Tensor:
+    """`new` behind `held`: in place where `held` is the front of a tensor that has room for it."""
+    begin = held.shape[2] if held.numel() else 0
+    end = begin + new.shape[2]
+    whole = held._base
+    if whole is not None and end <= whole.shape[2]:
+        whole[:, :, begin:end] = new
+    else:
+        room = new.new_empty(*new.shape[:2], ROOM, new.shape[3])
+        whole = torch.cat([held, new, room], 2)
+    return whole[:, :, :end]
+
 
 def joinable(config: PretrainedConfig) -> bool:
     """Whether caches of different lengths can be joined: every layer keeps the keys of all tokens.
@@ -33,7 +63,7 @@ class Flight:
     def __init__(self, model: PreTrainedModel, pad_id: int) -> None:
         """None yet. A model that is not `joinable` takes prompts once."""
         self._model, self._pad_id = model, pad_id
-        self._cache = DynamicCache(config=model.config)
+        self._cache = _cache_of(model)
         self.mask = torch.empty(0, 0, dtype=torch.long, device=model.device)
         self.logits = torch.empty(0)
 
@@ -41,7 +71,7 @@ class Flight:
         """Read each distinct prompt once, in one forward, and add a sequence for each that asks it."""
         distinct = {tuple(prompt): number for number, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
         input_ids, mask = collate_prompts(list(map(list, distinct)), self._pad_id).to(self._model.device)
-        cache = DynamicCache(config=self._model.config)
+        cache = _cache_of(self._model)
         logits = self._forward(input_ids, mask, cache)
         if len(distinct) < len(prompts):
             rows = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=mask.device)
@@ -86,6 +116,12 @@ class Flight:
             logits_to_keep=1,
         )
         return output.logits[:, -1]
+
+
+def _cache_of(model: PreTrainedModel) -> DynamicCache:
+    cache = DynamicCache(config=model.config)
+    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
 
 
 def _at_width(width: int, tensor: Tensor, axis: int) -> Tensor:

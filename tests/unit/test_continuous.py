@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, Qwen3Config
+from transformers.cache_utils import DynamicLayer
 
 from configs.schema import Rollout
 from stages.decoding import Response
-from stages.flight import Flight, joinable
+from stages.flight import ROOM, Flight, RoomyLayer, joinable
 from stages.ranks import Ranks
 from stages.rollout import Sampler
 from tests.roles import CPU, ppo_roles
@@ -153,6 +154,22 @@ def test_the_cache_is_as_wide_as_the_longest_sequence_in_flight(roles, tokenizer
         sampler.respond("policy", prompts, range(200))
     assert len(forwards) > 5 * 34
     assert max(width for *_, width in forwards) < 34 + 30
+
+
+def test_the_cache_is_copied_once_for_many_tokens() -> None:
+    """And holds what transformers' own holds, while rows leave it and others join."""
+    ours, theirs, alive = RoomyLayer(), DynamicLayer(), list[torch.Tensor]()
+    for step in range(4 * ROOM):
+        shape = (2 if step > ROOM else 3, 2, 5 if step in (0, ROOM // 2) else 1, 4)
+        new = torch.rand(shape), torch.rand(shape)
+        for held, expected in zip(ours.update(*new), theirs.update(*new), strict=True):
+            assert torch.equal(held, expected)
+        alive.append(ours.keys)
+        if step == ROOM:
+            ours.batch_select_indices(torch.tensor([2, 0]))
+            theirs.batch_select_indices(torch.tensor([2, 0]))
+    # At first, with one token in ROOM + 1, and as rows have left.
+    assert len({keys.data_ptr() for keys in alive}) == 5
 
 
 def test_a_prompt_asked_for_several_responses_is_read_once(roles, tokenizer) -> None:
