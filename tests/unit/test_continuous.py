@@ -157,7 +157,7 @@ def test_the_cache_is_as_wide_as_the_longest_sequence_in_flight(roles, tokenizer
 
 
 def test_the_cache_is_copied_once_for_many_tokens() -> None:
-    """And holds what transformers' own holds, while rows leave it and others join."""
+    """And holds what transformers' own holds, when rows have left it as well."""
     ours, theirs, alive = RoomyLayer(), DynamicLayer(), list[torch.Tensor]()
     for step in range(4 * ROOM):
         shape = (2 if step > ROOM else 3, 2, 5 if step in (0, ROOM // 2) else 1, 4)
