@@ -126,7 +126,7 @@ def test_rows_in_flight_are_at_most_the_batch_size(batch_size, roles, tokenizer,
         extend(self, tokens)
 
     monkeypatch.setattr(Flight, "extend", noted)
-    sampler = sampler_of(roles, tokenizer, "continuous", batch_size=batch_size, max_new_tokens=60)
+    sampler = sampler_of(roles, tokenizer, "continuous", batch_size=batch_size, max_new_tokens=20)
     with forwards_of(sampler) as forwards:
         sampler.respond("policy", PROMPTS, SEEDS)
     assert max(sizes) == max(rows for rows, *_ in forwards) == batch_size
