@@ -171,14 +171,12 @@ def merged_weight(source: Any, role: str) -> Tensor:
     """W + scaling * B A of `role`, or W alone where the layer has no adapter of it; fp32."""
     adapted = isinstance(source, LoraLayer) and role in source.scaling
     layer = source.get_base_layer() if isinstance(source, LoraLayer) else source
+    weight: Tensor = layer.weight
     if isinstance(layer, Linear4bit | Linear8bitLt):
-        weight: Tensor = dequantize_bnb_weight(layer.weight, state=vars(layer).get("state")).float()
+        weight = dequantize_bnb_weight(weight, state=vars(layer).get("state")).float()
         if adapted:  # in place: the product alone and scaled would be two more tensors to write and read
             a, b = (each[role].weight.float() for each in (source.lora_A, source.lora_B))
             weight.addmm_(b, a, alpha=source.scaling[role])
-        return weight
-    if adapted:
-        delta: Tensor = source.get_delta_weight(role).float()
-        return delta.add_(layer.weight)
-    whole: Tensor = layer.weight.float()
-    return whole
+    elif adapted:
+        weight = source.get_delta_weight(role).float().add_(weight)
+    return weight.float()
