@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import (
     GenerationConfig,
@@ -160,18 +160,19 @@ def generate(
 ) -> list[Response]:
     """Responses by transformers' `generate`; `in_step` with the other ranks where a forward needs them."""
     input_ids, attention_mask = collate_prompts(prompts, limits.pad).to(model.device)
-    output = model.generate(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        generation_config=GenerationConfig(
-            max_new_tokens=limits.max_new_tokens,
-            do_sample=False,  # `draw` leaves one token to choose
-            eos_token_id=limits.end,
-            pad_token_id=limits.pad,
-        ),
-        logits_processor=LogitsProcessorList([draw]),
-        synced_gpus=in_step,
-    )
+    with model.get_output_embeddings().register_forward_pre_hook(_contiguous):
+        output = model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            generation_config=GenerationConfig(
+                max_new_tokens=limits.max_new_tokens,
+                do_sample=False,  # `draw` leaves one token to choose
+                eos_token_id=limits.end,
+                pad_token_id=limits.pad,
+            ),
+            logits_processor=LogitsProcessorList([draw]),
+            synced_gpus=in_step,
+        )
     rows = output[:, input_ids.shape[1] :].tolist()
     lengths = [row.index(limits.end) + 1 if limits.end in row else len(row) for row in rows]
     logprobs = torch.stack(draw.logprobs, 1).tolist()
@@ -180,6 +181,11 @@ def generate(
         Response(ids[:n], of_ids[:n], list(support[:n]))
         for ids, of_ids, support, n in zip(rows, logprobs, supports, lengths, strict=True)
     ]
+
+
+def _contiguous(_: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+    """The last hidden states of prompts as a tensor of their own; torch would copy the head for each row."""
+    return (arguments[0].contiguous(),)
 
 
 @torch.no_grad()

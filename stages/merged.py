@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stages.modeling import Roles
-from stages.products import onednn_linear
+from stages.products import onednn_linear, onednn_multiplies
 
 MARGIN = 2.0  # free memory must hold the copy so many times over: training needs some of it as well
 ROWS = 32  # of one decoding step, more or less: what oneDNN lays weights out for
@@ -37,9 +37,10 @@ class Packed(nn.Linear):
 
     def hold(self, weight: Tensor | None) -> None:
         """Take `weight` (out, in), or nothing, in place of what was held."""
-        self.packed = (
-            torch.empty(0) if weight is None else torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-        )
+        if weight is None:
+            self.packed = torch.empty(0)
+        else:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.weight.dtype), ROWS)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """As nn.Linear's: (..., in) to (..., out)."""
@@ -102,11 +103,7 @@ class MergedCopy:
 
     @property
     def _packs(self) -> bool:
-        return (
-            self._device.type == "cpu"
-            and self._dtype == torch.float32
-            and torch.backends.mkldnn.is_available()
-        )
+        return self._device.type == "cpu" and onednn_multiplies(self._dtype)
 
     @property
     def size(self) -> int:

@@ -30,8 +30,16 @@ def use_onednn() -> None:
         torch.library.register_kernel("bitsandbytes::gemm_4bit", "cpu", _gemm_4bit)
 
 
+def onednn_multiplies(dtype: torch.dtype) -> bool:
+    """Whether `onednn_linear` takes tensors of `dtype` on this CPU: fp32, and bf16 where it has AVX-512."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    in_bf16: bool = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or in_bf16
+
+
 def onednn_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As torch's linear, (..., in) to (..., out), in fp32 on a CPU; `weight` may be laid out for oneDNN."""
+    """As torch's linear, (..., in) to (..., out), on a CPU; `weight` may be laid out for oneDNN."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
     return product
 

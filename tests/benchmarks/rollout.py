@@ -1,12 +1,13 @@
 """Tokens per second of the sampling engines, side by side in one run on one quantized base.
 
 python tests/benchmarks/rollout.py [--model smollm2-135m-instruct] [--prompts 32] [--length 38] [--new 24]
+    [--compute-dtype auto]
 
 generate is transformers' own, with its own sampling, on the quantized base with PEFT's layers as they are; hf
 is the same with noise that is a function of the prompt's seed. Once all prompts are sampled together, and no
 response ends; once they are four times as many as are sampled together, and responses end at the token that
-came most often, so that some go on to four times as many. The tokens are the same for every engine but
-generate. The engines take turns, and the median of each one's tokens per second is shown.
+came most often, so that some go on to four times as many. In fp32 the tokens are the same for every engine
+but generate. The engines take turns, and the median of each one's tokens per second is shown.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ SHAPES = ((1, "to the last"), (4, "at most, or up to the token that came most of
 def main() -> None:
     arguments = parse()
     ranks = init_distributed(DeepSpeed())
-    base = Base(model=arguments.model, quantization=arguments.quantization)
+    base = Base(
+        model=arguments.model,
+        quantization=arguments.quantization,
+        compute_dtype=arguments.compute_dtype,
+    )
     tokenizer = load_tokenizer(base)
     roles = Roles(load_base(base, ranks.device))
     roles.add_new("policy", Adapter(r=16))
@@ -56,7 +61,7 @@ def main() -> None:
         if isinstance(layer, LoraLayer):
             # What PEFT's class has shows again; generate and hf come by here.
             vars(layer).pop("forward", None)
-    print(f"{arguments.model} ({arguments.quantization}), torch {torch.__version__}")
+    print(f"{arguments.model} ({arguments.quantization}, {roles.dtype}), torch {torch.__version__}")
     samplers: dict[str, Sampler] = {"generate": Plain(roles, tokenizer, ranks, Rollout())}
     for name in ENGINES:
         samplers[name] = Sampler(roles, tokenizer, ranks, Rollout(engine=name))
@@ -123,6 +128,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", default="smollm2-135m-instruct", help="embedded name, folder or hub id")
     parser.add_argument("--quantization", default="nf4", choices=("nf4", "int8", "none"))
+    parser.add_argument("--compute-dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--length", type=int, default=38, help="tokens of each prompt")
     parser.add_argument("--new", type=int, default=24, help="tokens of each response")

@@ -8,6 +8,7 @@ import torch
 from configs.schema import Rollout
 from stages import merged
 from stages.merged import MergedCopy
+from stages.products import onednn_multiplies
 from stages.ranks import Ranks
 from stages.rollout import Sampler
 from tests.roles import CPU, base_hash, ppo_roles, tensors_of
@@ -32,14 +33,16 @@ def sampler_of(roles, tokenizer, engine: str, **rollout) -> Sampler:
     return Sampler(roles, tokenizer, ALONE, Rollout(engine=engine, **({"max_new_tokens": 12} | rollout)))
 
 
+@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-4), ("bfloat16", 0.15)])
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_logits_are_the_roles_own(
-    quantization: str, packed: bool, adapters, monkeypatch: pytest.MonkeyPatch
+    quantization: str, packed: bool, dtype: str, rounding: float, adapters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    packed &= onednn_multiplies(getattr(torch, dtype))
     if not packed:
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    roles = ppo_roles(adapters, quantization=quantization).eval()
+    roles = ppo_roles(adapters, quantization=quantization, compute_dtype=dtype).eval()
     with torch.no_grad():
         for parameter in roles.role_parameters("policy").values():
             parameter.mul_(1.5)  # no longer its reference
@@ -47,9 +50,9 @@ def test_logits_are_the_roles_own(
     assert any(isinstance(module, merged.Packed) for module in copy.model.modules()) == packed
     found = {role: copy_logits(copy, role) for role in ROLES}
     for role in ROLES:
-        assert torch.allclose(found[role], role_logits(roles, role), atol=1e-4), role
-    assert not torch.allclose(found["policy"], found["reference"], atol=1e-2)
-    assert not torch.allclose(found["base"], found["reference"], atol=1e-2)
+        torch.testing.assert_close(found[role], role_logits(roles, role), rtol=0, atol=rounding)
+    assert not torch.allclose(found["policy"], found["reference"], atol=1)
+    assert not torch.allclose(found["base"], found["reference"], atol=1)
 
 
 def test_base_and_adapters_are_only_read(adapters) -> None:

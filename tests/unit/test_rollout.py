@@ -233,6 +233,20 @@ def test_sampling_in_training_mode_is_without_dropout(roles, tiny_tokenizer):
         roles.causal.model.layers[0].self_attn.attention_dropout = 0.0
 
 
+def test_prompts_do_not_have_the_head_copied_for_each_of_their_rows(roles, tiny_tokenizer):
+    """As torch's bf16 product for CPUs does with a tensor that is not contiguous."""
+    rollout = Rollout(engine="hf", max_new_tokens=3)
+    read, written = [], []
+    head = roles.causal.get_output_embeddings()
+    with (
+        head.register_forward_pre_hook(lambda _, given: read.append(given[0].is_contiguous())),
+        head.register_forward_hook(lambda _, given, __: written.append(given[0].is_contiguous())),
+    ):
+        Sampler(roles, tiny_tokenizer, ALONE, rollout)("policy", PROMPTS, range(len(PROMPTS)))
+    assert read == [False, True, True], "transformers' own slice of the prompts' hidden states"
+    assert written == [True] * 3
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_sharing_keeps_the_order_of_prompts(batch_size, roles, tiny_tokenizer):
     rollout = Rollout(max_new_tokens=4, batch_size=batch_size)
