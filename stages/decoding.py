@@ -183,9 +183,10 @@ def generate(
     ]
 
 
-def _contiguous(_: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
-    """The last hidden states of prompts as a tensor of their own; torch would copy the head for each row."""
-    return (arguments[0].contiguous(),)
+def _contiguous(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The last hidden states of prompts as a tensor of their own; in bf16, torch would copy the head for each
+    row of a slice on a CPU."""
+    return tuple(each.contiguous() for each in arguments)
 
 
 @torch.no_grad()

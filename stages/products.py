@@ -21,8 +21,9 @@ KEPT_READY = 32
 def use_onednn() -> None:
     """Have bitsandbytes multiply by oneDNN on CPUs, in fp32 and where the weight is `LARGE`.
 
-    torch itself multiplies fp32 matrices by MKL, which on an AMD CPU takes 1.14 times as long for 992 x 576
-    by 576 x 1536, and 1.73 times for 256 x 2048 by 2048 x 8192 (tests/benchmarks/products.py).
+    torch itself multiplies fp32 matrices by MKL, which on AMD CPUs with AVX-512 and without takes 1.12 and
+    1.14 times as long for 992 x 576 by 576 x 1536, and 1.49 and 1.73 times for 256 x 2048 by 2048 x 8192
+    (tests/benchmarks/products.py).
     """
     for cache_of in ("ONEDNN_PRIMITIVE_CACHE", "LRU_CACHE"):
         os.environ.setdefault(f"{cache_of}_CAPACITY", str(KEPT_READY))  # read at the first product
