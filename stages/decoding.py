@@ -184,8 +184,7 @@ def generate(
 
 
 def _contiguous(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The last hidden states of prompts as a tensor of their own; in bf16, torch would copy the head for each
-    row of a slice on a CPU."""
+    """Hidden states of their own memory: in bf16 on a CPU, torch copies the head for each row of a slice."""
     return tuple(each.contiguous() for each in arguments)
 
 

@@ -8,7 +8,6 @@ import torch
 from configs.schema import Rollout
 from stages import merged
 from stages.merged import MergedCopy
-from stages.products import onednn_multiplies
 from stages.ranks import Ranks
 from stages.rollout import Sampler
 from tests.roles import CPU, base_hash, ppo_roles, tensors_of
@@ -39,7 +38,8 @@ def sampler_of(roles, tokenizer, engine: str, **rollout) -> Sampler:
 def test_logits_are_the_roles_own(
     quantization: str, packed: bool, dtype: str, rounding: float, adapters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packed &= onednn_multiplies(getattr(torch, dtype))
+    if dtype == "bfloat16":
+        packed &= torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if not packed:
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     roles = ppo_roles(adapters, quantization=quantization, compute_dtype=dtype).eval()
