@@ -40,7 +40,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup
-	$(BIN)/python -m stages.embedded smollm2-135m-instruct
+	$(BIN)/python -m stages.models.demo_models smollm2-135m-instruct
 	$(BIN)/tristage run --config configs/demo.yaml
 
 # In the order of the folders: long files come first, so that the workers end together.

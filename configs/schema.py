@@ -9,7 +9,14 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 Stage = Literal["sft", "rm", "ppo", "best"]
@@ -453,3 +460,11 @@ class Experiment(Section):
             "ppo": ppo,
             "best": ("best.rollout", own) if own else ppo,
         }
+
+
+UPSTREAM: dict[Stage, tuple[Stage, ...]] = {
+    "sft": (),
+    "rm": ("sft",),
+    "ppo": ("sft", "rm"),
+    "best": ("sft", "rm"),
+}

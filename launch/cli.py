@@ -11,14 +11,16 @@ from rich.console import Console
 from configs.errors import UserError
 from configs.schema import STAGES, Stage
 from launch.arguments import ROOT, add_experiment_arguments, experiment, repeat, run_directory, words
-from pipeline import quiet
-from pipeline.batches import check_batches
-from pipeline.crew import Crew
-from pipeline.orchestrate import Launch, guess_accelerators, run_all, visible_devices
-from pipeline.plan import Request, plan_stages, through
-from pipeline.preflight import check_files
-from pipeline.rundir import RunDirectory
-from pipeline.show import print_plan, print_status
+from launch.deepspeed_command import Launch, guess_accelerators, visible_devices
+from launch.stage_sequence import run_all
+from launch.worker_pool import Crew
+from pipeline.planning.batches import check_batches
+from pipeline.planning.plan import Request, plan_stages, through
+from pipeline.planning.preflight import check_files
+from pipeline.processes import logs
+from pipeline.state.results import found_runs
+from pipeline.state.run_directory import RunDirectory
+from pipeline.terminal.show import print_plan, print_status
 
 RUN_STAGE = ROOT / "launch" / "run_stage.py"
 TRISTAGE = [sys.executable, "-P", "-m", "launch.cli"]  # -P: a folder `launch` where it is called is not ours
@@ -26,7 +28,7 @@ TRISTAGE = [sys.executable, "-P", "-m", "launch.cli"]  # -P: a folder `launch` w
 
 def main() -> int:
     """Returns the exit status: 0 done, 2 the user has to mend something, else that of the failing stage."""
-    quiet.silence()
+    logs.silence()
     arguments = _parser().parse_intermixed_args()
     try:
         status: int = COMMANDS[arguments.command](arguments)
@@ -46,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def sweep(arguments: argparse.Namespace) -> int:
-    from pipeline import sweep as sweeping
+    from launch import sweep as sweeping
 
     arguments.overrides, axes = sweeping.split_axes(arguments.overrides)
     root = _job(arguments)
@@ -62,9 +64,9 @@ def sweep(arguments: argparse.Namespace) -> int:
         commands.append([*TRISTAGE, "run", "--from", "ppo", *_launching(asked), *words(asked)])
     check_files(config, plan_stages(root[0], [*STAGES, "best"]))
     status = sweeping.sweep(root, list(zip(runs, commands, strict=True)), crew)
-    if not any(sweeping.found_runs(root[0].run.path)):
+    if not any(found_runs(root[0].run.path)):
         return status  # a shared stage has said what is wrong
-    from pipeline.sweep_report import write_sweep_report  # imports matplotlib
+    from pipeline.reporting.sweep_report import write_sweep_report  # imports matplotlib
 
     print(f"report: {write_sweep_report(root[0].run.path)}")
     return status
@@ -87,7 +89,7 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    from pipeline.report import write_report  # imports matplotlib
+    from pipeline.reporting.report import write_report  # imports matplotlib
 
     print(f"report: {write_report(run_directory(arguments))}")
     return 0

@@ -11,20 +11,20 @@ from pathlib import Path
 # Launchers put this file's folder first on the path; the packages lie in its parent.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline import lifeline, quiet  # noqa: E402
+from pipeline.processes import logs, parent_watch  # noqa: E402
 
-quiet.silence()
-lifeline.follow_launcher()
+logs.silence()
+parent_watch.follow_launcher()
 
 import argparse  # noqa: E402
 
 from configs.errors import UserError  # noqa: E402
 from configs.schema import STAGES  # noqa: E402
 from launch.arguments import add_experiment_arguments, experiment, repeat  # noqa: E402
-from pipeline.plan import Request, plan_stage  # noqa: E402
-from pipeline.preflight import check_files  # noqa: E402
-from pipeline.rundir import RunDirectory  # noqa: E402
-from pipeline.runner import run_stage  # noqa: E402
+from pipeline.planning.plan import Request, plan_stage  # noqa: E402
+from pipeline.planning.preflight import check_files  # noqa: E402
+from pipeline.stage_process import run_stage  # noqa: E402
+from pipeline.state.run_directory import RunDirectory  # noqa: E402
 
 
 def main() -> int:

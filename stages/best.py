@@ -7,22 +7,22 @@ held-out prompts they show what score can be had at which KL without training.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data import tokenize
-from data.files import read_json_lines, write_json_lines
-from data.sampler import micro_batches
+from data.batches import tokenize
+from data.batches.sampler import micro_batches, seed_from
+from data.examples import read_examples
+from data.storage.files import read_json_lines, write_json_lines
 from stages.context import Context, Outcome
-from stages.labellers import labeller
-from stages.metrics import Meter, mean_with_interval, peak_memory_bytes
-from stages.prepare import prepare, read_examples
-from stages.ranks import seed_from
-from stages.rollout import Sampler
-from stages.scorer import ROLE as REWARD
-from stages.scorer import Scorer
+from stages.feedback.labellers import labeller
+from stages.feedback.reward_model import ROLE as REWARD
+from stages.feedback.reward_model import Scorer
+from stages.maths.statistics import expected_best, kl_of_best, mean_with_interval
+from stages.sampling.sampler import Sampler
+from stages.setup import prepare
+from stages.training.throughput import Meter, peak_memory_bytes
 
 SFT = "policy"
 OUTPUT = "demonstrations"
@@ -43,7 +43,9 @@ def run(context: Context) -> Outcome:
     scorer = Scorer(cast, ranks, context.config.data)
 
     # 2. Answers to the prompts of PPO, a part of them at a time; parts that are there already are kept.
-    train, held_out = read_examples(context, "prompts", tokenize.prompts, cast.tokenizer, "ppo")
+    train, held_out = read_examples(
+        context.config, "ppo", "prompts", tokenize.prompts, cast.tokenizer, context.tracker.note
+    )
     answers = {
         split: [
             row
@@ -173,23 +175,3 @@ def _scores(rows: Sequence[Row], k: int, end: str = "") -> dict[str, float]:
     for name, column in judges.items():
         found |= mean_with_interval(f"{name}{end}", [expected_best(r["scores"], r[column], k) for r in rows])
     return found
-
-
-def expected_best(scores: Sequence[float], values: Sequence[float], k: int) -> float:
-    """Expected value of the best-scored of k answers, over all choices of k from these (Nakano et al. 2021).
-
-    Args:
-        scores: what the best is chosen by.
-        values: what is asked of the chosen one.
-    """
-    order = sorted(range(len(scores)), key=lambda i: scores[i])
-    ways = (math.comb(below, k - 1) * values[i] for below, i in enumerate(order))
-    return sum(ways) / math.comb(len(scores), k)
-
-
-def kl_of_best(n: int) -> float:
-    """KL of best-of-n to the policy sampled from, nats: log n - (n - 1)/n (Stiennon et al. 2020, appendix G).
-
-    Exact where no two answers tie; else, an upper bound (Beirami et al. 2024).
-    """
-    return math.log(n) - (n - 1) / n

@@ -9,28 +9,29 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from configs.schema import Ppo
-from data import tokenize
-from data.sampler import epoch_order
-from stages.advantages import explained_variance, token_kl
-from stages.average import PREFIX, save_with_average, update_average
-from stages.cast import Cast
+from data.batches import tokenize
+from data.batches.sampler import epoch_order, seed_from
+from data.examples import read_examples
 from stages.context import Context, Outcome
-from stages.engine import Engine
-from stages.experience import CRITIC, POLICY, REFERENCE, Experience
-from stages.judgement import Judgement
-from stages.loop import Progress, Stop, find_resume, run_steps, seed_step, start_engine
-from stages.losses import masked_sum, policy_loss, value_loss
-from stages.metrics import Meter, peak_memory_bytes
-from stages.modeling import disable_dropout
-from stages.prepare import prepare, read_examples, save_role
-from stages.ptx import Ptx, make_ptx
-from stages.ranks import seed_from
-from stages.rollout import Layout, Sampler, response_figures, state_values
-from stages.samples import Sample, padded, token_mask
-from stages.scorer import ROLE as REWARD
-from stages.scorer import Scorer
-from stages.speed import Stopwatch, forward_flops, matmul_flops
-from stages.token_figures import TokenFigures
+from stages.feedback.evaluation import Judgement
+from stages.feedback.reward_model import ROLE as REWARD
+from stages.feedback.reward_model import Scorer
+from stages.maths.advantages import explained_variance, token_kl
+from stages.maths.losses import masked_sum, policy_loss, value_loss
+from stages.models.base import disable_dropout
+from stages.models.role_models import Cast
+from stages.models.token_statistics import TokenFigures
+from stages.rl.experience import CRITIC, POLICY, REFERENCE, Experience
+from stages.rl.policy_snapshots import PREFIX, save_with_average, update_average
+from stages.rl.ptx import Ptx, make_ptx
+from stages.rl.trajectory import Sample, padded, token_mask
+from stages.sampling.response_batch import Layout, response_figures, state_values
+from stages.sampling.sampler import Sampler
+from stages.setup import prepare
+from stages.training.engine import Engine
+from stages.training.export import save_role
+from stages.training.loop import Progress, Stop, find_resume, run_steps, seed_step, start_engine
+from stages.training.throughput import Meter, Stopwatch, forward_flops, matmul_flops, peak_memory_bytes
 
 GOOD = "good/"  # of what the engine keeps: the policy of the last rollout within `max_kl`
 DIFFERENCE = "rollout/logprob_difference"
@@ -51,7 +52,9 @@ def run(context: Context) -> Outcome:
     disable_dropout(cast)  # the ratio compares what one policy says twice
 
     # 2. Prompts.
-    train, held_out = read_examples(context, "prompts", tokenize.prompts, tokenizer)
+    train, held_out = read_examples(
+        config, "ppo", "prompts", tokenize.prompts, tokenizer, context.tracker.note
+    )
 
     # 3. The engine, where the last checkpoint left it.
     rates = {POLICY: ppo.learning_rate, CRITIC: ppo.critic_learning_rate or ppo.learning_rate}

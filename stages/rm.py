@@ -13,28 +13,23 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data import collate, tokenize
-from data.sampler import micro_batches
-from stages.base_checks import told_apart_by_masks
-from stages.cast import Cast, Players
+from data.batches import collate, tokenize
+from data.batches.sampler import micro_batches, seed_from, total_steps
+from data.examples import read_examples, tokenized
 from stages.context import Context, Outcome
-from stages.engine import Engine
-from stages.loop import (
-    Progress,
-    find_resume,
-    go_back_to_best,
-    run_steps,
-    seed_step,
-    start_engine,
-    total_steps,
-)
-from stages.losses import ranking_loss
-from stages.metrics import Meter, mean_with_interval, peak_memory_bytes
-from stages.prepare import prepare, read_examples, tokenized, write_role
-from stages.rankings import collect_rankings
-from stages.ranks import seed_from
-from stages.rollout import Sampler, lay_out, sequence_scores
-from stages.scorer import Scorer
+from stages.feedback.rankings import collect_rankings
+from stages.feedback.reward_model import Scorer
+from stages.maths.losses import ranking_loss
+from stages.maths.statistics import mean_with_interval
+from stages.models.base_checks import told_apart_by_masks
+from stages.models.role_models import Cast, Players
+from stages.sampling.response_batch import lay_out, sequence_scores
+from stages.sampling.sampler import Sampler
+from stages.setup import prepare
+from stages.training.engine import Engine
+from stages.training.export import write_role
+from stages.training.loop import Progress, find_resume, go_back_to_best, run_steps, seed_step, start_engine
+from stages.training.throughput import Meter, peak_memory_bytes
 
 ROLE, SFT = "reward", "policy"
 
@@ -54,11 +49,13 @@ def run(context: Context) -> Outcome:
     sampler = Sampler(cast.policy_base, cast.tokenizer, ranks, rm.rankings.rollout)
     tokenizer = cast.reward_tokenizer
     if rm.rankings.labeller == "file":
-        train, held_out = read_examples(context, "rankings", tokenize.rankings, tokenizer)
+        train, held_out = read_examples(
+            config, "rm", "rankings", tokenize.rankings, tokenizer, context.tracker.note
+        )
     else:
         collected, unseen = collect_rankings(context, sampler, SFT)
         parts = scorer.rankings(collected), scorer.rankings(unseen)
-        train, held_out = tokenized(context, tokenize.rankings, tokenizer, parts)
+        train, held_out = tokenized(config.data, tokenize.rankings, tokenizer, parts, context.tracker.note)
     del sampler  # and with it the copy that it sampled from
 
     # 3. The engine, where the last checkpoint left it.

@@ -6,24 +6,18 @@ from collections.abc import Sequence
 
 import torch
 
-from data import pack, tokenize
-from data.sampler import micro_batches
-from stages.base_checks import check_packing
+from data.batches import pack, tokenize
+from data.batches.sampler import micro_batches, total_steps
+from data.examples import read_examples
 from stages.context import Context, Outcome
-from stages.engine import Engine
-from stages.likelihood import ROLE, Example, forward, length, targets
-from stages.loop import (
-    Progress,
-    find_resume,
-    go_back_to_best,
-    run_steps,
-    seed_step,
-    start_engine,
-    total_steps,
-)
-from stages.losses import masked_sum, nll_loss
-from stages.metrics import Meter, peak_memory_bytes
-from stages.prepare import prepare, read_examples, save_role
+from stages.maths.losses import masked_sum, nll_loss
+from stages.models.base_checks import check_packing
+from stages.setup import prepare
+from stages.training.engine import Engine
+from stages.training.export import save_role
+from stages.training.likelihood import ROLE, Example, forward, length, targets
+from stages.training.loop import Progress, find_resume, go_back_to_best, run_steps, seed_step, start_engine
+from stages.training.throughput import Meter, peak_memory_bytes
 
 
 def run(context: Context) -> Outcome:
@@ -37,7 +31,9 @@ def run(context: Context) -> Outcome:
     roles.add_new(ROLE, config.adapter)
 
     # 2. Demonstrations, packed or one to a row.
-    train, held_out = read_examples(context, "demonstrations", tokenize.demonstrations, tokenizer)
+    train, held_out = read_examples(
+        config, "sft", "demonstrations", tokenize.demonstrations, tokenizer, context.tracker.note
+    )
     if sft.packing:
         check_packing(roles.causal)
     rows = pack.pack(train, config.data.max_length) if sft.packing else train

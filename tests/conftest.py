@@ -41,7 +41,7 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_folder(model_cache: None) -> Path:
     """Folder of the embedded `tiny-random`: 2 layers, hidden size 64, 384 tokens, tied embeddings."""
-    from stages.embedded import embedded_model
+    from stages.models.demo_models import embedded_model
 
     return embedded_model("tiny-random")
 
@@ -56,7 +56,7 @@ def tiny_tokenizer(tiny_folder: Path):
 @pytest.fixture(scope="session")
 def adapters(tiny_folder: Path, tiny_tokenizer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Adapter folders over `tiny-random` as stages write them: `sft`, and `rm` with a scalar head."""
-    from tests.roles import new_role, save_role_of, tiny_roles
+    from tests.support.roles import new_role, save_role_of, tiny_roles
 
     root = tmp_path_factory.mktemp("adapters")
     for seed, (name, head) in enumerate({"sft": False, "rm": True}.items()):

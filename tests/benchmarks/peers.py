@@ -31,9 +31,9 @@ from typing import Any, Literal
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
-from pipeline import quiet  # noqa: E402
+from pipeline.processes import logs  # noqa: E402
 
-quiet.silence()
+logs.silence()
 
 OLD_TRL = "1.12.0"
 FETCHED = ROOT / "runs" / "benchmarks" / f"trl-{OLD_TRL}"
@@ -157,7 +157,7 @@ def local_model(name: str) -> str:
     """A folder or hub id that both sides can load: TRL's knows nothing of embedded models."""
     if name == "random-1b":
         return str(make_random_1b())
-    from stages.embedded import EMBEDDED, embedded_model
+    from stages.models.demo_models import EMBEDDED, embedded_model
 
     return str(embedded_model(name)) if name in EMBEDDED else name
 
@@ -168,7 +168,7 @@ def make_random_1b() -> Path:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-        from stages.embedded import embedded_model
+        from stages.models.demo_models import embedded_model
 
         sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
         heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256}
@@ -189,7 +189,7 @@ def run_side(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     set_seed(0)
     seconds: Seconds = globals()[arguments.side](arguments)
-    from stages.metrics import peak_memory_bytes
+    from stages.training.throughput import peak_memory_bytes
 
     return {"seconds": seconds, "peak": peak_memory_bytes()}
 
@@ -227,8 +227,9 @@ def timed(steps: int, step: Callable[[], Any]) -> Seconds:
 def our_roles(arguments: argparse.Namespace, *names: str) -> tuple[Any, Any]:
     """Ranks, and roles over one NF4 base; those of `reward` and `critic` have a head."""
     from configs.schema import Adapter, Base, DeepSpeed
-    from stages.modeling import Roles, load_base
-    from stages.ranks import init_distributed
+    from stages.distributed.process_group import init_distributed
+    from stages.models.base import load_base
+    from stages.models.roles import Roles
 
     ranks = init_distributed(DeepSpeed())
     dtype = "auto" if ranks.device.type == "cuda" else "float32"
@@ -242,7 +243,7 @@ def our_roles(arguments: argparse.Namespace, *names: str) -> tuple[Any, Any]:
 
 def our_engine(arguments: argparse.Namespace, ranks: Any, roles: Any, training: Any, *trained: str) -> Any:
     from configs.schema import DeepSpeed
-    from stages.engine import Engine
+    from stages.training.engine import Engine
 
     os.environ.setdefault("LOCAL_RANK", "0")
     config = DeepSpeed(config=str(ROOT / "configs" / "deepspeed" / "zero0.json"))
@@ -251,7 +252,7 @@ def our_engine(arguments: argparse.Namespace, ranks: Any, roles: Any, training: 
 
 def sft_ours(arguments: argparse.Namespace) -> Seconds:
     from configs.schema import Sft
-    from data.tokenize import Demonstration
+    from data.batches.tokenize import Demonstration
     from stages import sft
 
     ranks, roles = our_roles(arguments, "policy")
@@ -266,9 +267,9 @@ def rm_ours(arguments: argparse.Namespace, completions: int = 2, pairs: bool = F
     from itertools import combinations
 
     from configs.schema import Rm
-    from data.tokenize import Ranking
+    from data.batches.tokenize import Ranking
     from stages import rm
-    from stages.base_checks import told_apart_by_masks
+    from stages.models.base_checks import told_apart_by_masks
 
     ranks, roles = our_roles(arguments, "reward")
     roles.heads["reward"].bias.requires_grad_(False)
@@ -310,13 +311,13 @@ def ppo_shared(arguments: argparse.Namespace) -> Seconds:
 
 def ppo_ours(arguments: argparse.Namespace, critic: Literal["adapter", "shared"] = "adapter") -> Seconds:
     from configs.schema import Base, Data, Ppo, Rollout, Source
-    from data.tokenize import Prompt
+    from data.batches.tokenize import Prompt
     from stages import ppo
-    from stages.cast import Cast
-    from stages.experience import Experience
-    from stages.modeling import load_tokenizer
-    from stages.rollout import Sampler
-    from stages.scorer import Scorer
+    from stages.feedback.reward_model import Scorer
+    from stages.models.base import load_tokenizer
+    from stages.models.role_models import Cast
+    from stages.rl.experience import Experience
+    from stages.sampling.sampler import Sampler
 
     own = critic == "adapter"
     ranks, roles = our_roles(arguments, "policy", "reference", "reward", *["critic"] * own)

@@ -25,20 +25,21 @@ from unittest.mock import patch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
-from pipeline import quiet  # noqa: E402
+from pipeline.processes import logs  # noqa: E402
 
-quiet.silence()
+logs.silence()
 
 import torch  # noqa: E402
 from peft.tuners.lora import LoraLayer  # noqa: E402
 
 from configs.schema import Adapter, Base, DeepSpeed, Rollout  # noqa: E402
-from data.collate import prompts as collate_prompts  # noqa: E402
-from data.sampler import micro_batches  # noqa: E402
-from stages import products  # noqa: E402
-from stages.modeling import Roles, load_base, load_tokenizer  # noqa: E402
-from stages.ranks import init_distributed  # noqa: E402
-from stages.rollout import Sampler  # noqa: E402
+from data.batches.collate import prompts as collate_prompts  # noqa: E402
+from data.batches.sampler import micro_batches  # noqa: E402
+from stages.distributed.process_group import init_distributed  # noqa: E402
+from stages.models import onednn  # noqa: E402
+from stages.models.base import load_base, load_tokenizer  # noqa: E402
+from stages.models.roles import Roles  # noqa: E402
+from stages.sampling.sampler import Sampler  # noqa: E402
 
 ENGINES = ("hf", "merged", "continuous")
 TARGET = 2.2
@@ -80,7 +81,7 @@ def main() -> None:
 class Plain(Sampler):
     """What transformers does by itself, and bitsandbytes."""
 
-    @patch.object(products, "LARGE", math.inf)
+    @patch.object(onednn, "LARGE", math.inf)
     @torch.no_grad()
     def __call__(self, role: str, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[list[int]]:
         self.roles.eval()

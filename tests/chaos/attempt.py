@@ -18,7 +18,7 @@ from typing import Literal
 import psutil
 
 from configs.schema import Stage
-from tests.integration.runs import environment, launcher, words
+from tests.support.runs import environment, launcher, words
 
 STAGE = Path(__file__).with_name("stage.py")
 MARK = "CHAOS_MARK"  # in the environment of all processes that an attempt starts, whoever their parent is

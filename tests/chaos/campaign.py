@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import STAGES, Stage
-from pipeline.manifest import read_manifest
-from pipeline.rundir import RunDirectory
-from stages.checkpoint import seal_fault
+from data.storage.sealed_folder import seal_fault
+from pipeline.state.manifest import read_manifest
+from pipeline.state.run_directory import RunDirectory
 from tests.chaos.attempt import Attempt, Kill, Target
-from tests.integration.runs import copy_upstream, files, metrics, rows
+from tests.support.runs import copy_upstream, files, metrics, rows
 
 CASES: list[tuple[Stage, int]] = [(stage, ranks) for ranks in (2, 1) for stage in STAGES]
 TARGETS: tuple[Target, ...] = ("launcher", "rank", "all")

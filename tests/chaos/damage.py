@@ -25,13 +25,14 @@ from safetensors.torch import load_file, save_file
 from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import STAGES, Stage
-from data.files import sha256
-from data.records import record_faults, records
-from pipeline.manifest import Manifest, Record, fingerprint, read_manifest
-from pipeline.plan import Request, plan_stage, through
-from pipeline.rundir import RunDirectory
-from stages.checkpoint import SEAL, newest_checkpoint
-from tests.integration.runs import TINY, run_stage
+from data.storage.files import sha256
+from data.storage.records import record_faults, records
+from data.storage.sealed_folder import SEAL
+from pipeline.planning.plan import Request, plan_stage, through
+from pipeline.state.manifest import Manifest, Record, fingerprint, read_manifest
+from pipeline.state.run_directory import RunDirectory
+from stages.training.checkpoint import newest_checkpoint
+from tests.support.runs import TINY, run_stage
 
 State = Literal["finished", "interrupted"]
 OTHER = "another run"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.integration.runs import RUN_STAGE, environment, rows, run_stage, words
+from tests.support.runs import RUN_STAGE, environment, rows, run_stage, words
 
 TENTHS = 10
 MEMORY_NOISE = 1.05  # share by which the memory of a steady process may seem to grow

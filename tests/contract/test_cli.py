@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.pipeline_runs import leave
+from tests.support.pipeline_runs import leave
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "configs/tiny.yaml")

@@ -9,8 +9,8 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from configs.draft import DATA_FILES
 from configs.load import dump_experiment, load_experiment
+from configs.raw_experiment import DATA_FILES
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))

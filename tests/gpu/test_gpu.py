@@ -12,13 +12,13 @@ import torch
 
 from configs.load import load_experiment
 from configs.schema import STAGES
-from pipeline.runner import run_stage
-from stages.cast import Players
-from stages.decoding import Noise, sample
-from stages.engine import Engine
-from stages.modeling import Roles
-from tests.integration.runs import TINY, rows
-from tests.roles import base_hash
+from pipeline.stage_process import run_stage
+from stages.models.role_models import Players
+from stages.models.roles import Roles
+from stages.sampling.decoding import Noise, sample
+from stages.training.engine import Engine
+from tests.support.roles import base_hash
+from tests.support.runs import TINY, rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OVERRIDES = ("base.compute_dtype=bfloat16", "ppo.epochs=1", "ppo.minibatches=1", "ppo.micro_batch_size=3")

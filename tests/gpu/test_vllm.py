@@ -12,8 +12,8 @@ import torch
 
 from configs.load import load_experiment
 from configs.schema import STAGES
-from pipeline.runner import run_stage
-from tests.integration.runs import TINY, rows
+from pipeline.stage_process import run_stage
+from tests.support.runs import TINY, rows
 
 pytest.importorskip("vllm_bnb_plugin", reason="needs the extra vllm")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from configs.schema import DeepSpeed
-from stages.ranks import Ranks, init_distributed
+from stages.distributed.process_group import init_distributed
+from stages.distributed.ranks import Ranks
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import STAGES, Stage
-from tests.integration.runs import ROOT, rows, start_warm
+from tests.support.runs import ROOT, rows, start_warm
 
 FILE = Path(__file__).with_name("golden.json")
-RECIPES = Path(__file__).with_name("recipes.py")
+RECIPES = ROOT / "tests" / "support" / "recipes.py"
 STEPS = 20
 LONGER = (
     *("sft.epochs=3", f"sft.max_steps={STEPS}", "rm.epochs=3", f"rm.max_steps={STEPS}"),

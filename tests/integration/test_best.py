@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from configs.load import load_experiment
-from data.files import write_json_lines
+from data.storage.files import write_json_lines
 from stages import best
 from stages.context import Context
-from stages.decoding import Response
-from stages.rollout import Sampler
-from tests.integration.runs import TINY
+from stages.sampling.decoding import Response
+from stages.sampling.sampler import Sampler
 from tests.integration.test_ppo_start import Recorder
+from tests.support.runs import TINY
 
 SCORES = [0.3, -1.0, 2.0, 0.7, 1.1, -0.2]
 GOLD = [5.0, 1.0, -3.0, 0.0, 2.0, 4.0]

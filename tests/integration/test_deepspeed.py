@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from configs.schema import STAGES, Stage
-from tests.integration.runs import ROOT, assert_same_result, files, metrics, rows, start_warm
+from tests.support.runs import ROOT, assert_same_result, files, metrics, rows, start_warm
 
-RECIPES = Path(__file__).with_name("recipes.py")
+RECIPES = ROOT / "tests" / "support" / "recipes.py"
 COMBINATIONS = [(2, 2), (3, 2)]  # ZeRO 0 on two ranks begins the run that goes on elsewhere
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
 # What reaches into the optimizer, puts parameters back when training is over, or is asked on one rank alone.

@@ -11,15 +11,15 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from configs.schema import Ppo, Rm, Rollout, Sft
-from data.tokenize import Demonstration, Prompt, Ranking
+from data.batches.tokenize import Demonstration, Prompt, Ranking
 from stages import ppo, rm, sft
-from stages.base_checks import told_apart_by_masks
-from stages.experience import Experience
-from stages.ranks import Ranks
-from stages.rollout import Sampler
-from tests.integration.engines import assert_same_gradients, engine_of, gradients_of
-from tests.integration.runs import untimed
-from tests.roles import new_role, ppo_roles, scorer_of, tiny_roles
+from stages.distributed.ranks import Ranks
+from stages.models.base_checks import told_apart_by_masks
+from stages.rl.experience import Experience
+from stages.sampling.sampler import Sampler
+from tests.support.engines import assert_same_gradients, engine_of, gradients_of
+from tests.support.roles import new_role, ppo_roles, scorer_of, tiny_roles
+from tests.support.runs import untimed
 
 PAD, ANOTHER = 0, 77
 Outcome = tuple[dict[str, float], dict[str, Tensor]]

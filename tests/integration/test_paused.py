@@ -20,8 +20,9 @@ from configs.load import load_experiment
 from configs.schema import Stage
 from stages import rm, sft
 from stages.context import Context, Paused
-from stages.ranks import Ranks
-from tests.integration.runs import (
+from stages.distributed.ranks import Ranks
+from tests.integration.test_ppo_start import Recorder
+from tests.support.runs import (
     KILLED_STAGE,
     ROOT,
     RUN_STAGE,
@@ -38,7 +39,6 @@ from tests.integration.runs import (
     untimed,
     words,
 )
-from tests.integration.test_ppo_start import Recorder
 
 OVERRIDES = ("adapter.dropout=0.1", "sft.save_steps=4", "ppo.save_steps=3")
 

@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 
 from configs.errors import UserError
 from configs.load import load_experiment
-from stages import experience, ppo, sft
+from stages import ppo, sft
 from stages.context import Context
-from stages.ranks import Ranks
-from tests.integration.runs import TINY, untimed
+from stages.distributed.ranks import Ranks
+from stages.rl import experience
 from tests.integration.test_ppo_start import RECOMPUTED, Recorder
-from tests.unit.test_rewards import Service, service
+from tests.support.runs import TINY, untimed
+from tests.unit.stages.feedback.test_rewards import Service, service
 
 __all__ = ["service"]  # a fixture
 

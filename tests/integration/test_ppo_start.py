@@ -16,13 +16,14 @@ import torch
 
 from configs.load import load_experiment
 from configs.schema import Rollout
-from stages import experience, ppo
+from stages import ppo
 from stages.context import Context
-from stages.ranks import Ranks
-from stages.rollout import Sampler
-from stages.samples import Sample
-from tests.integration.runs import TINY, untimed
-from tests.roles import new_role, save_role_of, tiny_roles
+from stages.distributed.ranks import Ranks
+from stages.rl import experience
+from stages.rl.trajectory import Sample
+from stages.sampling.sampler import Sampler
+from tests.support.roles import new_role, save_role_of, tiny_roles
+from tests.support.runs import TINY, untimed
 
 # Prompts of tiny.jsonl differ in length; with 150 tokens to a response, some of them end their turn before.
 OVERRIDES = (

@@ -11,14 +11,14 @@ from configs.errors import UserError
 from configs.load import load_experiment
 from stages import sft
 from stages.context import Context
-from stages.ranks import Ranks
-from tests.integration.engine_checks import (
+from stages.distributed.ranks import Ranks
+from tests.integration.test_ppo_start import Recorder
+from tests.support.engine_checks import (
     ZERO_STAGES,
     check_nothing_of_a_bad_update_remains,
     check_resumed_after_a_bad_update,
 )
-from tests.integration.runs import TINY, start_warm
-from tests.integration.test_ppo_start import Recorder
+from tests.support.runs import ROOT, TINY, start_warm
 
 
 class Spoiler:
@@ -52,7 +52,7 @@ def test_resumed_after_a_bad_update_is_as_if_never_stopped(zero: int, ranks: Ran
 
 @pytest.mark.distributed
 def test_all_ranks_leave_out_an_update_that_one_of_them_spoils() -> None:
-    done = start_warm([Path(__file__).with_name("engine_checks.py")], ranks=2)
+    done = start_warm([ROOT / "tests" / "support" / "engine_checks.py"], ranks=2)
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("all checks passed") == 2, done.stdout
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from configs.schema import STAGES, Stage
 from tests.chaos.damage import cases
-from tests.integration.runs import (
+from tests.support.runs import (
     KILLED_STAGE,
     RUN_STAGE,
     TINY,

@@ -22,13 +22,14 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Tr
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from configs.schema import Base, Rm, Sft
-from data import pack
-from data.tokenize import Demonstration, Ranking
+from data.batches import pack
+from data.batches.tokenize import Demonstration, Ranking
 from stages import rm, sft
-from stages.modeling import Roles, load_base, model_folder
-from stages.ranks import Ranks
-from tests.integration.engines import assert_same_gradients, engine_of, gradients_of
-from tests.roles import CPU, new_role, save_role_of, tensors_of, tiny_roles
+from stages.distributed.ranks import Ranks
+from stages.models.base import load_base, model_folder
+from stages.models.roles import Roles
+from tests.support.engines import assert_same_gradients, engine_of, gradients_of
+from tests.support.roles import CPU, new_role, save_role_of, tensors_of, tiny_roles
 
 QUANTIZATIONS = ("nf4", "none")
 Result = tuple[float, dict[str, Tensor]]

@@ -17,16 +17,17 @@ from safetensors.torch import load_file, save_file
 from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import STAGES, Base, Experiment, Stage
-from data.tokenize import Ranking
-from pipeline.manifest import Manifest
-from pipeline.report import write_report
-from stages import prepare, rm
+from data.batches.tokenize import Ranking
+from pipeline.reporting.report import write_report
+from pipeline.state.manifest import Manifest
+from stages import rm, setup
 from stages.context import Context, Outcome
-from stages.engine import Engine
-from stages.modeling import load_tokenizer
-from stages.ranks import Ranks
-from tests.bases import END, foreign_base, wider_base
-from tests.integration.runs import (
+from stages.distributed.ranks import Ranks
+from stages.models.base import load_tokenizer
+from stages.training.engine import Engine
+from tests.integration.test_ppo_start import RECOMPUTED, Recorder
+from tests.support.bases import END, foreign_base, wider_base
+from tests.support.runs import (
     ROOT,
     RUN_STAGE,
     TINY,
@@ -37,7 +38,6 @@ from tests.integration.runs import (
     untimed,
     words,
 )
-from tests.integration.test_ppo_start import RECOMPUTED, Recorder
 
 SHORT = ("ppo.iterations=3", "ppo.keep_checkpoints=9", "ppo.eval_steps=null", "data.ppo.held_out=4")
 LONG = ("data.max_length=500", "data.max_prompt_length=250")
@@ -167,7 +167,7 @@ def test_foreign_critic_is_refused_before_anything_is_loaded(
     bases: Bases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bases.reward_model(bases.foreign)
-    monkeypatch.setattr(prepare, "load_base", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(setup, "load_base", lambda *_: pytest.fail("loaded"))
     with pytest.raises(UserError, match=r"ppo\.critic: .*Set ppo\.critic to shared"):
         bases.run("ppo", bases.foreign, tmp_path)
 
@@ -228,9 +228,9 @@ def test_resuming_on_a_changed_base_is_refused(
 ) -> None:
     """What a hub id stands for may change without any file of ours changing."""
     bases.run("rm", bases.wider, tmp_path, "rm.max_steps=2")
-    digest = prepare.base_digest
+    digest = setup.base_digest
     monkeypatch.setattr(
-        prepare,
+        setup,
         "base_digest",
         lambda base, model: "0" * 64 if base.key == "rm.base" else digest(base, model),
     )

@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from configs.load import load_experiment
-from stages import ppo, prepare, vllm_engine
+from stages import ppo, setup
 from stages.context import Context
-from stages.ranks import Ranks
-from tests import vllm_stub
-from tests.integration.runs import TINY
+from stages.distributed.ranks import Ranks
+from stages.sampling import vllm_engine
 from tests.integration.test_ppo_start import Recorder
-from tests.vllm_stub import LLM
+from tests.support import vllm_stub
+from tests.support.runs import TINY
+from tests.support.vllm_stub import LLM
 
 OVERRIDES = (
     *("ppo.rollout.engine=vllm", "base.compute_dtype=auto", "ppo.iterations=3", "ppo.eval_steps=null"),
@@ -30,7 +31,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[LLM]]:
     """The engines that a run starts, on a machine that looks as if it had a GPU for them."""
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**30))
-    monkeypatch.setattr(prepare, "check_vllm", lambda config, stage: None)
+    monkeypatch.setattr(setup, "check_vllm", lambda config, stage: None)
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     yield vllm_stub.install(monkeypatch)

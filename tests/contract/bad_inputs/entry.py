@@ -14,8 +14,9 @@ import pytest
 
 from configs.load import load_experiment
 from launch import cli
-from pipeline import quiet, runner
-from pipeline.runner import run_stage
+from pipeline import stage_process
+from pipeline.processes import logs
+from pipeline.stage_process import run_stage
 
 MOST_LINES = 9  # five bad rows, and what goes with them
 LONGEST = 3000
@@ -49,7 +50,7 @@ def tristage(*words: str | Path) -> tuple[int, str, str]:
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["tristage", *map(str, words)])
-        patch.setattr(quiet, "silence", lambda: None)
+        patch.setattr(logs, "silence", lambda: None)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = cli.main()
     return status, out.getvalue(), err.getvalue()
@@ -59,9 +60,9 @@ def stage_run(file: Path, run_dir: Path, stage: Any, *overrides: str, **switches
     """`run_stage` inside this process, without a process group; exit status, and what it printed."""
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "_join", lambda config: None)
-        patch.setattr(runner, "_leave", lambda: None)
-        patch.setattr(quiet, "capture", lambda folder, rank: folder)
+        patch.setattr(stage_process, "_join", lambda config: None)
+        patch.setattr(stage_process, "_leave", lambda: None)
+        patch.setattr(logs, "capture", lambda folder, rank: folder)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             status = run_stage(load_experiment(file, overrides), stage, run_dir, **switches)
     return status, out.getvalue()

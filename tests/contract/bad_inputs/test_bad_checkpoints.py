@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from configs.errors import UserError
-from data.files import sha256
-from pipeline.results import read_lines
-from pipeline.tracking import FileSink
-from stages import rankings
-from stages.checkpoint import newest_checkpoint, save_checkpoint
-from stages.engine import load_parameters
+from data.storage.files import sha256
+from pipeline.state.results import read_lines
+from pipeline.tracking.metric_files import FileSink
+from stages.feedback import rankings
+from stages.training.checkpoint import newest_checkpoint, save_checkpoint
+from stages.training.engine import load_parameters
 from tests.contract.bad_inputs.entry import check_message, files, flip
-from tests.roles import new_role, tiny_roles
+from tests.support.roles import new_role, tiny_roles
 
 HASH = "0" * 64
 SEALS = {

@@ -12,11 +12,11 @@ import pytest
 
 from configs.errors import UserError
 from configs.schema import Data, Source
-from data import tokenize
-from data.formats import load_rows
-from data.split import stage_split
+from data.batches import tokenize
+from data.sources.formats import load_rows
+from data.sources.split import stage_split
 from tests.contract.bad_inputs.entry import check_message
-from tests.turns import assistant, user
+from tests.support.turns import assistant, user
 
 D, R, P = "demonstrations", "rankings", "prompts"
 GOOD = {"prompt": "p", "completion": "c"}

@@ -12,9 +12,9 @@ import pytest
 
 from configs.errors import UserError
 from configs.load import load_experiment
-from stages.job import check_meeting_place, rank_and_world
+from stages.distributed.environment import check_meeting_place, rank_and_world
 from tests.contract.bad_inputs.entry import check_message, experiment, files, stage_run, tristage
-from tests.unit.pipeline_runs import leave
+from tests.support.pipeline_runs import leave
 
 ROOT = Path(__file__).resolve().parents[3]
 JOB = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from configs.errors import UserError
 from configs.schema import Adapter, Base, Experiment
-from stages.base_checks import check_fit, check_joinable
-from stages.modeling import load_base, load_config, load_tokenizer
+from stages.models.base import load_base, load_config, load_tokenizer
+from stages.models.base_checks import check_fit
+from stages.sampling.decoding_batch import check_joinable
 from tests.contract.bad_inputs.entry import check_message, files
-from tests.roles import tiny_roles
+from tests.support.roles import tiny_roles
 
 CPU = torch.device("cpu")
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer_config.json"

@@ -15,17 +15,9 @@ import pytest
 from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import Experiment
-from pipeline.rundir import RunDirectory
-from tests.contract.bad_inputs.entry import (
-    VALID,
-    check_message,
-    experiment,
-    files,
-    flip,
-    stage_run,
-    tristage,
-)
-from tests.unit.pipeline_runs import leave
+from pipeline.state.run_directory import RunDirectory
+from tests.contract.bad_inputs.entry import VALID, check_message, experiment, files, flip, stage_run, tristage
+from tests.support.pipeline_runs import leave
 
 NOBODY = 65534
 HASH = "0" * 64

@@ -14,17 +14,18 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.deepspeed_json import read_zero
+from configs.error_messages import all_keys
 from configs.errors import UserError
-from configs.explain import all_keys
 from configs.load import load_experiment
 from configs.schema import Experiment, Source
-from configs.zero import read_zero
-from data.formats import ACCEPTED, load_rows, normalise
-from data.reading import BadRow
-from pipeline.manifest import damage, fingerprint, read_manifest
-from pipeline.orchestrate import read_slots
-from pipeline.results import read_lines
-from stages.checkpoint import newest_checkpoint, save_checkpoint, seal_fault
+from data.sources.formats import ACCEPTED, load_rows, normalise
+from data.sources.reading import BadRow
+from data.storage.sealed_folder import seal_fault
+from launch.deepspeed_command import read_slots
+from pipeline.state.manifest import damage, fingerprint, read_manifest
+from pipeline.state.results import read_lines
+from stages.training.checkpoint import newest_checkpoint, save_checkpoint
 from tests.contract.bad_inputs.entry import LONGEST, VALID
 from tests.contract.bad_inputs.test_bad_runs import MANIFEST
 

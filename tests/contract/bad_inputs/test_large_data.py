@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from configs.schema import Data, Source
-from data import tokenize
-from data.formats import load_rows
+from data.batches import tokenize
+from data.sources.formats import load_rows
 
 ROOT = Path(__file__).resolve().parents[3]
 ROWS = 1_000_000

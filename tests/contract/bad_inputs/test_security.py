@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.paths import stays_inside
-from pipeline.manifest import read_manifest
+from data.storage.files import stays_inside
+from pipeline.state.manifest import read_manifest
 from tests.contract.bad_inputs.entry import files
 from tests.contract.bad_inputs.test_bad_models import Plant
 

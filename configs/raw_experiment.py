@@ -1,0 +1,240 @@
+"""An experiment between its YAML and the schema: where each value came from, and every error so far."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from configs import error_messages
+from configs.error_messages import Keys
+
+DATA_FILES = (".jsonl", ".json", ".parquet")
+ENGINE = ("deepspeed", "config")
+DEPTH = 8  # deeper than the schema; an anchor may make a YAML endless
+LARGEST_FILE = 2**20  # bytes; far above any experiment, far below the weights of a model
+MOST_VALUES = 100_000  # that anchors may unfold to
+MOST_ERRORS = 20
+
+
+@dataclass
+class Draft:
+    """An experiment on its way to validation: values, where each came from, and errors so far."""
+
+    file: Path
+    tree: dict[str, Any] = field(default_factory=dict)
+    lines: dict[Keys, int] = field(default_factory=dict)
+    overrides: dict[Keys, str] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    broken: bool = False
+
+    def read(self) -> None:
+        """Read the file; one that cannot be read leaves the tree empty and the draft broken."""
+        try:
+            tree, self.lines, twice = parse(self._content().decode("utf-8-sig"))
+        except OSError as error:
+            self._break(f"cannot be read: {error.strerror}; give the path of a YAML with --config")
+        except UnicodeDecodeError as error:
+            self._break(
+                f"not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; save it as UTF-8"
+            )
+        except (yaml.YAMLError, ValueError) as error:
+            self._break(_yaml_fault(error))
+        else:
+            for keys, first, line in twice:
+                self.errors.append(
+                    f"{self.file}:{line}: {error_messages.dotted(keys)}: given twice, first on line {first}"
+                )
+            if isinstance(tree, dict):
+                self.tree = _unshared(tree)
+            elif tree is None:
+                self._break(f"empty; it needs the keys {', '.join(error_messages.SCHEMA['required'])}")
+            else:
+                self._break(
+                    f"holds {type(tree).__name__} {tree!r:.40}, not a mapping; write `key: value` lines"
+                )
+
+    def _content(self) -> bytes:
+        with self.file.open("rb") as stream:
+            content = stream.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise ValueError(f"longer than {LARGEST_FILE:,} bytes; give the path of an experiment")
+        return content
+
+    def _break(self, what: str) -> None:
+        self.broken = True
+        self.errors.append(f"{self.file}: {what}")
+
+    def override(self, text: str) -> None:
+        """Apply one `key=value`, its value read as YAML."""
+        dotted, equals, value = text.partition("=")
+        text = error_messages.short(text)
+        keys = tuple(dotted.strip().split("."))
+        if error_messages.node_at(keys) is None:
+            unknown, reason = error_messages.unknown_key(keys)
+            self.errors.append(f"command line ({text}): {error_messages.dotted(unknown)}: {reason}")
+            return
+        if not equals:
+            self.errors.append(f"command line ({text}): no value; write {text}=VALUE")
+            return
+        try:
+            parsed = parse(value)[0]
+        except (yaml.YAMLError, ValueError) as error:
+            what = f"{_yaml_fault(error)}; put quotes around text with special characters"
+            self.errors.append(f"command line ({text}): {error_messages.dotted(keys)}: {what}")
+            return
+        section = self._section(keys[:-1])
+        if section is not None:
+            section[keys[-1]] = parsed
+            self.overrides[keys] = text
+
+    def _section(self, keys: Keys) -> dict[str, Any] | None:
+        """The mapping at `keys`, made where there is none; None where the file holds something else."""
+        section = self.tree
+        for key in keys:
+            if section.get(key) is None:
+                section[key] = {}
+            section = section[key]
+            if not isinstance(section, dict):
+                return None
+        return section
+
+    def settle(self) -> None:
+        """Fill in what validation needs: empty sections are all defaults, and local paths are absolute."""
+        self.tree.setdefault("deepspeed", {})
+        for keys in error_messages.all_keys():
+            section, key = self._existing(keys[:-1]), keys[-1]
+            if section is None:
+                continue
+            if _is_section(keys) and key in section and section[key] is None:
+                section[key] = {}
+            elif keys == ENGINE and key not in section:
+                section[key] = os.path.abspath(Path(__file__).parent / error_messages.default(ENGINE))
+            elif isinstance(section.get(key), str) and _is_local_path(keys, section[key]):
+                folder = Path.cwd() if self._override_of(keys) else self.file.parent
+                section[key] = os.path.abspath(folder / os.path.expanduser(section[key]))
+
+    def _existing(self, keys: Keys) -> dict[str, Any] | None:
+        section: Any = self.tree
+        for key in keys:
+            section = section.get(key) if isinstance(section, dict) else None
+        return section if isinstance(section, dict) else None
+
+    def collect(self, failure: ValidationError) -> None:
+        """Put what pydantic found into words, one line for each key."""
+        seen: set[Keys] = set()
+        for error in failure.errors(include_url=False):
+            keys = error_messages.known_part(error["loc"])
+            if error["type"] in ("extra_forbidden", "invalid_key"):
+                keys, reason = error_messages.unknown_key((*keys, str(error["loc"][len(keys)])))
+            else:
+                node = error_messages.node_at(keys)
+                assert node is not None
+                reason = error_messages.reason(error, node)
+            source = self._source(keys, error["type"])
+            if keys not in seen and source:  # a union reports one and the same key once for each member
+                seen.add(keys)
+                index = "".join(f"[{part}]" for part in error["loc"][len(keys) :] if isinstance(part, int))
+                self.errors.append(f"{source}: {error_messages.dotted(keys)}{index}: {reason}")
+
+    def refuse(self, keys: Keys, reason: str) -> None:
+        """Add an error about a value that is valid in itself."""
+        self.errors.append(f"{self._source(keys, 'value_error')}: {'.'.join(keys)}: {reason}")
+
+    def complaint(self) -> str:
+        """The errors, a line for each; of very many, the first ones."""
+        more = len(self.errors) - MOST_ERRORS
+        return "\n".join(self.errors[:MOST_ERRORS] + ([f"and {more} more"] if more > 0 else []))
+
+    def _source(self, keys: Keys, kind: str) -> str | None:
+        """Where the value at `keys` was given; None for an error that only follows from a broken file."""
+        if text := self._override_of(keys):
+            return f"command line ({text})"
+        if self.broken:
+            return None
+        source = f"{self.file}:{self.lines[keys]}" if keys in self.lines else str(self.file)
+        inside = [text for path, text in self.overrides.items() if path[: len(keys)] == keys]
+        return f"{source} with {' '.join(inside)}" if inside and kind == "value_error" else source
+
+    def _override_of(self, keys: Keys) -> str | None:
+        """The override that gave `keys` its value, or the section that holds it."""
+        covering = [text for path, text in self.overrides.items() if keys[: len(path)] == path]
+        return covering[-1] if covering else None
+
+
+def parse(text: str) -> tuple[Any, dict[Keys, int], list[tuple[Keys, int, int]]]:
+    """The value of a YAML text, the line of each key in it, and keys given twice (with both lines).
+
+    Raises yaml.YAMLError, or ValueError for what YAML allows but nobody means.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if (values := _unfolded(root, {})) > MOST_VALUES:
+            raise ValueError(f"its anchors unfold to {values:,} values; write out the few that are meant")
+        lines: dict[Keys, int] = {}
+        twice: list[tuple[Keys, int, int]] = []
+        for keys, line in _key_lines(root, ()):
+            if keys in lines:
+                twice.append((keys, lines[keys], line))
+            lines.setdefault(keys, line)
+        return (None if root is None else loader.construct_document(root)), lines, twice
+    except RecursionError:
+        raise ValueError("nested too deeply; an experiment has sections within sections, no more") from None
+    finally:
+        loader.dispose()
+
+
+def _unfolded(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """Values below a node once every alias is written out; an alias to what holds it counts as none."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 0
+        parts = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_unfolded(part, known) for part in parts)
+    return known[id(node)]
+
+
+def _key_lines(node: yaml.Node | None, prefix: Keys) -> Iterator[tuple[Keys, int]]:
+    if not isinstance(node, yaml.MappingNode) or len(prefix) > DEPTH:
+        return
+    for key, value in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+            yield (*prefix, key.value), key.start_mark.line + 1
+            yield from _key_lines(value, (*prefix, key.value))
+
+
+def _unshared(tree: dict[str, Any], depth: int = 0) -> dict[str, Any]:
+    """A copy in which no two keys hold the same mapping, as anchors make them: overrides change just one."""
+    if depth > DEPTH:
+        return tree
+    return {
+        key: _unshared(value, depth + 1) if isinstance(value, dict) else value for key, value in tree.items()
+    }
+
+
+def _yaml_fault(error: yaml.YAMLError | ValueError) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return f"not YAML: {' '.join(str(error).split()):.200}"
+    mark = error.problem_mark
+    remedy = "; indent with spaces, not tabs" if "'\\t'" in str(error.problem) else ""
+    return f"not YAML, line {mark.line + 1} column {mark.column + 1}: {error.problem!s:.200}{remedy}"
+
+
+def _is_section(keys: Keys) -> bool:
+    node = error_messages.node_at(keys)
+    return node is not None and error_messages.is_section(node) and not error_messages.may_be_null(keys)
+
+
+def _is_local_path(keys: Keys, value: str) -> bool:
+    if keys in (ENGINE, ("data", "chat_template")):
+        return True
+    if keys[-2:] == ("base", "model"):
+        return value.startswith((".", "/", "~"))
+    return keys[0] == "data" and keys[-1] == "path" and value.lower().endswith(DATA_FILES)

@@ -1,0 +1,1 @@
+"""Rows become token ids, padded batches, and the batch of each step."""

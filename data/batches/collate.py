@@ -1,0 +1,143 @@
+"""Put examples of unequal length into padded tensors; masks, not the pad token, say what is padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from data.batches.pack import Packed
+
+
+class Batch(NamedTuple):
+    """Prompts and completions, padded on the right.
+
+    Attributes:
+        input_ids: (B, T) long.
+        attention_mask: (B, T) long, 1 where there is a token.
+        completion_mask: (B, T) bool, True on completion tokens alone.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    completion_mask: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(*(tensor.to(device) for tensor in self))
+
+
+class PackedBatch(NamedTuple):
+    """Packed sequences, padded on the right.
+
+    Attributes:
+        input_ids: (B, T) long.
+        position_ids: (B, T) long, from 0 in each example.
+        completion_mask: (B, T) bool, True on completion tokens alone. The first token of an example is never
+            one, so that no example's end is asked to predict the next one's beginning.
+        attention_mask: (B, 1, T, T) bool, True where the token of the row may look at that of the column:
+            itself and earlier ones of the same example. A mask for sdpa (and math), not for flash or eager
+            attention.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    completion_mask: Tensor
+    attention_mask: Tensor
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        return PackedBatch(*(tensor.to(device) for tensor in self))
+
+
+class RankedBatch(NamedTuple):
+    """Rankings, one to a row: the prompt once, and after it every completion as if it followed the prompt.
+
+    Attributes:
+        input_ids: (G, T) long, padded on the right.
+        position_ids: (G, T) long; every completion goes on where the prompt ends.
+        attention_mask: (G, 1, T, T) bool: a token looks at itself, at earlier ones of the same completion and
+            at the prompt. A mask for sdpa (and math), not for flash or eager attention.
+        last: (G, K) long, the place of each completion's last token; 0 where a ranking has fewer than K.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    last: Tensor
+
+    def to(self, device: torch.device | str) -> RankedBatch:
+        return RankedBatch(*(tensor.to(device) for tensor in self))
+
+
+class PromptBatch(NamedTuple):
+    """Prompts, padded on the left: `input_ids` and `attention_mask`, both (B, P) long."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+
+    def to(self, device: torch.device | str) -> PromptBatch:
+        return PromptBatch(*(tensor.to(device) for tensor in self))
+
+
+def sequences(pairs: Sequence[tuple[list[int], list[int]]], pad_id: int) -> Batch:
+    """Collate `(prompt_ids, completion_ids)` pairs; T is the length of the longest."""
+    width = max(len(prompt) + len(completion) for prompt, completion in pairs)
+    ids, attention, completion_mask = [], [], []
+    for prompt, completion in pairs:
+        padding = width - len(prompt) - len(completion)
+        ids.append(prompt + completion + [pad_id] * padding)
+        attention.append([1] * (width - padding) + [0] * padding)
+        completion_mask.append([False] * len(prompt) + [True] * len(completion) + [False] * padding)
+    return Batch(torch.tensor(ids), torch.tensor(attention), torch.tensor(completion_mask))
+
+
+def prompts(prompt_ids: Sequence[list[int]], pad_id: int) -> PromptBatch:
+    """Collate prompts for generation; P is the length of the longest."""
+    width = max(map(len, prompt_ids))
+    ids = [[pad_id] * (width - len(prompt)) + prompt for prompt in prompt_ids]
+    attention = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompt_ids]
+    return PromptBatch(torch.tensor(ids), torch.tensor(attention))
+
+
+def packed(rows: Sequence[Packed], pad_id: int) -> PackedBatch:
+    """Collate packed sequences; T is the length of the longest."""
+    segments = _padded([row.segment_ids for row in rows], -1)
+    # Padding is an example of its own: a token that may look at nothing would make softmax give NaN.
+    return PackedBatch(
+        _padded([row.input_ids for row in rows], pad_id),
+        _padded([row.position_ids for row in rows], 0),
+        _padded([row.completion_mask for row in rows], 0).bool(),
+        _causal(segments[:, :, None] == segments[:, None, :]),
+    )
+
+
+def rankings(rows: Sequence[tuple[list[int], list[list[int]]]], pad_id: int) -> RankedBatch:
+    """Collate `(prompt_ids, completion_ids of each completion)`; T is the length of the longest row."""
+    ids, positions, segments, last = [], [], [], []
+    for prompt, completions in rows:
+        parts = [prompt, *completions]
+        ids.append([token for part in parts for token in part])
+        starts = [0, *[len(prompt)] * len(completions)]
+        positions.append([s + i for s, part in zip(starts, parts, strict=True) for i in range(len(part))])
+        segments.append([number for number, part in enumerate(parts) for _ in part])
+        last.append([end - 1 for end in accumulate(map(len, parts))][1:])
+    segment = _padded(segments, -1)
+    looked_at = segment[:, None, :]
+    return RankedBatch(
+        _padded(ids, pad_id),
+        _padded(positions, 0),
+        _causal((segment[:, :, None] == looked_at) | (looked_at == 0)),
+        _padded(last, 0),
+    )
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
+
+
+def _causal(related: Tensor) -> Tensor:
+    """(B, T, T) pairs of tokens to (B, 1, T, T): those of them that do not look ahead."""
+    return (related & torch.ones(related.shape[1:], dtype=torch.bool).tril())[:, None]

@@ -1,0 +1,307 @@
+"""Turn rows into token ids: chat templates, the token that ends a turn, and the rule for over-long examples.
+
+A completion ends with the tokenizer's end-of-sequence token, which is learned. A prompt ends where the
+completion begins: for a conversation that is after the template's generation prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from configs.errors import UserError
+from configs.schema import Data
+from data.sources.formats import Row
+from data.sources.messages import Message, Text, cut
+
+# English has about 4; what is far longer than the limits is recognised without tokenizing megabytes of it.
+CHARACTERS_PER_TOKEN = 64
+QUIET = {"verbose": False}  # no warning about long sequences: what happens to them is this module's business
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    prompt_ids: list[int]
+    completion_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Completions best first; `ranks` ascend, and two completions of equal rank tie."""
+
+    prompt: Text
+    prompt_ids: list[int]
+    completion_ids: list[list[int]]
+    ranks: list[int]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`text` is for people: the prompt itself, or what the user said last."""
+
+    prompt: Text
+    text: str
+    prompt_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the examples; the truncated ones are among the kept ones."""
+
+    kept: int = 0
+    truncated: int = 0
+    dropped: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kept:,} of {self.kept + self.dropped:,} examples kept, {self.truncated:,} of them "
+            f"truncated; over-long and dropped: {self.dropped:,}"
+        )
+
+
+def apply_template(tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
+    """Give `tokenizer` the template of `data.chat_template`, if any; raises UserError if it is no good."""
+    if data.chat_template is None:
+        return
+    file = Path(data.chat_template)
+    if not file.is_file():
+        raise UserError(
+            f"data.chat_template: there is no file {file}. Name a Jinja file, or leave the key out."
+        )
+    try:
+        tokenizer.chat_template = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"data.chat_template: cannot read {file}: {error}. Name a Jinja file in UTF-8, or none."
+        ) from error
+    _render(tokenizer, [{"role": "user", "content": "Hello"}], f"data.chat_template, {file}", prompt=True)
+
+
+def demonstrations(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
+) -> tuple[list[Demonstration], Counts]:
+    """Tokenize demonstrations: rows with `prompt` and `completion`. Over-long ones: see `_fit`."""
+    encoded = [_encode(row["prompt"], [row["completion"]], tokenizer, data, _where(row)) for row in rows]
+    fitted = [_fit(prompt_ids, completions, data) for prompt_ids, completions in encoded]
+    kept = [Demonstration(fit.prompt_ids, fit.completion_ids[0]) for fit in fitted if fit is not None]
+    return kept, _counts(encoded, fitted, data)
+
+
+def rankings(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
+) -> tuple[list[Ranking], Counts]:
+    """Tokenize rankings: rows with `prompt`, `completions` and `ranks`. Over-long ones: see `_fit`.
+
+    A row may bring `completion_ids`, the tokens that the policy sampled: they are taken as they are, so that
+    the reward model sees what was sampled (an answer that never ended its turn gets no end here either).
+    """
+    encoded = [_encode_ranking(row, tokenizer, data) for row in rows]
+    fitted = [_fit(prompt_ids, completions, data) for prompt_ids, completions in encoded]
+    kept = [
+        Ranking(row["prompt"], fit.prompt_ids, fit.completion_ids, row["ranks"])
+        for row, fit in zip(rows, fitted, strict=True)
+        if fit is not None
+    ]
+    return kept, _counts(encoded, fitted, data)
+
+
+def prompts(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
+) -> tuple[list[Prompt], Counts]:
+    """Tokenize prompts: rows with `prompt`; an answer adds to their length. Over-long ones: see `_fit`."""
+    encoded = [_encode(row["prompt"], [], tokenizer, data, _where(row)) for row in rows]
+    fitted = [_fit(prompt_ids, completions, data) for prompt_ids, completions in encoded]
+    kept = [
+        Prompt(row["prompt"], last_words(row["prompt"]), fit.prompt_ids)
+        for row, fit in zip(rows, fitted, strict=True)
+        if fit is not None
+    ]
+    return kept, _counts(encoded, fitted, data)
+
+
+def answer(
+    prompt: Text, text: str, ended: bool, tokenizer: PreTrainedTokenizerBase, data: Data
+) -> tuple[list[int], list[int]]:
+    """Tokenize a prompt and a sampled answer, which closes with an end of turn only where it `ended`.
+
+    It was sampled and must be scored whatever it is: over-long, it is truncated; and in a chat it is
+    tokenized on its own, as a token may span a line break at its beginning and the prompt's last one.
+    """
+    if isinstance(prompt, str) and not data.chat:
+        prompt_ids, (ids,) = _encode_text(prompt, [text], tokenizer)
+    else:
+        where = f"the prompt {last_words(prompt)[:60]!r}"
+        prompt_ids = _render(tokenizer, _turn("user", prompt), where, prompt=True)
+        ids = _ended(_text_ids(text.strip(), tokenizer, add_special_tokens=False), end_of_turn(tokenizer))
+    ids = ids if ended else ids[:-1]
+    fitted = _fit(prompt_ids, [ids], data.model_copy(update={"overlong": "truncate"}))
+    assert fitted is not None
+    return fitted.prompt_ids, fitted.completion_ids[0]
+
+
+def last_words(prompt: Text) -> str:
+    """A prompt for people to read: itself, or what the user said last."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of the token that ends a completion."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} has no eos_token, so no answer could end. "
+            "Set one in its tokenizer_config.json."
+        )
+    return int(tokenizer.eos_token_id)
+
+
+Encoded = tuple[list[int], list[list[int]]]  # of the prompt, and of each completion
+
+
+def _where(row: Row) -> str:
+    return str(row.get("where", f"the prompt {last_words(row['prompt'])[:60]!r}"))
+
+
+def _encode_ranking(row: Row, tokenizer: PreTrainedTokenizerBase, data: Data) -> Encoded:
+    if "completion_ids" not in row:
+        return _encode(row["prompt"], row["completions"], tokenizer, data, _where(row))
+    prompt_ids, _ = _encode(row["prompt"], [], tokenizer, data, _where(row))
+    return prompt_ids, [list(ids) for ids in row["completion_ids"]]
+
+
+def _encode(
+    prompt: Text, completions: Sequence[Text], tokenizer: PreTrainedTokenizerBase, data: Data, where: str
+) -> Encoded:
+    """Tokens of a row; of one that is far over-long, only those that could be kept need to be right."""
+    longest = CHARACTERS_PER_TOKEN * data.max_length
+    shortened = [cut(each, longest) for each in (prompt, *completions)]
+    if shortened != [prompt, *completions]:
+        encoded = _encode_whole(shortened[0], shortened[1:], tokenizer, data, where)
+        fitted = _fit(*encoded, data)
+        if fitted is None or fitted.truncated:
+            return encoded
+    return _encode_whole(prompt, completions, tokenizer, data, where)
+
+
+def _encode_whole(
+    prompt: Text, completions: Sequence[Text], tokenizer: PreTrainedTokenizerBase, data: Data, where: str
+) -> Encoded:
+    """Tokens of the prompt, and of each completion with its end; a row is all text or all messages."""
+    if isinstance(prompt, str) and not data.chat:
+        return _encode_text(prompt, [str(completion) for completion in completions], tokenizer)
+    asked = _turn("user", prompt)
+    prompt_ids = _render(tokenizer, asked, where, prompt=True)
+    answers = []
+    for completion in completions:
+        whole = _render(tokenizer, asked + _turn("assistant", completion), where, prompt=False)
+        if whole[: len(prompt_ids)] != prompt_ids:
+            raise UserError(_not_a_prefix(tokenizer, prompt_ids, whole, where))
+        answers.append(_ended(whole[len(prompt_ids) :], end_of_turn(tokenizer)))
+    return prompt_ids, answers
+
+
+def _turn(role: str, text: Text) -> list[Message]:
+    return [{"role": role, "content": text}] if isinstance(text, str) else text
+
+
+def _encode_text(prompt: str, completions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    """Tokenize prompt + completion as one text, as TRL does, where its tokens begin with the prompt's.
+
+    Where a token would span both (a prompt that ends in a blank), the completion is tokenized on its own:
+    generation continues exactly the prompt's tokens, so these are what must be learned from.
+    """
+    prompt_ids = _text_ids(prompt, tokenizer)
+    answers = []
+    for completion in completions:
+        ids = _text_ids(prompt + completion, tokenizer)
+        if ids[: len(prompt_ids)] == prompt_ids:
+            ids = ids[len(prompt_ids) :]
+        else:
+            ids = _text_ids(completion, tokenizer, add_special_tokens=False)
+        answers.append(_ended(ids, end_of_turn(tokenizer)))
+    return prompt_ids, answers
+
+
+def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool = True) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=add_special_tokens, **QUIET)["input_ids"])
+
+
+def _ended(ids: list[int], end: int) -> list[int]:
+    """End a completion at its last end-of-turn token (ChatML adds a line break), or add one."""
+    if end not in ids:
+        return [*ids, end]
+    return ids[: len(ids) - ids[::-1].index(end)]
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], where: str, *, prompt: bool
+) -> list[int]:
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"{where}: this is a conversation, but the tokenizer of {tokenizer.name_or_path} has no chat "
+            "template. Set data.chat_template to a Jinja file, or use a base model that was made for chat."
+        )
+    try:
+        encoding = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=prompt, return_dict=True, tokenizer_kwargs=QUIET
+        )
+    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{where}: the chat template failed on it: {error!s:.200}. Correct the row, or set "
+            "data.chat_template to a template that takes it."
+        ) from error
+    return list(encoding["input_ids"])
+
+
+def _not_a_prefix(
+    tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], whole: list[int], where: str
+) -> str:
+    alike = [one == other for one, other in zip(prompt_ids, whole, strict=False)]
+    differs = (*alike, False).index(False)
+    return (
+        f"{where}: the chat template renders the prompt alone otherwise than with its answer: it begins the "
+        f"answer with {tokenizer.decode(prompt_ids[differs:])!r}, but the whole goes on with "
+        f"{tokenizer.decode(whole[differs : differs + 16])!r}. Set data.chat_template to a template that "
+        "renders both alike."
+    )
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    prompt_ids: list[int]
+    completion_ids: list[list[int]]
+    truncated: bool
+
+
+def _fit(prompt_ids: list[int], completions: list[list[int]], data: Data) -> _Fitted | None:
+    """Apply the rule for over-long examples; None when this one is dropped.
+
+    An example is over-long when its prompt has more than `max_prompt_length` tokens, or prompt and a
+    completion together more than `max_length`. `overlong: drop` leaves it out. `overlong: truncate` keeps the
+    last `max_prompt_length` tokens of the prompt, so that the template's generation prompt stays, and as many
+    first tokens of each completion as there is room for; a completion that was cut has no end-of-turn token.
+    """
+    longest = max((len(ids) for ids in completions), default=0)
+    if len(prompt_ids) <= data.max_prompt_length and len(prompt_ids) + longest <= data.max_length:
+        return _Fitted(prompt_ids, completions, truncated=False)
+    if data.overlong == "drop":
+        return None
+    prompt_ids = prompt_ids[-data.max_prompt_length :]
+    room = data.max_length - len(prompt_ids)
+    return _Fitted(prompt_ids, [ids[:room] for ids in completions], truncated=True)
+
+
+def _counts(encoded: Sequence[Encoded], fitted: Sequence[_Fitted | None], data: Data) -> Counts:
+    kept = [fit for fit in fitted if fit is not None]
+    if encoded and not kept:
+        prompt = min(len(prompt_ids) for prompt_ids, _ in encoded)
+        whole = min(len(ids) + max(map(len, answers), default=0) for ids, answers in encoded)
+        raise UserError(
+            f"none of the {len(encoded)} examples fits: the shortest prompt has {prompt} tokens "
+            f"(data.max_prompt_length: {data.max_prompt_length}), the shortest example {whole} "
+            f"(data.max_length: {data.max_length}). Raise these, or set data.overlong to truncate."
+        )
+    return Counts(len(kept), sum(fit.truncated for fit in kept), len(fitted) - len(kept))

@@ -1,0 +1,48 @@
+"""Training and held-out examples of a stage: rows read, split by prompt, and tokenized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from configs.schema import Data, Experiment, Stage
+from data.batches.tokenize import Counts
+from data.sources.formats import Kind, load_rows
+from data.sources.split import stage_split
+
+Example = TypeVar("Example")
+Tokenize = Callable[..., tuple[list[Example], Counts]]
+Note = Callable[[str], None]
+
+
+def read_examples(
+    config: Experiment,
+    stage: Stage,
+    kind: Kind,
+    tokenize: Tokenize[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    note: Note,
+) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples of `stage`; `note` reports what was truncated or dropped."""
+    rows = load_rows(getattr(config.data, stage), kind, note)
+    parts = stage_split(config.data, stage, rows, config.seed)
+    return tokenized(config.data, tokenize, tokenizer, parts, note)
+
+
+def tokenized(
+    data: Data,
+    tokenize: Tokenize[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    parts: tuple[Any, Any],
+    note: Note,
+) -> tuple[list[Example], list[Example]]:
+    """Training and held-out rows as examples of token ids."""
+    train, train_counts = tokenize(parts[0], tokenizer, data)
+    note(f"training: {train_counts}")
+    if not len(parts[1]):
+        return train, []
+    held_out, held_out_counts = tokenize(parts[1], tokenizer, data)
+    note(f"held out: {held_out_counts}")
+    return train, held_out

@@ -1,0 +1,151 @@
+"""The `deepspeed` command line of one stage, and the devices of this machine and of a hostfile."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.errors import UserError
+from configs.schema import Stage
+
+SLOTS = re.compile("slots=[1-9][0-9]{0,5}")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How stages are started.
+
+    Attributes:
+        script: `launch/run_stage.py`.
+        words: `--config`, `--run-dir`, overrides and switches to pass on.
+        accelerators: per machine; None for all there are, or one process on a machine without any.
+        hostfile: machines and their slots, as DeepSpeed reads it; None for this machine alone.
+    """
+
+    script: Path
+    words: Sequence[str]
+    accelerators: int | None = None
+    hostfile: Path | None = None
+
+    def world(self) -> int:
+        """Number of ranks."""
+        if self.hostfile is not None:
+            return sum(min(slots, self.accelerators or slots) for slots in read_slots(self.hostfile))
+        return self.accelerators or max(1, count_accelerators())
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment, with its own `bin` first and the launcher told what it would guess."""
+        environment = dict(os.environ)
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+        if self.hostfile is None and not count_accelerators():
+            environment.setdefault("DS_ACCELERATOR", "cpu")
+        return environment
+
+    def check_devices(self) -> None:
+        """Raises UserError: there are not so many devices here, or DeepSpeed cannot be told which to use."""
+        found = 0 if self.hostfile is not None else count_accelerators()
+        if not found:
+            return
+        if self.accelerators and self.accelerators > found:
+            raise UserError(
+                f"--num-accelerators: {self.accelerators}, but there are {found}. Ask for {found} at most."
+            )
+        for device in _named_devices():
+            if not device.isdigit():
+                raise UserError(
+                    f"CUDA_VISIBLE_DEVICES: deepspeed takes numbers alone, not {device:.60}. Give those "
+                    "of `nvidia-smi -L`, or start stages by torchrun or plain python."
+                )
+
+    def command(self, stage: Stage) -> list[str]:
+        """The `deepspeed` command line of one stage."""
+        # The launcher's own talk, and its report of a failing rank, say nothing that the rank does not.
+        launcher = [str(Path(sys.executable).parent / "deepspeed"), "--log_level", "critical"]
+        if self.hostfile is not None:
+            launcher += ["--hostfile", str(self.hostfile)]
+            launcher += ["--num_accelerators", str(self.accelerators)] if self.accelerators else []
+        else:
+            launcher += ["--master_port", str(free_port()), *self._local_devices()]
+        return [*launcher, str(self.script), "--stage", stage, "--no-hint", *self.words]
+
+    def _local_devices(self) -> list[str]:
+        """DeepSpeed forgets CUDA_VISIBLE_DEVICES when it is given a number, so it is given names then."""
+        named = _named_devices()
+        if self.accelerators and named and count_accelerators():
+            return ["--include", f"localhost:{','.join(named[: self.accelerators])}"]
+        if self.accelerators or not count_accelerators():
+            return ["--num_accelerators", str(self.accelerators or 1)]
+        return []
+
+
+def count_accelerators() -> int:
+    """Accelerators that torch can use; 0 on a machine with CPUs alone."""
+    import torch
+
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+
+
+def visible_devices() -> list[str]:
+    """The accelerators that torch can use, as CUDA_VISIBLE_DEVICES names them."""
+    count = count_accelerators()
+    return _named_devices()[:count] or [str(number) for number in range(count)]
+
+
+def guess_accelerators() -> int:
+    """NVIDIA devices that this machine shows, without importing torch; 0 where there are none."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return len(_named_devices())
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def _named_devices() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES names; nothing where it is not set."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [name.strip() for name in names if name.strip()]
+
+
+def read_slots(hostfile: Path) -> list[int]:
+    """Slots of each machine of a DeepSpeed hostfile.
+
+    Raises:
+        UserError: there is no such file, a line is not `NAME slots=N`, or a machine is named twice or none.
+    """
+    if not hostfile.is_file():
+        raise UserError(f"--hostfile: {hostfile} does not exist; launch/hostfile.example shows the form.")
+    slots: dict[str, int] = {}
+    for number, line in enumerate(_text_of(hostfile).splitlines(), 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        if len(words) != 2 or not SLOTS.fullmatch(words[1]):
+            raise UserError(
+                f"{hostfile}: line {number}: expected `NAME slots=N`, found `{line.strip():.80}`. Correct it."
+            )
+        if words[0] in slots:
+            raise UserError(f"{hostfile}: line {number}: {words[0]:.80} is there already. Add up its slots.")
+        slots[words[0]] = int(words[1].removeprefix("slots="))
+    if not slots:
+        raise UserError(f"{hostfile}: names no machine; launch/hostfile.example shows the form.")
+    return list(slots.values())
+
+
+def _text_of(hostfile: Path) -> str:
+    try:
+        return hostfile.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{hostfile}: cannot be read: {error.strerror}. Give another --hostfile.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{hostfile}: not UTF-8 at byte {error.start}; it must be plain text.") from error
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

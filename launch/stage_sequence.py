@@ -1,0 +1,129 @@
+"""`tristage run`: one stage after another, each under its own `deepspeed` launch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from configs.errors import UserError
+from configs.schema import Stage
+from launch.deepspeed_command import Launch
+from pipeline.planning.batches import check_batches
+from pipeline.planning.plan import Request, plan_stage, plan_stages
+from pipeline.processes.parent_watch import SECONDS_TO_STOP
+from pipeline.processes.signals import SECONDS_TO_REPEAT, handled_by
+from pipeline.state.manifest import read_manifest
+
+
+def run_all(request: Request, launch: Launch, stages: Sequence[Stage]) -> int:
+    """Run, resume or skip each of `stages`; returns the exit status of the first that does not finish.
+
+    Raises:
+        UserError: a stage is blocked, its batches cannot be divided, or there are not the devices; found out
+            before anything starts.
+    """
+    for plan in plan_stages(request, stages):
+        if plan.action == "blocked":
+            raise UserError(f"stage {plan.stage}: {plan.why}.\n{plan.remedy}")
+        if plan.action != "skip":
+            launch.check_devices()
+            check_batches(request.config, plan.stage, launch.world())
+    for stage in stages:
+        status = _run_one(request, launch, stage)
+        if status:
+            return status
+    return 0
+
+
+def _run_one(request: Request, launch: Launch, stage: Stage) -> int:
+    plan = plan_stage(request, stage, locked=request.run.is_locked(stage))
+    if plan.action == "skip":
+        print(f"stage {stage}: {plan.why}", flush=True)
+        return 0
+    status = _launch(launch, stage, request.run.manifest(stage))
+    manifest = read_manifest(request.run.manifest(stage))
+    if status == 0 and (manifest is None or manifest.status != "finished"):
+        status = 1  # the launcher exits 0 when it was killed itself
+    if status:
+        logs = request.run.logs(stage)
+        print(
+            f"stage {stage} ended with status {status}; its logs are in {logs}", file=sys.stderr, flush=True
+        )
+    return status
+
+
+def _launch(launch: Launch, stage: Stage, manifest: Path) -> int:
+    """Run one stage to its end; a signal to this process stops all of the stage's processes first."""
+    process = subprocess.Popen(launch.command(stage), env=launch.environment(), start_new_session=True)
+    with _forward_signals(process.pid, manifest) as received:
+        status = process.wait()
+        if received:
+            _wait_for_group(process.pid)
+            return 128 + received[0]
+    return 128 - status if status < 0 else status
+
+
+@contextmanager
+def _forward_signals(group: int, manifest: Path) -> Iterator[list[int]]:
+    """Pass SIGINT and SIGTERM on to the processes of a stage; yields the list of those received.
+
+    The first goes to rank 0 alone, which ends its training together with the other ranks, however long
+    the step in hand takes. The launcher would kill them after 30 seconds, and the `deepspeed` command
+    itself would die and leave them behind. Before there is a rank 0, and from the second signal on, all
+    processes of the group get it, as SIGTERM.
+    """
+    received: list[int] = []
+    first = 0.0
+
+    def forward(signum: int, _frame: FrameType | None) -> None:
+        nonlocal first
+        first = first or time.monotonic()
+        if received and time.monotonic() - first < SECONDS_TO_REPEAT:
+            return  # `timeout` and its like send every signal twice
+        rank = None if received else _rank_zero(group, manifest)
+        received.append(signum)
+        with suppress(ProcessLookupError):
+            if rank is None:
+                os.killpg(group, signal.SIGTERM)
+            else:
+                os.kill(rank, signum)
+
+    with handled_by(forward):
+        yield received
+
+
+def _rank_zero(group: int, manifest: Path) -> int | None:
+    """The process id of a stage's rank 0, as its manifest has it; None if it is none of the group."""
+    found = read_manifest(manifest)
+    if found is None or found.process is None or found.process.host != socket.gethostname():
+        return None
+    with suppress(ProcessLookupError):
+        if os.getpgid(found.process.pid) == group:
+            return found.process.pid
+    return None
+
+
+def _wait_for_group(group: int) -> None:
+    """Wait until no process of the group is left; after a while, kill those that are."""
+    deadline = time.monotonic() + SECONDS_TO_STOP
+    while _alive(group):
+        if time.monotonic() > deadline:
+            os.killpg(group, signal.SIGKILL)
+            return
+        time.sleep(0.1)
+
+
+def _alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

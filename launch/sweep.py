@@ -1,0 +1,150 @@
+"""`tristage sweep`: PPO over seeds and values of its options, all on one SFT policy and one reward model.
+
+Single runs of PPO prove little: what one seed shows, another may not. Each run gets a run directory of its
+own in `RUN/sweep`, whose `sft` and `rm` are links to those of `RUN`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from configs.errors import UserError
+from configs.schema import Stage
+from launch.deepspeed_command import Launch
+from launch.stage_sequence import run_all
+from launch.worker_pool import Crew, not_writable
+from pipeline.planning.plan import Request
+from pipeline.processes.signals import WATCHED, handled_by
+
+SHARED: tuple[Stage, ...] = ("sft", "rm")
+Job = tuple[Request, Launch]
+NEEDS_MENDING = 2
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep: its overrides, the setting that its seeds have in common, and where it is."""
+
+    overrides: tuple[str, ...]
+    setting: str
+    seed: int
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Its folder's name as an experiment may be called."""
+        return self.path.name.replace("=", "_")
+
+
+def split_axes(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Overrides that hold for all runs, and for each `ppo.key=a,b,c` its values as overrides.
+
+    Raises:
+        UserError: a key of another stage than PPO has several values.
+    """
+    fixed, axes = [], []
+    for override in overrides:
+        key, _, text = override.partition("=")
+        values = text.split(",")
+        if len(values) == 1 or text.startswith(("[", "{", '"', "'")):
+            fixed.append(override)
+        elif not key.startswith("ppo."):
+            raise UserError(
+                f"{key}: a sweep shares SFT and reward model, so only keys of `ppo` can have several values. "
+                "Give one value, or make a run directory for each."
+            )
+        else:
+            axes.append([f"{key}={value}" for value in values])
+    return fixed, axes
+
+
+def runs_of(root: Path, axes: Sequence[Sequence[str]], seeds: int) -> list[Run]:
+    """Every combination of values, with seeds 0, 1, ..."""
+    return [
+        Run(
+            (*combination, f"ppo.seed={seed}"),
+            " ".join(each.removeprefix("ppo.") for each in combination) or "as configured",
+            seed,
+            root / "sweep" / "-".join([*(each.removeprefix("ppo.") for each in combination), f"seed={seed}"]),
+        )
+        for combination in product(*axes)
+        for seed in range(seeds)
+    ]
+
+
+def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], crew: Crew) -> int:
+    """Train the shared stages in `root`, best-of-n beside them, and PPO in each run; skip what is finished.
+
+    A run that fails does not end the others; after one that needs mending (status 2) no other starts.
+
+    Args:
+        root: the run directory of the shared stages, and how they are started.
+        runs: each with the command that trains it.
+        crew: trains them.
+
+    Returns:
+        0, or the exit status of a shared stage, or of the last run that failed. 128 and a signal's number
+        where that, sent to the sweep or to one of its runs, stopped them all.
+
+    Raises:
+        UserError: a run's directory cannot be written.
+    """
+    status = run_all(*root, [*SHARED, "best"])
+    if status:
+        return status
+    waiting, noted, interrupted = deque(enumerate(runs, 1)), deque[int](), False
+    with handled_by(lambda signum, _frame: noted.append(signum)), crew:
+        while waiting or crew.busy:
+            while waiting and crew.free:
+                number, (run, command) = waiting.popleft()
+                print(f"sweep: run {number} of {len(runs)}: {run.setting}, seed {run.seed}", flush=True)
+                link_shared(root[0].run.path, run.path)
+                crew.start(run.path, command)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            for folder, code in crew.ended():
+                by_signal = [signum for signum in WATCHED if code == 128 + signum]
+                if not (interrupted and by_signal):
+                    print(
+                        f"sweep: {crew.last_words(folder, code)}",
+                        file=sys.stderr if code else None,
+                        flush=True,
+                    )
+                if not interrupted:
+                    status = code or status
+                    noted += by_signal
+                if code == NEEDS_MENDING:
+                    waiting.clear()
+            if noted and not interrupted:
+                status, interrupted = 128 + noted[0], True
+                print(
+                    "sweep: interrupted; every run ends after the step in hand", file=sys.stderr, flush=True
+                )
+            while noted:
+                noted.popleft()
+                waiting.clear()
+                crew.interrupt()
+    return status
+
+
+def link_shared(root: Path, path: Path) -> None:
+    """Let a run's `sft` and `rm` be those of the root, however the root is moved.
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for stage in SHARED:
+            link = path / stage
+            if not link.is_symlink() and not link.exists():
+                link.symlink_to(os.path.relpath(root / stage, path))
+    except OSError as error:
+        raise not_writable(path, error) from error

@@ -1,0 +1,45 @@
+"""Whether the files that stages will read are there, before anything is set aside or loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from configs.deepspeed_json import read_zero
+from configs.errors import UserError
+from configs.raw_experiment import DATA_FILES
+from configs.schema import Experiment, Stage
+from pipeline.planning.plan import StagePlan
+
+
+def check_files(config: Experiment, plans: Sequence[StagePlan]) -> None:
+    """Check what the stages that are to run or resume will read.
+
+    Raises:
+        UserError: with a line for each file that is not there or cannot serve.
+    """
+    stages = [plan.stage for plan in plans if plan.action in ("run", "resume")]
+    faults = list(_faults(config, stages)) if stages else []
+    if faults:
+        raise UserError("\n".join(faults))
+
+
+def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
+    files = {f"data.{stage}.path": config.data.source(stage).path for stage in stages}
+    files = {key: path for key, path in files.items() if path.lower().endswith(DATA_FILES)}
+    if config.data.chat_template is not None:
+        files["data.chat_template"] = config.data.chat_template
+    for key, path in files.items():
+        if not os.path.isfile(path):
+            yield f"{key}: {path}: there is no such file. Correct the path."
+        elif not os.access(path, os.R_OK):
+            yield f"{key}: {path}: this account may not read it. Change its permissions, or copy it."
+    models = {f"{base.key}.model": base.model for stage in stages for base in config.bases(stage)}
+    for key, model in models.items():
+        if os.path.isabs(model) and not os.path.isdir(model):
+            yield f"{key}: {model}: there is no such folder. Correct the path."
+    try:
+        read_zero(Path(config.deepspeed.config))
+    except UserError as error:
+        yield str(error)

@@ -1,0 +1,1 @@
+"""Signals, logs, and how the ranks of a stage end."""

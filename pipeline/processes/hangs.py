@@ -1,0 +1,52 @@
+"""Which rank the others wait for in vain, and where it is."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from pipeline.state.manifest import Process
+
+ASK_WHERE = signal.SIGUSR1  # at which a rank writes its stack, see `quiet.capture`
+SECONDS_TO_ANSWER = 1.0
+FRAME = re.compile(r'File "(.+)", line (\d+) in (.+)')  # of a stack, the most recent call first
+WAITS = ("/torch/distributed/", "/deepspeed/comm/")  # whoever is in there waits for the others, too
+
+
+def timed_out(words: str) -> bool:
+    """Whether an error says that a collective was given up, for which gloo has several phrases."""
+    return all(
+        re.search(part, words, re.IGNORECASE) for part in ("gloo|nccl|collective", "timed out|timeout")
+    )
+
+
+def where_hung(peers: Mapping[int, Process], logs: Path) -> Iterator[tuple[int, str]]:
+    """Rank and place of each of `peers` that is in no collective, as far as they live on this machine."""
+    here = {rank: process for rank, process in peers.items() if process.host == socket.gethostname()}
+    for process in here.values():
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, ASK_WHERE)
+    time.sleep(SECONDS_TO_ANSWER)
+    for rank in here:
+        stack = logs / f"rank{rank}.stack"
+        frames = FRAME.findall(stack.read_text(errors="replace")) if stack.exists() else []
+        if frames and not any(part in file for file, *_ in frames for part in WAITS):
+            file, line, function = frames[0]
+            yield rank, f"{file}:{line}, in {function}"
+
+
+def where_raised(error: BaseException) -> str:
+    """The place that `error`, raised by a signal's handler, found this rank at."""
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if "signals.py" not in frame.filename
+    ]
+    return (
+        f"{frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name}" if frames else "an unknown place"
+    )

@@ -1,0 +1,1 @@
+"""The report of a run or a sweep: figures, tables, warnings, page."""

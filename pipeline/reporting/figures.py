@@ -1,0 +1,174 @@
+"""The figures of a report. Each is drawn from the results alone; None where they hold nothing to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pipeline.reporting.curves import curves
+from pipeline.reporting.figure_style import (
+    COLOURS,
+    FAINT,
+    INK,
+    LOOK,
+    PALE,
+    ROLE_NAMES,
+    draw_role,
+    grid,
+    interval,
+    new_figure,
+)
+from pipeline.state.results import Results, Row
+from pipeline.terminal.format import show_number
+
+DOTS_PER_INCH = 150
+
+
+def gold(results: Results) -> Figure | None:
+    """Gold score of base, SFT and PPO with intervals, and the difference that PPO made prompt by prompt."""
+    figures = results.figures("ppo")
+    roles = [role for role in ROLE_NAMES if f"gold_{role}" in figures]
+    if not roles:
+        return None
+    pairs = [row for row in results.evaluation if _has(row, "gold_ppo", "gold_sft")]
+    figure = new_figure(8.4, 3.4)
+    panels = grid(figure, 1, 2 if pairs else 1)
+    for place, role in enumerate(roles):
+        value = figures[f"gold_{role}"]
+        draw_role(panels[0], role, place, value, interval(figures, f"gold_{role}"))
+        panels[0].annotate(
+            show_number(value), (place, value), (9, 0), textcoords="offset points", va="center"
+        )
+    panels[0].set_title("Mean, with its 95 % interval")
+    panels[0].set_ylabel(f"gold score ({results.experiment.ppo.judge})")
+    panels[0].set_xticks(range(len(roles)), [ROLE_NAMES[role] for role in roles])
+    panels[0].set_xlim(-0.5, len(roles) - 0.35)
+    if pairs:
+        _draw_differences(panels[1], sorted(row["gold_ppo"] - row["gold_sft"] for row in pairs))
+    for axes in panels:
+        axes.grid(axis="x", visible=False)
+    return figure
+
+
+def _draw_differences(axes: Axes, differences: Sequence[float]) -> None:
+    won = sum(value > 0 for value in differences)
+    lost = sum(value < 0 for value in differences)
+    colours = [COLOURS["ppo" if value > 0 else "sft"] for value in differences]
+    axes.bar(range(1, len(differences) + 1), differences, width=1.0, color=colours, linewidth=0)
+    axes.axhline(0, color=PALE, linewidth=1)
+    axes.set_title(f"PPO better {won}, worse {lost}, equal {len(differences) - won - lost}")
+    axes.set_xlabel("held-out prompts, sorted by difference")
+    axes.set_ylabel("gold score, PPO less SFT")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def score_against_kl(results: Results) -> Figure | None:
+    """What is optimised, and what is meant, against the distance from the SFT policy."""
+    rollouts = [row for row in results.metrics["ppo"] if _has(row, "objective/kl", "objective/scores")]
+    if not rollouts:
+        return None
+    measure = _held_out_measure(results)
+    figure = new_figure(8.4, 3.6)
+    panels = grid(figure, 1, 2 if measure else 1)
+    last = max(row["step"] for row in rollouts)
+    places = [(row["objective/kl"], row["objective/scores"]) for row in rollouts]
+    panels[0].plot(*zip(*places, strict=True), color=FAINT, linewidth=1, zorder=1)
+    dots = _draw_dots(panels[0], places, rollouts, last)
+    panels[0].set_title("Rollouts, a dot per iteration")
+    panels[0].set_ylabel("reward model's score")
+    if measure:
+        _draw_held_out(panels[1], results, measure, last)
+    for axes in panels:
+        axes.set_xlabel("KL to the SFT policy, nats per response")
+    bar = figure.colorbar(dots, ax=panels, pad=0.015, aspect=30, label="PPO iteration")
+    bar.outline.set_linewidth(0)
+    bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def _held_out_measure(results: Results) -> str | None:
+    """`gold` where a judge scored held-out prompts, else the reward model's `score`, else None."""
+    figures, rows = results.figures("ppo"), results.metrics["ppo"]
+    if "gold_ppo" in figures or any(_has(row, "eval/gold") for row in rows):
+        return "gold"
+    return "score" if "rm_score_ppo" in figures or any(_has(row, "eval/score") for row in rows) else None
+
+
+def _draw_held_out(axes: Axes, results: Results, measure: str, last: int) -> None:
+    """The way from SFT over the evaluations to the final policy; both ends with their intervals."""
+    judge, figures = results.experiment.ppo.judge, results.figures("ppo")
+    axes.set_title("Held-out prompts")
+    axes.set_ylabel(f"gold score ({judge})" if measure == "gold" else "reward model's score")
+    rows = [row for row in results.metrics["ppo"] if _has(row, "eval/kl", f"eval/{measure}")]
+    places = [(row["eval/kl"], row[f"eval/{measure}"]) for row in rows]
+    _draw_dots(axes, places, rows, last)
+    sft, ppo = ("gold_sft", "gold_ppo") if measure == "gold" else ("rm_score_sft", "rm_score_ppo")
+    if {sft, ppo, "kl"} <= figures.keys():
+        draw_role(axes, "sft", 0.0, figures[sft], interval(figures, sft))
+        draw_role(axes, "ppo", figures["kl"], figures[ppo], interval(figures, ppo), interval(figures, "kl"))
+        places = [(0.0, figures[sft]), *places, (figures["kl"], figures[ppo])]
+    _draw_best_of_n(axes, results.best_of_n, "gold" if measure == "gold" else "rm_score")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="best")
+    axes.plot(*zip(*places, strict=True), color=FAINT, linewidth=1, zorder=1)
+
+
+def _draw_best_of_n(axes: Axes, rows: Sequence[Row], measure: str) -> None:
+    """What the same reward model gets without training: the best of n answers of the SFT policy."""
+    rows = [row for row in rows if _has(row, measure)]
+    if not rows:
+        return
+    places = [(row["kl"], row[measure]) for row in rows]
+    axes.plot(*zip(*places, strict=True), color=COLOURS["best"], marker="^", label="best of n", zorder=2)
+    for row, place in zip(rows, places, strict=True):
+        axes.annotate(str(row["n"]), place, (0, 6), textcoords="offset points", ha="center", fontsize=8)
+
+
+def _draw_dots(axes: Axes, places: Sequence[tuple[float, float]], rows: Sequence[Row], last: int) -> Any:
+    """A dot at each place, coloured by the iteration of its row."""
+    return axes.scatter(
+        [x for x, _ in places],
+        [y for _, y in places],
+        c=[row["step"] for row in rows],
+        cmap="viridis",
+        vmin=0,
+        vmax=last,
+        s=34,
+        edgecolors=INK,
+        linewidths=0.4,
+        zorder=2,
+    )
+
+
+def _has(row: Row, *names: str) -> bool:
+    return all(row.get(name) is not None for name in names)
+
+
+DRAWINGS: dict[str, Callable[[Results], Figure | None]] = {
+    "gold.png": gold,
+    "score-kl.png": score_against_kl,
+    "curves-sft.png": curves("sft"),
+    "curves-rm.png": curves("rm"),
+    "curves-ppo.png": curves("ppo"),
+}
+
+
+def draw_all(results: Results, folder: Path) -> set[str]:
+    """Draw what can be drawn into `folder`, remove what cannot any more; returns the names of the files."""
+    drawn = set()
+    for name, draw in DRAWINGS.items():
+        with matplotlib.rc_context(LOOK):
+            figure = draw(results)
+            if figure is None:
+                (folder / name).unlink(missing_ok=True)
+                continue
+            # Without the library's version in it, the same results give the same file.
+            figure.savefig(folder / name, dpi=DOTS_PER_INCH, metadata={"Software": None})
+        drawn.add(name)
+    return drawn

@@ -1,0 +1,269 @@
+"""The report of a run: `RUN/report/` with a page in HTML and Markdown, and its figures."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+
+from configs.schema import STAGES
+from data.storage.files import write_text
+from pipeline.reporting.figures import draw_all
+from pipeline.reporting.page import (
+    Bullets,
+    Cell,
+    Page,
+    Paragraph,
+    Picture,
+    Section,
+    Table,
+    Tiles,
+    quote,
+    render,
+)
+from pipeline.reporting.tables import closing_sections, show_interval
+from pipeline.reporting.warnings import RULES, missing, warnings
+from pipeline.state.manifest import BaseModelId
+from pipeline.state.results import Results, Row, read_results
+from pipeline.terminal.format import show_number
+
+ANSWERS_SHOWN = 12
+RANKINGS_SHOWN = 3
+ITERATIONS_SHOWN = 6
+PICTURES = {
+    "gold.png": "Gold score of base, SFT and PPO with 95 % intervals, and its change by prompt",
+    "score-kl.png": "Score against KL to the SFT policy along PPO training",
+    "curves-sft.png": "Training curves of SFT: loss on training batches and held out, token accuracy",
+    "curves-rm.png": "Training curves of the reward model: loss and accuracy, in training and held out",
+    "curves-ppo.png": "Training curves of PPO: score, KL, entropy, length, cut responses, explained variance",
+}
+
+
+def write_report(run_dir: Path) -> Path:
+    """Sum up the run in `run_dir`, finished or not, in `run_dir/report`; returns its `index.html`.
+
+    Raises:
+        UserError: `run_dir` is no run directory, or a file in it is not what it should be.
+    """
+    results = read_results(run_dir)
+    folder = run_dir / "report"
+    folder.mkdir(exist_ok=True)
+    page = build_page(results, draw_all(results, folder))
+    write_text(folder / "report.md", render(page, "md"))
+    write_text(folder / "index.html", render(page, "html"))
+    return folder / "index.html"
+
+
+def build_page(results: Results, drawn: set[str]) -> Page:
+    """Everything that the report says; `drawn` are the files of the figures that there are."""
+    config = results.experiment
+    own = config.rm.base
+    bases = str(BaseModelId.of(config.base)) + (f", reward model on {BaseModelId.of(own)}" if own else "")
+    sections = [
+        _result(results),
+        _warnings(results),
+        _missing(results),
+        _gold(results, drawn),
+        _score_against_kl(drawn),
+        _best_of_n(results),
+        _answers(results),
+        _training(drawn),
+        _way(results),
+        _rankings(results),
+        *closing_sections(results),
+        Section("The rules of the warnings", [Bullets(list(RULES))]),
+    ]
+    return Page(
+        title=f"Run {config.name}",
+        subtitle=f"{bases}, LoRA of rank {config.adapter.r}, seed {config.seed}",
+        sections=[section for section in sections if section is not None],
+    )
+
+
+def _result(results: Results) -> Section | None:
+    """The figures to see first."""
+    sft, rm, ppo = (results.figures(stage) for stage in STAGES)
+    before = f", before: {show_number(sft['eval_loss_before'])}" if "eval_loss_before" in sft else ""
+    tiles = [
+        *_tile("SFT, held-out loss", sft, "eval_loss", f"nats per token{before}"),
+        *_tile("Reward model, held-out accuracy", rm, "accuracy"),
+        *_tile("Gold score of the base", ppo, "gold_base"),
+        *_tile("Gold score of SFT", ppo, "gold_sft"),
+        *_tile("Gold score of PPO", ppo, "gold_ppo"),
+        *_tile("PPO's win rate against SFT", ppo, "win_rate"),
+        *_tile("Reward score of PPO", ppo, "rm_score_ppo", "SFT: mean 0, deviation 1"),
+        *_tile("KL of PPO to SFT", ppo, "kl", "nats per response"),
+    ]
+    return Section("Result", [Tiles(tiles)]) if tiles else None
+
+
+def _tile(label: str, figures: dict[str, float], key: str, unit: str = "") -> list[tuple[str, Cell]]:
+    if key not in figures:
+        return []
+    ends = show_interval(figures, key)
+    return [
+        (label, Cell(show_number(figures[key]), "\n".join(filter(None, [ends and f"95 %: {ends}", unit]))))
+    ]
+
+
+def _warnings(results: Results) -> Section:
+    reading = Paragraph(
+        "Intervals are 95 % bootstrap intervals over prompts. The reward model's score is what PPO "
+        "optimises; the gold score, where there is one, comes from a judge that PPO never sees. Where the "
+        "first rises and the second does not, PPO exploits errors of the reward model. The KL says how far "
+        "the policy has gone from SFT."
+    )
+    good = Paragraph(
+        "In a good run, SFT's held-out loss falls; the reward model is well above 0.5 on held-out pairs; and "
+        "in PPO both scores rise together, the KL rises and levels off, the entropy falls a little, "
+        "responses keep their length and end by themselves, few ratios are clipped, and the critic's "
+        "explained variance rises towards 1."
+    )
+    found = warnings(results)
+    if found:
+        return Section("How to read this: warnings", [Bullets(found), reading, good], "warning")
+    if not any(results.metrics.values()):
+        return Section("How to read this", [reading, good])
+    fine = Paragraph("By the rules at the end of this page, nothing looks wrong in what has run.")
+    return Section("How to read this: no warnings", [fine, reading, good], "good")
+
+
+def _missing(results: Results) -> Section | None:
+    found = missing(results)
+    return Section("Missing from this report", [Bullets(found)], "missing") if found else None
+
+
+def _gold(results: Results, drawn: set[str]) -> Section | None:
+    if "gold.png" not in drawn:
+        return None
+    text = (
+        f"The judge {results.experiment.ppo.judge} scored one answer of each policy to each of "
+        f"{len(results.evaluation)} prompts that no stage was trained on. Base, SFT and PPO were "
+        "sampled with the same noise."
+    )
+    return Section("Gold score of base, SFT and PPO", [_picture("gold.png"), Paragraph(text)])
+
+
+def _score_against_kl(drawn: set[str]) -> Section | None:
+    if "score-kl.png" not in drawn:
+        return None
+    text = (
+        "First, the score that PPO optimises, over the rollouts of each iteration, penalties for responses "
+        "without an end included. Beside it, where prompts are held out: evaluations on the way as dots, and "
+        "SFT and the final policy with 95 % intervals."
+    )
+    return Section("Score against KL along PPO training", [_picture("score-kl.png"), Paragraph(text)])
+
+
+def _best_of_n(results: Results) -> Section | None:
+    """The best of n answers beside PPO: what the reward model is worth without training."""
+    rows = results.best_of_n
+    if not rows:
+        return None
+    text = (
+        "The best by the reward model of n answers of the SFT policy, held-out prompts. The KL to the SFT "
+        "policy is log n - (n - 1)/n, exact where no answers tie. PPO is worth its training where it is "
+        "above this at the same KL."
+    )
+    measures = {"rm_score": "Reward score"} | ({"gold": "Gold score"} if "gold" in rows[0] else {})
+    head = [
+        "n",
+        "KL, nats per response",
+        *(label for name in measures for label in (measures[name], "95 % interval")),
+    ]
+    cells = [
+        [Cell(str(row["n"])), Cell(show_number(row["kl"]))]
+        + [
+            cell
+            for name in measures
+            for cell in (Cell(show_number(row[name])), Cell(show_interval(row, name)))
+        ]
+        for row in rows
+    ]
+    return Section("Best of n", [Paragraph(text), Table(head, cells)])
+
+
+def _answers(results: Results) -> Section | None:
+    rows = results.evaluation[:ANSWERS_SHOWN]
+    if not rows:
+        return None
+    temperature = results.experiment.ppo.rollout.temperature
+    text = (
+        f"The first {len(rows)} of {len(results.evaluation)} held-out prompts, in the order of "
+        "ppo/evaluation.jsonl; none was picked by its answers. One sample each, at temperature "
+        f"{temperature:g}."
+    )
+    roles = ("base", "sft", "ppo")
+    cells = [[Cell(quote(row["prompt"])), *(_answer(row, role) for role in roles)] for row in rows]
+    return Section(
+        "Sample answers", [Paragraph(text), Table(["Prompt", "Base", "SFT", "PPO"], cells, "prose")]
+    )
+
+
+def _answer(row: Row, role: str) -> Cell:
+    return Cell(quote(row[role]), _scores(gold=row.get(f"gold_{role}"), reward=row.get(f"score_{role}")))
+
+
+def _scores(**values: float | None) -> str:
+    """`gold 0.61, reward 1.25`, of those that there are."""
+    return ", ".join(f"{name} {value:.2f}" for name, value in values.items() if value is not None)
+
+
+def _training(drawn: set[str]) -> Section | None:
+    files = [file for stage in STAGES if (file := f"curves-{stage}.png") in drawn]
+    return Section("Training curves", [_picture(file) for file in files]) if files else None
+
+
+def _picture(file: str) -> Picture:
+    return Picture(file, PICTURES[file])
+
+
+def _way(results: Results) -> Section | None:
+    """Samples from the beginning of PPO to its end."""
+    first = [next(rows) for _, rows in groupby(results.samples, key=lambda row: row["step"])]
+    if not first:
+        return None
+    shown = min(ITERATIONS_SHOWN, len(first))
+    rows = [first[round(place * (len(first) - 1) / max(1, shown - 1))] for place in range(shown)]
+    text = (
+        "The first recorded rollout of iterations at even distances. Prompts differ from one iteration "
+        "to the next, so the scores of these rows do not make a curve."
+    )
+    cells = [
+        [
+            Cell(str(row["step"])),
+            Cell(quote(row["prompt"])),
+            Cell(quote(row["response"]), _scores(reward=row.get("score"), KL=row.get("kl"))),
+        ]
+        for row in rows
+    ]
+    table = Table(["Iteration", "Prompt", "Response"], cells, "prose")
+    return Section("Samples on the way", [Paragraph(text), table])
+
+
+def _rankings(results: Results) -> Section | None:
+    held_out = [row for row in results.rankings if row.get("split") == "held_out"]
+    rows = (held_out or results.rankings)[:RANKINGS_SHOWN]
+    if not rows:
+        return None
+    text = (
+        f"The first {len(rows)} {'held-out ' if held_out else ''}rankings in rm/rankings.jsonl, of "
+        f"{len(results.rankings)} in all: answers of the SFT policy, ranked by the labeller "
+        f"{results.experiment.rm.rankings.labeller}, best first. Pairs that tie are left out of "
+        "the training."
+    )
+    table = Table(["Prompt", "Rank", "Answer"], [line for row in rows for line in _ranking(row)], "prose")
+    return Section("Rankings, from which the reward model learned", [Paragraph(text), table])
+
+
+def _ranking(row: Row) -> list[list[Cell]]:
+    """A line for each answer; the prompt stands at the first."""
+    prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+    scores = row.get("scores") or [None] * len(row["completions"])
+    lines: list[list[Cell]] = []
+    for rank, answer, score in zip(row["ranks"], row["completions"], scores, strict=True):
+        # Ranks are counted from 0 in the file, from 1 for people.
+        place = f"{rank + 1}, tied" if row["ranks"].count(rank) > 1 else str(rank + 1)
+        lines.append(
+            [Cell("" if lines else quote(prompt)), Cell(place), Cell(quote(answer), _scores(labeller=score))]
+        )
+    return lines

@@ -1,0 +1,126 @@
+"""The tables at the end of a report: every final figure, what stages cost, what came from what, versions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from configs.schema import Stage, reads
+from pipeline.reporting.page import Cell, Paragraph, Section, Table
+from pipeline.state.manifest import Manifest
+from pipeline.state.results import Results
+from pipeline.state.run_directory import RunDirectory
+from pipeline.terminal.format import show_number, show_seconds
+from pipeline.terminal.summary import KEY_FIGURES
+
+STAGE_NAMES: dict[Stage, str] = {"sft": "SFT", "rm": "Reward model", "ppo": "PPO", "best": "Best of n"}
+MORE_FIGURES = {
+    "rm_win_rate": "win rate against SFT, by the reward model",
+    "score_mean": "raw score of SFT samples, mean",
+    "score_std": "raw score of SFT samples, standard deviation",
+}
+COSTS = ("steps", "wall_seconds", "peak_memory_bytes", "tokens_per_second")
+DIGITS = 12
+
+
+def closing_sections(results: Results) -> list[Section]:
+    """Those of the tables that the run has anything for."""
+    if not results.manifests:
+        return []
+    sections = [_stages(results), _lineage(results), _versions(results)]
+    rows = [row for stage in results.manifests for row in _figures(results, stage)]
+    if rows:
+        sections.insert(
+            0, Section("Final figures", [Table(["Stage", "Figure", "Value", "95 % interval"], rows)])
+        )
+    return sections
+
+
+def show_interval(figures: dict[str, float], key: str) -> str:
+    """`0.7112 to 0.8112`, or nothing where `key` has no interval."""
+    ends = [show_number(figures[end]) for end in (f"{key}_low", f"{key}_high") if end in figures]
+    return " to ".join(ends) if len(ends) == 2 else ""
+
+
+def _figures(results: Results, stage: Stage) -> list[list[Cell]]:
+    """Every final metric of `stage` but its costs."""
+    figures, labels = results.figures(stage), KEY_FIGURES[stage] | MORE_FIGURES
+    names = [name for name in figures if name not in COSTS and not name.endswith(("_low", "_high"))]
+    return [
+        [
+            Cell(STAGE_NAMES[stage]),
+            Cell(labels.get(name, name)),
+            Cell(show_number(figures[name])),
+            Cell(show_interval(figures, name)),
+        ]
+        for name in names
+    ]
+
+
+def _stages(results: Results) -> Section:
+    """What each stage cost, a column for each."""
+    lines: dict[str, Callable[[Manifest], str]] = {
+        "status": lambda manifest: manifest.status,
+        "steps": lambda manifest: _metric(manifest, "steps", show_number),
+        "wall time": lambda manifest: show_seconds(manifest.wall_seconds),
+        "peak memory, GiB per rank": lambda manifest: _metric(manifest, "peak_memory_bytes", _gibibytes),
+        "tokens per second": lambda manifest: _metric(manifest, "tokens_per_second", show_number),
+        "ranks": lambda manifest: str(manifest.world_size),
+        "base": lambda manifest: str(manifest.base),
+        "started": lambda manifest: f"{manifest.started:%Y-%m-%d %H:%M} UTC",
+        "W&B run": lambda manifest: manifest.run_id,
+    }
+    manifests = list(results.manifests.values())
+    texts = {label: [show(manifest) for manifest in manifests] for label, show in lines.items()}
+    rows = [[Cell(label), *map(Cell, line)] for label, line in texts.items() if any(line)]
+    return Section("Stages", [Table(["", *_names(manifests)], rows)])
+
+
+def _metric(manifest: Manifest, name: str, show: Callable[[float], str]) -> str:
+    return show(manifest.metrics[name]) if name in manifest.metrics else ""
+
+
+def _gibibytes(size: float) -> str:
+    return f"{size / 2**30:.2f}"
+
+
+def _lineage(results: Results) -> Section:
+    """What came from what."""
+    text = (
+        f"Results with the first {DIGITS} digits of the SHA-256 of their content. A config hash covers what "
+        "the configuration says about a stage's result, and leaves out what only sets speed."
+    )
+    columns = ["Stage", "Trained on", "Data", "Config hash", "Result"]
+    rows = [_descent(results.run, manifest) for manifest in results.manifests.values()]
+    return Section("What came from what", [Paragraph(text), Table(columns, rows, "prose")])
+
+
+def _descent(run: RunDirectory, manifest: Manifest) -> list[Cell]:
+    inputs = [f"{used.path} {used.sha256[:DIGITS]}" for used in manifest.inputs.values()]
+    output, place = manifest.output, run.output(manifest.stage).relative_to(run.path)
+    result = f"{place} {output.sha256[:DIGITS]}" if output else "none yet"
+    return [
+        Cell(STAGE_NAMES[manifest.stage]),
+        Cell("\n".join(inputs) or "the base alone"),
+        Cell(_source(manifest.config, manifest.stage)),
+        Cell(manifest.config_hash[:DIGITS]),
+        Cell(result),
+    ]
+
+
+def _source(config: dict[str, Any], stage: Stage) -> str:
+    """The stage's data: a hub id as it is, of a local file the name. `config` may be of an older schema."""
+    path = str(config.get("data", {}).get(reads(stage), {}).get("path", ""))
+    return Path(path).name if Path(path).is_absolute() else path
+
+
+def _versions(results: Results) -> Section:
+    manifests = list(results.manifests.values())
+    libraries = sorted({name for manifest in manifests for name in manifest.versions})
+    rows = [[Cell(name), *(Cell(each.versions.get(name, "")) for each in manifests)] for name in libraries]
+    return Section("Versions", [Table(["Library", *_names(manifests)], rows)])
+
+
+def _names(manifests: list[Manifest]) -> list[str]:
+    return [STAGE_NAMES[manifest.stage] for manifest in manifests]

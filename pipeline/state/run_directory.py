@@ -1,0 +1,111 @@
+"""A run directory: its folders, and the lock that keeps a stage to one job at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from configs.errors import UserError
+from configs.schema import Stage
+from data.storage.files import sweep, sync, write_text
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """`RUN/config.yaml`, `RUN/<stage>/...` and `RUN/report/`; nothing is created before it is needed."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    def stage(self, stage: Stage) -> Path:
+        return self.path / stage
+
+    def manifest(self, stage: Stage) -> Path:
+        return self.stage(stage) / "manifest.json"
+
+    def adapter(self, stage: Stage) -> Path:
+        return self.stage(stage) / "adapter"
+
+    def output(self, stage: Stage) -> Path:
+        """What the stage leaves for others: its adapter, or the demonstrations that `best` has picked."""
+        return self.stage(stage) / "demonstrations" if stage == "best" else self.adapter(stage)
+
+    def logs(self, stage: Stage) -> Path:
+        return self.stage(stage) / "logs"
+
+    def aside(self, stage: Stage) -> Path:
+        """The next free name for a stage's old folder: `RUN/sft.old-1`, `RUN/sft.old-2`, ..."""
+        number = 1
+        while (candidate := self.path / f"{stage}.old-{number}").exists():
+            number += 1
+        return candidate
+
+    def write_config(self, text: str) -> None:
+        """Write `config.yaml`. Stages that run at once take turns, and none sweeps up another's file."""
+        with FileLock(self.path / ".config.lock", is_singleton=False):
+            sweep(self.path, f".{self.config_file.name}.*")
+            write_text(self.config_file, text)
+
+    def set_aside(self, stage: Stage) -> Path:
+        """Rename the stage's folder, so that what it holds is kept and a new one can begin."""
+        target = self.aside(stage)
+        self.stage(stage).rename(target)
+        sync(self.path)
+        return target
+
+    @contextmanager
+    def lock(self, stage: Stage, owner: str = "another process") -> Iterator[None]:
+        """Hold the stage for this process.
+
+        The lock lies beside the stage's folder, not in it, because the folder may be set aside while it
+        is held. The operating system drops it when the process dies, however it dies.
+
+        Raises:
+            UserError: another process holds it; `owner` says which, where that is known.
+        """
+        lock = self._file_lock(stage)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:  # an OSError, too
+            raise UserError(
+                f"{self.stage(stage)}: stage {stage} is being run by {owner}. "
+                "Wait until it ends, stop it, or choose another --run-dir."
+            ) from None
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def is_locked(self, stage: Stage) -> bool:
+        """True while some process runs the stage. Creates nothing."""
+        if not self._lock_path(stage).exists():
+            return False
+        lock = self._file_lock(stage)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        except OSError as error:
+            raise self._unusable(error) from error
+        lock.release()
+        return False
+
+    def _unusable(self, error: OSError) -> UserError:
+        reason = "a file is in its place" if isinstance(error, FileExistsError) else error.strerror
+        return UserError(f"{self.path}: cannot be a run directory: {reason}. Choose another --run-dir.")
+
+    def _lock_path(self, stage: Stage) -> Path:
+        return self.path / f".{stage}.lock"
+
+    def _file_lock(self, stage: Stage) -> FileLock:
+        return FileLock(self._lock_path(stage), is_singleton=False)

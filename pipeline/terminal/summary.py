@@ -1,0 +1,78 @@
+"""Key figures of a stage for the terminal: after it ends, and in `tristage status`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from configs.schema import Stage
+from pipeline.state.manifest import Manifest
+from pipeline.terminal.format import show_number, show_seconds
+
+KEY_FIGURES: dict[Stage, dict[str, str]] = {
+    "sft": {"eval_loss_before": "held-out loss before", "eval_loss": "held-out loss after"},
+    "rm": {"accuracy": "held-out accuracy", "margin": "margin", "eval_loss": "held-out loss"},
+    "ppo": {
+        "gold_base": "gold score, base",
+        "gold_sft": "gold score, SFT",
+        "gold_ppo": "gold score, PPO",
+        "win_rate": "win rate against SFT",
+        "rm_score_sft": "reward score, SFT",
+        "rm_score_ppo": "reward score, PPO",
+        "kl": "KL to SFT, nats per response",
+        "mean_length": "response length, tokens",
+    },
+    "best": {
+        "demonstrations": "demonstrations",
+        "rm_score_sft": "reward score, SFT",
+        "rm_score_best": "reward score, best of n",
+        "gold_sft": "gold score, SFT",
+        "gold_best": "gold score, best of n",
+        "kl": "KL to SFT, nats per response",
+    },
+}
+
+
+def key_figures(manifest: Manifest) -> dict[str, str]:
+    """Label and value, with its interval where it has one, of the figures that matter."""
+    names = KEY_FIGURES[manifest.stage]
+    figures = {
+        label: figure_with_interval(manifest.metrics, key)
+        for key, label in names.items()
+        if key in manifest.metrics
+    }
+    return figures | _cost(manifest.metrics)
+
+
+def figure_with_interval(metrics: Mapping[str, float], key: str) -> str:
+    """`0.74 [0.70, 0.78]`, or `0.74` where there is no interval."""
+    value = show_number(metrics[key])
+    if f"{key}_low" not in metrics or f"{key}_high" not in metrics:
+        return value
+    return f"{value} [{show_number(metrics[f'{key}_low'])}, {show_number(metrics[f'{key}_high'])}]"
+
+
+def print_summary(console: Console, manifest: Manifest, output: Path, next_command: str | None) -> None:
+    """A few lines at the end of a stage: what came of it, where it is, what to do next."""
+    table = Table(title=f"stage {manifest.stage} finished", title_justify="left", show_header=False, box=None)
+    for label, value in key_figures(manifest).items():
+        table.add_row(Text(label), Text(value, style="bold"))
+    console.print(table)
+    console.print(Text(f"{output.name}: {output}"), soft_wrap=True)
+    if next_command:
+        console.print(Text(f"next: {next_command}"), soft_wrap=True)
+
+
+def _cost(metrics: Mapping[str, float]) -> dict[str, str]:
+    figures = {}
+    if "steps" in metrics:
+        figures["steps"] = show_number(metrics["steps"])
+    if "wall_seconds" in metrics:
+        figures["time"] = show_seconds(metrics["wall_seconds"])
+    if "peak_memory_bytes" in metrics:
+        figures["peak memory"] = f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB"
+    return figures

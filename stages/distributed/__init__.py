@@ -1,0 +1,1 @@
+"""Ranks: the process group, collectives, and whole tensors under ZeRO-3."""

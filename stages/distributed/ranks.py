@@ -1,0 +1,74 @@
+"""The processes of a job: what each of them handles, and what they tell one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.batches.sampler import rank_share
+
+
+@dataclass(frozen=True)
+class Round:
+    """Items that one rank handles together; `weight` 0 if they only keep it in step with the others."""
+
+    items: list[Any]
+    weight: int
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all: `rank` of `world`, computing on `device`."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def share(self, items: list[Any]) -> list[Any]:
+        """This rank's contiguous share of `items`, whose number `world` divides."""
+        return rank_share(items, self.rank, self.world)
+
+    def rounds(self, items: list[Any], size: int) -> list[Round]:
+        """This rank's items in rounds of at most `size`, as many rounds on every rank.
+
+        Under ZeRO-3 all ranks must take part in every forward: a rank that has run out of items repeats
+        the last one with weight 0.
+        """
+        count = -(-len(items) // (size * self.world))
+        rounds = []
+        for first in range(0, count * size * self.world, size * self.world):
+            mine = items[first : first + size * self.world][self.rank :: self.world]
+            rounds.append(Round(mine, 1) if mine else Round(items[-1:], 0))
+        return rounds
+
+    def sum(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
+        """Each value summed over ranks, in float64."""
+        total = torch.tensor([float(value) for value in values.values()], dtype=torch.float64)
+        total = total.to(self.device)
+        if self.world > 1:
+            torch.distributed.all_reduce(total)
+        return dict(zip(values, total.tolist(), strict=True))
+
+    def max(self, value: int) -> int:
+        """The largest value of all ranks."""
+        if self.world == 1:
+            return value
+        largest = torch.tensor(value, device=self.device)
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        return int(largest)
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """The items of all ranks, in order of rank."""
+        if self.world == 1:
+            return items
+        parts: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            torch.distributed.barrier()

@@ -1,0 +1,134 @@
+"""The policy on held-out prompts: reward, KL, and a gold judge that PPO never sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from data.batches import tokenize
+from data.batches.sampler import seed_from
+from data.storage.files import write_json_lines
+from stages.context import Context
+from stages.feedback.labellers import labeller
+from stages.feedback.reward_model import Scorer
+from stages.maths.statistics import mean_with_interval, wins
+from stages.models.roles import BASE
+from stages.sampling.response_batch import response_logprobs
+from stages.sampling.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One role's answers to the held-out prompts: text, reward model's score, KL to the reference, length."""
+
+    texts: list[str]
+    scores: list[float]
+    kl: list[float]
+    lengths: list[int]
+
+
+def answer(
+    context: Context, sampler: Sampler, scorer: Scorer, role: str, prompts: Sequence[tokenize.Prompt]
+) -> Answers:
+    """Sample one answer of `role` to each prompt, with the same noise whenever and whoever is asked."""
+    roles, ranks = sampler.roles, sampler.ranks
+    ids = [prompt.prompt_ids for prompt in prompts]
+    seeds = [seed_from(context.seed, "judgement", i, prompt) for i, prompt in enumerate(ids)]
+    context.tracker.phase(f"ppo: answers of {role} to held-out prompts", len(ids))
+    responses = sampler.shared(role, ids, seeds, context.tracker.advance)
+    found: list[tuple[int, float, float]] = []
+    for round_ in ranks.rounds(list(range(len(ids))), context.config.ppo.micro_batch_size):
+        answers = [responses[i] for i in round_.items]
+        batch = sampler.lay_out([ids[i] for i in round_.items], answers)
+        scores = scorer([prompts[i] for i in round_.items], answers)
+        with torch.no_grad():
+            logprobs = response_logprobs(roles, role, batch)
+            ref_logprobs = response_logprobs(roles, "reference", batch)
+        kl = torch.where(batch.mask, logprobs - ref_logprobs, 0.0).sum(1)
+        found += list(zip(round_.items, scores.tolist(), kl.tolist(), strict=True)) * round_.weight
+    found = sorted(ranks.gather(found))
+    return Answers(
+        sampler.decode([response.ids for response in responses]),
+        [score for _, score, _ in found],
+        [kl for _, _, kl in found],
+        [len(response.ids) for response in responses],
+    )
+
+
+class Judgement:
+    """What reward model and judge say of answers to the held-out prompts; nothing where there are none."""
+
+    def __init__(
+        self, context: Context, sampler: Sampler, scorer: Scorer, prompts: Sequence[tokenize.Prompt]
+    ) -> None:
+        self.context, self.sampler, self.scorer, self.prompts = context, sampler, scorer, prompts
+        self._latest: Answers | None = None
+        judge = context.config.ppo.judge
+        self._judge = labeller(judge, "ppo.judge", sampler.ranks) if judge else None
+
+    def of_policy(self) -> dict[str, float]:
+        """Mean `score`, `kl` and `length` of the policy as it is now, and `gold` where there is a judge."""
+        if not self.prompts:
+            return {}
+        answers = self._latest = self._answer("policy")
+        means: dict[str, Sequence[float]] = {
+            "score": answers.scores,
+            "kl": answers.kl,
+            "length": answers.lengths,
+        }
+        if gold := self._gold(answers):
+            means["gold"] = gold
+        return {name: sum(values) / len(values) for name, values in means.items()}
+
+    def final(self) -> dict[str, float]:
+        """Base, SFT policy and PPO policy beside one another, also written to `evaluation.jsonl`.
+
+        The policy's latest answers to `of_policy` are taken, so it must not have changed since.
+
+        Returns:
+            Means with 95 % intervals over prompts. `win_rate` is the share of prompts where the judge
+            prefers the PPO answer to the SFT answer, a tie counting one half; without a judge, only the
+            reward model's own `rm_win_rate` is there.
+        """
+        if not self.prompts:
+            return {}
+        answers = {
+            "base": self._answer(BASE),
+            "sft": self._answer("reference"),
+            "ppo": self._latest or self._answer("policy"),
+        }
+        sft, ppo = answers["sft"], answers["ppo"]
+        metrics = {
+            **mean_with_interval("rm_score_sft", sft.scores),
+            **mean_with_interval("rm_score_ppo", ppo.scores),
+            **mean_with_interval("rm_win_rate", wins(ppo.scores, sft.scores)),
+            **mean_with_interval("kl", ppo.kl),
+            **mean_with_interval("mean_length", ppo.lengths),
+        }
+        gold: dict[str, list[float]] = {}
+        if self._judge:
+            gold = {name: self._gold(each) for name, each in answers.items()}
+            for name, scores in gold.items():
+                metrics |= mean_with_interval(f"gold_{name}", scores)
+            metrics |= mean_with_interval("win_rate", wins(gold["ppo"], gold["sft"]))
+        if self.sampler.ranks.rank == 0:
+            self._write(answers, gold)
+        return metrics
+
+    def _gold(self, answers: Answers) -> list[float]:
+        """What the judge says of each answer; nothing where there is none."""
+        return self._judge([prompt.text for prompt in self.prompts], answers.texts) if self._judge else []
+
+    def _answer(self, role: str) -> Answers:
+        return answer(self.context, self.sampler, self.scorer, role, self.prompts)
+
+    def _write(self, answers: dict[str, Answers], gold: dict[str, list[float]]) -> None:
+        columns: dict[str, Sequence] = {"prompt": [prompt.text for prompt in self.prompts]}
+        columns |= {name: each.texts for name, each in answers.items()}
+        columns |= {f"score_{name}": each.scores for name, each in answers.items()}
+        columns["kl"] = answers["ppo"].kl
+        columns |= {f"gold_{name}": scores for name, scores in gold.items()}
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        write_json_lines(self.context.folder / "evaluation.jsonl", rows)

@@ -1,0 +1,61 @@
+"""Stand-ins for people: functions that score answers. They rank samples, or judge the end result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+from configs.errors import UserError
+from stages.distributed.ranks import Ranks
+from stages.feedback.user_functions import as_numbers, load_function
+from stages.maths.statistics import repeated_bigrams
+
+Labeller = Callable[[Sequence[str], Sequence[str]], list[float]]  # of prompts' and answers' texts
+REPETITION_WEIGHT = 3.0
+
+
+@cache
+def _analyzer() -> SentimentIntensityAnalyzer:
+    return SentimentIntensityAnalyzer()  # reads its lexicon from disk
+
+
+def warmth(text: str) -> float:
+    """Sentiment in [-1, 1] (VADER's compound score, Hutto and Gilbert 2014) less repetition.
+
+    Sentiment alone would be highest for a collapsed policy that repeats one happy phrase.
+    """
+    sentiment = _analyzer().polarity_scores(text)["compound"]
+    return sentiment - REPETITION_WEIGHT * repeated_bigrams(text)
+
+
+LABELLERS: dict[str, Callable[[str], float]] = {"warmth": warmth}
+
+
+def labeller(name: str, key: str, ranks: Ranks) -> Labeller:
+    """The labeller that `key` of the configuration names: one of ours, or the user's own `module:function`.
+
+    Every rank must call what this returns; rank 0 alone asks the function, which may be slow or random.
+
+    Raises:
+        UserError: there is no such function; when it is called, it gave no finite number for each answer.
+    """
+    own = None if name in LABELLERS else load_function(name, key)
+
+    def score(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+        if own is None:
+            return [LABELLERS[name](answer) for answer in answers]
+        scores = as_numbers(own(prompts, answers), len(answers), key, name)
+        if not all(map(math.isfinite, scores)):
+            raise UserError(f"{key}: {name} must give finite numbers; it gave {scores}"[:500])
+        return scores
+
+    return lambda prompts, answers: ranks.gather(score(prompts, answers) if ranks.rank == 0 else [])
+
+
+def ranks_of(scores: list[float]) -> list[int]:
+    """Rank of each score, 0 for the best; equal scores share a rank, and ranks have no gaps."""
+    order = sorted(set(scores), reverse=True)
+    return [order.index(score) for score in scores]

@@ -1,0 +1,113 @@
+"""Collecting rankings: answers of the SFT policy, ranked by a labeller (Ouyang et al. 2022, section 3.4)."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from configs.errors import UserError
+from data.batches import tokenize
+from data.batches.sampler import seed_from
+from data.examples import tokenized
+from data.sources.formats import load_rows
+from data.sources.split import stage_split
+from data.storage.files import json_lines, read_json_lines, sha256, write_text
+from stages.context import Context
+from stages.feedback.labellers import labeller, ranks_of
+from stages.sampling.sampler import Sampler
+
+Row = dict[str, Any]
+REMEDY = (
+    "Put the file back, or start over with --fresh; for rankings of your own, data.rm.path names the file."
+)
+READABLE = ("prompt", "completions", "ranks", "scores")
+
+
+def collect_rankings(context: Context, sampler: Sampler, role: str) -> tuple[list[Row], list[Row]]:
+    """Training and held-out rankings of samples of `role`, in `folder/rankings.jsonl`; reused on resume.
+
+    Raises:
+        UserError: the file is not what this stage collected; its SHA-256 is in `folder/rankings.sha256`.
+    """
+    config = context.config
+    file = context.folder / "rankings.jsonl"
+    if not (context.resume and file.exists()):
+        rows = load_rows(config.data.rm, "prompts", context.tracker.note)
+        train, held_out = stage_split(config.data, "rm", rows, config.seed)
+        parts = tokenized(
+            config.data, tokenize.prompts, sampler.tokenizer, (train, held_out), context.tracker.note
+        )
+        context.tracker.phase(
+            f"rm: sampling {config.rm.rankings.completions} answers a prompt",
+            sum(map(len, parts)) * config.rm.rankings.completions,
+        )
+        ranked = [
+            {"split": split, **row}
+            for split, prompts in zip(("train", "held_out"), parts, strict=True)
+            for row in _rank(context, sampler, role, prompts)
+        ]
+        if sampler.ranks.rank == 0:
+            write_sealed(file, ranked)
+            shown = ranked[:: max(1, len(ranked) // 16)]
+            context.tracker.samples([{name: row[name] for name in READABLE} for row in shown], 0)
+        sampler.ranks.barrier()
+    collected = _read(file)
+    useful = [row for row in collected if max(row["ranks"]) > 0]
+    tied = len(collected) - len(useful)
+    context.tracker.note(f"{len(collected)} rankings in {file.name}; {tied} left out: all their answers tie")
+    train, held_out = ([row for row in useful if row["split"] == split] for split in ("train", "held_out"))
+    return train, held_out
+
+
+def _rank(context: Context, sampler: Sampler, role: str, prompts: list[tokenize.Prompt]) -> list[Row]:
+    """K samples to each prompt, best first, as text and as the tokens that were sampled."""
+    rankings = context.config.rm.rankings
+    label = labeller(rankings.labeller, "rm.rankings.labeller", sampler.ranks)
+    ids = [prompt.prompt_ids for prompt in prompts for _ in range(rankings.completions)]
+    seeds = [seed_from(context.seed, "rankings", i % rankings.completions, p) for i, p in enumerate(ids)]
+    sampled = sampler.shared(role, ids, seeds, context.tracker.advance)
+    responses = [response.ids for response in sampled]
+    texts = sampler.decode(responses)
+    labels = label([prompt.text for prompt in prompts for _ in range(rankings.completions)], texts)
+    rows = []
+    for number, prompt in enumerate(prompts):
+        answers = range(number * rankings.completions, (number + 1) * rankings.completions)
+        scored = sorted(((labels[i], texts[i], responses[i]) for i in answers), reverse=True)
+        scores, completions, completion_ids = (list(column) for column in zip(*scored, strict=True))
+        rows.append(
+            {
+                "prompt": prompt.prompt,
+                "completions": completions,
+                "completion_ids": completion_ids,
+                "ranks": ranks_of(scores),
+                "scores": scores,
+            }
+        )
+    return rows
+
+
+def write_sealed(file: Path, rows: list[Row]) -> None:
+    """Write rows, and before them, in the form of `sha256sum`, the SHA-256 of what the file will be."""
+    text = json_lines(rows)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    write_text(file.with_suffix(".sha256"), f"{digest}  {file.name}\n")
+    write_text(file, text)
+
+
+def _read(file: Path) -> list[Row]:
+    """The rankings that were collected; raises UserError where they, or a line, are not."""
+    seal = file.with_suffix(".sha256")
+    if not seal.is_file():
+        raise UserError(f"{seal} is missing, without which {file.name} may be damaged. {REMEDY}")
+    if seal.read_bytes() != f"{sha256(file)}  {file.name}\n".encode():
+        raise UserError(f"{file}: damaged (its SHA-256 is not the one in {seal.name}). {REMEDY}")
+    rows = read_json_lines(file, ["split", "prompt", "completions", "ranks"], remedy=REMEDY)
+    for number, row in enumerate(rows, 1):
+        ranks, completions = row["ranks"], row["completions"]
+        lists = isinstance(ranks, list) and isinstance(completions, list)
+        if not lists or len(ranks) != len(completions) or row["split"] not in ("train", "held_out"):
+            raise UserError(
+                f"{file}, line {number}: damaged (no ranking that this stage collected). {REMEDY}"
+            )
+    return rows

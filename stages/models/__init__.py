@@ -1,0 +1,1 @@
+"""The base model, the roles on it, and their files."""

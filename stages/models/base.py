@@ -1,0 +1,139 @@
+"""The frozen base model, quantized, with its config and tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from trl.trainer.utils import disable_dropout_in_model
+
+from configs.errors import UserError
+from configs.schema import Base
+from data.storage.folder_digest import folder_digest
+from stages.models.base_checks import check_architecture, check_folder, check_loaded, loading, local_folder
+from stages.models.demo_models import EMBEDDED, embedded_model
+from stages.models.onednn import use_onednn
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Turn off dropout, that of modules and that which modules do by functions, with a share of their own."""
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def compute_dtype(choice: str, device: torch.device) -> torch.dtype:
+    """The dtype of activations: `auto` is bf16 where the hardware multiplies bf16 itself, else fp32."""
+    if choice != "auto":
+        return getattr(torch, choice)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_base(config: Base, device: torch.device) -> PreTrainedModel:
+    """Load the frozen base onto `device`, quantized as `config` says.
+
+    Raises:
+        UserError: there is no such model, neither embedded, nor in a folder, nor on the hub; or it is not
+            whole, or no causal language model.
+    """
+    dtype = compute_dtype(config.compute_dtype, device)
+    if device.type == "cpu":
+        use_onednn()
+    check_folder(config)
+    check_architecture(config, load_config(config))
+    with loading(config, "weights"):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            model_folder(config),
+            revision=config.revision,
+            dtype=dtype,
+            quantization_config=_quantization(config, dtype),
+            device_map={"": device},
+            attn_implementation=config.attention,
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # by the library, whose error names no weight
+            output_loading_info=True,
+        )
+    check_loaded(config, found)
+    for module in model.modules():
+        if "support_avx512bf16_for_cpu" in vars(module):
+            # bitsandbytes would repack 4-bit weights in place at the first forward without gradients:
+            # rounded scales, other bytes than were loaded, and nothing that ZeRO-3 could gather again.
+            module.support_avx512bf16_for_cpu = False
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    # A hub model's own sampling defaults (top-k, repetition penalty) would make samples off-policy.
+    model.generation_config = GenerationConfig()
+    return model
+
+
+def load_config(config: Base) -> PretrainedConfig:
+    """The base's `config.json`.
+
+    Raises:
+        UserError: there is no such model, or it is of a kind that is not known.
+    """
+    with loading(config, "config.json"):
+        return AutoConfig.from_pretrained(
+            model_folder(config), revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+
+
+def _quantization(config: Base, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if config.quantization == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return BitsAndBytesConfig(load_in_8bit=True) if config.quantization == "int8" else None
+
+
+def load_tokenizer(config: Base) -> PreTrainedTokenizerBase:
+    """The base's tokenizer, with a pad token.
+
+    Raises:
+        UserError: there is no such model, or its tokenizer has no end-of-turn token.
+    """
+    local_folder(config)
+    with loading(config, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_folder(config), revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{config.key}.model: the tokenizer of {config.model!r} has no end-of-text token (eos_token). "
+            "Set one in its tokenizer_config.json."
+        )
+    if tokenizer.pad_token_id is None:
+        # Padding is told by masks alone, so any token will do.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def model_folder(config: Base) -> str:
+    """The folder or hub id to load from; embedded models are prepared on first use."""
+    return str(embedded_model(config.model)) if config.model in EMBEDDED else config.model
+
+
+def base_digest(config: Base, model: PreTrainedModel) -> str:
+    """What tells one base from another under the same name: its commit on the hub, or its folder's digest."""
+    return folder_digest(Path(model_folder(config))) or str(model.config._commit_hash)

@@ -1,0 +1,194 @@
+"""Whether a model can be the base: its files are whole, it is a causal language model, and it fits.
+
+Libraries fill in weights that are missing, take an encoder for a decoder, and raise whatever a damaged
+file makes them stumble over. Here each of these is found and told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from configs.errors import UserError
+from configs.schema import Base, Experiment, Stage
+from stages.models.demo_models import EMBEDDED
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+@contextmanager
+def loading(config: Base, part: str) -> Iterator[None]:
+    """Turn whatever a library raises while it loads `part` of the base into an error for the user."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # tables of weights, where `check_loaded` says it in a line
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # tokenizers raises Exception itself
+        raise unusable(config, f"{part}: {_reason(config, error)}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _reason(config: Base, error: Exception) -> str:
+    if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+        key = f"{config.key}.trust_remote_code"
+        return f"it brings code of its own; read it, and set {key}: true if you trust it"
+    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+    reason = f"{kind}{' '.join(str(error).split())}"
+    return reason if len(reason) <= 300 else f"{reason[:297]}..."
+
+
+def unusable(config: Base, reason: str) -> UserError:
+    return UserError(
+        f"{config.key}.model: cannot load {config.model!r} (revision {config.revision or 'default'}): "
+        f"{reason.removesuffix('.')}. Give a local folder with safetensors, a hub id that this machine "
+        f"can reach, or one of the embedded models: {', '.join(sorted(EMBEDDED))}."
+    )
+
+
+def local_folder(config: Base) -> Path | None:
+    """The folder of a base that is a path; None for an embedded model and for a hub id.
+
+    Raises:
+        UserError: it is a path, but no folder.
+    """
+    folder = Path(config.model)
+    if config.model in EMBEDDED or not (folder.is_absolute() or folder.exists()):
+        return None
+    if not folder.is_dir():
+        raise unusable(config, "it is a file" if folder.exists() else "there is no such folder")
+    return folder
+
+
+def check_folder(config: Base) -> None:
+    """Raise UserError unless a base that is a path is a folder of whole safetensors files."""
+    folder = local_folder(config)
+    if folder is None:
+        return
+    if not (folder / "config.json").is_file():
+        raise unusable(config, "the folder has no config.json")
+    weights = sorted(folder.glob("*.safetensors"))
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if not weights and pickles:
+        what = f"its weights are a pickle ({pickles[0]}), which may run code when it is read"
+        raise unusable(config, f"{what}; save the model again with safe_serialization=True")
+    if not weights:
+        raise unusable(config, "the folder has no safetensors")
+    for path in weights:
+        if fault := safetensors_fault(path):
+            raise unusable(config, fault)
+
+
+def safetensors_fault(path: Path) -> str | None:
+    """What is wrong with a safetensors file; its header says how long it must be."""
+    try:
+        with safe_open(path, "pt"):
+            return None
+    except (SafetensorError, OSError) as error:
+        return f"{path} is damaged or cut off ({error}); copy it again"
+
+
+def check_architecture(config: Base, known: PretrainedConfig) -> None:
+    """Raise UserError for a model that reads in both directions, such as BERT, or has no head for words."""
+    names = known.architectures or []
+    if names and not any(name.endswith(GENERATORS) for name in names):
+        raise unusable(config, f"its config.json says {', '.join(names)}, no causal language model")
+
+
+def check_loaded(config: Base, found: Mapping[str, Any]) -> None:
+    """Raise UserError where weights were missing or of another shape, and so would stay random."""
+    if missing := sorted(found["missing_keys"]):
+        raise unusable(config, f"{len(missing)} weights of its config.json are missing: {_some(missing)}")
+    if unlike := sorted(name for name, *_ in found["mismatched_keys"]):
+        raise unusable(
+            config, f"{len(unlike)} weights have not the shape of its config.json: {_some(unlike)}"
+        )
+
+
+def check_fit(
+    experiment: Experiment,
+    stage: Stage,
+    base: Base,
+    known: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Raise UserError where the experiment's lengths or the tokenizer's ids are more than `base` takes."""
+    text = known.get_text_config()
+    window, largest = text.to_dict().get("max_position_embeddings"), max(tokenizer.get_vocab().values())
+    if largest >= text.vocab_size:
+        raise UserError(
+            f"{base.key}.model: the tokenizer of {base.model!r} has token {largest}, but the model only "
+            f"{text.vocab_size} embeddings. The two are not from one model: copy both from the same place."
+        )
+    for what, tokens in _lengths(experiment, stage).items():
+        if window is not None and tokens > window:
+            raise UserError(
+                f"{what}: {tokens} tokens are more than the {window} of the context window of "
+                f"{base.model!r}. Lower it, or use a base with a larger window."
+            )
+
+
+def told_apart_by_masks(base: PreTrainedModel) -> bool:
+    """Whether a mask (B, 1, T, T) and position ids can keep texts in one row apart.
+
+    They do in sdpa attention with rotary positions over all that came before, not in a recurrent layer, a
+    sliding window, or where positions are part of the mask (ALiBi).
+    """
+    text = base.config.get_text_config().to_dict()
+    return bool(
+        base.config._attn_implementation == "sdpa"
+        and text.get("rope_parameters")
+        and not base._is_stateful
+        and not text.get("sliding_window")
+        and set(text.get("layer_types") or ()) <= {"full_attention"}
+    )
+
+
+def check_packing(base: PreTrainedModel) -> None:
+    """Raise UserError for a base that would mix up the examples of a packed row."""
+    if not told_apart_by_masks(base):
+        raise UserError(
+            "sft.packing: this base cannot tell packed examples apart (it is recurrent, or its attention is "
+            "not plain sdpa). Set sft.packing to false, or use another base."
+        )
+
+
+def _lengths(experiment: Experiment, stage: Stage) -> dict[str, int]:
+    """The longest sequences of a stage, by the keys that say so."""
+    data = experiment.data
+    lengths = {"data.max_length": data.max_length}
+    if stage in experiment.rollouts:
+        key, rollout = experiment.rollouts[stage]
+        tokens = data.max_prompt_length + rollout.max_new_tokens
+        lengths[f"data.max_prompt_length + {key}.max_new_tokens"] = tokens
+    return lengths
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def check_base(config: Experiment, stage: Stage, trained_on: str, digest: str) -> None:
+    """An adapter fits the one base that it was trained on, not another one of the same name.
+
+    Raises:
+        UserError: the base was `trained_on` in `stage` and is now `digest`.
+    """
+    if trained_on != digest:
+        base = config.base_of(stage)
+        then, now = ("+".join(part[:12] for part in each.split("+")) for each in (trained_on, digest))
+        raise UserError(
+            f"{base.key}.model: {base.model} is not what it was when stage {stage} was trained on it "
+            f"({then} then, {now} now). Restore it, pin {base.key}.revision to what it was, or "
+            f"train {stage} again."
+        )

@@ -1,0 +1,100 @@
+"""The roles of a stage by name, on one base, or on two where the reward model has a base of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from peft import LoraConfig
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from configs.errors import UserError
+from configs.schema import Experiment
+from stages.models.roles import Roles
+
+PROBE = "It's 10 o'clock.\nWhat now?"  # shows what a tokenizer does at the ends of a text, and to its blanks
+
+
+class Cast(nn.Module):
+    """One or two `Roles` that answer as one: each role is asked on the base where it was added.
+
+    Attributes:
+        policy_base, tokenizer: the experiment's base.
+        reward_base, reward_tokenizer: the reward model's; the same ones where it has none of its own.
+        shares_tokens: whether the ids that the policy samples say the same to the reward model.
+    """
+
+    def __init__(self, *bases: tuple[Roles, PreTrainedTokenizerBase]) -> None:
+        super().__init__()
+        self.policy_base, self.tokenizer = bases[0]
+        self.reward_base, self.reward_tokenizer = bases[-1]
+        self.shares_base = len(bases) == 1
+        self.shares_tokens = same_tokens(self.tokenizer, self.reward_tokenizer)
+
+    def of(self, role: str) -> Roles:
+        """The roles that `role` is one of; a base without adapter is the policy's."""
+        return self.reward_base if role in self.reward_base else self.policy_base
+
+    @property
+    def base_digest(self) -> str:
+        """The identity of the base, or of both."""
+        return "+".join(dict.fromkeys([self.policy_base.base_digest, self.reward_base.base_digest]))
+
+    def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
+        """Adapter and head of `role`, by parameter name."""
+        return self.of(role).role_parameters(role)
+
+    def peft_config(self, role: str) -> LoraConfig:
+        """PEFT's description of the adapter of `role`."""
+        return self.of(role).peft_config(role)
+
+    def forward(self, role: str, input_ids: Tensor, *arguments: Any) -> Any:
+        """`Roles.forward` of `role`."""
+        roles = self.of(role)
+        # Of two bases with one tokenizer, one may have rows of embeddings that stand for no token, and a
+        # policy may sample them all the same; the other base has no such row.
+        return roles(role, input_ids.clamp(max=roles.vocabulary - 1), *arguments)
+
+
+Players = Roles | Cast  # what answers for roles by name
+
+
+class RoleForward(Protocol):
+    """`Roles.forward`, called on the roles themselves or, in training, through the engine that wraps them."""
+
+    def __call__(self, role: str, *arguments: Any) -> Any: ...
+
+
+def trainable(players: Players, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """The parameters of the roles `names` that require gradients."""
+    return {
+        name: parameter
+        for role in names
+        for name, parameter in players.role_parameters(role).items()
+        if parameter.requires_grad
+    }
+
+
+def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers, chat templates included, make the same ids of the same text."""
+
+    def traits(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
+        ends = tokenizer.bos_token_id, tokenizer.eos_token_id
+        return tokenizer.get_vocab(), ends, tokenizer.chat_template, tokenizer(PROBE)["input_ids"]
+
+    return one is other or traits(one) == traits(other)
+
+
+def check_critic(config: Experiment, tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
+    """Values are of the tokens that the policy samples, so a critic has to know these.
+
+    Raises:
+        UserError: the critic would be on a base whose tokenizer is not the policy's.
+    """
+    if config.ppo.critic == "adapter" and not same_tokens(tokenizers[0], tokenizers[-1]):
+        raise UserError(
+            "ppo.critic: adapter puts the critic on rm.base, whose tokenizer makes other tokens than the "
+            "policy's, so that it could not value these one by one. Set ppo.critic to shared, a head on the "
+            "policy; no other stage has to run again for that."
+        )

@@ -1,0 +1,227 @@
+"""One quantized base, several roles: each role is a LoRA adapter on the base with a head of its own.
+
+The base is frozen and loaded once (QLoRA, Dettmers et al. 2023). LoRA weights and scalar heads are
+fp32: at RLHF learning rates, updates of bf16 weights round to nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear8bitLt
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+)
+
+from configs.errors import UserError
+from configs.schema import Adapter
+from stages.models.adapter_files import HEAD_FILE, check_adapter, loading_adapter
+from stages.models.fused_lora import add_in_one_pass
+from stages.models.token_statistics import (
+    TokenFigures,
+    Wanted,
+    can_read_hidden_states,
+    figures_of_logits,
+    token_figures,
+)
+
+BASE = "base"  # the role without adapter: what the model was before any training
+
+
+class ScalarHead(nn.Module):
+    """Affine map from a hidden state to one number, in fp32 whatever the dtype of the base."""
+
+    def __init__(self, hidden_size: int, device: torch.device) -> None:
+        super().__init__()
+        # Standard deviation 1/sqrt(d + 1), as in Stiennon et al. 2020, appendix: scores start near 0.
+        self.weight = nn.Parameter(torch.randn(1, hidden_size).div_((hidden_size + 1) ** 0.5).to(device))
+        self.bias = nn.Parameter(torch.zeros(1, device=device))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states (B, T, H) to scalars (B, T), fp32."""
+        return nn.functional.linear(hidden.float(), self.weight, self.bias).squeeze(-1)
+
+
+class Roles(nn.Module):
+    """Adapters and heads over one frozen causal language model.
+
+    Activating a role chooses which adapter the next forward uses; it leaves `requires_grad` alone.
+    Under gradient checkpointing the recomputation in backward uses the role that is active *then*,
+    so a role's backward must be done before another role is activated.
+    """
+
+    def __init__(self, base: PreTrainedModel, base_digest: str = "") -> None:
+        """Put roles on `base`, whose identity is `base_digest` (see the function of that name)."""
+        super().__init__()
+        base.requires_grad_(False)
+        self.causal = base
+        self.base_digest = base_digest
+        self.heads = nn.ModuleDict()
+        self._peft: list[PeftModel] = []  # in a list, not registered: its parameters are those of `causal`
+        self._lora_layers: list[LoraLayer] = []
+        self._trainable: dict[str, bool] = {}
+
+    def __contains__(self, role: str) -> bool:
+        return role in self._trainable or role in self.heads
+
+    @property
+    def hidden_size(self) -> int:
+        return self.causal.get_input_embeddings().embedding_dim
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the LM head tells apart."""
+        return int(self.causal.config.get_text_config().vocab_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the base computes in."""
+        dtype: torch.dtype = self.causal.get_input_embeddings().weight.dtype
+        return dtype
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether linear layers round their inputs to 8 bits, which nothing but such a layer repeats."""
+        return any(isinstance(module, Linear8bitLt) for module in self.causal.modules())
+
+    @property
+    def lora_rank(self) -> int:
+        """The largest rank among the adapters."""
+        return max(config.r for config in self._peft[0].peft_config.values())
+
+    def add_new(self, role: str, adapter: Adapter) -> None:
+        """Give `role` a fresh trainable adapter; B is zero, so it starts as the base itself.
+
+        Raises:
+            UserError: `adapter.target_modules` matches no layer of the base.
+        """
+        config = LoraConfig(
+            r=adapter.r,
+            lora_alpha=adapter.alpha,
+            lora_dropout=adapter.dropout,
+            target_modules=adapter.target_modules,
+            task_type="CAUSAL_LM",
+        )
+        try:
+            self._peft.append(get_peft_model(self.causal, config, adapter_name=role))
+        except ValueError as error:  # which may show a whole layer
+            raise UserError(f"adapter.target_modules: {' '.join(str(error).split()):.300}") from error
+        self._after_adding(role, trainable=True)
+
+    def add_from(self, role: str, folder: Path, *, trainable: bool) -> None:
+        """Give `role` the adapter in `folder` (plain PEFT files), and its scalar head if there is one.
+
+        Raises:
+            UserError: the folder holds no such files, or they are not for this base.
+        """
+        with loading_adapter(folder):
+            if self._peft:
+                self._peft[0].load_adapter(str(folder), adapter_name=role)
+            else:
+                self._peft.append(PeftModel.from_pretrained(self.causal, str(folder), adapter_name=role))
+            if (folder / HEAD_FILE).exists():
+                self.add_head_from(role, folder)
+        self._after_adding(role, trainable=trainable)
+        check_adapter(folder, sum(name.startswith("causal.") for name in self.role_parameters(role)))
+
+    def add_head(self, role: str) -> None:
+        """Give `role` a new scalar head, small and random, in place of the LM head."""
+        self.heads[role] = ScalarHead(self.hidden_size, self.causal.device)
+
+    def add_head_from(self, role: str, folder: Path) -> None:
+        """Give `role` the scalar head in `folder`, trainable, and no adapter."""
+        with loading_adapter(folder):
+            self.add_head(role)
+            self.heads[role].load_state_dict(load_file(folder / HEAD_FILE))
+
+    def _after_adding(self, role: str, *, trainable: bool) -> None:
+        layers = [module for module in self.causal.modules() if isinstance(module, LoraLayer)]
+        for layer in set(layers).difference(self._lora_layers):
+            add_in_one_pass(layer)
+        self._lora_layers = layers
+        self._trainable[role] = trainable
+        # PEFT thaws and freezes as adapters come, so every role is set again.
+        for each, wanted in self._trainable.items():
+            for parameter in self.role_parameters(each).values():
+                parameter.requires_grad_(wanted)
+
+    def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
+        """Adapter and head of `role`, by full parameter name."""
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if role in (parts := name.split("."))
+            and (parts[0] == "heads" or any(part.startswith("lora_") for part in parts))
+        }
+
+    def activate(self, role: str) -> None:
+        """Let forwards from here on use the adapter of `role` (none for `BASE`)."""
+        for layer in self._lora_layers:
+            # PEFT's own `set_adapter` also switches requires_grad, which would thaw frozen roles.
+            layer._disable_adapters = role == BASE
+            layer._active_adapter = [role]
+
+    def forward(
+        self,
+        role: str,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor | None = None,
+        start: int = 0,
+        targets: Tensor | None = None,
+        wanted: Wanted | None = None,
+    ) -> Tensor | TokenFigures:
+        """What the head of `role` says at positions `start` ... T-1.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, T), 0 on padding, which may lie on either side; or (B, 1, T, T).
+            position_ids: (B, T); counted from the attention mask when absent.
+            targets: (B, T - start - 1), of a language-model role: the token that follows each position but
+                the last.
+            wanted: what is asked of the targets beside their log-probabilities.
+
+        Returns:
+            Scalars (B, T - start) in fp32 of a role with a scalar head. Of a language-model role, logits
+            (B, T - start, V), or with `targets` figures about these alone, without such a tensor.
+        """
+        self.activate(role)
+        if position_ids is None:
+            position_ids = attention_mask.long().cumsum(-1).sub(1).clamp(min=0)
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "use_cache": False,
+        }
+        if role in self.heads:
+            hidden = self.causal.get_decoder()(**inputs).last_hidden_state
+            return self.heads[role](hidden[:, start:])
+        kept = input_ids.shape[1] - start
+        if targets is None:
+            return self.causal(**inputs, logits_to_keep=kept).logits
+        return self._figures(inputs, kept, targets, wanted or Wanted())
+
+    def _figures(self, inputs: dict[str, Any], kept: int, targets: Tensor, wanted: Wanted) -> TokenFigures:
+        if can_read_hidden_states(self.causal):
+            hidden = self.causal.get_decoder()(**inputs).last_hidden_state[:, -kept:]
+            figures = token_figures(self.causal, hidden[:, :-1], targets, wanted)
+        else:
+            output = self.causal(**inputs, logits_to_keep=kept, output_hidden_states=bool(wanted.values))
+            hidden = output.hidden_states[-1][:, -kept:] if wanted.values else output.logits
+            figures = figures_of_logits(output.logits[:, :-1], targets, wanted)
+        if wanted.values is None:
+            return TokenFigures(*figures, torch.empty(0))
+        return TokenFigures(
+            *figures, self.heads[wanted.values](hidden.detach() if wanted.detach_values else hidden)
+        )
+
+    def peft_config(self, role: str) -> LoraConfig:
+        """PEFT's description of the adapter of `role`, as it is saved beside its weights."""
+        return self._peft[0].peft_config[role]

@@ -1,0 +1,1 @@
+"""What only PPO needs: experience, updates, snapshots of the policy."""

@@ -1,0 +1,58 @@
+"""PPO-ptx: demonstrations mixed into PPO's updates (Ouyang et al. 2022, section 3.5, equation 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from configs.schema import Ppo
+from data.batches import tokenize
+from data.batches.sampler import global_batch, micro_batches, seed_from
+from data.batches.tokenize import Demonstration
+from data.examples import read_examples
+from stages.context import Context
+from stages.maths.losses import nll_loss
+from stages.training.engine import Engine
+from stages.training.likelihood import forward, targets
+
+
+def make_ptx(context: Context, engine: Engine, tokenizer: PreTrainedTokenizerBase) -> Ptx | None:
+    """PPO-ptx over the training demonstrations of the SFT stage; None where the config asks for none."""
+    ppo = context.config.ppo
+    if not ppo.ptx_coef:
+        return None
+    train, _ = read_examples(
+        context.config, "sft", "demonstrations", tokenize.demonstrations, tokenizer, context.tracker.note
+    )
+    return Ptx(engine, ppo, train, tokenizer.pad_token_id, context.seed)
+
+
+class Ptx:
+    """Keeps the policy able to do what it was fine-tuned on while PPO pulls it elsewhere."""
+
+    def __init__(
+        self, engine: Engine, ppo: Ppo, demonstrations: Sequence[Demonstration], pad_id: int, seed: int
+    ) -> None:
+        self.engine, self.coef, self.pad_id = engine, ppo.ptx_coef, pad_id
+        self.demonstrations = demonstrations
+        self.size = ppo.ptx_batch_size or ppo.batch_size // ppo.minibatches
+        self.micro_batch_size, self.seed = ppo.micro_batch_size, seed_from(seed, "ptx")
+
+    def backward(self) -> float:
+        """Add the gradient of `ptx_coef` times the loss on a batch; returns this rank's part of that loss.
+
+        Which batch that is, is a function of the seed and of the optimizer steps done.
+        """
+        picks = global_batch(len(self.demonstrations), self.size, self.seed, self.engine.steps)
+        batch = [self.demonstrations[i] for i in picks]
+        tokens, total = sum(map(targets, batch)), 0.0
+        for micro in micro_batches(self.engine.ranks.share(batch), self.micro_batch_size):
+            total += self._backward(micro, tokens)
+        return total
+
+    def _backward(self, micro: Sequence[Demonstration], tokens: int) -> float:
+        logprobs, _, mask = forward(self.engine, micro, self.pad_id, self.engine.ranks.device)
+        loss = nll_loss(logprobs, mask, tokens)
+        self.engine.backward(self.coef * loss)
+        return loss.item()

@@ -1,0 +1,1 @@
+"""How answers are made: sampler, decoding, merged model, vLLM."""

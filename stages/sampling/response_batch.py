@@ -1,0 +1,97 @@
+"""Prompts and responses as one padded batch, and the statistics of a role over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from data.batches.collate import prompts as collate_prompts
+from stages.models.role_models import RoleForward
+from stages.models.token_statistics import TokenFigures, Wanted
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Prompts left-padded and responses right-padded, so that responses begin at one column.
+
+    Attributes:
+        input_ids: (B, P + R).
+        attention_mask: (B, P + R).
+        responses: (B, R) token ids.
+        mask: (B, R) True on response tokens.
+        start: P - 1, the position whose output tells the first response token.
+        temperature: of the distribution that the responses were sampled from.
+        allowed: for each row and token the ids that could be sampled; None where all could.
+        vocabulary: V, what those ids are of.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    responses: Tensor
+    mask: Tensor
+    start: int
+    temperature: float = 1.0
+    allowed: Sequence[Sequence[np.ndarray]] | None = None
+    vocabulary: int = 0
+
+    @cached_property
+    def support(self) -> Tensor | None:
+        """(B, R, V) True on the tokens that could be sampled; None where all could."""
+        if self.allowed is None:
+            return None
+        support = torch.zeros(*self.mask.shape, self.vocabulary, dtype=torch.bool)
+        for row, of_row in zip(support, self.allowed, strict=True):
+            for each, token_ids in zip(row, of_row, strict=False):
+                each[torch.from_numpy(token_ids)] = True
+        return support.to(self.mask.device)
+
+
+def lay_out(
+    prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int, device: torch.device
+) -> Layout:
+    """Pad prompts and their responses into one batch on `device`."""
+    prompt_ids, prompt_mask = collate_prompts(list(prompts), pad_id)
+    tensors = [torch.tensor(response, dtype=torch.long) for response in responses]  # of none as well
+    response_ids = pad_sequence(tensors, batch_first=True, padding_value=pad_id)
+    mask = pad_sequence([torch.ones_like(t, dtype=torch.bool) for t in tensors], batch_first=True)
+    return Layout(
+        torch.cat([prompt_ids, response_ids], 1).to(device),
+        torch.cat([prompt_mask, mask.long()], 1).to(device),
+        response_ids.to(device),
+        mask.to(device),
+        prompt_ids.shape[1] - 1,
+    )
+
+
+def response_figures(model: RoleForward, role: str, batch: Layout, **wanted: Any) -> TokenFigures:
+    """What `role` says of the response tokens, as choices of the distribution that was sampled from.
+
+    Args:
+        wanted: what is asked beside log-probabilities (see `Wanted`).
+    """
+    asked = Wanted(**wanted, temperature=batch.temperature, support=batch.support)
+    ids, mask = batch.input_ids, batch.attention_mask
+    figures: TokenFigures = model(role, ids, mask, None, batch.start, batch.responses, asked)
+    return figures
+
+
+def response_logprobs(model: RoleForward, role: str, batch: Layout) -> Tensor:
+    """Log-probability of each response token under `role`: (B, R), fp32."""
+    return response_figures(model, role, batch).logprobs
+
+
+def state_values(model: RoleForward, role: str, batch: Layout) -> Tensor:
+    """Scalar of `role` before the first response token and after each of them: (B, R + 1), fp32."""
+    return model(role, batch.input_ids, batch.attention_mask, None, batch.start)
+
+
+def sequence_scores(model: RoleForward, role: str, batch: Layout) -> Tensor:
+    """Scalar of `role` on the last response token, found by the mask: (B,), fp32."""
+    return state_values(model, role, batch).gather(1, batch.mask.sum(1, keepdim=True)).squeeze(1)

@@ -1,0 +1,207 @@
+"""Sampling by vLLM on a GPU: its own copy of the base, and a role's adapter that is swapped as it trains.
+
+vLLM runs in this process, one engine for each rank on that rank's GPU. Its noise is its own: a response is
+a function of its seed, and of its batch by rounding alone, but not the response of the other engines.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+from bitsandbytes.nn import Linear4bit
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from configs.errors import UserError
+from configs.schema import VLLM_LORA_RANKS, Experiment, Rollout, Stage
+from stages.distributed.ranks import Ranks
+from stages.models.adapter_files import save_adapter
+from stages.models.base import compute_dtype
+from stages.models.roles import BASE, Roles
+from stages.sampling.decoding import Response
+
+INSTALL = "install it on a machine with a GPU, in an environment of its own: pip install -e '.[vllm]'"
+SHARE = "rollout.vllm.gpu_memory_utilization"
+CARD = "The adapter of a role as vLLM samples with it, until the role trains on.\n"
+
+
+def check_vllm(config: Experiment, stage: Stage) -> None:
+    """Check, before the base is loaded, that vLLM can run here where `stage` samples with it.
+
+    Raises:
+        UserError: vLLM or its plugin for NF4 is not installed, or there is no GPU that serves.
+    """
+    if stage not in config.rollouts or config.rollouts[stage][1].engine != "vllm":
+        return
+    key = f"{config.rollouts[stage][0]}.engine: vllm"
+    for module in ["vllm", "vllm_bnb_plugin"] if config.base.quantization == "nf4" else ["vllm"]:
+        if find_spec(module) is None:
+            raise UserError(f"{key}: there is no Python module {module} here; {INSTALL}, or choose auto.")
+    if not torch.cuda.is_available():
+        raise UserError(f"{key}: there is no GPU here. Run on one, or choose auto.")
+    if compute_dtype(config.base.compute_dtype, torch.device("cuda")) != torch.bfloat16:
+        raise UserError(f"{key}: its LoRA is for bf16, which this GPU does not compute in. Choose auto.")
+
+
+@functools.lru_cache(maxsize=1)
+def vllm_engine(
+    roles: Roles, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, rollout: Rollout
+) -> VllmEngine:
+    """The engine of this process; samplers share it, as it keeps the memory that it took."""
+    return VllmEngine(roles, tokenizer, ranks, rollout)
+
+
+class VllmEngine:
+    """Samples from vLLM's copy of the base, with a role's adapter beside it. Every rank must ask for it."""
+
+    def __init__(
+        self, roles: Roles, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, rollout: Rollout
+    ) -> None:
+        """Start vLLM on the GPU of this rank.
+
+        Raises:
+            UserError: `rollout.vllm` asks for more memory than is free.
+        """
+        from vllm import LLM  # an extra, which few have
+
+        _check_memory(rollout.vllm.gpu_memory_utilization, ranks.device)
+        self._rollout, self._end = rollout, tokenizer.eos_token_id
+        self._adapters = Adapters(roles, tokenizer)
+        base = roles.causal
+        self._llm = LLM(
+            base.name_or_path,
+            revision=vars(base.config).get("_commit_hash"),  # which a folder has not
+            dtype=str(roles.dtype).removeprefix("torch."),
+            quantization="bitsandbytes" if any(isinstance(m, Linear4bit) for m in base.modules()) else None,
+            enable_lora=True,
+            max_lora_rank=min(rank for rank in VLLM_LORA_RANKS if rank >= roles.lora_rank),
+            max_model_len=-1,  # as long as there is memory for
+            max_num_seqs=rollout.batch_size,
+            gpu_memory_utilization=rollout.vllm.gpu_memory_utilization,
+            # Ranks are processes already, in a process group that vLLM joins; each has all of the model.
+            distributed_executor_backend="external_launcher",
+            seed=0,  # which it asks for then; requests bring their own
+            logprobs_mode="processed_logprobs",  # after temperature, top-k and top-p
+            return_sampling_mask=rollout.truncates,
+        )
+
+    def respond(self, role: str, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Response]:
+        """Sample one response of `role`, as it is now, to each prompt. Under ZeRO-3 every rank must call.
+
+        Args:
+            prompts: token ids, not padded.
+            seeds: one for each prompt.
+
+        Raises:
+            UserError: vLLM's memory does not hold the longest prompt and its response.
+        """
+        self._check_length(max(map(len, prompts)) + self._rollout.max_new_tokens)
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": prompt} for prompt in prompts],
+            [self._sampling(seed) for seed in seeds],
+            lora_request=self._request(role),
+            use_tqdm=False,
+        )
+        return [_response(output.outputs[0]) for output in outputs]
+
+    def _sampling(self, seed: int) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=self._rollout.temperature,
+            top_k=self._rollout.top_k or 0,  # 0 is all
+            top_p=self._rollout.top_p,
+            seed=seed,
+            max_tokens=self._rollout.max_new_tokens,
+            ignore_eos=True,  # a base's generation_config.json may name ends that are not ours
+            stop_token_ids=[self._end],
+            logprobs=0,  # of the sampled token alone
+            detokenize=False,
+        )
+
+    def _request(self, role: str) -> Any:
+        """What asks for the adapter of `role`; None for the base, which has none."""
+        from vllm.lora.request import LoRARequest
+
+        if role == BASE:
+            return None
+        number, folder = self._adapters.current(role)
+        # vLLM tells adapters apart by number, and by name and path what it has cached of a prompt.
+        return LoRARequest(folder.name, number, str(folder))
+
+    def _check_length(self, longest: int) -> None:
+        """Raise UserError where vLLM would cut a response short of `max_new_tokens`, and not say so."""
+        share, room = self._rollout.vllm.gpu_memory_utilization, self._llm.model_config.max_model_len
+        if longest > room:
+            raise UserError(
+                f"{SHARE}: {share:g} of the GPU holds {room} tokens of a prompt and its response, and "
+                f"{longest} are needed. Raise it, or lower rollout.max_new_tokens or data.max_prompt_length."
+            )
+
+
+@dataclass(frozen=True)
+class Version:
+    """A role's adapter at one time: its number, the folder that holds it, and its tensors."""
+
+    number: int
+    folder: Path
+    tensors: Mapping[str, Tensor]
+
+
+class Adapters:
+    """Roles' adapters as plain PEFT folders: after each change, under a new number and in a new folder."""
+
+    def __init__(self, roles: Roles, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._roles, self._tokenizer = roles, tokenizer
+        self._root = TemporaryDirectory(prefix="tristage-adapters-")  # for as long as this object lives
+        self._numbers = itertools.count(1)
+        self._versions: dict[str, Version] = {}
+
+    def current(self, role: str) -> tuple[int, Path]:
+        """Number and folder of `role` as it is now. Under ZeRO-3 every rank must call."""
+        parameters = self._roles.role_parameters(role)
+        with deepspeed.zero.GatheredParameters(list(parameters.values())):
+            tensors = {name: each.detach().to("cpu", copy=True) for name, each in parameters.items()}
+        latest = self._versions.get(role)
+        if latest is None or any(not torch.equal(latest.tensors[name], tensors[name]) for name in tensors):
+            self._versions[role] = self._write(role, tensors)
+            if latest is not None:
+                shutil.rmtree(latest.folder)
+        return self._versions[role].number, self._versions[role].folder
+
+    def _write(self, role: str, tensors: dict[str, Tensor]) -> Version:
+        number, config = next(self._numbers), self._roles.peft_config(role)
+        folder = Path(self._root.name) / f"{role}-{number}"
+        base = self._roles.causal.name_or_path
+        save_adapter(folder, tensors, role, config, base, self._tokenizer, CARD)
+        return Version(number, folder, tensors)
+
+
+def _response(completion: Any) -> Response:
+    ids = list(completion.token_ids)
+    logprobs = [found[token].logprob for token, found in zip(ids, completion.logprobs, strict=True)]
+    mask = completion.sampling_mask  # None where every token could be sampled
+    support = [np.array(each, dtype=np.int32) for each in mask.token_ids] if mask else []
+    return Response(ids, logprobs, support)
+
+
+def _check_memory(share: float, device: torch.device) -> None:
+    """Raise UserError where `share` of the GPU is more than is free; vLLM starts beside what trains."""
+    torch.cuda.empty_cache()
+    free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
+    if share * total > free:
+        raise UserError(
+            f"{SHARE}: {share:g} of the GPU is {share * total:.1f} GiB, and {free:.1f} GiB of {total:.1f} "
+            "are free. Lower it, or choose another rollout.engine."
+        )

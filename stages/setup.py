@@ -1,0 +1,59 @@
+"""What every stage does first: join the other ranks, load bases and tokenizers, read its examples."""
+
+from __future__ import annotations
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from configs.schema import Base
+from data.batches.tokenize import apply_template
+from stages.context import Context
+from stages.distributed.process_group import init_distributed
+from stages.distributed.ranks import Ranks
+from stages.models.base import base_digest, load_base, load_config, load_tokenizer
+from stages.models.base_checks import check_base, check_fit
+from stages.models.role_models import Cast, check_critic
+from stages.models.roles import Roles
+from stages.sampling.decoding_batch import check_joinable
+from stages.sampling.vllm_engine import check_vllm
+from stages.training.engine import deepspeed_options
+
+
+def prepare(context: Context) -> tuple[Ranks, Cast]:
+    """Ranks, and the stage's bases, each with its tokenizer and the experiment's chat template; no roles yet.
+
+    Raises:
+        UserError: a base, a tokenizer or vLLM cannot serve, or a stage upstream was trained on another base.
+    """
+    config = context.config
+    check_vllm(config, context.stage)
+    ranks = init_distributed(config.deepspeed)
+    bases = config.bases(context.stage)
+    if ranks.rank == 0:
+        for base in bases:
+            load_tokenizer(base)  # an embedded model is built once
+    ranks.barrier()
+    deepspeed_options(config.deepspeed)
+    known = [load_config(base) for base in bases]
+    tokenizers = [_tokenizer(context, *each) for each in zip(bases, known, strict=True)]
+    check_joinable(config, context.stage, known[0])
+    if context.stage == "ppo":
+        check_critic(config, tokenizers)
+    roles = [_roles(context, base, ranks) for base in bases]
+    cast = Cast(*zip(roles, tokenizers, strict=True))
+    for stage, trained_on in context.bases.items():
+        used = cast.reward_base if stage == "rm" else cast.policy_base
+        check_base(config, stage, trained_on, used.base_digest)
+    return ranks, cast
+
+
+def _tokenizer(context: Context, base: Base, known: PretrainedConfig) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(base)
+    check_fit(context.config, context.stage, base, known, tokenizer)
+    apply_template(tokenizer, context.config.data)
+    return tokenizer
+
+
+def _roles(context: Context, base: Base, ranks: Ranks) -> Roles:
+    context.tracker.note(f"loading the base {base.model} ({base.quantization})")
+    model = load_base(base, ranks.device)
+    return Roles(model, ranks.gather([base_digest(base, model)] if ranks.rank == 0 else [])[0])

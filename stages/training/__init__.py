@@ -1,0 +1,1 @@
+"""How weights move: engine, loop, checkpoints, export."""

@@ -1,0 +1,58 @@
+"""The result of a stage: its role as a PEFT folder with tokenizer and model card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from stages.context import Context
+from stages.models.adapter_files import save_adapter
+from stages.models.role_models import Players
+from stages.training.engine import Engine
+
+
+def save_role(
+    context: Context, engine: Engine, role: str, tokenizer: PreTrainedTokenizerBase, name: str = "adapter"
+) -> None:
+    """Write the adapter of `role` (and its head) to the stage's folder `name`. Every rank must call."""
+    tensors = engine.role_tensors(role)
+    if engine.ranks.rank == 0:
+        write_role(context, engine.roles, role, tokenizer, tensors, name)
+    engine.ranks.barrier()
+
+
+def write_role(
+    context: Context,
+    roles: Players,
+    role: str,
+    tokenizer: PreTrainedTokenizerBase,
+    tensors: dict[str, Any],
+    name: str = "adapter",
+) -> None:
+    """Write `tensors` of `role` to the stage's folder `name`, with tokenizer and model card."""
+    save_adapter(
+        context.folder / name,
+        tensors,
+        role,
+        roles.peft_config(role),
+        context.config.base_of(context.stage).model,
+        tokenizer,
+        _card(context, role),
+    )
+
+
+def _card(context: Context, role: str) -> str:
+    config, base = context.config, context.config.base_of(context.stage)
+    return f"""---
+base_model: {base.model}
+library_name: peft
+tags: [lora, rlhf, {context.stage}]
+---
+# {config.name}: {role}
+
+The `{role}` adapter of the {context.stage} stage of the experiment `{config.name}`: LoRA of rank
+{config.adapter.r} over `{base.model}` (revision {base.revision or "default"}, trained on it in
+{base.quantization}). Load it with `PeftModel.from_pretrained(base, folder)`. Its manifest, one folder up,
+holds what it was trained on and what it scored.
+"""

@@ -1,0 +1,109 @@
+"""The target of a launcher: what an engine does to its weights, at each ZeRO stage and on several ranks.
+
+deepspeed engine_checks.py
+
+Every check raises where it fails. The tests call them on one rank, inside their own process.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from configs.schema import DeepSpeed, Sft  # noqa: E402
+from data.batches.tokenize import Demonstration  # noqa: E402
+from stages import sft  # noqa: E402
+from stages.distributed.process_group import init_distributed  # noqa: E402
+from stages.distributed.ranks import Ranks  # noqa: E402
+from stages.training.engine import Engine, load_parameters  # noqa: E402
+from tests.support.roles import new_role, tiny_roles  # noqa: E402
+
+SETTINGS = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
+ZERO_STAGES = (0, 2, 3)
+BATCHES = [[Demonstration([5, 6, 7 + i], [8, 9 + i, 2]), Demonstration([5], [11 + i, 2])] for i in range(4)]
+LOSS = sft.nll_loss
+
+
+def trainer_at(zero: int, ranks: Ranks, tensors: Mapping[str, Tensor] | None = None) -> sft.Trainer:
+    """A trainer whose policy holds `tensors`, or weights that are always the same."""
+    config = DeepSpeed(config=str(SETTINGS / f"zero{zero}.json"))
+    training = Sft(learning_rate=1e-3, scheduler="constant", warmup_ratio=0, batch_size=2)
+    roles = new_role(tiny_roles(), "policy", 0)
+    if tensors:
+        load_parameters(roles, tensors, ["policy"])
+    return sft.Trainer(Engine(roles, {"policy": 1e-3}, training, 10, config, ranks), 0, 1)
+
+
+def same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
+    assert ours and ours.keys() == theirs.keys()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def spoiled_step(trainer: sft.Trainer, factor: float) -> None:
+    """A step whose loss is `factor` times what it should be, on the last rank alone."""
+    ranks = trainer.engine.ranks
+    last = ranks.rank == ranks.world - 1
+
+    def spoiled(*arguments: Any) -> Tensor:
+        loss = LOSS(*arguments)
+        return loss * factor if last else loss
+
+    sft.nll_loss = spoiled  # type: ignore[assignment]
+    try:
+        assert not math.isfinite(trainer.step(BATCHES[1])["grad_norm"])
+    finally:
+        sft.nll_loss = LOSS
+
+
+def check_nothing_of_a_bad_update_remains(zero: int, factor: float, ranks: Ranks) -> None:
+    ours, theirs = trainer_at(zero, ranks), trainer_at(zero, ranks)
+    for trainer in (ours, theirs):
+        trainer.step(BATCHES[0])
+    before = ours.engine.state()
+    spoiled_step(ours, factor)
+    assert same(ours.engine.state(), before), "the bad update changed weights or moments"
+    assert (ours.engine.steps, ours.engine.skipped, ours.engine.skipped_in_row) == (2, 1, 1)
+    for trainer in (ours, theirs):
+        trainer.step(BATCHES[2])
+    assert (ours.engine.skipped, ours.engine.skipped_in_row) == (1, 0)
+    assert not same(ours.engine.state(), before)
+    assert same(ours.engine.state(), theirs.engine.state()), "gradients of the bad update were left"
+
+
+def check_resumed_after_a_bad_update(zero: int, ranks: Ranks) -> None:
+    """Adam has taken fewer steps than the schedule; the resumed engine must know both numbers."""
+    ours = trainer_at(zero, ranks)
+    ours.step(BATCHES[0])
+    spoiled_step(ours, math.nan)
+    state = ours.engine.state()
+    resumed = trainer_at(zero, ranks, state)
+    resumed.engine.load_state(state, 2, 1, 1)
+    assert same(resumed.engine.state(), state)
+    for trainer in (ours, resumed):
+        trainer.step(BATCHES[2])
+    assert same(resumed.engine.state(), ours.engine.state())
+    assert (resumed.engine.steps, resumed.engine.skipped, resumed.engine.skipped_in_row) == (3, 1, 0)
+
+
+def main() -> None:
+    os.environ.setdefault("LOCAL_RANK", "0")
+    ranks = init_distributed(DeepSpeed())
+    for zero in ZERO_STAGES:
+        for factor in (math.nan, math.inf):
+            check_nothing_of_a_bad_update_remains(zero, factor, ranks)
+        check_resumed_after_a_bad_update(zero, ranks)
+    print(f"rank {ranks.rank}: all checks passed", flush=True)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

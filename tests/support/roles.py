@@ -1,0 +1,88 @@
+"""Roles over the tiny model, for tests that need a model."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from configs.schema import Adapter, Base, Data, Source
+from stages.distributed.ranks import Ranks
+from stages.feedback.reward_model import Scorer
+from stages.models.adapter_files import save_adapter
+from stages.models.base import load_base
+from stages.models.role_models import Cast, Players
+from stages.models.roles import Roles
+
+CPU = torch.device("cpu")
+PPO_ROLES = {"policy": "sft", "reference": "sft", "reward": "rm", "critic": "rm"}
+TRAINED = ("policy", "critic")
+
+
+def tiny_roles(**base: Any) -> Roles:
+    """The tiny base, in NF4 and fp32 unless `base` says otherwise, and no roles yet."""
+    options = {"model": "tiny-random", "quantization": "nf4", "compute_dtype": "float32"}
+    return Roles(load_base(Base(**(options | base)), CPU))
+
+
+def new_role(roles: Roles, role: str, seed: int, *, head: bool = False, **adapter: Any) -> Roles:
+    """Add `role` with weights as after some training: a fresh adapter's B is zero, which hides much."""
+    torch.manual_seed(seed)
+    roles.add_new(role, Adapter(**({"r": 4, "alpha": 8.0} | adapter)))
+    if head:
+        roles.add_head(role)
+    with torch.no_grad():
+        for parameter in roles.role_parameters(role).values():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return roles
+
+
+def ppo_roles(adapters: dict[str, Path], **base: Any) -> Roles:
+    """The four roles as PPO sets them up."""
+    roles = tiny_roles(**base)
+    for role, source in PPO_ROLES.items():
+        roles.add_from(role, adapters[source], trainable=role in TRAINED)
+    return roles
+
+
+def scorer_of(roles: Roles, tokenizer: Any, ranks: Ranks) -> Scorer:
+    """The reward model among `roles`, on the policy's base."""
+    source = Source(path="prompts.jsonl")
+    return Scorer(Cast((roles, tokenizer)), ranks, Data(sft=source, rm=source, ppo=source))
+
+
+def tensors_of(roles: Roles, role: str) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in roles.role_parameters(role).items()}
+
+
+def save_role_of(roles: Roles, role: str, folder: Path, tokenizer: Any) -> Path:
+    config = roles.peft_config(role)
+    save_adapter(folder, tensors_of(roles, role), role, config, "tiny-random", tokenizer, "card")
+    return folder
+
+
+def base_hash(roles: Players) -> str:
+    """SHA-256 over every byte of the base, or of two: parameters, buffers, and what quantization keeps."""
+    digest = hashlib.sha256()
+
+    def add(name: str, tensor: Tensor) -> None:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
+
+    for name, parameter in roles.named_parameters():
+        if ".lora_" in name or "heads." in name:
+            continue
+        add(name, parameter)
+        state = vars(parameter).get("quant_state")
+        if state is not None:
+            add(f"{name}.absmax", state.absmax)
+            add(f"{name}.code", state.code)
+            add(f"{name}.offset", state.offset.reshape(1))
+            add(f"{name}.nested_absmax", state.state2.absmax)
+            add(f"{name}.nested_code", state.state2.code)
+    for name, buffer in roles.named_buffers():
+        add(name, buffer)
+    return digest.hexdigest()

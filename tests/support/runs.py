@@ -1,0 +1,108 @@
+"""Runs of the tiny experiment in processes of their own, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.schema import STAGES, Stage
+from launch.deepspeed_command import free_port
+from tests.support import warm
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "configs" / "tiny.yaml"
+RUN_STAGE = ROOT / "launch" / "run_stage.py"
+KILLED_STAGE = Path(__file__).with_name("killed_stage.py")
+TIMING = ("tokens_per_second", "wall_seconds", "peak_memory_bytes", "time/", "perf/")
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def environment() -> dict[str, str]:
+    """One thread for each process, so that sums have one order; the environment's own programs first."""
+    kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
+    return kept | {"OMP_NUM_THREADS": "1", "PATH": path, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+
+
+def start(
+    command: Sequence[str | Path], timeout: float = 300, variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in a session of its own, its output captured."""
+    return subprocess.run(
+        list(map(str, command)),
+        env=environment() | dict(variables or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        start_new_session=True,
+    )
+
+
+def start_warm(
+    command: Sequence[str | Path], ranks: int = 0, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """As `start`, of a Python script: by itself, or as so many ranks. It need not import the libraries."""
+    return warm.run(list(map(str, command)), ranks, environment(), timeout)
+
+
+def launcher(ranks: int) -> list[str]:
+    """`deepspeed` for so many ranks, on a port that is free."""
+    deepspeed = str(Path(sys.executable).parent / "deepspeed")
+    return [deepspeed, "--num_accelerators", str(ranks), "--master_port", str(free_port())]
+
+
+def words(stage: str, run_dir: Path, *overrides: str) -> list[str]:
+    return ["--stage", stage, "--config", str(TINY), "--run-dir", str(run_dir), *overrides]
+
+
+def run_stage(
+    stage: str, run_dir: Path, *overrides: str, status: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """`launch/run_stage.py` by itself, which must end with `status`."""
+    done = start_warm([RUN_STAGE, *words(stage, run_dir, *overrides)])
+    assert done.returncode == status, done.stdout
+    return done
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    """A JSONL file without what the clock says."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [untimed(json.loads(line)) for line in lines]
+
+
+def metrics(manifest: Path) -> dict[str, float]:
+    """The metrics of a manifest without what the clock says."""
+    return untimed(json.loads(manifest.read_text())["metrics"])
+
+
+def untimed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without what the clock says."""
+    return {name: value for name, value in row.items() if not name.startswith(TIMING)}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def copy_upstream(run_dir: Path, stage: Stage, target: Path) -> Path:
+    """A run directory that holds what the stages before `stage` left in `run_dir`."""
+    target.mkdir(parents=True, exist_ok=True)
+    for before in STAGES[: STAGES.index(stage)]:
+        shutil.copytree(run_dir / before, target / before)
+    return target
+
+
+def assert_same_result(ours: Path, theirs: Path) -> None:
+    """Two folders of one stage hold the same figures and the same adapter, bit for bit."""
+    assert rows(ours / "metrics.jsonl") == rows(theirs / "metrics.jsonl")
+    assert rows(ours / "samples.jsonl") == rows(theirs / "samples.jsonl")
+    assert files(ours / "adapter") == files(theirs / "adapter")
+    assert metrics(ours / "manifest.json") == metrics(theirs / "manifest.json")

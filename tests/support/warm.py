@@ -1,0 +1,104 @@
+"""Scripts in processes that need not import the libraries: they are forked from a server that has.
+
+Imports take longer than a stage of the tiny experiment. Where neither how a process starts nor the launcher
+is put to the test, this is `python SCRIPT` and `deepspeed SCRIPT` in a fraction of the time.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
+from typing import NoReturn
+
+from launch.deepspeed_command import free_port
+
+SERVER = multiprocessing.get_context("forkserver")
+
+
+def run(
+    command: Sequence[str], ranks: int, variables: Mapping[str, str], timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a script and its arguments to their end, in a session of their own.
+
+    Args:
+        ranks: how many; 0 to run the script by itself.
+        variables: the environment; of the first call, that of the libraries, too.
+        timeout: seconds after which all are killed.
+    """
+    _start_server(variables)
+    with tempfile.NamedTemporaryFile("r") as output:
+        process = SERVER.Process(target=_lead, args=(command, ranks, variables, output.name))
+        process.start()
+        process.join(timeout)
+        if process.is_alive():
+            assert process.pid
+            os.killpg(process.pid, signal.SIGKILL)
+            raise TimeoutError(f"{' '.join(command)}\n{output.read()}")
+        return subprocess.CompletedProcess(command, process.exitcode or 0, output.read())
+
+
+def _start_server(variables: Mapping[str, str]) -> None:
+    """Once; OpenMP and DeepSpeed read their variables when they are imported."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(variables)
+    try:
+        SERVER.set_forkserver_preload(["tests.support.libraries"])
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _lead(command: Sequence[str], ranks: int, variables: Mapping[str, str], output: str) -> None:
+    """Be the script, or as DeepSpeed's launcher does, start its ranks, and end them all when one fails."""
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(variables)
+    stream = os.open(output, os.O_WRONLY | os.O_APPEND)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    if not ranks:
+        _be(command)
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    world = {name: str(ranks) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    processes, status = set[int](), 0
+    for rank in range(ranks):
+        if not (process := os.fork()):
+            os.environ.update(meeting | world, RANK=str(rank), LOCAL_RANK=str(rank))
+            _be(command)
+        processes.add(process)
+    while processes:
+        process, code = os.wait()
+        processes.discard(process)
+        if code and not status:
+            status = os.waitstatus_to_exitcode(code)
+            for other in processes:
+                os.kill(other, signal.SIGTERM)
+    if status < 0:
+        os.kill(os.getpid(), -status)
+    os._exit(status)
+
+
+def _be(command: Sequence[str]) -> NoReturn:
+    """Run a script as Python runs its main program, and end."""
+    sys.argv = list(command)
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

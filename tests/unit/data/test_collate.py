@@ -1,0 +1,134 @@
+"""Padding and masks, and packing: what a packed token sees is what it would see alone."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from data.batches import collate
+from data.batches.pack import Packed, pack
+from data.batches.tokenize import Demonstration
+from stages.models.demo_models import embedded_model
+
+PAD = 9
+
+
+def test_sequences_are_padded_on_the_right():
+    batch = collate.sequences(
+        [([1, 2], [3, 9]), ([4], [5])], pad_id=PAD
+    )  # a completion may hold the pad token
+    assert batch.input_ids.tolist() == [[1, 2, 3, 9], [4, 5, 9, 9]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch.completion_mask.tolist() == [[False, False, True, True], [False, True, False, False]]
+    assert (batch.input_ids.dtype, batch.attention_mask.dtype) == (torch.long, torch.long)
+    assert batch.completion_mask.dtype == torch.bool
+
+
+def test_prompts_are_padded_on_the_left():
+    batch = collate.prompts([[1, 2, 3], [4]], pad_id=PAD)
+    assert batch.input_ids.tolist() == [[1, 2, 3], [9, 9, 4]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_batches_move_as_a_whole():
+    batch = collate.sequences([([1], [2])], pad_id=PAD).to("meta")
+    assert isinstance(batch, collate.Batch) and {tensor.device.type for tensor in batch} == {"meta"}
+
+
+# Packing
+
+
+def demonstration(prompt, completion, token):
+    return Demonstration([token] * prompt, [token] * completion)
+
+
+def test_best_fit_decreasing():
+    # Lengths 5, 3, 4, 2 into sequences of 7: 5 opens one, 4 another; 3 fits the second, 2 the first
+    given = [demonstration(2, 3, 1), demonstration(1, 2, 2), demonstration(3, 1, 3), demonstration(1, 1, 4)]
+    first, second = pack(given, max_length=7)
+    assert first.input_ids == [1, 1, 1, 1, 1, 4, 4]
+    assert first.completion_mask == [False, False, True, True, True, False, True]
+    assert (first.seq_lengths, first.position_ids) == ([5, 2], [0, 1, 2, 3, 4, 0, 1])
+    assert second.input_ids == [3, 3, 3, 3, 2, 2, 2]
+    assert second.completion_mask == [False, False, False, True, False, True, True]
+    assert (second.seq_lengths, second.segment_ids) == ([4, 3], [0, 0, 0, 0, 1, 1, 1])
+
+
+def test_packing_keeps_every_example_whole():
+    given = [demonstration(1 + i % 7, 1 + i % 5, i) for i in range(1500)]  # more than datasets maps at once
+    packed = pack(given, max_length=16)
+    found = []
+    for row in packed:
+        assert sum(row.seq_lengths) == len(row.input_ids) == len(row.completion_mask) <= 16
+        start = 0
+        for length in row.seq_lengths:
+            ids, mask = row.input_ids[start : start + length], row.completion_mask[start : start + length]
+            prompt = mask.index(True)
+            assert all(mask[prompt:])
+            found.append((ids[0], Demonstration(ids[:prompt], ids[prompt:])))
+            start += length
+    assert sorted(found, key=lambda pair: pair[0]) == list(enumerate(given))
+    assert len(packed) < 0.55 * len(given)
+
+
+def test_an_example_that_would_be_cut_is_an_error():
+    with pytest.raises(ValueError, match="of 5 tokens does not fit into sequences of 4"):
+        pack([demonstration(2, 3, 1)], max_length=4)
+    assert pack([], max_length=4) == []
+
+
+def test_packed_batch():
+    rows = [Packed([1, 2, 3, 4], [False, True, False, True], [2, 2]), Packed([5, 6], [False, True], [2])]
+    batch = collate.packed(rows, pad_id=PAD)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4], [5, 6, 9, 9]]
+    assert batch.position_ids.tolist() == [[0, 1, 0, 1], [0, 1, 0, 0]]
+    assert batch.completion_mask.tolist() == [[False, True, False, True], [False, True, False, False]]
+    assert batch.attention_mask.shape == (2, 1, 4, 4)
+    both_pairs = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]  # the second row's are padding
+    assert batch.attention_mask[:, 0].int().tolist() == [both_pairs, both_pairs]
+
+
+def test_packed_tokens_see_what_they_would_see_alone():
+    """The model's own answer: an example's logits are the same in a pack as on its own."""
+    model = AutoModelForCausalLM.from_pretrained(
+        embedded_model("tiny-random"), attn_implementation="sdpa"
+    ).eval()
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randint(3, 384, (length,), generator=generator).tolist() for length in (7, 8, 6, 2, 8)]
+    rows = pack([Demonstration(ids[:1], ids[1:]) for ids in draws], max_length=16)
+    batch = collate.packed(rows, pad_id=0)
+    assert [row.seq_lengths for row in rows] == [[8, 8], [7, 6, 2]]  # and one token of padding
+    with torch.no_grad():
+        packed = model(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=batch.attention_mask
+        ).logits
+        alone = {tuple(ids): model(input_ids=torch.tensor([ids])).logits[0] for ids in draws}
+    assert not packed.isnan().any()
+    for row, logits in zip(rows, packed, strict=True):
+        for ids, seen in zip(
+            torch.tensor(row.input_ids).split(row.seq_lengths),
+            logits[: len(row.input_ids)].split(row.seq_lengths),
+            strict=True,
+        ):
+            torch.testing.assert_close(seen, alone.pop(tuple(ids.tolist())))
+    assert not alone
+
+
+# Rankings
+
+
+def test_ranked_batch():
+    batch = collate.rankings([([1, 2], [[3], [4, 5]]), ([6], [[7]])], pad_id=PAD)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5], [6, 7, 9, 9, 9]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3], [0, 1, 0, 0, 0]]
+    assert batch.last.tolist() == [[2, 4], [1, 0]]
+    assert batch.attention_mask.shape == (2, 1, 5, 5)
+    first, second = batch.attention_mask[:, 0].int().tolist()
+    assert first == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 0, 1, 0],
+        [1, 1, 0, 1, 1],
+    ]
+    assert second[1] == [1, 1, 0, 0, 0]
+    assert all(row[column] for column, row in enumerate(second)), "padding looks at itself, or softmax is NaN"

@@ -1,0 +1,148 @@
+"""Reading rows from files and from the hub: the same rows from each kind of file, and each error."""
+
+import json
+import re
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from configs.errors import UserError
+from configs.schema import Source
+from data.sources.formats import load_rows
+from data.sources.reading import BadRow, read
+
+ROWS = [{"prompt": "Grüße, 世界", "completion": "a"}, {"prompt": "q", "completion": "b\nb"}]
+
+
+def lines(rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def parquet(rows):
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("a.jsonl", lines(ROWS).encode(), "line"),
+        ("bom.jsonl", b"\xef\xbb\xbf" + lines(ROWS).encode(), "line"),
+        ("windows.jsonl", lines(ROWS).replace("\n", "\r\n").encode(), "line"),
+        ("array.json", b"\xef\xbb\xbf \n" + json.dumps(ROWS, indent=2).encode(), "row"),
+        ("lines.json", lines(ROWS).encode(), "line"),
+        ("array.jsonl", json.dumps(ROWS).encode(), "row"),
+        ("a.parquet", parquet(ROWS), "row"),
+    ],
+)
+def test_every_kind_of_file_has_the_same_rows(tmp_path, name, content, place):
+    (tmp_path / name).write_bytes(content)
+    source = Source(path=str(tmp_path / name))
+    assert list(read(source)) == [(f"{place} 1", ROWS[0]), (f"{place} 2", ROWS[1])]
+    assert list(read(source.model_copy(update={"limit": 1}))) == [(f"{place} 1", ROWS[0])]
+
+
+def test_blank_lines_are_counted_but_not_read(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n" + lines(ROWS[:1]) + "  \n" + lines(ROWS[1:]))
+    assert [place for place, _ in read(Source(path=f"{tmp_path}/a.jsonl"))] == ["line 2", "line 4"]
+
+
+def test_parquet_gaps_and_messages(tmp_path):
+    message = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a", "tool_calls": None}]
+    mixed = [{"messages": message, "prompt": None}, {"messages": None, "prompt": "p", "completion": "c"}]
+    (tmp_path / "a.parquet").write_bytes(parquet(mixed))
+    rows = load_rows(Source(path=f"{tmp_path}/a.parquet"), "prompts", print)
+    assert [row["prompt"] for row in rows] == [message[:1], "p"]
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        (b'{"prompt": "p", }', "invalid JSON at column 17: "),
+        (b'["p", "c"]', "invalid JSON at column"),
+        (b'"text"', "a JSON object is expected, not str"),
+        (b'{"prompt": "\xff"}', "not UTF-8 at byte 12"),
+    ],
+)
+def test_bad_line_is_named(tmp_path, line, fault):
+    if line.startswith(b"["):
+        fault = "a JSON object is expected, not list"
+    good = b'{"prompt": "p", "completion": "c"}\n'
+    (tmp_path / "a.jsonl").write_bytes(good + line + b"\n" + good)
+    rows = list(read(Source(path=f"{tmp_path}/a.jsonl")))
+    assert isinstance(rows[1][1], BadRow) and fault in str(rows[1][1])
+    with pytest.raises(UserError, match=r"a\.jsonl: 1 of 3 rows cannot serve as demonstrations") as caught:
+        load_rows(Source(path=f"{tmp_path}/a.jsonl"), "demonstrations", print)
+    assert f"  line 2: {fault}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "the file is empty"),
+        ("blank.jsonl", b" \n\n", "it holds no rows"),
+        ("a.json", b"[]", "it holds no rows"),
+        ("a.json", b'[{"prompt": "p"},\n {"prompt" "q"}]', "invalid JSON at line 2, column 12"),
+        ("a.json", b'["\xff"]', "not UTF-8 at byte 2"),
+        ("a.json", b"[3]", "row 1: a JSON object is expected, not int"),
+        ("utf16.jsonl", '{"prompt": "p"}\n'.encode("utf-16"), "line 1: not UTF-8 at byte 0"),
+        ("a.parquet", b"not parquet at all", "not a Parquet file"),
+        ("a.txt", b"text", "ends in .jsonl, .json or .parquet"),
+    ],
+)
+def test_bad_file_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        load_rows(Source(path=str(tmp_path / name)), "prompts", print)
+    assert str(caught.value).startswith(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "none.parquet", "folder.json"])
+def test_missing_file_is_named(tmp_path, name):
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(UserError, match=f"{name}: there is no such file"):
+        load_rows(Source(path=str(tmp_path / name)), "prompts", print)
+
+
+# The hub, of which there is none here
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub with one dataset; returns the calls that it got."""
+    calls = []
+
+    def load_dataset(path, name=None, *, split, revision=None):
+        calls.append((path, name, split, revision))
+        if path != "someone/prompts":
+            raise ConnectionError(f"Couldn't reach '{path}' on the Hub (ConnectError)\nmore")
+        return datasets.Dataset.from_list([{"prompt": "a"}, {"prompt": ""}, {"prompt": "b"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return calls
+
+
+def test_hub_dataset_is_read(hub):
+    source = Source(path="someone/prompts", name="short", split="test", revision="v1", limit=1)
+    (row,) = load_rows(source, "prompts", print)
+    assert row == {"prompt": "a", "where": "someone/prompts (short, test), row 1"}
+    assert hub == [("someone/prompts", "short", "test", "v1")]
+
+
+def test_bad_hub_row_is_named(hub):
+    message = r"someone/prompts \(train\): 1 of 3 rows cannot serve as prompts.\n  row 2: the prompt is empty"
+    with pytest.raises(UserError, match=message):
+        load_rows(Source(path="someone/prompts"), "prompts", print)
+
+
+def test_unreachable_hub_is_one_clear_error(hub):
+    with pytest.raises(UserError) as caught:
+        load_rows(Source(path="no/such"), "prompts", print)
+    assert str(caught.value) == (
+        "hub dataset no/such (train) could not be loaded: Couldn't reach 'no/such' on the Hub (ConnectError)."
+        " Check its id, `name`, `split` and `revision`, and the network; a local file's path must end in "
+        ".jsonl, .json or .parquet."
+    )

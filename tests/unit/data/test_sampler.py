@@ -1,0 +1,48 @@
+"""The sampler: every example once per epoch, the same batches at any number of ranks, and no state."""
+
+import pytest
+
+from data.batches.sampler import epoch_order, global_batch, micro_batches, rank_share
+
+
+def test_orders_are_permutations_that_differ_by_epoch_and_seed():
+    orders = [epoch_order(50, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len(set(orders)) == 4
+
+
+def test_order_is_the_same_for_ever():
+    assert epoch_order(8, 0, 0) == (0, 2, 1, 4, 6, 7, 3, 5)
+
+
+def test_batches_cut_the_epochs_without_a_gap():
+    # 5 examples in batches of 3: steps 0 to 4 read 15 positions, which are three epochs
+    read = [index for step in range(5) for index in global_batch(5, 3, seed=7, step=step)]
+    assert read == [*epoch_order(5, 7, 0), *epoch_order(5, 7, 1), *epoch_order(5, 7, 2)]
+
+
+def test_batch_may_be_larger_than_the_data():
+    assert global_batch(2, 5, 0, 0) == [*epoch_order(2, 0, 0), *epoch_order(2, 0, 1), epoch_order(2, 0, 2)[0]]
+
+
+def test_nothing_to_sample():
+    with pytest.raises(ValueError, match="no examples"):
+        global_batch(0, 4, 0, 0)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+def test_shares_make_up_the_batch_at_any_number_of_ranks(world):
+    batch = global_batch(100, 8, 0, 3)
+    shares = [rank_share(batch, rank, world) for rank in range(world)]
+    assert {len(share) for share in shares} == {8 // world}
+    assert [index for share in shares for index in share] == batch
+
+
+def test_unequal_shares_are_refused():
+    with pytest.raises(ValueError, match="6 cannot be shared equally by 4"):
+        rank_share([0] * 6, 0, 4)
+
+
+def test_micro_batches():
+    assert micro_batches("abcde", 2) == [["a", "b"], ["c", "d"], ["e"]]
+    assert micro_batches([], 2) == []

@@ -1,0 +1,223 @@
+"""Launching stages: command lines, environments, exit codes and signals, with a stand-in for `deepspeed`."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from configs.errors import UserError
+from launch import deepspeed_command, stage_sequence
+from launch.deepspeed_command import Launch, guess_accelerators, read_slots
+from launch.stage_sequence import run_all
+from pipeline.state.manifest import Process
+from tests.support.pipeline_runs import leave, request, toy
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deepspeed_command, "count_accelerators", lambda: 0)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def launch(words=(), **given) -> Launch:
+    return Launch(Path("launch/run_stage.py"), words, **given)
+
+
+def test_cpu_gets_one_process_of_this_environment(cpu_only: None) -> None:
+    command = launch(["--config", "a.yaml"]).command("rm")
+    assert command[0] == str(Path(sys.executable).parent / "deepspeed")
+    assert command[command.index("--num_accelerators") + 1] == "1"
+    assert command[-4:] == ["rm", "--no-hint", "--config", "a.yaml"]
+    environment = launch().environment()
+    assert environment["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+    assert environment["DS_ACCELERATOR"] == "cpu"
+
+
+def test_every_launch_has_a_port_of_its_own(cpu_only: None) -> None:
+    ports = []
+    for command in (launch().command("sft"), launch().command("sft")):
+        ports.append(int(command[command.index("--master_port") + 1]))
+        with socket.create_server(("127.0.0.1", ports[-1])):
+            pass  # it is free
+
+
+def test_all_gpus_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deepspeed_command, "count_accelerators", lambda: 8)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    assert "--num_accelerators" not in launch().command("sft")
+    assert launch().world() == 8
+    assert "DS_ACCELERATOR" not in launch().environment()
+
+
+def test_visible_devices_survive_a_given_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deepspeed_command, "count_accelerators", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
+    command = launch(accelerators=2).command("sft")
+    assert command[command.index("--include") + 1] == "localhost:2,5"
+    assert "--num_accelerators" not in command
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "visible", "said"),
+    [
+        (
+            None,
+            "GPU-8f4f2c1a,GPU-0b1d",
+            "CUDA_VISIBLE_DEVICES: deepspeed takes numbers alone, not GPU-8f4f2c1a",
+        ),
+        (1, "MIG-41b3", "CUDA_VISIBLE_DEVICES: deepspeed takes numbers alone, not MIG-41b3"),
+        (4, "0,1", "--num-accelerators: 4, but there are 2. Ask for 2 at most."),
+    ],
+)
+def test_devices_that_deepspeed_cannot_be_told(
+    accelerators: int | None, visible: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deepspeed_command, "count_accelerators", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(UserError, match=re.escape(said)):
+        launch(accelerators=accelerators).check_devices()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    launch(accelerators=2).check_devices()
+    monkeypatch.setattr(deepspeed_command, "count_accelerators", lambda: 0)
+    launch(accelerators=4).check_devices()  # ranks that share a CPU
+
+
+def test_hostfile(tmp_path: Path) -> None:
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text("# two machines\nnode-1 slots=8\n\nnode-2 slots=4 # smaller\n")
+    assert read_slots(hostfile) == [8, 4]
+    assert launch(hostfile=hostfile).world() == 12
+    command = launch(hostfile=hostfile).command("sft")
+    assert command[command.index("--hostfile") + 1] == str(hostfile)
+    assert "--master_port" not in command
+
+
+def test_shipped_hostfile_example_reads() -> None:
+    assert read_slots(ROOT / "launch/hostfile.example") == [8, 8]
+
+
+def test_bad_hostfile_names_the_line(tmp_path: Path) -> None:
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text("node-1 slots=8\nnode-2\n")
+    with pytest.raises(UserError, match="line 2: expected `NAME slots=N`, found `node-2`"):
+        read_slots(hostfile)
+    with pytest.raises(UserError, match="does not exist"):
+        read_slots(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(("visible", "count"), [("", 0), ("3", 1), ("0,1,2", 3)])
+def test_guess_follows_visible_devices(monkeypatch: pytest.MonkeyPatch, visible: str, count: int) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert guess_accelerators() == count
+
+
+class StandIn:
+    """Instead of launching: notes the stage and leaves what such a launch would leave."""
+
+    def __init__(self, run: Path, statuses: dict[str, int], finish: bool = True) -> None:
+        self.run, self.statuses, self.finish = run, statuses, finish
+        self.launched: list[str] = []
+
+    def __call__(self, launch: Launch, stage, manifest: Path) -> int:
+        self.launched.append(stage)
+        if self.statuses.get(stage, 0) == 0 and self.finish:
+            leave(self.run, stage)
+        return self.statuses.get(stage, 0)
+
+
+def test_stages_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_only: None) -> None:
+    stand_in = StandIn(tmp_path, {})
+    monkeypatch.setattr(stage_sequence, "_launch", stand_in)
+    assert run_all(request(tmp_path), launch(), ["sft", "rm", "ppo"]) == 0
+    assert stand_in.launched == ["sft", "rm", "ppo"]
+    assert run_all(request(tmp_path), launch(), ["sft", "rm", "ppo"]) == 0
+    assert stand_in.launched == ["sft", "rm", "ppo"], "finished stages are not launched"
+
+
+def test_first_failure_stops_with_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_only: None
+) -> None:
+    stand_in = StandIn(tmp_path, {"rm": 7})
+    monkeypatch.setattr(stage_sequence, "_launch", stand_in)
+    assert run_all(request(tmp_path), launch(), ["sft", "rm", "ppo"]) == 7
+    assert stand_in.launched == ["sft", "rm"]
+
+
+def test_a_launcher_that_ends_well_without_a_result_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_only: None
+) -> None:
+    monkeypatch.setattr(stage_sequence, "_launch", StandIn(tmp_path, {}, finish=False))
+    assert run_all(request(tmp_path), launch(), ["sft"]) == 1
+
+
+def test_nothing_starts_if_a_later_stage_is_blocked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_only: None
+) -> None:
+    stand_in = StandIn(tmp_path, {})
+    monkeypatch.setattr(stage_sequence, "_launch", stand_in)
+    with pytest.raises(UserError, match=r"ppo\.batch_size"):
+        run_all(request(tmp_path, toy(ppo__batch_size=9)), launch(accelerators=2), ["sft", "rm", "ppo"])
+    with pytest.raises(UserError, match="needs stage sft"):
+        run_all(request(tmp_path), launch(), ["rm", "ppo"])
+    assert stand_in.launched == []
+
+
+DEEPSPEED = """#!/bin/bash
+# Like the real one, starts a process of its own and dies of SIGTERM without telling it.
+trap 'echo launcher >> {mark}; exit 1' TERM
+{python} -c '
+import os, pathlib, signal, sys, time
+def stop(signum, _):
+    time.sleep(0.5)
+    pathlib.Path("{mark}").open("a").write(signal.Signals(signum).name)
+    sys.exit(128 + signum)
+signal.signal(signal.SIGINT, stop)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path("{ready}.part").write_text(str(os.getpid()))
+pathlib.Path("{ready}.part").rename("{ready}")
+time.sleep(60)
+' &
+wait
+"""
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["before there is a rank 0", "rank 0"])
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_reaches_the_ranks_and_is_waited_for(
+    tmp_path: Path, signum: signal.Signals, status: int, known: bool
+) -> None:
+    mark, ready, bin_folder = tmp_path / "mark", tmp_path / "ready", tmp_path / "bin"
+    manifest = tmp_path / "sft" / "manifest.json"
+    bin_folder.mkdir()
+    (bin_folder / "deepspeed").write_text(DEEPSPEED.format(python=sys.executable, mark=mark, ready=ready))
+    (bin_folder / "deepspeed").chmod(0o755)
+    code = (
+        "import sys; from pathlib import Path; from pipeline import orchestrate\n"
+        "orchestrate.count_accelerators = lambda: 0\n"
+        f"sys.executable = {str(bin_folder / 'python')!r}\n"
+        "launch = stage_sequence.Launch(Path('run_stage.py'), [])\n"
+        f"sys.exit(stage_sequence._launch(launch, 'sft', Path({str(manifest)!r})))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    deadline = time.monotonic() + 30
+    while not ready.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if known:
+        rank = Process(pid=int(ready.read_text()), host=socket.gethostname())
+        leave(tmp_path, "sft", "running").model_copy(update={"process": rank}).write(manifest)
+    process.send_signal(signum)
+    time.sleep(0.2)  # of two that are pending at once, either may be handled first
+    process.send_signal(signal.SIGTERM)  # as `timeout` does; it is no second signal
+    assert process.wait(timeout=30) == status
+    assert mark.read_text() == (signum.name if known else "launcher\nSIGTERM")

@@ -1,0 +1,323 @@
+"""A sweep: what runs, on what it stands, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from configs.errors import UserError
+from configs.identity import stage_hash
+from configs.load import dump_experiment, load_experiment
+from launch import cli
+from launch import sweep as sweeping
+from launch.arguments import DEFAULT_CONFIG as DEMO
+from launch.cli import _parser, main
+from launch.deepspeed_command import Launch
+from launch.sweep import link_shared, runs_of, split_axes, sweep
+from launch.worker_pool import Crew
+from pipeline.planning.plan import Request
+from pipeline.reporting.sweep_report import write_sweep_report
+from pipeline.state.run_directory import RunDirectory
+from pipeline.terminal.show import print_status
+from tests.unit.pipeline.test_report import Run as MadeUp
+from tests.unit.pipeline.test_report import interval, write_lines
+
+TINY = DEMO.with_name("tiny.yaml")
+
+
+def test_values_after_commas_are_runs_and_lists_are_not() -> None:
+    fixed, axes = split_axes(
+        ["ppo.kl_coef=0,0.05", "sft.epochs=2", "ppo.rewards=[{source: rm}, {source: 'a:b'}]", "ppo.lam=1,0.9"]
+    )
+    assert fixed == ["sft.epochs=2", "ppo.rewards=[{source: rm}, {source: 'a:b'}]"]
+    assert axes == [["ppo.kl_coef=0", "ppo.kl_coef=0.05"], ["ppo.lam=1", "ppo.lam=0.9"]]
+    with pytest.raises(UserError, match=r"rm\.epochs: a sweep shares"):
+        split_axes(["rm.epochs=1,2"])
+
+
+def test_a_resolved_experiment_loads_again_whatever_best_is_left_to(tmp_path: Path) -> None:
+    """`best` samples as PPO does unless it is told otherwise, so short limits of PPO hold for it, too."""
+    config = load_experiment(DEMO)
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_experiment(config))
+    assert load_experiment(file) == config
+    assert stage_hash(config, "best") != stage_hash(
+        load_experiment(DEMO, ["ppo.rollout.max_new_tokens=9"]), "best"
+    )
+
+
+def test_every_combination_has_every_seed(tmp_path: Path) -> None:
+    runs = runs_of(tmp_path, [["ppo.kl_coef=0", "ppo.kl_coef=0.05"], ["ppo.lam=1"]], 2)
+    assert [(run.setting, run.seed) for run in runs] == [
+        ("kl_coef=0 lam=1", 0), ("kl_coef=0 lam=1", 1), ("kl_coef=0.05 lam=1", 0), ("kl_coef=0.05 lam=1", 1),
+    ]  # fmt: skip
+    assert runs[3].overrides == ("ppo.kl_coef=0.05", "ppo.lam=1", "ppo.seed=1")
+    assert runs[3].path == tmp_path / "sweep" / "kl_coef=0.05-lam=1-seed=1"
+    assert len({run.path for run in runs}) == 4
+
+
+def test_runs_stand_on_the_shared_stages(tmp_path: Path) -> None:
+    for stage in ("sft", "rm"):
+        (tmp_path / "run" / stage).mkdir(parents=True)
+        (tmp_path / "run" / stage / "manifest.json").write_text(stage)
+    run = tmp_path / "run" / "sweep" / "seed=0"
+    link_shared(tmp_path / "run", run)
+    link_shared(tmp_path / "run", run)  # a sweep that goes on
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert (moved / "sweep" / "seed=0" / "rm" / "manifest.json").read_text() == "rm"
+
+
+STAND_IN = """
+import os, signal, sys, time
+from pathlib import Path
+path, fate = Path(sys.argv[1]), sys.argv[2]
+if fate == "waits":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    Path(path, "waits").touch()
+    time.sleep(60)
+elif fate == "meets":  # ends once its neighbour is there, too
+    Path(path, "met").touch()
+    while not Path(path.with_name("seed=1"), "met").exists():
+        time.sleep(0.01)
+print(os.environ.get("CUDA_VISIBLE_DEVICES", "-"), os.environ.get("OMP_NUM_THREADS", "-"), flush=True)
+Path(path, "ended").touch()
+sys.exit(int(fate) if fate.isdigit() else 0)
+"""
+
+
+def sweep_of(
+    root: Path, fates: list[str], monkeypatch: pytest.MonkeyPatch, crew: Crew, shared: int = 0
+) -> tuple[int, list[bool]]:
+    """Sweep with a stand-in for each run; its status, and which of the runs came to their end."""
+    monkeypatch.setattr(sweeping, "run_all", lambda _request, _launch, _stages: shared)
+    runs = runs_of(root, [], len(fates))
+    commands = [
+        [sys.executable, "-c", STAND_IN, str(run.path), fate] for run, fate in zip(runs, fates, strict=True)
+    ]
+    request = Request(load_experiment(TINY), RunDirectory(root), "")
+    status = sweep((request, Launch(Path(), [])), list(zip(runs, commands, strict=True)), crew)
+    return status, [(run.path / "ended").exists() for run in runs]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_fails_does_not_end_the_others(
+    jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sweep_of(tmp_path, ["0", "5", "0"], monkeypatch, Crew(jobs)) == (5, [True, True, True])
+
+
+def test_nothing_trains_without_the_shared_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sweep_of(tmp_path, ["0", "0"], monkeypatch, Crew(), shared=7) == (7, [False, False])
+
+
+def test_a_run_that_is_interrupted_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sweep_of(tmp_path, ["143", "0"], monkeypatch, Crew()) == (143, [True, False])
+
+
+def test_a_signal_reaches_every_run_and_no_other_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> None:
+        while len(list(tmp_path.glob("sweep/*/waits"))) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    begin = time.monotonic()
+    assert sweep_of(tmp_path, ["waits", "waits", "0"], monkeypatch, Crew(2)) == (143, [False, False, False])
+    assert time.monotonic() - begin < 50  # they were told, and did not sleep to their end
+
+
+@pytest.mark.parametrize(("jobs", "trained"), [(1, [True, False, False]), (2, [True, True, False])])
+def test_what_needs_mending_is_not_met_again_by_the_next(
+    jobs: int, trained: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sweep_of(tmp_path, ["2", "meets" if jobs > 1 else "0", "0"], monkeypatch, Crew(jobs)) == (
+        2,
+        trained,
+    )
+
+
+def test_no_run_outlives_a_sweep_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = Crew(2)
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "seed=1").write_text("in the way")
+    with pytest.raises(UserError, match=r"seed=1: cannot be written: File exists"):
+        sweep_of(tmp_path, ["waits", "0"], monkeypatch, crew)
+    ((_, process),) = crew.busy.values()
+    assert process.poll() is not None
+
+
+@pytest.fixture
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Crew, list[str]], list[list[str]]]:
+    """logs(crew, fates): the devices and the number of threads that each run of a sweep was given."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+
+    def told(crew: Crew, fates: list[str]) -> list[list[str]]:
+        assert sweep_of(tmp_path, fates, monkeypatch, crew) == (0, [True] * len(fates))
+        files = [tmp_path / f"sweep/seed={seed}/run.log" for seed in range(len(fates))]
+        return [file.read_text().split() for file in files]
+
+    return told
+
+
+def test_runs_at_a_time_share_the_devices(logs: Callable[[Crew, list[str]], list[list[str]]]) -> None:
+    """Four of five devices, two for each; the third run gets those of the one that ended first."""
+    first, second, third = logs(Crew(2, ["0", "1", "4", "5", "6"]), ["meets", "meets", "0"])
+    assert [first, second] == [["0,1", "-"], ["4,5", "-"]] and third in (first, second)
+
+
+def test_more_runs_than_devices_meet_on_them(logs: Callable[[Crew, list[str]], list[list[str]]]) -> None:
+    assert logs(Crew(3, ["0", "1"]), ["meets", "meets", "0"]) == [["0", "-"], ["1", "-"], ["0", "-"]]
+
+
+def test_runs_at_a_time_share_the_cores(logs: Callable[[Crew, list[str]], list[list[str]]]) -> None:
+    assert logs(Crew(2, ranks=2), ["0", "0"]) == [["-", "4"]] * 2
+
+
+@pytest.mark.parametrize("fails", [0, 7])
+def test_the_command_starts_every_run_and_reports(
+    fails: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`fails` is the exit status of the shared stages, after which there is nothing to report."""
+    shared: list[tuple[Request, Launch]] = []
+    started: list[tuple[sweeping.Run, list[str]]] = []
+
+    def sweep(root: sweeping.Job, runs: list[tuple[sweeping.Run, list[str]]], crew: Crew) -> int:
+        shared.append(root)
+        assert crew.free == [0, 1, 2, 3], "more places than runs would only make shares small"
+        for run, command in [] if fails else runs:
+            started.append((run, command))
+            run.path.mkdir(parents=True)
+            MadeUp(run.path).stage("ppo").judge()
+        return fails
+
+    monkeypatch.setattr(sweeping, "sweep", sweep)
+    words = ["--config", str(TINY), "--run-dir", str(tmp_path / "run"), "--seeds", "2", "sft.epochs=2"]
+    words += ["--jobs", "9", "--num-accelerators", "1", "--force"]
+    monkeypatch.setattr("sys.argv", ["tristage", "sweep", *words, "ppo.kl_coef=0,0.05"])
+    assert main() == fails
+    said = capsys.readouterr()
+    if fails:
+        assert len(shared) == 1 and "no run of a sweep" not in said.err
+        return
+    assert "report: " in said.out and (tmp_path / "run/sweep/report/index.html").is_file()
+    root = shared[0][0].config
+    assert root.sft.epochs == 2
+    configs = []
+    for run, command in started:
+        assert command[:4] == [sys.executable, "-P", "-m", "launch.cli"]
+        asked = _parser().parse_intermixed_args(command[4:])
+        assert (asked.command, asked.first, asked.num_accelerators, asked.force) == ("run", "ppo", 1, True)
+        assert asked.run_dir == run.path
+        configs.append(load_experiment(asked.config, asked.overrides))
+    found = [(config.ppo.kl_coef, config.ppo.seed) for config in configs]
+    assert found == [(0.0, 0), (0.0, 1), (0.05, 0), (0.05, 1)]
+    assert len({run.path for run, _ in started}) == len({config.name for config in configs}) == 4
+    assert {config.tracking.group for config in configs} == {root.name}
+    assert all(stage_hash(config, "rm") == stage_hash(root, "rm") for config in configs)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--hostfile", "machines"], "--jobs: runs at a time share one machine"),
+        (["--num-accelerators", "3"], "--num-accelerators: 3, but of 2 runs at a time each has 2"),
+        (["ppo.batch_size=3", "ppo.minibatches=1"], "ppo.batch_size: 3 cannot be shared equally by 2 ranks"),
+    ],
+)
+def test_what_runs_at_a_time_cannot_have_is_told_before_anything_starts(
+    words: list[str],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cli, "visible_devices", lambda: ["0", "1", "2", "3"])
+    monkeypatch.setattr(sweeping, "run_all", pytest.fail)
+    run_dir = ["--config", str(TINY), "--run-dir", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["tristage", "sweep", "--jobs", "2", *run_dir, *words])
+    assert main() == 2
+    assert reason in capsys.readouterr().err
+
+
+def made_up(root: Path) -> None:
+    """Two settings of two seeds: one run collapsed, to one answer, and one did not finish."""
+    for setting, seed, gold in (("0", 0, 0.5), ("0", 1, -0.4), ("0.05", 0, 0.6), ("0.05", 1, None)):
+        path = root / "sweep" / f"kl_coef={setting}-seed={seed}"
+        path.mkdir(parents=True)
+        run = MadeUp(path)
+        if gold is not None:
+            run.metrics["ppo"] |= interval("gold_ppo", gold, 0.05)
+            run.evaluation = [row | ({"ppo": "Good."} if gold < 0 else {}) for row in run.evaluation]
+        run.whole()
+        if gold is None:
+            run.stage("ppo", status="failed", metrics={})
+    (root / "best").mkdir()
+    curve = [
+        {"n": n, "kl": kl, **interval("rm_score", kl, 0.1), **interval("gold", kl / 2, 0.1)}
+        for n, kl in ((1, 0.0), (4, 0.64), (16, 1.8))
+    ]
+    write_lines(root / "best" / "curve.jsonl", curve)
+
+
+def test_report_tells_settings_apart_and_counts_collapses(tmp_path: Path) -> None:
+    made_up(tmp_path)
+    text = write_sweep_report(tmp_path).with_name("report.md").read_text()
+    without, with_penalty = (
+        next(row for row in text.splitlines() if row.startswith(f"| kl\\_coef={b} ")) for b in ("0", "0.05")
+    )
+    assert "| 2 |" in without and "1 of 2" in without and "-0.4 to 0.5" in without
+    assert "1 of 2 finished" in with_penalty and "0 of 1" in with_penalty
+    assert (tmp_path / "sweep" / "report" / "frontier.png").stat().st_size > 10_000
+    rows = [
+        json.loads(line) for line in (tmp_path / "sweep" / "report" / "runs.jsonl").read_text().splitlines()
+    ]
+    assert [row.get("gold_ppo") for row in rows] == [0.5, -0.4, 0.6, None]
+    prompts = len(MadeUp(tmp_path).evaluation)
+    assert [row.get("distinct") for row in rows] == [1, 1 / prompts, 1, None]
+
+
+def test_report_of_runs_that_nothing_was_held_out_for(tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    run = MadeUp(tmp_path / "sweep" / "seed=0")
+    run.metrics["ppo"], run.evaluation = {"steps": 16.0}, []
+    run.whole()
+    row = write_sweep_report(tmp_path).with_name("report.md").read_text()
+    assert re.search(r"\| as configured \| 1 \|( – \|){6}", row)
+
+
+def test_report_without_a_sweep_says_how_to_start_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no run of a sweep.*tristage sweep"):
+        write_sweep_report(tmp_path)
+
+
+def test_report_of_a_run_shows_best_of_n_beside_ppo(tmp_path: Path) -> None:
+    from pipeline.reporting.report import write_report
+
+    run = MadeUp(tmp_path / "run").whole()
+    alone = write_report(run.path).with_name("score-kl.png").read_bytes()
+    run.stage("best")
+    write_lines(
+        run.path / "best" / "curve.jsonl",
+        [{"n": 4, "kl": 0.64, **interval("rm_score", 1.0, 0.1), **interval("gold", 0.4, 0.1)}],
+    )
+    page = write_report(run.path)
+    assert "Best of n" in page.read_text() and "0.64" in page.read_text()
+    assert page.with_name("score-kl.png").read_bytes() != alone
+    assert "0.4321" in page.read_text() and "best/demonstrations" in page.read_text()
+    console = Console(record=True, width=200)
+    print_status(console, RunDirectory(run.path))
+    assert re.search(r"best\s+finished.*\s+demonstrations: 77", console.export_text())

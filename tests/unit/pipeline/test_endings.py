@@ -1,0 +1,177 @@
+"""Which rank rank 0 holds to be the cause of its own error."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from configs.errors import UserError
+from pipeline.processes import endings
+from pipeline.processes.endings import RankFailed, cause, explained, leave_note
+from pipeline.state.manifest import Process
+from pipeline.tracking.metric_files import FileSink
+from stages.context import Interrupted
+
+BROKEN = RuntimeError("Connection closed by peer")
+
+
+@pytest.fixture
+def peer():
+    """Rank 1, a process that is killed when the test is over."""
+    process = subprocess.Popen(["sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def ranks(peer: subprocess.Popen[bytes]) -> list[Process]:
+    this = Process.this()
+    return [this, this.model_copy(update={"pid": peer.pid})]
+
+
+def test_a_rank_that_dies_a_little_after_its_connections_is_the_cause(tmp_path: Path, peer) -> None:
+    threading.Timer(0.4, peer.kill).start()
+    found = cause(BROKEN, tmp_path, ranks(peer))
+    assert isinstance(found, RankFailed)
+    assert f"rank 1 ({ranks(peer)[1]}) died without a word" in str(found)
+
+
+def test_a_rank_that_leaves_its_note_late_is_the_cause(tmp_path: Path, peer) -> None:
+    threading.Timer(0.4, leave_note, (tmp_path, 1, ZeroDivisionError("its own"))).start()
+    found = cause(BROKEN, tmp_path, ranks(peer))
+    assert isinstance(found, RankFailed) and "rank 1 failed: ZeroDivisionError: its own" in str(found)
+
+
+STUCK = """
+import ctypes, sys
+from pathlib import Path
+from pipeline import endings
+from pipeline.manifest import Process
+endings.SECONDS_BETWEEN_LOOKS, endings.SECONDS_TO_NOTICE = 0.05, 0.3
+logs, what = Path(sys.argv[1]), sys.argv[2]
+with endings.speaking_when_stuck(logs, [Process.this()] * 2, lambda error: print("recorded:", error)):
+    endings.leave_note(logs, 1, ZeroDivisionError("its own") if what == "failed" else KeyboardInterrupt())
+    if what != "heard of":
+        ctypes.CDLL(None).sleep(2)  # as in a kernel of NCCL: no handler runs, no exception comes
+print("went on")
+"""
+
+
+@pytest.mark.parametrize("what", ["failed", "heard of", "interrupted"])
+def test_rank_0_speaks_of_a_failed_rank_where_it_is_stuck_itself(what: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STUCK, str(tmp_path), what]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
+    if what == "failed":
+        assert done.returncode == 1 and "error: rank 1 failed: ZeroDivisionError: its own" in done.stderr
+    else:
+        assert done.returncode == 0 and done.stdout == "went on\n"
+
+
+IN_VAIN = RuntimeError(
+    "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1000ms for recv operation"
+)
+HANGING = """
+import faulthandler, signal, sys, time
+faulthandler.register(signal.SIGUSR1, file=open(sys.argv[1], "w"), all_threads=False)
+def stuck():
+    print(flush=True)
+    time.sleep(60)
+stuck()
+"""
+
+
+@pytest.fixture
+def hanging(tmp_path: Path):
+    """Rank 1, in `stuck`; it writes its stack where a rank's log is."""
+    command = [sys.executable, "-c", HANGING, str(tmp_path / "rank1.stack")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout and process.stdout.readline()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_the_rank_that_the_others_waited_for_is_named_with_its_place(tmp_path: Path, hanging) -> None:
+    found = cause(IN_VAIN, tmp_path, ranks(hanging))
+    assert isinstance(found, RankFailed) and "rank 1 hung" in str(found) and "in stuck" in str(found)
+
+
+def test_of_ranks_that_gave_up_none_is_the_cause(tmp_path: Path, hanging) -> None:
+    leave_note(tmp_path, 1, IN_VAIN)
+    this, first = ranks(hanging)
+    living = Process.this().model_copy(update={"pid": hanging.pid})
+    (tmp_path / "rank2.stack").hardlink_to(tmp_path / "rank1.stack")  # one process for two ranks
+    found = cause(IN_VAIN, tmp_path, [this, first, living])
+    assert isinstance(found, RankFailed) and "rank 2 hung" in str(found)
+
+
+def test_rank_0_knows_where_it_hung(tmp_path: Path, peer) -> None:
+    def stuck() -> None:
+        raise Interrupted(15)
+
+    leave_note(tmp_path, 1, IN_VAIN)
+    with pytest.raises(Interrupted) as caught:
+        stuck()
+    found = cause(caught.value, tmp_path, ranks(peer))
+    assert isinstance(found, RankFailed) and "rank 0 hung" in str(found) and "in stuck" in str(found)
+
+
+def test_where_the_others_live_the_error_is_rank_zeros_own(
+    tmp_path: Path, peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endings, "SECONDS_TO_LEARN_OF_A_PEER", 0.2)
+    assert cause(BROKEN, tmp_path, ranks(peer)) is BROKEN
+
+
+@pytest.mark.parametrize("error", [UserError("of the input"), BROKEN])
+def test_nobody_is_waited_for_who_could_not_be_the_cause(tmp_path: Path, error: Exception) -> None:
+    begin = time.monotonic()
+    assert cause(error, tmp_path, []) is error
+    assert time.monotonic() - begin < endings.SECONDS_TO_LEARN_OF_A_PEER
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM]
+)
+def test_a_disk_or_folder_that_refuses_is_the_users_to_mend(number: int, tmp_path: Path) -> None:
+    told = explained(OSError(number, os.strerror(number), "metrics.jsonl"), tmp_path)
+    assert isinstance(told, UserError) and str(told).startswith("metrics.jsonl: could not be ")
+    assert "What was saved before is whole" in str(told)
+    of_rust = explained(Exception(f"{os.strerror(number)} (os error {number})"), tmp_path)
+    assert isinstance(of_rust, UserError) and str(of_rust).startswith(f"{tmp_path}: could not be ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_is_full_under_the_journal_is_told(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError) as caught:
+        FileSink(tmp_path).log({"loss": 1.0}, 1)
+    assert "could not be written, no space is left on it" in str(explained(caught.value, tmp_path))
+
+
+def test_messages_of_ours_are_not_explained_away(tmp_path: Path) -> None:
+    error = UserError("base.model: cannot load: Permission denied (os error 13). Give a local folder.")
+    assert explained(error, tmp_path) is error
+
+
+def test_other_errors_stay_as_they_are(tmp_path: Path) -> None:
+    for error in (OSError(errno.EIO, "input/output error"), ValueError("13"), BROKEN):
+        assert explained(error, tmp_path) is error
+
+
+def test_a_rank_whose_disk_is_full_ends_by_its_own_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(endings, "write_text", full)
+    leave_note(tmp_path, 1, ZeroDivisionError("its own"))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,52 @@
+"""Ranks end with their launcher, and with nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+RANK = """
+import time
+from pipeline.lifeline import follow_launcher
+follow_launcher()
+print("begun", flush=True)
+time.sleep(60)
+"""
+# A process that starts the rest of its command line and waits, as launchers do.
+LAUNCHER = "import subprocess, sys; subprocess.run(sys.argv[2:])"
+START = [sys.executable, "-c", LAUNCHER]
+MACHINE = "deepspeed.launcher.launch"
+
+
+@pytest.fixture(params=[True, False], ids=["launcher", "shell"])
+def family(request) -> Iterator[tuple[bool, list[psutil.Process]]]:
+    """`deepspeed`, its process for this machine, and a rank; or three processes of no launcher."""
+    launched = {"LOCAL_RANK": "0"} if request.param else {}
+    kept = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
+    command = [*START, "deepspeed", *START, MACHINE, sys.executable, "-c", RANK]
+    top = subprocess.Popen(command, cwd=ROOT, env=kept | launched, stdout=subprocess.PIPE, text=True)
+    assert top.stdout is not None and top.stdout.readline() == "begun\n"
+    processes = [psutil.Process(top.pid), *psutil.Process(top.pid).children(recursive=True)]
+    yield request.param, processes
+    for process in processes:
+        if process.is_running():
+            process.kill()
+    top.wait()
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_rank_ends_with_each_process_of_its_launcher(
+    dies: int, family: tuple[bool, list[psutil.Process]]
+) -> None:
+    launched, processes = family
+    assert len(processes) == 3
+    processes[dies].kill()
+    gone, _ = psutil.wait_procs(processes[2:], timeout=8 if launched else 3)
+    assert bool(gone) == launched

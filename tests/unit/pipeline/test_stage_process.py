@@ -1,0 +1,239 @@
+"""One stage from decision to manifest, with a recipe that trains nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs.errors import UserError
+from configs.schema import Experiment
+from pipeline import stage_process
+from pipeline.processes import logs
+from pipeline.stage_process import run_stage
+from pipeline.state.manifest import Manifest, read_manifest
+from stages.context import Context, Outcome, Paused
+from tests.support.pipeline_runs import leave, toy
+
+Recipe = Callable[[Context], Outcome]
+
+
+def train(context: Context) -> Outcome:
+    """A recipe that goes well."""
+    context.tracker.log({"loss": 1.0}, 1)
+    adapter = context.folder / "adapter"
+    adapter.mkdir(exist_ok=True)
+    (adapter / "adapter_model.safetensors").write_text("trained")
+    return Outcome({"eval_loss_before": 3.0, "eval_loss": 2.0, "steps": 4})
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """run(recipe) calls run_stage with that recipe and without a process group."""
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(stage_process, "_join", lambda config: None)
+    monkeypatch.setattr(stage_process, "_leave", lambda: None)
+    monkeypatch.setattr(logs, "capture", lambda folder, rank: folder)
+
+    def call(recipe: Recipe = train, stage="sft", config: Experiment | None = None, **switches) -> int:
+        monkeypatch.setattr(stage_process, "_recipe", lambda _: recipe)
+        return run_stage(config or toy(), stage, tmp_path, **switches)
+
+    return call
+
+
+def manifest_of(run_dir: Path, stage: str = "sft") -> Manifest:
+    manifest = read_manifest(run_dir / stage / "manifest.json")
+    assert manifest is not None
+    return manifest
+
+
+def test_finished_stage_is_recorded(tmp_path: Path, run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments="sft.learning_rate=1e-4") == 0
+    manifest = manifest_of(tmp_path)
+    assert manifest.status == "finished"
+    assert manifest.metrics["eval_loss"] == 2.0 and manifest.metrics["wall_seconds"] >= 0
+    assert manifest.output is not None and list(manifest.output.files) == ["adapter_model.safetensors"]
+    assert manifest.process is not None and manifest.process.pid == os.getpid()
+    assert Experiment.model_validate(yaml.safe_load((tmp_path / "config.yaml").read_text())) == toy()
+    shown = capsys.readouterr().out
+    assert "held-out loss after" in shown
+    assert "next: deepspeed launch/run_stage.py --stage rm sft.learning_rate=1e-4" in shown
+
+
+def test_manifest_says_running_while_it_runs(tmp_path: Path, run) -> None:
+    seen: list[str] = []
+
+    def look(context: Context) -> Outcome:
+        seen.append(manifest_of(tmp_path).status)
+        return train(context)
+
+    run(look)
+    assert seen == ["running"]
+
+
+def test_second_run_does_nothing(run, capsys: pytest.CaptureFixture[str]) -> None:
+    run()
+    capsys.readouterr()
+    assert run(lambda context: pytest.fail("must not run")) == 0
+    assert "finished" in capsys.readouterr().out
+
+
+def test_force_keeps_the_old_folder(tmp_path: Path, run) -> None:
+    run()
+    assert run(force=True) == 0
+    assert manifest_of(tmp_path).status == "finished"
+    assert (tmp_path / "sft.old-1/adapter/adapter_model.safetensors").exists()
+
+
+def test_inputs_are_handed_over(tmp_path: Path, run) -> None:
+    leave(tmp_path, "sft")
+    contexts: list[Context] = []
+
+    def look(context: Context) -> Outcome:
+        contexts.append(context)
+        return train(context)
+
+    assert run(look, stage="rm") == 0
+    assert contexts[0].inputs == {"sft": tmp_path / "sft/adapter"}
+    assert not contexts[0].resume
+    expected = manifest_of(tmp_path).output
+    assert expected is not None
+    assert manifest_of(tmp_path, "rm").inputs["sft"].sha256 == expected.sha256
+
+
+def test_users_error_is_a_message_and_status_2(
+    tmp_path: Path, run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(context: Context) -> Outcome:
+        raise UserError("rows.jsonl: row 3: no prompt")
+
+    assert run(refuse) == 2
+    shown = capsys.readouterr().err
+    assert "error: rows.jsonl: row 3: no prompt" in shown and "Traceback" not in shown
+    manifest = manifest_of(tmp_path)
+    assert manifest.status == "failed"
+    assert manifest.error == "UserError: rows.jsonl: row 3: no prompt"
+
+
+def test_programs_error_is_a_traceback_and_status_1(
+    tmp_path: Path, run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(context: Context) -> Outcome:
+        raise ZeroDivisionError("by zero")
+
+    assert run(fail) == 1
+    assert "Traceback" in capsys.readouterr().err
+    assert manifest_of(tmp_path).status == "failed"
+
+
+def test_stage_without_adapter_is_a_failure(tmp_path: Path, run) -> None:
+    assert run(lambda context: Outcome({})) == 1
+    assert manifest_of(tmp_path).status == "failed"
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_interrupts_and_the_next_run_resumes(tmp_path: Path, run, signum, status) -> None:
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    def stop(context: Context) -> Outcome:
+        context.tracker.log({"loss": 9.0}, 1)
+        os.kill(os.getpid(), signum)
+        signal.pause()
+        raise AssertionError("not reached")
+
+    assert run(stop) == status
+    assert manifest_of(tmp_path).status == "interrupted"
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+    def resumed(context: Context) -> Outcome:
+        assert context.resume
+        return train(context)
+
+    assert run(resumed) == 0
+    lines = (tmp_path / "sft/metrics.jsonl").read_text().splitlines()
+    assert lines == ['{"step": 1, "loss": 1.0}'], "without a checkpoint, nothing of the first attempt counts"
+
+
+def test_second_signal_does_not_disturb_the_manifest(
+    tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Manifest.write
+
+    def slow(self: Manifest, path: Path) -> None:
+        if self.status == "interrupted":
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(self, path)
+
+    monkeypatch.setattr(Manifest, "write", slow)
+
+    def stop(context: Context) -> Outcome:
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()
+        raise AssertionError("not reached")
+
+    assert run(stop) == 130
+    assert manifest_of(tmp_path).status == "interrupted"
+
+
+def test_a_recipe_may_finish_its_step_first(tmp_path: Path, run, capsys: pytest.CaptureFixture[str]) -> None:
+    def pause(context: Context) -> Outcome:
+        with context.signals_deferred() as signal_noted:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise Paused(signal_noted(), 7, 20)
+
+    assert run(pause) == 143
+    manifest = manifest_of(tmp_path)
+    assert (manifest.status, manifest.error) == (
+        "interrupted",
+        "Paused: SIGTERM after step 7 of 20, which is in a checkpoint",
+    )
+    assert "interrupted by SIGTERM after step 7 of 20" in capsys.readouterr().err
+
+
+def test_resume_keeps_the_run_id_and_adds_up_time(tmp_path: Path, run) -> None:
+    def fail(context: Context) -> Outcome:
+        raise ZeroDivisionError
+
+    run(fail)
+    first = manifest_of(tmp_path)
+    first.model_copy(update={"wall_seconds": 100.0}).write(tmp_path / "sft/manifest.json")
+    run()
+    second = manifest_of(tmp_path)
+    assert second.run_id == first.run_id
+    assert second.started == first.started
+    assert 100 <= second.metrics["wall_seconds"] < 200
+
+
+def test_a_clock_that_goes_backwards_loses_nothing(tmp_path: Path, run) -> None:
+    """A stage that was killed by a machine whose clock was a year ahead."""
+    killed = leave(tmp_path, "sft", "running", checkpoint=3)
+    ahead = killed.started + timedelta(days=365)
+    future = {"started": ahead, "attempt_started": ahead, "wall_seconds": 100.0}
+    killed.model_copy(update=future).write(tmp_path / "sft/manifest.json")
+    assert run() == 0
+    manifest = manifest_of(tmp_path)
+    assert manifest.status == "finished" and 100 <= manifest.metrics["wall_seconds"] < 200
+    assert run() == 0 and manifest_of(tmp_path) == manifest, "finished, whatever the clock says"
+
+
+def test_blocked_stage_touches_nothing(tmp_path: Path, run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(stage="rm") == 2
+    assert "needs stage sft" in capsys.readouterr().err
+    assert not (tmp_path / "rm").exists()
+
+
+def test_indivisible_batch_is_refused_before_anything_changes(
+    tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "0")
+    assert run() == 2
+    assert "sft.batch_size: 64 cannot be shared equally by 3 ranks" in capsys.readouterr().err
+    assert not (tmp_path / "sft").exists()

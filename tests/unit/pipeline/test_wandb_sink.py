@@ -1,0 +1,240 @@
+"""W&B: which mode is chosen, and what an offline run of the real library leaves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+
+from configs.errors import UserError
+from data.storage.files import write_json_lines
+from pipeline.terminal.progress import PlainDisplay
+from pipeline.tracking import wandb_sink
+from pipeline.tracking.metric_files import FileSink
+from pipeline.tracking.reporter import Reporter
+from pipeline.tracking.wandb_sink import WandbSink, make_wandb_sink, wandb_mode
+from tests.support.pipeline_runs import leave, toy
+
+KEY = "0123456789abcdef" * 2 + "01234567"
+ROOT = Path(__file__).resolve().parents[3]
+VARIABLES = ("WANDB_MODE", "WANDB_DISABLED", "WANDB_API_KEY", "WANDB_DATA_DIR", "WANDB_CACHE_DIR")
+
+
+@pytest.fixture(autouse=True)
+def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variables, no netrc, no settings of whoever runs the tests."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")  # so that what the code sets is undone, too
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+
+
+@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
+def test_mode_of_the_configuration(mode: str) -> None:
+    assert wandb_mode(toy(tracking__wandb=mode)) == mode
+
+
+def test_variable_wins_over_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert wandb_mode(toy(tracking__wandb="online")) == "disabled"
+
+
+def test_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "of-line")
+    with pytest.raises(UserError, match="WANDB_MODE=of-line"):
+        wandb_mode(toy())
+
+
+def in_a_process(code: str, *arguments: str) -> str:
+    """Run code in a process of its own, as W&B remembers keys that it has seen; returns its output."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"},  # ours knows runs
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def auto_mode() -> str:
+    code = "from pipeline.wandb_sink import wandb_mode; from tests.unit.pipeline_runs import toy\n"
+    return in_a_process(code + "print(wandb_mode(toy(tracking__wandb='auto')))").split()[-1]
+
+
+def test_auto_is_offline_without_an_account_and_asks_nobody() -> None:
+    assert auto_mode() == "offline"
+
+
+@pytest.mark.parametrize("where", ["variable", "netrc"])
+def test_auto_is_online_with_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    if where == "variable":
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+    else:
+        (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
+    assert auto_mode() == "online"
+
+
+def test_disabled_makes_no_sink(tmp_path: Path) -> None:
+    assert make_wandb_sink(toy(tracking__wandb="disabled"), leave(tmp_path, "sft"), tmp_path / "sft") is None
+
+
+def test_offline_run_is_complete_inside_the_folder_and_resumes_by_id(tmp_path: Path) -> None:
+    config = toy(tracking__wandb="offline")
+    leave(tmp_path, "sft", config=config)
+    manifest = leave(tmp_path, "rm", config=config).model_copy(update={"run_id": "abcd1234"})
+    for first_step in (1, 3):  # the second time it is resumed
+        sink = make_wandb_sink(config, manifest, tmp_path / "rm")
+        assert sink is not None
+        run = sink._run
+        assert run is not None
+        assert (run.id, run.group, run.job_type, run.offline) == ("abcd1234", "toy", "rm", True)
+        assert run.config["inputs"]["sft"]["sha256"] == manifest.inputs["sft"].sha256
+        assert run.config["rm"]["learning_rate"] == config.rm.learning_rate
+        sink.log({"loss": 0.5}, first_step)
+        sink.samples([{"prompt": "p", "response": "r"}], first_step)
+        sink.finish(manifest, tmp_path / "rm/adapter")
+        sink.close(0)
+    records = sorted((tmp_path / "rm/wandb").glob("offline-run-*-abcd1234/run-abcd1234.wandb"))
+    assert records and all(path.stat().st_size > 0 for path in records)
+    assert list((tmp_path / "rm/wandb").glob("data/artifacts/staging/*")), (
+        "the adapter waits for `wandb sync`"
+    )
+    assert os.environ["WANDB_DATA_DIR"].startswith(str(tmp_path))
+
+
+class Recorder:
+    """Stands in for a run of W&B; fails from a given call on."""
+
+    offline = True
+
+    def __init__(self, fail_after: int = 1000) -> None:
+        self.logged: list[dict[str, Any]] = []
+        self.fail_after = fail_after
+
+    def log(self, values: dict[str, Any], **options: Any) -> None:
+        if len(self.logged) >= self.fail_after:
+            raise wandb.errors.CommError("the network is gone")
+        assert not options, "no step= may be given"
+        self.logged.append(values)
+
+    def finish(self, exit_code: int) -> None:
+        pass
+
+
+def test_steps_are_a_metric(tmp_path: Path) -> None:
+    run = Recorder()
+    sink = WandbSink(run, toy(), tmp_path)
+    sink.log({"loss": 0.5}, 7)
+    sink.close(0)
+    assert run.logged == [{"trainer/step": 7, "loss": 0.5}]
+
+
+def test_table_has_the_samples_of_earlier_attempts_and_not_those_that_were_rewound(tmp_path: Path) -> None:
+    for attempt, step in enumerate((7, 8)):
+        run = Recorder()
+        reporter = Reporter(PlainDisplay(print), [FileSink(tmp_path), WandbSink(run, toy(), tmp_path)])
+        reporter.rewind(7)
+        reporter.samples([{"prompt": "p", "score": 1.0}] if attempt == 0 else [{"prompt": "q"}], step)
+        reporter.samples([{"prompt": "lost"}] if attempt == 0 else [], 9)
+        reporter.close(0)
+    table = run.logged[0]["samples"]
+    assert table.columns == ["step", "prompt", "score"]
+    assert table.data == [[7, "p", 1.0], [8, "q", None]]
+
+
+def test_table_is_shown_now_and_then_while_the_stage_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_sink, "SECONDS_PER_TABLE", 0.0)
+    run = Recorder()
+    sink = WandbSink(run, toy(), tmp_path)
+    write_json_lines(tmp_path / "samples.jsonl", [{"step": 1, "prompt": "p"}])
+    sink.samples([{"prompt": "p"}], 1)
+    assert run.logged[0]["samples"].data == [[1, "p"]]
+
+
+def test_tables_of_a_long_run_hold_the_latest_samples(tmp_path: Path) -> None:
+    run = Recorder()
+    sink = WandbSink(run, toy(), tmp_path)
+    write_json_lines(tmp_path / "samples.jsonl", [{"step": step} for step in range(3000)])
+    sink.close(0)
+    assert run.logged[0]["samples"].data == [[step] for step in range(2000, 3000)]
+
+
+def test_a_service_that_dies_in_the_middle_ends_nothing(tmp_path: Path) -> None:
+    """W&B's own process is killed between two steps: the stage goes on, and ends in time."""
+    leave(tmp_path, "sft")
+    code = (
+        "import sys, time, psutil; from pathlib import Path; from pipeline import wandb_sink, manifest\n"
+        "from tests.unit.pipeline_runs import toy\n"
+        "folder = Path(sys.argv[1]) / 'sft'\n"
+        "record = manifest.read_manifest(folder / 'manifest.json')\n"
+        "sink = wandb_sink.make_wandb_sink(toy(tracking__wandb='offline'), record, folder)\n"
+        "sink.log({'loss': 1.0}, 1)\n"
+        "service = psutil.Process().children(recursive=True)\n"
+        "assert service; [each.kill() for each in service]\n"
+        "for step in range(2, 50): sink.log({'loss': 1.0}, step); time.sleep(0.02)\n"
+        "sink.close(0)\n"
+        "print('ended')\n"
+    )
+    assert "ended" in in_a_process(code, str(tmp_path))
+
+
+def test_what_a_killed_process_left_of_temporary_files_goes(tmp_path: Path) -> None:
+    leave(tmp_path, "sft")
+    code = (
+        "import os, sys; from pathlib import Path; from pipeline import wandb_sink, manifest\n"
+        "from tests.unit.pipeline_runs import toy\n"
+        "folder = Path(sys.argv[1]) / 'sft'\n"
+        "record = manifest.read_manifest(folder / 'manifest.json')\n"
+        "sink = wandb_sink.make_wandb_sink(toy(tracking__wandb='offline'), record, folder)\n"
+        "sys.argv[2:] and (sink.close(0), os._exit(0))\n"
+        "print(len(list((folder / 'wandb/tmp').iterdir())), flush=True); sink.close(0)\n"
+    )
+    in_a_process(code, str(tmp_path), "as if killed")
+    left = set((tmp_path / "sft/wandb/tmp").iterdir())
+    assert left, "what W&B makes lies in the run directory"
+    in_a_process(code, str(tmp_path))
+    assert not left & set((tmp_path / "sft/wandb/tmp").iterdir())
+
+
+def test_a_failing_network_does_not_end_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = Recorder(fail_after=1)
+    sink = WandbSink(run, toy(), tmp_path)
+    for step in range(5):
+        sink.log({"loss": 0.5}, step)
+    sink.close(0)
+    assert len(run.logged) == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING"], "said once"
+
+
+def test_unreachable_server_falls_back_to_offline_under_the_same_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port, where nobody listens
+    leave(tmp_path, "sft")
+    code = (
+        "import sys; from pathlib import Path; from pipeline import wandb_sink, manifest\n"
+        "from tests.unit.pipeline_runs import toy\n"
+        "wandb_sink.INIT_TIMEOUT_SECONDS = 2\n"
+        "folder = Path(sys.argv[1]) / 'sft'\n"
+        "record = manifest.read_manifest(folder / 'manifest.json')\n"
+        "record.run_id = 'abcd1234'\n"
+        "sink = wandb_sink.make_wandb_sink(toy(tracking__wandb='online'), record, folder)\n"
+        "sink.log({'loss': 1.0}, 1)\n"
+        "sink.close(0)\n"
+    )
+    in_a_process(code, str(tmp_path))
+    assert list((tmp_path / "sft/wandb").glob("offline-run-*-abcd1234/run-abcd1234.wandb"))

@@ -1,0 +1,128 @@
+"""Collected rankings: best first, with ties, and read back whatever the answers hold."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.errors import UserError
+from configs.schema import Rollout
+from data.batches.tokenize import Prompt
+from data.batches.tokenize import rankings as tokenize_rankings
+from stages.context import Context
+from stages.distributed.ranks import Ranks
+from stages.feedback import labellers, rankings
+from stages.feedback.rankings import collect_rankings
+from stages.sampling.decoding import Response
+from stages.sampling.sampler import Sampler
+from tests.contract.bad_inputs.entry import flip
+from tests.support.roles import CPU
+from tests.unit.stages.feedback.test_evaluation import context_in
+
+NOTHING: Any = None  # where nothing asks it
+SAMPLER = Sampler(NOTHING, NOTHING, Ranks(0, 1, CPU), Rollout())
+
+
+def resuming(folder) -> Context:
+    context = context_in(folder)
+    return Context(context.config, "rm", folder, {}, context.tracker, resume=True)
+
+
+def row(split: str, answers: list[str], ranks: list[int]) -> dict:
+    return {
+        "split": split,
+        "prompt": "p",
+        "completions": answers,
+        "ranks": ranks,
+        "scores": [0.0] * len(ranks),
+    }
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x85", "\x0b", "\r", "\n", "\x1c"])
+def test_answers_may_hold_any_character(odd, tmp_path):
+    rows = [row("train", [f"a{odd}b", "c"], [0, 1]), row("held_out", ["d", f"{odd}e"], [0, 1])]
+    rankings.write_sealed(tmp_path / "rankings.jsonl", rows)
+    assert collect_rankings(resuming(tmp_path), SAMPLER, "sft") == ([rows[0]], [rows[1]])
+
+
+def test_rankings_of_ties_alone_are_left_out(tmp_path):
+    useful, useless = row("train", ["a", "b"], [0, 1]), row("train", ["a", "a"], [0, 0])
+    rankings.write_sealed(tmp_path / "rankings.jsonl", [useless, useful])
+    assert collect_rankings(resuming(tmp_path), SAMPLER, "sft") == ([useful], [])
+
+
+def test_writing_leaves_nothing_else_behind(tmp_path):
+    rankings.write_sealed(tmp_path / "rankings.jsonl", [row("train", ["é", "b"], [0, 1])])
+    assert {path.name for path in tmp_path.iterdir()} == {"rankings.jsonl", "rankings.sha256"}
+    assert json.loads((tmp_path / "rankings.jsonl").read_text(encoding="utf-8"))["completions"] == ["é", "b"]
+
+
+def test_samples_are_ranked_best_first_with_ties(tmp_path, monkeypatch):
+    # K = 4 answers to each of two prompts, in the order in which they were sampled
+    answers = ["It rains.", "great", "It rains.", "Terrible.", "fine", "bad", "great", "good"]
+    monkeypatch.setattr(Sampler, "shared", lambda *_: [Response([i]) for i in range(8)])
+    monkeypatch.setattr(Sampler, "decode", lambda _, responses: [answers[i] for (i,) in responses])
+    monkeypatch.setitem(labellers.LABELLERS, "file", {  # what the config names here by default
+        "It rains.": 0.0, "great": 3.0, "Terrible.": -2.0, "fine": 1.0, "bad": -1.0, "good": 2.0,
+    }.__getitem__)  # fmt: skip
+    prompts = [Prompt("one", "one", [5]), Prompt("two", "two", [6])]
+    first, second = rankings._rank(resuming(tmp_path), SAMPLER, "sft", prompts)
+    assert first == {
+        "prompt": "one",
+        "completions": ["great", "It rains.", "It rains.", "Terrible."],
+        "completion_ids": [[1], [2], [0], [3]],  # of those that tie, either may be first
+        "ranks": [0, 1, 1, 2],
+        "scores": [3.0, 0.0, 0.0, -2.0],
+    }
+    assert (second["completions"], second["ranks"]) == (["great", "good", "fine", "bad"], [0, 1, 2, 3])
+
+
+def test_samples_of_one_prompt_have_seeds_of_their_own(tmp_path, monkeypatch):
+    asked: list[tuple] = []
+
+    def shared(sampler, role, prompts, seeds, advance):
+        asked.extend(zip(map(tuple, prompts), seeds, strict=True))
+        return [Response([0])] * len(prompts)
+
+    monkeypatch.setattr(Sampler, "shared", shared)
+    monkeypatch.setattr(Sampler, "decode", lambda _, responses: ["a"] * len(responses))
+    monkeypatch.setitem(labellers.LABELLERS, "file", lambda _: 0.0)
+    one, two = Prompt("one", "one", [5]), Prompt("two", "two", [6])
+    rankings._rank(resuming(tmp_path), SAMPLER, "sft", [one, two])
+    assert len(set(asked)) == 8
+    both = asked.copy()
+    asked.clear()
+    rankings._rank(resuming(tmp_path), SAMPLER, "sft", [two])
+    assert asked == both[4:]  # whatever other prompts there are
+
+
+def test_reward_model_learns_from_the_tokens_that_were_sampled(tmp_path, monkeypatch, tiny_tokenizer):
+    """An answer that ran into its limit has no end-of-turn token, and gets none on the way."""
+    end = tiny_tokenizer.eos_token_id
+    sampled = [[40, 41, 42], [43, end], [44, 45, end], [46]]
+    monkeypatch.setattr(Sampler, "shared", lambda *_: [Response(ids) for ids in sampled])
+    monkeypatch.setitem(labellers.LABELLERS, "file", {text: float(i) for i, text in enumerate(
+        Sampler(NOTHING, tiny_tokenizer, Ranks(0, 1, CPU), Rollout()).decode(sampled)
+    )}.__getitem__)  # fmt: skip
+    sampler = Sampler(NOTHING, tiny_tokenizer, Ranks(0, 1, CPU), Rollout())
+    rows = rankings._rank(resuming(tmp_path), sampler, "sft", [Prompt("one", "one", [5])])
+    (ranking,), _ = tokenize_rankings(rows, tiny_tokenizer, resuming(tmp_path).config.data)
+    assert ranking.completion_ids == [[46], [44, 45, end], [43, end], [40, 41, 42]]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("rankings.jsonl", flip),
+        ("rankings.jsonl", lambda file: os.truncate(file, 9)),
+        ("rankings.sha256", flip),
+        ("rankings.sha256", Path.unlink),
+    ],
+)
+def test_rankings_that_are_not_those_collected_are_refused(name, damage, tmp_path):
+    rankings.write_sealed(tmp_path / "rankings.jsonl", [row("train", ["a", "b"], [0, 1])])
+    damage(tmp_path / name)
+    with pytest.raises(UserError, match="rankings"):
+        collect_rankings(resuming(tmp_path), SAMPLER, "sft")

@@ -1,0 +1,130 @@
+"""The reward model on what a policy sampled: in the policy's tokens, or in its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from configs.schema import Base, Data, Source
+from data.batches.tokenize import Prompt, answer
+from stages.distributed.ranks import Ranks
+from stages.feedback.reward_model import Scorer
+from stages.models.base import load_base, load_tokenizer
+from stages.models.role_models import Cast, same_tokens
+from stages.models.roles import BASE, Roles
+from stages.sampling.decoding import Response
+from tests.support.bases import foreign_base, wider_base
+from tests.support.roles import CPU, new_role, tiny_roles
+
+ALONE = Ranks(0, 1, CPU)
+ASKED = [{"role": "user", "content": "How is it?"}]
+SOURCE = Source(path="prompts.jsonl")
+DATA = Data(sft=SOURCE, rm=SOURCE, ppo=SOURCE, max_length=64, max_prompt_length=32)
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("bases")
+    return {"wider": wider_base(tiny_folder, root / "wider"), "foreign": foreign_base(root / "foreign")}
+
+
+def cast_with(folder: Path, tiny_tokenizer: Any) -> Cast:
+    """A policy on the tiny base, a reward model on that in `folder`."""
+    base = Base(model=str(folder), compute_dtype="float32")
+    own = new_role(Roles(load_base(base, CPU)), "reward", 1, head=True)
+    cast = Cast((new_role(tiny_roles(), "policy", 0), tiny_tokenizer), (own, load_tokenizer(base)))
+    return cast.eval()
+
+
+def prompts_and_responses(tokenizer: Any) -> tuple[list[Prompt], list[Response]]:
+    """One answer that ended its turn and one that did not, to one prompt."""
+    ids = tokenizer.apply_chat_template(ASKED, add_generation_prompt=True, return_dict=True)["input_ids"]
+    text = tokenizer("The sun was shining.")["input_ids"]
+    prompt = Prompt(ASKED, "How is it?", ids)
+    return [prompt] * 2, [Response([*text, tokenizer.eos_token_id]), Response(text)]
+
+
+def naive(cast: Cast, text: str) -> float:
+    ids = torch.tensor([cast.reward_tokenizer(text, add_special_tokens=False)["input_ids"]])
+    with torch.no_grad():
+        return float(cast.reward_base("reward", ids, torch.ones_like(ids))[0, -1])
+
+
+def test_roles_are_asked_on_their_own_base(folders: dict[str, Path], tiny_tokenizer: Any) -> None:
+    cast = cast_with(folders["wider"], tiny_tokenizer)
+    assert cast.of("reward") is cast.reward_base
+    assert cast.of("policy") is cast.of(BASE) is cast.policy_base
+    ids = torch.tensor([[5, 6, 7]])
+    ours = cast("policy", ids, torch.ones_like(ids))
+    assert torch.equal(ours, cast.policy_base("policy", ids, torch.ones_like(ids)))
+    assert not cast.shares_base and cast.shares_tokens
+
+
+def test_rows_of_embeddings_that_only_one_base_has(folders: dict[str, Path], tiny_tokenizer: Any) -> None:
+    cast = cast_with(folders["foreign"], tiny_tokenizer)
+    ids = torch.tensor([[5, 383]])
+    assert torch.isfinite(cast("reward", ids, torch.ones_like(ids))).all()
+
+
+def test_tokens_that_were_sampled_are_scored_as_they_are(
+    folders: dict[str, Path], tiny_tokenizer: Any
+) -> None:
+    cast = cast_with(folders["wider"], tiny_tokenizer)
+    prompts, responses = prompts_and_responses(tiny_tokenizer)
+    asked = tiny_tokenizer.decode(prompts[0].prompt_ids)
+    expected = [naive(cast, f"{asked}The sun was shining.{end}") for end in ("<|im_end|>", "")]
+    assert Scorer(cast, ALONE, DATA)(prompts, responses).tolist() == pytest.approx(expected, abs=1e-5)
+    assert Scorer(cast, ALONE, DATA).shared(prompts, responses, 1) == pytest.approx(expected, abs=1e-5)
+
+
+def test_text_is_scored_where_the_tokenizers_differ(folders: dict[str, Path], tiny_tokenizer: Any) -> None:
+    cast = cast_with(folders["foreign"], tiny_tokenizer)
+    prompts, responses = prompts_and_responses(tiny_tokenizer)
+    asked = "[user]\nHow is it?\n[assistant]\n"
+    expected = [naive(cast, f"{asked}The sun was shining.{end}") for end in ("</s>", "")]
+    assert expected[0] != pytest.approx(expected[1], abs=1e-2)
+    assert Scorer(cast, ALONE, DATA)(prompts, responses).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_empty_answer_has_the_score_of_its_prompt(folders: dict[str, Path], tiny_tokenizer: Any) -> None:
+    cast = cast_with(folders["foreign"], tiny_tokenizer)
+    prompts, _ = prompts_and_responses(tiny_tokenizer)
+    nothing = Response([tiny_tokenizer.pad_token_id])  # ran into its limit without a word
+    found = Scorer(cast, ALONE, DATA)(prompts[:1], [nothing]).tolist()
+    assert found == pytest.approx([naive(cast, "[user]\nHow is it?\n[assistant]\n")], abs=1e-5)
+
+
+def test_a_prompt_or_answer_that_grew_too_long_is_truncated(folders: dict[str, Path]) -> None:
+    tokenizer = load_tokenizer(Base(model=str(folders["foreign"])))
+    prompt_ids, ids = answer("Sky? " * 20, "zzzz" * 40, True, tokenizer, DATA)
+    assert (len(prompt_ids), len(ids)) == (32, 32)
+    assert tokenizer.eos_token_id not in ids
+
+
+@pytest.mark.parametrize("text", ["\n\nSo", " So", "So\n", "So"])
+@pytest.mark.parametrize("chat", [True, False])
+def test_an_answer_may_begin_with_any_blank(folders: dict[str, Path], text: str, chat: bool) -> None:
+    """In a chat blanks around an answer are no part of it; after plain text they are."""
+    tokenizer = load_tokenizer(Base(model=str(folders["foreign"])))
+    data = DATA.model_copy(update={"chat": chat})
+    prompt_ids, ids = answer("Sky?", text, True, tokenizer, data)
+    asked, said = ("[user]\nSky?\n[assistant]\n", "So") if chat else ("Sky?", text)
+    assert (tokenizer.decode(prompt_ids), tokenizer.decode(ids)) == (asked, f"{said}</s>")
+
+
+@pytest.mark.parametrize("change", ["eos_token", "chat_template", "vocabulary"])
+def test_what_makes_tokenizers_differ(change: str, tiny_folder: Path) -> None:
+    one, other = (AutoTokenizer.from_pretrained(tiny_folder) for _ in range(2))
+    other.pad_token = other.eos_token  # which token pads, masks tell
+    assert same_tokens(one, other)
+    if change == "eos_token":
+        other.eos_token = "<|im_start|>"
+    elif change == "chat_template":
+        other.chat_template = "{{ messages[0]['content'] }}"
+    else:
+        other.add_tokens(["garden"])
+    assert not same_tokens(one, other)

@@ -1,0 +1,198 @@
+"""Terms of the reward: functions, a real HTTP endpoint that fails now and then, and what is made of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from configs.errors import UserError
+from configs.schema import Ppo, Reward
+from stages.feedback.rewards import Rewards, reward_name, shaped
+from stages.maths.statistics import RunningMoments
+
+PROMPTS, RESPONSES = ["a", "b"], ["short", "much longer"]
+
+
+class Service:
+    """An endpoint whose first answers are `failures`; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.failures: list[int] = []
+        self.answer: object = {"rewards": [1.0, 2.0]}
+        self.asked: list[dict] = []
+        self.keys: list[str | None] = []
+        self.delay = 0.0  # seconds
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                service.asked.append(json.loads(body))
+                service.keys.append(self.headers["Authorization"])
+                time.sleep(service.delay)
+                text = json.dumps(service.answer).encode()
+                self.send_response(service.failures.pop(0) if service.failures else 200)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/score"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    service = Service()
+    yield service
+    service.server.shutdown()
+    service.server.server_close()
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """An importable module `my_rewards`."""
+    module = ModuleType("my_rewards")
+    monkeypatch.setitem(sys.modules, "my_rewards", module)
+    vars(module)["length"] = lambda prompts, completions: [len(text) for text in completions]
+    return module
+
+
+def test_terms_are_added_up_by_weight(module: ModuleType, service: Service) -> None:
+    terms = [Reward(), Reward(source="my_rewards:length", weight=0.5), Reward(source=service.url, weight=-1)]
+    rewards = Rewards(terms)
+    found = rewards(PROMPTS, RESPONSES)
+    host = service.url.split("/")[2]
+    assert found == {"length": [5.0, 11.0], host: [1.0, 2.0]}
+    assert service.asked == [{"prompts": PROMPTS, "completions": RESPONSES}]
+    assert rewards.uses_reward_model
+    assert rewards.total({"rm": 3.0, "length": 5.0, host: 1.0}) == 3.0 + 2.5 - 1.0
+
+
+def test_names() -> None:
+    assert reward_name(Reward()) == "rm"
+    assert reward_name(Reward(source="a.b:polite")) == "polite"
+    assert reward_name(Reward(source="https://scores.example/v1")) == "scores.example"
+    assert reward_name(Reward(source="a.b:polite", name="p")) == "p"
+
+
+def test_reward_model_need_not_be_a_term(module: ModuleType) -> None:
+    assert not Rewards([Reward(source="my_rewards:length")]).uses_reward_model
+
+
+def test_endpoint_is_asked_again_when_it_fails(service: Service) -> None:
+    service.failures = [503, 500]
+    assert list(Rewards([Reward(source=service.url)])(PROMPTS, RESPONSES).values()) == [[1.0, 2.0]]
+    assert len(service.asked) == 3
+
+
+def test_endpoint_that_goes_on_failing_is_an_error_that_names_it(service: Service) -> None:
+    service.failures = [500] * 9
+    with pytest.raises(UserError, match=service.url):
+        Rewards([Reward(source=service.url, retries=1)])(PROMPTS, RESPONSES)
+    assert len(service.asked) == 2
+
+
+@pytest.mark.parametrize("answer", [{}, [1, 2], {"rewards": 3}, {"rewards": [1.0]}, {"rewards": [1.0, "x"]}])
+def test_endpoint_that_answers_rubbish_is_an_error(service: Service, answer: object) -> None:
+    service.answer = answer
+    with pytest.raises(UserError, match=r"ppo\.rewards"):
+        Rewards([Reward(source=service.url)])(PROMPTS, RESPONSES)
+
+
+def test_nobody_listening_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"127.0.0.1:9.*resumes"):
+        Rewards([Reward(source="http://127.0.0.1:9/", retries=0)])(PROMPTS, RESPONSES)
+
+
+def test_bearer_token_comes_from_a_variable(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    term = Reward(source=service.url, key_variable="SCORER_KEY")
+    monkeypatch.delenv("SCORER_KEY", raising=False)
+    with pytest.raises(UserError, match="SCORER_KEY is not set"):
+        Rewards([term])
+    monkeypatch.setenv("SCORER_KEY", "secret")
+    Rewards([term])(PROMPTS, RESPONSES)
+    assert service.keys == ["Bearer secret"]
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, None], ["1", 2.0], [torch.ones(2), 1.0]])
+def test_function_must_give_numbers(module: ModuleType, values: list) -> None:
+    vars(module)["bad"] = lambda prompts, completions: values
+    with pytest.raises(UserError, match=r"ppo.rewards: bad must give a number for each of 2"):
+        Rewards([Reward(source="my_rewards:bad")])(PROMPTS, RESPONSES)
+
+
+def test_numbers_of_torch_and_numpy_are_taken_and_nan_is_the_updates_to_skip(module: ModuleType) -> None:
+    vars(module)["mixed"] = lambda prompts, completions: [torch.tensor(1.5), np.float32(math.nan)]
+    first, second = Rewards([Reward(source="my_rewards:mixed")])(PROMPTS, RESPONSES)["mixed"]
+    assert first == 1.5 and math.isnan(second)
+
+
+def test_endpoint_that_does_not_answer_in_time_is_an_error(service: Service) -> None:
+    service.delay = 1.0
+    with pytest.raises(UserError, match=r"ReadTimeout.*resumes"):
+        Rewards([Reward(source=service.url, timeout_seconds=0.1, retries=0)])(PROMPTS, RESPONSES)
+    assert Rewards([Reward(source=service.url, timeout_seconds=10, retries=0)])(PROMPTS, RESPONSES)
+
+
+def test_the_reward_models_term_may_have_a_name() -> None:
+    rewards = Rewards([Reward(name="quality"), Reward(name="half", weight=0.5)])
+    assert rewards.uses_reward_model and rewards.of_reward_model == ["quality", "half"]
+    assert rewards.total({"quality": 2.0, "half": 2.0}) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("source", "word"), [("no_such:f", "cannot import"), ("my_rewards:f", "no function")]
+)
+def test_missing_functions_are_named(module: ModuleType, source: str, word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        Rewards([Reward(source=source)])
+
+
+def test_two_terms_of_one_name_are_refused() -> None:
+    with pytest.raises(UserError, match="two terms are called rm"):
+        Rewards([Reward(), Reward(weight=2)])
+
+
+def test_running_moments_are_those_of_all_values() -> None:
+    values = torch.randn(60, dtype=torch.float64) * 3 + 7
+    moments = RunningMoments()
+    for batch in values.split([10, 1, 29, 20]):
+        moments.update(batch)
+    assert moments.mean == pytest.approx(values.mean().item())
+    assert moments.deviation == pytest.approx(values.std(unbiased=False).item())
+
+
+def shape(totals: list[float], memory: dict | None = None, **settings) -> list[float]:
+    ppo = Ppo(**({"missing_eos_penalty": None} | settings))
+    lengths, ended = torch.tensor([2, 5]), torch.tensor([True, False])
+    return shaped(torch.tensor(totals), lengths, ended, ppo, {} if memory is None else memory).tolist()
+
+
+def test_penalties_by_hand() -> None:
+    assert shape([1.0, 3.0]) == [1.0, 3.0]
+    assert shape([1.0, 3.0], missing_eos_penalty=2.0) == [1.0, 1.0]
+    assert shape([1.0, 3.0], length_penalty=0.1) == pytest.approx([0.8, 2.5])
+    assert shape([-9.0, 3.0], clip_reward=2.5, missing_eos_penalty=1.0) == [-2.5, 1.5]  # clipped before
+    assert math.isnan(shape([math.inf, 3.0], clip_reward=2.5)[0]), "infinity is not made a number"
+
+
+def test_normalisation_runs_over_batches_and_is_remembered() -> None:
+    memory: dict = {}
+    assert shape([1.0, 3.0], memory, normalize_rewards=True) == pytest.approx([-1.0, 1.0])
+    json.dumps(memory)  # it goes into checkpoints
+    # 1, 3, 5, 7: mean 4, variance 5
+    second = shape([5.0, 7.0], memory, normalize_rewards=True)
+    assert second == pytest.approx([1 / math.sqrt(5), 3 / math.sqrt(5)])

@@ -1,0 +1,394 @@
+"""The losses: by hand, against plain Python in float64, and what must hold whatever the numbers."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from stages.maths.losses import masked_sum, nll_loss, policy_loss, ranking_loss, value_loss
+
+NAN = math.nan
+
+
+def tensor(values) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def boolean(rows) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.bool)
+
+
+def gradient(loss: torch.Tensor, values: torch.Tensor) -> list:
+    return torch.autograd.grad(loss, values)[0].tolist()
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    """Random (6, 5) per-token figures, about half of them under the mask."""
+    generator = torch.Generator().manual_seed(0)
+    names = ("logprobs", "old_logprobs", "advantages", "values", "old_values", "returns")
+    found = {name: torch.randn(6, 5, generator=generator, dtype=torch.float64) * 0.4 for name in names}
+    found["mask"] = torch.rand(6, 5, generator=generator) < 0.6
+    return found
+
+
+def spoil(values: torch.Tensor, mask: torch.Tensor, filling: float) -> torch.Tensor:
+    return torch.where(mask, values, filling)
+
+
+def policy(batch: dict[str, torch.Tensor], clip_range: float, normalizer: float):
+    figures = batch["logprobs"], batch["old_logprobs"], batch["advantages"]
+    return policy_loss(*figures, batch["mask"], clip_range, normalizer)
+
+
+def value(batch: dict[str, torch.Tensor], clip_range: float, normalizer: float):
+    figures = batch["values"], batch["old_values"], batch["returns"]
+    return value_loss(*figures, batch["mask"], clip_range, normalizer)
+
+
+# Each loss as a function of a batch: what it trains, and what else it reads.
+
+LOSSES = {
+    "nll": (lambda b, n: nll_loss(b["logprobs"], b["mask"], n), "logprobs", []),
+    "policy": (
+        lambda b, n: policy(b, 0.2, n)[0],
+        "logprobs",
+        ["old_logprobs", "advantages"],
+    ),
+    "value": (
+        lambda b, n: value(b, 0.2, n)[0],
+        "values",
+        ["old_values", "returns"],
+    ),
+}
+
+
+@pytest.mark.parametrize("filling", [0.0, 1e4, math.inf, NAN])
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_is_outside_the_mask_has_no_effect(name, filling, batch):
+    loss, trained, others = LOSSES[name]
+    batch[trained].requires_grad_()
+    expected = loss(batch, 7.0)
+    expected_gradient = gradient(expected, batch[trained])
+    assert any(any(row) for row in expected_gradient)
+    for other in [trained, *others]:
+        spoilt = dict(batch)
+        spoilt[other] = spoil(batch[other].detach(), batch["mask"], filling)
+        spoilt[trained] = spoilt[trained].detach().requires_grad_()
+        found = loss(spoilt, 7.0)
+        assert found.item() == expected.item(), other
+        assert gradient(found, spoilt[trained]) == expected_gradient, other
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_micro_batches_add_up_to_the_whole(name, batch):
+    loss, trained, _ = LOSSES[name]
+    tokens = float(batch["mask"].sum())
+    batch[trained].requires_grad_()
+    whole = loss(batch, tokens)
+    parts = [
+        loss({key: value[rows] for key, value in batch.items()}, tokens)
+        for rows in (slice(0, 1), slice(1, 4), slice(4, 6))
+    ]
+    assert sum(part.item() for part in parts) == pytest.approx(whole.item(), rel=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(sum(parts), batch[trained])[0], torch.autograd.grad(whole, batch[trained])[0]
+    )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_is_a_mean_over_masked_tokens(name, batch):
+    loss, _, _ = LOSSES[name]
+    tokens = float(batch["mask"].sum())
+    twice = {key: torch.cat([value, value]) for key, value in batch.items()}
+    assert loss(twice, 2 * tokens).item() == pytest.approx(loss(batch, tokens).item(), rel=1e-12)
+
+
+# Sums and negative log-likelihood
+
+
+def test_masked_sum_by_hand():
+    values = tensor([[1.0, 2.0, NAN], [4.0, math.inf, 16.0]])
+    mask = boolean([[1, 1, 0], [1, 0, 1]])
+    assert masked_sum(values, mask).item() == 23.0  # 1 + 2 + 4 + 16
+    assert masked_sum(values, torch.zeros_like(mask)).item() == 0.0
+
+
+def test_nll_by_hand():
+    logprobs = tensor([[-0.5, -1.0, -8.0], [-2.0, -8.0, -8.0]]).requires_grad_()
+    mask = boolean([[1, 1, 0], [1, 0, 0]])
+    loss = nll_loss(logprobs, mask, 4.0)
+    assert loss.item() == 0.875  # (0.5 + 1 + 2) / 4
+    assert gradient(loss, logprobs) == [[-0.25, -0.25, 0.0], [-0.25, 0.0, 0.0]]
+
+
+def test_nll_of_certain_tokens_is_zero():
+    assert nll_loss(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool), 6).item() == 0.0
+
+
+# Ranking
+
+
+def ranking_reference(scores, ranks, normalizer):
+    """The formula in plain Python: loss, and sums of loss, accuracy and margin."""
+    losses, accuracies, margins = [], [], []
+    for row, order in zip(scores, ranks, strict=True):
+        pairs = [
+            row[w] - row[l]
+            for w in range(len(row))
+            for l in range(len(row))  # noqa: E741
+            if order[w] >= 0 and order[l] >= 0 and order[w] < order[l]
+        ]
+        count = max(len(pairs), 1)
+        losses.append(sum(math.log1p(math.exp(-pair)) for pair in pairs) / count)
+        accuracies.append(sum(pair > 0 for pair in pairs) / count)
+        margins.append(sum(pairs) / count)
+    return sum(losses) / normalizer, sum(losses), sum(accuracies), sum(margins)
+
+
+def test_ranking_loss_of_three_by_hand():
+    scores = tensor([[2.0, 1.0, 3.0]]).requires_grad_()
+    loss, metrics = ranking_loss(scores, torch.tensor([[0, 1, 2]]), 1.0)
+    # pairs 2-1 = 1, 2-3 = -1, 1-3 = -2: (0.3132617 + 1.3132617 + 2.1269280) / 3
+    assert loss.item() == pytest.approx(1.2511505, abs=1e-7)
+    assert metrics["loss"].item() == pytest.approx(1.2511505, abs=1e-7)
+    assert metrics["accuracy"].item() == pytest.approx(1 / 3)
+    assert metrics["margin"].item() == pytest.approx(-2 / 3)  # (1 - 1 - 2) / 3
+    # d/d(r_w - r_l) is -sigmoid(-(r_w - r_l)): -0.2689414, -0.7310586, -0.8807971, each over 3 pairs
+    # first: -(0.2689414 + 0.7310586) / 3; second: (0.2689414 - 0.8807971) / 3; third: the rest
+    assert gradient(loss, scores)[0] == pytest.approx([-0.3333333, -0.2039519, 0.5372852], abs=1e-7)
+
+
+@pytest.mark.parametrize("difference", [-30.0, -1.5, 0.0, 0.3, 40.0])
+def test_two_completions_are_the_pairwise_loss(difference):
+    scores = tensor([[0.7 + difference, 0.7]])
+    loss, _ = ranking_loss(scores, torch.tensor([[0, 1]]), 1.0)
+    assert loss.item() == pytest.approx(-torch.nn.functional.logsigmoid(tensor(difference)).item(), abs=1e-12)
+    swapped, _ = ranking_loss(scores.flip(1), torch.tensor([[1, 0]]), 1.0)
+    assert swapped.item() == loss.item()
+
+
+def test_ranking_loss_is_finite_far_out_in_fp32():
+    scores = torch.tensor([[-200.0, 200.0]], requires_grad=True)
+    loss, _ = ranking_loss(scores, torch.tensor([[0, 1]]), 1.0)
+    assert loss.item() == 400.0  # log(1 + exp(400)); exp(400) itself is not an fp32 number
+    assert gradient(loss, scores) == [[-1.0, 1.0]]
+
+
+def test_ranking_loss_averages_over_prompts_not_pairs():
+    # prompt 1: one pair of difference 1, 0.3132617; prompt 2: three pairs of difference 0, log 2 = 0.6931472
+    scores = tensor([[1.0, 0.0, 9.0], [5.0, 5.0, 5.0]])
+    ranks = torch.tensor([[0, 1, -1], [0, 1, 2]])
+    loss, _ = ranking_loss(scores, ranks, 2.0)
+    assert loss.item() == pytest.approx((0.3132617 + 0.6931472) / 2, abs=1e-7)
+
+
+def test_ties_are_no_pair():
+    scores = tensor([[1.0, 4.0, 0.0]]).requires_grad_()
+    loss, metrics = ranking_loss(scores, torch.tensor([[0, 0, 1]]), 1.0)
+    # pairs 1-0 = 1 and 4-0 = 4: (0.3132617 + 0.0181499) / 2
+    assert loss.item() == pytest.approx(0.1657058, abs=1e-7)
+    assert metrics["accuracy"].item() == 1.0
+    assert metrics["margin"].item() == 2.5
+
+
+def test_a_prompt_without_a_pair_counts_nothing_and_gives_no_gradient():
+    scores = tensor([[1.0, 4.0], [2.0, NAN]]).requires_grad_()
+    loss, metrics = ranking_loss(scores, torch.tensor([[0, 0], [0, -1]]), 2.0)
+    assert loss.item() == 0.0
+    assert {name: value.item() for name, value in metrics.items()} == {"loss": 0, "accuracy": 0, "margin": 0}
+    assert gradient(loss, scores) == [[0.0, 0.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("filling", [0.0, 1e4, math.inf, NAN])
+def test_slots_without_completion_have_no_effect(filling):
+    ranks = torch.tensor([[0, 1, 2, -1], [1, 0, -1, -1]])
+    scores = tensor([[0.3, -0.2, 0.9, 0.0], [0.1, 0.6, 0.0, 0.0]])
+    expected_scores = scores.clone().requires_grad_()
+    expected, expected_metrics = ranking_loss(expected_scores, ranks, 2.0)
+    spoilt = torch.where(ranks >= 0, scores, filling).requires_grad_()
+    loss, metrics = ranking_loss(spoilt, ranks, 2.0)
+    assert loss.item() == expected.item()
+    assert metrics == expected_metrics
+    assert gradient(loss, spoilt) == gradient(expected, expected_scores)
+
+
+def test_ranking_loss_equals_plain_python():
+    rng = random.Random(0)
+    scores = [[rng.gauss(0, 3) for _ in range(5)] for _ in range(40)]
+    ranks = [[rng.choice([-1, 0, 1, 2, 3]) for _ in range(5)] for _ in range(40)]
+    expected = ranking_reference(scores, ranks, 17.0)
+    loss, metrics = ranking_loss(tensor(scores), torch.tensor(ranks), 17.0)
+    found = [loss, metrics["loss"], metrics["accuracy"], metrics["margin"]]
+    assert [value.item() for value in found] == pytest.approx(expected, rel=1e-6)
+    assert loss.item() == pytest.approx(expected[0], rel=1e-12)
+    single, _ = ranking_loss(tensor(scores).float(), torch.tensor(ranks), 17.0)
+    assert single.item() == pytest.approx(expected[0], rel=1e-5)
+
+
+def test_ranking_loss_ignores_shift_and_order_of_slots():
+    scores, ranks = tensor([[0.3, -0.2, 0.9, 0.4]]), torch.tensor([[2, 0, 1, 1]])
+    loss = ranking_loss(scores, ranks, 1.0)[0].item()
+    order = [2, 0, 3, 1]
+    assert ranking_loss(scores + 5, ranks, 1.0)[0].item() == pytest.approx(loss, abs=1e-12)
+    assert ranking_loss(scores[:, order], ranks[:, order], 1.0)[0].item() == pytest.approx(loss, abs=1e-12)
+
+
+def test_micro_batches_of_prompts_add_up():
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    ranks = torch.randint(-1, 3, (6, 4), generator=generator)
+    whole, metrics = ranking_loss(scores, ranks, 6.0)
+    parts = [ranking_loss(scores[rows], ranks[rows], 6.0) for rows in (slice(0, 2), slice(2, 5), slice(5, 6))]
+    assert sum(loss.item() for loss, _ in parts) == pytest.approx(whole.item(), rel=1e-12)
+    for name, value in metrics.items():
+        assert sum(part[name].item() for _, part in parts) == pytest.approx(value.item(), rel=1e-6)
+
+
+def test_metrics_carry_no_gradient():
+    scores = tensor([[1.0, 2.0]]).requires_grad_()
+    logprobs = tensor([[-1.0]]).requires_grad_()
+    ones = boolean([[1]])
+    found = [
+        ranking_loss(scores, torch.tensor([[0, 1]]), 1.0)[1],
+        policy_loss(logprobs, tensor([[-1.1]]), tensor([[1.0]]), ones, 0.2, 1.0)[1],
+        value_loss(logprobs, tensor([[-1.1]]), tensor([[1.0]]), ones, 0.2, 1.0)[1],
+    ]
+    assert [value.requires_grad for metrics in found for value in metrics.values()] == [False] * 7
+
+
+# Policy
+
+
+def policy_reference(batch, clip_range, normalizer):
+    """The clipped surrogate in plain Python: loss, and sums of ratio, clipfrac and approxkl."""
+    rows = {name: value.tolist() for name, value in batch.items()}
+    total = ratios = clipped_tokens = kl = 0.0
+    for i, row in enumerate(rows["mask"]):
+        for j, inside in enumerate(row):
+            if not inside:
+                continue
+            log_ratio = rows["logprobs"][i][j] - rows["old_logprobs"][i][j]
+            ratio, advantage = math.exp(log_ratio), rows["advantages"][i][j]
+            bounded = min(max(ratio, 1 - clip_range), 1 + clip_range)
+            total += min(advantage * ratio, advantage * bounded)
+            ratios += ratio
+            clipped_tokens += advantage * bounded < advantage * ratio
+            kl += log_ratio**2 / 2
+    return -total / normalizer, ratios, clipped_tokens, kl
+
+
+def test_policy_loss_by_hand():
+    # ratios 2, 2, 1/2, 1/2 and 1, clip 0.2
+    halves = math.log(2.0)
+    logprobs = tensor([[halves, halves, -halves, -halves, 0.0]]).requires_grad_()
+    advantages = tensor([[1.0, -1.0, 1.0, -1.0, 3.0]])
+    mask = torch.ones(1, 5, dtype=torch.bool)
+    loss, metrics = policy_loss(logprobs, torch.zeros_like(advantages), advantages, mask, 0.2, 5.0)
+    # min(2, 1.2) = 1.2; min(-2, -1.2) = -2; min(0.5, 0.8) = 0.5; min(-0.5, -0.8) = -0.8; 3
+    assert loss.item() == pytest.approx(-0.38)  # -(1.2 - 2 + 0.5 - 0.8 + 3) / 5
+    assert metrics["ratio"].item() == pytest.approx(6.0)  # 2 + 2 + 0.5 + 0.5 + 1
+    assert metrics["clipfrac"].item() == 2.0  # the first and the fourth
+    assert metrics["approxkl"].item() == pytest.approx(0.9609060)  # 4 * 0.6931472^2 / 2
+    # -A * ratio / 5 where not clipped, exactly 0 where clipped
+    found = gradient(loss, logprobs)[0]
+    assert found == pytest.approx([0.0, 0.4, -0.1, 0.0, -0.6])
+    assert (found[0], found[3]) == (0.0, 0.0)
+
+
+def test_same_policy_has_ratio_one_and_the_plain_policy_gradient():
+    generator = torch.Generator().manual_seed(2)
+    logprobs = (torch.randn(3, 4, generator=generator) - 2).requires_grad_()
+    advantages = torch.randn(3, 4, generator=generator)
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    loss, metrics = policy_loss(logprobs, logprobs.detach().clone(), advantages, mask, 0.2, 12.0)
+    assert metrics["ratio"].item() == 12.0
+    assert metrics["clipfrac"].item() == metrics["approxkl"].item() == 0.0
+    assert loss.item() == pytest.approx(-advantages.sum().item() / 12, abs=1e-7)
+    torch.testing.assert_close(torch.autograd.grad(loss, logprobs)[0], -advantages / 12)
+
+
+def test_policy_loss_equals_plain_python(batch):
+    expected = policy_reference(batch, 0.15, 11.0)
+    assert expected[2] > 0  # something is clipped
+    loss, metrics = policy(batch, 0.15, 11.0)
+    found = [loss, metrics["ratio"], metrics["clipfrac"], metrics["approxkl"]]
+    assert [value.item() for value in found] == pytest.approx(expected, rel=1e-12)
+
+
+def test_policy_metrics_ignore_what_is_outside_the_mask(batch):
+    spoilt = {name: spoil(each, batch["mask"], NAN) for name, each in batch.items() if name != "mask"}
+    assert policy(spoilt | {"mask": batch["mask"]}, 0.2, 1.0)[1] == policy(batch, 0.2, 1.0)[1]
+
+
+# Value
+
+
+def value_reference(batch, clip_range, normalizer):
+    """The clipped squared error in plain Python: loss and number of clipped tokens."""
+    rows = {name: value.tolist() for name, value in batch.items()}
+    total = clipped_tokens = 0.0
+    for i, row in enumerate(rows["mask"]):
+        for j, inside in enumerate(row):
+            if not inside:
+                continue
+            value, old, target = (rows[name][i][j] for name in ("values", "old_values", "returns"))
+            bounded = min(max(value, old - clip_range), old + clip_range)
+            total += max((value - target) ** 2, (bounded - target) ** 2) / 2
+            clipped_tokens += (bounded - target) ** 2 > (value - target) ** 2
+    return total / normalizer, clipped_tokens
+
+
+def test_value_loss_by_hand():
+    # old value 0, clip 0.5, return 1
+    values = tensor([[0.25, 1.5, -1.0, 0.75]]).requires_grad_()
+    zeros, ones = torch.zeros(1, 4, dtype=torch.float64), torch.ones(1, 4, dtype=torch.float64)
+    loss, metrics = value_loss(values, zeros, ones, torch.ones(1, 4, dtype=torch.bool), 0.5, 4.0)
+    # 0.25 inside: 0.5625; 1.5 -> 0.5: max(0.25, 0.25) = 0.25; -1 -> -0.5: max(4, 2.25) = 4;
+    # 0.75 -> 0.5: max(0.0625, 0.25) = 0.25
+    assert loss.item() == pytest.approx(0.6328125)  # (0.5625 + 0.25 + 4 + 0.25) / 2 / 4
+    assert metrics["clipfrac"].item() == 1.0  # the last: clipping makes it worse
+    found = gradient(loss, values)[0]
+    assert found[0] == -0.1875  # (0.25 - 1) / 4
+    assert found[2] == -0.5  # (-1 - 1) / 4: the unclipped error is the larger, so there is a way back
+    assert found[3] == 0.0  # clipped: no further in this direction
+
+
+def test_value_loss_without_reaching_the_clip_is_half_the_squared_error(batch):
+    tokens = float(batch["mask"].sum())
+    loss, metrics = value(batch, 100.0, tokens)
+    squared = (batch["values"] - batch["returns"])[batch["mask"]].square()
+    assert loss.item() == pytest.approx(squared.mean().item() / 2, rel=1e-12)
+    assert metrics["clipfrac"].item() == 0.0
+
+
+def test_value_loss_equals_plain_python(batch):
+    expected = value_reference(batch, 0.15, 11.0)
+    assert expected[1] > 0
+    loss, metrics = value(batch, 0.15, 11.0)
+    assert [loss.item(), metrics["clipfrac"].item()] == pytest.approx(expected, rel=1e-12)
+
+
+# Options of PPO's losses
+
+
+def test_dual_clip_by_hand():
+    """Ratio 5, advantage -1: the loss is 5, and with a bound of 3 it is 3 and has no gradient."""
+    logprobs = tensor([[math.log(5.0), math.log(5.0), math.log(2.0)]]).requires_grad_()
+    old, advantages = torch.zeros(1, 3, dtype=torch.float64), tensor([[-1.0, 1.0, -1.0]])
+    mask = boolean([[True, True, True]])
+    loss, _ = policy_loss(logprobs, old, advantages, mask, 0.2, 1.0)
+    assert loss.item() == pytest.approx(5.0 - 1.2 + 2.0)
+    bounded, _ = policy_loss(logprobs, old, advantages, mask, 0.2, 1.0, dual_clip=3.0)
+    assert bounded.item() == pytest.approx(3.0 - 1.2 + 2.0)
+    assert gradient(bounded, logprobs)[0] == pytest.approx([0.0, 0.0, 2.0])
+
+
+def test_values_need_not_be_clipped():
+    values, old, returns = tensor([[2.0]]), tensor([[0.0]]), tensor([[3.0]])
+    mask = boolean([[True]])
+    assert value_loss(values, old, returns, mask, 0.5, 1.0)[0].item() == pytest.approx(0.5 * 2.5**2)
+    loss, metrics = value_loss(values, old, returns, mask, None, 1.0)
+    assert loss.item() == pytest.approx(0.5 * 1.0**2)
+    assert metrics["clipfrac"] == 0

@@ -1,0 +1,124 @@
+"""LoRA's product in one pass gives PEFT's outputs and gradients; PEFT itself does what is more than that."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+
+from stages.models.roles import Roles
+from tests.support.roles import new_role, ppo_roles, tiny_roles
+
+NAME = "causal.model.layers.0.mlp.down_proj"
+
+
+def layer_of(roles: Roles) -> LoraLayer:
+    return roles.get_submodule(NAME)
+
+
+def input_of(layer: LoraLayer) -> torch.Tensor:
+    torch.manual_seed(5)
+    return torch.randn(3, 4, layer.in_features, requires_grad=True)
+
+
+def results(layer, forward) -> list[torch.Tensor]:
+    """Output, and the gradients of input, A and B."""
+    x, a, b = input_of(layer), layer.lora_A["policy"].weight, layer.lora_B["policy"].weight
+    a.grad = b.grad = None
+    output = forward(x)
+    output.square().sum().backward()
+    return [output.detach(), x.grad, a.grad.clone(), b.grad.clone()]
+
+
+def seen_by_base(layer, monkeypatch) -> list[int]:
+    """Dimensions of what the base layer is called with, call by call: rows, or what came in."""
+    calls: list[int] = []
+    inner = layer.get_base_layer().forward
+
+    def forward(x, *args, **kwargs):
+        calls.append(x.dim())
+        return inner(x, *args, **kwargs)
+
+    monkeypatch.setattr(layer.get_base_layer(), "forward", forward)
+    return calls
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
+def test_outputs_and_gradients_are_those_of_peft(quantization: str, adapters) -> None:
+    roles = ppo_roles(adapters, quantization=quantization).train()
+    roles.activate("policy")
+    layer = layer_of(roles)
+    ours, theirs = results(layer, layer), results(layer, lambda x: type(layer).forward(layer, x))
+    base = layer.get_base_layer()(input_of(layer)).detach()
+    assert not torch.allclose(ours[0], base, atol=1e-2)  # the adapter does something
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-6)
+
+
+def test_bf16_activations_are_kept_in_bf16_and_adapters_learn_in_fp32(adapters) -> None:
+    """PEFT makes an fp32 copy of the input for the product with A, and keeps it for backward."""
+    roles = ppo_roles(adapters, compute_dtype="bfloat16").train()
+    roles.activate("policy")
+    layer = layer_of(roles)
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            return layer(x.bfloat16())
+
+    ours = results(layer, forward)
+    theirs = results(layer, lambda x: type(layer).forward(layer, x.bfloat16()))
+    assert ours[0].dtype == torch.bfloat16
+    assert {gradient.dtype for gradient in ours[1:]} == {torch.float32}
+    inputs = [each.dtype for each in kept if each.shape[-1] == layer.in_features and each.numel() >= 12]
+    assert torch.bfloat16 in inputs and torch.float32 not in inputs
+    for our, their in zip(ours, theirs, strict=True):
+        assert (our.float() - their.float()).norm() < 0.02 * their.float().norm()
+
+
+def test_each_role_adds_its_own(adapters) -> None:
+    roles = ppo_roles(adapters).eval()
+    layer = layer_of(roles)
+    found = {}
+    for role in ("policy", "reward", "base"):
+        roles.activate(role)
+        found[role] = layer(input_of(layer))
+        torch.testing.assert_close(found[role], type(layer).forward(layer, input_of(layer)))
+    assert not torch.allclose(found["policy"], found["reward"], atol=1e-3)
+
+
+def test_layers_of_a_later_role_are_fused_too() -> None:
+    roles = new_role(tiny_roles(), "narrow", 0, target_modules=["q_proj"])
+    new_role(roles, "policy", 1)
+    assert "forward" in vars(layer_of(roles))
+
+
+@pytest.mark.parametrize("dropout", [torch.nn.Identity(), torch.nn.Dropout(0.0)], ids=["none", "of 0"])
+def test_rows_are_what_the_base_sees_where_the_adapter_is_plain(dropout, adapters, monkeypatch) -> None:
+    """Dropout of probability 0 is what PPO makes of any other."""
+    roles = ppo_roles(adapters).train()
+    roles.activate("policy")
+    layer = layer_of(roles)
+    layer.lora_dropout["policy"] = dropout
+    seen = seen_by_base(layer, monkeypatch)
+    layer(input_of(layer))
+    assert seen == [2]
+
+
+@pytest.mark.parametrize("more", ["dropout", "sharded", "without adapter"])
+def test_peft_does_what_is_more_than_that(more: str, adapters, monkeypatch) -> None:
+    roles = ppo_roles(adapters).train()
+    roles.activate("base" if more == "without adapter" else "policy")
+    layer = layer_of(roles)
+    x = input_of(layer)
+    if more == "dropout":
+        layer.lora_dropout["policy"] = torch.nn.Dropout(0.1)
+    elif more == "sharded":
+        vars(layer.lora_B["policy"].weight)["ds_status"] = None
+    seen = seen_by_base(layer, monkeypatch)
+    assert layer(x).dtype == x.dtype
+    assert seen == [3]

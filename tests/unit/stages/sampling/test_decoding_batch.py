@@ -1,0 +1,235 @@
+"""Continuous batching: what is sampled is what every engine samples, in fewer forwards, in as much room."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, MistralConfig, Qwen3Config
+from transformers.cache_utils import DynamicLayer
+
+from configs.schema import Rollout
+from stages.distributed.ranks import Ranks
+from stages.sampling.decoding import Response
+from stages.sampling.decoding_batch import ROOM, Flight, RoomyLayer, joinable
+from stages.sampling.sampler import Sampler
+from tests.support.roles import CPU, ppo_roles
+
+ALONE = Ranks(0, 1, CPU)
+LENGTHS = (3, 17, 1, 9, 30, 2, 5)
+COUNT = 40
+VARIED = {"top_k": 4}  # makes the end of a turn likely
+
+
+@pytest.fixture(scope="module")
+def roles(adapters):
+    return ppo_roles(adapters).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(roles, tiny_tokenizer):
+    """The tiny one, with the commonest token as the end of a turn, so that responses differ in length."""
+    sampler = sampler_of(roles, tiny_tokenizer, "merged", batch_size=COUNT, max_new_tokens=20, **VARIED)
+    counts = Counter(id for each in sampler("policy", PROMPTS, SEEDS) for id in each)
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.eos_token_id = counts.most_common(1)[0][0]
+    return tokenizer
+
+
+def prompts_of_many_lengths() -> list[list[int]]:
+    """Of COUNT prompts, every fourth is one that was there before."""
+    random = torch.Generator().manual_seed(0)
+    prompts: list[list[int]] = []
+    for i in range(COUNT):
+        fresh = torch.randint(3, 384, (LENGTHS[i % len(LENGTHS)],), generator=random).tolist()
+        prompts.append(prompts[i // 2] if i % 4 == 3 else fresh)
+    return prompts
+
+
+PROMPTS, SEEDS = prompts_of_many_lengths(), [7 * i + 1 for i in range(COUNT)]
+
+
+def sampler_of(roles, tokenizer, engine: str, **rollout: Any) -> Sampler:
+    return Sampler(roles, tokenizer, ALONE, Rollout(engine=engine, **rollout))
+
+
+def assert_same(ours: list[Response], theirs: list[Response]) -> None:
+    assert [each.ids for each in ours] == [each.ids for each in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+        assert [each.tolist() for each in mine.support] == [each.tolist() for each in other.support]
+
+
+@contextmanager
+def forwards_of(sampler: Sampler) -> Iterator[list[tuple[int, int, int]]]:
+    """(rows, new tokens of each, tokens in the mask) of each forward of the sampler's copy."""
+    found: list[tuple[int, int, int]] = []
+
+    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        found.append((*kwargs["input_ids"].shape, kwargs["attention_mask"].shape[1]))
+
+    assert sampler.merged is not None
+    handle = sampler.merged.model.register_forward_pre_hook(note, with_kwargs=True)
+    yield found
+    handle.remove()
+
+
+@pytest.mark.parametrize("engine", ["hf", "merged"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 1, "max_new_tokens": 5, **VARIED},
+        {"batch_size": 3, "max_new_tokens": 1},
+        {"batch_size": 4, "max_new_tokens": 60},
+        {"batch_size": 4, "max_new_tokens": 60, **VARIED},
+        {"batch_size": 9, "max_new_tokens": 25, "temperature": 1.5, "top_k": 20, "top_p": 0.8},
+        {"batch_size": 64, "max_new_tokens": 40},
+    ],
+    ids=str,
+)
+def test_it_samples_what_the_other_engines_sample(engine, options, roles, tokenizer) -> None:
+    ours = sampler_of(roles, tokenizer, "continuous", **options).respond("policy", PROMPTS, SEEDS)
+    theirs = sampler_of(roles, tokenizer, engine, **options | {"batch_size": 8})
+    assert_same(ours, theirs.respond("policy", PROMPTS, SEEDS))
+    assert len({len(each.ids) for each in ours}) > 1 or options["max_new_tokens"] == 1
+
+
+def test_responses_that_end_at_once_make_room(roles, tokenizer) -> None:
+    """Among others, more responses than rows whose first token is the end of the turn."""
+    first = sampler_of(roles, tokenizer, "merged", max_new_tokens=1, batch_size=500)
+    found = first("policy", [[5]] * 2000, range(2000))
+    ended = [seed for seed, ids in enumerate(found) if ids == [tokenizer.eos_token_id]][:5]
+    assert len(ended) == 5
+    seeds = [*ended, 0, 1, *ended]
+    options: dict[str, Any] = {"max_new_tokens": 20, "batch_size": 2}
+    ours = sampler_of(roles, tokenizer, "continuous", **options).respond("policy", [[5]] * 12, seeds)
+    assert [len(each.ids) for each in ours].count(1) >= 10
+    assert_same(ours, sampler_of(roles, tokenizer, "hf", **options).respond("policy", [[5]] * 12, seeds))
+
+
+def test_no_prompts_no_responses(roles, tokenizer) -> None:
+    assert sampler_of(roles, tokenizer, "continuous").respond("policy", [], []) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_rows_in_flight_are_at_most_the_batch_size(batch_size, roles, tokenizer, monkeypatch) -> None:
+    sizes: list[int] = []
+    extend = Flight.extend
+
+    def noted(self: Flight, tokens: torch.Tensor) -> None:
+        sizes.append(len(self.mask))
+        extend(self, tokens)
+
+    monkeypatch.setattr(Flight, "extend", noted)
+    sampler = sampler_of(roles, tokenizer, "continuous", batch_size=batch_size, max_new_tokens=20)
+    with forwards_of(sampler) as forwards:
+        sampler.respond("policy", PROMPTS, SEEDS)
+    assert max(sizes) == max(rows for rows, *_ in forwards) == batch_size
+
+
+def test_it_takes_fewer_forwards_over_the_same_rows(roles, tokenizer) -> None:
+    options = {"batch_size": 8, "max_new_tokens": 60, **VARIED}
+    steps = {}
+    for engine in ("merged", "continuous"):
+        sampler = sampler_of(roles, tokenizer, engine, **options)
+        with forwards_of(sampler) as forwards:
+            responses = sampler.respond("policy", PROMPTS, SEEDS)
+        steps[engine] = len(forwards)
+        # A forward for each token but the last of a response, which nothing asks for.
+        assert sum(rows for rows, new, past in forwards if new < past) == sum(
+            len(each.ids) - 1 for each in responses
+        )
+    assert steps["continuous"] < steps["merged"]
+
+
+def test_the_cache_is_as_wide_as_the_longest_sequence_in_flight(roles, tokenizer) -> None:
+    prompts = [[10 + i % 5] * 4 for i in range(200)]
+    sampler = sampler_of(roles, tokenizer, "continuous", batch_size=6, max_new_tokens=30)
+    with forwards_of(sampler) as forwards:
+        sampler.respond("policy", prompts, range(200))
+    assert len(forwards) > 5 * 34
+    assert max(width for *_, width in forwards) < 34 + 30
+
+
+def test_the_cache_is_copied_once_for_many_tokens() -> None:
+    """And holds what transformers' own holds, when rows have left it as well."""
+    ours, theirs, alive = RoomyLayer(), DynamicLayer(), list[torch.Tensor]()
+    for step in range(4 * ROOM):
+        shape = (2 if step > ROOM else 3, 2, 5 if step in (0, ROOM // 2) else 1, 4)
+        new = torch.rand(shape), torch.rand(shape)
+        for held, expected in zip(ours.update(*new), theirs.update(*new), strict=True):
+            assert torch.equal(held, expected)
+        alive.append(ours.keys)
+        if step == ROOM:
+            ours.batch_select_indices(torch.tensor([2, 0]))
+            theirs.batch_select_indices(torch.tensor([2, 0]))
+    # At first, with one token in ROOM + 1, and as rows have left.
+    assert len({keys.data_ptr() for keys in alive}) == 5
+
+
+def test_a_prompt_asked_for_several_responses_is_read_once(roles, tokenizer) -> None:
+    sampler = sampler_of(roles, tokenizer, "continuous", batch_size=8, max_new_tokens=1)
+    with forwards_of(sampler) as forwards:
+        sampler.respond("policy", [[5, 6, 7]] * 12 + [[8, 9, 10]] * 4, range(16))
+    assert [rows for rows, *_ in forwards] == [1, 2]
+
+
+def test_prompts_wait_for_a_quarter_of_the_rows(roles, tokenizer) -> None:
+    """So that reading them, a forward of its own, is paid for fewer times."""
+    sampler = sampler_of(roles, tokenizer, "continuous", batch_size=16, max_new_tokens=60, **VARIED)
+    with forwards_of(sampler) as forwards:
+        sampler.respond("policy", [[i] for i in range(3, 163)], range(160))
+    read = [rows for rows, new, past in forwards if new == past]
+    assert read[0] == 16 and sum(read) == 160
+    assert all(rows >= 4 for rows in read[:-1])
+
+
+def test_auto_is_continuous_where_prompts_wait(roles, tokenizer) -> None:
+    counts = {}
+    for engine in ("auto", "continuous", "merged"):
+        sampler = sampler_of(roles, tokenizer, engine, batch_size=8, max_new_tokens=60, **VARIED)
+        with forwards_of(sampler) as forwards:
+            sampler.shared("policy", PROMPTS, SEEDS)
+        counts[engine] = len(forwards)
+    assert counts["auto"] == counts["continuous"] < counts["merged"]
+
+
+def test_every_response_is_told_as_it_ends(roles, tokenizer) -> None:
+    advanced: list[int] = []
+    sampler = sampler_of(roles, tokenizer, "continuous", batch_size=4, max_new_tokens=8)
+    with forwards_of(sampler) as forwards:
+        sampler.shared("policy", PROMPTS, SEEDS, lambda ended: advanced.extend([len(forwards)] * ended))
+    assert len(advanced) == COUNT
+    assert advanced == sorted(advanced) and len(set(advanced)) > 5
+
+
+class OneOfTwo(Ranks):
+    """A rank whose other one is not there: whatever waits for it in a step would raise."""
+
+    def sum(self, values: Mapping[str, Any]) -> dict[str, float]:
+        return dict(values)
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        return items
+
+
+@pytest.mark.parametrize("engine", ["merged", "continuous"])
+def test_a_rank_samples_its_share_without_the_other(engine, roles, tokenizer) -> None:
+    rollout = Rollout(engine=engine, batch_size=4, max_new_tokens=20)
+    whole = Sampler(roles, tokenizer, ALONE, rollout).shared("policy", PROMPTS, SEEDS)
+    for rank in (0, 1):
+        ours = Sampler(roles, tokenizer, OneOfTwo(rank, 2, CPU), rollout).shared("policy", PROMPTS, SEEDS)
+        assert_same(ours, whole[rank::2])
+
+
+def test_caches_join_where_every_layer_keeps_all_tokens() -> None:
+    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "num_hidden_layers": 2}
+    assert joinable(LlamaConfig(num_hidden_layers=2))
+    assert joinable(Qwen3Config(num_hidden_layers=2))
+    assert not joinable(Qwen3Config(**window))
+    assert not joinable(MistralConfig(num_hidden_layers=2, sliding_window=8))

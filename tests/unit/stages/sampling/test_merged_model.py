@@ -1,0 +1,162 @@
+"""The merged copy: it computes what each role computes, follows the adapter, and touches nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from configs.schema import Rollout
+from stages.distributed.ranks import Ranks
+from stages.sampling import merged_model
+from stages.sampling.merged_model import MergedCopy
+from stages.sampling.sampler import Sampler
+from tests.support.roles import CPU, base_hash, ppo_roles, tensors_of
+
+ROLES = ("base", "policy", "reference")
+ALONE = Ranks(0, 1, CPU)
+IDS = torch.arange(10, 40).view(2, 15)
+PROMPTS = [[5, 6, 7], [8], [9, 10], [5, 6, 7]]
+
+
+def role_logits(roles, role: str) -> torch.Tensor:
+    with torch.no_grad():
+        return roles(role, IDS, torch.ones_like(IDS))
+
+
+def copy_logits(copy: MergedCopy, role: str) -> torch.Tensor:
+    with torch.no_grad():
+        return copy.holding(role)(input_ids=IDS).logits
+
+
+def sampler_of(roles, tokenizer, engine: str, **rollout) -> Sampler:
+    return Sampler(roles, tokenizer, ALONE, Rollout(engine=engine, **({"max_new_tokens": 12} | rollout)))
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-4), ("bfloat16", 0.15)])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_logits_are_the_roles_own(
+    quantization: str, packed: bool, dtype: str, rounding: float, adapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if dtype == "bfloat16":
+        packed &= torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if not packed:
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    roles = ppo_roles(adapters, quantization=quantization, compute_dtype=dtype).eval()
+    with torch.no_grad():
+        for parameter in roles.role_parameters("policy").values():
+            parameter.mul_(1.5)  # no longer its reference
+    copy = MergedCopy(roles)
+    assert any(isinstance(module, merged_model.Packed) for module in copy.model.modules()) == packed
+    found = {role: copy_logits(copy, role) for role in ROLES}
+    for role in ROLES:
+        torch.testing.assert_close(found[role], role_logits(roles, role), rtol=0, atol=rounding)
+    assert not torch.allclose(found["policy"], found["reference"], atol=1)
+    assert not torch.allclose(found["base"], found["reference"], atol=1)
+
+
+def test_base_and_adapters_are_only_read(adapters) -> None:
+    roles = ppo_roles(adapters).eval()
+    before, tensors = base_hash(roles), {role: tensors_of(roles, role) for role in ("policy", "reference")}
+    copy = MergedCopy(roles)
+    for role in ROLES:
+        copy.holding(role)
+    assert base_hash(roles) == before
+    for role, kept in tensors.items():
+        assert all(torch.equal(kept[name], tensor) for name, tensor in tensors_of(roles, role).items())
+
+
+def test_copy_follows_the_policy_as_it_trains(adapters) -> None:
+    roles = ppo_roles(adapters).eval()
+    copy = MergedCopy(roles)
+    before = copy_logits(copy, "policy")
+    with torch.no_grad():
+        for parameter in roles.role_parameters("policy").values():
+            parameter.add_(0.05)
+    after = copy_logits(copy, "policy")
+    assert not torch.allclose(after, before, atol=1e-2)
+    assert torch.allclose(after, role_logits(roles, "policy"), atol=1e-4)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_memory_is_given_back_between_rollouts_of_a_role_that_trains(
+    packed: bool, adapters, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not packed:
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    sampler = sampler_of(ppo_roles(adapters), tiny_tokenizer, "merged")
+    copy = sampler.merged
+    assert copy is not None
+
+    def held() -> int:
+        modules = [target for target, _ in copy._merged]
+        tensors = [module.packed if packed else module.weight for module in modules]
+        return sum(tensor.numel() for tensor in tensors if not tensor.is_meta)
+
+    sampled: dict[str, list[list[int]]] = {}
+    for role, stays in (("policy", False), ("reference", True), ("policy", False)):
+        responses = sampler(role, PROMPTS, range(4))
+        assert sampled.setdefault(role, responses) == responses
+        assert (held() > 0) == stays
+
+
+def test_what_needs_no_copy_is_shared(adapters) -> None:
+    roles = ppo_roles(adapters)
+    copy = MergedCopy(roles)
+    model = copy.holding("policy")
+    embeddings = roles.causal.get_input_embeddings().weight
+    assert model.get_input_embeddings().weight.data_ptr() == embeddings.data_ptr()
+    assert copy.model.model.norm.weight is roles.causal.model.norm.weight
+    linear = roles.causal.lm_head.weight.numel() + sum(
+        layer.in_features * layer.out_features
+        for layer in roles.causal.modules()
+        if isinstance(layer, merged_model.Linear4bit)
+    )
+    assert copy.size == 4 * linear
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_both_engines_sample_the_same(role: str, adapters, tiny_tokenizer) -> None:
+    roles, seeds = ppo_roles(adapters), [3, 1, 4, 5]
+    ours = sampler_of(roles, tiny_tokenizer, "merged").respond(role, PROMPTS, seeds)
+    theirs = sampler_of(roles, tiny_tokenizer, "hf").respond(role, PROMPTS, seeds)
+    assert [each.ids for each in ours] == [each.ids for each in theirs]
+    assert ours[0].ids != ours[3].ids, "one prompt, two seeds"
+    for mine, other in zip(ours, theirs, strict=True):
+        assert len(mine.logprobs) == len(mine.ids)
+        assert mine.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+def test_rows_that_end_leave_the_others_as_they_were(adapters, tiny_tokenizer) -> None:
+    """Long responses, of which some end early: each is what it is when sampled alone."""
+    roles, seeds = ppo_roles(adapters), list(range(30))
+    prompts = [PROMPTS[i % 4] for i in seeds]
+    sampler = sampler_of(roles, tiny_tokenizer, "merged", max_new_tokens=100)
+    together = sampler("policy", prompts, seeds)
+    ended = [i for i in seeds if len(together[i]) < 100]
+    assert len({len(together[i]) for i in ended}) > 1, "responses must differ in length"
+    for i in (*ended, 0, 29):
+        assert sampler("policy", [prompts[i]], [seeds[i]]) == [together[i]]
+
+
+def test_auto_does_without_the_copy_where_it_would_not_be_exact(adapters, tiny_tokenizer) -> None:
+    """Products with an int8 base round activations to 8 bits as well, which the copy does not."""
+    roles = ppo_roles(adapters, quantization="int8").eval()
+    assert sampler_of(roles, tiny_tokenizer, "auto").merged is None
+    copy = sampler_of(roles, tiny_tokenizer, "merged").merged
+    assert copy is not None
+    ours, theirs = copy_logits(copy, "policy"), role_logits(roles, "policy")
+    assert 1e-4 < (ours - theirs).abs().mean() < 0.1 * theirs.std()
+
+
+def test_auto_does_without_the_copy_where_memory_is_short(
+    adapters, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roles = ppo_roles(adapters)
+    assert sampler_of(roles, tiny_tokenizer, "auto").merged is not None
+    monkeypatch.setattr(
+        merged_model.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000})
+    )
+    assert sampler_of(roles, tiny_tokenizer, "auto").merged is None
+    assert sampler_of(roles, tiny_tokenizer, "merged").merged is not None, "it was asked for"
+    assert sampler_of(roles, tiny_tokenizer, "hf").merged is None

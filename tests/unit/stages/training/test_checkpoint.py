@@ -1,0 +1,388 @@
+"""Checkpoints: what is written comes back, and whatever is damaged is noticed and named."""
+
+import itertools
+import json
+import os
+import pickle
+import shutil
+import signal
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors import safe_open
+
+from configs.errors import UserError
+from data.storage import sealed_folder
+from data.storage.files import sweep
+from data.storage.sealed_folder import SealedFolder, seal_fault
+from stages.models.adapter_files import save_adapter
+from stages.training import checkpoint
+from stages.training.checkpoint import newest_checkpoint, save_checkpoint
+from stages.training.loop import find_resume
+from tests.unit.stages.feedback.test_evaluation import ALONE, context_in
+
+FILES = ("tensors.safetensors", "state.json", "seal.json")
+
+
+def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "causal.a.lora_A.policy.weight": torch.randn(4, 8, generator=generator),
+        "exp_avg/causal.a.lora_A.policy.weight": torch.randn(4, 8, generator=generator).to(torch.bfloat16),
+        "heads.critic.bias": torch.tensor([float("nan"), -0.0, 1e-45]),
+    }
+
+
+def state(step: int) -> dict:
+    memory = {"eval_loss_before": 2.5, "text": "ü\u2028"}
+    return {"run": "ours", "optimizer_steps": step * 4, "base": "b", "memory": memory, "records": {}}
+
+
+def save(root: Path, step: int, keep: int = 5) -> Path:
+    save_checkpoint(root, step, tensors(step), state(step), keep)
+    return root / f"step-{step:06d}"
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir())
+
+
+def same_bytes(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(
+        a[name].dtype == b[name].dtype
+        and a[name].shape == b[name].shape
+        and torch.equal(a[name].view(torch.uint8), b[name].view(torch.uint8))
+        for name in a
+    )
+
+
+# Saving and finding
+
+
+def test_where_no_checkpoint_is_good_the_stage_does_not_start_over(tmp_path: Path) -> None:
+    context = replace(context_in(tmp_path), resume=True, run_id="theirs")
+    assert find_resume(context, ALONE) is None  # killed before its first checkpoint
+    save(tmp_path / "checkpoints", 1)
+    with pytest.raises(UserError, match=r"none of the checkpoints is good(.|\n)*another run \(ours\)"):
+        find_resume(context, ALONE)
+
+
+def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
+    folder = save(tmp_path, 50)
+    found, complaints = newest_checkpoint(tmp_path, "ours")
+    assert found is not None
+    assert (found.folder, found.step, complaints) == (folder, 50, [])
+    assert found.state == state(50)
+    assert same_bytes(found.tensors(), tensors(50))
+
+
+def test_newest_is_found(tmp_path):
+    for step in (2, 100, 9):
+        save(tmp_path, step)
+        found, _ = newest_checkpoint(tmp_path, "ours")
+        assert found is not None
+        assert found.step == step
+
+
+@pytest.mark.parametrize("root", ["absent", "."])
+def test_no_checkpoint_is_none_and_no_complaint(root, tmp_path):
+    assert newest_checkpoint(tmp_path / root, "ours") == (None, [])
+
+
+def test_the_newest_few_are_kept(tmp_path):
+    kept = []
+    for step in (5, 10, 15, 20):
+        save(tmp_path, step, keep=2)
+        kept.append(names(tmp_path))
+    assert kept == [
+        ["step-000005"],
+        ["step-000005", "step-000010"],
+        ["step-000010", "step-000015"],
+        ["step-000015", "step-000020"],
+    ]
+
+
+def test_the_best_is_kept_besides_the_newest(tmp_path):
+    for step, best in ((5, 5), (10, 5), (15, 5), (20, 20), (25, 20)):
+        save_checkpoint(tmp_path, step, tensors(step), state(step), 1, best)
+        assert names(tmp_path) == sorted({f"step-{each:06d}" for each in (step, best)})
+
+
+def test_one_kept_checkpoint_is_the_one_just_written(tmp_path):
+    save(tmp_path, 10)
+    (save(tmp_path, 20) / "state.json").unlink()  # so the stage resumed from step 10
+    save(tmp_path, 15, keep=1)
+    assert names(tmp_path) == ["step-000015"]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    save(tmp_path, 7)
+    save_checkpoint(tmp_path, 7, tensors(99), state(7), 5)
+    found, _ = newest_checkpoint(tmp_path, "ours")
+    assert found is not None
+    assert same_bytes(found.tensors(), tensors(99))
+    assert names(tmp_path) == ["step-000007"]
+
+
+def test_only_safetensors_and_json_and_never_a_pickle(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a pickle")
+
+    for name in ("load", "loads", "dump", "dumps", "Pickler", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    folder = save(tmp_path, 1)
+    found, _ = newest_checkpoint(tmp_path, "ours")
+    assert found is not None
+    found.tensors()
+    assert names(folder) == sorted(FILES)
+    for name in ("state.json", "seal.json"):
+        json.loads((folder / name).read_text())
+    with safe_open(folder / "tensors.safetensors", "pt") as file:
+        assert set(file.keys()) == set(tensors())
+
+
+# Damage
+
+
+def flip(position: float):
+    def damage(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[min(int(position * len(data)), len(data) - 1)] ^= 1
+        path.write_bytes(data)
+
+    return damage
+
+
+DAMAGE = {
+    "first byte": flip(0),
+    "middle byte": flip(0.5),
+    "last byte": flip(1),
+    "half": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "one byte short": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "empty": lambda path: os.truncate(path, 0),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "deleted": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", FILES)
+def test_damaged_checkpoint_is_passed_over_and_the_file_named(name, damage, tmp_path):
+    save(tmp_path, 10)
+    folder = save(tmp_path, 20)
+    DAMAGE[damage](folder / name)
+    found, complaints = newest_checkpoint(tmp_path, "ours")
+    assert found is not None
+    assert found.step == 10
+    assert same_bytes(found.tensors(), tensors(10))
+    (complaint,) = complaints
+    assert str(folder) in complaint
+    if (name, damage) == ("seal.json", "middle byte"):
+        assert "tdnsors.safetensors is missing" in complaint  # still JSON, and of a file that is not there
+    else:
+        assert f": {name} is " in complaint
+
+
+def test_any_flipped_bit_of_the_seal_is_noticed(tmp_path):
+    folder = save(tmp_path, 1)
+    good = (folder / "seal.json").read_bytes()
+    assert seal_fault(folder) is None
+    for bit in range(8 * len(good)):
+        data = bytearray(good)
+        data[bit // 8] ^= 1 << bit % 8
+        (folder / "seal.json").write_bytes(data)
+        assert seal_fault(folder) is not None, bit
+
+
+def test_every_damaged_one_is_complained_of_newest_first(tmp_path):
+    save(tmp_path, 20)
+    (save(tmp_path, 30) / "state.json").unlink()
+    flip(0.5)(save(tmp_path, 35) / "tensors.safetensors")
+    found, complaints = newest_checkpoint(tmp_path, "ours")
+    assert found is not None
+    assert found.step == 20
+    newest, older = complaints
+    assert "step-000035" in newest and "tensors.safetensors is damaged" in newest
+    assert "step-000030" in older and "state.json is missing" in older
+
+
+def test_nothing_good_is_none(tmp_path):
+    (save(tmp_path, 1) / "seal.json").unlink()
+    found, complaints = newest_checkpoint(tmp_path, "ours")
+    assert found is None
+    assert len(complaints) == 1
+
+
+def test_partial_folder_is_ignored_and_swept_up(tmp_path):
+    save(tmp_path, 10)
+    partial = tmp_path / ".step-000020.partial"
+    shutil.copytree(tmp_path / "step-000010", partial)  # a process killed just before the rename
+    (partial / "junk").write_text("half a file")
+    found, complaints = newest_checkpoint(tmp_path, "ours")
+    assert found is not None
+    assert (found.step, complaints) == (10, [])
+    save(tmp_path, 20)
+    assert names(tmp_path) == ["step-000010", "step-000020"]
+    assert names(tmp_path / "step-000020") == sorted(FILES)
+
+
+def killed_at(event: int, root: Path, write: Callable[[], object]) -> bool:
+    """Whether `write` was killed: its process ends without a word before its `event`th step in `root`."""
+    child = os.fork()
+    if child == 0:
+        steps = itertools.count()
+
+        def count(_: str, arguments: tuple) -> None:
+            if arguments and str(arguments[0]).startswith(str(root)) and next(steps) == event:
+                os._exit(9)
+
+        sys.addaudithook(count)
+        signal.alarm(30)  # should it hang
+        status = 1
+        try:
+            write()
+            status = 0
+        finally:
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 9)
+    return status == 9
+
+
+def test_killed_before_any_step_of_the_write_there_is_the_older_checkpoint_or_the_newer(tmp_path):
+    found_newer = []
+    ready, older = tensors(20), tmp_path / "older"
+    save(older, 10)
+    for event in itertools.count():
+        root = tmp_path / f"run-{event}"
+        shutil.copytree(older, root)
+        killed = killed_at(event, root, partial(save_checkpoint, root, 20, ready, state(20), 1))
+        sweep(root)
+        found, complaints = newest_checkpoint(root, "ours")
+        assert found is not None and found.step in (10, 20) and complaints == []
+        assert same_bytes(found.tensors(), tensors(found.step))
+        assert set(names(root)) <= {"step-000010", "step-000020"}
+        found_newer.append(found.step == 20)
+        if not killed:
+            break
+    assert len(found_newer) > 10 and found_newer == sorted(found_newer)
+    assert not found_newer[0] and found_newer[-1]
+
+
+@pytest.mark.parametrize("failing", ["sha256", "sync", "save"])
+def test_interrupted_write_leaves_the_older_checkpoint(failing, tmp_path, monkeypatch):
+    save(tmp_path, 10)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint if failing == "save" else sealed_folder, failing, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 20, keep=1)
+    found, complaints = newest_checkpoint(tmp_path, "ours")
+    assert found is not None
+    assert (found.step, complaints) == (10, [])
+    assert names(tmp_path) == ["step-000010"]  # a disk that was full has its room back
+
+
+def test_folder_appears_sealed_and_synced_or_not_at_all(tmp_path, monkeypatch):
+    synced: list[Path] = []
+    sync = sealed_folder.sync
+
+    def record(path: Path) -> None:
+        synced.append(path)
+        sync(path)
+
+    monkeypatch.setattr(sealed_folder, "sync", record)
+    final = tmp_path / "adapter"
+    with SealedFolder(final) as folder:
+        (folder / "a").write_text("1")
+        (folder / "below").mkdir()
+        (folder / "below" / "b").write_text("2")
+        assert not final.exists()
+    assert seal_fault(final) is None
+    partial = tmp_path / ".adapter.partial"
+    wanted = [partial / "a", partial / "below", partial / "below" / "b", partial / "seal.json", partial]
+    assert set(wanted) <= set(synced)
+    assert synced[-1] == tmp_path  # the rename itself
+    (final / "below" / "b").write_text("3")
+    assert "below/b is damaged" in str(seal_fault(final))
+    with pytest.raises(RuntimeError), SealedFolder(tmp_path / "other") as folder:
+        (folder / "a").write_text("1")
+        raise RuntimeError
+    assert names(tmp_path) == ["adapter"]
+
+
+# Permissions and adapters
+
+
+def adapter_folder(folder: Path, tokenizer, *, head: bool = True) -> Path:
+    layer = "causal.model.layers.0.self_attn.q_proj"
+    found = {f"{layer}.lora_{ab}.reward.weight": torch.full((2, 2), i) for i, ab in enumerate("AB", 1)}
+    if head:
+        found |= {"heads.reward.weight": torch.ones(1, 4), "heads.reward.bias": torch.zeros(1)}
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    save_adapter(folder, found, "reward", config, "tiny-random", tokenizer, "# a card\n")
+    return folder
+
+
+def test_adapter_folder_is_pefts_own_layout(tmp_path, tiny_tokenizer):
+    folder = adapter_folder(tmp_path / "adapter", tiny_tokenizer)
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        assert sorted(file.keys()) == [
+            "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight",
+        ]
+        assert file.get_tensor("base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight").unique() == 2
+    with safe_open(folder / "head.safetensors", "pt") as file:
+        assert sorted(file.keys()) == ["bias", "weight"]
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["inference_mode"]) == ("tiny-random", True)
+    assert (folder / "README.md").read_text() == "# a card\n"
+    assert {"tokenizer.json", "seal.json"} <= set(names(folder))
+    assert seal_fault(folder) is None
+
+
+def test_adapter_without_head_has_no_head_file(tmp_path, tiny_tokenizer):
+    assert "head.safetensors" not in names(adapter_folder(tmp_path / "adapter", tiny_tokenizer, head=False))
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "head.safetensors", "tokenizer.json", "README.md"]
+)
+def test_damaged_adapter_is_noticed(name, tmp_path, tiny_tokenizer):
+    folder = adapter_folder(tmp_path / "adapter", tiny_tokenizer)
+    flip(0.5)(folder / name)
+    assert name in str(seal_fault(folder))
+
+
+def test_tokenizer_with_several_chat_templates_is_saved(tmp_path, tiny_folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.chat_template = {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
+    folder = adapter_folder(tmp_path / "adapter", tokenizer)
+    assert seal_fault(folder) is None
+    assert AutoTokenizer.from_pretrained(folder).chat_template == tokenizer.chat_template
+
+
+@pytest.mark.parametrize(("mask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)])
+def test_permissions_follow_the_umask(mask, file_mode, folder_mode, tmp_path, tiny_tokenizer):
+    before = os.umask(mask)
+    try:
+        folders = [save(tmp_path / "checkpoints", 1), adapter_folder(tmp_path / "adapter", tiny_tokenizer)]
+    finally:
+        os.umask(before)
+    for folder in folders:
+        assert stat.S_IMODE(folder.stat().st_mode) == folder_mode
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+        assert modes == dict.fromkeys(modes, file_mode)

@@ -1,0 +1,44 @@
+"""What is said of speed: operations by hand, and that the machine's own rate is one."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from transformers import LlamaConfig, PretrainedConfig
+
+from stages.training.throughput import Stopwatch, forward_flops, matmul_flops
+
+
+def test_operations_of_a_forward_by_hand() -> None:
+    hidden, kv, inner, vocabulary, layers, length = 64, 32, 128, 384, 2, 10
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=vocabulary,
+    )
+    linear = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * inner  # q and o; k and v; gate, up and down
+    attention = 2 * hidden * length  # scores and what they weigh
+    by_hand = 2 * (layers * (linear + attention) + vocabulary * hidden)  # a product and a sum each
+    assert forward_flops(config, 30, length) == pytest.approx(30 * by_hand)
+
+
+def test_unknown_layouts_have_none() -> None:
+    assert forward_flops(PretrainedConfig(), 30, 10) is None
+
+
+def test_a_matrix_product_has_a_rate() -> None:
+    rate = matmul_flops(torch.device("cpu"), torch.float32)
+    assert 1e8 < rate < 1e14
+
+
+def test_laps_follow_one_another() -> None:
+    begin = time.perf_counter()
+    watch = Stopwatch()
+    time.sleep(0.02)
+    laps = [watch.lap(), watch.lap()]
+    assert laps[0] >= 0.02 and laps[1] >= 0 and sum(laps) <= time.perf_counter() - begin
