@@ -13,7 +13,7 @@ from configs.schema import STAGES, Stage
 from launch.arguments import ROOT, add_experiment_arguments, experiment, repeat, run_directory, words
 from launch.deepspeed_command import Launch, guess_accelerators, visible_devices
 from launch.stage_sequence import run_all
-from launch.worker_pool import Crew
+from launch.worker_pool import WorkerPool
 from pipeline.planning.batches import check_batches
 from pipeline.planning.plan import Request, plan_stages, through
 from pipeline.planning.preflight import check_files
@@ -54,7 +54,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     root = _job(arguments)
     config = root[0].config
     runs = sweeping.runs_of(root[0].run.path, axes, arguments.seeds)
-    crew, ranks = _crew(arguments, root[1], len(runs))
+    pool, ranks = _pool(arguments, root[1], len(runs))
     commands = []
     for run in runs:  # what is wrong with one is found before anything starts
         own = [*arguments.overrides, *run.overrides, f"name={config.name}-{run.name}"]
@@ -63,7 +63,7 @@ def sweep(arguments: argparse.Namespace) -> int:
         check_batches(experiment(asked)[0], "ppo", ranks)
         commands.append([*TRISTAGE, "run", "--from", "ppo", *_launching(asked), *words(asked)])
     check_files(config, plan_stages(root[0], [*STAGES, "best"]))
-    status = sweeping.sweep(root, list(zip(runs, commands, strict=True)), crew)
+    status = sweeping.sweep(root, list(zip(runs, commands, strict=True)), pool)
     if not any(found_runs(root[0].run.path)):
         return status  # a shared stage has said what is wrong
     from pipeline.reporting.sweep_report import write_sweep_report  # imports matplotlib
@@ -148,7 +148,7 @@ def _job(arguments: argparse.Namespace) -> tuple[Request, Launch]:
     return _request(arguments), launch
 
 
-def _crew(arguments: argparse.Namespace, launch: Launch, runs: int) -> tuple[Crew, int]:
+def _pool(arguments: argparse.Namespace, launch: Launch, runs: int) -> tuple[WorkerPool, int]:
     """Who trains the runs of a sweep, and the number of ranks of each.
 
     Raises:
@@ -156,16 +156,16 @@ def _crew(arguments: argparse.Namespace, launch: Launch, runs: int) -> tuple[Cre
     """
     jobs, asked = min(arguments.jobs, runs), arguments.num_accelerators
     if jobs == 1:
-        return Crew(), launch.world()
+        return WorkerPool(), launch.world()
     if arguments.hostfile:
         raise UserError("--jobs: runs at a time share one machine; leave --hostfile or --jobs out.")
-    crew = Crew(jobs, visible_devices(), asked or 1)
-    if asked and asked > crew.share > 0:
+    pool = WorkerPool(jobs, visible_devices(), asked or 1)
+    if asked and asked > pool.share > 0:
         raise UserError(
-            f"--num-accelerators: {asked}, but of {jobs} runs at a time each has {crew.share}. "
-            f"Ask for {crew.share} at most, or for fewer --jobs."
+            f"--num-accelerators: {asked}, but of {jobs} runs at a time each has {pool.share}. "
+            f"Ask for {pool.share} at most, or for fewer --jobs."
         )
-    return crew, asked or crew.share or 1
+    return pool, asked or pool.share or 1
 
 
 def _launching(arguments: argparse.Namespace) -> list[str]:

@@ -19,7 +19,7 @@ from configs.errors import UserError
 from configs.schema import Stage
 from launch.deepspeed_command import Launch
 from launch.stage_sequence import run_all
-from launch.worker_pool import Crew, not_writable
+from launch.worker_pool import WorkerPool, not_writable
 from pipeline.planning.plan import Request
 from pipeline.processes.signals import WATCHED, handled_by
 
@@ -80,7 +80,7 @@ def runs_of(root: Path, axes: Sequence[Sequence[str]], seeds: int) -> list[Run]:
     ]
 
 
-def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], crew: Crew) -> int:
+def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], pool: WorkerPool) -> int:
     """Train the shared stages in `root`, best-of-n beside them, and PPO in each run; skip what is finished.
 
     A run that fails does not end the others; after one that needs mending (status 2) no other starts.
@@ -88,7 +88,7 @@ def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], crew: Crew) -> i
     Args:
         root: the run directory of the shared stages, and how they are started.
         runs: each with the command that trains it.
-        crew: trains them.
+        pool: trains them.
 
     Returns:
         0, or the exit status of a shared stage, or of the last run that failed. 128 and a signal's number
@@ -101,19 +101,19 @@ def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], crew: Crew) -> i
     if status:
         return status
     waiting, noted, interrupted = deque(enumerate(runs, 1)), deque[int](), False
-    with handled_by(lambda signum, _frame: noted.append(signum)), crew:
-        while waiting or crew.busy:
-            while waiting and crew.free:
+    with handled_by(lambda signum, _frame: noted.append(signum)), pool:
+        while waiting or pool.busy:
+            while waiting and pool.free:
                 number, (run, command) = waiting.popleft()
                 print(f"sweep: run {number} of {len(runs)}: {run.setting}, seed {run.seed}", flush=True)
                 link_shared(root[0].run.path, run.path)
-                crew.start(run.path, command)
+                pool.start(run.path, command)
             time.sleep(SECONDS_BETWEEN_LOOKS)
-            for folder, code in crew.ended():
+            for folder, code in pool.ended():
                 by_signal = [signum for signum in WATCHED if code == 128 + signum]
                 if not (interrupted and by_signal):
                     print(
-                        f"sweep: {crew.last_words(folder, code)}",
+                        f"sweep: {pool.last_words(folder, code)}",
                         file=sys.stderr if code else None,
                         flush=True,
                     )
@@ -130,7 +130,7 @@ def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], crew: Crew) -> i
             while noted:
                 noted.popleft()
                 waiting.clear()
-                crew.interrupt()
+                pool.interrupt()
     return status
 
 

@@ -14,7 +14,7 @@ from configs.errors import UserError
 LOG = "run.log"
 
 
-class Crew:
+class WorkerPool:
     """Commands that run at a time, each on its share of the machine; none outlives the `with`.
 
     Attributes:

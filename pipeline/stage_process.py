@@ -48,7 +48,7 @@ from stages.distributed.environment import rank_and_world
 
 
 @dataclass(frozen=True)
-class Order:
+class StageOrder:
     """What rank 0 tells the others."""
 
     inputs: dict[str, Path]
@@ -118,7 +118,7 @@ def _lead(request: Request, stage: Stage, world: int, hint: bool, signals: Signa
         check_mode()  # a WANDB_MODE that is none is told before an old result is set aside
         _join(request.config)
         manifest = _open(request, plan, world)
-        logs.capture(run.logs(stage), rank=0)
+        logs.open_logs(run.logs(stage), rank=0)
         order = _order(request, plan, manifest)
         peers = []
         if world > 1:
@@ -140,7 +140,7 @@ def _follow(request: Request, stage: Stage, rank: int, signals: Signals) -> int:
     if order is None:
         _leave()
         return 0
-    logs.capture(request.run.logs(stage), rank)
+    logs.open_logs(request.run.logs(stage), rank)
     _gather(Process.this())
     with _paused_together():
         _recipe(stage)(_context(request, stage, order, NullReporter(), signals))
@@ -190,9 +190,9 @@ def _open(request: Request, plan: StagePlan, world: int) -> Manifest:
     return manifest
 
 
-def _order(request: Request, plan: StagePlan, manifest: Manifest) -> Order:
+def _order(request: Request, plan: StagePlan, manifest: Manifest) -> StageOrder:
     manifests = {name: read_manifest(request.run.manifest(name)) for name in plan.inputs}
-    return Order(
+    return StageOrder(
         inputs={name: request.run.path / used.path for name, used in plan.inputs.items()},
         bases={name: each.base_digest for name, each in manifests.items() if each and each.base_digest},
         resume=plan.action == "resume",
@@ -218,7 +218,7 @@ def _reporter(request: Request, manifest: Manifest, resume: bool) -> Reporter:
 
 
 def _context(
-    request: Request, stage: Stage, order: Order, tracker: Reporter | NullReporter, signals: Signals
+    request: Request, stage: Stage, order: StageOrder, tracker: Reporter | NullReporter, signals: Signals
 ) -> Context:
     return Context(
         config=request.config,
@@ -345,7 +345,7 @@ def _gather(process: Process) -> list[Process]:
     return processes
 
 
-def _broadcast(order: Order | None) -> Order | None:
+def _broadcast(order: StageOrder | None) -> StageOrder | None:
     """Rank 0's order, on every rank."""
     import torch.distributed
 

@@ -18,7 +18,7 @@ from data.storage.files import read_json_lines, write_json_lines
 from stages.context import Context, Outcome
 from stages.feedback.labellers import labeller
 from stages.feedback.reward_model import ROLE as REWARD
-from stages.feedback.reward_model import Scorer
+from stages.feedback.reward_model import RewardModel
 from stages.maths.statistics import expected_best, kl_of_best, mean_with_interval
 from stages.sampling.sampler import Sampler
 from stages.setup import prepare
@@ -34,23 +34,23 @@ Row = dict[str, Any]
 def run(context: Context) -> Outcome:
     """Sample, score, and write `folder/demonstrations/train.jsonl` and `folder/curve.jsonl`."""
     # 1. Two frozen roles.
-    ranks, cast = prepare(context)
-    cast.policy_base.add_from(SFT, context.inputs["sft"], trainable=False)
-    cast.reward_base.add_from(REWARD, context.inputs["rm"], trainable=False)
-    cast.eval()
+    ranks, models = prepare(context)
+    models.policy_base.add_from(SFT, context.inputs["sft"], trainable=False)
+    models.reward_base.add_from(REWARD, context.inputs["rm"], trainable=False)
+    models.eval()
     _, rollout = context.config.rollouts["best"]
-    sampler, meter = Sampler(cast.policy_base, cast.tokenizer, ranks, rollout), Meter()
-    scorer = Scorer(cast, ranks, context.config.data)
+    sampler, meter = Sampler(models.policy_base, models.tokenizer, ranks, rollout), Meter()
+    reward_model = RewardModel(models, ranks, context.config.data)
 
     # 2. Answers to the prompts of PPO, a part of them at a time; parts that are there already are kept.
     train, held_out = read_examples(
-        context.config, "ppo", "prompts", tokenize.prompts, cast.tokenizer, context.tracker.note
+        context.config, "ppo", "prompts", tokenize.prompts, models.tokenizer, context.tracker.note
     )
     answers = {
         split: [
             row
             for part in parts(context, split, prompts)
-            for row in collect(context, sampler, scorer, meter, *part)
+            for row in collect(context, sampler, reward_model, meter, *part)
         ]
         for split, prompts in (("train", train), ("held_out", held_out))
     }
@@ -76,7 +76,7 @@ def run(context: Context) -> Outcome:
             "tokens_per_second": meter.tokens_per_second,
             "peak_memory_bytes": ranks.max(peak_memory_bytes()),
         },
-        cast.policy_base.base_digest,
+        models.policy_base.base_digest,
     )
 
 
@@ -95,7 +95,7 @@ def parts(
 def collect(
     context: Context,
     sampler: Sampler,
-    scorer: Scorer,
+    reward_model: RewardModel,
     meter: Meter,
     file: Path,
     prompts: Sequence[tokenize.Prompt],
@@ -106,7 +106,7 @@ def collect(
     if there:
         context.tracker.advance(len(prompts) * context.config.best.n)
     else:
-        rows = answer(context, sampler, scorer, meter, prompts)
+        rows = answer(context, sampler, reward_model, meter, prompts)
         if sampler.ranks.rank == 0:
             file.parent.mkdir(exist_ok=True)
             write_json_lines(file, rows)
@@ -115,7 +115,11 @@ def collect(
 
 
 def answer(
-    context: Context, sampler: Sampler, scorer: Scorer, meter: Meter, prompts: Sequence[tokenize.Prompt]
+    context: Context,
+    sampler: Sampler,
+    reward_model: RewardModel,
+    meter: Meter,
+    prompts: Sequence[tokenize.Prompt],
 ) -> list[Row]:
     """n answers to each prompt with the reward model's scores, and the judge's where there is one."""
     best, name = context.config.best, context.config.ppo.judge
@@ -124,7 +128,7 @@ def answer(
     ids = [prompt.prompt_ids for prompt in asked]
     seeds = [seed_from(context.seed, "best", i % best.n, p) for i, p in enumerate(ids)]
     responses = sampler.shared(SFT, ids, seeds, context.tracker.advance)
-    scores = scorer.shared(asked, responses, best.micro_batch_size)
+    scores = reward_model.shared(asked, responses, best.micro_batch_size)
     texts = sampler.decode([response.ids for response in responses])
     meter.add(sum(len(p) + len(response.ids) for p, response in zip(ids, responses, strict=True)))
     gold = judge([prompt.text for prompt in asked], texts) if judge else []

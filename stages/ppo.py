@@ -13,19 +13,19 @@ from data.batches import tokenize
 from data.batches.sampler import epoch_order, seed_from
 from data.examples import read_examples
 from stages.context import Context, Outcome
-from stages.feedback.evaluation import Judgement
+from stages.feedback.evaluation import HeldOutEvaluation
 from stages.feedback.reward_model import ROLE as REWARD
-from stages.feedback.reward_model import Scorer
+from stages.feedback.reward_model import RewardModel
 from stages.maths.advantages import explained_variance, token_kl
 from stages.maths.losses import masked_sum, policy_loss, value_loss
 from stages.models.base import disable_dropout
-from stages.models.role_models import Cast
-from stages.models.token_statistics import TokenFigures
+from stages.models.role_models import RoleModels
+from stages.models.token_statistics import TokenStatistics
 from stages.rl.experience import CRITIC, POLICY, REFERENCE, Experience
 from stages.rl.policy_snapshots import PREFIX, save_with_average, update_average
 from stages.rl.ptx import Ptx, make_ptx
 from stages.rl.trajectory import Sample, padded, token_mask
-from stages.sampling.response_batch import Layout, response_figures, state_values
+from stages.sampling.response_batch import ResponseBatch, response_statistics, state_values
 from stages.sampling.sampler import Sampler
 from stages.setup import prepare
 from stages.training.engine import Engine
@@ -43,13 +43,13 @@ def run(context: Context) -> Outcome:
     config, ppo = context.config, context.config.ppo
 
     # 1. Four roles on one base, or on two.
-    ranks, cast = prepare(context)
-    tokenizer = cast.tokenizer
-    cast.policy_base.add_from(POLICY, context.inputs["sft"], trainable=True)
-    cast.policy_base.add_from(REFERENCE, context.inputs["sft"], trainable=False)
-    cast.reward_base.add_from(REWARD, context.inputs["rm"], trainable=False)
-    add_critic(context, cast)
-    disable_dropout(cast)  # the ratio compares what one policy says twice
+    ranks, models = prepare(context)
+    tokenizer = models.tokenizer
+    models.policy_base.add_from(POLICY, context.inputs["sft"], trainable=True)
+    models.policy_base.add_from(REFERENCE, context.inputs["sft"], trainable=False)
+    models.reward_base.add_from(REWARD, context.inputs["rm"], trainable=False)
+    add_critic(context, models)
+    disable_dropout(models)  # the ratio compares what one policy says twice
 
     # 2. Prompts.
     train, held_out = read_examples(
@@ -60,12 +60,12 @@ def run(context: Context) -> Outcome:
     rates = {POLICY: ppo.learning_rate, CRITIC: ppo.critic_learning_rate or ppo.learning_rate}
     progress, checkpoint = Progress(ppo.iterations), find_resume(context, ranks)
     updates = ppo.iterations * ppo.epochs * ppo.minibatches
-    engine = start_engine(context, cast, rates, ppo, updates, ranks, progress, checkpoint)
-    sampler = Sampler(cast.policy_base, tokenizer, ranks, ppo.rollout)
-    scorer = Scorer(cast, ranks, config.data)
-    experience = Experience(ppo, sampler, scorer, context.seed, progress.memory)
-    trainer = Trainer(engine, ppo, experience, make_ptx(context, engine, tokenizer))
-    judgement = Judgement(context, sampler, scorer, held_out)
+    engine = start_engine(context, models, rates, ppo, updates, ranks, progress, checkpoint)
+    sampler = Sampler(models.policy_base, tokenizer, ranks, ppo.rollout)
+    reward_model = RewardModel(models, ranks, config.data)
+    experience = Experience(ppo, sampler, reward_model, context.seed, progress.memory)
+    trainer = PpoTrainer(engine, ppo, experience, make_ptx(context, engine, tokenizer))
+    evaluation = HeldOutEvaluation(context, sampler, reward_model, held_out)
 
     # 4. Iterations: roll out, score, update.
     def take_step(step: int, picks: list[int]) -> dict[str, float]:
@@ -77,40 +77,40 @@ def run(context: Context) -> Outcome:
             context.tracker.samples(samples[: config.tracking.sample_rows], step + 1)
         return metrics
 
-    run_steps(context, ppo, engine, progress, trainer.meter, len(train), take_step, judgement.of_policy)
+    run_steps(context, ppo, engine, progress, trainer.meter, len(train), take_step, evaluation.of_policy)
 
     # 5. The result, judged on held-out prompts beside the base and the SFT policy.
     stopped = "stopped" in progress.memory
     if ppo.ema_decay:
         save_with_average(context, engine, POLICY, tokenizer, ppo.use_ema)
         if ppo.use_ema:
-            judgement.of_policy()  # of the average, which is the policy now
+            evaluation.of_policy()  # of the average, which is the policy now
     else:
         save_role(context, engine, POLICY, tokenizer)
     return Outcome(
         {
-            **judgement.final(),
+            **evaluation.final(),
             "steps": progress.step - stopped,
             "stopped_early": float(stopped),
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": ranks.max(peak_memory_bytes()),
         },
-        cast.policy_base.base_digest,
+        models.policy_base.base_digest,
     )
 
 
-def add_critic(context: Context, cast: Cast) -> None:
+def add_critic(context: Context, models: RoleModels) -> None:
     """The critic: adapter and head of the reward model, or a head on the policy's own hidden states."""
     if context.config.ppo.critic == "adapter":
-        cast.reward_base.add_from(CRITIC, context.inputs["rm"], trainable=True)
-    elif cast.shares_base:
-        cast.policy_base.add_head_from(CRITIC, context.inputs["rm"])
+        models.reward_base.add_from(CRITIC, context.inputs["rm"], trainable=True)
+    elif models.shares_base:
+        models.policy_base.add_head_from(CRITIC, context.inputs["rm"])
     else:  # the reward model's head reads the hidden states of another base
         seed_step(context.seed, "critic head", 0, 0)
-        cast.policy_base.add_head(CRITIC)
+        models.policy_base.add_head(CRITIC)
 
 
-class Trainer:
+class PpoTrainer:
     """One PPO iteration: experience, then epochs of updates of policy and critic on it."""
 
     def __init__(self, engine: Engine, ppo: Ppo, experience: Experience, ptx: Ptx | None = None) -> None:
@@ -149,7 +149,10 @@ class Trainer:
             # Forward, backward, and forward again where asked.
             return updates * (3 if causal.is_gradient_checkpointing else 2)
 
-        ours, theirs = experience.scorer.cast.policy_base.causal, experience.scorer.cast.reward_base.causal
+        ours, theirs = (
+            experience.reward_model.models.policy_base.causal,
+            experience.reward_model.models.reward_base.causal,
+        )
         our_flops, their_flops = (
             forward_flops(causal.config, tokens, tokens / sequences) for causal in (ours, theirs)
         )
@@ -220,7 +223,7 @@ class Trainer:
         def summed(backward: Callable[..., dict[str, float]], **options: float) -> dict[str, float]:
             sums: dict[str, float] = {}
             for micro in micros:
-                figures = backward(micro, experience.lay_out(micro), tokens, **options)
+                figures = backward(micro, experience.response_batch(micro), tokens, **options)
                 sums = {name: sums.get(name, 0.0) + figure for name, figure in figures.items()}
             return sums
 
@@ -240,7 +243,7 @@ class Trainer:
             means[name] /= tokens  # once, at the end: ratios of exactly 1 have a mean of exactly 1
         return means | {"grad_norm": self.engine.grad_norm}
 
-    def _critic_backward(self, micro: list[Sample], batch: Layout, tokens: int) -> dict[str, float]:
+    def _critic_backward(self, micro: list[Sample], batch: ResponseBatch, tokens: int) -> dict[str, float]:
         values = state_values(self.engine, CRITIC, batch)
         if micro[0].awaits_values:
             self.experience.take_values(micro, values)
@@ -249,18 +252,18 @@ class Trainer:
         return figures
 
     def _policy_backward(
-        self, micro: list[Sample], batch: Layout, tokens: int, weight: float
+        self, micro: list[Sample], batch: ResponseBatch, tokens: int, weight: float
     ) -> dict[str, float]:
-        policy = response_figures(self.engine, POLICY, batch, entropy=self._with_entropy)
+        policy = response_statistics(self.engine, POLICY, batch, entropy=self._with_entropy)
         loss, figures = self._policy_loss(micro, batch, tokens, policy)
         self.engine.backward(weight * loss)
         return figures
 
     def _shared_backward(
-        self, micro: list[Sample], batch: Layout, tokens: int, weight: float
+        self, micro: list[Sample], batch: ResponseBatch, tokens: int, weight: float
     ) -> dict[str, float]:
         """One forward and backward for policy and critic; the trunk is left alone where the policy is."""
-        policy = response_figures(
+        policy = response_statistics(
             self.engine,
             POLICY,
             batch,
@@ -278,7 +281,7 @@ class Trainer:
         return self.ppo.entropy_coef > 0
 
     def _policy_loss(
-        self, micro: list[Sample], batch: Layout, tokens: int, policy: TokenFigures
+        self, micro: list[Sample], batch: ResponseBatch, tokens: int, policy: TokenStatistics
     ) -> tuple[Tensor, dict[str, float]]:
         ppo, logprobs = self.ppo, policy.logprobs
         old_logprobs, advantages = self._padded(micro, "logprobs"), self._padded(micro, "advantages")
@@ -303,7 +306,7 @@ class Trainer:
         return loss, figures
 
     def _critic_loss(
-        self, micro: list[Sample], batch: Layout, tokens: int, values: Tensor
+        self, micro: list[Sample], batch: ResponseBatch, tokens: int, values: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
         old_values, returns = self._padded(micro, "values"), self._padded(micro, "returns")
         loss, sums = value_loss(

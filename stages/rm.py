@@ -18,12 +18,12 @@ from data.batches.sampler import micro_batches, seed_from, total_steps
 from data.examples import read_examples, tokenized
 from stages.context import Context, Outcome
 from stages.feedback.rankings import collect_rankings
-from stages.feedback.reward_model import Scorer
+from stages.feedback.reward_model import RewardModel
 from stages.maths.losses import ranking_loss
 from stages.maths.statistics import mean_with_interval
-from stages.models.base_checks import told_apart_by_masks
-from stages.models.role_models import Cast, Players
-from stages.sampling.response_batch import lay_out, sequence_scores
+from stages.models.base_checks import supports_block_mask
+from stages.models.role_models import RoleModels
+from stages.sampling.response_batch import response_batch, sequence_scores
 from stages.sampling.sampler import Sampler
 from stages.setup import prepare
 from stages.training.engine import Engine
@@ -39,31 +39,31 @@ def run(context: Context) -> Outcome:
     config, rm = context.config, context.config.rm
 
     # 1. Two roles: the SFT policy, frozen, and the reward model, which starts from it where it can.
-    ranks, cast = prepare(context)
-    cast.policy_base.add_from(SFT, context.inputs["sft"], trainable=False)
-    add_reward_model(context, cast)
-    scorer = Scorer(cast, ranks, config.data)
+    ranks, models = prepare(context)
+    models.policy_base.add_from(SFT, context.inputs["sft"], trainable=False)
+    add_reward_model(context, models)
+    reward_model = RewardModel(models, ranks, config.data)
 
     # 2. Rankings, collected or read. What an earlier attempt recorded is dealt with before more is.
     checkpoint = find_resume(context, ranks)
-    sampler = Sampler(cast.policy_base, cast.tokenizer, ranks, rm.rankings.rollout)
-    tokenizer = cast.reward_tokenizer
+    sampler = Sampler(models.policy_base, models.tokenizer, ranks, rm.rankings.rollout)
+    tokenizer = models.reward_tokenizer
     if rm.rankings.labeller == "file":
         train, held_out = read_examples(
             config, "rm", "rankings", tokenize.rankings, tokenizer, context.tracker.note
         )
     else:
         collected, unseen = collect_rankings(context, sampler, SFT)
-        parts = scorer.rankings(collected), scorer.rankings(unseen)
+        parts = reward_model.rankings(collected), reward_model.rankings(unseen)
         train, held_out = tokenized(config.data, tokenize.rankings, tokenizer, parts, context.tracker.note)
     del sampler  # and with it the copy that it sampled from
 
     # 3. The engine, where the last checkpoint left it.
     progress = Progress(total_steps(len(train), rm.batch_size, rm.epochs, rm.max_steps))
     rates = {ROLE: rm.learning_rate}
-    engine = start_engine(context, cast, rates, rm, progress.total, ranks, progress, checkpoint)
-    share_prompts = told_apart_by_masks(cast.reward_base.causal)
-    trainer = Trainer(engine, tokenizer.pad_token_id, rm.micro_batch_size, share_prompts)
+    engine = start_engine(context, models, rates, rm, progress.total, ranks, progress, checkpoint)
+    share_prompts = supports_block_mask(models.reward_base.causal)
+    trainer = RewardModelTrainer(engine, tokenizer.pad_token_id, rm.micro_batch_size, share_prompts)
 
     # 4. Training.
     def take_step(_: int, picks: list[int]) -> dict[str, float]:
@@ -77,12 +77,14 @@ def run(context: Context) -> Outcome:
     # 5. The result, on a scale where the SFT policy has mean 0 and deviation 1.
     if rm.use_best:
         after = go_back_to_best(context, engine, progress)
-    cast.eval()
-    sampler = Sampler(cast.policy_base, cast.tokenizer, ranks, rm.rankings.rollout)  # ZeRO-3 has sharded it
-    mean, deviation = score_statistics(context, sampler, scorer, held_out or train)
+    models.eval()
+    sampler = Sampler(
+        models.policy_base, models.tokenizer, ranks, rm.rankings.rollout
+    )  # ZeRO-3 has sharded it
+    mean, deviation = score_statistics(context, sampler, reward_model, held_out or train)
     tensors = normalized(engine.role_tensors(ROLE), mean, deviation)
     if ranks.rank == 0:
-        write_role(context, cast, ROLE, tokenizer, tensors)
+        write_role(context, models, ROLE, tokenizer, tensors)
     ranks.barrier()
     return Outcome(
         {
@@ -93,23 +95,23 @@ def run(context: Context) -> Outcome:
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": ranks.max(peak_memory_bytes()),
         },
-        cast.reward_base.base_digest,
+        models.reward_base.base_digest,
     )
 
 
-def add_reward_model(context: Context, cast: Cast) -> None:
+def add_reward_model(context: Context, models: RoleModels) -> None:
     """A new head, on the SFT adapter or, on a base of the reward model's own, on a new adapter."""
-    roles = cast.reward_base
+    roles = models.reward_base
     seed_step(context.seed, "rm head", 0, 0)
     roles.add_head(ROLE)
-    if cast.shares_base:
+    if models.shares_base:
         roles.add_from(ROLE, context.inputs["sft"], trainable=True)
     else:
         roles.add_new(ROLE, context.config.adapter)
     roles.heads[ROLE].bias.requires_grad_(False)  # differences of scores say nothing about it
 
 
-class Trainer:
+class RewardModelTrainer:
     """One optimizer step, and evaluation, of the reward role on ranked completions.
 
     Where the base can tell the completions of a row apart (`share_prompts`), a prompt is forwarded once for
@@ -165,7 +167,9 @@ class Trainer:
     def _prompts_at_once(self, batch: Sequence[tokenize.Ranking]) -> int:
         return max(1, self.micro_batch_size // max(len(ranking.completion_ids) for ranking in batch))
 
-    def _scores(self, model: Engine | Players, rankings: Sequence[tokenize.Ranking]) -> tuple[Tensor, Tensor]:
+    def _scores(
+        self, model: Engine | RoleModels, rankings: Sequence[tokenize.Ranking]
+    ) -> tuple[Tensor, Tensor]:
         """Scores and ranks of each prompt's completions, (G, K); rank -1 where a prompt has fewer."""
         device = self.engine.ranks.device
         ranks = [torch.tensor(ranking.ranks, device=device) for ranking in rankings]
@@ -177,7 +181,7 @@ class Trainer:
             return values.gather(1, batch.last), order
         prompts = [ranking.prompt_ids for ranking in rankings for _ in ranking.completion_ids]
         completions = [ids for ranking in rankings for ids in ranking.completion_ids]
-        flat = sequence_scores(model, ROLE, lay_out(prompts, completions, self.pad_id, device))
+        flat = sequence_scores(model, ROLE, response_batch(prompts, completions, self.pad_id, device))
         scores = flat.split([len(ranking.completion_ids) for ranking in rankings])
         return pad_sequence(list(scores), batch_first=True), order
 
@@ -196,7 +200,7 @@ def _mean_rewards(scores: Tensor, order: Tensor) -> Tensor:
 def score_statistics(
     context: Context,
     sampler: Sampler,
-    scorer: Scorer,
+    reward_model: RewardModel,
     rankings: Sequence[tokenize.Ranking],
 ) -> tuple[float, float]:
     """Mean and standard deviation of the raw score over fresh samples of the SFT policy."""
@@ -208,7 +212,7 @@ def score_statistics(
     seeds = [seed_from(context.seed, "normalization", i, each) for i, each in enumerate(ids)]
     context.tracker.phase("rm: normalizing", count)
     responses = sampler.shared(SFT, ids, seeds, context.tracker.advance)
-    scores = scorer.shared(prompts, responses, config.rm.micro_batch_size)
+    scores = reward_model.shared(prompts, responses, config.rm.micro_batch_size)
     values = torch.tensor(scores, dtype=torch.float64)
     return float(values.mean()), float(values.std(unbiased=False))
 

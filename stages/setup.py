@@ -11,14 +11,14 @@ from stages.distributed.process_group import init_distributed
 from stages.distributed.ranks import Ranks
 from stages.models.base import base_digest, load_base, load_config, load_tokenizer
 from stages.models.base_checks import check_base, check_fit
-from stages.models.role_models import Cast, check_critic
+from stages.models.role_models import RoleModels, check_critic
 from stages.models.roles import Roles
 from stages.sampling.decoding_batch import check_joinable
 from stages.sampling.vllm_engine import check_vllm
 from stages.training.engine import deepspeed_options
 
 
-def prepare(context: Context) -> tuple[Ranks, Cast]:
+def prepare(context: Context) -> tuple[Ranks, RoleModels]:
     """Ranks, and the stage's bases, each with its tokenizer and the experiment's chat template; no roles yet.
 
     Raises:
@@ -39,11 +39,11 @@ def prepare(context: Context) -> tuple[Ranks, Cast]:
     if context.stage == "ppo":
         check_critic(config, tokenizers)
     roles = [_roles(context, base, ranks) for base in bases]
-    cast = Cast(*zip(roles, tokenizers, strict=True))
+    models = RoleModels(*zip(roles, tokenizers, strict=True))
     for stage, trained_on in context.bases.items():
-        used = cast.reward_base if stage == "rm" else cast.policy_base
+        used = models.reward_base if stage == "rm" else models.policy_base
         check_base(config, stage, trained_on, used.base_digest)
-    return ranks, cast
+    return ranks, models
 
 
 def _tokenizer(context: Context, base: Base, known: PretrainedConfig) -> PreTrainedTokenizerBase:

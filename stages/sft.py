@@ -25,24 +25,24 @@ def run(context: Context) -> Outcome:
     config, sft = context.config, context.config.sft
 
     # 1. The base with one fresh adapter.
-    ranks, cast = prepare(context)
-    roles, tokenizer = cast.policy_base, cast.tokenizer
+    ranks, models = prepare(context)
+    tokenizer = models.tokenizer
     seed_step(context.seed, "sft adapter", 0, 0)  # the same fresh adapter on every rank
-    roles.add_new(ROLE, config.adapter)
+    models.policy_base.add_new(ROLE, config.adapter)
 
     # 2. Demonstrations, packed or one to a row.
     train, held_out = read_examples(
         config, "sft", "demonstrations", tokenize.demonstrations, tokenizer, context.tracker.note
     )
     if sft.packing:
-        check_packing(roles.causal)
+        check_packing(models.policy_base.causal)
     rows = pack.pack(train, config.data.max_length) if sft.packing else train
 
     # 3. The engine, where the last checkpoint left it.
     progress = Progress(total_steps(len(rows), sft.batch_size, sft.epochs, sft.max_steps))
     rates, checkpoint = {ROLE: sft.learning_rate}, find_resume(context, ranks)
-    engine = start_engine(context, roles, rates, sft, progress.total, ranks, progress, checkpoint)
-    trainer = Trainer(engine, tokenizer.pad_token_id, sft.micro_batch_size)
+    engine = start_engine(context, models, rates, sft, progress.total, ranks, progress, checkpoint)
+    trainer = SftTrainer(engine, tokenizer.pad_token_id, sft.micro_batch_size)
 
     # 4. Training.
     def take_step(_: int, picks: list[int]) -> dict[str, float]:
@@ -65,11 +65,11 @@ def run(context: Context) -> Outcome:
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": ranks.max(peak_memory_bytes()),
         },
-        roles.base_digest,
+        models.base_digest,
     )
 
 
-class Trainer:
+class SftTrainer:
     """One optimizer step, and evaluation, of a language-model role on demonstrations."""
 
     def __init__(self, engine: Engine, pad_id: int, micro_batch_size: int) -> None:

@@ -1,6 +1,6 @@
 """Keep the libraries quiet where nobody can act on what they say; let everything else through.
 
-`silence` runs before the heavy imports, because some libraries speak while they are imported. `capture`
+`silence` runs before the heavy imports, because some libraries speak while they are imported. `open_logs`
 runs after them, because some install their own log handlers then.
 """
 
@@ -47,7 +47,7 @@ def silence() -> None:
         warnings.filterwarnings("ignore", message=message, category=FutureWarning)
 
 
-def capture(folder: Path, rank: int) -> Path:
+def open_logs(folder: Path, rank: int) -> Path:
     """Send all log messages and warnings to `folder/rankN.log`; rank 0 shows warnings on stderr too.
 
     SIGUSR1 has the process write where it is into `folder/rankN.stack`, whatever it is doing.

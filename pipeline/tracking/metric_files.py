@@ -15,7 +15,7 @@ from pipeline.state.manifest import Manifest
 LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
-class Journal:
+class JsonLines:
     """A file of one JSON object per line, each with the `step` it belongs to, flushed line by line.
 
     Values that are not finite are written as null, since JSON has no NaN.
@@ -61,8 +61,8 @@ class FileSink:
     """`metrics.jsonl` and `samples.jsonl` in the stage's folder, always written."""
 
     def __init__(self, folder: Path) -> None:
-        self._metrics = Journal(folder / "metrics.jsonl")
-        self._samples = Journal(folder / "samples.jsonl")
+        self._metrics = JsonLines(folder / "metrics.jsonl")
+        self._samples = JsonLines(folder / "samples.jsonl")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._metrics.append(step, metrics)

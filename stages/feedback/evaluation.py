@@ -12,7 +12,7 @@ from data.batches.sampler import seed_from
 from data.storage.files import write_json_lines
 from stages.context import Context
 from stages.feedback.labellers import labeller
-from stages.feedback.reward_model import Scorer
+from stages.feedback.reward_model import RewardModel
 from stages.maths.statistics import mean_with_interval, wins
 from stages.models.roles import BASE
 from stages.sampling.response_batch import response_logprobs
@@ -30,7 +30,11 @@ class Answers:
 
 
 def answer(
-    context: Context, sampler: Sampler, scorer: Scorer, role: str, prompts: Sequence[tokenize.Prompt]
+    context: Context,
+    sampler: Sampler,
+    reward_model: RewardModel,
+    role: str,
+    prompts: Sequence[tokenize.Prompt],
 ) -> Answers:
     """Sample one answer of `role` to each prompt, with the same noise whenever and whoever is asked."""
     roles, ranks = sampler.roles, sampler.ranks
@@ -41,8 +45,8 @@ def answer(
     found: list[tuple[int, float, float]] = []
     for round_ in ranks.rounds(list(range(len(ids))), context.config.ppo.micro_batch_size):
         answers = [responses[i] for i in round_.items]
-        batch = sampler.lay_out([ids[i] for i in round_.items], answers)
-        scores = scorer([prompts[i] for i in round_.items], answers)
+        batch = sampler.response_batch([ids[i] for i in round_.items], answers)
+        scores = reward_model([prompts[i] for i in round_.items], answers)
         with torch.no_grad():
             logprobs = response_logprobs(roles, role, batch)
             ref_logprobs = response_logprobs(roles, "reference", batch)
@@ -57,13 +61,17 @@ def answer(
     )
 
 
-class Judgement:
+class HeldOutEvaluation:
     """What reward model and judge say of answers to the held-out prompts; nothing where there are none."""
 
     def __init__(
-        self, context: Context, sampler: Sampler, scorer: Scorer, prompts: Sequence[tokenize.Prompt]
+        self,
+        context: Context,
+        sampler: Sampler,
+        reward_model: RewardModel,
+        prompts: Sequence[tokenize.Prompt],
     ) -> None:
-        self.context, self.sampler, self.scorer, self.prompts = context, sampler, scorer, prompts
+        self.context, self.sampler, self.reward_model, self.prompts = context, sampler, reward_model, prompts
         self._latest: Answers | None = None
         judge = context.config.ppo.judge
         self._judge = labeller(judge, "ppo.judge", sampler.ranks) if judge else None
@@ -122,7 +130,7 @@ class Judgement:
         return self._judge([prompt.text for prompt in self.prompts], answers.texts) if self._judge else []
 
     def _answer(self, role: str) -> Answers:
-        return answer(self.context, self.sampler, self.scorer, role, self.prompts)
+        return answer(self.context, self.sampler, self.reward_model, role, self.prompts)
 
     def _write(self, answers: dict[str, Answers], gold: dict[str, list[float]]) -> None:
         columns: dict[str, Sequence] = {"prompt": [prompt.text for prompt in self.prompts]}

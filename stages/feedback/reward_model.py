@@ -13,31 +13,33 @@ from data.batches import tokenize
 from data.batches.tokenize import Prompt
 from data.sources.messages import Text
 from stages.distributed.ranks import Ranks
-from stages.models.role_models import Cast
+from stages.models.role_models import RoleModels
 from stages.sampling.decoding import Response
-from stages.sampling.response_batch import lay_out, sequence_scores
+from stages.sampling.response_batch import response_batch, sequence_scores
 
 ROLE = "reward"
 Row = dict[str, Any]
 
 
-class Scorer:
+class RewardModel:
     """Scores of responses by the reward model.
 
     Where the tokenizers differ, prompt and response are encoded again from their text, with the chat template
     of the reward model's tokenizer.
     """
 
-    def __init__(self, cast: Cast, ranks: Ranks, data: Data) -> None:
-        self.cast, self.ranks, self.data = cast, ranks, data
+    def __init__(self, models: RoleModels, ranks: Ranks, data: Data) -> None:
+        self.models, self.ranks, self.data = models, ranks, data
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> Tensor:
         """The score of each response in one batch of this rank: (B,), fp32."""
         rows = [self._read(prompt, each.ids) for prompt, each in zip(prompts, responses, strict=True)]
         prompt_ids, response_ids = zip(*rows, strict=True)
-        pad_id = self.cast.reward_tokenizer.pad_token_id
-        return sequence_scores(self.cast, ROLE, lay_out(prompt_ids, response_ids, pad_id, self.ranks.device))
+        pad_id = self.models.reward_tokenizer.pad_token_id
+        return sequence_scores(
+            self.models, ROLE, response_batch(prompt_ids, response_ids, pad_id, self.ranks.device)
+        )
 
     def shared(self, prompts: Sequence[Prompt], responses: Sequence[Response], size: int) -> list[float]:
         """Share the work among ranks, `size` at once on a rank: every rank gets all scores, in order."""
@@ -49,7 +51,7 @@ class Scorer:
 
     def rankings(self, rows: Sequence[Row]) -> list[Row]:
         """Collected rankings with `completion_ids` that are the reward model's tokens, not the policy's."""
-        if self.cast.shares_tokens:
+        if self.models.shares_tokens:
             return list(rows)
         return [
             row | {"completion_ids": [self._encode(row["prompt"], ids)[1] for ids in row["completion_ids"]]}
@@ -58,10 +60,10 @@ class Scorer:
 
     def _read(self, prompt: Prompt, ids: list[int]) -> tuple[list[int], list[int]]:
         """Prompt and response as the reward model reads them."""
-        return (prompt.prompt_ids, ids) if self.cast.shares_tokens else self._encode(prompt.prompt, ids)
+        return (prompt.prompt_ids, ids) if self.models.shares_tokens else self._encode(prompt.prompt, ids)
 
     def _encode(self, prompt: Text, ids: list[int]) -> tuple[list[int], list[int]]:
-        tokenizer = self.cast.tokenizer
+        tokenizer = self.models.tokenizer
         text = tokenizer.decode(ids, skip_special_tokens=True)
         ended = ids[-1] == tokenizer.eos_token_id
-        return tokenize.answer(prompt, text, ended, self.cast.reward_tokenizer, self.data)
+        return tokenize.answer(prompt, text, ended, self.models.reward_tokenizer, self.data)

@@ -13,7 +13,7 @@ from torch import Tensor
 from configs.errors import UserError
 from configs.schema import Ppo, Reward
 from stages.feedback.reward_endpoint import Endpoint
-from stages.feedback.user_functions import Worth, as_numbers, load_function
+from stages.feedback.user_functions import RewardFunction, as_numbers, load_function
 from stages.maths.statistics import RunningMoments
 
 RM, KEY = "rm", "ppo.rewards"
@@ -67,11 +67,11 @@ def reward_name(term: Reward) -> str:
     return urlsplit(term.source).netloc if "://" in term.source else term.source.partition(":")[2]
 
 
-def _source(term: Reward) -> Worth:
+def _source(term: Reward) -> RewardFunction:
     return Endpoint(term) if "://" in term.source else load_function(term.source, KEY)
 
 
-def shaped(totals: Tensor, lengths: Tensor, ended: Tensor, ppo: Ppo, memory: dict[str, Any]) -> Tensor:
+def shape_rewards(totals: Tensor, lengths: Tensor, ended: Tensor, ppo: Ppo, memory: dict[str, Any]) -> Tensor:
     """Final scores of a whole batch: normalised, clipped, less the penalties for length and for not ending.
 
     Args:

@@ -8,10 +8,10 @@ from typing import Any, SupportsFloat
 
 from configs.errors import UserError
 
-Worth = Callable[[Sequence[str], Sequence[str]], list[Any]]  # of prompts' and completions' texts
+RewardFunction = Callable[[Sequence[str], Sequence[str]], list[Any]]  # of prompts' and completions' texts
 
 
-def load_function(path: str, key: str) -> Worth:
+def load_function(path: str, key: str) -> RewardFunction:
     """Import the function that `key` of the configuration names, and that takes `prompts` and `completions`.
 
     Raises:

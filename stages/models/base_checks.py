@@ -138,7 +138,7 @@ def check_fit(
             )
 
 
-def told_apart_by_masks(base: PreTrainedModel) -> bool:
+def supports_block_mask(base: PreTrainedModel) -> bool:
     """Whether a mask (B, 1, T, T) and position ids can keep texts in one row apart.
 
     They do in sdpa attention with rotary positions over all that came before, not in a recurrent layer, a
@@ -156,7 +156,7 @@ def told_apart_by_masks(base: PreTrainedModel) -> bool:
 
 def check_packing(base: PreTrainedModel) -> None:
     """Raise UserError for a base that would mix up the examples of a packed row."""
-    if not told_apart_by_masks(base):
+    if not supports_block_mask(base):
         raise UserError(
             "sft.packing: this base cannot tell packed examples apart (it is recurrent, or its attention is "
             "not plain sdpa). Set sft.packing to false, or use another base."

@@ -16,7 +16,7 @@ from stages.models.roles import Roles
 PROBE = "It's 10 o'clock.\nWhat now?"  # shows what a tokenizer does at the ends of a text, and to its blanks
 
 
-class Cast(nn.Module):
+class RoleModels(nn.Module):
     """One or two `Roles` that answer as one: each role is asked on the base where it was added.
 
     Attributes:
@@ -57,21 +57,18 @@ class Cast(nn.Module):
         return roles(role, input_ids.clamp(max=roles.vocabulary - 1), *arguments)
 
 
-Players = Roles | Cast  # what answers for roles by name
-
-
 class RoleForward(Protocol):
     """`Roles.forward`, called on the roles themselves or, in training, through the engine that wraps them."""
 
     def __call__(self, role: str, *arguments: Any) -> Any: ...
 
 
-def trainable(players: Players, names: Iterable[str]) -> dict[str, nn.Parameter]:
+def trainable(roles: Roles | RoleModels, names: Iterable[str]) -> dict[str, nn.Parameter]:
     """The parameters of the roles `names` that require gradients."""
     return {
         name: parameter
         for role in names
-        for name, parameter in players.role_parameters(role).items()
+        for name, parameter in roles.role_parameters(role).items()
         if parameter.requires_grad
     }
 

@@ -24,11 +24,11 @@ from configs.schema import Adapter
 from stages.models.adapter_files import HEAD_FILE, check_adapter, loading_adapter
 from stages.models.fused_lora import add_in_one_pass
 from stages.models.token_statistics import (
-    TokenFigures,
-    Wanted,
+    TokenQuery,
+    TokenStatistics,
     can_read_hidden_states,
-    figures_of_logits,
-    token_figures,
+    statistics_of_logits,
+    token_statistics,
 )
 
 BASE = "base"  # the role without adapter: what the model was before any training
@@ -175,8 +175,8 @@ class Roles(nn.Module):
         position_ids: Tensor | None = None,
         start: int = 0,
         targets: Tensor | None = None,
-        wanted: Wanted | None = None,
-    ) -> Tensor | TokenFigures:
+        wanted: TokenQuery | None = None,
+    ) -> Tensor | TokenStatistics:
         """What the head of `role` says at positions `start` ... T-1.
 
         Args:
@@ -206,19 +206,21 @@ class Roles(nn.Module):
         kept = input_ids.shape[1] - start
         if targets is None:
             return self.causal(**inputs, logits_to_keep=kept).logits
-        return self._figures(inputs, kept, targets, wanted or Wanted())
+        return self._figures(inputs, kept, targets, wanted or TokenQuery())
 
-    def _figures(self, inputs: dict[str, Any], kept: int, targets: Tensor, wanted: Wanted) -> TokenFigures:
+    def _figures(
+        self, inputs: dict[str, Any], kept: int, targets: Tensor, wanted: TokenQuery
+    ) -> TokenStatistics:
         if can_read_hidden_states(self.causal):
             hidden = self.causal.get_decoder()(**inputs).last_hidden_state[:, -kept:]
-            figures = token_figures(self.causal, hidden[:, :-1], targets, wanted)
+            figures = token_statistics(self.causal, hidden[:, :-1], targets, wanted)
         else:
             output = self.causal(**inputs, logits_to_keep=kept, output_hidden_states=bool(wanted.values))
             hidden = output.hidden_states[-1][:, -kept:] if wanted.values else output.logits
-            figures = figures_of_logits(output.logits[:, :-1], targets, wanted)
+            figures = statistics_of_logits(output.logits[:, :-1], targets, wanted)
         if wanted.values is None:
-            return TokenFigures(*figures, torch.empty(0))
-        return TokenFigures(
+            return TokenStatistics(*figures, torch.empty(0))
+        return TokenStatistics(
             *figures, self.heads[wanted.values](hidden.detach() if wanted.detach_values else hidden)
         )
 

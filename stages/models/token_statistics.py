@@ -23,7 +23,7 @@ SCALED = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scal
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TokenQuery:
     """What is asked of each token, beside its log-probability.
 
     Attributes:
@@ -43,7 +43,7 @@ class Wanted:
     support: Tensor | None = None
 
 
-class TokenFigures(NamedTuple):
+class TokenStatistics(NamedTuple):
     """`logprobs`, `entropy`, `is_top1` are (B, R), `values` (B, R + 1); empty is what was not asked for."""
 
     logprobs: Tensor
@@ -52,8 +52,8 @@ class TokenFigures(NamedTuple):
     values: Tensor
 
 
-def token_figures(
-    causal: PreTrainedModel, hidden: Tensor, targets: Tensor, wanted: Wanted
+def token_statistics(
+    causal: PreTrainedModel, hidden: Tensor, targets: Tensor, wanted: TokenQuery
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probability, entropy and is-top-1 of `targets` (B, R) after the hidden states (B, R, H), fp32."""
     head = causal.get_output_embeddings()
@@ -69,7 +69,7 @@ def can_read_hidden_states(causal: PreTrainedModel) -> bool:
 
 
 def _by_tiles(
-    causal: PreTrainedModel, head: nn.Linear, hidden: Tensor, targets: Tensor, wanted: Wanted
+    causal: PreTrainedModel, head: nn.Linear, hidden: Tensor, targets: Tensor, wanted: TokenQuery
 ) -> tuple[Tensor, Tensor, Tensor]:
     flags = {"entropy": wanted.entropy, "is_top1": wanted.is_top1}
     with whole(head.weight, head.bias):
@@ -92,15 +92,17 @@ def _by_tiles(
 
 
 def _at_once(
-    causal: PreTrainedModel, head: nn.Module, hidden: Tensor, targets: Tensor, wanted: Wanted
+    causal: PreTrainedModel, head: nn.Module, hidden: Tensor, targets: Tensor, wanted: TokenQuery
 ) -> tuple[Tensor, Tensor, Tensor]:
     logits = head(hidden)
     if cap := _softcap(causal):
         logits = cap * torch.tanh(logits / cap)
-    return figures_of_logits(logits, targets, wanted)
+    return statistics_of_logits(logits, targets, wanted)
 
 
-def figures_of_logits(logits: Tensor, targets: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
+def statistics_of_logits(
+    logits: Tensor, targets: Tensor, wanted: TokenQuery
+) -> tuple[Tensor, Tensor, Tensor]:
     """The same of logits (B, R, V)."""
     logits = logits.float() / wanted.temperature
     if wanted.support is not None:

@@ -12,11 +12,11 @@ from torch import Tensor
 from configs.schema import Ppo
 from data.batches import tokenize
 from data.batches.sampler import micro_batches, seed_from
-from stages.feedback.reward_model import Scorer
-from stages.feedback.rewards import Rewards, shaped
+from stages.feedback.reward_model import RewardModel
+from stages.feedback.rewards import Rewards, shape_rewards
 from stages.maths.advantages import gae, next_kl_coef, scale, token_rewards, whiten
 from stages.rl.trajectory import Sample, padded, put, token_mask
-from stages.sampling.response_batch import Layout, response_figures, response_logprobs, state_values
+from stages.sampling.response_batch import ResponseBatch, response_logprobs, response_statistics, state_values
 from stages.sampling.sampler import Sampler
 from stages.training.throughput import Stopwatch
 
@@ -29,8 +29,16 @@ class Experience:
     `memory` goes into checkpoints: `kl_coef` where it adapts, `reward_moments` where rewards are normalised.
     """
 
-    def __init__(self, ppo: Ppo, sampler: Sampler, scorer: Scorer, seed: int, memory: dict[str, Any]) -> None:
-        self.ppo, self.sampler, self.scorer, self.seed, self.memory = ppo, sampler, scorer, seed, memory
+    def __init__(
+        self, ppo: Ppo, sampler: Sampler, reward_model: RewardModel, seed: int, memory: dict[str, Any]
+    ) -> None:
+        self.ppo, self.sampler, self.reward_model, self.seed, self.memory = (
+            ppo,
+            sampler,
+            reward_model,
+            seed,
+            memory,
+        )
         self.ranks, self.tokenizer = sampler.ranks, sampler.tokenizer
         self.kl_coef = ppo.kl_coef  # of the batch in hand
         self.rewards = Rewards(ppo.rewards)
@@ -89,12 +97,12 @@ class Experience:
         The micro-batches are those of the first epoch's updates: equal forwards give old values and the first
         new ones, and old and new log-probabilities where they are recomputed, whose first ratio is exactly 1.
         """
-        cast = self.scorer.cast
+        models = self.reward_model.models
         for share in micro_batches(mine, len(mine) // self.ppo.minibatches):
             for micro in self.micro_batches(share):
-                batch = self.lay_out(micro)
+                batch = self.response_batch(micro)
                 self._ask_policy_and_critic(micro, batch)
-                put(micro, "ref_logprobs", response_logprobs(cast, REFERENCE, batch))
+                put(micro, "ref_logprobs", response_logprobs(models, REFERENCE, batch))
                 if self.rewards.uses_reward_model:
                     for one, score in zip(micro, self._scores(micro).tolist(), strict=True):
                         one.rewards |= dict.fromkeys(self.rewards.of_reward_model, score)
@@ -103,23 +111,23 @@ class Experience:
             for one, value in zip(mine, found, strict=True):
                 one.rewards[name] = value
 
-    def _ask_policy_and_critic(self, micro: list[Sample], batch: Layout) -> None:
-        cast = self.scorer.cast
+    def _ask_policy_and_critic(self, micro: list[Sample], batch: ResponseBatch) -> None:
+        models = self.reward_model.models
         if self.shared_head:
-            figures = response_figures(cast, POLICY, batch, values=self.shared_head)
+            figures = response_statistics(models, POLICY, batch, values=self.shared_head)
             put(micro, "logprobs", figures.logprobs)
             put(micro, "values", figures.values)
             return
         if not self.values_from_training:
-            put(micro, "values", state_values(cast, CRITIC, batch))
+            put(micro, "values", state_values(models, CRITIC, batch))
         if self.recomputes:
-            put(micro, "logprobs", response_logprobs(cast, POLICY, batch))
+            put(micro, "logprobs", response_logprobs(models, POLICY, batch))
         else:
             for one in micro:
                 one.logprobs = one.sampled_logprobs
 
     def _scores(self, samples: list[Sample]) -> Tensor:
-        return self.scorer([s.prompt for s in samples], [s.response for s in samples])
+        return self.reward_model([s.prompt for s in samples], [s.response for s in samples])
 
     def assign_rewards(self, samples: list[Sample]) -> dict[str, float]:
         """Scores and per-token rewards over the whole batch; fills score and token_rewards."""
@@ -128,7 +136,7 @@ class Experience:
         ref_logprobs = padded(samples, "ref_logprobs")
         ended = torch.tensor([s.response_ids[-1] == self.tokenizer.eos_token_id for s in samples])
         totals = torch.tensor([self.rewards.total(s.rewards) for s in samples])
-        scores = shaped(totals, mask.sum(1), ended, ppo, self.memory)
+        scores = shape_rewards(totals, mask.sum(1), ended, ppo, self.memory)
         self.kl_coef = float(self.memory.get("kl_coef", ppo.kl_coef))
         kl_coef = self.kl_coef if ppo.kl_in == "reward" else 0.0
         rewards = token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef, ppo.kl_estimator)
@@ -181,8 +189,8 @@ class Experience:
         if ppo.kl_target and step >= ppo.critic_warmup and math.isfinite(kl):
             self.memory["kl_coef"] = next_kl_coef(self.kl_coef, kl, ppo.kl_target, responses, ppo.kl_horizon)
 
-    def lay_out(self, samples: list[Sample]) -> Layout:
-        return self.sampler.lay_out([s.prompt_ids for s in samples], [s.response for s in samples])
+    def response_batch(self, samples: list[Sample]) -> ResponseBatch:
+        return self.sampler.response_batch([s.prompt_ids for s in samples], [s.response for s in samples])
 
     def readable(self, samples: list[Sample]) -> list[dict[str, Any]]:
         """Samples as rows for people."""

@@ -27,7 +27,7 @@ from transformers import (
 
 from configs.schema import Rollout
 from data.batches.collate import prompts as collate_prompts
-from stages.sampling.decoding_batch import Flight
+from stages.sampling.decoding_batch import DecodingBatch
 
 # Prompts that wait come in once so large a share of the rows is free: reading them takes a forward of its
 # own, and a few rows that stay free for some steps cost little.
@@ -105,7 +105,7 @@ def sample(logits: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
     return (block * BLOCK + token).squeeze(1), logprobs
 
 
-class Draw(LogitsProcessor):
+class TokenSampler(LogitsProcessor):
     """Warps logits and samples; keeps what is to be known of the tokens that were chosen.
 
     Attributes:
@@ -156,7 +156,7 @@ def warpers(rollout: Rollout) -> LogitsProcessorList:
 
 @torch.no_grad()
 def generate(
-    model: PreTrainedModel, prompts: Sequence[list[int]], draw: Draw, limits: Limits, in_step: bool
+    model: PreTrainedModel, prompts: Sequence[list[int]], draw: TokenSampler, limits: Limits, in_step: bool
 ) -> list[Response]:
     """Responses by transformers' `generate`; `in_step` with the other ranks where a forward needs them."""
     input_ids, attention_mask = collate_prompts(prompts, limits.pad).to(model.device)
@@ -190,16 +190,16 @@ def _contiguous(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ..
 
 @torch.no_grad()
 def decode(
-    model: PreTrainedModel, prompts: Sequence[list[int]], draw: Draw, limits: Limits, at_once: int
+    model: PreTrainedModel, prompts: Sequence[list[int]], draw: TokenSampler, limits: Limits, at_once: int
 ) -> Iterator[tuple[int, Response]]:
     """Responses of a model that this rank has to itself, each with the place of its prompt, as they end.
 
     At most `at_once` sequences are in flight. Where there are more prompts, they wait until ended sequences
-    have left room for some; this the model must allow (see `joinable`).
+    have left room for some; this the model must allow (see `supports_joining`).
     """
     responses = [Response() for _ in prompts]
     waiting, flying = deque(range(len(prompts))), list[int]()
-    flight = Flight(model, limits.pad)
+    flight = DecodingBatch(model, limits.pad)
     while waiting or flying:
         room = at_once - len(flying)
         if waiting and room >= min(len(waiting), ADMITTED_TOGETHER * at_once):

@@ -46,7 +46,7 @@ def _append(held: Tensor, new: Tensor) -> Tensor:
     return whole[:, :, :end]
 
 
-def joinable(config: PretrainedConfig) -> bool:
+def supports_joining(config: PretrainedConfig) -> bool:
     """Whether caches of different lengths can be joined: every layer keeps the keys of all tokens.
 
     A sliding window or a recurrent state has no place for padding that a mask would hide.
@@ -54,7 +54,7 @@ def joinable(config: PretrainedConfig) -> bool:
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
-class Flight:
+class DecodingBatch:
     """The sequences in flight, in the order in which they came; a mask hides the padding on their left.
 
     Attributes:
@@ -63,7 +63,7 @@ class Flight:
     """
 
     def __init__(self, model: PreTrainedModel, pad_id: int) -> None:
-        """None yet. A model that is not `joinable` takes prompts once."""
+        """None yet. A model that is not `supports_joining` takes prompts once."""
         self._model, self._pad_id = model, pad_id
         self._cache = _cache_of(model)
         self.mask = torch.empty(0, 0, dtype=torch.long, device=model.device)
@@ -134,7 +134,7 @@ def _at_width(width: int, tensor: Tensor, axis: int) -> Tensor:
 def check_joinable(experiment: Experiment, stage: Stage, known: PretrainedConfig) -> None:
     """Raise UserError where `stage` asks for continuous batching of a policy that cannot do it."""
     key, rollout = experiment.rollouts.get(stage, ("", None))
-    if rollout and rollout.engine == "continuous" and not joinable(known):
+    if rollout and rollout.engine == "continuous" and not supports_joining(known):
         raise UserError(
             f"{key}.engine: continuous, but {experiment.base.model!r} does not keep the keys of all tokens "
             "(it has sliding windows or recurrent layers), so that prompts cannot join sequences in flight. "

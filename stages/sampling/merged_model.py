@@ -56,7 +56,7 @@ class MergedCopy:
     """
 
     def __init__(self, roles: Roles) -> None:
-        """Lay out the copy; memory is taken by `holding`."""
+        """Lay out the copy; memory is taken by `load_role`."""
         base = roles.causal
         with init_empty_weights():
             self.model: PreTrainedModel = type(base)(copy.deepcopy(base.config))
@@ -119,7 +119,7 @@ class MergedCopy:
         return bool(MARGIN * self.size * copies <= psutil.virtual_memory().available)
 
     @torch.no_grad()
-    def holding(self, role: str) -> PreTrainedModel:
+    def load_role(self, role: str) -> PreTrainedModel:
         """The model with the weights of `role` as they are now. Under ZeRO-3 every rank must call."""
         if role != self._held or self._trains(role):
             self._copy_whole()
@@ -130,7 +130,7 @@ class MergedCopy:
             self._held = role
         return self.model
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Give back the memory of a role that trains: training needs it, and will change the weights."""
         if self._held is not None and self._trains(self._held):
             for target, _ in self._merged:

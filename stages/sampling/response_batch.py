@@ -14,11 +14,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data.batches.collate import prompts as collate_prompts
 from stages.models.role_models import RoleForward
-from stages.models.token_statistics import TokenFigures, Wanted
+from stages.models.token_statistics import TokenQuery, TokenStatistics
 
 
 @dataclass(frozen=True)
-class Layout:
+class ResponseBatch:
     """Prompts left-padded and responses right-padded, so that responses begin at one column.
 
     Attributes:
@@ -53,15 +53,15 @@ class Layout:
         return support.to(self.mask.device)
 
 
-def lay_out(
+def response_batch(
     prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int, device: torch.device
-) -> Layout:
+) -> ResponseBatch:
     """Pad prompts and their responses into one batch on `device`."""
     prompt_ids, prompt_mask = collate_prompts(list(prompts), pad_id)
     tensors = [torch.tensor(response, dtype=torch.long) for response in responses]  # of none as well
     response_ids = pad_sequence(tensors, batch_first=True, padding_value=pad_id)
     mask = pad_sequence([torch.ones_like(t, dtype=torch.bool) for t in tensors], batch_first=True)
-    return Layout(
+    return ResponseBatch(
         torch.cat([prompt_ids, response_ids], 1).to(device),
         torch.cat([prompt_mask, mask.long()], 1).to(device),
         response_ids.to(device),
@@ -70,28 +70,30 @@ def lay_out(
     )
 
 
-def response_figures(model: RoleForward, role: str, batch: Layout, **wanted: Any) -> TokenFigures:
+def response_statistics(
+    model: RoleForward, role: str, batch: ResponseBatch, **wanted: Any
+) -> TokenStatistics:
     """What `role` says of the response tokens, as choices of the distribution that was sampled from.
 
     Args:
-        wanted: what is asked beside log-probabilities (see `Wanted`).
+        wanted: what is asked beside log-probabilities (see `TokenQuery`).
     """
-    asked = Wanted(**wanted, temperature=batch.temperature, support=batch.support)
+    asked = TokenQuery(**wanted, temperature=batch.temperature, support=batch.support)
     ids, mask = batch.input_ids, batch.attention_mask
-    figures: TokenFigures = model(role, ids, mask, None, batch.start, batch.responses, asked)
+    figures: TokenStatistics = model(role, ids, mask, None, batch.start, batch.responses, asked)
     return figures
 
 
-def response_logprobs(model: RoleForward, role: str, batch: Layout) -> Tensor:
+def response_logprobs(model: RoleForward, role: str, batch: ResponseBatch) -> Tensor:
     """Log-probability of each response token under `role`: (B, R), fp32."""
-    return response_figures(model, role, batch).logprobs
+    return response_statistics(model, role, batch).logprobs
 
 
-def state_values(model: RoleForward, role: str, batch: Layout) -> Tensor:
+def state_values(model: RoleForward, role: str, batch: ResponseBatch) -> Tensor:
     """Scalar of `role` before the first response token and after each of them: (B, R + 1), fp32."""
     return model(role, batch.input_ids, batch.attention_mask, None, batch.start)
 
 
-def sequence_scores(model: RoleForward, role: str, batch: Layout) -> Tensor:
+def sequence_scores(model: RoleForward, role: str, batch: ResponseBatch) -> Tensor:
     """Scalar of `role` on the last response token, found by the mask: (B,), fp32."""
     return state_values(model, role, batch).gather(1, batch.mask.sum(1, keepdim=True)).squeeze(1)

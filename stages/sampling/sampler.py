@@ -14,10 +14,10 @@ from configs.schema import Rollout
 from data.batches.sampler import micro_batches
 from stages.distributed.ranks import Ranks
 from stages.models.roles import Roles
-from stages.sampling.decoding import Draw, Limits, Noise, Response, decode, generate
-from stages.sampling.decoding_batch import joinable
+from stages.sampling.decoding import Limits, Noise, Response, TokenSampler, decode, generate
+from stages.sampling.decoding_batch import supports_joining
 from stages.sampling.merged_model import MergedCopy
-from stages.sampling.response_batch import Layout, lay_out
+from stages.sampling.response_batch import ResponseBatch, response_batch
 from stages.sampling.vllm_engine import vllm_engine
 
 logger = logging.getLogger("tristage")
@@ -60,7 +60,7 @@ class Sampler:
         training = self.roles.training
         self.roles.eval()
         self.roles.activate(role)
-        model = self.merged.holding(role) if self.merged else None
+        model = self.merged.load_role(role) if self.merged else None
         responses = [Response()] * len(prompts)
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # so that little is padding
         for chunk in micro_batches(by_length, self._taken_together(len(prompts))):
@@ -68,7 +68,7 @@ class Sampler:
                 responses[chunk[row]] = response
                 advance(1)
         if self.merged:
-            self.merged.let_go()
+            self.merged.release()
         self.roles.train(training)
         return responses
 
@@ -103,13 +103,13 @@ class Sampler:
         engine, rows = self.rollout.engine, self.rollout.batch_size
         if engine == "vllm":
             return max(1, prompts)
-        joins = engine in ("auto", "continuous") and joinable(self.roles.causal.config)
+        joins = engine in ("auto", "continuous") and supports_joining(self.roles.causal.config)
         return max(1, prompts) if joins and self.merged else rows
 
     def _batch(
         self, model: PreTrainedModel | None, prompts: Sequence[list[int]], seeds: Sequence[int]
     ) -> Iterable[tuple[int, Response]]:
-        draw = Draw(Noise(seeds, self.ranks.device), self.rollout)
+        draw = TokenSampler(Noise(seeds, self.ranks.device), self.rollout)
         limits = Limits(self.rollout.max_new_tokens, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
         if model is not None:
             return decode(model, prompts, draw, limits, self.rollout.batch_size)
@@ -136,10 +136,10 @@ class Sampler:
             found += list(zip(chunk.items, responses, strict=True)) * chunk.weight
         return [response for _, response in sorted(self.ranks.gather(found), key=lambda pair: pair[0])]
 
-    def lay_out(self, prompts: Sequence[list[int]], responses: Sequence[Response]) -> Layout:
+    def response_batch(self, prompts: Sequence[list[int]], responses: Sequence[Response]) -> ResponseBatch:
         """One batch of prompts and the responses that were sampled to them."""
         ids = [response.ids for response in responses]
-        batch = lay_out(prompts, ids, self.tokenizer.pad_token_id, self.ranks.device)
+        batch = response_batch(prompts, ids, self.tokenizer.pad_token_id, self.ranks.device)
         allowed = [response.support for response in responses] if self.rollout.truncates else None
         return replace(
             batch, temperature=self.rollout.temperature, allowed=allowed, vocabulary=self.roles.vocabulary

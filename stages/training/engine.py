@@ -28,7 +28,7 @@ from configs.errors import UserError
 from configs.schema import DeepSpeed, Training
 from stages.distributed.ranks import Ranks
 from stages.distributed.zero3 import gather_again
-from stages.models.role_models import Players, trainable
+from stages.models.role_models import RoleModels, trainable
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KEPT = "kept/"
@@ -43,7 +43,7 @@ class Engine:
 
     def __init__(
         self,
-        roles: Players,
+        roles: RoleModels,
         learning_rates: Mapping[str, float],
         training: Training,
         total_steps: int,
@@ -258,7 +258,7 @@ class Engine:
         return [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
 
 
-def load_parameters(roles: Players, tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
+def load_parameters(roles: RoleModels, tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
     """Put the trained parameters of a checkpoint into the roles `names`, before an engine is built.
 
     Raises:

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.context import Context
 from stages.models.adapter_files import save_adapter
-from stages.models.role_models import Players
+from stages.models.role_models import RoleModels
 from stages.training.engine import Engine
 
 
@@ -24,7 +24,7 @@ def save_role(
 
 def write_role(
     context: Context,
-    roles: Players,
+    roles: RoleModels,
     role: str,
     tokenizer: PreTrainedTokenizerBase,
     tensors: dict[str, Any],

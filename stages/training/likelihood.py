@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data.batches import collate, pack, tokenize
 from stages.models.role_models import RoleForward
-from stages.models.token_statistics import Wanted
+from stages.models.token_statistics import TokenQuery
 
 ROLE = "policy"
 Example = tokenize.Demonstration | pack.Packed
@@ -43,7 +43,7 @@ def forward(
     position_ids = batch.position_ids if isinstance(batch, collate.PackedBatch) else None
     start = max(int(batch.completion_mask.any(0).int().argmax()) - 1, 0)
     targets = batch.input_ids[:, start + 1 :]
-    wanted = Wanted(is_top1=True)
+    wanted = TokenQuery(is_top1=True)
     figures = model(ROLE, batch.input_ids, batch.attention_mask, position_ids, start, targets, wanted)
     return figures.logprobs, figures.is_top1.float(), batch.completion_mask[:, start + 1 :]
 

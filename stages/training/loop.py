@@ -16,7 +16,7 @@ from data.storage.records import record_faults, records
 from stages.context import Context, Paused, Tracker
 from stages.distributed.ranks import Ranks
 from stages.models.base_checks import check_base
-from stages.models.role_models import Players
+from stages.models.role_models import RoleModels
 from stages.training.checkpoint import (
     Checkpoint,
     checkpoint_folder,
@@ -76,7 +76,7 @@ def seed_step(seed: int, stage: str, step: int, rank: int) -> None:
 
 def start_engine(
     context: Context,
-    roles: Players,
+    roles: RoleModels,
     rates: Mapping[str, float],
     training: Training,
     updates: int,
@@ -165,7 +165,7 @@ def run_steps(
             if engine.skipped > skipped:
                 if engine.skipped_in_row <= engine.skipped - skipped:
                     memory["skipping_since"] = progress.step  # none of the row lies before this step
-                _tell_skipped(context, training, engine, progress, picks, metrics)
+                _report_skipped_update(context, training, engine, progress, picks, metrics)
             done, last = progress.step, progress.step == progress.total
             evaluated = last or (training.eval_steps is not None and done % training.eval_steps == 0)
             metrics |= {"tokens_per_second": meter.tokens_per_second, "skipped_updates": engine.skipped}
@@ -185,7 +185,7 @@ def run_steps(
     return memory["before"], memory["after"]
 
 
-def _tell_skipped(
+def _report_skipped_update(
     context: Context,
     training: Training,
     engine: Engine,

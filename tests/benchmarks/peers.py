@@ -257,7 +257,7 @@ def sft_ours(arguments: argparse.Namespace) -> Seconds:
 
     ranks, roles = our_roles(arguments, "policy")
     training = Sft(batch_size=arguments.batch, micro_batch_size=arguments.micro)
-    trainer = sft.Trainer(our_engine(arguments, ranks, roles, training, "policy"), 0, arguments.micro)
+    trainer = sft.SftTrainer(our_engine(arguments, ranks, roles, training, "policy"), 0, arguments.micro)
     responses = enumerate(sequences(arguments, arguments.batch))
     batch = [Demonstration(prompt(arguments, i), response) for i, response in responses]
     return timed(arguments.steps, lambda: trainer.step(batch))
@@ -269,7 +269,7 @@ def rm_ours(arguments: argparse.Namespace, completions: int = 2, pairs: bool = F
     from configs.schema import Rm
     from data.batches.tokenize import Ranking
     from stages import rm
-    from stages.models.base_checks import told_apart_by_masks
+    from stages.models.base_checks import supports_block_mask
 
     ranks, roles = our_roles(arguments, "reward")
     roles.heads["reward"].bias.requires_grad_(False)
@@ -292,8 +292,8 @@ def rm_ours(arguments: argparse.Namespace, completions: int = 2, pairs: bool = F
         ]
     training = Rm(batch_size=len(batch), micro_batch_size=arguments.micro)
     engine = our_engine(arguments, ranks, roles, training, "reward")
-    shared = told_apart_by_masks(roles.causal) and not pairs
-    trainer = rm.Trainer(engine, 0, arguments.micro, shared)
+    shared = supports_block_mask(roles.causal) and not pairs
+    trainer = rm.RewardModelTrainer(engine, 0, arguments.micro, shared)
     return timed(arguments.steps, lambda: trainer.step(batch))
 
 
@@ -313,9 +313,9 @@ def ppo_ours(arguments: argparse.Namespace, critic: Literal["adapter", "shared"]
     from configs.schema import Base, Data, Ppo, Rollout, Source
     from data.batches.tokenize import Prompt
     from stages import ppo
-    from stages.feedback.reward_model import Scorer
+    from stages.feedback.reward_model import RewardModel
     from stages.models.base import load_tokenizer
-    from stages.models.role_models import Cast
+    from stages.models.role_models import RoleModels
     from stages.rl.experience import Experience
     from stages.sampling.sampler import Sampler
 
@@ -338,9 +338,9 @@ def ppo_ours(arguments: argparse.Namespace, critic: Literal["adapter", "shared"]
     tokenizer.eos_token_id = None  # no response ends
     engine = our_engine(arguments, ranks, roles, settings, "policy", "critic")
     source = Source(path="prompts.jsonl")
-    scorer = Scorer(Cast((roles, tokenizer)), ranks, Data(sft=source, rm=source, ppo=source))
-    experience = Experience(settings, Sampler(roles, tokenizer, ranks, settings.rollout), scorer, 0, {})
-    trainer = ppo.Trainer(engine, settings, experience)
+    reward_model = RewardModel(RoleModels((roles, tokenizer)), ranks, Data(sft=source, rm=source, ppo=source))
+    experience = Experience(settings, Sampler(roles, tokenizer, ranks, settings.rollout), reward_model, 0, {})
+    trainer = ppo.PpoTrainer(engine, settings, experience)
     prompts = [Prompt("", "", prompt(arguments, i)) for i in range(arguments.batch)]
     numbers = iter(range(1 + arguments.steps))
     return timed(arguments.steps, lambda: trainer.iterate(next(numbers), prompts))

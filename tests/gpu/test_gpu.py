@@ -13,7 +13,7 @@ import torch
 from configs.load import load_experiment
 from configs.schema import STAGES
 from pipeline.stage_process import run_stage
-from stages.models.role_models import Players
+from stages.models.role_models import RoleModels
 from stages.models.roles import Roles
 from stages.sampling.decoding import Noise, sample
 from stages.training.engine import Engine
@@ -24,7 +24,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OVERRIDES = ("base.compute_dtype=bfloat16", "ppo.epochs=1", "ppo.minibatches=1", "ppo.micro_batch_size=3")
 
 
-def base_of(players: Players) -> Roles:
+def base_of(players: RoleModels) -> Roles:
     """The roles over the policy's base, which bears another name where a reward model may have its own."""
     return players if isinstance(players, Roles) else players.policy_base
 

@@ -14,11 +14,11 @@ from configs.schema import Ppo, Rm, Rollout, Sft
 from data.batches.tokenize import Demonstration, Prompt, Ranking
 from stages import ppo, rm, sft
 from stages.distributed.ranks import Ranks
-from stages.models.base_checks import told_apart_by_masks
+from stages.models.base_checks import supports_block_mask
 from stages.rl.experience import Experience
 from stages.sampling.sampler import Sampler
 from tests.support.engines import assert_same_gradients, engine_of, gradients_of
-from tests.support.roles import new_role, ppo_roles, scorer_of, tiny_roles
+from tests.support.roles import new_role, ppo_roles, reward_model_of, tiny_roles
 from tests.support.runs import untimed
 
 PAD, ANOTHER = 0, 77
@@ -42,7 +42,7 @@ def sft_step(pad: int, micro: int, ranks: Ranks) -> Outcome:
     roles = new_role(tiny_roles(), sft.ROLE, seed=3)
     settings = Sft(batch_size=6, micro_batch_size=micro, max_grad_norm=0)
     engine = engine_of(roles, {sft.ROLE: 1e-3}, ranks, settings)
-    return gradients_of(engine, lambda: sft.Trainer(engine, pad, micro).step(DEMONSTRATIONS))
+    return gradients_of(engine, lambda: sft.SftTrainer(engine, pad, micro).step(DEMONSTRATIONS))
 
 
 def rm_step(pad: int, micro: int, ranks: Ranks) -> Outcome:
@@ -50,7 +50,7 @@ def rm_step(pad: int, micro: int, ranks: Ranks) -> Outcome:
     roles.heads[rm.ROLE].bias.requires_grad_(False)
     settings = Rm(batch_size=6, micro_batch_size=micro, max_grad_norm=0)
     engine = engine_of(roles, {rm.ROLE: 1e-3}, ranks, settings)
-    trainer = rm.Trainer(engine, pad, micro, told_apart_by_masks(roles.causal))
+    trainer = rm.RewardModelTrainer(engine, pad, micro, supports_block_mask(roles.causal))
     assert trainer.share_prompts
     return gradients_of(engine, lambda: trainer.step(RANKINGS))
 
@@ -72,8 +72,8 @@ def ppo_step(adapters: dict[str, Path], tiny_folder: Path) -> Callable[[int, int
         roles = ppo_roles(adapters)
         engine = engine_of(roles, {"policy": 1e-3, "critic": 1e-3}, ranks, settings)
         sampler = Sampler(roles, tokenizer, ranks, settings.rollout)
-        scorer = scorer_of(roles, tokenizer, ranks)
-        trainer = ppo.Trainer(engine, settings, Experience(settings, sampler, scorer, 2, {}))
+        reward_model = reward_model_of(roles, tokenizer, ranks)
+        trainer = ppo.PpoTrainer(engine, settings, Experience(settings, sampler, reward_model, 2, {}))
         (metrics, _), gradients = gradients_of(engine, lambda: trainer.iterate(0, PROMPTS))
         return untimed(metrics), gradients
 

@@ -149,10 +149,10 @@ def test_best_checkpoint_needs_an_evaluation(
     ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("sft.use_best=true", "sft.eval_steps=4")
-    monkeypatch.setattr(sft.Trainer, "evaluate", lambda *_: {"loss": float("nan")})
+    monkeypatch.setattr(sft.SftTrainer, "evaluate", lambda *_: {"loss": float("nan")})
     with pytest.raises(UserError, match=r"sft\.use_best: no held-out loss was a finite number"):
         trained(tmp_path / "nan", *options)
-    monkeypatch.setattr(sft.Trainer, "evaluate", lambda *_: {})  # over-long ones were dropped
+    monkeypatch.setattr(sft.SftTrainer, "evaluate", lambda *_: {})  # over-long ones were dropped
     with pytest.raises(UserError, match=r"sft\.use_best: nothing is held out"):
         trained(tmp_path / "none", *options)
 

@@ -180,13 +180,13 @@ def test_k3_in_the_reward_is_never_a_bonus(run: Run) -> None:
 
 def test_coefficient_in_the_loss_is_the_one_that_is_logged(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
-    update = ppo.Trainer.update
+    update = ppo.PpoTrainer.update
 
-    def updates(self: ppo.Trainer, *arguments: Any) -> dict[str, float]:
+    def updates(self: ppo.PpoTrainer, *arguments: Any) -> dict[str, float]:
         seen.append(self.experience.kl_coef)
         return update(self, *arguments)
 
-    monkeypatch.setattr(ppo.Trainer, "update", updates)
+    monkeypatch.setattr(ppo.PpoTrainer, "update", updates)
     options = ("ppo.kl_in=loss", "ppo.kl_estimator=k3", "ppo.kl_target=6", "ppo.kl_horizon=40")
     ran = run(*options, "ppo.critic_warmup=1")
     assert ran.column("objective/kl_coef") == seen
@@ -211,9 +211,9 @@ def test_an_endpoints_key_is_not_written_down(
 ) -> None:
     monkeypatch.setenv("SCORER_KEY", "planted-secret")
     service.answer = {"rewards": [0.5] * 8}
-    term = f"{{source: '{service.url}', key_variable: SCORER_KEY, name: scorer}}"
+    term = f"{{source: '{service.url}', key_variable: SCORER_KEY, name: reward_model}}"
     ran = run(f"ppo.rewards=[{{source: rm}}, {term}]")
-    assert set(service.keys) == {"Bearer planted-secret"} and ran.rows[0]["rewards/scorer/mean"] == 0.5
+    assert set(service.keys) == {"Bearer planted-secret"} and ran.rows[0]["rewards/reward_model/mean"] == 0.5
     written = [path for path in ran.folder.rglob("*") if path.is_file()]
     assert written and not [path for path in written if b"planted-secret" in path.read_bytes()]
 

@@ -121,13 +121,13 @@ def test_sequences_of_about_one_length_go_together(
 ) -> None:
     """In scoring and in updates: a forward pads all of its sequences to the longest."""
     lengths: list[list[int]] = []
-    lay_out = experience.Experience.lay_out
+    response_batch = experience.Experience.response_batch
 
     def watched(self: experience.Experience, samples: list[Sample]) -> Any:
         lengths.append([len(each.prompt_ids) + len(each.response_ids) for each in samples])
-        return lay_out(self, samples)
+        return response_batch(self, samples)
 
-    monkeypatch.setattr(experience.Experience, "lay_out", watched)
+    monkeypatch.setattr(experience.Experience, "response_batch", watched)
     first_iteration(inputs, tmp_path, "ppo.epochs=1", "ppo.minibatches=1")
     scored, of_critic, of_policy = lengths[:4], lengths[4:8], lengths[8:]
     assert scored == of_critic == of_policy and [len(each) for each in scored] == [3, 3, 3, 1]

@@ -69,13 +69,13 @@ class Notes(Recorder):
 def test_stage_tells_and_stops_at_the_last_good_checkpoint(
     spoiler: Spoiler, ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = sft.Trainer.step
+    step = sft.SftTrainer.step
 
-    def spoilt(self: sft.Trainer, batch: list) -> dict[str, float]:
+    def spoilt(self: sft.SftTrainer, batch: list) -> dict[str, float]:
         spoiler.factor = math.nan if self.engine.steps in (0, 3, 4) else 1.0
         return step(self, batch)
 
-    monkeypatch.setattr(sft.Trainer, "step", spoilt)
+    monkeypatch.setattr(sft.SftTrainer, "step", spoilt)
     config = load_experiment(TINY, ["sft.max_skipped_updates=2", "sft.save_steps=1"])
     tracker = Notes()
     with pytest.raises(UserError, match=r"2 updates in a row, .* first at step 4, .*sft\.learning_rate"):

@@ -73,7 +73,7 @@ def our_sft(quantization: str, ranks: Ranks, examples: Sequence[sft.Example], mi
     roles = sft_roles(quantization)
     settings = Sft(batch_size=8, micro_batch_size=micro, max_grad_norm=0)
     engine = engine_of(roles, {sft.ROLE: 1e-3}, ranks, settings)
-    trainer = sft.Trainer(engine, pad_id=0, micro_batch_size=micro)
+    trainer = sft.SftTrainer(engine, pad_id=0, micro_batch_size=micro)
     metrics, gradients = gradients_of(engine, lambda: trainer.step(examples))
     return metrics["loss"], gradients
 
@@ -281,7 +281,7 @@ def test_pairwise_rm_equals_trl(
     for micro, share_prompts in ((8, True), (2, True), (8, False)):
         settings = Rm(batch_size=4, micro_batch_size=micro, max_grad_norm=0)
         engine = engine_of(rm_roles(quantization), {rm.ROLE: 1e-3}, ranks, settings)
-        trainer = rm.Trainer(engine, 0, micro, share_prompts)
+        trainer = rm.RewardModelTrainer(engine, 0, micro, share_prompts)
         metrics, gradients = gradients_of(engine, partial(trainer.step, rankings))
         assert_same((metrics["loss"], gradients), theirs)
         assert "heads.reward.weight" in gradients
@@ -298,7 +298,7 @@ def test_prompts_forwarded_once_change_nothing(ranks: Ranks) -> None:
     found = []
     for share_prompts in (True, False):
         engine = engine_of(rm_roles("nf4"), {rm.ROLE: 1e-3}, ranks, Rm(batch_size=3, max_grad_norm=0))
-        trainer = rm.Trainer(engine, 0, 12, share_prompts)
+        trainer = rm.RewardModelTrainer(engine, 0, 12, share_prompts)
         held_out = trainer.evaluate(ranked)
         metrics, gradients = gradients_of(engine, partial(trainer.step, ranked))
         found.append((metrics["loss"], gradients))

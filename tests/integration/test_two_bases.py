@@ -123,13 +123,13 @@ def test_collected_rankings_are_read_in_the_reward_models_tokens(
     bases: Bases, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Ranking] = []
-    step = rm.Trainer.step
+    step = rm.RewardModelTrainer.step
 
-    def watched(trainer: rm.Trainer, batch: Sequence[Ranking]) -> dict[str, float]:
+    def watched(trainer: rm.RewardModelTrainer, batch: Sequence[Ranking]) -> dict[str, float]:
         seen.extend(batch)
         return step(trainer, batch)
 
-    monkeypatch.setattr(rm.Trainer, "step", watched)
+    monkeypatch.setattr(rm.RewardModelTrainer, "step", watched)
     options = ("rm.rankings={labeller: warmth, rollout: {max_new_tokens: 40}}", "data.rm.limit=80", *LONG)
     bases.run("rm", bases.foreign, tmp_path, *options)
     sampled = {str(row["prompt"]): row["completion_ids"] for row in rows(tmp_path / "rankings.jsonl")}

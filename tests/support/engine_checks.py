@@ -25,7 +25,7 @@ from stages import sft  # noqa: E402
 from stages.distributed.process_group import init_distributed  # noqa: E402
 from stages.distributed.ranks import Ranks  # noqa: E402
 from stages.training.engine import Engine, load_parameters  # noqa: E402
-from tests.support.roles import new_role, tiny_roles  # noqa: E402
+from tests.support.roles import models_of, new_role, tiny_roles  # noqa: E402
 
 SETTINGS = Path(__file__).resolve().parents[2] / "configs" / "deepspeed"
 ZERO_STAGES = (0, 2, 3)
@@ -33,14 +33,14 @@ BATCHES = [[Demonstration([5, 6, 7 + i], [8, 9 + i, 2]), Demonstration([5], [11 
 LOSS = sft.nll_loss
 
 
-def trainer_at(zero: int, ranks: Ranks, tensors: Mapping[str, Tensor] | None = None) -> sft.Trainer:
+def trainer_at(zero: int, ranks: Ranks, tensors: Mapping[str, Tensor] | None = None) -> sft.SftTrainer:
     """A trainer whose policy holds `tensors`, or weights that are always the same."""
     config = DeepSpeed(config=str(SETTINGS / f"zero{zero}.json"))
     training = Sft(learning_rate=1e-3, scheduler="constant", warmup_ratio=0, batch_size=2)
     roles = new_role(tiny_roles(), "policy", 0)
     if tensors:
-        load_parameters(roles, tensors, ["policy"])
-    return sft.Trainer(Engine(roles, {"policy": 1e-3}, training, 10, config, ranks), 0, 1)
+        load_parameters(models_of(roles), tensors, ["policy"])
+    return sft.SftTrainer(Engine(models_of(roles), {"policy": 1e-3}, training, 10, config, ranks), 0, 1)
 
 
 def same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
@@ -48,7 +48,7 @@ def same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
     return all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
-def spoiled_step(trainer: sft.Trainer, factor: float) -> None:
+def spoiled_step(trainer: sft.SftTrainer, factor: float) -> None:
     """A step whose loss is `factor` times what it should be, on the last rank alone."""
     ranks = trainer.engine.ranks
     last = ranks.rank == ranks.world - 1

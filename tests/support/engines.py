@@ -11,18 +11,24 @@ from torch import Tensor
 
 from configs.schema import DeepSpeed, Ppo, Training
 from stages.distributed.ranks import Ranks
+from stages.models.role_models import RoleModels
 from stages.models.roles import Roles
 from stages.training.engine import Engine
+from tests.support.roles import models_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ZERO_0 = DeepSpeed(config=str(ROOT / "configs" / "deepspeed" / "zero0.json"))
 
 
-def engine_of(roles: Roles, rates: Mapping[str, float], ranks: Ranks, training: Training | Ppo) -> Engine:
-    """An engine at ZeRO 0 whose roles `rates` train."""
+def engine_of(
+    roles: Roles | RoleModels, rates: Mapping[str, float], ranks: Ranks, training: Training | Ppo
+) -> Engine:
+    """An engine at ZeRO 0 that trains the roles of `rates`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCAL_RANK", "0")  # DeepSpeed asks for it
-        return Engine(roles, rates, training, 10, ZERO_0, ranks)
+        return Engine(
+            models_of(roles) if isinstance(roles, Roles) else roles, rates, training, 10, ZERO_0, ranks
+        )
 
 
 def gradients_of(engine: Engine, step: Callable[[], Any]) -> tuple[Any, dict[str, Tensor]]:

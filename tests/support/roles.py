@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from configs.schema import Adapter, Base, Data, Source
 from stages.distributed.ranks import Ranks
-from stages.feedback.reward_model import Scorer
+from stages.feedback.reward_model import RewardModel
 from stages.models.adapter_files import save_adapter
 from stages.models.base import load_base
-from stages.models.role_models import Cast, Players
+from stages.models.role_models import RoleModels
 from stages.models.roles import Roles
 
 CPU = torch.device("cpu")
@@ -48,10 +48,15 @@ def ppo_roles(adapters: dict[str, Path], **base: Any) -> Roles:
     return roles
 
 
-def scorer_of(roles: Roles, tokenizer: Any, ranks: Ranks) -> Scorer:
+def models_of(roles: Roles, tokenizer: Any = None) -> RoleModels:
+    """The roles of one base as a stage has them."""
+    return RoleModels((roles, tokenizer))
+
+
+def reward_model_of(roles: Roles, tokenizer: Any, ranks: Ranks) -> RewardModel:
     """The reward model among `roles`, on the policy's base."""
     source = Source(path="prompts.jsonl")
-    return Scorer(Cast((roles, tokenizer)), ranks, Data(sft=source, rm=source, ppo=source))
+    return RewardModel(models_of(roles, tokenizer), ranks, Data(sft=source, rm=source, ppo=source))
 
 
 def tensors_of(roles: Roles, role: str) -> dict[str, Tensor]:
@@ -64,7 +69,7 @@ def save_role_of(roles: Roles, role: str, folder: Path, tokenizer: Any) -> Path:
     return folder
 
 
-def base_hash(roles: Players) -> str:
+def base_hash(roles: nn.Module) -> str:
     """SHA-256 over every byte of the base, or of two: parameters, buffers, and what quantization keeps."""
     digest = hashlib.sha256()
 

@@ -62,7 +62,7 @@ def stage_run(file: Path, run_dir: Path, stage: Any, *overrides: str, **switches
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage_process, "_join", lambda config: None)
         patch.setattr(stage_process, "_leave", lambda: None)
-        patch.setattr(logs, "capture", lambda folder, rank: folder)
+        patch.setattr(logs, "open_logs", lambda folder, rank: folder)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             status = run_stage(load_experiment(file, overrides), stage, run_dir, **switches)
     return status, out.getvalue()

@@ -19,7 +19,7 @@ from stages.feedback import rankings
 from stages.training.checkpoint import newest_checkpoint, save_checkpoint
 from stages.training.engine import load_parameters
 from tests.contract.bad_inputs.entry import check_message, files, flip
-from tests.support.roles import new_role, tiny_roles
+from tests.support.roles import models_of, new_role, tiny_roles
 
 HASH = "0" * 64
 SEALS = {
@@ -116,7 +116,7 @@ def test_checkpoint_of_another_adapter(rank):
     others = new_role(tiny_roles(), "policy", 0, r=rank).role_parameters("policy")
     kept = {name: value for name, value in others.items() if rank == 2 or "layers.1" not in name}
     with pytest.raises(UserError) as caught:
-        load_parameters(roles, kept, ["policy"])
+        load_parameters(models_of(roles), kept, ["policy"])
     check_message(str(caught.value), "checkpoint is of another adapter or base", "start over with --fresh")
 
 

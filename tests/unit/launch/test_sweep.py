@@ -24,7 +24,7 @@ from launch.arguments import DEFAULT_CONFIG as DEMO
 from launch.cli import _parser, main
 from launch.deepspeed_command import Launch
 from launch.sweep import link_shared, runs_of, split_axes, sweep
-from launch.worker_pool import Crew
+from launch.worker_pool import WorkerPool
 from pipeline.planning.plan import Request
 from pipeline.reporting.sweep_report import write_sweep_report
 from pipeline.state.run_directory import RunDirectory
@@ -96,7 +96,7 @@ sys.exit(int(fate) if fate.isdigit() else 0)
 
 
 def sweep_of(
-    root: Path, fates: list[str], monkeypatch: pytest.MonkeyPatch, crew: Crew, shared: int = 0
+    root: Path, fates: list[str], monkeypatch: pytest.MonkeyPatch, pool: WorkerPool, shared: int = 0
 ) -> tuple[int, list[bool]]:
     """Sweep with a stand-in for each run; its status, and which of the runs came to their end."""
     monkeypatch.setattr(sweeping, "run_all", lambda _request, _launch, _stages: shared)
@@ -105,7 +105,7 @@ def sweep_of(
         [sys.executable, "-c", STAND_IN, str(run.path), fate] for run, fate in zip(runs, fates, strict=True)
     ]
     request = Request(load_experiment(TINY), RunDirectory(root), "")
-    status = sweep((request, Launch(Path(), [])), list(zip(runs, commands, strict=True)), crew)
+    status = sweep((request, Launch(Path(), [])), list(zip(runs, commands, strict=True)), pool)
     return status, [(run.path / "ended").exists() for run in runs]
 
 
@@ -113,15 +113,15 @@ def sweep_of(
 def test_a_run_that_fails_does_not_end_the_others(
     jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sweep_of(tmp_path, ["0", "5", "0"], monkeypatch, Crew(jobs)) == (5, [True, True, True])
+    assert sweep_of(tmp_path, ["0", "5", "0"], monkeypatch, WorkerPool(jobs)) == (5, [True, True, True])
 
 
 def test_nothing_trains_without_the_shared_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sweep_of(tmp_path, ["0", "0"], monkeypatch, Crew(), shared=7) == (7, [False, False])
+    assert sweep_of(tmp_path, ["0", "0"], monkeypatch, WorkerPool(), shared=7) == (7, [False, False])
 
 
 def test_a_run_that_is_interrupted_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sweep_of(tmp_path, ["143", "0"], monkeypatch, Crew()) == (143, [True, False])
+    assert sweep_of(tmp_path, ["143", "0"], monkeypatch, WorkerPool()) == (143, [True, False])
 
 
 def test_a_signal_reaches_every_run_and_no_other_starts(
@@ -134,7 +134,10 @@ def test_a_signal_reaches_every_run_and_no_other_starts(
 
     threading.Thread(target=interrupt, daemon=True).start()
     begin = time.monotonic()
-    assert sweep_of(tmp_path, ["waits", "waits", "0"], monkeypatch, Crew(2)) == (143, [False, False, False])
+    assert sweep_of(tmp_path, ["waits", "waits", "0"], monkeypatch, WorkerPool(2)) == (
+        143,
+        [False, False, False],
+    )
     assert time.monotonic() - begin < 50  # they were told, and did not sleep to their end
 
 
@@ -142,49 +145,53 @@ def test_a_signal_reaches_every_run_and_no_other_starts(
 def test_what_needs_mending_is_not_met_again_by_the_next(
     jobs: int, trained: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sweep_of(tmp_path, ["2", "meets" if jobs > 1 else "0", "0"], monkeypatch, Crew(jobs)) == (
+    assert sweep_of(tmp_path, ["2", "meets" if jobs > 1 else "0", "0"], monkeypatch, WorkerPool(jobs)) == (
         2,
         trained,
     )
 
 
 def test_no_run_outlives_a_sweep_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    crew = Crew(2)
+    pool = WorkerPool(2)
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "seed=1").write_text("in the way")
     with pytest.raises(UserError, match=r"seed=1: cannot be written: File exists"):
-        sweep_of(tmp_path, ["waits", "0"], monkeypatch, crew)
-    ((_, process),) = crew.busy.values()
+        sweep_of(tmp_path, ["waits", "0"], monkeypatch, pool)
+    ((_, process),) = pool.busy.values()
     assert process.poll() is not None
 
 
 @pytest.fixture
-def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Crew, list[str]], list[list[str]]]:
-    """logs(crew, fates): the devices and the number of threads that each run of a sweep was given."""
+def logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[WorkerPool, list[str]], list[list[str]]]:
+    """logs(pool, fates): the devices and the number of threads that each run of a sweep was given."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 16)
 
-    def told(crew: Crew, fates: list[str]) -> list[list[str]]:
-        assert sweep_of(tmp_path, fates, monkeypatch, crew) == (0, [True] * len(fates))
+    def told(pool: WorkerPool, fates: list[str]) -> list[list[str]]:
+        assert sweep_of(tmp_path, fates, monkeypatch, pool) == (0, [True] * len(fates))
         files = [tmp_path / f"sweep/seed={seed}/run.log" for seed in range(len(fates))]
         return [file.read_text().split() for file in files]
 
     return told
 
 
-def test_runs_at_a_time_share_the_devices(logs: Callable[[Crew, list[str]], list[list[str]]]) -> None:
+def test_runs_at_a_time_share_the_devices(logs: Callable[[WorkerPool, list[str]], list[list[str]]]) -> None:
     """Four of five devices, two for each; the third run gets those of the one that ended first."""
-    first, second, third = logs(Crew(2, ["0", "1", "4", "5", "6"]), ["meets", "meets", "0"])
+    first, second, third = logs(WorkerPool(2, ["0", "1", "4", "5", "6"]), ["meets", "meets", "0"])
     assert [first, second] == [["0,1", "-"], ["4,5", "-"]] and third in (first, second)
 
 
-def test_more_runs_than_devices_meet_on_them(logs: Callable[[Crew, list[str]], list[list[str]]]) -> None:
-    assert logs(Crew(3, ["0", "1"]), ["meets", "meets", "0"]) == [["0", "-"], ["1", "-"], ["0", "-"]]
+def test_more_runs_than_devices_meet_on_them(
+    logs: Callable[[WorkerPool, list[str]], list[list[str]]],
+) -> None:
+    assert logs(WorkerPool(3, ["0", "1"]), ["meets", "meets", "0"]) == [["0", "-"], ["1", "-"], ["0", "-"]]
 
 
-def test_runs_at_a_time_share_the_cores(logs: Callable[[Crew, list[str]], list[list[str]]]) -> None:
-    assert logs(Crew(2, ranks=2), ["0", "0"]) == [["-", "4"]] * 2
+def test_runs_at_a_time_share_the_cores(logs: Callable[[WorkerPool, list[str]], list[list[str]]]) -> None:
+    assert logs(WorkerPool(2, ranks=2), ["0", "0"]) == [["-", "4"]] * 2
 
 
 @pytest.mark.parametrize("fails", [0, 7])
@@ -195,9 +202,9 @@ def test_the_command_starts_every_run_and_reports(
     shared: list[tuple[Request, Launch]] = []
     started: list[tuple[sweeping.Run, list[str]]] = []
 
-    def sweep(root: sweeping.Job, runs: list[tuple[sweeping.Run, list[str]]], crew: Crew) -> int:
+    def sweep(root: sweeping.Job, runs: list[tuple[sweeping.Run, list[str]]], pool: WorkerPool) -> int:
         shared.append(root)
-        assert crew.free == [0, 1, 2, 3], "more places than runs would only make shares small"
+        assert pool.free == [0, 1, 2, 3], "more places than runs would only make shares small"
         for run, command in [] if fails else runs:
             started.append((run, command))
             run.path.mkdir(parents=True)

@@ -34,7 +34,7 @@ def loggers() -> Iterator[None]:
 
 def test_old_logs_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "LOG_BYTES", 1000)
-    newest = logs.capture(tmp_path, rank=1)
+    newest = logs.open_logs(tmp_path, rank=1)
     for number in range(200):
         logging.getLogger("tristage").info("message %d", number)
     files = sorted(tmp_path.glob("rank1.log*"))

@@ -39,7 +39,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr(stage_process, "_join", lambda config: None)
     monkeypatch.setattr(stage_process, "_leave", lambda: None)
-    monkeypatch.setattr(logs, "capture", lambda folder, rank: folder)
+    monkeypatch.setattr(logs, "open_logs", lambda folder, rank: folder)
 
     def call(recipe: Recipe = train, stage="sft", config: Experiment | None = None, **switches) -> int:
         monkeypatch.setattr(stage_process, "_recipe", lambda _: recipe)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from pipeline.terminal.format import show_figures, show_number, show_seconds
 from pipeline.terminal.progress import LiveDisplay, PlainDisplay
-from pipeline.tracking.metric_files import FileSink, Journal
+from pipeline.tracking.metric_files import FileSink, JsonLines
 from pipeline.tracking.reporter import NullReporter, Reporter
 
 
@@ -42,12 +42,12 @@ def test_null_reporter_writes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_rewind_drops_later_steps_and_goes_on(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "metrics.jsonl")
+    lines = JsonLines(tmp_path / "metrics.jsonl")
     for step in (1, 2, 3, 4):
-        journal.append(step, {"loss": float(step)})
-    journal.rewind(2)
-    journal.append(3, {"loss": 30.0})
-    assert [(each["step"], each["loss"]) for each in records(journal.path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+        lines.append(step, {"loss": float(step)})
+    lines.rewind(2)
+    lines.append(3, {"loss": 30.0})
+    assert [(each["step"], each["loss"]) for each in records(lines.path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
 @pytest.mark.parametrize(
@@ -56,32 +56,32 @@ def test_rewind_drops_later_steps_and_goes_on(tmp_path: Path) -> None:
 def test_rewind_heals_what_a_kill_left(tmp_path: Path, tail: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 1.0}\n' + tail)
-    journal = Journal(path)
-    journal.rewind(1)
-    journal.append(2, {"loss": 2.0})
+    lines = JsonLines(path)
+    lines.rewind(1)
+    lines.append(2, {"loss": 2.0})
     assert records(path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}]
 
 
 def test_rewind_drops_a_line_of_zeros_in_the_middle(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n\0\0\0\n{"step": 2}\n')
-    Journal(path).rewind(2)
+    JsonLines(path).rewind(2)
     assert records(path) == [{"step": 1}, {"step": 2}]
 
 
 def test_rewind_to_before_the_start_empties_the_file(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "metrics.jsonl")
-    journal.append(0, {"eval/loss": 1.0})
-    journal.rewind(-1)
-    assert journal.path.read_text() == ""
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    lines.append(0, {"eval/loss": 1.0})
+    lines.rewind(-1)
+    assert lines.path.read_text() == ""
 
 
 def test_lines_are_valid_json_whatever_is_in_them(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "samples.jsonl")
+    lines = JsonLines(tmp_path / "samples.jsonl")
     text = "one\u2028two\u0085three\nfour “ü”"
-    journal.append(1, {"response": text, "score": float("nan")})
-    assert records(journal.path) == [{"step": 1, "response": text, "score": None}]
-    assert "“ü”" in journal.path.read_text(), "what a person can read stays readable"
+    lines.append(1, {"response": text, "score": float("nan")})
+    assert records(lines.path) == [{"step": 1, "response": text, "score": None}]
+    assert "“ü”" in lines.path.read_text(), "what a person can read stays readable"
 
 
 class Clock:

@@ -16,11 +16,11 @@ from data.batches.tokenize import Prompt
 from stages.context import Context
 from stages.distributed.ranks import Ranks
 from stages.feedback import evaluation
-from stages.feedback.evaluation import Answers, Judgement, answer
+from stages.feedback.evaluation import Answers, HeldOutEvaluation, answer
 from stages.maths.statistics import wins
 from stages.sampling.decoding import Response
 from stages.sampling.sampler import Sampler
-from tests.support.roles import CPU, ppo_roles, scorer_of
+from tests.support.roles import CPU, ppo_roles, reward_model_of
 
 ALONE = Ranks(0, 1, CPU)
 NOTHING: Any = None  # where nothing asks it
@@ -58,8 +58,8 @@ def context_in(folder: Path, judge: str | None = "warmth") -> Context:
 
 
 def answered(folder: Path, roles: Any, tokenizer: Any, role: str) -> Answers:
-    sampler, scorer = sampler_of(roles, tokenizer), scorer_of(roles, tokenizer, ALONE)
-    return answer(context_in(folder), sampler, scorer, role, PROMPTS)
+    sampler, reward_model = sampler_of(roles, tokenizer), reward_model_of(roles, tokenizer, ALONE)
+    return answer(context_in(folder), sampler, reward_model, role, PROMPTS)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def canned(monkeypatch) -> list[str]:
     """Roles that give canned answers; the list is of who was asked."""
     asked: list[str] = []
 
-    def give(context, sampler, scorer, role: str, prompts: Sequence[Prompt]) -> Answers:
+    def give(context, sampler, reward_model, role: str, prompts: Sequence[Prompt]) -> Answers:
         asked.append(role)
         return CANNED[role]
 
@@ -104,7 +104,7 @@ def canned(monkeypatch) -> list[str]:
 
 
 def test_final_judgement_by_hand(canned, tmp_path):
-    metrics = Judgement(context_in(tmp_path), silent(), NOTHING, PROMPTS).final()
+    metrics = HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, PROMPTS).final()
     assert sorted(canned) == ["base", "policy", "reference"]
     expected = {
         "rm_score_sft": 1.0,  # (0 + 1 + 2) / 3
@@ -143,21 +143,24 @@ def test_a_judge_of_the_users_own_sees_prompts_and_answers(canned, tmp_path, mon
         for prompt, answer in zip(prompts, completions, strict=True)
     ]
     monkeypatch.setitem(sys.modules, "my_judge", module)
-    evaluation = Judgement(context_in(tmp_path, judge="my_judge:judge"), silent(), NOTHING, PROMPTS)
+    evaluation = HeldOutEvaluation(context_in(tmp_path, judge="my_judge:judge"), silent(), NOTHING, PROMPTS)
     assert evaluation.of_policy()["gold"] == pytest.approx(1 / 3)
     assert evaluation.final()["win_rate"] == pytest.approx(2 / 3)  # a tie, a tie, and won
 
 
 def test_without_a_judge_there_is_no_gold(canned, tmp_path):
-    metrics = Judgement(context_in(tmp_path, judge=None), silent(), NOTHING, PROMPTS).final()
+    metrics = HeldOutEvaluation(context_in(tmp_path, judge=None), silent(), NOTHING, PROMPTS).final()
     assert "rm_win_rate" in metrics
     assert not [name for name in metrics if "gold" in name or name.startswith("win_rate")]
     assert "gold" not in (tmp_path / "evaluation.jsonl").read_text()
-    assert "gold" not in Judgement(context_in(tmp_path, judge=None), silent(), NOTHING, PROMPTS).of_policy()
+    assert (
+        "gold"
+        not in HeldOutEvaluation(context_in(tmp_path, judge=None), silent(), NOTHING, PROMPTS).of_policy()
+    )
 
 
 def test_held_out_figures_by_hand(canned, tmp_path):
-    found = Judgement(context_in(tmp_path), silent(), NOTHING, PROMPTS).of_policy()
+    found = HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, PROMPTS).of_policy()
     expected = {
         "score": 2.0,
         "kl": 3.0,
@@ -169,22 +172,22 @@ def test_held_out_figures_by_hand(canned, tmp_path):
 
 
 def test_final_judgement_takes_the_latest_answers_of_the_policy(canned, tmp_path):
-    judge = Judgement(context_in(tmp_path), silent(), NOTHING, PROMPTS)
+    judge = HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, PROMPTS)
     judge.of_policy()
     judge.of_policy()
     metrics = judge.final()
     assert canned == ["policy", "policy", "base", "reference"]
-    assert metrics == Judgement(context_in(tmp_path), silent(), NOTHING, PROMPTS).final()
+    assert metrics == HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, PROMPTS).final()
 
 
 def test_other_ranks_write_nothing(canned, tmp_path):
-    Judgement(context_in(tmp_path, judge=None), silent(Ranks(1, 2, CPU)), NOTHING, PROMPTS).final()
+    HeldOutEvaluation(context_in(tmp_path, judge=None), silent(Ranks(1, 2, CPU)), NOTHING, PROMPTS).final()
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_held_out_is_no_judgement(canned, tmp_path):
-    assert Judgement(context_in(tmp_path), silent(), NOTHING, []).final() == {}
-    assert Judgement(context_in(tmp_path), silent(), NOTHING, []).of_policy() == {}
+    assert HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, []).final() == {}
+    assert HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, []).of_policy() == {}
     assert not list(tmp_path.iterdir())
     assert canned == []
 

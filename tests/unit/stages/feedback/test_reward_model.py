@@ -12,9 +12,9 @@ from transformers import AutoTokenizer
 from configs.schema import Base, Data, Source
 from data.batches.tokenize import Prompt, answer
 from stages.distributed.ranks import Ranks
-from stages.feedback.reward_model import Scorer
+from stages.feedback.reward_model import RewardModel
 from stages.models.base import load_base, load_tokenizer
-from stages.models.role_models import Cast, same_tokens
+from stages.models.role_models import RoleModels, same_tokens
 from stages.models.roles import BASE, Roles
 from stages.sampling.decoding import Response
 from tests.support.bases import foreign_base, wider_base
@@ -32,12 +32,12 @@ def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return {"wider": wider_base(tiny_folder, root / "wider"), "foreign": foreign_base(root / "foreign")}
 
 
-def cast_with(folder: Path, tiny_tokenizer: Any) -> Cast:
+def models_with(folder: Path, tiny_tokenizer: Any) -> RoleModels:
     """A policy on the tiny base, a reward model on that in `folder`."""
     base = Base(model=str(folder), compute_dtype="float32")
     own = new_role(Roles(load_base(base, CPU)), "reward", 1, head=True)
-    cast = Cast((new_role(tiny_roles(), "policy", 0), tiny_tokenizer), (own, load_tokenizer(base)))
-    return cast.eval()
+    models = RoleModels((new_role(tiny_roles(), "policy", 0), tiny_tokenizer), (own, load_tokenizer(base)))
+    return models.eval()
 
 
 def prompts_and_responses(tokenizer: Any) -> tuple[list[Prompt], list[Response]]:
@@ -48,54 +48,54 @@ def prompts_and_responses(tokenizer: Any) -> tuple[list[Prompt], list[Response]]
     return [prompt] * 2, [Response([*text, tokenizer.eos_token_id]), Response(text)]
 
 
-def naive(cast: Cast, text: str) -> float:
-    ids = torch.tensor([cast.reward_tokenizer(text, add_special_tokens=False)["input_ids"]])
+def naive(models: RoleModels, text: str) -> float:
+    ids = torch.tensor([models.reward_tokenizer(text, add_special_tokens=False)["input_ids"]])
     with torch.no_grad():
-        return float(cast.reward_base("reward", ids, torch.ones_like(ids))[0, -1])
+        return float(models.reward_base("reward", ids, torch.ones_like(ids))[0, -1])
 
 
 def test_roles_are_asked_on_their_own_base(folders: dict[str, Path], tiny_tokenizer: Any) -> None:
-    cast = cast_with(folders["wider"], tiny_tokenizer)
-    assert cast.of("reward") is cast.reward_base
-    assert cast.of("policy") is cast.of(BASE) is cast.policy_base
+    models = models_with(folders["wider"], tiny_tokenizer)
+    assert models.of("reward") is models.reward_base
+    assert models.of("policy") is models.of(BASE) is models.policy_base
     ids = torch.tensor([[5, 6, 7]])
-    ours = cast("policy", ids, torch.ones_like(ids))
-    assert torch.equal(ours, cast.policy_base("policy", ids, torch.ones_like(ids)))
-    assert not cast.shares_base and cast.shares_tokens
+    ours = models("policy", ids, torch.ones_like(ids))
+    assert torch.equal(ours, models.policy_base("policy", ids, torch.ones_like(ids)))
+    assert not models.shares_base and models.shares_tokens
 
 
 def test_rows_of_embeddings_that_only_one_base_has(folders: dict[str, Path], tiny_tokenizer: Any) -> None:
-    cast = cast_with(folders["foreign"], tiny_tokenizer)
+    models = models_with(folders["foreign"], tiny_tokenizer)
     ids = torch.tensor([[5, 383]])
-    assert torch.isfinite(cast("reward", ids, torch.ones_like(ids))).all()
+    assert torch.isfinite(models("reward", ids, torch.ones_like(ids))).all()
 
 
 def test_tokens_that_were_sampled_are_scored_as_they_are(
     folders: dict[str, Path], tiny_tokenizer: Any
 ) -> None:
-    cast = cast_with(folders["wider"], tiny_tokenizer)
+    models = models_with(folders["wider"], tiny_tokenizer)
     prompts, responses = prompts_and_responses(tiny_tokenizer)
     asked = tiny_tokenizer.decode(prompts[0].prompt_ids)
-    expected = [naive(cast, f"{asked}The sun was shining.{end}") for end in ("<|im_end|>", "")]
-    assert Scorer(cast, ALONE, DATA)(prompts, responses).tolist() == pytest.approx(expected, abs=1e-5)
-    assert Scorer(cast, ALONE, DATA).shared(prompts, responses, 1) == pytest.approx(expected, abs=1e-5)
+    expected = [naive(models, f"{asked}The sun was shining.{end}") for end in ("<|im_end|>", "")]
+    assert RewardModel(models, ALONE, DATA)(prompts, responses).tolist() == pytest.approx(expected, abs=1e-5)
+    assert RewardModel(models, ALONE, DATA).shared(prompts, responses, 1) == pytest.approx(expected, abs=1e-5)
 
 
 def test_text_is_scored_where_the_tokenizers_differ(folders: dict[str, Path], tiny_tokenizer: Any) -> None:
-    cast = cast_with(folders["foreign"], tiny_tokenizer)
+    models = models_with(folders["foreign"], tiny_tokenizer)
     prompts, responses = prompts_and_responses(tiny_tokenizer)
     asked = "[user]\nHow is it?\n[assistant]\n"
-    expected = [naive(cast, f"{asked}The sun was shining.{end}") for end in ("</s>", "")]
+    expected = [naive(models, f"{asked}The sun was shining.{end}") for end in ("</s>", "")]
     assert expected[0] != pytest.approx(expected[1], abs=1e-2)
-    assert Scorer(cast, ALONE, DATA)(prompts, responses).tolist() == pytest.approx(expected, abs=1e-5)
+    assert RewardModel(models, ALONE, DATA)(prompts, responses).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_an_empty_answer_has_the_score_of_its_prompt(folders: dict[str, Path], tiny_tokenizer: Any) -> None:
-    cast = cast_with(folders["foreign"], tiny_tokenizer)
+    models = models_with(folders["foreign"], tiny_tokenizer)
     prompts, _ = prompts_and_responses(tiny_tokenizer)
     nothing = Response([tiny_tokenizer.pad_token_id])  # ran into its limit without a word
-    found = Scorer(cast, ALONE, DATA)(prompts[:1], [nothing]).tolist()
-    assert found == pytest.approx([naive(cast, "[user]\nHow is it?\n[assistant]\n")], abs=1e-5)
+    found = RewardModel(models, ALONE, DATA)(prompts[:1], [nothing]).tolist()
+    assert found == pytest.approx([naive(models, "[user]\nHow is it?\n[assistant]\n")], abs=1e-5)
 
 
 def test_a_prompt_or_answer_that_grew_too_long_is_truncated(folders: dict[str, Path]) -> None:

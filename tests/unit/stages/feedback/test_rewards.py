@@ -17,7 +17,7 @@ import torch
 
 from configs.errors import UserError
 from configs.schema import Ppo, Reward
-from stages.feedback.rewards import Rewards, reward_name, shaped
+from stages.feedback.rewards import Rewards, reward_name, shape_rewards
 from stages.maths.statistics import RunningMoments
 
 PROMPTS, RESPONSES = ["a", "b"], ["short", "much longer"]
@@ -178,7 +178,7 @@ def test_running_moments_are_those_of_all_values() -> None:
 def shape(totals: list[float], memory: dict | None = None, **settings) -> list[float]:
     ppo = Ppo(**({"missing_eos_penalty": None} | settings))
     lengths, ended = torch.tensor([2, 5]), torch.tensor([True, False])
-    return shaped(torch.tensor(totals), lengths, ended, ppo, {} if memory is None else memory).tolist()
+    return shape_rewards(torch.tensor(totals), lengths, ended, ppo, {} if memory is None else memory).tolist()
 
 
 def test_penalties_by_hand() -> None:

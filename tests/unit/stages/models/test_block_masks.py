@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from configs.errors import UserError
-from stages.models.base_checks import check_packing, told_apart_by_masks
+from stages.models.base_checks import check_packing, supports_block_mask
 
 SIZES = {
     "vocab_size": 32,
@@ -57,6 +57,6 @@ def test_texts_of_one_row_are_as_each_alone(kind: str) -> None:
 )
 def test_other_bases_are_refused(kind: str, attention: str, changes: dict[str, object]) -> None:
     model = base(kind, attention, **changes)
-    assert not told_apart_by_masks(model)
+    assert not supports_block_mask(model)
     with pytest.raises(UserError, match=r"sft\.packing: this base cannot tell .* Set sft\.packing to false"):
         check_packing(model)

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from stages.models import token_statistics
 from stages.models.roles import Roles
-from stages.models.token_statistics import TokenFigures, Wanted
+from stages.models.token_statistics import TokenQuery, TokenStatistics
 from tests.support.engines import assert_same_gradients
 from tests.support.roles import new_role, tiny_roles
 
@@ -31,8 +31,8 @@ def roles() -> Roles:
     return new_role(tiny_roles(), "policy", seed=1).eval()
 
 
-def ours(roles: Roles, **wanted) -> TokenFigures:
-    return roles("policy", IDS, MASK, None, START, TARGETS, Wanted(**wanted))
+def ours(roles: Roles, **wanted) -> TokenStatistics:
+    return roles("policy", IDS, MASK, None, START, TARGETS, TokenQuery(**wanted))
 
 
 def distribution(roles: Roles, temperature: float = 1.0) -> Tensor:
@@ -63,7 +63,7 @@ def test_figures_are_those_of_the_logits(
     torch.testing.assert_close(figures.entropy, -(found.exp() * found).sum(-1))
     likeliest = found.argmax(-1)
     assert torch.equal(figures.is_top1, likeliest == TARGETS)
-    assert roles("policy", IDS, MASK, None, START, likeliest, Wanted(is_top1=True)).is_top1.all()
+    assert roles("policy", IDS, MASK, None, START, likeliest, TokenQuery(is_top1=True)).is_top1.all()
 
 
 def test_gradients_are_those_of_the_logits(roles: Roles) -> None:

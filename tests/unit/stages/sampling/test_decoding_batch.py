@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from configs.schema import Rollout
 from stages.distributed.ranks import Ranks
 from stages.sampling.decoding import Response
-from stages.sampling.decoding_batch import ROOM, Flight, RoomyLayer, joinable
+from stages.sampling.decoding_batch import ROOM, DecodingBatch, RoomyLayer, supports_joining
 from stages.sampling.sampler import Sampler
 from tests.support.roles import CPU, ppo_roles
 
@@ -119,13 +119,13 @@ def test_no_prompts_no_responses(roles, tokenizer) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_rows_in_flight_are_at_most_the_batch_size(batch_size, roles, tokenizer, monkeypatch) -> None:
     sizes: list[int] = []
-    extend = Flight.extend
+    extend = DecodingBatch.extend
 
-    def noted(self: Flight, tokens: torch.Tensor) -> None:
+    def noted(self: DecodingBatch, tokens: torch.Tensor) -> None:
         sizes.append(len(self.mask))
         extend(self, tokens)
 
-    monkeypatch.setattr(Flight, "extend", noted)
+    monkeypatch.setattr(DecodingBatch, "extend", noted)
     sampler = sampler_of(roles, tokenizer, "continuous", batch_size=batch_size, max_new_tokens=20)
     with forwards_of(sampler) as forwards:
         sampler.respond("policy", PROMPTS, SEEDS)
@@ -229,7 +229,7 @@ def test_a_rank_samples_its_share_without_the_other(engine, roles, tokenizer) ->
 
 def test_caches_join_where_every_layer_keeps_all_tokens() -> None:
     window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "num_hidden_layers": 2}
-    assert joinable(LlamaConfig(num_hidden_layers=2))
-    assert joinable(Qwen3Config(num_hidden_layers=2))
-    assert not joinable(Qwen3Config(**window))
-    assert not joinable(MistralConfig(num_hidden_layers=2, sliding_window=8))
+    assert supports_joining(LlamaConfig(num_hidden_layers=2))
+    assert supports_joining(Qwen3Config(num_hidden_layers=2))
+    assert not supports_joining(Qwen3Config(**window))
+    assert not supports_joining(MistralConfig(num_hidden_layers=2, sliding_window=8))

@@ -25,7 +25,7 @@ def role_logits(roles, role: str) -> torch.Tensor:
 
 def copy_logits(copy: MergedCopy, role: str) -> torch.Tensor:
     with torch.no_grad():
-        return copy.holding(role)(input_ids=IDS).logits
+        return copy.load_role(role)(input_ids=IDS).logits
 
 
 def sampler_of(roles, tokenizer, engine: str, **rollout) -> Sampler:
@@ -60,7 +60,7 @@ def test_base_and_adapters_are_only_read(adapters) -> None:
     before, tensors = base_hash(roles), {role: tensors_of(roles, role) for role in ("policy", "reference")}
     copy = MergedCopy(roles)
     for role in ROLES:
-        copy.holding(role)
+        copy.load_role(role)
     assert base_hash(roles) == before
     for role, kept in tensors.items():
         assert all(torch.equal(kept[name], tensor) for name, tensor in tensors_of(roles, role).items())
@@ -103,7 +103,7 @@ def test_memory_is_given_back_between_rollouts_of_a_role_that_trains(
 def test_what_needs_no_copy_is_shared(adapters) -> None:
     roles = ppo_roles(adapters)
     copy = MergedCopy(roles)
-    model = copy.holding("policy")
+    model = copy.load_role("policy")
     embeddings = roles.causal.get_input_embeddings().weight
     assert model.get_input_embeddings().weight.data_ptr() == embeddings.data_ptr()
     assert copy.model.model.norm.weight is roles.causal.model.norm.weight

@@ -11,7 +11,13 @@ from configs.schema import Rollout
 from stages.distributed.ranks import Ranks
 from stages.sampling import decoding
 from stages.sampling.decoding import Noise, sample
-from stages.sampling.response_batch import Layout, lay_out, response_figures, sequence_scores, state_values
+from stages.sampling.response_batch import (
+    ResponseBatch,
+    response_batch,
+    response_statistics,
+    sequence_scores,
+    state_values,
+)
 from stages.sampling.sampler import Sampler
 from tests.support.roles import CPU, ppo_roles
 
@@ -149,8 +155,8 @@ def test_surprise_of_samples_is_the_entropy(roles, tiny_tokenizer):
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(300)]
     responses = draw(roles, tiny_tokenizer, prompts, range(300), batch_size=100)
     with torch.no_grad():
-        batch = lay_out(prompts, responses, 0, CPU)
-        logprobs, entropy, *_ = response_figures(roles, "policy", batch, entropy=True)
+        batch = response_batch(prompts, responses, 0, CPU)
+        logprobs, entropy, *_ = response_statistics(roles, "policy", batch, entropy=True)
     excess = (-logprobs - entropy)[batch.mask].double()  # mean 0 if sampled from what is reported
     assert len(excess) > 2_000
     assert abs(excess.mean()) < 4 * excess.std() / len(excess) ** 0.5
@@ -257,11 +263,11 @@ def test_decode_drops_special_tokens_and_white_space(tiny_tokenizer):
     assert sampler.decode([[*ids, EOS], [1, *ids, 0, 0]]) == ["the dog", "the dog"]
 
 
-# Layout
+# ResponseBatch
 
 
 def test_lay_out_by_hand():
-    batch = lay_out([[5, 6, 7], [8]], [[9], [10, 11]], 0, CPU)
+    batch = response_batch([[5, 6, 7], [8]], [[9], [10, 11]], 0, CPU)
     assert batch.input_ids.tolist() == [[5, 6, 7, 9, 0], [0, 0, 8, 10, 11]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
     assert batch.responses.tolist() == [[9, 0], [10, 11]]
@@ -272,19 +278,19 @@ def test_lay_out_by_hand():
 
 
 def test_lay_out_tells_padding_by_mask_not_by_token():
-    batch = lay_out([[0, 5]], [[0, 2, 0]], 0, CPU)
+    batch = response_batch([[0, 5]], [[0, 2, 0]], 0, CPU)
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1]]
     assert batch.mask.tolist() == [[True, True, True]]
 
 
 def test_lay_out_pads_with_the_pad_token():
-    batch = lay_out([[5, 6], [8]], [[9], [10, 11]], 3, CPU)
+    batch = response_batch([[5, 6], [8]], [[9], [10, 11]], 3, CPU)
     assert batch.input_ids.tolist() == [[5, 6, 9, 3], [3, 8, 10, 11]]
     assert batch.responses.tolist() == [[9, 3], [10, 11]]
 
 
 def test_position_start_tells_the_first_response_token():
-    batch = lay_out(PROMPTS, RESPONSES, 0, CPU)
+    batch = response_batch(PROMPTS, RESPONSES, 0, CPU)
     rows = zip(batch.input_ids.tolist(), PROMPTS, RESPONSES, strict=True)
     for row, prompt, response in rows:
         assert row[batch.start] == prompt[-1]
@@ -303,9 +309,9 @@ def naive_logits(roles, role: str, ids: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("role", LANGUAGE_ROLES)
 def test_logprobs_and_entropy_equal_those_of_each_sequence_alone(role, roles):
-    batch = lay_out(PROMPTS, RESPONSES, 0, CPU)
+    batch = response_batch(PROMPTS, RESPONSES, 0, CPU)
     with torch.no_grad():
-        logprobs, entropy, *_ = response_figures(roles, role, batch, entropy=True)
+        logprobs, entropy, *_ = response_statistics(roles, role, batch, entropy=True)
     assert logprobs.shape == entropy.shape == batch.mask.shape
     assert logprobs.dtype == entropy.dtype == torch.float32
     for i, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
@@ -319,8 +325,8 @@ def test_logprobs_and_entropy_equal_those_of_each_sequence_alone(role, roles):
 
 
 def test_entropy_and_logprobs_train_the_policy_alone(roles):
-    batch = lay_out(PROMPTS[:2], RESPONSES[:2], 0, CPU)
-    logprobs, entropy, *_ = response_figures(roles, "policy", batch, entropy=True)
+    batch = response_batch(PROMPTS[:2], RESPONSES[:2], 0, CPU)
+    logprobs, entropy, *_ = response_statistics(roles, "policy", batch, entropy=True)
     for figure in (logprobs, entropy):
         roles.zero_grad()
         figure.sum().backward(retain_graph=True)
@@ -341,7 +347,7 @@ def naive_values(roles, role: str, ids: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("role", ["reward", "critic"])
 def test_values_are_those_of_each_sequence_alone(role, roles):
-    batch = lay_out(PROMPTS, RESPONSES, 0, CPU)
+    batch = response_batch(PROMPTS, RESPONSES, 0, CPU)
     with torch.no_grad():
         values, scores = state_values(roles, role, batch), sequence_scores(roles, role, batch)
     assert values.shape == (len(PROMPTS), batch.mask.shape[1] + 1)
@@ -357,7 +363,7 @@ def test_values_are_those_of_each_sequence_alone(role, roles):
 
 def test_score_is_read_at_the_last_response_token():
     """A model that says each token's own id: the score is the id of the last one, pad tokens and all."""
-    batch = lay_out([[5, 6], [7, 8, 9], [4]], [[11, 12], [13], [0, 14, 0]], 0, CPU)
+    batch = response_batch([[5, 6], [7, 8, 9], [4]], [[11, 12], [13], [0, 14, 0]], 0, CPU)
 
     def own_id(role, input_ids, attention_mask, position_ids, start):
         return input_ids[:, start:].float()
@@ -366,19 +372,19 @@ def test_score_is_read_at_the_last_response_token():
     assert state_values(own_id, "critic", batch)[0].tolist() == [6.0, 11.0, 12.0, 0.0]
 
 
-def batches_around_the_first() -> dict[str, Layout]:
+def batches_around_the_first() -> dict[str, ResponseBatch]:
     prompt, response = PROMPTS[0], RESPONSES[0]
     return {
-        "longer prompt beside it": lay_out([prompt, [33] * 20], [response, [4]], 0, CPU),
-        "longer response beside it": lay_out([prompt, [33]], [response, [4] * 15], 0, CPU),
-        "padded with another token": lay_out([prompt, [33] * 9], [response, [4] * 9], 17, CPU),
-        "itself beside it": lay_out([prompt, prompt], [response, response], 0, CPU),
+        "longer prompt beside it": response_batch([prompt, [33] * 20], [response, [4]], 0, CPU),
+        "longer response beside it": response_batch([prompt, [33]], [response, [4] * 15], 0, CPU),
+        "padded with another token": response_batch([prompt, [33] * 9], [response, [4] * 9], 17, CPU),
+        "itself beside it": response_batch([prompt, prompt], [response, response], 0, CPU),
     }
 
 
 @pytest.mark.parametrize("company", batches_around_the_first())
 def test_score_and_logprobs_do_not_depend_on_batch_or_padding(company, roles):
-    alone, batch = lay_out(PROMPTS[:1], RESPONSES[:1], 0, CPU), batches_around_the_first()[company]
+    alone, batch = response_batch(PROMPTS[:1], RESPONSES[:1], 0, CPU), batches_around_the_first()[company]
     with torch.no_grad():
         torch.testing.assert_close(
             sequence_scores(roles, "reward", batch)[:1],
@@ -387,19 +393,19 @@ def test_score_and_logprobs_do_not_depend_on_batch_or_padding(company, roles):
             atol=1e-5,
         )
         for found, expected in zip(
-            response_figures(roles, "policy", batch, entropy=True)[:2],
-            response_figures(roles, "policy", alone, entropy=True)[:2],
+            response_statistics(roles, "policy", batch, entropy=True)[:2],
+            response_statistics(roles, "policy", alone, entropy=True)[:2],
             strict=True,
         ):
             torch.testing.assert_close(found[:1, : len(RESPONSES[0])], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_token_after_the_last_has_no_say_in_the_score(roles):
-    batch = lay_out(PROMPTS[:2], RESPONSES[:2], 0, CPU)
+    batch = response_batch(PROMPTS[:2], RESPONSES[:2], 0, CPU)
     assert not batch.mask[1, -1]
     spoilt = batch.input_ids.clone()
     spoilt[1, -1] = 299
-    other = Layout(spoilt, batch.attention_mask, batch.responses, batch.mask, batch.start)
+    other = ResponseBatch(spoilt, batch.attention_mask, batch.responses, batch.mask, batch.start)
     with torch.no_grad():
         assert torch.equal(sequence_scores(roles, "reward", other), sequence_scores(roles, "reward", batch))
 
@@ -433,9 +439,9 @@ def test_log_probabilities_are_of_the_distribution_sampled_from(engine, options,
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(40)]
     responses = sampler.respond("policy", prompts, range(40))
     responses[0].ids[3:], responses[0].support[3:] = [], []  # one is shorter
-    batch = sampler.lay_out(prompts, responses)
+    batch = sampler.response_batch(prompts, responses)
     with torch.no_grad():
-        found = response_figures(roles, "policy", batch).logprobs
+        found = response_statistics(roles, "policy", batch).logprobs
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         logits = naive_logits(roles, "policy", prompt + response.ids)[len(prompt) - 1 :]
         for t, id in enumerate(response.ids):

@@ -120,7 +120,7 @@ def test_tokens_that_could_be_sampled_are_kept(started, roles, tiny_tokenizer) -
     responses = sampler.respond("policy", PROMPTS, SEEDS)
     assert started[0].options.return_sampling_mask
     assert {(params.top_k, params.top_p) for params in started[0].calls[0].params} == {(3, 0.9)}
-    support = sampler.lay_out(PROMPTS, responses).support
+    support = sampler.response_batch(PROMPTS, responses).support
     assert support is not None
     for row, response in zip(support, responses, strict=True):
         for allowed, token in zip(row, response.ids, strict=False):
