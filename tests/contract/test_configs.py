@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jinja2
 import pytest
+from setuptools import find_packages
 
 from configs.load import dump_experiment, load_experiment
 from configs.raw_experiment import DATA_FILES
@@ -102,14 +103,21 @@ def test_reading_a_config_imports_no_heavy_library(module):
 
 def test_the_packages_and_their_files_are_all_listed_in_pyproject():
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
-    assert set(options["packages"]) == packages == {"configs", "launch", "pipeline", "data", "stages"}
-    for package in options["packages"]:
-        patterns = options["package-data"].get(package, [])
-        shipped = {path for pattern in patterns for path in (ROOT / package).glob(pattern)}
-        code = {".py", ".pyc"}
-        files = {path for path in (ROOT / package).rglob("*") if path.is_file() and path.suffix not in code}
-        assert files <= shipped
+    roots = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+    assert roots == {"configs", "launch", "pipeline", "data", "stages"}
+    shipped = {
+        path
+        for package, patterns in options["package-data"].items()
+        for pattern in patterns
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    packages = find_packages(str(ROOT), include=options["packages"]["find"]["include"])
+    for root in roots:
+        files = [path for path in (ROOT / root).rglob("*") if path.is_file() and path.suffix != ".pyc"]
+        assert {path for path in files if path.suffix != ".py"} <= shipped
+        assert {".".join(path.relative_to(ROOT).parts[:-1]) for path in files if path.suffix == ".py"} <= {
+            *packages
+        }
 
 
 def test_constraints_pin_every_requirement_of_this_project():

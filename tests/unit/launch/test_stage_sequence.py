@@ -203,10 +203,10 @@ def test_a_signal_reaches_the_ranks_and_is_waited_for(
     (bin_folder / "deepspeed").write_text(DEEPSPEED.format(python=sys.executable, mark=mark, ready=ready))
     (bin_folder / "deepspeed").chmod(0o755)
     code = (
-        "import sys; from pathlib import Path; from pipeline import orchestrate\n"
-        "orchestrate.count_accelerators = lambda: 0\n"
+        "import sys; from pathlib import Path; from launch import deepspeed_command, stage_sequence\n"
+        "deepspeed_command.count_accelerators = lambda: 0\n"
         f"sys.executable = {str(bin_folder / 'python')!r}\n"
-        "launch = stage_sequence.Launch(Path('run_stage.py'), [])\n"
+        "launch = deepspeed_command.Launch(Path('run_stage.py'), [])\n"
         f"sys.exit(stage_sequence._launch(launch, 'sft', Path({str(manifest)!r})))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
