@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -45,6 +46,9 @@ from pipeline.tracking.reporter import NullReporter, Reporter
 from pipeline.tracking.wandb_sink import check_mode, make_wandb_sink
 from stages.context import Context, Interrupted, Outcome, Paused
 from stages.distributed.environment import rank_and_world
+
+if TYPE_CHECKING:  # what a user has to mend is told before the slow import of torch
+    from stages.distributed.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -111,52 +115,51 @@ def _lead(request: Request, stage: Stage, world: int, hint: bool, signals: Signa
         print(f"stage {stage}: {plan.why}", flush=True)
         if plan.action == "skip":
             if world > 1:
-                _join(request.config)
-                _broadcast(None)
-                _leave()
+                with _process_group(request.config) as ranks:
+                    ranks.broadcast(None)
             return 0
         check_mode()  # a WANDB_MODE that is none is told before an old result is set aside
-        _join(request.config)
-        manifest = _open(request, plan, world)
-        logs.open_logs(run.logs(stage), rank=0)
-        order = _order(request, plan, manifest)
-        peers = []
-        if world > 1:
-            _broadcast(order)
-            peers = _gather(Process.this())
-        reporter = _reporter(request, manifest, order.resume)
-        context = _context(request, stage, order, reporter, signals)
-        with _paused_together():
+        with _process_group(request.config) as ranks:
+            manifest = _open(request, plan, world)
+            logs.open_logs(run.logs(stage), rank=0)
+            order = _order(request, plan, manifest)
+            ranks.broadcast(order)
+            peers = ranks.gather([Process.this()])
+            reporter = _reporter(request, manifest, order.resume)
+            context = _context(request, stage, order, ranks, reporter, signals)
             manifest = _attempt(request, manifest, context, reporter, peers)
         _print_end(request, manifest, hint)
-    _leave()
     return 0
 
 
 def _follow(request: Request, stage: Stage, rank: int, signals: Signals) -> int:
     """Every other rank."""
-    _join(request.config)
-    order = _broadcast(None)
-    if order is None:
-        _leave()
-        return 0
-    logs.open_logs(request.run.logs(stage), rank)
-    _gather(Process.this())
-    with _paused_together():
-        _recipe(stage)(_context(request, stage, order, NullReporter(), signals))
-    _leave()
+    with _process_group(request.config) as ranks:
+        order = ranks.broadcast(None)
+        if order is not None:
+            logs.open_logs(request.run.logs(stage), rank)
+            ranks.gather([Process.this()])
+            _recipe(stage)(_context(request, stage, order, ranks, NullReporter(), signals))
     return 0
 
 
 @contextmanager
-def _paused_together() -> Iterator[None]:
-    """Ranks that pause end when all are ready to: the launcher ends the others once it sees that one has."""
+def _process_group(config: Experiment) -> Iterator[Ranks]:
+    """Within, this process is one of the ranks of its job.
+
+    A rank that fails does not leave: leaving may wait for the other ranks. A rank that pauses first waits for
+    them: the launcher ends the other ranks as soon as one has ended.
+    """
+    from stages.distributed.process_group import init_distributed, leave_process_group  # imports torch
+
+    ranks = init_distributed(config.deepspeed)
     try:
-        yield
+        yield ranks
     except Paused:
-        _wait_for_all()
-        _leave()
+        ranks.barrier()
+        leave_process_group()
         raise
+    leave_process_group()
 
 
 def _open(request: Request, plan: StagePlan, world: int) -> Manifest:
@@ -218,7 +221,12 @@ def _reporter(request: Request, manifest: Manifest, resume: bool) -> Reporter:
 
 
 def _context(
-    request: Request, stage: Stage, order: StageOrder, tracker: Reporter | NullReporter, signals: Signals
+    request: Request,
+    stage: Stage,
+    order: StageOrder,
+    ranks: Ranks,
+    tracker: Reporter | NullReporter,
+    signals: Signals,
 ) -> Context:
     return Context(
         config=request.config,
@@ -228,6 +236,7 @@ def _context(
         bases=order.bases,
         tracker=tracker,
         resume=order.resume,
+        ranks=ranks,
         run_id=order.run_id,
         signals_deferred=signals.deferred,
     )
@@ -308,47 +317,3 @@ def _fine_tune(request: Request) -> str:
 def _recipe(stage: Stage) -> Callable[[Context], Outcome]:
     recipe: Callable[[Context], Outcome] = importlib.import_module(f"stages.{stage}").run
     return recipe
-
-
-def _join(config: Experiment) -> None:
-    """Enter the process group of the job."""
-    from stages.distributed.process_group import init_distributed
-
-    init_distributed(config.deepspeed)
-
-
-def _leave() -> None:
-    """Leave the process group: gloo's threads abort a process that ends with them.
-
-    By DeepSpeed's function, which forgets its own groups as well: a process may run another stage.
-    """
-    import deepspeed.comm
-    import torch.distributed
-
-    if torch.distributed.is_initialized():
-        deepspeed.comm.destroy_process_group()
-
-
-def _wait_for_all() -> None:
-    import torch.distributed
-
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
-def _gather(process: Process) -> list[Process]:
-    """The process of every rank, on every rank."""
-    import torch.distributed
-
-    processes = [process] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(processes, process)
-    return processes
-
-
-def _broadcast(order: StageOrder | None) -> StageOrder | None:
-    """Rank 0's order, on every rank."""
-    import torch.distributed
-
-    orders = [order]
-    torch.distributed.broadcast_object_list(orders, src=0)
-    return orders[0]

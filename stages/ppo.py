@@ -43,7 +43,7 @@ def run(context: Context) -> Outcome:
     config, ppo = context.config, context.config.ppo
 
     # 1. Four roles on one base, or on two.
-    ranks, models = prepare(context)
+    ranks, models = context.ranks, prepare(context)
     tokenizer = models.tokenizer
     models.policy_base.add_from(POLICY, context.inputs["sft"], trainable=True)
     models.policy_base.add_from(REFERENCE, context.inputs["sft"], trainable=False)

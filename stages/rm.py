@@ -39,7 +39,7 @@ def run(context: Context) -> Outcome:
     config, rm = context.config, context.config.rm
 
     # 1. Two roles: the SFT policy, frozen, and the reward model, which starts from it where it can.
-    ranks, models = prepare(context)
+    ranks, models = context.ranks, prepare(context)
     models.policy_base.add_from(SFT, context.inputs["sft"], trainable=False)
     add_reward_model(context, models)
     reward_model = RewardModel(models, ranks, config.data)

@@ -25,7 +25,7 @@ def run(context: Context) -> Outcome:
     config, sft = context.config, context.config.sft
 
     # 1. The base with one fresh adapter.
-    ranks, models = prepare(context)
+    ranks, models = context.ranks, prepare(context)
     tokenizer = models.tokenizer
     seed_step(context.seed, "sft adapter", 0, 0)  # the same fresh adapter on every rank
     models.policy_base.add_new(ROLE, config.adapter)

@@ -57,7 +57,7 @@ def run(adapters: dict[str, Path], ranks: Ranks, tmp_path: Path) -> Run:
             patch.setenv("RANK", "0")
             patch.setenv("WORLD_SIZE", "1")
             patch.setenv("LOCAL_RANK", "0")
-            ppo.run(Context(config, "ppo", tmp_path / folder, adapters, recorder, resume=resume))
+            ppo.run(Context(config, "ppo", tmp_path / folder, adapters, recorder, resume, ranks))
         return Ran(tmp_path / folder, recorder.metrics)
 
     return start
@@ -238,14 +238,14 @@ def test_entropy_bonus_raises_the_entropy(run: Run) -> None:
 
 
 def test_ptx_holds_the_loss_on_demonstrations(
-    run: Run, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Run, ranks: Ranks, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The same steps of PPO after SFT, without it and with it. Every batch is all demonstrations here."""
     data = ("data.sft.limit=16", "data.sft.held_out=0")
     trained = ("sft.learning_rate=1e-2", "sft.max_steps=40", "sft.epochs=99", "sft.batch_size=16")
     config = load_experiment(TINY, [*data, *trained])
     monkeypatch.setenv("LOCAL_RANK", "0")
-    sft.run(Context(config, "sft", tmp_path / "sft", {}, Recorder(), resume=False))
+    sft.run(Context(config, "sft", tmp_path / "sft", {}, Recorder(), False, ranks))
     monkeypatch.setitem(adapters, "sft", tmp_path / "sft" / "adapter")
 
     options = (*data, "ppo.iterations=8", "ppo.kl_coef=0", "ppo.ptx_batch_size=16")

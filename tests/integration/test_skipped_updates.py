@@ -79,7 +79,7 @@ def test_stage_tells_and_stops_at_the_last_good_checkpoint(
     config = load_experiment(TINY, ["sft.max_skipped_updates=2", "sft.save_steps=1"])
     tracker = Notes()
     with pytest.raises(UserError, match=r"2 updates in a row, .* first at step 4, .*sft\.learning_rate"):
-        sft.run(Context(config, "sft", tmp_path, {}, tracker, resume=False))
+        sft.run(Context(config, "sft", tmp_path, {}, tracker, False, ranks))
     told = [note for note in tracker.notes if "skipped" in note]
     assert [note.split(":")[0] for note in told] == ["step 1", "step 4", "step 5"]
     assert "batch: examples [" in told[0]

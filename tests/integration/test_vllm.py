@@ -43,7 +43,7 @@ def test_rollouts_follow_the_updates(
 ) -> None:
     recorder = Recorder()
     config = load_experiment(TINY, OVERRIDES)
-    ppo.run(Context(config, "ppo", tmp_path, adapters, recorder, resume=False))
+    ppo.run(Context(config, "ppo", tmp_path, adapters, recorder, False, ranks))
     (llm,) = started
     # The held-out prompts are judged before and after the rollouts; at the end base and SFT policy, too.
     asked = [call.request.lora_name if call.request else "base" for call in llm.calls]

@@ -17,6 +17,7 @@ from launch import cli
 from pipeline import stage_process
 from pipeline.processes import logs
 from pipeline.stage_process import run_stage
+from tests.support.pipeline_runs import alone
 
 MOST_LINES = 9  # five bad rows, and what goes with them
 LONGEST = 3000
@@ -60,8 +61,7 @@ def stage_run(file: Path, run_dir: Path, stage: Any, *overrides: str, **switches
     """`run_stage` inside this process, without a process group; exit status, and what it printed."""
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage_process, "_join", lambda config: None)
-        patch.setattr(stage_process, "_leave", lambda: None)
+        patch.setattr(stage_process, "_process_group", alone)
         patch.setattr(logs, "open_logs", lambda folder, rank: folder)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             status = run_stage(load_experiment(file, overrides), stage, run_dir, **switches)

@@ -18,7 +18,7 @@ from pipeline.processes import logs
 from pipeline.stage_process import run_stage
 from pipeline.state.manifest import Manifest, read_manifest
 from stages.context import Context, Outcome, Paused
-from tests.support.pipeline_runs import leave, toy
+from tests.support.pipeline_runs import alone, leave, toy
 
 Recipe = Callable[[Context], Outcome]
 
@@ -37,8 +37,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """run(recipe) calls run_stage with that recipe and without a process group."""
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.setattr(stage_process, "_join", lambda config: None)
-    monkeypatch.setattr(stage_process, "_leave", lambda: None)
+    monkeypatch.setattr(stage_process, "_process_group", alone)
     monkeypatch.setattr(logs, "open_logs", lambda folder, rank: folder)
 
     def call(recipe: Recipe = train, stage="sft", config: Experiment | None = None, **switches) -> int:
