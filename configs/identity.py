@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from configs.schema import STAGES, Experiment, Stage, reads
+from configs.schema import STAGES, Experiment, Stage, data_stage
 
 # What only sets speed, memory, or what is written on the way: results are the same but for rounding.
 SPEED_ONLY = ("micro_batch_size", "logging_steps", "eval_steps", "save_steps", "keep_checkpoints")
@@ -48,7 +48,7 @@ def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     tree = experiment.model_dump(mode="json")
     reward_base = tree["rm"].pop("base")
     data = {key: value for key, value in tree["data"].items() if key not in STAGES}
-    own = reads(stage)
+    own = data_stage(stage)
     data[own] = tree["data"][own]
     for other in STAGES:  # those that share this stage's source take prompts away from it
         if other != own and all(tree["data"][other][key] == data[own][key] for key in SOURCE):

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from configs.cross_checks import contradictions
 from configs.errors import UserError
-from configs.raw_experiment import Draft
+from configs.raw_experiment import RawExperiment
 from configs.schema import Experiment
 
 
@@ -24,20 +24,20 @@ def load_experiment(file: Path, overrides: Sequence[str] = ()) -> Experiment:
 
     Raises UserError with every error at once: of the file (with its line) and of the command line.
     """
-    draft = Draft(file)
-    draft.read()
+    raw = RawExperiment(file)
+    raw.read()
     for override in overrides:
-        draft.override(override)
-    draft.settle()
+        raw.override(override)
+    raw.resolve_paths()
     try:
-        experiment = Experiment.model_validate(draft.tree)
+        experiment = Experiment.model_validate(raw.tree)
     except ValidationError as error:
-        draft.collect(error)
+        raw.add_validation_errors(error)
     else:
         for keys, reason in contradictions(experiment):
-            draft.refuse(keys, reason)
-    if draft.errors:
-        raise UserError(draft.complaint())
+            raw.add_error(keys, reason)
+    if raw.errors:
+        raise UserError(raw.message())
     return experiment
 
 

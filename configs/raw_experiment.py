@@ -23,7 +23,7 @@ MOST_ERRORS = 20
 
 
 @dataclass
-class Draft:
+class RawExperiment:
     """An experiment on its way to validation: values, where each came from, and errors so far."""
 
     file: Path
@@ -34,7 +34,7 @@ class Draft:
     broken: bool = False
 
     def read(self) -> None:
-        """Read the file; one that cannot be read leaves the tree empty and the draft broken."""
+        """Read the file; one that cannot be read leaves the tree empty and `broken` set."""
         try:
             tree, self.lines, twice = parse(self._content().decode("utf-8-sig"))
         except OSError as error:
@@ -104,7 +104,7 @@ class Draft:
                 return None
         return section
 
-    def settle(self) -> None:
+    def resolve_paths(self) -> None:
         """Fill in what validation needs: empty sections are all defaults, and local paths are absolute."""
         self.tree.setdefault("deepspeed", {})
         for keys in error_messages.all_keys():
@@ -125,7 +125,7 @@ class Draft:
             section = section.get(key) if isinstance(section, dict) else None
         return section if isinstance(section, dict) else None
 
-    def collect(self, failure: ValidationError) -> None:
+    def add_validation_errors(self, failure: ValidationError) -> None:
         """Put what pydantic found into words, one line for each key."""
         seen: set[Keys] = set()
         for error in failure.errors(include_url=False):
@@ -142,11 +142,11 @@ class Draft:
                 index = "".join(f"[{part}]" for part in error["loc"][len(keys) :] if isinstance(part, int))
                 self.errors.append(f"{source}: {error_messages.dotted(keys)}{index}: {reason}")
 
-    def refuse(self, keys: Keys, reason: str) -> None:
+    def add_error(self, keys: Keys, reason: str) -> None:
         """Add an error about a value that is valid in itself."""
         self.errors.append(f"{self._source(keys, 'value_error')}: {'.'.join(keys)}: {reason}")
 
-    def complaint(self) -> str:
+    def message(self) -> str:
         """The errors, a line for each; of very many, the first ones."""
         more = len(self.errors) - MOST_ERRORS
         return "\n".join(self.errors[:MOST_ERRORS] + ([f"and {more} more"] if more > 0 else []))

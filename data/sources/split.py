@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+from collections.abc import Sequence
 
 from configs.errors import UserError
 from configs.schema import STAGES, Data, Source, Stage
@@ -69,18 +68,6 @@ def stage_interval(data: Data, stage: Stage) -> tuple[float, float]:
     before = sum(shares.of(other) for other in together[: together.index(stage)])
     high = (before + shares.of(stage)) * scale
     return before * scale, 1.0 if high > 1 - 1e-9 else high  # 0.2 + 0.4 + 0.4 is a little off 1 in floats
-
-
-def overlap(parts: Mapping[str, Sequence[Row]]) -> dict[tuple[str, str], list[str]]:
-    """Name the prompts that two parts share, such as {"sft training": rows, "ppo held-out": rows}.
-
-    Returns, for each pair of parts that share any, the shared prompts' keys in the order of the first part.
-    """
-    keys = {name: dict.fromkeys(prompt_key(row["prompt"]) for row in rows) for name, rows in parts.items()}
-    shared = {
-        (one, other): [key for key in keys[one] if key in keys[other]] for one, other in combinations(keys, 2)
-    }
-    return {pair: prompts for pair, prompts in shared.items() if prompts}
 
 
 def _others(together: Sequence[Stage], stage: Stage) -> str:

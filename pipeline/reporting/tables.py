@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from configs.schema import Stage, reads
+from configs.schema import Stage, data_stage
 from pipeline.reporting.page import Cell, Paragraph, Section, Table
 from pipeline.state.manifest import Manifest
 from pipeline.state.results import Results
@@ -111,7 +111,7 @@ def _descent(run: RunDirectory, manifest: Manifest) -> list[Cell]:
 
 def _source(config: dict[str, Any], stage: Stage) -> str:
     """The stage's data: a hub id as it is, of a local file the name. `config` may be of an older schema."""
-    path = str(config.get("data", {}).get(reads(stage), {}).get("path", ""))
+    path = str(config.get("data", {}).get(data_stage(stage), {}).get("path", ""))
     return Path(path).name if Path(path).is_absolute() else path
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from configs.errors import UserError
 from configs.schema import Data, Shares, Source
-from data.sources.split import overlap, prompt_key, stage_interval, stage_split
+from data.sources.split import prompt_key, stage_interval, stage_split
 
 
 def data(held_out=0.25, shares=None, paths=("a", "b", "c")):
@@ -107,13 +107,3 @@ def test_prompt_key():
     assert prompt_key("hello there") != prompt_key("Hello there")
     system = {"role": "system", "content": "Be  brief."}
     assert prompt_key([system, user]) == '[["system", "Be brief."], ["user", "Hello there"]]'
-
-
-def test_overlap():
-    one, two, three = (
-        [{"prompt": "a"}, {"prompt": "b"}],
-        [{"prompt": "c"}],
-        [{"prompt": "b "}, {"prompt": "a"}],
-    )
-    assert overlap({"sft": one, "rm": two}) == {}
-    assert overlap({"sft": one, "rm": two, "ppo": three}) == {("sft", "ppo"): ["a", "b"]}

@@ -1,0 +1,1 @@
+"""The sections of an experiment, one pydantic model each. Import them from `configs.schema`."""

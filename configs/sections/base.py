@@ -1,0 +1,38 @@
+"""The sections `base`, `rm.base` and `adapter`: the frozen model and the LoRA adapters on it."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from configs.sections.values import BelowOne, Count, Positive, Section, Text
+
+
+class Base(Section):
+    """The frozen language model under all adapters (QLoRA, Dettmers et al. 2023)."""
+
+    key: ClassVar = "base"
+
+    model: Text = Field(description="embedded model name, local folder, or hub id")
+    revision: Text | None = None
+    quantization: Literal["nf4", "int8", "none"] = "nf4"
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+
+
+class RewardBase(Base):
+    """A base of the reward model's own (as InstructGPT's 6B reward model for a 175B policy)."""
+
+    key: ClassVar = "rm.base"
+
+
+class Adapter(Section):
+    """LoRA (Hu et al. 2021): the update of a weight is `alpha / r * B @ A`."""
+
+    r: Count = 16
+    alpha: Positive = 32.0
+    dropout: BelowOne = 0.0
+    target_modules: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)] = "all-linear"
