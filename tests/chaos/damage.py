@@ -173,7 +173,7 @@ def met(request: Request, stage: Stage, file: Path, state: State) -> str | None:
             if found is None and others and file.parent.name.startswith("step-"):
                 return f"no older checkpoint is taken: {complaints}"
             if found is not None:
-                said += record_faults(run / stage, found.state["records"])
+                said += record_faults(run / stage, found.records)
                 goes_on = found.folder == file.parent
     except UserError as error:
         said.append(str(error))

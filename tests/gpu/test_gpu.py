@@ -53,9 +53,9 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, hashes: dict[str, str]) ->
         for number, stage in enumerate(STAGES):
             config = load_experiment(TINY, OVERRIDES)
             assert run_stage(config, stage, folder, hint=False) == 0
-            hashes[f"{number} after"] = base_hash(base_of(engines[number].roles))
+            hashes[f"{number} after"] = base_hash(base_of(engines[number].models))
             assert engines[number].ranks.device.type == DEVICE
-            assert next(engines[number].roles.parameters()).dtype == torch.bfloat16
+            assert next(engines[number].models.parameters()).dtype == torch.bfloat16
     yield folder
     os.environ.clear()
     os.environ.update(environment)

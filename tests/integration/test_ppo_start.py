@@ -19,8 +19,8 @@ from configs.schema import Rollout
 from stages import ppo
 from stages.context import Context
 from stages.distributed.ranks import Ranks
-from stages.rl import experience
-from stages.rl.trajectory import Sample
+from stages.rl import experience, update
+from stages.sampling.decoding import Response
 from stages.sampling.sampler import Sampler
 from tests.support.roles import new_role, save_role_of, tiny_roles
 from tests.support.runs import TINY, untimed
@@ -68,13 +68,13 @@ def inputs(
 def log_ratios(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """The log ratio of every response token of each micro-batch, in the order of the updates."""
     seen: list[torch.Tensor] = []
-    loss = ppo.policy_loss
+    loss = update.policy_loss
 
     def watched(logprobs, old_logprobs, advantages, mask, *rest):
         seen.append((logprobs - old_logprobs).detach()[mask])
         return loss(logprobs, old_logprobs, advantages, mask, *rest)
 
-    monkeypatch.setattr(ppo, "policy_loss", watched)
+    monkeypatch.setattr(update, "policy_loss", watched)
     return seen
 
 
@@ -123,13 +123,14 @@ def test_sequences_of_about_one_length_go_together(
 ) -> None:
     """In scoring and in updates: a forward pads all of its sequences to the longest."""
     lengths: list[list[int]] = []
-    response_batch = experience.Experience.response_batch
+    response_batch = Sampler.response_batch
 
-    def watched(self: experience.Experience, samples: list[Sample]) -> Any:
-        lengths.append([len(each.prompt_ids) + len(each.response_ids) for each in samples])
-        return response_batch(self, samples)
+    def watched(self: Sampler, prompts: Sequence[list[int]], responses: Sequence[Response]) -> Any:
+        pairs = zip(prompts, responses, strict=True)
+        lengths.append([len(prompt) + len(response.ids) for prompt, response in pairs])
+        return response_batch(self, prompts, responses)
 
-    monkeypatch.setattr(experience.Experience, "response_batch", watched)
+    monkeypatch.setattr(Sampler, "response_batch", watched)
     first_iteration(ranks, inputs, tmp_path, "ppo.epochs=1", "ppo.minibatches=1")
     scored, of_critic, of_policy = lengths[:4], lengths[4:8], lengths[8:]
     assert scored == of_critic == of_policy and [len(each) for each in scored] == [3, 3, 3, 1]

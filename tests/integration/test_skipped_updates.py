@@ -72,7 +72,7 @@ def test_stage_tells_and_stops_at_the_last_good_checkpoint(
     step = sft.SftTrainer.step
 
     def spoilt(self: sft.SftTrainer, batch: list) -> dict[str, float]:
-        spoiler.factor = math.nan if self.engine.steps in (0, 3, 4) else 1.0
+        spoiler.factor = math.nan if self.engine.counters.steps in (0, 3, 4) else 1.0
         return step(self, batch)
 
     monkeypatch.setattr(sft.SftTrainer, "step", spoilt)

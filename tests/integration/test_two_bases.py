@@ -31,6 +31,7 @@ from tests.support.runs import (
     ROOT,
     RUN_STAGE,
     TINY,
+    checkpoint_tensors,
     copy_upstream,
     rows,
     run_stage,
@@ -53,7 +54,7 @@ class Ran:
     trained: set[str]
 
     def tensors(self, step: int) -> dict[str, torch.Tensor]:
-        return load_file(self.folder / "checkpoints" / f"step-{step:06d}" / "tensors.safetensors")
+        return checkpoint_tensors(self.folder, step)
 
 
 class Bases:

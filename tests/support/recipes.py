@@ -82,7 +82,7 @@ def held(engine: Engine) -> dict[str, dict[str, int]]:
     """Of each 4-bit weight of the base: its numbers in all, in this rank's shard, and those it holds now."""
     found = {}
     parameter: Any  # of DeepSpeed's own kind under ZeRO-3
-    for name, parameter in engine.roles.named_parameters():
+    for name, parameter in engine.models.named_parameters():
         if "quant_state" in vars(parameter):
             sharded = engine.zero_stage == 3
             found[name] = {
