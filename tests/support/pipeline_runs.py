@@ -11,7 +11,7 @@ import torch
 
 from configs.identity import stage_hash
 from configs.schema import UPSTREAM, Experiment, Stage
-from pipeline.planning.plan import Request
+from pipeline.planning.request import Request
 from pipeline.state.manifest import BaseModelId, Input, Manifest, Status, fingerprint, now, source_hashes
 from pipeline.state.run_directory import RunDirectory
 from stages.distributed.ranks import Ranks

@@ -15,8 +15,10 @@ import pytest
 from configs.load import load_experiment
 from launch import cli
 from pipeline import stage_process
+from pipeline.planning.request import Request
 from pipeline.processes import logs
 from pipeline.stage_process import run_stage
+from pipeline.state.run_directory import RunDirectory
 from tests.support.pipeline_runs import alone
 
 MOST_LINES = 9  # five bad rows, and what goes with them
@@ -64,7 +66,8 @@ def stage_run(file: Path, run_dir: Path, stage: Any, *overrides: str, **switches
         patch.setattr(stage_process, "_process_group", alone)
         patch.setattr(logs, "open_logs", lambda folder, rank: folder)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            status = run_stage(load_experiment(file, overrides), stage, run_dir, **switches)
+            request = Request(load_experiment(file, overrides), RunDirectory(run_dir), **switches)
+            status = run_stage(request, stage)
     return status, out.getvalue()
 
 
