@@ -11,7 +11,7 @@ import pytest
 from setuptools import find_packages
 
 from configs.load import dump_experiment, load_experiment
-from configs.raw_experiment import DATA_FILES
+from configs.schema import DATA_FILES
 
 ROOT = Path(__file__).parents[2]
 ROOTS = ("configs", "data", "stages", "pipeline", "launch")
