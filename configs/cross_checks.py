@@ -1,4 +1,4 @@
-"""What two sections of an experiment may not say together, though each may say it alone."""
+"""Checks across sections: values that are valid alone and contradict each other."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ Keys = tuple[str, ...]
 
 
 def contradictions(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
-    """Yield each contradiction with the key to blame, and what to change."""
+    """Yield (keys, reason) for each contradiction: the key to change, and how."""
     yield from _packing(experiment)
-    yield from _best(experiment)
+    yield from _use_best(experiment)
     yield from _reward_base(experiment)
-    yield from _answers(experiment)
+    yield from _response_lengths(experiment)
     yield from _shares(experiment)
     for key, rollout in dict(experiment.rollouts.values()).items():
         if rollout.engine == "vllm":
@@ -26,34 +26,34 @@ def _packing(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     if experiment.sft.packing and attention != "sdpa":
         yield (
             ("sft", "packing"),
-            f"packed examples are kept apart by a mask that {attention} attention does not take; set "
+            f"packed examples are kept apart by a mask that {attention} attention does not support; set "
             "base.attention to sdpa, or sft.packing to false",
         )
 
 
-def _best(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
+def _use_best(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     epochs: dict[Stage, Epochs] = {"sft": experiment.sft, "rm": experiment.rm}
     for stage, section in epochs.items():
         if section.use_best and experiment.data.source(stage).held_out == 0:
             yield (
                 (stage, "use_best"),
-                f"nothing is held out to choose by; set data.{stage}.held_out, or false",
+                f"nothing is held out to choose by; set data.{stage}.held_out, or set this to false",
             )
 
 
 def _reward_base(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
-    """One base twice in memory, and a reward model that does not start from SFT, is hardly meant."""
-    base, own = experiment.base, experiment.rm.base
-    same = ("model", "revision", "quantization")
-    if own is not None and all(getattr(own, name) == getattr(base, name) for name in same):
+    """Refuse the same base twice: memory would hold two copies, and RM training would not start from SFT."""
+    identity = {"model", "revision", "quantization"}
+    base, reward_base = experiment.base, experiment.rm.base
+    if reward_base and reward_base.model_dump(include=identity) == base.model_dump(include=identity):
         yield (
             ("rm", "base"),
-            "the experiment's own base; leave rm.base out, and the reward model starts from the SFT adapter",
+            "is the experiment's own base; leave rm.base out, so that the reward model starts from SFT",
         )
 
 
-def _answers(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
-    """A prompt of the longest kind and its sampled answer must stay within `max_length`."""
+def _response_lengths(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
+    """The longest prompt and its sampled response must fit into `max_length`."""
     data, rankings = experiment.data, experiment.rm.rankings
     sampled: dict[Keys, int] = {("ppo", "rollout"): experiment.ppo.rollout.max_new_tokens}
     if experiment.best.rollout is not None:
@@ -65,38 +65,39 @@ def _answers(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
             yield (
                 (*section, "max_new_tokens"),
                 f"{tokens} tokens after a prompt of data.max_prompt_length ({data.max_prompt_length}) are "
-                f"more than data.max_length ({data.max_length}); lower one of the two, or raise max_length",
+                f"more than data.max_length ({data.max_length}); lower one of the first two, or raise "
+                "max_length",
             )
 
 
 def _shares(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
-    """A stage whose source others read, too, needs a share of it."""
+    """A stage that reads the same source as another stage needs a share of it."""
     data = experiment.data
     for stage in STAGES:
-        same = data.source(stage).identity
-        others = [f"data.{each}" for each in STAGES if each != stage and data.source(each).identity == same]
+        source = data.source(stage).identity
+        others = [other for other in STAGES if other != stage and data.source(other).identity == source]
         if others and data.shares.of(stage) == 0:
+            names = " and ".join(f"data.{other}" for other in others)
             yield (
                 ("data", "shares", stage),
-                f"0, but data.{stage} reads the same source as {' and '.join(others)}; give it a share, or a "
-                "source of its own",
+                f"0, but data.{stage} reads the same source as {names}; give it a share, or another source",
             )
 
 
 def _vllm(experiment: Experiment, section: Keys, rollout: Rollout) -> Iterator[tuple[Keys, str]]:
-    """What vLLM cannot do, or would not do as the model that trains does it."""
-    base, largest = experiment.base, VLLM_LORA_RANKS[-1]
+    """Refuse what vLLM does not support, or does differently from the model that trains."""
+    base, max_rank = experiment.base, VLLM_LORA_RANKS[-1]
     engine, temperature, top_p = ((*section, key) for key in ("engine", "temperature", "top_p"))
     if base.quantization == "int8":
-        yield engine, "vllm loads no int8 base; set base.quantization to nf4 or none, or choose auto"
+        yield engine, "vllm does not load an int8 base; set base.quantization to nf4 or none, or choose auto"
     if base.compute_dtype == "float32":
         yield engine, "vllm's LoRA computes in bf16; set base.compute_dtype to auto, or choose auto"
     if base.trust_remote_code:
         yield engine, "vllm does not run the code that base.trust_remote_code trusts; choose auto"
-    if experiment.adapter.r > largest:
-        yield engine, f"vllm takes adapters up to rank {largest}; lower adapter.r, or choose auto"
+    if experiment.adapter.r > max_rank:
+        yield engine, f"vllm takes adapters up to rank {max_rank}; lower adapter.r, or choose auto"
     if rollout.temperature < 0.01:
-        yield temperature, "vllm takes whatever is below 0.01 for 0.01; raise it, or choose engine auto"
+        yield temperature, "vllm raises values below 0.01 to 0.01; raise it, or choose engine auto"
     if rollout.top_p < 1 and rollout.top_k is None:
-        reason = "vllm tells which tokens it could sample only where top_k bounds them; set top_k, too"
+        reason = "vllm reports which tokens it could sample only if top_k bounds them; set top_k as well"
         yield top_p, f"{reason}, or choose engine auto"

@@ -1,4 +1,4 @@
-"""Read a DeepSpeed JSON, which holds what the experiment leaves to it: ZeRO and its buffers."""
+"""Read a DeepSpeed JSON. It holds ZeRO and its buffers; the experiment sets everything else."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ RESERVED = {
     "amp": "base.compute_dtype",
     "torch_autocast": "base.compute_dtype",
 }
-ZERO = "zero_optimization"
+ZERO_SECTION = "zero_optimization"
 EXAMPLE = "configs/deepspeed/zero2.json shows the form"
 
 
 def read_zero(path: Path) -> dict[str, Any]:
-    """The DeepSpeed JSON, whose batch, optimizer and precision keys the experiment sets itself.
+    """Return the options of a DeepSpeed JSON. The experiment sets batch, optimizer and precision keys.
 
     Raises:
-        UserError: the file is missing, is no JSON object, sets a reserved key, or asks of ZeRO what it
-            cannot do here.
+        UserError: the file is missing, is not a JSON object, sets a key of RESERVED, or sets ZeRO options
+            that are not supported here.
     """
     options = _parsed(path)
     if not isinstance(options, dict):
@@ -48,7 +48,7 @@ def read_zero(path: Path) -> dict[str, Any]:
 def _parsed(path: Path) -> Any:
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_reject_constant)
     except OSError as error:
         reason = f"{error.strerror}; name a DeepSpeed JSON, or leave the key out"
         raise UserError(f"deepspeed.config: cannot read {path}: {reason}") from error
@@ -60,7 +60,7 @@ def _parsed(path: Path) -> Any:
         raise UserError(f"{path}: not JSON: nested too deeply; {EXAMPLE}") from None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:
@@ -68,37 +68,39 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+def _reject_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _zero_faults(options: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with the ZeRO section; a misspelt one would be passed over, and ZeRO be off."""
-    for key in difflib.get_close_matches(ZERO, [key for key in options if key != ZERO], n=1, cutoff=0.8):
-        yield f"{key}: unknown key; did you mean {ZERO}?"
-    zero = options.get(ZERO, {})
+    """Errors of the ZeRO section. DeepSpeed would ignore a misspelt one and turn ZeRO off."""
+    for key in difflib.get_close_matches(
+        ZERO_SECTION, [key for key in options if key != ZERO_SECTION], n=1, cutoff=0.8
+    ):
+        yield f"{key}: unknown key; did you mean {ZERO_SECTION}?"
+    zero = options.get(ZERO_SECTION, {})
     if not isinstance(zero, dict):
-        yield f'{ZERO}: must be an object such as {{"stage": 2}}, not {reprlib.repr(zero):.40}'
+        yield f'{ZERO_SECTION}: must be an object such as {{"stage": 2}}, not {reprlib.repr(zero):.40}'
         return
     stage = zero.get("stage", 0)
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
-        yield f"{ZERO}.stage: {reprlib.repr(stage):.40} is not a ZeRO stage; write 0, 1, 2 or 3"
+        yield f"{ZERO_SECTION}.stage: {reprlib.repr(stage):.40} is not a ZeRO stage; write 0, 1, 2 or 3"
         return
     if stage == 1 and zero.get("overlap_comm"):
-        yield f"{ZERO}.overlap_comm: DeepSpeed overlaps under stages 2 and 3 alone; leave it out"
+        yield f"{ZERO_SECTION}.overlap_comm: DeepSpeed overlaps in stages 2 and 3 only; leave it out"
     yield from _offload_faults(zero, stage)
 
 
 def _offload_faults(zero: dict[str, Any], stage: int) -> Iterator[str]:
-    for key, least in {"offload_optimizer": 1, "offload_param": 3}.items():
+    for key, min_stage in {"offload_optimizer": 1, "offload_param": 3}.items():
         section = zero.get(key)
         if section is None:
             continue
         device = section.get("device", "none") if isinstance(section, dict) else section
         if device not in ("none", "cpu"):
             yield (
-                f"{ZERO}.{key}: {reprlib.repr(device):.40} is not supported; write "
+                f"{ZERO_SECTION}.{key}: {reprlib.repr(device):.40} is not supported; write "
                 '{"device": "cpu"}, or leave it out'
             )
-        elif device == "cpu" and stage < least:
-            yield f"{ZERO}.{key}: ZeRO stage {stage} does not offload; it takes stage {least} or above"
+        elif device == "cpu" and stage < min_stage:
+            yield f"{ZERO_SECTION}.{key}: ZeRO stage {stage} does not offload; set stage {min_stage} or above"

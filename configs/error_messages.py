@@ -1,4 +1,4 @@
-"""What was wrong with a key, what it may be, and which key was probably meant."""
+"""Error messages about a key: what is wrong, what is allowed, and which key was probably meant."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Node = Mapping[str, Any]  # a node of the JSON schema
 
 SCHEMA = Experiment.model_json_schema()
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-LONGEST_SHOWN = 100
+MAX_SHOWN = 100
 TYPES = {"integer": "an integer", "number": "a number", "boolean": "true or false", "null": "null"}
 
 
 def node_at(keys: Sequence[str]) -> Node | None:
-    """The schema of the value at `keys`; None where the schema knows no such key."""
+    """The schema of the value at `keys`, or None for an unknown key."""
     node: Node = SCHEMA
     for key in keys:
         child = node.get("properties", {}).get(key)
@@ -30,17 +30,17 @@ def node_at(keys: Sequence[str]) -> Node | None:
     return node
 
 
-def short(text: str) -> str:
-    """Of a long text, as much as a message has room for."""
-    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
+def shortened(text: str) -> str:
+    """`text`, cut to the length that a message has room for."""
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
 def dotted(keys: Sequence[str]) -> str:
-    return ".".join(map(short, keys))
+    return ".".join(map(shortened, keys))
 
 
 def default(keys: Sequence[str]) -> Any:
-    """The default of a key that the schema knows and that has one."""
+    """The default of a known key that has one."""
     node = node_at(keys)
     assert node is not None
     return node["default"]
@@ -51,7 +51,7 @@ def is_section(node: Node) -> bool:
 
 
 def may_be_null(keys: Sequence[str]) -> bool:
-    """Whether null at a key that the schema knows is a value of its own."""
+    """Whether a known key accepts null as a value."""
     *section, key = keys
     parent = node_at(section)
     assert parent is not None
@@ -59,29 +59,29 @@ def may_be_null(keys: Sequence[str]) -> bool:
 
 
 def all_keys(node: Node = SCHEMA, prefix: Keys = ()) -> Iterator[Keys]:
-    """Every key path of the schema, sections included."""
+    """Every key path of the schema, including sections."""
     for key, child in node.get("properties", {}).items():
         yield (*prefix, key)
         yield from all_keys(_resolved(child), (*prefix, key))
 
 
 def unknown_key(keys: Sequence[str]) -> tuple[Keys, str]:
-    """The shortest part of `keys` that the schema does not know, and what to write instead."""
+    """The shortest unknown prefix of `keys`, and a message with what is allowed there."""
     depth = next(n for n in range(1, len(keys) + 1) if node_at(keys[:n]) is None)
     section, key = tuple(keys[: depth - 1]), keys[depth - 1]
     parent = node_at(section)
     assert parent is not None
     if not is_section(parent):
         return tuple(keys[:depth]), f"unknown key; {dotted(section)} holds {allowed(parent)}, not keys"
-    here = list(parent["properties"])
-    reason = f"unknown key; allowed {'in ' + dotted(section) if section else 'here'}: {', '.join(here)}"
-    near = [(*section, match) for match in difflib.get_close_matches(key, here, n=1)]
-    elsewhere = [path for path in all_keys() if path[-1] == key]
-    return tuple(keys[:depth]), reason + _did_you_mean([".".join(path) for path in near or elsewhere])
+    siblings = list(parent["properties"])
+    reason = f"unknown key; allowed {'in ' + dotted(section) if section else 'here'}: {', '.join(siblings)}"
+    similar = [(*section, match) for match in difflib.get_close_matches(key, siblings, n=1)]
+    same_name = [path for path in all_keys() if path[-1] == key]
+    return tuple(keys[:depth]), reason + _did_you_mean([".".join(path) for path in similar or same_name])
 
 
 def allowed(node: Node) -> str:
-    """In words, the values that a schema node takes."""
+    """The values that a schema node accepts, in words."""
     if "anyOf" in node:
         return " or ".join(allowed(_resolved(option)) for option in node["anyOf"])
     if "enum" in node:
@@ -99,7 +99,7 @@ def allowed(node: Node) -> str:
 
 
 def known_part(location: Sequence[int | str]) -> Keys:
-    """The key that an error of pydantic belongs to: its location less list indices and union members."""
+    """The key of a pydantic error: its location without list indices and union members."""
     keys: Keys = ()
     for part in location:
         if node_at((*keys, str(part))) is None:
@@ -109,20 +109,20 @@ def known_part(location: Sequence[int | str]) -> Keys:
 
 
 def reason(error: ErrorDetails, node: Node) -> str:
-    """What is wrong at a key whose schema is `node`, and what is allowed there."""
-    if error["type"] == "value_error":  # the schema's own words
+    """The message for a pydantic error at a key whose schema is `node`."""
+    if error["type"] == "value_error":  # a message of the schema
         return str(error["ctx"]["error"])
     hint = f"; allowed: {allowed(node)}"
     if "description" in node and not is_section(node):
         hint += f" ({node['description']})"
     if error["type"] == "missing":
         return "missing" + hint
-    given = error["input"]
-    text = f"{'null' if given is None else f'{given!r:.60}'} is not allowed{hint}"
-    if isinstance(given, str):
+    value = error["input"]
+    text = f"{'null' if value is None else f'{value!r:.60}'} is not allowed{hint}"
+    if isinstance(value, str):
         choices = [str(choice) for choice in _choices(node)]
-        return text + _did_you_mean(difflib.get_close_matches(given, choices, n=1))
-    if error["type"] == "string_type" and given is not None and not isinstance(given, (dict, list)):
+        return text + _did_you_mean(difflib.get_close_matches(value, choices, n=1))
+    if error["type"] == "string_type" and value is not None and not isinstance(value, (dict, list)):
         return text + "; put quotes around it to make it text"
     return text
 
@@ -137,8 +137,8 @@ def _did_you_mean(options: Sequence[str]) -> str:
 
 
 def _resolved(node: Node) -> Node:
-    """A node itself in place of a reference to it; of a section that may be left out, the section."""
-    for each in (node, *node.get("anyOf", ())):
-        if "$ref" in each:
-            return SCHEMA["$defs"][each["$ref"].rsplit("/", 1)[-1]]
+    """The node that `node` refers to, if it is a reference or an optional reference."""
+    for option in (node, *node.get("anyOf", ())):
+        if "$ref" in option:
+            return SCHEMA["$defs"][option["$ref"].rsplit("/", 1)[-1]]
     return node

@@ -1,8 +1,8 @@
-"""The one exception that a user, not a programmer, is meant to read."""
+"""The one exception whose message is for users, not programmers."""
 
 
 class UserError(Exception):
-    """Bad input: the message names the file, the key or row, what was wrong and the remedy.
+    """Bad input. The message names the file, the key or row, the reason and the remedy.
 
-    Entry points print the message alone, without a traceback, and exit with status 2.
+    Entry points print the message without a traceback and exit with status 2.
     """

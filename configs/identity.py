@@ -1,4 +1,4 @@
-"""What of an experiment decides a stage's result, and what differs between two experiments."""
+"""Which keys of an experiment influence the result of a stage, and which differ between experiments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from configs.schema import STAGES, Experiment, Stage, data_stage
 
-# What only sets speed, memory, or what is written on the way: results are the same but for rounding.
+# Keys that change speed, memory or logging alone. Results stay the same, up to rounding.
 SPEED_ONLY = ("micro_batch_size", "logging_steps", "eval_steps", "save_steps", "keep_checkpoints")
 SPEED_ONLY_NESTED = (
     "base.gradient_checkpointing",
@@ -27,41 +27,41 @@ SPEED_ONLY_NESTED = (
     "best.rollout.engine",
     "best.rollout.vllm.gpu_memory_utilization",
 )
-SOURCE = ("path", "name", "split", "revision")
-OF_REQUESTS = ("timeout_seconds", "retries", "key_variable")  # of ppo.rewards: how an endpoint is asked
+SOURCE_KEYS = ("path", "name", "split", "revision")
+REQUEST_KEYS = ("timeout_seconds", "retries", "key_variable")  # of ppo.rewards: how to call an endpoint
 
 
 def stage_hash(experiment: Experiment, stage: Stage) -> str:
-    """SHA-256 of what the configuration says about the result of `stage`."""
+    """SHA-256, in hexadecimal, of the keys and values that influence the result of `stage`."""
     return hashlib.sha256(json.dumps(_identity(experiment, stage), sort_keys=True).encode()).hexdigest()
 
 
 def changed_keys(old: Experiment, new: Experiment, stage: Stage) -> list[str]:
-    """Dotted keys that differ between two experiments and influence the result of `stage`."""
+    """Dotted keys that influence the result of `stage` and differ between two experiments."""
     before, after = _identity(old, stage), _identity(new, stage)
     absent = object()
     return [key for key in before | after if before.get(key, absent) != after.get(key, absent)]
 
 
 def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
-    """Dotted keys and values that influence the result of `stage`, beyond rounding."""
+    """Dotted keys and values that change the result of `stage` by more than rounding."""
     tree = experiment.model_dump(mode="json")
     reward_base = tree["rm"].pop("base")
     data = {key: value for key, value in tree["data"].items() if key not in STAGES}
-    own = data_stage(stage)
-    data[own] = tree["data"][own]
-    for other in STAGES:  # those that share this stage's source take prompts away from it
-        if other != own and all(tree["data"][other][key] == data[own][key] for key in SOURCE):
-            data[other] = {key: data[own][key] for key in SOURCE}
+    source = data_stage(stage)
+    data[source] = tree["data"][source]
+    for other in STAGES:  # a stage with the same source takes prompts from this stage
+        if other != source and all(tree["data"][other][key] == data[source][key] for key in SOURCE_KEYS):
+            data[other] = {key: data[source][key] for key in SOURCE_KEYS}
     if stage == "best":
         tree["best"]["rollout"] = tree["best"]["rollout"] or tree["ppo"]["rollout"]
     speed_only = set(SPEED_ONLY)
-    if tree[stage].get("use_best"):  # then it matters which checkpoints there are to choose from
+    if tree[stage].get("use_best"):  # these steps decide which checkpoints it chooses from
         speed_only -= {"eval_steps", "save_steps"}
     section = {key: value for key, value in tree[stage].items() if key not in speed_only}
     if "rewards" in section:
         section["rewards"] = [
-            {key: value for key, value in reward.items() if key not in OF_REQUESTS}
+            {key: value for key, value in reward.items() if key not in REQUEST_KEYS}
             for reward in section["rewards"]
         ]
     parts = {
@@ -73,7 +73,7 @@ def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     }
     if reward_base is not None and stage != "sft":
         parts["rm"] = parts.get("rm", {}) | {"base": reward_base}
-    # The other engines draw the same noise; that of vLLM is its own.
+    # All engines but vLLM draw the same noise.
     return {key: value for key, value in _leaves(parts) if key not in SPEED_ONLY_NESTED or value == "vllm"}
 
 
@@ -86,17 +86,17 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def differences(old: dict[str, Any], new: Experiment, stage: Stage) -> list[str]:
-    """What influences `stage` and differs, as `key: old -> new`. `old` comes from a manifest."""
+    """The keys of `changed_keys` as `key: old -> new`. `old` is the configuration in a manifest."""
     try:
         before = Experiment.model_validate(old)
-    except ValidationError:  # written by another version, whose keys were others
+    except ValidationError:  # another version of the schema had other keys
         return ["the configuration, which another version of the schema wrote"]
     old_tree, new_tree = before.model_dump(mode="json"), new.model_dump(mode="json")
     keys = changed_keys(before, new, stage)
-    return [f"{key}: {_value(old_tree, key)} -> {_value(new_tree, key)}" for key in keys]
+    return [f"{key}: {_value_at(old_tree, key)} -> {_value_at(new_tree, key)}" for key in keys]
 
 
-def _value(tree: Any, key: str) -> Any:
+def _value_at(tree: Any, key: str) -> Any:
     for part in key.split("."):
         tree = tree[part] if isinstance(tree, dict) and part in tree else None
     return tree

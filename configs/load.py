@@ -1,8 +1,8 @@
-"""Read an experiment from its YAML and the command line, and say what tells two experiments apart.
+"""Read an experiment from its YAML and the command line.
 
-Defaults come first, then the file, then `key=value` overrides. A relative path is relative to the YAML's
-folder where the file gives it, to the working directory where the command line does, and to this folder
-where it is a default.
+The file overrides defaults, and `key=value` on the command line overrides the file. A relative path in the
+file is relative to the file's folder, one on the command line to the working directory. The default
+DeepSpeed JSON is in this folder.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from configs.schema import Experiment
 
 
 def load_experiment(file: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """The experiment of `file` with `key=value` overrides applied; its local paths are absolute.
+    """Return the experiment of `file` with `key=value` overrides. Its local paths are absolute.
 
-    Raises UserError with every error at once: of the file (with its line) and of the command line.
+    Raises:
+        UserError: the message lists all errors at once, those of the file with their lines.
     """
     raw = RawExperiment(file)
     raw.read()
@@ -42,5 +43,5 @@ def load_experiment(file: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def dump_experiment(experiment: Experiment) -> str:
-    """The resolved experiment as YAML, every default spelled out; it loads back equal."""
+    """Return the experiment as YAML with every default. Loading it gives an equal experiment."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

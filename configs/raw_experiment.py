@@ -1,4 +1,4 @@
-"""An experiment between its YAML and the schema: where each value came from, and every error so far."""
+"""An experiment before validation: its values, the origin of each value, and all errors so far."""
 
 from __future__ import annotations
 
@@ -13,18 +13,26 @@ from pydantic import ValidationError
 
 from configs import error_messages
 from configs.error_messages import Keys
+from configs.schema import DATA_FILES
 
-DATA_FILES = (".jsonl", ".json", ".parquet")
-ENGINE = ("deepspeed", "config")
-DEPTH = 8  # deeper than the schema; an anchor may make a YAML endless
-LARGEST_FILE = 2**20  # bytes; far above any experiment, far below the weights of a model
-MOST_VALUES = 100_000  # that anchors may unfold to
-MOST_ERRORS = 20
+DEEPSPEED_CONFIG = ("deepspeed", "config")
+MAX_DEPTH = 8  # above the schema's depth; an anchor can make a YAML endless
+MAX_FILE_BYTES = 2**20  # far above any experiment, far below the weights of a model
+MAX_VALUES = 100_000  # after all anchors are expanded
+MAX_ERRORS_SHOWN = 20
 
 
 @dataclass
 class RawExperiment:
-    """An experiment on its way to validation: values, where each came from, and errors so far."""
+    """An experiment before validation.
+
+    Attributes:
+        tree: the values, as nested mappings.
+        lines: line of each key in the file.
+        overrides: text of each `key=value`, by key.
+        errors: messages, one line each.
+        broken: the file could not be read, so that errors about missing keys mean nothing.
+    """
 
     file: Path
     tree: dict[str, Any] = field(default_factory=dict)
@@ -34,46 +42,48 @@ class RawExperiment:
     broken: bool = False
 
     def read(self) -> None:
-        """Read the file; one that cannot be read leaves the tree empty and `broken` set."""
+        """Read the file. If it cannot be read, the tree stays empty and `broken` is set."""
         try:
-            tree, self.lines, twice = parse(self._content().decode("utf-8-sig"))
+            tree, self.lines, duplicates = parse(self._content().decode("utf-8-sig"))
         except OSError as error:
-            self._break(f"cannot be read: {error.strerror}; give the path of a YAML with --config")
+            self._add_file_error(f"cannot be read: {error.strerror}; give the path of a YAML with --config")
         except UnicodeDecodeError as error:
-            self._break(
+            self._add_file_error(
                 f"not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; save it as UTF-8"
             )
         except (yaml.YAMLError, ValueError) as error:
-            self._break(_yaml_fault(error))
+            self._add_file_error(_yaml_fault(error))
         else:
-            for keys, first, line in twice:
+            for keys, first, line in duplicates:
                 self.errors.append(
                     f"{self.file}:{line}: {error_messages.dotted(keys)}: given twice, first on line {first}"
                 )
             if isinstance(tree, dict):
-                self.tree = _unshared(tree)
+                self.tree = _without_shared_sections(tree)
             elif tree is None:
-                self._break(f"empty; it needs the keys {', '.join(error_messages.SCHEMA['required'])}")
+                self._add_file_error(
+                    f"empty; it needs the keys {', '.join(error_messages.SCHEMA['required'])}"
+                )
             else:
-                self._break(
+                self._add_file_error(
                     f"holds {type(tree).__name__} {tree!r:.40}, not a mapping; write `key: value` lines"
                 )
 
     def _content(self) -> bytes:
         with self.file.open("rb") as stream:
-            content = stream.read(LARGEST_FILE + 1)
-        if len(content) > LARGEST_FILE:
-            raise ValueError(f"longer than {LARGEST_FILE:,} bytes; give the path of an experiment")
+            content = stream.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise ValueError(f"longer than {MAX_FILE_BYTES:,} bytes; give the path of an experiment")
         return content
 
-    def _break(self, what: str) -> None:
+    def _add_file_error(self, reason: str) -> None:
         self.broken = True
-        self.errors.append(f"{self.file}: {what}")
+        self.errors.append(f"{self.file}: {reason}")
 
     def override(self, text: str) -> None:
-        """Apply one `key=value`, its value read as YAML."""
+        """Apply one `key=value`. The value is read as YAML."""
         dotted, equals, value = text.partition("=")
-        text = error_messages.short(text)
+        text = error_messages.shortened(text)
         keys = tuple(dotted.strip().split("."))
         if error_messages.node_at(keys) is None:
             unknown, reason = error_messages.unknown_key(keys)
@@ -85,8 +95,8 @@ class RawExperiment:
         try:
             parsed = parse(value)[0]
         except (yaml.YAMLError, ValueError) as error:
-            what = f"{_yaml_fault(error)}; put quotes around text with special characters"
-            self.errors.append(f"command line ({text}): {error_messages.dotted(keys)}: {what}")
+            reason = f"{_yaml_fault(error)}; put quotes around text with special characters"
+            self.errors.append(f"command line ({text}): {error_messages.dotted(keys)}: {reason}")
             return
         section = self._section(keys[:-1])
         if section is not None:
@@ -94,7 +104,7 @@ class RawExperiment:
             self.overrides[keys] = text
 
     def _section(self, keys: Keys) -> dict[str, Any] | None:
-        """The mapping at `keys`, made where there is none; None where the file holds something else."""
+        """The mapping at `keys`, created if absent. None if the file has another kind of value there."""
         section = self.tree
         for key in keys:
             if section.get(key) is None:
@@ -105,7 +115,7 @@ class RawExperiment:
         return section
 
     def resolve_paths(self) -> None:
-        """Fill in what validation needs: empty sections are all defaults, and local paths are absolute."""
+        """Make local paths absolute, and empty sections empty mappings, which validate as all defaults."""
         self.tree.setdefault("deepspeed", {})
         for keys in error_messages.all_keys():
             section, key = self._existing(keys[:-1]), keys[-1]
@@ -113,8 +123,10 @@ class RawExperiment:
                 continue
             if _is_section(keys) and key in section and section[key] is None:
                 section[key] = {}
-            elif keys == ENGINE and key not in section:
-                section[key] = os.path.abspath(Path(__file__).parent / error_messages.default(ENGINE))
+            elif keys == DEEPSPEED_CONFIG and key not in section:
+                section[key] = os.path.abspath(
+                    Path(__file__).parent / error_messages.default(DEEPSPEED_CONFIG)
+                )
             elif isinstance(section.get(key), str) and _is_local_path(keys, section[key]):
                 folder = Path.cwd() if self._override_of(keys) else self.file.parent
                 section[key] = os.path.abspath(folder / os.path.expanduser(section[key]))
@@ -126,7 +138,7 @@ class RawExperiment:
         return section if isinstance(section, dict) else None
 
     def add_validation_errors(self, failure: ValidationError) -> None:
-        """Put what pydantic found into words, one line for each key."""
+        """Add the errors of pydantic, one line for each key."""
         seen: set[Keys] = set()
         for error in failure.errors(include_url=False):
             keys = error_messages.known_part(error["loc"])
@@ -137,22 +149,22 @@ class RawExperiment:
                 assert node is not None
                 reason = error_messages.reason(error, node)
             source = self._source(keys, error["type"])
-            if keys not in seen and source:  # a union reports one and the same key once for each member
+            if keys not in seen and source:  # a union reports a key once for each member
                 seen.add(keys)
                 index = "".join(f"[{part}]" for part in error["loc"][len(keys) :] if isinstance(part, int))
                 self.errors.append(f"{source}: {error_messages.dotted(keys)}{index}: {reason}")
 
     def add_error(self, keys: Keys, reason: str) -> None:
-        """Add an error about a value that is valid in itself."""
+        """Add an error about a value that is valid by itself."""
         self.errors.append(f"{self._source(keys, 'value_error')}: {'.'.join(keys)}: {reason}")
 
     def message(self) -> str:
-        """The errors, a line for each; of very many, the first ones."""
-        more = len(self.errors) - MOST_ERRORS
-        return "\n".join(self.errors[:MOST_ERRORS] + ([f"and {more} more"] if more > 0 else []))
+        """All errors, one line each; at most the first MAX_ERRORS_SHOWN."""
+        more = len(self.errors) - MAX_ERRORS_SHOWN
+        return "\n".join(self.errors[:MAX_ERRORS_SHOWN] + ([f"and {more} more"] if more > 0 else []))
 
     def _source(self, keys: Keys, kind: str) -> str | None:
-        """Where the value at `keys` was given; None for an error that only follows from a broken file."""
+        """Where the value at `keys` comes from. None if the error only follows from a broken file."""
         if text := self._override_of(keys):
             return f"command line ({text})"
         if self.broken:
@@ -162,47 +174,49 @@ class RawExperiment:
         return f"{source} with {' '.join(inside)}" if inside and kind == "value_error" else source
 
     def _override_of(self, keys: Keys) -> str | None:
-        """The override that gave `keys` its value, or the section that holds it."""
+        """The override that set `keys`, or a section around it."""
         covering = [text for path, text in self.overrides.items() if keys[: len(path)] == path]
         return covering[-1] if covering else None
 
 
 def parse(text: str) -> tuple[Any, dict[Keys, int], list[tuple[Keys, int, int]]]:
-    """The value of a YAML text, the line of each key in it, and keys given twice (with both lines).
+    """Return the value of a YAML text, the line of each key, and duplicate keys with both lines.
 
-    Raises yaml.YAMLError, or ValueError for what YAML allows but nobody means.
+    Raises:
+        yaml.YAMLError: the text is not YAML.
+        ValueError: it is YAML, but nested too deeply or with anchors that expand to too many values.
     """
     loader = yaml.SafeLoader(text)
     try:
         root = loader.get_single_node()
-        if (values := _unfolded(root, {})) > MOST_VALUES:
-            raise ValueError(f"its anchors unfold to {values:,} values; write out the few that are meant")
+        if (values := _count_values(root, {})) > MAX_VALUES:
+            raise ValueError(f"its anchors expand to {values:,} values; write the values out")
         lines: dict[Keys, int] = {}
-        twice: list[tuple[Keys, int, int]] = []
+        duplicates: list[tuple[Keys, int, int]] = []
         for keys, line in _key_lines(root, ()):
             if keys in lines:
-                twice.append((keys, lines[keys], line))
+                duplicates.append((keys, lines[keys], line))
             lines.setdefault(keys, line)
-        return (None if root is None else loader.construct_document(root)), lines, twice
+        return (None if root is None else loader.construct_document(root)), lines, duplicates
     except RecursionError:
-        raise ValueError("nested too deeply; an experiment has sections within sections, no more") from None
+        raise ValueError("nested too deeply; an experiment has only sections within sections") from None
     finally:
         loader.dispose()
 
 
-def _unfolded(node: yaml.Node | None, known: dict[int, int]) -> int:
-    """Values below a node once every alias is written out; an alias to what holds it counts as none."""
+def _count_values(node: yaml.Node | None, counts: dict[int, int]) -> int:
+    """Number of values below a node with every alias expanded. An alias to its own parent counts as 0."""
     if not isinstance(node, yaml.CollectionNode):
         return 1
-    if id(node) not in known:
-        known[id(node)] = 0
+    if id(node) not in counts:
+        counts[id(node)] = 0
         parts = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
-        known[id(node)] = 1 + sum(_unfolded(part, known) for part in parts)
-    return known[id(node)]
+        counts[id(node)] = 1 + sum(_count_values(part, counts) for part in parts)
+    return counts[id(node)]
 
 
 def _key_lines(node: yaml.Node | None, prefix: Keys) -> Iterator[tuple[Keys, int]]:
-    if not isinstance(node, yaml.MappingNode) or len(prefix) > DEPTH:
+    if not isinstance(node, yaml.MappingNode) or len(prefix) > MAX_DEPTH:
         return
     for key, value in node.value:
         if isinstance(key, yaml.ScalarNode) and key.value != "<<":
@@ -210,12 +224,13 @@ def _key_lines(node: yaml.Node | None, prefix: Keys) -> Iterator[tuple[Keys, int
             yield from _key_lines(value, (*prefix, key.value))
 
 
-def _unshared(tree: dict[str, Any], depth: int = 0) -> dict[str, Any]:
-    """A copy in which no two keys hold the same mapping, as anchors make them: overrides change just one."""
-    if depth > DEPTH:
+def _without_shared_sections(tree: dict[str, Any], depth: int = 0) -> dict[str, Any]:
+    """A copy in which keys with the same anchor have separate mappings. An override then changes one."""
+    if depth > MAX_DEPTH:
         return tree
     return {
-        key: _unshared(value, depth + 1) if isinstance(value, dict) else value for key, value in tree.items()
+        key: _without_shared_sections(value, depth + 1) if isinstance(value, dict) else value
+        for key, value in tree.items()
     }
 
 
@@ -233,7 +248,7 @@ def _is_section(keys: Keys) -> bool:
 
 
 def _is_local_path(keys: Keys, value: str) -> bool:
-    if keys in (ENGINE, ("data", "chat_template")):
+    if keys in (DEEPSPEED_CONFIG, ("data", "chat_template")):
         return True
     if keys[-2:] == ("base", "model"):
         return value.startswith((".", "/", "~"))

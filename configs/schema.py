@@ -1,6 +1,6 @@
-"""What an experiment may say: `Experiment`, and the one door to its sections. No torch is imported.
+"""The schema of an experiment: `Experiment` and all of its sections. It imports no torch.
 
-`configs/sections/` has a module for each section of the YAML. Other folders import every name from here.
+`configs/sections/` has one module for each section of the YAML. Other folders import all names from here.
 
 Sizes that change the algorithm are global (`batch_size`). Sizes that only change speed or memory are
 per rank (`micro_batch_size`).
@@ -13,15 +13,16 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from configs.sections.base import Adapter, Base, RewardBase
-from configs.sections.data import Data, Shares, Source
+from configs.sections.data import DATA_FILES, Data, Shares, Source
 from configs.sections.ppo import Ppo, Reward
 from configs.sections.rollout import VLLM_LORA_RANKS, Rollout, Vllm
 from configs.sections.training import Epochs, Rankings, Rm, Sft, Training
-from configs.sections.values import Count, NoTruth, Section, Seed, Text
+from configs.sections.values import Count, NotBoolean, Section, Seed, Text
 from configs.stage_names import ALL_STAGES, STAGES, UPSTREAM, Stage, data_stage
 
 __all__ = [
     "ALL_STAGES",
+    "DATA_FILES",
     "STAGES",
     "UPSTREAM",
     "VLLM_LORA_RANKS",
@@ -53,40 +54,40 @@ __all__ = [
 class Best(Section):
     """Best-of-n on the prompts of PPO, sampled from the SFT policy (Stiennon et al. 2020)."""
 
-    seed: Seed | None = Field(None, description="default: the experiment's")
-    n: Annotated[int, Field(ge=2), NoTruth] = Field(16, description="answers per prompt")
+    seed: Seed | None = Field(None, description="seed of the samples; default: the experiment's")
+    n: Annotated[int, Field(ge=2), NotBoolean] = Field(16, description="answers per prompt")
     micro_batch_size: Count = Field(8, description="answers scored in one forward pass of one rank")
-    rollout: Rollout | None = Field(None, description="default: that of ppo")
+    rollout: Rollout | None = Field(None, description="default: ppo.rollout")
 
 
 class Tracking(Section):
-    """Weights & Biases, beside the files that are always written. WANDB_MODE overrides `wandb`."""
+    """Weights & Biases. Metrics also always go to files. The variable WANDB_MODE overrides `wandb`."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto", description="auto: online where a key is known, else offline"
+        "auto", description="auto: online if an API key is known, else offline"
     )
     project: Text = "tristage"
     entity: Text | None = None
     group: Text | None = Field(None, description="default: the experiment's name")
     tags: list[Text] = Field([])
-    artifacts: bool = True
-    sample_rows: Count = Field(4, description="samples kept at each logging step")
+    artifacts: bool = Field(True, description="upload adapters as artifacts")
+    sample_rows: Count = Field(4, description="samples recorded at each logging step")
 
 
 class DeepSpeed(Section):
-    """The engine. Batch sizes, clipping and precision are filled in from the stage's own section."""
+    """The training engine. Batch sizes, clipping and precision come from the stage's own section."""
 
-    config: Text = Field("deepspeed/zero0.json", description="a DeepSpeed JSON")
-    timeout_minutes: Annotated[float, Field(gt=0, le=525_600), NoTruth] = Field(
+    config: Text = Field("deepspeed/zero0.json", description="path of a DeepSpeed JSON")
+    timeout_minutes: Annotated[float, Field(gt=0, le=525_600), NotBoolean] = Field(
         30.0, description="a collective that hangs longer ends the job"
     )
 
 
 class Experiment(Section):
-    """One experiment: every stage reads the same bases, adapter and data, so stages cannot disagree."""
+    """One experiment. All stages share its bases, adapter and data, so stages cannot disagree."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: Seed = 0
+    seed: Seed = Field(0, description="of the split, and of the noise and order of every stage")
     base: Base
     adapter: Adapter = Adapter()
     data: Data
@@ -98,19 +99,19 @@ class Experiment(Section):
     deepspeed: DeepSpeed = DeepSpeed()
 
     def base_of(self, stage: Stage) -> Base:
-        """What the adapter of `stage` belongs to."""
+        """The base that the adapter of `stage` belongs to."""
         return self.rm.base or self.base if stage == "rm" else self.base
 
     def bases(self, stage: Stage) -> list[Base]:
-        """What `stage` loads: the policy's base, and the reward model's where that has one of its own."""
+        """The bases that `stage` loads: the policy's, and the reward model's if it has a separate one."""
         return [self.base] if stage == "sft" or self.rm.base is None else [self.base, self.rm.base]
 
     @property
     def rollouts(self) -> dict[Stage, tuple[str, Rollout]]:
-        """How a stage that samples does, and the key that says so."""
-        own, ppo = self.best.rollout, ("ppo.rollout", self.ppo.rollout)
+        """Key and rollout section of each stage that samples."""
+        best, ppo = self.best.rollout, ("ppo.rollout", self.ppo.rollout)
         return {
             "rm": ("rm.rankings.rollout", self.rm.rankings.rollout),
             "ppo": ppo,
-            "best": ("best.rollout", own) if own else ppo,
+            "best": ("best.rollout", best) if best else ppo,
         }

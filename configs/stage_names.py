@@ -1,12 +1,12 @@
-"""The stages, their order, and what each one starts from."""
+"""The stages, their order, and the stages that each one starts from."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 Stage = Literal["sft", "rm", "ppo", "best"]
-STAGES: tuple[Stage, ...] = ("sft", "rm", "ppo")  # one after another
-ALL_STAGES: tuple[Stage, ...] = (*STAGES, "best")  # best-of-n, beside PPO and on its prompts
+STAGES: tuple[Stage, ...] = ("sft", "rm", "ppo")  # trained in this order
+ALL_STAGES: tuple[Stage, ...] = (*STAGES, "best")  # best-of-n: beside PPO, on its prompts
 UPSTREAM: dict[Stage, tuple[Stage, ...]] = {
     "sft": (),
     "rm": ("sft",),
@@ -16,5 +16,5 @@ UPSTREAM: dict[Stage, tuple[Stage, ...]] = {
 
 
 def data_stage(stage: Stage) -> Stage:
-    """The stage whose part of `data` this one reads."""
+    """The stage whose section of `data` this stage reads."""
     return "ppo" if stage == "best" else stage

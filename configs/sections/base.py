@@ -15,16 +15,18 @@ class Base(Section):
     key: ClassVar = "base"
 
     model: Text = Field(description="embedded model name, local folder, or hub id")
-    revision: Text | None = None
+    revision: Text | None = Field(None, description="branch, tag or commit on the hub")
     quantization: Literal["nf4", "int8", "none"] = "nf4"
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 if the hardware multiplies it, else float32"
+    )
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    gradient_checkpointing: bool = False
-    trust_remote_code: bool = False
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
 
 class RewardBase(Base):
-    """A base of the reward model's own (as InstructGPT's 6B reward model for a 175B policy)."""
+    """A separate base for the reward model (InstructGPT: a 6B reward model for a 175B policy)."""
 
     key: ClassVar = "rm.base"
 
@@ -32,7 +34,9 @@ class RewardBase(Base):
 class Adapter(Section):
     """LoRA (Hu et al. 2021): the update of a weight is `alpha / r * B @ A`."""
 
-    r: Count = 16
+    r: Count = Field(16, description="rank of A and B")
     alpha: Positive = 32.0
     dropout: BelowOne = 0.0
-    target_modules: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)] = "all-linear"
+    target_modules: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)] = Field(
+        "all-linear", description="names of the linear layers that get an adapter"
+    )

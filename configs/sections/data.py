@@ -1,4 +1,4 @@
-"""The section `data`: sources of examples, and the rules by which text becomes tokens."""
+"""The section `data`: the sources of examples, and how text becomes tokens."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from pydantic import Field, model_validator
 from configs.sections.values import Count, Fraction, NonNegative, Section, Text
 from configs.stage_names import Stage, data_stage
 
+DATA_FILES = (".jsonl", ".json", ".parquet")  # a source path with another ending names a hub dataset
+
 
 class Source(Section):
     """Where a stage's examples come from: a JSONL, JSON or Parquet file, or a hub dataset."""
 
-    path: Text
+    path: Text = Field(description="a .jsonl, .json or .parquet file, or the id of a hub dataset")
     name: Text | None = Field(None, description="configuration of a hub dataset")
-    split: Text = "train"
-    revision: Text | None = None
-    limit: Count | None = Field(None, description="use at most so many rows")
+    split: Text = Field("train", description="split of a hub dataset")
+    revision: Text | None = Field(None, description="branch, tag or commit of a hub dataset")
+    limit: Count | None = Field(None, description="maximum number of rows to use")
     held_out: NonNegative = Field(
-        0.1, description="prompts kept for evaluation: a share below 1, a number from 1 on"
+        0.1, description="prompts kept for evaluation: below 1 a share, from 1 on a number"
     )
 
     @property
     def identity(self) -> tuple[str | None, ...]:
-        """What makes two sources one and the same."""
+        """Two sources are the same source if these values are equal."""
         return self.path, self.name, self.split, self.revision
 
     @model_validator(mode="after")
@@ -37,7 +39,7 @@ class Source(Section):
 
 
 class Shares(Section):
-    """Shares of the prompts that each stage gets where stages read one and the same source."""
+    """Share of the prompts that each stage gets if several stages read the same source."""
 
     sft: Fraction = 0.2
     rm: Fraction = 0.4
@@ -55,27 +57,30 @@ class Shares(Section):
 
 
 class Data(Section):
-    """Examples of the three stages, and the rules by which text becomes tokens."""
+    """The sources of the three stages, and how text becomes tokens."""
 
     sft: Source
     rm: Source
     ppo: Source
     shares: Shares = Shares()
-    max_length: Count = Field(1024, description="tokens of prompt and response together")
-    max_prompt_length: Count = Field(512, description="tokens of the prompt")
-    overlong: Literal["drop", "truncate"] = "drop"
+    max_length: Count = Field(1024, description="maximum tokens of prompt and response together")
+    max_prompt_length: Count = Field(512, description="maximum tokens of the prompt")
+    overlong: Literal["drop", "truncate"] = Field(
+        "drop", description="what happens to an example that exceeds one of the two limits"
+    )
     chat: bool = Field(False, description="treat plain strings as user and assistant turns of a chat")
     chat_template: Text | None = Field(
-        None, description="a Jinja file, in place of the tokenizer's (of both, where rm.base has another)"
+        None,
+        description="a Jinja file that replaces the tokenizer's template (both, if rm.base has its own)",
     )
 
     def source(self, stage: Stage) -> Source:
-        """What `stage` reads."""
+        """The source that `stage` reads."""
         source: Source = getattr(self, data_stage(stage))
         return source
 
     @model_validator(mode="after")
     def _prompt_leaves_room(self) -> Data:
         if self.max_prompt_length >= self.max_length:
-            raise ValueError("max_prompt_length must be below max_length, or no room is left for a response")
+            raise ValueError("max_prompt_length must be below max_length to leave room for a response")
         return self

@@ -1,4 +1,4 @@
-"""The section `ppo`: PPO, and the terms of its reward."""
+"""The section `ppo`, and the terms of its reward."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ from configs.sections.values import (
 
 
 class Reward(Section):
-    """One term of the reward; the terms are added up with their weights."""
+    """One term of the reward. The reward is the weighted sum of its terms."""
 
     source: Annotated[str, AfterValidator(no_secret_in_url)] = Field(
         "rm",
         pattern=r"^(rm|https?://.+|[\w.]+:\w+)$",
-        description="rm, a Python function `module:function`, which is imported, or the URL of an endpoint",
+        description="rm; a Python function `module:function`, which is imported; or the URL of an endpoint",
     )
     weight: float = 1.0
-    name: str | None = Field(None, description="in metrics; default: rm, the function's name or the host")
-    timeout_seconds: Positive = Field(30.0, description="of one request to an endpoint")
-    retries: Annotated[int, Field(ge=0)] = Field(5, description="of a request that fails, ever further apart")
+    name: str | None = Field(None, description="its name in metrics; default: rm, the function or the host")
+    timeout_seconds: Positive = Field(30.0, description="limit of one request to an endpoint")
+    retries: Annotated[int, Field(ge=0)] = Field(
+        5, description="of a failed request, with exponential backoff"
+    )
     key_variable: str | None = Field(
-        None, description="environment variable with the endpoint's bearer token"
+        None, description="environment variable that holds the endpoint's bearer token"
     )
 
 
@@ -43,69 +45,79 @@ class Ppo(Training):
     learning_rate: LearningRate = 1e-5
     critic_learning_rate: LearningRate | None = Field(None, description="default: learning_rate")
     scheduler: Literal["linear", "cosine", "constant"] = "constant"
-    iterations: Count = Field(100, description="rollouts of batch_size prompts, each followed by updates")
-    epochs: Count = Field(2, description="passes over each rollout")
-    minibatches: Count = Field(1, description="optimizer steps per pass; divides batch_size")
-    rollout: Rollout = Rollout()
-    kl_coef: NonNegative = Field(0.05, description="beta; with kl_target, what it starts from")
-    kl_target: Positive | None = Field(
-        None, description="nats per response that an adaptive kl_coef keeps the KL at"
+    iterations: Count = Field(
+        100, description="number of rollouts of batch_size prompts; updates follow each one"
     )
-    kl_horizon: Positive = Field(10_000.0, description="responses over which an adaptive kl_coef settles")
+    epochs: Count = Field(2, description="passes over the responses of a rollout")
+    minibatches: Count = Field(1, description="optimizer steps per pass; must divide batch_size")
+    rollout: Rollout = Rollout()
+    kl_coef: NonNegative = Field(
+        0.05, description="beta, the weight of the KL; with kl_target, its initial value"
+    )
+    kl_target: Positive | None = Field(
+        None, description="adapt kl_coef to keep the KL near this, in nats per response"
+    )
+    kl_horizon: Positive = Field(10_000.0, description="responses over which kl_coef adapts")
     kl_estimator: Literal["k1", "k3"] = Field(
-        "k1", description="per token; k3 is for kl_in: loss, in the reward it hardly holds a policy back"
+        "k1", description="of the KL per token; use k3 with kl_in: loss, as it is too weak in the reward"
     )
     max_kl: Positive | None = Field(
-        None, description="nats per response: a rollout above it ends the run with the policy before it"
+        None, description="nats per response; a rollout above it ends the run with the last policy below it"
     )
-    kl_in: Literal["reward", "loss"] = Field("reward", description="where the KL penalty goes")
+    kl_in: Literal["reward", "loss"] = Field(
+        "reward", description="the KL penalty is part of the reward or of the loss"
+    )
     rewards: Annotated[list[Reward], Field(min_length=1)] = Field([Reward()])
-    normalize_rewards: bool = Field(False, description="by the running mean and standard deviation")
-    clip_reward: Positive | None = Field(None, description="keep a response's reward within +- this")
-    length_penalty: NonNegative = Field(0.0, description="taken from the score for each response token")
-    whiten_rewards: bool = Field(False, description="scale rewards, KL penalty included, to deviation 1")
-    whiten_advantages: bool = True
-    gamma: Fraction = 1.0
-    lam: Fraction = 0.95
-    clip_range: Positive = 0.2
+    normalize_rewards: bool = Field(False, description="by their running mean and standard deviation")
+    clip_reward: Positive | None = Field(None, description="clip the reward of a response to +- this")
+    length_penalty: NonNegative = Field(0.0, description="subtracted from the score per response token")
+    whiten_rewards: bool = Field(False, description="scale token rewards, with KL penalty, to deviation 1")
+    whiten_advantages: bool = Field(True, description="scale advantages to mean 0, deviation 1")
+    gamma: Fraction = Field(1.0, description="discount of GAE")
+    lam: Fraction = Field(0.95, description="lambda of GAE")
+    clip_range: Positive = Field(0.2, description="of the probability ratio")
     old_logprobs: Literal["auto", "recomputed"] = Field(
         "auto",
-        description="of ratio and KL. recomputed: by the model that trains; auto: as they were sampled, a "
-        "forward less, where that is the same to the rounding of fp32 (compute dtype float32, base not int8, "
-        "engine not vllm), and where no shared critic needs that forward; else recomputed",
+        description="of ratio and KL. recomputed: by the model that trains; auto: as sampled, which saves a "
+        "forward, if that is equal to fp32 rounding (compute dtype float32, base not int8, engine not vllm) "
+        "and no shared critic needs the forward; else recomputed",
     )
-    clip_range_value: Positive | None = Field(0.2, description="null: values are not clipped")
+    clip_range_value: Positive | None = Field(
+        0.2, description="of the critic's values; null does not clip them"
+    )
     dual_clip: Annotated[float, Field(gt=1)] | None = Field(
-        None, description="bound on the ratio where the advantage is negative"
+        None, description="upper bound on the ratio of tokens with a negative advantage"
     )
     critic: Literal["adapter", "shared"] = Field(
         "adapter",
-        description="adapter: a role of its own, from the reward model; shared: a head on the policy (a new "
-        "one with rm.base)",
+        description="adapter: its own adapter and head, from the reward model; shared: a head on the policy "
+        "(a new head with rm.base)",
     )
-    vf_coef: NonNegative = 0.1
-    entropy_coef: NonNegative = Field(0.0, description="entropy bonus in the policy's loss")
+    vf_coef: NonNegative = Field(0.1, description="weight of the critic's loss")
+    entropy_coef: NonNegative = Field(0.0, description="weight of the entropy bonus in the policy's loss")
     ptx_coef: NonNegative = Field(
         0.0, description="PPO-ptx: weight of the demonstrations' loss in each update"
     )
     ptx_batch_size: Count | None = Field(
-        None, description="global: demonstrations per update; default: responses per update"
+        None, description="global: demonstrations per update; default: the responses per update"
     )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="keep a moving average of the policy over iterations, in adapter-ema"
     )
-    use_ema: bool = Field(False, description="make the average the result; the policy goes to adapter-last")
+    use_ema: bool = Field(
+        False, description="the result is the average; the last policy goes to adapter-last"
+    )
     critic_warmup: Annotated[int, Field(ge=0)] = Field(
-        0, description="iterations at the beginning that train the critic alone"
+        0, description="first iterations, which train the critic alone"
     )
     max_approxkl: Positive | None = Field(
-        None, description="end a rollout's updates once policy/approxkl is above this"
+        None, description="end a rollout's updates once policy/approxkl_avg exceeds this"
     )
     missing_eos_penalty: NonNegative | None = Field(
-        1.0, description="taken from the score of a response that never ended its turn"
+        1.0, description="subtracted from the score of a response that did not end its turn"
     )
     judge: Literal["warmth"] | Function | None = Field(
-        None, description="gold judge on held-out prompts, never optimised; a labeller, as in rm.rankings"
+        None, description="labeller (see rm.rankings) that scores held-out answers and is never optimised"
     )
 
     @model_validator(mode="after")
@@ -115,9 +127,9 @@ class Ppo(Training):
         return self
 
     @model_validator(mode="after")
-    def _options_go_together(self) -> Ppo:
+    def _options_are_compatible(self) -> Ppo:
         if self.kl_target and not self.kl_coef:
-            raise ValueError("kl_target adapts kl_coef by factors, so kl_coef must not start at 0")
+            raise ValueError("kl_target multiplies kl_coef by factors, so kl_coef must not start at 0")
         if self.kl_target and self.batch_size >= 5 * self.kl_horizon:
             raise ValueError(
                 f"kl_horizon ({self.kl_horizon:g}) must be above a fifth of batch_size ({self.batch_size}), "
@@ -127,6 +139,6 @@ class Ppo(Training):
             raise ValueError("use_ema needs ema_decay, such as 0.9")
         if self.kl_in == "loss" and self.kl_estimator == "k1":
             raise ValueError(
-                "kl_in: loss needs kl_estimator: k3, as the gradient of k1 has mean 0 whatever the KL"
+                "kl_in: loss needs kl_estimator: k3. The gradient of k1 has mean 0 whatever the KL"
             )
         return self

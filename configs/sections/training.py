@@ -1,4 +1,4 @@
-"""What all training stages share, and the sections `sft` and `rm`."""
+"""The sections `sft` and `rm`, and the keys that all training stages share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from configs.sections.values import (
     Function,
     LearningRate,
     NonNegative,
-    NoTruth,
+    NotBoolean,
     Positive,
     Section,
     Seed,
@@ -23,35 +23,41 @@ from configs.sections.values import (
 
 
 class Training(Section):
-    """What the three stages share: AdamW, its schedule, batch arithmetic, and when to log and save."""
+    """Keys of all three stages: AdamW, its schedule, batch sizes, and when to log, evaluate and save."""
 
     learning_rate: LearningRate = 1e-4
     scheduler: Literal["linear", "cosine", "constant"] = "cosine"
-    warmup_ratio: Fraction = 0.03
+    warmup_ratio: Fraction = Field(0.03, description="share of the steps with a rising learning rate")
     weight_decay: NonNegative = 0.0
     adam_beta1: BelowOne = 0.9
     adam_beta2: BelowOne = 0.999
     adam_epsilon: Positive = 1e-8
-    max_grad_norm: NonNegative = Field(1.0, description="0 turns clipping off")
+    max_grad_norm: NonNegative = Field(
+        1.0, description="clip the gradient's norm to this; 0 turns clipping off"
+    )
     max_skipped_updates: Count = Field(
-        10, description="stop after so many updates in a row whose gradient is not finite"
+        10, description="stop after this number of updates in a row with a gradient that is not finite"
     )
     batch_size: Count = Field(64, description="global: sequences (sft), prompts (rm, ppo) per step")
     micro_batch_size: Count = Field(8, description="sequences in one forward pass of one rank")
-    logging_steps: Count = 1
-    eval_steps: Count | None = Field(None, description="evaluate every so many steps, besides the end")
-    save_steps: Count = 50
+    logging_steps: Count = Field(1, description="log metrics every N steps")
+    eval_steps: Count | None = Field(None, description="evaluate every N steps; always at the end")
+    save_steps: Count = Field(50, description="write a checkpoint every N steps")
     keep_checkpoints: Count = Field(
-        2, description="the latest so many, besides the best of those that were evaluated"
+        2, description="number of latest checkpoints to keep, beside the best evaluated one"
     )
-    seed: Seed | None = Field(None, description="of this stage's noise and order; default: the experiment's")
+    seed: Seed | None = Field(
+        None, description="seed of this stage's noise and order; default: the experiment's"
+    )
 
 
 class Epochs(Training):
-    """A stage that walks over a data set."""
+    """Keys of a stage that makes passes over a data set."""
 
-    epochs: Annotated[float, Field(gt=0, le=100_000), NoTruth] = 1.0
-    max_steps: Count | None = Field(None, description="stop here, whatever `epochs` says")
+    epochs: Annotated[float, Field(gt=0, le=100_000), NotBoolean] = Field(
+        1.0, description="passes over the training examples"
+    )
+    max_steps: Count | None = Field(None, description="maximum number of steps, whatever `epochs` says")
     use_best: bool = Field(
         False, description="the result is the checkpoint with the lowest held-out loss, not the last"
     )
@@ -69,7 +75,7 @@ class Epochs(Training):
 class Sft(Epochs):
     """Supervised fine-tuning on demonstrations (Ouyang et al. 2022, section 3.5)."""
 
-    packing: bool = False
+    packing: bool = Field(False, description="pack short examples into sequences of data.max_length")
 
 
 class Rankings(Section):
@@ -77,10 +83,11 @@ class Rankings(Section):
 
     labeller: Literal["file", "warmth"] | Function = Field(
         "file",
-        description="warmth, or a Python function `module:function`; file: data.rm holds rankings already",
+        description="file: data.rm already holds rankings; warmth: the shipped labeller; or your own Python "
+        "function `module:function`",
     )
-    completions: Annotated[int, Field(ge=2), NoTruth] = Field(
-        4, description="K, the answers to rank per prompt"
+    completions: Annotated[int, Field(ge=2), NotBoolean] = Field(
+        4, description="K, the number of answers to rank per prompt"
     )
     rollout: Rollout = Rollout()
 
@@ -89,9 +96,10 @@ class Rm(Epochs):
     """Reward model on rankings (Ouyang et al. 2022, equation 1)."""
 
     base: RewardBase | None = Field(
-        None, description="a base of the reward model's own, and of PPO's critic; default: the experiment's"
+        None, description="separate base for the reward model and PPO's critic; default: the experiment's"
     )
     rankings: Rankings = Rankings()
     normalization_prompts: Count = Field(
-        64, description="held-out prompts whose SFT samples get mean 0 and standard deviation 1"
+        64,
+        description="held-out prompts. Their SFT samples get scores of mean 0 and standard deviation 1",
     )

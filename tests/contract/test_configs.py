@@ -11,9 +11,10 @@ import pytest
 from setuptools import find_packages
 
 from configs.load import dump_experiment, load_experiment
-from configs.raw_experiment import DATA_FILES
+from configs.schema import DATA_FILES
 
 ROOT = Path(__file__).parents[2]
+ROOTS = ("configs", "data", "stages", "pipeline", "launch")
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
 # What the engine fills in from the experiment.
 FILLED_IN = (
@@ -101,23 +102,19 @@ def test_reading_a_config_imports_no_heavy_library(module):
     assert done.stdout.strip() == ""
 
 
-def test_the_packages_and_their_files_are_all_listed_in_pyproject():
+def test_an_installation_has_every_package_and_every_file_of_them():
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    roots = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
-    assert roots == {"configs", "launch", "pipeline", "data", "stages"}
+    packages = set(find_packages(str(ROOT), include=options["packages"]["find"]["include"]))
+    folders = {path.parent for root in ROOTS for path in (ROOT / root).rglob("*.py")}
+    assert packages == {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     shipped = {
         path
         for package, patterns in options["package-data"].items()
         for pattern in patterns
-        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
     }
-    packages = find_packages(str(ROOT), include=options["packages"]["find"]["include"])
-    for root in roots:
-        files = [path for path in (ROOT / root).rglob("*") if path.is_file() and path.suffix != ".pyc"]
-        assert {path for path in files if path.suffix != ".py"} <= shipped
-        assert {".".join(path.relative_to(ROOT).parts[:-1]) for path in files if path.suffix == ".py"} <= {
-            *packages
-        }
+    files = {path for root in ROOTS for path in (ROOT / root).rglob("*") if path.is_file()}
+    assert {path for path in files if path.suffix not in (".py", ".pyc")} <= shipped
 
 
 def test_constraints_pin_every_requirement_of_this_project():

@@ -91,10 +91,13 @@ CONTRADICTIONS = [
     (["ppo.kl_target=6", "ppo.kl_horizon=10"], "kl_horizon (10) must be above a fifth of batch_size (64)"),
     (["ppo.rewards=[{source: 'https://u:p@h/'}]"], "a URL with a user's name or password in it"),
     (["ppo.rewards=[{source: 'https://h/?key=k'}]"], "a URL with a query"),
-    (["rm.base.model=tiny-random"], "rm.base: the experiment's own base; leave rm.base out"),
+    (["rm.base.model=tiny-random"], "rm.base: is the experiment's own base; leave rm.base out"),
     (["sft.packing=true", "base.attention=eager"], "sft.packing: packed examples are kept apart by a mask"),
     (["sft.packing=true", "base.attention=flash_attention_2"], "set base.attention to sdpa"),
-    ([VLLM, "base.quantization=int8"], "ppo.rollout.engine: vllm loads no int8 base; set base.quantization"),
+    (
+        [VLLM, "base.quantization=int8"],
+        "ppo.rollout.engine: vllm does not load an int8 base; set base.quantization",
+    ),
     (
         [VLLM, "base.compute_dtype=float32"],
         "ppo.rollout.engine: vllm's LoRA computes in bf16; set base.compu",
@@ -104,10 +107,10 @@ CONTRADICTIONS = [
         "ppo.rollout.engine: vllm does not run the code that base.trust_",
     ),
     ([VLLM, "adapter.r=513"], "ppo.rollout.engine: vllm takes adapters up to rank 512; lower adapter.r"),
-    ([VLLM, "ppo.rollout.temperature=0.001"], "ppo.rollout.temperature: vllm takes whatever is below 0.01"),
+    ([VLLM, "ppo.rollout.temperature=0.001"], "ppo.rollout.temperature: vllm raises values below 0.01"),
     (
         [VLLM, "ppo.rollout.top_p=0.9"],
-        "ppo.rollout.top_p: vllm tells which tokens it could sample only where",
+        "ppo.rollout.top_p: vllm reports which tokens it could sample only if",
     ),
     (["rm.rankings.rollout.engine=vllm", "adapter.r=513"], "rm.rankings.rollout.engine: vllm takes adapters"),
     (["best.rollout={engine: vllm}", "adapter.r=513"], "best.rollout.engine: vllm takes adapters up to rank"),
@@ -122,9 +125,9 @@ FILES = [
     (VALID.encode("utf-16"), "not UTF-8"),
     (b"PK\x03\x04" + bytes(range(60)), "not YAML: unacceptable character"),
     ((VALID + "name: again\n").encode(), ":8: name: given twice, first on line 1"),
-    ((VALID + BOMB).encode(), "its anchors unfold to", "write out the few that are meant"),
-    (BOMB.encode() + b"z: {b: *i}\n", "its anchors unfold to"),
-    ((VALID + MAPPING_BOMB).encode(), "its anchors unfold to"),
+    ((VALID + BOMB).encode(), "its anchors expand to", "write the values out"),
+    (BOMB.encode() + b"z: {b: *i}\n", "its anchors expand to"),
+    ((VALID + MAPPING_BOMB).encode(), "its anchors expand to"),
     ((VALID + "sft: " + "[" * 3000 + "]" * 3000).encode(), "nested too deeply"),
     ((VALID + "sft: " + "{a: " * 3000 + "1" + "}" * 3000).encode(), "nested too deeply"),
     ((VALID + "sft: &s {epochs: *s}\n").encode(), "sft.epochs"),
@@ -140,7 +143,7 @@ ZERO = [
     (b"\xff\xfe", "not UTF-8 at byte 0"),
     (b"[1]", "must hold a JSON object, not [1]"),
     (b"[" * 100000, "nested too deeply"),
-    (b'{"steps_per_print": NaN}', "NaN is no number of JSON"),
+    (b'{"steps_per_print": NaN}', "NaN is not a JSON number"),
     (b'{"zero_optimization": {}, "zero_optimization": {"stage": 3}}', "'zero_optimization' is given twice"),
     (b'{"train_batch_size": 8}', "train_batch_size: set <stage>.batch_size in the experiment instead"),
     (b'{"bf16": {"enabled": true}}', "bf16: set base.compute_dtype in the experiment instead"),
@@ -150,11 +153,11 @@ ZERO = [
     (b'{"zero_optimization": {"stage": "two"}}', "zero_optimization.stage: 'two' is not a ZeRO stage"),
     (
         b'{"zero_optimization": {"stage": 1, "overlap_comm": true}}',
-        "zero_optimization.overlap_comm: DeepSpeed overlaps under stages 2 and 3 alone; leave it out",
+        "zero_optimization.overlap_comm: DeepSpeed overlaps in stages 2 and 3 only; leave it out",
     ),
     (
         b'{"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}',
-        "zero_optimization.offload_optimizer: ZeRO stage 0 does not offload; it takes stage 1 or above",
+        "zero_optimization.offload_optimizer: ZeRO stage 0 does not offload; set stage 1 or above",
     ),
     (
         b'{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}',
@@ -162,7 +165,7 @@ ZERO = [
     ),
     (
         b'{"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}',
-        "ZeRO stage 2 does not offload; it takes stage 3 or above",
+        "ZeRO stage 2 does not offload; set stage 3 or above",
     ),
 ]
 

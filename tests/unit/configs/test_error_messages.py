@@ -1,0 +1,142 @@
+"""What is said about mistakes in an experiment: all at once, each with its source, reason and remedy."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.errors import UserError
+from configs.load import load_experiment
+from tests.unit.configs.minimal import MINIMAL
+
+
+def messages(file: Path, *overrides: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load_experiment(file, overrides)
+    return str(caught.value).splitlines()
+
+
+def test_all_mistakes_are_reported_at_once_each_with_its_source(write):
+    file = write("""
+        name: trial
+        base: {model: tiny-random, quantization: nf5}
+        data:
+          sft: {path: sft.jsonl, held_outt: 3}
+          rm: {}
+          ppo: {path: ppo.jsonl}
+        sft:
+          batch_size: lots
+        """)
+    lines = messages(file, "ppo.kl_coeff=0.1", "ppo.gamma=3")
+    expected = [
+        f"{file}:3: base.quantization: 'nf5' is not allowed; allowed: one of nf4, int8, none; "
+        "did you mean nf4?",
+        f"{file}:5: data.sft.held_outt: unknown key; allowed in data.sft: path, name, split, revision, "
+        "limit, held_out; did you mean data.sft.held_out?",
+        f"{file}: data.rm.path: missing; allowed: text (a .jsonl, .json or .parquet file, or the id of a hub "
+        "dataset)",
+        f"{file}:9: sft.batch_size: 'lots' is not allowed; allowed: an integer ≥ 1 "
+        "(global: sequences (sft), prompts (rm, ppo) per step)",
+        "command line (ppo.gamma=3): ppo.gamma: 3 is not allowed; allowed: a number ≥ 0 and ≤ 1 "
+        "(discount of GAE)",
+    ]
+    (unknown,) = [line for line in lines if line not in expected]
+    assert sorted(lines) == sorted([*expected, unknown])
+    assert unknown.startswith(
+        "command line (ppo.kl_coeff=0.1): ppo.kl_coeff: unknown key; allowed in ppo: lear"
+    )
+    assert unknown.endswith("; did you mean ppo.kl_coef?")
+
+
+def test_a_key_in_the_wrong_section_is_told_where_it_belongs(minimal):
+    (line,) = messages(minimal, "kl_coef=0.1")
+    assert line.endswith("; did you mean ppo.kl_coef?")
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("seed", "no value; write seed=VALUE"),
+        ("", "unknown key; allowed here: name, seed,"),
+        ("=3", "unknown key"),
+        ("seed.x=1", "seed.x: unknown key; seed holds an integer ≥ 0, not keys"),
+        ("pppo.gamma=1", "did you mean ppo?"),
+        ("sft.epochs={", "sft.epochs: not YAML, line 1 column 2"),
+        ("name=", "name: null is not allowed; allowed: text matching"),
+        ("name=2024", "put quotes around it"),
+        ("sft=3", "sft: 3 is not allowed; allowed: a section with the keys learning_rate"),
+        ("adapter.target_modules=3", "3 is not allowed; allowed: all-linear or a list of text"),
+        ("tracking.tags=[a, 1]", "tracking.tags[1]: 1 is not allowed"),
+        ("tracking={wandb: ofline}", "did you mean offline?"),
+        ("ppo.kl_coef=.nan", "nan is not allowed"),
+    ],
+)
+def test_a_wrong_override_is_one_message_that_names_it(minimal, override, reason):
+    (line,) = messages(minimal, override)
+    assert line.startswith(f"command line ({override}): ") and reason in line
+
+
+def test_keys_that_contradict_each_other_name_the_override_that_made_them_do_so(write):
+    file = write(MINIMAL + "ppo: {batch_size: 8}\n")
+    (line,) = messages(file, "ppo.minibatches=3")
+    assert line == f"{file}:8 with ppo.minibatches=3: ppo: minibatches (3) must divide batch_size (8)"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", ": empty; it needs the keys name, base, data"),
+        ("# nothing\n", ": empty"),
+        ("- 1\n", ": holds list [1], not a mapping"),
+        ("trial\n", ": holds str 'trial', not a mapping"),
+        (
+            "base:\n\tmodel: x\n",
+            ": not YAML, line 2 column 1: found character '\\t' that cannot start any token; "
+            "indent with spaces, not tabs",
+        ),
+        ("a: b: c\n", ": not YAML, line 1 column 5: mapping values are not allowed here"),
+        ("a: [1\n", ": not YAML, line 2 column 1"),
+        ("a: 1\n---\nb: 2\n", ": not YAML, line 2 column 1: but found another document"),
+        ("a: 2024-99-99\n", ": not YAML: month must be in 1..12"),
+        ("a: !!python/name:os.system\n", ": not YAML, line 1 column 4"),
+        (b"name: \xff\n", ": not UTF-8: byte 6 is 0xff"),
+        ("name: \x00\n", ": not YAML: unacceptable character #x0000"),
+    ],
+)
+def test_a_broken_file_is_one_message_beside_those_of_the_command_line(write, text, reason):
+    file = write(text)
+    first, *rest = messages(file, "ppo.gamma=3", "nonsense=1")
+    assert first.startswith(f"{file}{reason}")
+    assert [line[:12] for line in rest] == ["command line"] * 2
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    (line,) = messages(tmp_path / "nowhere.yaml")
+    assert line.startswith(f"{tmp_path}/nowhere.yaml: cannot be read: No such file or directory")
+    (line,) = messages(tmp_path)
+    assert "Is a directory" in line
+
+
+def test_a_key_given_twice_is_reported_with_both_lines(write):
+    file = write(MINIMAL + "sft:\n  epochs: 1\n  batch_size: 4\n  epochs: 2\nsft: {}\n")
+    assert messages(file) == [
+        f"{file}:11: sft.epochs: given twice, first on line 9",
+        f"{file}:12: sft: given twice, first on line 8",
+    ]
+
+
+def test_keys_that_are_not_text_are_unknown_keys(write):
+    assert all("unknown key" in line for line in messages(write(MINIMAL + "1: 2\non: 3\n~: 4\n")))
+
+
+def test_an_endless_yaml_ends(write):
+    assert messages(write("a: &a {b: *a}\nbase: &b {model: *b}\n"))
+
+
+@given(text=st.text(alphabet="ab:{}[]&*!|>-#'\"\n \t%@`,?1.~", max_size=40))
+def test_whatever_the_file_holds_the_answer_is_for_the_user(tmp_path_factory, text):
+    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError):
+        load_experiment(file, [text])

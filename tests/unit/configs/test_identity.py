@@ -1,0 +1,75 @@
+"""Which keys influence the result of a stage, and so its hash."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.identity import changed_keys, stage_hash
+from configs.load import load_experiment
+from configs.schema import Experiment
+
+
+def trial(minimal: Path, *overrides: str) -> Experiment:
+    return load_experiment(minimal, overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "stages"),
+    [
+        ("seed=7", {"sft", "rm", "ppo"}),
+        ("base.quantization=int8", {"sft", "rm", "ppo"}),
+        ("adapter.r=4", {"sft", "rm", "ppo"}),
+        ("data.max_length=2048", {"sft", "rm", "ppo"}),
+        ("data.rm.limit=10", {"rm"}),
+        ("sft.epochs=2", {"sft"}),
+        ("ppo.kl_coef=0.3", {"ppo"}),
+        ("rm.rankings.completions=3", {"rm"}),
+        ("ppo.rollout.max_new_tokens=3", {"ppo"}),
+        ("ppo.rollout.batch_size=3", set()),
+        ("ppo.rollout.engine=hf", set()),
+        ("ppo.old_logprobs=recomputed", set()),
+        ("rm.rankings.rollout.engine=merged", set()),
+        ("ppo.rollout.engine=vllm", {"ppo"}),
+        ("ppo.rollout.vllm.gpu_memory_utilization=0.5", set()),
+        ("ppo.rollout.engine=continuous", set()),
+        ("base.gradient_checkpointing=true", set()),
+        ("sft.micro_batch_size=1", set()),
+        ("ppo.save_steps=1", set()),
+        ("name=other", set()),
+        ("tracking.wandb=disabled", set()),
+        ("deepspeed.config=/z.json", set()),
+    ],
+)
+def test_a_stage_hash_changes_with_what_influences_that_stage_alone(minimal, override, stages):
+    before, after = trial(minimal), trial(minimal, override)
+    key = override.partition("=")[0]
+    for stage in ("sft", "rm", "ppo"):
+        assert (stage_hash(before, stage) != stage_hash(after, stage)) == (stage in stages)
+        assert changed_keys(before, after, stage) == ([key] if stage in stages else [])
+
+
+def test_a_base_of_the_reward_models_own_counts_from_the_reward_model_on(minimal):
+    plain, own = trial(minimal), trial(minimal, "rm.base.model=other")
+    int8 = trial(minimal, "rm.base={model: other, quantization: int8}")
+    for stage in ("sft", "rm", "ppo", "best"):
+        later = stage != "sft"
+        assert ("rm.base.model" in changed_keys(plain, own, stage)) == later
+        assert changed_keys(own, int8, stage) == (["rm.base.quantization"] if later else [])
+        assert own.bases(stage) == ([own.base, own.rm.base] if later else [own.base])
+        assert own.base_of(stage) == (own.rm.base if stage == "rm" else own.base)
+        assert plain.bases(stage) == [plain.base_of(stage)] == [plain.base]
+    slower = trial(minimal, "rm.base={model: other, gradient_checkpointing: true}")
+    assert stage_hash(own, "rm") == stage_hash(slower, "rm")
+
+
+def test_the_reward_models_base_may_be_left_out_or_be_a_relative_path(minimal, tmp_path):
+    assert trial(minimal, "rm.base=null").rm.base is None
+    minimal.write_text(minimal.read_text() + "rm: {base: {model: ./small}}\n")
+    assert trial(minimal).base_of("rm").model == str(tmp_path / "small")
+
+
+def test_a_stage_that_shares_its_source_changes_when_another_leaves_it(minimal):
+    shared = [f"data.{stage}.path=hub/set" for stage in ("sft", "rm", "ppo")]
+    before = trial(minimal, *shared)
+    assert stage_hash(before, "ppo") == stage_hash(trial(minimal, *shared, "data.rm.limit=5"), "ppo")
+    assert stage_hash(before, "ppo") != stage_hash(trial(minimal, *shared[1:]), "ppo")

@@ -1,0 +1,110 @@
+"""Reading an experiment: precedence, paths, and the dump that loads back equal."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.load import dump_experiment, load_experiment
+from tests.unit.configs.minimal import MINIMAL
+
+# Precedence
+
+
+def test_the_file_overrides_defaults_and_the_command_line_overrides_the_file(write):
+    file = write(MINIMAL + "ppo: {kl_coef: 0.1, gamma: 0.9}\n")
+    experiment = load_experiment(file, ["ppo.kl_coef=0.2"])
+    assert (experiment.ppo.kl_coef, experiment.ppo.gamma, experiment.ppo.lam) == (0.2, 0.9, 0.95)
+
+
+def test_the_last_of_two_overrides_wins(minimal):
+    assert load_experiment(minimal, ["seed=1", "seed=2"]).seed == 2
+
+
+def test_exponents_that_yaml_reads_as_text_become_numbers(write):
+    file = write(MINIMAL + "sft: {learning_rate: 1e-4}\n")
+    experiment = load_experiment(file, ["rm.learning_rate=2e-4"])
+    assert (experiment.sft.learning_rate, experiment.rm.learning_rate) == (0.0001, 0.0002)
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("adapter.target_modules=[q_proj, v_proj]", ["q_proj", "v_proj"]),
+        ("adapter.target_modules=all-linear", "all-linear"),
+        ("data.sft.limit=null", None),
+        ("data.sft.limit=", None),
+        ("data.chat=true", True),
+        ("tracking.group=a=b", "a=b"),
+        ("tracking.group='123'", "123"),
+    ],
+)
+def test_an_override_is_read_as_yaml(minimal, override, value):
+    found = load_experiment(minimal, [override])
+    for key in override.partition("=")[0].split("."):
+        found = getattr(found, key)
+    assert found == value
+
+
+def test_an_override_of_a_section_replaces_it(write):
+    file = write(MINIMAL + "ppo: {rollout: {max_new_tokens: 7, batch_size: 8}}\n")
+    assert load_experiment(file, ["ppo.rollout={batch_size: 9}"]).ppo.rollout.max_new_tokens == 128
+
+
+def test_an_empty_section_is_all_defaults(write):
+    assert load_experiment(write(MINIMAL + "ppo:\ntracking:\n")).ppo.iterations == 100
+
+
+def test_an_override_changes_one_of_two_sections_that_share_an_anchor(write):
+    file = write(MINIMAL + "sft: &s {batch_size: 8}\nrm: *s\n")
+    experiment = load_experiment(file, ["sft.batch_size=4"])
+    assert (experiment.sft.batch_size, experiment.rm.batch_size) == (4, 8)
+
+
+# Paths
+
+
+def test_paths_in_the_file_are_relative_to_it_and_on_the_command_line_to_the_working_directory(
+    write, tmp_path, monkeypatch
+):
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    file = write(MINIMAL + "deepspeed: {config: ../z.json}\n")
+    relative = Path("..") / file.name
+    experiment = load_experiment(relative, ["data.ppo.path=mine.jsonl", "data.chat_template=t.jinja"])
+    assert experiment.data.sft.path == str(tmp_path / "sft.jsonl")
+    assert experiment.deepspeed.config == str(tmp_path.parent / "z.json")
+    assert experiment.data.ppo.path == str(work / "mine.jsonl")
+    assert experiment.data.chat_template == str(work / "t.jinja")
+
+
+@pytest.mark.parametrize("name", ["Anthropic/hh-rlhf", "imdb"])
+def test_other_data_paths_are_hub_datasets(minimal, name):
+    assert load_experiment(minimal, [f"data.rm.path={name}"]).data.rm.path == name
+
+
+@pytest.mark.parametrize("name", ["tiny-random", "HuggingFaceTB/SmolLM2-135M-Instruct"])
+def test_model_names_stay(minimal, name):
+    assert load_experiment(minimal, [f"base.model={name}"]).base.model == name
+
+
+@pytest.mark.parametrize(("given", "where"), [("./m", "{cwd}/m"), ("~/m", "{home}/m"), ("/x/../m", "/m")])
+def test_a_local_model_is_absolute(minimal, tmp_path, monkeypatch, given, where):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.chdir(tmp_path)
+    model = load_experiment(minimal, [f"base.model={given}"]).base.model
+    assert model == where.format(cwd=tmp_path, home="/home/somebody")
+
+
+def test_the_default_engine_is_the_one_shipped_wherever_the_experiment_is(minimal):
+    for overrides in ([], ["deepspeed={timeout_minutes: 5}"]):
+        config = Path(load_experiment(minimal, overrides).deepspeed.config)
+        assert config.is_file() and config.parts[-3:] == ("configs", "deepspeed", "zero0.json")
+
+
+# The dump
+
+
+def test_a_dump_loads_back_equal(write, minimal):
+    experiment = load_experiment(minimal, ["name='1e3'", "base.revision='1234567'", "sft.learning_rate=1e-5"])
+    assert load_experiment(write(dump_experiment(experiment), "dumped.yaml")) == experiment
