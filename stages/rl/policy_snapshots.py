@@ -49,7 +49,7 @@ class PolicyAverage:
         save_role(context, self._engine, POLICY, tokenizer)
 
     def state_dict(self) -> State:
-        return State(tensors=self.tensors)
+        return State(tensors=dict(self.tensors))
 
     def load_state_dict(self, state: State) -> None:
         self.tensors = state.tensors
