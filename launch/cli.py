@@ -15,8 +15,9 @@ from launch.deepspeed_command import Launch, guess_accelerators, visible_devices
 from launch.stage_sequence import run_all
 from launch.worker_pool import WorkerPool
 from pipeline.planning.batches import check_batches
-from pipeline.planning.plan import Request, plan_stages, through
+from pipeline.planning.plan import plan_stages, stages_between
 from pipeline.planning.preflight import check_files
+from pipeline.planning.request import Request
 from pipeline.processes import logs
 from pipeline.state.results import found_runs
 from pipeline.state.run_directory import RunDirectory
@@ -40,8 +41,9 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     request, launch = _job(arguments)
-    check_files(request.config, plan_stages(request, _stages(arguments)))
-    status = run_all(request, launch, _stages(arguments))
+    plans = plan_stages(request, _stages(arguments))
+    check_files(request.config, plans)
+    status = run_all(request, launch, plans)
     if status == 0 and arguments.until == "ppo":
         return report(arguments)
     return status
@@ -51,10 +53,10 @@ def sweep(arguments: argparse.Namespace) -> int:
     from launch import sweep as sweeping
 
     arguments.overrides, axes = sweeping.split_axes(arguments.overrides)
-    root = _job(arguments)
-    config = root[0].config
-    runs = sweeping.runs_of(root[0].run.path, axes, arguments.seeds)
-    pool, ranks = _pool(arguments, root[1], len(runs))
+    request, launch = _job(arguments)
+    config = request.config
+    runs = sweeping.runs_of(request.run.path, axes, arguments.seeds)
+    pool, ranks = _pool(arguments, launch, len(runs))
     commands = []
     for run in runs:  # what is wrong with one is found before anything starts
         own = [*arguments.overrides, *run.overrides, f"name={config.name}-{run.name}"]
@@ -62,13 +64,15 @@ def sweep(arguments: argparse.Namespace) -> int:
         asked = argparse.Namespace(**vars(arguments) | {"overrides": own, "run_dir": run.path})
         check_batches(experiment(asked)[0], "ppo", ranks)
         commands.append([*TRISTAGE, "run", "--from", "ppo", *_launching(asked), *words(asked)])
-    check_files(config, plan_stages(root[0], [*STAGES, "best"]))
-    status = sweeping.sweep(root, list(zip(runs, commands, strict=True)), pool)
-    if not any(found_runs(root[0].run.path)):
+    plans = plan_stages(request, [*STAGES, "best"])
+    check_files(config, plans)
+    shared = [plan for plan in plans if plan.stage != "ppo"]
+    status = sweeping.sweep((request, launch, shared), list(zip(runs, commands, strict=True)), pool)
+    if not any(found_runs(request.run.path)):
         return status  # a shared stage has said what is wrong
     from pipeline.reporting.sweep_report import write_sweep_report  # imports matplotlib
 
-    print(f"report: {write_sweep_report(root[0].run.path)}")
+    print(f"report: {write_sweep_report(request.run.path)}")
     return status
 
 
@@ -187,7 +191,7 @@ def _request(arguments: argparse.Namespace) -> Request:
 
 
 def _stages(arguments: argparse.Namespace) -> list[Stage]:
-    stages = through(arguments.first, arguments.until)
+    stages = stages_between(arguments.first, arguments.until)
     if not stages:
         raise UserError(f"--from {arguments.first} --until {arguments.until}: no stage lies between them.")
     return stages

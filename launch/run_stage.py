@@ -21,8 +21,7 @@ import argparse  # noqa: E402
 from configs.errors import UserError  # noqa: E402
 from configs.schema import STAGES  # noqa: E402
 from launch.arguments import add_experiment_arguments, experiment, repeat  # noqa: E402
-from pipeline.planning.plan import Request, plan_stage  # noqa: E402
-from pipeline.planning.preflight import check_files  # noqa: E402
+from pipeline.planning.request import Request  # noqa: E402
 from pipeline.stage_process import run_stage  # noqa: E402
 from pipeline.state.run_directory import RunDirectory  # noqa: E402
 
@@ -38,20 +37,11 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     try:
         config, run_dir = experiment(arguments)
-        request = Request(config, RunDirectory(run_dir), force=arguments.force, fresh=arguments.fresh)
-        check_files(config, [plan_stage(request, arguments.stage)])
+        request = Request(config, RunDirectory(run_dir), repeat(arguments), arguments.force, arguments.fresh)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return run_stage(
-        config,
-        arguments.stage,
-        run_dir,
-        force=arguments.force,
-        fresh=arguments.fresh,
-        arguments=repeat(arguments),
-        hint=not arguments.no_hint,
-    )
+    return run_stage(request, arguments.stage, hint=not arguments.no_hint)
 
 
 if __name__ == "__main__":

@@ -17,43 +17,47 @@ from configs.errors import UserError
 from configs.schema import Stage
 from launch.deepspeed_command import Launch
 from pipeline.planning.batches import check_batches
-from pipeline.planning.plan import Request, plan_stage, plan_stages
+from pipeline.planning.plan import StagePlan
+from pipeline.planning.request import Request
 from pipeline.processes.parent_watch import SECONDS_TO_STOP
 from pipeline.processes.signals import SECONDS_TO_REPEAT, handled_by
 from pipeline.state.manifest import read_manifest
+from pipeline.state.run_directory import RunDirectory
 
 
-def run_all(request: Request, launch: Launch, stages: Sequence[Stage]) -> int:
-    """Run, resume or skip each of `stages`; returns the exit status of the first that does not finish.
+def run_all(request: Request, launch: Launch, plans: Sequence[StagePlan]) -> int:
+    """Run or resume each planned stage in turn; skip those that are finished.
+
+    A stage's own process plans it again, under the stage's lock.
+
+    Returns:
+        0, or the exit status of the first stage that does not finish.
 
     Raises:
-        UserError: a stage is blocked, its batches cannot be divided, or there are not the devices; found out
-            before anything starts.
+        UserError: before any stage starts, if a stage is blocked, its batches do not divide by the number of
+            ranks, or this machine has too few devices.
     """
-    for plan in plan_stages(request, stages):
+    for plan in plans:
         if plan.action == "blocked":
             raise UserError(f"stage {plan.stage}: {plan.why}.\n{plan.remedy}")
         if plan.action != "skip":
             launch.check_devices()
             check_batches(request.config, plan.stage, launch.world())
-    for stage in stages:
-        status = _run_one(request, launch, stage)
-        if status:
+    for plan in plans:
+        if plan.action == "skip":
+            print(f"stage {plan.stage}: {plan.why}", flush=True)
+        elif status := _run_one(request.run, launch, plan.stage):
             return status
     return 0
 
 
-def _run_one(request: Request, launch: Launch, stage: Stage) -> int:
-    plan = plan_stage(request, stage, locked=request.run.is_locked(stage))
-    if plan.action == "skip":
-        print(f"stage {stage}: {plan.why}", flush=True)
-        return 0
-    status = _launch(launch, stage, request.run.manifest(stage))
-    manifest = read_manifest(request.run.manifest(stage))
+def _run_one(run: RunDirectory, launch: Launch, stage: Stage) -> int:
+    status = _launch(launch, stage, run.manifest(stage))
+    manifest = read_manifest(run.manifest(stage))
     if status == 0 and (manifest is None or manifest.status != "finished"):
-        status = 1  # the launcher exits 0 when it was killed itself
+        status = 1  # a launcher that is killed exits with 0
     if status:
-        logs = request.run.logs(stage)
+        logs = run.logs(stage)
         print(
             f"stage {stage} ended with status {status}; its logs are in {logs}", file=sys.stderr, flush=True
         )

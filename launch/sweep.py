@@ -20,11 +20,12 @@ from configs.schema import Stage
 from launch.deepspeed_command import Launch
 from launch.stage_sequence import run_all
 from launch.worker_pool import WorkerPool, not_writable
-from pipeline.planning.plan import Request
+from pipeline.planning.plan import StagePlan
+from pipeline.planning.request import Request
 from pipeline.processes.signals import WATCHED, handled_by
 
 SHARED: tuple[Stage, ...] = ("sft", "rm")
-Job = tuple[Request, Launch]
+Job = tuple[Request, Launch, Sequence[StagePlan]]
 NEEDS_MENDING = 2
 SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -86,7 +87,7 @@ def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], pool: WorkerPool
     A run that fails does not end the others; after one that needs mending (status 2) no other starts.
 
     Args:
-        root: the run directory of the shared stages, and how they are started.
+        root: the run directory of the shared stages, how they are started, and their plans.
         runs: each with the command that trains it.
         pool: trains them.
 
@@ -97,7 +98,7 @@ def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], pool: WorkerPool
     Raises:
         UserError: a run's directory cannot be written.
     """
-    status = run_all(*root, [*SHARED, "best"])
+    status = run_all(*root)
     if status:
         return status
     waiting, noted, interrupted = deque(enumerate(runs, 1)), deque[int](), False

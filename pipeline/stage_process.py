@@ -1,43 +1,32 @@
-"""One stage in one process: decide, open its folder, call its recipe, and record what came of it.
+"""One stage in one process: plan it, open its folder, call its recipe, and record the result.
 
-Every rank runs this. Rank 0 alone decides and writes; the others learn from it over the process group.
+Every rank runs this. Rank 0 alone decides and writes. The other ranks receive its decision over the process
+group.
 """
 
 from __future__ import annotations
 
 import importlib
-import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from configs.errors import UserError
-from configs.identity import stage_hash
-from configs.load import dump_experiment
 from configs.schema import Experiment, Stage
-from data.storage.files import sweep
-from data.storage.records import records
 from pipeline.planning.batches import check_batches
-from pipeline.planning.plan import Request, StagePlan, plan_stage, sealed_checkpoint
+from pipeline.planning.plan import StagePlan, plan_stage, sealed_checkpoint
+from pipeline.planning.preflight import check_files
+from pipeline.planning.request import Request
 from pipeline.processes import endings, logs
 from pipeline.processes.signals import Signals, handled_by, watched_signals
-from pipeline.state.manifest import (
-    BaseModelId,
-    Manifest,
-    Process,
-    Record,
-    fingerprint,
-    library_versions,
-    now,
-    read_manifest,
-    source_hashes,
-)
-from pipeline.state.run_directory import RunDirectory
+from pipeline.stage_record import begin_attempt, failed, finished
+from pipeline.state.manifest import Manifest, Process, owner_of, read_manifest
 from pipeline.terminal.progress import make_display
 from pipeline.terminal.summary import print_summary
 from pipeline.tracking.metric_files import FileSink
@@ -46,10 +35,13 @@ from pipeline.tracking.wandb_sink import check_mode, make_wandb_sink
 from stages.context import Context, Interrupted, Outcome, Paused
 from stages.distributed.environment import rank_and_world
 
+if TYPE_CHECKING:  # errors that the user must fix are reported before the slow import of torch
+    from stages.distributed.ranks import Ranks
+
 
 @dataclass(frozen=True)
 class StageOrder:
-    """What rank 0 tells the others."""
+    """What rank 0 sends to the other ranks; the fields are those of `Context`."""
 
     inputs: dict[str, Path]
     bases: dict[Stage, str]
@@ -57,38 +49,29 @@ class StageOrder:
     run_id: str
 
 
-def run_stage(
-    config: Experiment,
-    stage: Stage,
-    run_dir: Path,
-    *,
-    force: bool = False,
-    fresh: bool = False,
-    arguments: str = "",
-    hint: bool = True,
-) -> int:
-    """Run one stage to its end, resume it, or find that there is nothing to do.
+def run_stage(request: Request, stage: Stage, *, hint: bool = True) -> int:
+    """Run one stage to its end or resume it. If it is finished, do nothing.
 
     Args:
-        arguments: `--config`, `--run-dir` and overrides as given, for the commands that are suggested.
-        hint: end with the command of the next stage.
+        hint: print the command of the next stage at the end.
 
     Returns:
-        The exit status: 0 done, 2 the user has to mend something, 130 (SIGINT) or 143 (SIGTERM)
-        interrupted, which the same command resumes, 1 failed.
+        The exit status: 0 finished, 1 failed, 2 the user must fix something, 130 (SIGINT) or 143 (SIGTERM)
+        interrupted. After an interruption, the same command resumes.
     """
-    request = Request(config, RunDirectory(run_dir), arguments, force, fresh)
     rank = 0
     with watched_signals() as signals:
         try:
             rank, world = rank_and_world()
             signals.announce = rank == 0
             if rank == 0:
-                return _lead(request, stage, world, hint, signals)
-            return _follow(request, stage, rank, signals)
+                _lead(request, stage, world, hint, signals)
+            else:
+                _follow(request, stage, rank, signals)
+            return 0
         except (Exception, KeyboardInterrupt, Interrupted) as caught:
             error = endings.explained(caught, request.run.stage(stage))
-            # Once one rank has ended, the launcher sends the others SIGTERM: rank 0 is to be heard first.
+            # Once one rank ends, the launcher sends SIGTERM to the others. Rank 0 reports first.
             with handled_by(signal.SIG_DFL if rank else signal.SIG_IGN):
                 if rank:
                     endings.leave_note(request.run.logs(stage), rank, error)
@@ -96,116 +79,85 @@ def run_stage(
             return endings.exit_code(error)
 
 
-def _lead(request: Request, stage: Stage, world: int, hint: bool, signals: Signals) -> int:
-    """Rank 0."""
+def _lead(request: Request, stage: Stage, world: int, hint: bool, signals: Signals) -> None:
+    """Rank 0: decide, run the recipe, and record the result."""
     run = request.run
-    before = read_manifest(run.manifest(stage))
-    owner = str(before.process) if before and before.process else "another process"
-    with run.lock(stage, owner):
-        plan = plan_stage(request, stage)
-        if plan.action == "blocked":
-            raise UserError(f"stage {stage}: {plan.why}.\n{plan.remedy}")
-        check_batches(request.config, stage, world)
-        for line in plan.notes:
-            print(line, flush=True)
-        print(f"stage {stage}: {plan.why}", flush=True)
+    with run.lock(stage, owner_of(read_manifest(run.manifest(stage)))):
+        plan = _checked_plan(request, stage, world)
         if plan.action == "skip":
             if world > 1:
-                _join(request.config)
-                _broadcast(None)
-                _leave()
-            return 0
-        check_mode()  # a WANDB_MODE that is none is told before an old result is set aside
-        _join(request.config)
-        manifest = _open(request, plan, world)
-        logs.open_logs(run.logs(stage), rank=0)
-        order = _order(request, plan, manifest)
-        peers = []
-        if world > 1:
-            _broadcast(order)
-            peers = _gather(Process.this())
-        reporter = _reporter(request, manifest, order.resume)
-        context = _context(request, stage, order, reporter, signals)
-        with _paused_together():
+                with _process_group(request.config) as ranks:
+                    ranks.broadcast(None)
+            return
+        with _process_group(request.config) as ranks:
+            manifest = begin_attempt(request, plan, world)
+            logs.open_logs(run.logs(stage), rank=0)
+            order = _order(request, plan, manifest)
+            ranks.broadcast(order)
+            peers = ranks.gather([Process.this()])
+            reporter = _reporter(request, manifest, order.resume)
+            context = _context(request, stage, order, ranks, reporter, signals)
             manifest = _attempt(request, manifest, context, reporter, peers)
         _print_end(request, manifest, hint)
-    _leave()
-    return 0
 
 
-def _follow(request: Request, stage: Stage, rank: int, signals: Signals) -> int:
-    """Every other rank."""
-    _join(request.config)
-    order = _broadcast(None)
-    if order is None:
-        _leave()
-        return 0
-    logs.open_logs(request.run.logs(stage), rank)
-    _gather(Process.this())
-    with _paused_together():
-        _recipe(stage)(_context(request, stage, order, NullReporter(), signals))
-    _leave()
-    return 0
+def _follow(request: Request, stage: Stage, rank: int, signals: Signals) -> None:
+    """Every other rank: check the files of its machine, then run the recipe with rank 0."""
+    check_files(request.config, [plan_stage(request, stage)])
+    with _process_group(request.config) as ranks:
+        order = ranks.broadcast(None)
+        if order is not None:
+            logs.open_logs(request.run.logs(stage), rank)
+            ranks.gather([Process.this()])
+            _recipe(stage)(_context(request, stage, order, ranks, NullReporter(), signals))
+
+
+def _checked_plan(request: Request, stage: Stage, world: int) -> StagePlan:
+    """Plan the stage and print the decision.
+
+    Raises:
+        UserError: the stage is blocked, a file is missing, or a setting does not fit.
+    """
+    plan = plan_stage(request, stage)
+    if plan.action == "blocked":
+        raise UserError(f"stage {stage}: {plan.why}.\n{plan.remedy}")
+    check_files(request.config, [plan])
+    check_batches(request.config, stage, world)
+    for line in plan.notes:
+        print(line, flush=True)
+    print(f"stage {stage}: {plan.why}", flush=True)
+    if plan.action != "skip":
+        check_mode()  # W&B's mode is checked before an old result is set aside
+    return plan
 
 
 @contextmanager
-def _paused_together() -> Iterator[None]:
-    """Ranks that pause end when all are ready to: the launcher ends the others once it sees that one has."""
+def _process_group(config: Experiment) -> Iterator[Ranks]:
+    """Within, this process is one of the ranks of its job.
+
+    A rank that fails does not leave the group: leaving may wait for the other ranks. A rank that pauses first
+    waits for them: the launcher ends the other ranks as soon as one has ended.
+    """
+    from stages.distributed.process_group import init_distributed, leave_process_group  # imports torch
+
+    ranks = init_distributed(config.deepspeed)
     try:
-        yield
+        yield ranks
     except Paused:
-        _wait_for_all()
-        _leave()
+        ranks.barrier()
+        leave_process_group()
         raise
-
-
-def _open(request: Request, plan: StagePlan, world: int) -> Manifest:
-    """Make the stage's folder ready and its manifest say `running`."""
-    run, stage = request.run, plan.stage
-    old = read_manifest(run.manifest(stage)) if plan.action == "resume" else None
-    if plan.set_aside:
-        kept = run.set_aside(stage)
-        print(f"stage {stage}: its old folder is kept as {kept}", flush=True)
-    run.stage(stage).mkdir(parents=True, exist_ok=True)
-    sweep(run.stage(stage))
-    endings.clear_notes(run.logs(stage))
-    run.write_config(dump_experiment(request.config))
-    manifest = Manifest(
-        stage=stage,
-        status="running",
-        config_hash=stage_hash(request.config, stage),
-        config=request.config.model_dump(mode="json"),
-        base=BaseModelId.of(request.config.base_of(stage)),
-        inputs=plan.inputs,
-        sources=source_hashes(request.config, stage),
-        wall_seconds=_seconds_before(old, run.stage(stage)) if old else 0.0,
-        world_size=world,
-        versions=library_versions(),
-        run_id=old.run_id if old else secrets.token_hex(4),
-        process=Process.this(),
-        started=old.started if old else now(),
-        attempt_started=now(),
-    )
-    manifest.write(run.manifest(stage))
-    return manifest
+    leave_process_group()
 
 
 def _order(request: Request, plan: StagePlan, manifest: Manifest) -> StageOrder:
-    manifests = {name: read_manifest(request.run.manifest(name)) for name in plan.inputs}
+    upstream = {stage: read_manifest(request.run.manifest(stage)) for stage in plan.inputs}
     return StageOrder(
-        inputs={name: request.run.path / used.path for name, used in plan.inputs.items()},
-        bases={name: each.base_digest for name, each in manifests.items() if each and each.base_digest},
+        inputs={stage: request.run.path / adapter.path for stage, adapter in plan.inputs.items()},
+        bases={stage: used.base_digest for stage, used in upstream.items() if used and used.base_digest},
         resume=plan.action == "resume",
         run_id=manifest.run_id,
     )
-
-
-def _seconds_before(old: Manifest, folder: Path) -> float:
-    """Seconds spent by earlier attempts; of one that was killed, up to its newest checkpoint."""
-    checkpoint = sealed_checkpoint(folder)
-    if old.status != "running" or checkpoint is None:
-        return old.wall_seconds
-    return old.wall_seconds + max(0.0, checkpoint.stat().st_mtime - old.attempt_started.timestamp())
 
 
 def _reporter(request: Request, manifest: Manifest, resume: bool) -> Reporter:
@@ -218,7 +170,12 @@ def _reporter(request: Request, manifest: Manifest, resume: bool) -> Reporter:
 
 
 def _context(
-    request: Request, stage: Stage, order: StageOrder, tracker: Reporter | NullReporter, signals: Signals
+    request: Request,
+    stage: Stage,
+    order: StageOrder,
+    ranks: Ranks,
+    tracker: Reporter | NullReporter,
+    signals: Signals,
 ) -> Context:
     return Context(
         config=request.config,
@@ -228,6 +185,7 @@ def _context(
         bases=order.bases,
         tracker=tracker,
         resume=order.resume,
+        ranks=ranks,
         run_id=order.run_id,
         signals_deferred=signals.deferred,
     )
@@ -236,57 +194,31 @@ def _context(
 def _attempt(
     request: Request, manifest: Manifest, context: Context, reporter: Reporter, peers: Sequence[Process]
 ) -> Manifest:
-    """Call the recipe; the manifest tells how it ended, whatever happens.
+    """Call the recipe and write the manifest of the result, whatever happens.
 
     Raises:
-        RankFailed: another rank is why it could not go on.
+        RankFailed: another rank failed, and this one cannot continue without it.
     """
-    path, logs = request.run.manifest(manifest.stage), request.run.logs(manifest.stage)
-    begin = time.monotonic()
+    run, stage = request.run, manifest.stage
+    start = time.monotonic()
 
     def record(error: BaseException) -> None:
-        failure = {
-            "status": "interrupted" if endings.stopped(error) else "failed",
-            "error": endings.one_line(error),
-            "wall_seconds": manifest.wall_seconds + time.monotonic() - begin,
-            "finished": now(),
-        }
-        with suppress(OSError):  # where the disk is full; the stage then looks as if it had been killed
-            manifest.model_copy(update=failure).write(path)
+        with suppress(OSError):  # on a full disk, the stage then looks as if it was killed
+            failed(manifest, error, time.monotonic() - start).write(run.manifest(stage))
 
     try:
-        with endings.speaking_when_stuck(logs, peers, record):
-            outcome = _recipe(manifest.stage)(context)
-        ended = _finished(manifest, outcome, request.run.output(manifest.stage), time.monotonic() - begin)
+        with endings.speaking_when_stuck(run.logs(stage), peers, record):
+            outcome = _recipe(stage)(context)
+        result = finished(manifest, outcome, run.output(stage), time.monotonic() - start)
     except BaseException as caught:
         with handled_by(signal.SIG_IGN):
-            error = endings.cause(caught, logs, peers)
-            error = endings.explained(error, request.run.stage(manifest.stage))
+            error = endings.explained(endings.cause(caught, run.logs(stage), peers), run.stage(stage))
             record(error)
             reporter.close(endings.exit_code(error))
         raise error from None
-    ended.write(path)
-    reporter.finish(ended, request.run.output(manifest.stage))
-    return ended
-
-
-def _finished(manifest: Manifest, outcome: Outcome, folder: Path, seconds: float) -> Manifest:
-    output = fingerprint(folder)
-    if not output.files:
-        raise FileNotFoundError(f"stage {manifest.stage} left nothing in {folder}")
-    total = manifest.wall_seconds + seconds
-    return manifest.model_copy(
-        update={
-            "status": "finished",
-            "base_digest": outcome.base_digest,
-            "output": output,
-            "records": {name: Record(**each) for name, each in records(folder.parent).items()},
-            "metrics": {name: float(value) for name, value in outcome.metrics.items()}
-            | {"wall_seconds": total},
-            "wall_seconds": total,
-            "finished": now(),
-        }
-    )
+    result.write(run.manifest(stage))
+    reporter.finish(result, run.output(stage))
+    return result
 
 
 def _print_end(request: Request, manifest: Manifest, hint: bool) -> None:
@@ -299,7 +231,7 @@ def _print_end(request: Request, manifest: Manifest, hint: bool) -> None:
 
 
 def _fine_tune(request: Request) -> str:
-    """The command that trains on what `best` has picked, in a run directory of its own."""
+    """The command that trains on what `best` picked, in another run directory."""
     run = request.run
     aim = Request(request.config, run, f"--config {run.config_file} --run-dir {run.path}-best")
     return f"{aim.command('sft')} data.sft.path={run.output('best') / 'train.jsonl'}"
@@ -308,47 +240,3 @@ def _fine_tune(request: Request) -> str:
 def _recipe(stage: Stage) -> Callable[[Context], Outcome]:
     recipe: Callable[[Context], Outcome] = importlib.import_module(f"stages.{stage}").run
     return recipe
-
-
-def _join(config: Experiment) -> None:
-    """Enter the process group of the job."""
-    from stages.distributed.process_group import init_distributed
-
-    init_distributed(config.deepspeed)
-
-
-def _leave() -> None:
-    """Leave the process group: gloo's threads abort a process that ends with them.
-
-    By DeepSpeed's function, which forgets its own groups as well: a process may run another stage.
-    """
-    import deepspeed.comm
-    import torch.distributed
-
-    if torch.distributed.is_initialized():
-        deepspeed.comm.destroy_process_group()
-
-
-def _wait_for_all() -> None:
-    import torch.distributed
-
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
-def _gather(process: Process) -> list[Process]:
-    """The process of every rank, on every rank."""
-    import torch.distributed
-
-    processes = [process] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(processes, process)
-    return processes
-
-
-def _broadcast(order: StageOrder | None) -> StageOrder | None:
-    """Rank 0's order, on every rank."""
-    import torch.distributed
-
-    orders = [order]
-    torch.distributed.broadcast_object_list(orders, src=0)
-    return orders[0]

@@ -34,7 +34,7 @@ Row = dict[str, Any]
 def run(context: Context) -> Outcome:
     """Sample, score, and write `folder/demonstrations/train.jsonl` and `folder/curve.jsonl`."""
     # 1. Two frozen roles.
-    ranks, models = prepare(context)
+    ranks, models = context.ranks, prepare(context)
     models.policy_base.add_from(SFT, context.inputs["sft"], trainable=False)
     models.reward_base.add_from(REWARD, context.inputs["rm"], trainable=False)
     models.eval()

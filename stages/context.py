@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from configs.schema import Experiment, Stage
+
+if TYPE_CHECKING:  # `tristage plan` and `tristage status` import this module, and must not import torch
+    from stages.distributed.ranks import Ranks
 
 
 class Tracker(Protocol):
@@ -62,7 +65,8 @@ class Context:
     Attributes:
         folder: where the stage writes: `RUN/sft`, `RUN/rm` or `RUN/ppo`; it exists.
         inputs: final adapter folder of each stage upstream, by stage name, verified.
-        resume: go on from the newest good checkpoint in `folder`, if there is one.
+        resume: resume from the newest good checkpoint in `folder`, if there is one.
+        ranks: the processes of the job, which have joined their process group.
         bases: what the base was (see `Roles.base_digest`) when a stage upstream was trained, by its name.
         run_id: what all attempts at this stage have in common, and its checkpoints state.
         signals_deferred: within it, SIGINT and SIGTERM do not end the process at once; it yields a function
@@ -75,6 +79,7 @@ class Context:
     inputs: Mapping[str, Path]
     tracker: Tracker
     resume: bool
+    ranks: Ranks
     bases: Mapping[Stage, str] = field(default_factory=dict)
     run_id: str = ""
     signals_deferred: Callable[[], AbstractContextManager[Callable[[], int]]] = no_signals

@@ -20,7 +20,7 @@ from stages.context import Context, Outcome
 from stages.feedback.rankings import collect_rankings
 from stages.feedback.reward_model import RewardModel
 from stages.maths.losses import ranking_loss
-from stages.maths.statistics import mean_with_interval
+from stages.maths.statistics import Means, add_means, mean_with_interval
 from stages.models.base_checks import supports_block_mask
 from stages.models.role_models import RoleModels
 from stages.sampling.response_batch import response_batch, sequence_scores
@@ -28,7 +28,9 @@ from stages.sampling.sampler import Sampler
 from stages.setup import prepare
 from stages.training.engine import Engine
 from stages.training.export import write_role
-from stages.training.loop import Progress, find_resume, go_back_to_best, run_steps, seed_step, start_engine
+from stages.training.loop import TrainingLoop
+from stages.training.metrics import reduce_means
+from stages.training.resume import find_checkpoint, seed_step, start_engine
 from stages.training.throughput import Meter, peak_memory_bytes
 
 ROLE, SFT = "reward", "policy"
@@ -39,13 +41,13 @@ def run(context: Context) -> Outcome:
     config, rm = context.config, context.config.rm
 
     # 1. Two roles: the SFT policy, frozen, and the reward model, which starts from it where it can.
-    ranks, models = prepare(context)
+    ranks, models = context.ranks, prepare(context)
     models.policy_base.add_from(SFT, context.inputs["sft"], trainable=False)
     add_reward_model(context, models)
     reward_model = RewardModel(models, ranks, config.data)
 
     # 2. Rankings, collected or read. What an earlier attempt recorded is dealt with before more is.
-    checkpoint = find_resume(context, ranks)
+    checkpoint = find_checkpoint(context)
     sampler = Sampler(models.policy_base, models.tokenizer, ranks, rm.rankings.rollout)
     tokenizer = models.reward_tokenizer
     if rm.rankings.labeller == "file":
@@ -58,12 +60,13 @@ def run(context: Context) -> Outcome:
         train, held_out = tokenized(config.data, tokenize.rankings, tokenizer, parts, context.tracker.note)
     del sampler  # and with it the copy that it sampled from
 
-    # 3. The engine, where the last checkpoint left it.
-    progress = Progress(total_steps(len(train), rm.batch_size, rm.epochs, rm.max_steps))
-    rates = {ROLE: rm.learning_rate}
-    engine = start_engine(context, models, rates, rm, progress.total, ranks, progress, checkpoint)
+    # 3. The engine and the loop, at the newest checkpoint if there is one.
+    steps = total_steps(len(train), rm.batch_size, rm.epochs, rm.max_steps)
+    engine = start_engine(context, models, {ROLE: rm.learning_rate}, rm, steps, checkpoint)
     share_prompts = supports_block_mask(models.reward_base.causal)
     trainer = RewardModelTrainer(engine, tokenizer.pad_token_id, rm.micro_batch_size, share_prompts)
+    loop = TrainingLoop(context, rm, engine, trainer.meter, steps)
+    loop.resume(checkpoint)
 
     # 4. Training.
     def take_step(_: int, picks: list[int]) -> dict[str, float]:
@@ -72,15 +75,14 @@ def run(context: Context) -> Outcome:
     def evaluate() -> dict[str, float]:
         return trainer.evaluate(held_out)
 
-    _, after = run_steps(context, rm, engine, progress, trainer.meter, len(train), take_step, evaluate)
+    _, after = loop.run(len(train), take_step, evaluate)
 
     # 5. The result, on a scale where the SFT policy has mean 0 and deviation 1.
     if rm.use_best:
-        after = go_back_to_best(context, engine, progress)
+        after = loop.load_best()
     models.eval()
-    sampler = Sampler(
-        models.policy_base, models.tokenizer, ranks, rm.rankings.rollout
-    )  # ZeRO-3 has sharded it
+    # Opened again, since ZeRO-3 has sharded the base.
+    sampler = Sampler(models.policy_base, models.tokenizer, ranks, rm.rankings.rollout)
     mean, deviation = score_statistics(context, sampler, reward_model, held_out or train)
     tensors = normalized(engine.role_tensors(ROLE), mean, deviation)
     if ranks.rank == 0:
@@ -91,7 +93,7 @@ def run(context: Context) -> Outcome:
             **{name.replace("loss", "eval_loss"): value for name, value in after.items()},
             "score_mean": mean,
             "score_std": deviation,
-            "steps": progress.total,
+            "steps": steps,
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": ranks.max(peak_memory_bytes()),
         },
@@ -125,24 +127,21 @@ class RewardModelTrainer:
 
     def step(self, batch: Sequence[tokenize.Ranking]) -> dict[str, float]:
         """Update on one global batch of prompts; each completion is forwarded once, for all its pairs."""
-        ranks = self.engine.ranks
-        sums = dict.fromkeys(("loss", "accuracy", "margin", "mean_reward"), 0.0)
-        for micro in micro_batches(ranks.share(list(batch)), self._prompts_at_once(batch)):
-            figures = self._backward(micro, len(batch))
-            for name in sums:
-                sums[name] += figures[name] / len(batch)
+        share = self.engine.ranks.share(list(batch))
+        micros = micro_batches(share, self._prompts_at_once(batch))
+        means = add_means(self._backward(micro, len(batch)) for micro in micros)
         learning_rate = self.engine.learning_rate(ROLE)
         self.engine.step()
         self.meter.add(sum(map(self._tokens, batch)))
-        return ranks.sum(sums) | {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
+        rates = {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
+        return reduce_means(means, self.engine.ranks) | rates
 
-    def _backward(self, micro: Sequence[tokenize.Ranking], rankings: int) -> dict[str, float]:
-        """Accumulate gradients on one micro-batch of a batch of `rankings`; sums of its figures."""
+    def _backward(self, micro: Sequence[tokenize.Ranking], rankings: int) -> Means:
+        """Accumulate gradients on one micro-batch of a batch of `rankings`."""
         scores, order = self._scores(self.engine, micro)
-        loss, metrics = ranking_loss(scores, order, rankings)
+        loss, means = ranking_loss(scores, order, rankings)
         self.engine.backward(loss)
-        metrics["mean_reward"] = _mean_rewards(scores, order)
-        return {name: float(figure) for name, figure in metrics.items()}
+        return means
 
     @torch.no_grad()
     def evaluate(self, held_out: Sequence[tokenize.Ranking]) -> dict[str, float]:
@@ -150,13 +149,13 @@ class RewardModelTrainer:
         if not held_out:
             return {}
         found: list[tuple[int, dict[str, float]]] = []
-        self.engine.roles.eval()
+        self.engine.models.eval()
         for round_ in self.engine.ranks.rounds(list(range(len(held_out))), self._prompts_at_once(held_out)):
-            scores, order = self._scores(self.engine.roles, [held_out[i] for i in round_.items])
+            scores, order = self._scores(self.engine.models, [held_out[i] for i in round_.items])
             for row, i in enumerate(round_.items * round_.weight):
-                _, metrics = ranking_loss(scores[row : row + 1], order[row : row + 1], 1)
-                found.append((i, {name: float(value) for name, value in metrics.items()}))
-        self.engine.roles.train()
+                _, means = ranking_loss(scores[row : row + 1], order[row : row + 1], 1)
+                found.append((i, {name: mean.value for name, mean in means.items()}))
+        self.engine.models.train()
         rows = [row for _, row in sorted(self.engine.ranks.gather(found), key=lambda item: item[0])]
         return {
             **mean_with_interval("accuracy", [row["accuracy"] for row in rows]),
@@ -189,12 +188,6 @@ class RewardModelTrainer:
         """Tokens to forward."""
         times = 1 if self.share_prompts else len(ranking.completion_ids)
         return times * len(ranking.prompt_ids) + sum(map(len, ranking.completion_ids))
-
-
-def _mean_rewards(scores: Tensor, order: Tensor) -> Tensor:
-    """Sum over prompts of the mean score of a prompt's completions."""
-    real = order >= 0
-    return (torch.where(real, scores.detach(), 0.0).sum(1) / real.sum(1)).sum()
 
 
 def score_statistics(

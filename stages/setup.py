@@ -1,4 +1,4 @@
-"""What every stage does first: join the other ranks, load bases and tokenizers, read its examples."""
+"""What every stage does first: load and check its bases and their tokenizers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from configs.schema import Base
 from data.batches.tokenize import apply_template
 from stages.context import Context
-from stages.distributed.process_group import init_distributed
 from stages.distributed.ranks import Ranks
 from stages.models.base import base_digest, load_base, load_config, load_tokenizer
 from stages.models.base_checks import check_base, check_fit
@@ -18,15 +17,14 @@ from stages.sampling.vllm_engine import check_vllm
 from stages.training.engine import deepspeed_options
 
 
-def prepare(context: Context) -> tuple[Ranks, RoleModels]:
-    """Ranks, and the stage's bases, each with its tokenizer and the experiment's chat template; no roles yet.
+def prepare(context: Context) -> RoleModels:
+    """The stage's bases, each with its tokenizer and the experiment's chat template; no roles yet.
 
     Raises:
         UserError: a base, a tokenizer or vLLM cannot serve, or a stage upstream was trained on another base.
     """
-    config = context.config
+    config, ranks = context.config, context.ranks
     check_vllm(config, context.stage)
-    ranks = init_distributed(config.deepspeed)
     bases = config.bases(context.stage)
     if ranks.rank == 0:
         for base in bases:
@@ -43,7 +41,7 @@ def prepare(context: Context) -> tuple[Ranks, RoleModels]:
     for stage, trained_on in context.bases.items():
         used = models.reward_base if stage == "rm" else models.policy_base
         check_base(config, stage, trained_on, used.base_digest)
-    return ranks, models
+    return models
 
 
 def _tokenizer(context: Context, base: Base, known: PretrainedConfig) -> PreTrainedTokenizerBase:
@@ -56,4 +54,4 @@ def _tokenizer(context: Context, base: Base, known: PretrainedConfig) -> PreTrai
 def _roles(context: Context, base: Base, ranks: Ranks) -> Roles:
     context.tracker.note(f"loading the base {base.model} ({base.quantization})")
     model = load_base(base, ranks.device)
-    return Roles(model, ranks.gather([base_digest(base, model)] if ranks.rank == 0 else [])[0])
+    return Roles(model, ranks.broadcast(base_digest(base, model) if ranks.rank == 0 else None))

@@ -180,6 +180,11 @@ def read_manifest(path: Path) -> Manifest | None:
     return manifest
 
 
+def owner_of(manifest: Manifest | None) -> str:
+    """The process that runs a stage, as a message names it."""
+    return str(manifest.process) if manifest and manifest.process else "another process"
+
+
 def source_hashes(config: Experiment, stage: Stage) -> dict[str, str]:
     """SHA-256 of the local files that `stage` reads, by configuration key.
 

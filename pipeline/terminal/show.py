@@ -12,7 +12,8 @@ from configs.errors import UserError
 from configs.load import dump_experiment
 from configs.schema import ALL_STAGES, STAGES, Experiment, Stage
 from pipeline.planning.batches import Batches, batches, check_batches
-from pipeline.planning.plan import Request, StagePlan
+from pipeline.planning.plan import StagePlan
+from pipeline.planning.request import Request
 from pipeline.state.manifest import Manifest, read_manifest
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.format import show_seconds

@@ -49,9 +49,7 @@ def init_distributed(config: DeepSpeed) -> Ranks:
     vars(deepspeed.ops)["__compatible_ops__"] = {}
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    joined = torch.distributed.is_initialized()
-    if not joined:
-        check_meeting_place()
+    check_meeting_place()
     local_rank = int(os.environ["LOCAL_RANK"])
     cuda = torch.cuda.is_available()
     if cuda:
@@ -69,7 +67,7 @@ def init_distributed(config: DeepSpeed) -> Ranks:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
     backend, timeout = "nccl" if cuda else "gloo", timedelta(minutes=config.timeout_minutes)
     try:
-        if not joined and os.environ["MASTER_ADDR"] in LOOPBACK and not is_torchelastic_launched():
+        if os.environ["MASTER_ADDR"] in LOOPBACK and not is_torchelastic_launched():
             _meet_on_loopback(backend, timeout)
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
     except torch.distributed.DistNetworkError as error:
@@ -81,6 +79,14 @@ def init_distributed(config: DeepSpeed) -> Ranks:
         ) from error
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
+
+
+def leave_process_group() -> None:
+    """Leave the process group. A process that ends with gloo's threads still running aborts.
+
+    DeepSpeed's function also forgets DeepSpeed's own groups, so that the process can join another job.
+    """
+    deepspeed.comm.destroy_process_group()
 
 
 def _meet_on_loopback(backend: str, timeout: timedelta) -> None:

@@ -69,6 +69,15 @@ class Ranks:
         torch.distributed.all_gather_object(parts, items)
         return [item for part in parts for item in part]
 
+    def broadcast(self, item: Any) -> Any:
+        """Rank 0's item, on every rank. What the other ranks pass is not used."""
+        if self.world == 1:
+            return item
+        items = [item]
+        torch.distributed.broadcast_object_list(items, src=0)
+        return items[0]
+
     def barrier(self) -> None:
+        """Wait until every rank is here."""
         if self.world > 1:
             torch.distributed.barrier()

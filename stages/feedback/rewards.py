@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 from urllib.parse import urlsplit
 
 import torch
@@ -15,6 +14,7 @@ from configs.schema import Ppo, Reward
 from stages.feedback.reward_endpoint import Endpoint
 from stages.feedback.user_functions import RewardFunction, as_numbers, load_function
 from stages.maths.statistics import RunningMoments
+from stages.training.checkpoint import State
 
 RM, KEY = "rm", "ppo.rewards"
 
@@ -55,9 +55,9 @@ class Rewards:
             for name, source in self._sources.items()
         }
 
-    def total(self, values: dict[str, float]) -> float:
-        """The weighted sum of one response's values."""
-        return sum(self.weights[name] * value for name, value in values.items())
+    def total(self, values: Mapping[str, Tensor]) -> Tensor:
+        """(B,) the weighted sum of the terms' values, (B,) each."""
+        return torch.stack([self.weights[name] * value for name, value in values.items()]).sum(0)
 
 
 def reward_name(term: Reward) -> str:
@@ -71,21 +71,32 @@ def _source(term: Reward) -> RewardFunction:
     return Endpoint(term) if "://" in term.source else load_function(term.source, KEY)
 
 
-def shape_rewards(totals: Tensor, lengths: Tensor, ended: Tensor, ppo: Ppo, memory: dict[str, Any]) -> Tensor:
-    """Final scores of a whole batch: normalised, clipped, less the penalties for length and for not ending.
+class RewardShaper:
+    """Turns weighted sums of the terms into final scores: normalised, clipped, less penalties."""
 
-    Args:
-        totals: (B,) weighted sums of the terms.
-        lengths: (B,) response tokens.
-        ended: (B,) True where a response ended its turn.
-        memory: `reward_moments` in it is what earlier batches left, and is brought up to date.
-    """
-    scores = torch.where(totals.isfinite(), totals, torch.nan)  # clipping would make a number of infinity
-    if ppo.normalize_rewards:
-        moments = RunningMoments(**memory.get("reward_moments", {}))
-        moments.update(totals[totals.isfinite()])
-        memory["reward_moments"] = asdict(moments)
-        scores = (scores - moments.mean) / (moments.deviation + 1e-8)
-    if ppo.clip_reward:
-        scores = scores.clamp(-ppo.clip_reward, ppo.clip_reward)
-    return scores - ppo.length_penalty * lengths - torch.where(ended, 0.0, ppo.missing_eos_penalty or 0.0)
+    def __init__(self, ppo: Ppo) -> None:
+        self.moments, self._ppo = RunningMoments(), ppo
+
+    def shape(self, totals: Tensor, lengths: Tensor, ended: Tensor) -> Tensor:
+        """Final scores (B,) of a whole batch; updates the running moments.
+
+        Args:
+            totals: (B,) weighted sums of the terms.
+            lengths: (B,) response tokens.
+            ended: (B,) True if a response ended its turn.
+        """
+        ppo = self._ppo
+        scores = torch.where(totals.isfinite(), totals, torch.nan)  # clipping would make infinity a number
+        if ppo.normalize_rewards:
+            self.moments.update(totals[totals.isfinite()])
+            scores = (scores - self.moments.mean) / (self.moments.deviation + 1e-8)
+        if ppo.clip_reward:
+            scores = scores.clamp(-ppo.clip_reward, ppo.clip_reward)
+        missing_eos = torch.where(ended, 0.0, ppo.missing_eos_penalty or 0.0)
+        return scores - ppo.length_penalty * lengths - missing_eos
+
+    def state_dict(self) -> State:
+        return State(asdict(self.moments))
+
+    def load_state_dict(self, state: State) -> None:
+        self.moments = RunningMoments(**state.values)

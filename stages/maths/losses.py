@@ -1,8 +1,9 @@
 """The losses of the three stages as pure functions of tensors.
 
-Every loss is a sum over its terms divided by `normalizer`, the number of terms in the whole global
-batch: however a batch is cut into micro-batches and ranks, the parts add up to the same loss.
-`(B, T)` tensors are per token, masks are True where a token counts.
+A loss is the sum of its terms divided by `normalizer`, the number of terms in the global batch. So the parts
+of a batch, cut into micro-batches and ranks, add up to the same loss. Metrics are `Mean`s, which hold the
+sum and the number of terms of the part at hand. `(B, T)` tensors are per token; masks are True on tokens
+that count.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Metrics = dict[str, Tensor]
+from stages.maths.statistics import Mean, Means
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Sum of `values` where `mask` is True; what stands elsewhere, NaN included, has no effect."""
+    """Sum of `values` under `mask`; values outside it, NaN included, have no effect."""
     return torch.where(mask, values, 0.0).sum()
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Mean:
+    """Mean of `values` over the tokens under `mask`, detached."""
+    return Mean(masked_sum(values.detach(), mask), mask.sum())
 
 
 def nll_loss(logprobs: Tensor, mask: Tensor, normalizer: float) -> Tensor:
@@ -30,11 +36,11 @@ def nll_loss(logprobs: Tensor, mask: Tensor, normalizer: float) -> Tensor:
     return -masked_sum(logprobs, mask) / normalizer
 
 
-def ranking_loss(scores: Tensor, ranks: Tensor, normalizer: float) -> tuple[Tensor, Metrics]:
+def ranking_loss(scores: Tensor, ranks: Tensor, normalizer: float) -> tuple[Tensor, Means]:
     """K-wise ranking loss: -1/C(K,2) * sum of log sigmoid(r_w - r_l), averaged over prompts.
 
-    Ouyang et al. 2022, equation 1; with K = 2 the pairwise loss of Bradley-Terry. Pairs of equal rank
-    are no preference: they are left out of the sum and of the count of pairs.
+    Ouyang et al. 2022, equation 1; with K = 2 the pairwise loss of Bradley-Terry. Completions of equal rank
+    express no preference: their pairs are left out of the sum and of the count.
 
     Args:
         scores: (G, K) reward of each completion of G prompts.
@@ -42,11 +48,11 @@ def ranking_loss(scores: Tensor, ranks: Tensor, normalizer: float) -> tuple[Tens
         normalizer: prompts in the global batch.
 
     Returns:
-        The loss, and sums over the G prompts of `loss`, `accuracy` (share of pairs in the right order)
-        and `margin` (mean r_w - r_l).
+        The loss, and means over the G prompts: `loss`, `accuracy` (share of pairs in the right order),
+        `margin` (mean r_w - r_l) and `mean_reward` (mean score of the completions).
     """
-    real = (ranks[:, :, None] >= 0) & (ranks[:, None, :] >= 0)
-    pairs = real & (ranks[:, :, None] < ranks[:, None, :])
+    real = ranks >= 0
+    pairs = (real[:, :, None] & real[:, None, :]) & (ranks[:, :, None] < ranks[:, None, :])
     differences = torch.where(pairs, scores[:, :, None] - scores[:, None, :], 0.0)
     count = pairs.sum((1, 2)).clamp(min=1)
 
@@ -55,11 +61,14 @@ def ranking_loss(scores: Tensor, ranks: Tensor, normalizer: float) -> tuple[Tens
 
     loss = per_prompt(-F.logsigmoid(differences))
     metrics = {
-        "loss": loss.detach().sum(),
-        "accuracy": per_prompt((differences > 0).float()).sum(),
-        "margin": per_prompt(differences.detach()).sum(),
+        "loss": loss.detach(),
+        "accuracy": per_prompt((differences > 0).float()),
+        "margin": per_prompt(differences.detach()),
+        "mean_reward": torch.where(real, scores.detach(), 0.0).sum(1) / real.sum(1).clamp(min=1),
     }
-    return loss.sum() / normalizer, metrics
+    return loss.sum() / normalizer, {
+        name: Mean(values.sum(), len(scores)) for name, values in metrics.items()
+    }
 
 
 def policy_loss(
@@ -70,11 +79,12 @@ def policy_loss(
     clip_range: float,
     normalizer: float,
     dual_clip: float | None = None,
-) -> tuple[Tensor, Metrics]:
+) -> tuple[Tensor, Means]:
     """PPO's clipped surrogate (Schulman et al. 2017, equation 7), negated, averaged over tokens.
 
-    Where the advantage is negative, `dual_clip` bounds the ratio's effect (Ye et al. 2020, equation 5): one
-    token that has become far likelier cannot rule the update.
+    `dual_clip` bounds the ratio's effect on negative advantages (Ye et al. 2020, equation 5): one token that
+    has become far likelier cannot dominate the update. A loss takes tensors and numbers, no config object,
+    hence seven parameters.
 
     Args:
         logprobs, old_logprobs, advantages: (B, T); `old_logprobs` of the policy that sampled.
@@ -82,7 +92,7 @@ def policy_loss(
         normalizer: response tokens in the global minibatch.
 
     Returns:
-        The loss, and sums over tokens of `ratio`, `clipfrac` (the clipped branch was the larger) and
+        The loss, and means over tokens: `loss`, `ratio`, `clipfrac` (the clipped branch is larger) and
         `approxkl` (k2 of Schulman 2020: half the squared log ratio).
     """
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)
@@ -92,13 +102,13 @@ def policy_loss(
     per_token = torch.maximum(unclipped, clipped)
     if dual_clip is not None:
         per_token = torch.where(advantages < 0, per_token.minimum(-dual_clip * advantages), per_token)
-    loss = masked_sum(per_token, mask)
     metrics = {
-        "ratio": masked_sum(ratio.detach(), mask),
-        "clipfrac": masked_sum((clipped > unclipped).float(), mask),
-        "approxkl": masked_sum(0.5 * log_ratio.detach().square(), mask),
+        "loss": masked_mean(per_token, mask),
+        "ratio": masked_mean(ratio, mask),
+        "clipfrac": masked_mean((clipped > unclipped).float(), mask),
+        "approxkl": masked_mean(0.5 * log_ratio.square(), mask),
     }
-    return loss / normalizer, metrics
+    return masked_sum(per_token, mask) / normalizer, metrics
 
 
 def value_loss(
@@ -108,11 +118,11 @@ def value_loss(
     mask: Tensor,
     clip_range: float | None,
     normalizer: float,
-) -> tuple[Tensor, Metrics]:
+) -> tuple[Tensor, Means]:
     """Clipped squared error of the critic, 1/2 max((v - R)^2, (clip(v) - R)^2), averaged over tokens.
 
-    Values are kept within `clip_range` of the old ones, as in the original PPO code (Huang et al. 2022,
-    "The 37 implementation details of PPO", detail 9); with None they are not clipped.
+    Values stay within `clip_range` of the old ones, as in the original PPO code (Huang et al. 2022, "The 37
+    implementation details of PPO", detail 9). With None they are not clipped.
 
     Args:
         values, old_values, returns: (B, T).
@@ -120,12 +130,16 @@ def value_loss(
         normalizer: response tokens in the global minibatch.
 
     Returns:
-        The loss, and the sum over tokens of `clipfrac`.
+        The loss, and means over tokens: `loss` and `clipfrac`.
     """
     values = torch.where(mask, values, 0.0)  # or a NaN outside the mask would be one in the gradient
-    room = float("inf") if clip_range is None else clip_range
-    clipped_values = torch.clamp(values, old_values - room, old_values + room)
+    limit = float("inf") if clip_range is None else clip_range
+    clipped_values = torch.clamp(values, old_values - limit, old_values + limit)
     unclipped = (values - returns).square()
     clipped = (clipped_values - returns).square()
-    loss = 0.5 * masked_sum(torch.maximum(unclipped, clipped), mask)
-    return loss / normalizer, {"clipfrac": masked_sum((clipped > unclipped).float(), mask)}
+    per_token = 0.5 * torch.maximum(unclipped, clipped)
+    metrics = {
+        "loss": masked_mean(per_token, mask),
+        "clipfrac": masked_mean((clipped > unclipped).float(), mask),
+    }
+    return masked_sum(per_token, mask) / normalizer, metrics

@@ -1,57 +1,55 @@
-"""Statistics of scores: means with intervals, running moments, best of n, wins, repetition."""
+"""Statistics: means of parts, intervals, running moments, best of n, wins, repetition."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from torch import Tensor
 
-
-def expected_best(scores: Sequence[float], values: Sequence[float], k: int) -> float:
-    """Expected value of the best-scored of k answers, over all choices of k from these (Nakano et al. 2021).
-
-    Args:
-        scores: what the best is chosen by.
-        values: what is asked of the chosen one.
-    """
-    order = sorted(range(len(scores)), key=lambda i: scores[i])
-    ways = (math.comb(below, k - 1) * values[i] for below, i in enumerate(order))
-    return sum(ways) / math.comb(len(scores), k)
-
-
-def kl_of_best(n: int) -> float:
-    """KL of best-of-n to the policy sampled from, nats: log n - (n - 1)/n (Stiennon et al. 2020, appendix G).
-
-    Exact where no two answers tie; else, an upper bound (Beirami et al. 2024).
-    """
-    return math.log(n) - (n - 1) / n
-
-
-def wins(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """1 where ours is the higher score, 0 where theirs is, 1/2 where they tie."""
-    return [0.5 + 0.5 * ((a > b) - (a < b)) for a, b in zip(ours, theirs, strict=True)]
-
-
-def repeated_bigrams(text: str) -> float:
-    """Share of a text's word bigrams that repeat an earlier one, in [0, 1)."""
-    words = text.lower().split()
-    bigrams = list(pairwise(words))
-    return 1 - len(set(bigrams)) / len(bigrams) if bigrams else 0.0
-
-
 RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean that knows what it is divided by, so that the means of parts of a batch add up to its own.
+
+    Attributes:
+        total: sum of the terms, a number or a scalar tensor.
+        count: number of terms, such as response tokens.
+    """
+
+    total: Tensor | float
+    count: Tensor | float
+
+    def __add__(self, other: Mean) -> Mean:
+        return Mean(self.total + other.total, self.count + other.count)
+
+    @property
+    def value(self) -> float:
+        """The mean itself. Equal terms have exactly that mean: the division comes last, in float64."""
+        return float(self.total) / float(self.count)
+
+
+Means = dict[str, Mean]
+
+
+def add_means(parts: Iterable[Mapping[str, Mean]]) -> Means:
+    """Add up, by name, the means of the parts of a batch; every part has the same names."""
+    sums: Means = {}
+    for part in parts:
+        sums = {name: sums[name] + mean if name in sums else mean for name, mean in part.items()}
+    return sums
 
 
 def mean_with_interval(name: str, values: Sequence[float], seed: int = 0) -> dict[str, float]:
     """Mean and its 95 % percentile bootstrap interval (Efron 1979): `name`, `name_low`, `name_high`.
 
     Args:
-        values: one for each prompt: several figures of one prompt are not independent, so they are
-            averaged before they come here.
+        values: one per prompt. Scores of one prompt are not independent, so callers average them first.
     """
     array = np.asarray(values, dtype=np.float64)
     picks = np.random.default_rng(seed).integers(len(array), size=(RESAMPLES, len(array)))
@@ -61,7 +59,7 @@ def mean_with_interval(name: str, values: Sequence[float], seed: int = 0) -> dic
 
 @dataclass
 class RunningMoments:
-    """Mean and variance of all rewards so far, by the parallel update of Chan et al. 1979."""
+    """Mean and variance of all values so far, by the parallel update of Chan et al. 1979."""
 
     count: float = 0.0
     mean: float = 0.0
@@ -81,4 +79,37 @@ class RunningMoments:
 
     @property
     def deviation(self) -> float:
+        """Standard deviation of all values so far; 1 before the first."""
         return math.sqrt(self.square / self.count) if self.count else 1.0
+
+
+def wins(scores: Sequence[float], others: Sequence[float]) -> list[float]:
+    """1 if the score is higher than the other, 0 if it is lower, 1/2 if they tie."""
+    return [0.5 + 0.5 * ((a > b) - (a < b)) for a, b in zip(scores, others, strict=True)]
+
+
+def expected_best(scores: Sequence[float], values: Sequence[float], k: int) -> float:
+    """Expected value of the best-scored of k answers, over all choices of k (Nakano et al. 2021).
+
+    Args:
+        scores: what the best answer is chosen by.
+        values: what the chosen answer is worth.
+    """
+    order = sorted(range(len(scores)), key=lambda i: scores[i])
+    ways = (math.comb(below, k - 1) * values[i] for below, i in enumerate(order))
+    return sum(ways) / math.comb(len(scores), k)
+
+
+def kl_of_best(n: int) -> float:
+    """KL of best-of-n to the sampled policy in nats: log n - (n - 1)/n (Stiennon et al. 2020, appendix G).
+
+    Exact if no two answers tie; else an upper bound (Beirami et al. 2024).
+    """
+    return math.log(n) - (n - 1) / n
+
+
+def repeated_bigrams(text: str) -> float:
+    """Share of a text's word bigrams that repeat an earlier one, in [0, 1)."""
+    words = text.lower().split()
+    bigrams = list(pairwise(words))
+    return 1 - len(set(bigrams)) / len(bigrams) if bigrams else 0.0

@@ -1,8 +1,7 @@
-"""PPO's experience: responses of the policy, what the four roles and the rewards say of them, advantages."""
+"""PPO's experience: responses of the policy, and what roles and rewards say of them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,189 +12,140 @@ from configs.schema import Ppo
 from data.batches import tokenize
 from data.batches.sampler import micro_batches, seed_from
 from stages.feedback.reward_model import RewardModel
-from stages.feedback.rewards import Rewards, shape_rewards
-from stages.maths.advantages import gae, next_kl_coef, scale, token_rewards, whiten
-from stages.rl.trajectory import Sample, padded, put, token_mask
+from stages.feedback.rewards import Rewards
+from stages.rl.trajectory import Trajectory
+from stages.sampling.decoding import Response
 from stages.sampling.response_batch import ResponseBatch, response_logprobs, response_statistics, state_values
 from stages.sampling.sampler import Sampler
-from stages.training.throughput import Stopwatch
 
 POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
 
 
-class Experience:
-    """Collects experience; from `collect` on all ranks hold the whole batch of samples.
+class ExperienceCollector:
+    """Rolls out prompts and scores the responses.
 
-    `memory` goes into checkpoints: `kl_coef` where it adapts, `reward_moments` where rewards are normalised.
+    Attributes:
+        shared_critic: the critic is a head on the policy, whose forward gives log-probabilities and values.
+        recomputes_logprobs: the training model computes the log-probabilities again. Otherwise those of the
+            sampling engine serve, which is one forward less.
+        defers_values: the critic's first update computes the old values, which is one forward less. This
+            holds if that update is on the whole rollout, so that the critic has not changed in between.
     """
 
-    def __init__(
-        self, ppo: Ppo, sampler: Sampler, reward_model: RewardModel, seed: int, memory: dict[str, Any]
-    ) -> None:
-        self.ppo, self.sampler, self.reward_model, self.seed, self.memory = (
-            ppo,
-            sampler,
-            reward_model,
-            seed,
-            memory,
-        )
-        self.ranks, self.tokenizer = sampler.ranks, sampler.tokenizer
-        self.kl_coef = ppo.kl_coef  # of the batch in hand
+    def __init__(self, ppo: Ppo, sampler: Sampler, reward_model: RewardModel, seed: int) -> None:
+        self.ppo, self.sampler, self.reward_model, self.seed = ppo, sampler, reward_model, seed
+        self.ranks = sampler.ranks
         self.rewards = Rewards(ppo.rewards)
-        self.shared_head = CRITIC if ppo.critic == "shared" else None
-        # What a shared critic says comes from the same forward.
-        self.recomputes = (
-            bool(self.shared_head) or ppo.old_logprobs == "recomputed" or not sampler.same_to_rounding
+        self.shared_critic = ppo.critic == "shared"
+        self.recomputes_logprobs = (
+            self.shared_critic or ppo.old_logprobs == "recomputed" or not sampler.same_to_rounding
         )
-        # The critic does not change between its scoring of a rollout and its first update on it, if that is
-        # on all of it. A shared critic's values come of the policy's forward, whose loss awaits advantages.
-        self.values_from_training = ppo.minibatches == 1 and not self.shared_head
+        self.defers_values = ppo.minibatches == 1 and not self.shared_critic
 
-    def collect(self, step: int, prompts: Sequence[tokenize.Prompt]) -> tuple[list[Sample], dict[str, float]]:
-        """Roll out `prompts` (the global batch), score the responses, and estimate advantages.
+    def share(self, batch: int) -> list[int]:
+        """Indices of this rank's prompts in a batch: its share of each minibatch."""
+        minibatches = micro_batches(range(batch), batch // self.ppo.minibatches)
+        return [row for minibatch in minibatches for row in self.ranks.share(minibatch)]
 
-        Where `values_from_training` there are no values yet, and so no advantages: those come of
-        `take_values` with each forward of the critic's first update, and of `share_values` after them all.
+    def roll_out(self, step: int, prompts: Sequence[tokenize.Prompt]) -> list[Response]:
+        """One response of the policy to each of this rank's prompts.
 
-        Returns:
-            The samples of all ranks, in the order of `prompts`, and the iteration's metrics.
+        Args:
+            prompts: the global batch. The noise of a response depends on seed, step, index and prompt alone.
         """
-        watch, times = Stopwatch(), {}
-        mine = self.roll_out(step, prompts)
-        times["time/rollout"] = watch.lap()
-        self.score(mine)
-        times["time/score"] = watch.lap()
-        samples = sorted(self.ranks.gather(mine), key=lambda sample: sample.index)
-        figures = self.assign_rewards(samples)
-        if not self.values_from_training:
-            self.estimate_advantages(samples)
-        self._adapt_kl_coef(step, figures["objective/kl"], len(samples))
-        return samples, times | figures
-
-    def roll_out(self, step: int, prompts: Sequence[tokenize.Prompt]) -> list[Sample]:
-        """Sample a response to each of this rank's prompts; the noise is a function of seed, step, prompt."""
-        samples = [Sample(i, prompt) for i, prompt in enumerate(prompts)]
-        mine = [sample for minibatch in self.minibatches(samples) for sample in self.ranks.share(minibatch)]
-        seeds = [seed_from(self.seed, "rollout", step, s.index, s.prompt_ids) for s in mine]
-        responses = self.sampler.respond(POLICY, [s.prompt_ids for s in mine], seeds)
-        for sample, response in zip(mine, responses, strict=True):
-            sample.response = response
-        return mine
-
-    def minibatches(self, samples: list[Sample]) -> list[list[Sample]]:
-        return micro_batches(samples, len(samples) // self.ppo.minibatches)
-
-    def micro_batches(self, share: list[Sample]) -> list[list[Sample]]:
-        """A rank's share of a minibatch as it goes through the model: by length, to have little padding."""
-        by_length = sorted(share, key=lambda sample: len(sample.prompt_ids) + len(sample.response_ids))
-        return micro_batches(by_length, self.ppo.micro_batch_size)
+        rows = self.share(len(prompts))
+        ids = [prompts[row].prompt_ids for row in rows]
+        seeds = [seed_from(self.seed, "rollout", step, row, prompts[row].prompt_ids) for row in rows]
+        return self.sampler.respond(POLICY, ids, seeds)
 
     @torch.no_grad()
-    def score(self, mine: list[Sample]) -> None:
-        """Let the roles look at the responses: policy and critic only where nothing else tells what they say.
+    def score(self, prompts: Sequence[tokenize.Prompt], responses: list[Response]) -> Trajectory:
+        """What policy, reference, critic and rewards say of this rank's `responses`.
 
-        The micro-batches are those of the first epoch's updates: equal forwards give old values and the first
-        new ones, and old and new log-probabilities where they are recomputed, whose first ratio is exactly 1.
+        The micro-batches are those of the first epoch's updates. Equal forwards give equal values, and, if
+        log-probabilities are recomputed, a first ratio of exactly 1.
+
+        Args:
+            prompts: the global batch.
+
+        Returns:
+            This rank's rows. `values` are (B, 0) if `defers_values`.
         """
-        models = self.reward_model.models
-        for share in micro_batches(mine, len(mine) // self.ppo.minibatches):
-            for micro in self.micro_batches(share):
-                batch = self.response_batch(micro)
-                self._ask_policy_and_critic(micro, batch)
-                put(micro, "ref_logprobs", response_logprobs(models, REFERENCE, batch))
+        mine = [prompts[row] for row in self.share(len(prompts))]
+        longest = max(len(response.ids) for response in responses)
+        columns = {name: torch.zeros(len(mine), longest) for name in ("logprobs", "ref_logprobs", "values")}
+        scores = torch.zeros(len(mine), dtype=torch.float64)
+        sampled = _stack([torch.tensor(response.logprobs) for response in responses], longest)
+        for share in micro_batches(range(len(mine)), len(mine) // self.ppo.minibatches):
+            for rows in self.by_length(share, mine, responses):
+                batch = self.sampler.response_batch(
+                    [mine[row].prompt_ids for row in rows], [responses[row] for row in rows]
+                )
+                statistics = self._ask_roles(batch)
+                width = batch.mask.shape[1]
+                for name, column in statistics.items():
+                    columns[name][rows, :width] = torch.where(batch.mask, column[:, :width], 0.0).cpu()
                 if self.rewards.uses_reward_model:
-                    for one, score in zip(micro, self._scores(micro).tolist(), strict=True):
-                        one.rewards |= dict.fromkeys(self.rewards.of_reward_model, score)
-        texts = self.sampler.decode([one.response_ids for one in mine])
-        for name, found in self.rewards([one.prompt.text for one in mine], texts).items():
-            for one, value in zip(mine, found, strict=True):
-                one.rewards[name] = value
+                    answers = [responses[row] for row in rows]
+                    scores[rows] = self.reward_model([mine[row] for row in rows], answers).double().cpu()
+        return Trajectory(
+            prompts=mine,
+            responses=responses,
+            sampled_logprobs=sampled,
+            logprobs=columns["logprobs"] if self.recomputes_logprobs else sampled,
+            ref_logprobs=columns["ref_logprobs"],
+            values=columns["values"][:, :0] if self.defers_values else columns["values"],
+            terms=self._terms(mine, responses, scores),
+        )
 
-    def _ask_policy_and_critic(self, micro: list[Sample], batch: ResponseBatch) -> None:
+    def gather(self, mine: Trajectory, batch: int) -> Trajectory:
+        """The rows of all ranks, in the order of the batch's prompts. Every rank must call."""
+        rows = self.ranks.gather(self.share(batch))
+        together = Trajectory.join(self.ranks.gather([mine]))
+        return together.select(sorted(range(batch), key=lambda place: rows[place]))
+
+    def by_length(
+        self, rows: Sequence[int], prompts: Sequence[tokenize.Prompt], responses: Sequence[Response]
+    ) -> list[list[int]]:
+        """Rows as they go through the model together: sorted by length, so that little is padding."""
+
+        def length(row: int) -> int:
+            return len(prompts[row].prompt_ids) + len(responses[row].ids)
+
+        return micro_batches(sorted(rows, key=length), self.ppo.micro_batch_size)
+
+    def _ask_roles(self, batch: ResponseBatch) -> dict[str, Tensor]:
+        """Columns of a micro-batch, (b, >= R) each; a forward is saved if something else has its result."""
         models = self.reward_model.models
-        if self.shared_head:
-            figures = response_statistics(models, POLICY, batch, values=self.shared_head)
-            put(micro, "logprobs", figures.logprobs)
-            put(micro, "values", figures.values)
-            return
-        if not self.values_from_training:
-            put(micro, "values", state_values(models, CRITIC, batch))
-        if self.recomputes:
-            put(micro, "logprobs", response_logprobs(models, POLICY, batch))
-        else:
-            for one in micro:
-                one.logprobs = one.sampled_logprobs
+        columns = {"ref_logprobs": response_logprobs(models, REFERENCE, batch)}
+        if self.shared_critic:
+            policy = response_statistics(models, POLICY, batch, values=CRITIC)
+            return columns | {"logprobs": policy.logprobs, "values": policy.values}
+        if not self.defers_values:
+            columns["values"] = state_values(models, CRITIC, batch)
+        if self.recomputes_logprobs:
+            columns["logprobs"] = response_logprobs(models, POLICY, batch)
+        return columns
 
-    def _scores(self, samples: list[Sample]) -> Tensor:
-        return self.reward_model([s.prompt for s in samples], [s.response for s in samples])
+    def _terms(
+        self, prompts: Sequence[tokenize.Prompt], responses: Sequence[Response], scores: Tensor
+    ) -> dict[str, Tensor]:
+        """The terms of the reward by name, (B,) in float64; `scores` are the reward model's."""
+        texts = self.sampler.decode([response.ids for response in responses])
+        others = self.rewards([prompt.text for prompt in prompts], texts)
+        terms = dict.fromkeys(self.rewards.of_reward_model, scores)
+        return terms | {name: torch.tensor(values, dtype=torch.float64) for name, values in others.items()}
 
-    def assign_rewards(self, samples: list[Sample]) -> dict[str, float]:
-        """Scores and per-token rewards over the whole batch; fills score and token_rewards."""
-        ppo = self.ppo
-        logprobs, mask = padded(samples, "logprobs"), token_mask(samples)
-        ref_logprobs = padded(samples, "ref_logprobs")
-        ended = torch.tensor([s.response_ids[-1] == self.tokenizer.eos_token_id for s in samples])
-        totals = torch.tensor([self.rewards.total(s.rewards) for s in samples])
-        scores = shape_rewards(totals, mask.sum(1), ended, ppo, self.memory)
-        self.kl_coef = float(self.memory.get("kl_coef", ppo.kl_coef))
-        kl_coef = self.kl_coef if ppo.kl_in == "reward" else 0.0
-        rewards = token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef, ppo.kl_estimator)
-        non_score = rewards.sum(1) - scores
-        put(samples, "token_rewards", scale(rewards, mask) if ppo.whiten_rewards else rewards)
-        for one, score in zip(samples, scores, strict=True):
-            one.score = float(score)
-        terms = {
-            f"rewards/{name}/mean": sum(s.rewards[name] for s in samples) / len(samples)
-            for name in self.rewards.weights
-        }
-        return {
-            "objective/kl": sum(s.kl for s in samples) / len(samples),
-            "objective/kl_coef": self.kl_coef,
-            "objective/entropy": -float(logprobs[mask].mean()),
-            "objective/scores": float(scores.mean()),
-            "objective/non_score_reward": float(non_score.mean()),
-            "objective/rlhf_reward": float((scores + non_score).mean()),
-            **terms,
-            "completions/mean_length": float(mask.sum(1).float().mean()),
-            "completions/clipped_ratio": 1 - float(ended.float().mean()),
-        }
-
-    def take_values(self, samples: list[Sample], values: Tensor) -> None:
-        """Keep the values (B, R + 1) of some of this rank's samples as the old ones; fills returns, too."""
-        put(samples, "values", values.detach())
-        self._estimate(samples)
-
-    def share_values(self, samples: list[Sample], mine: list[Sample]) -> None:
-        """Estimate advantages once `mine`, this rank's part of all samples, has taken its values."""
-        for index, values in self.ranks.gather([(one.index, one.values) for one in mine]):
-            samples[index].values = values
-        self.estimate_advantages(samples)
-
-    def estimate_advantages(self, samples: list[Sample]) -> None:
-        """GAE and whitening over the whole batch; fills advantages and returns."""
-        self._estimate(samples)
-        if self.ppo.whiten_advantages:
-            put(samples, "advantages", whiten(padded(samples, "advantages"), token_mask(samples)))
-
-    def _estimate(self, samples: list[Sample]) -> None:
-        rewards, values = padded(samples, "token_rewards"), padded(samples, "values")
-        advantages, returns = gae(rewards, values, token_mask(samples), self.ppo.gamma, self.ppo.lam)
-        put(samples, "advantages", advantages)
-        put(samples, "returns", returns)
-
-    def _adapt_kl_coef(self, step: int, kl: float, responses: int) -> None:
-        """Move an adaptive coefficient on for the next batch, unless the policy stands still."""
-        ppo = self.ppo
-        if ppo.kl_target and step >= ppo.critic_warmup and math.isfinite(kl):
-            self.memory["kl_coef"] = next_kl_coef(self.kl_coef, kl, ppo.kl_target, responses, ppo.kl_horizon)
-
-    def response_batch(self, samples: list[Sample]) -> ResponseBatch:
-        return self.sampler.response_batch([s.prompt_ids for s in samples], [s.response for s in samples])
-
-    def readable(self, samples: list[Sample]) -> list[dict[str, Any]]:
-        """Samples as rows for people."""
-        texts = self.sampler.decode([s.response_ids for s in samples])
+    def readable(self, trajectory: Trajectory, scores: Tensor) -> list[dict[str, Any]]:
+        """One row per response for people to read."""
+        texts = self.sampler.decode([response.ids for response in trajectory.responses])
+        columns = zip(trajectory.prompts, texts, scores.tolist(), trajectory.kl.tolist(), strict=True)
         return [
-            {"prompt": s.prompt.text, "response": text, "score": s.score, "kl": s.kl}
-            for s, text in zip(samples, texts, strict=True)
+            {"prompt": prompt.text, "response": text, "score": score, "kl": kl}
+            for prompt, text, score, kl in columns
         ]
+
+
+def _stack(rows: Sequence[Tensor], length: int) -> Tensor:
+    """Rows of different lengths as (B, length), padded on the right with 0."""
+    return torch.stack([torch.nn.functional.pad(row, (0, length - len(row))) for row in rows])

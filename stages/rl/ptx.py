@@ -12,7 +12,8 @@ from data.batches.sampler import global_batch, micro_batches, seed_from
 from data.batches.tokenize import Demonstration
 from data.examples import read_examples
 from stages.context import Context
-from stages.maths.losses import nll_loss
+from stages.maths.losses import masked_mean, nll_loss
+from stages.maths.statistics import Mean
 from stages.training.engine import Engine
 from stages.training.likelihood import forward, targets
 
@@ -39,20 +40,19 @@ class Ptx:
         self.size = ppo.ptx_batch_size or ppo.batch_size // ppo.minibatches
         self.micro_batch_size, self.seed = ppo.micro_batch_size, seed_from(seed, "ptx")
 
-    def backward(self) -> float:
+    def backward(self) -> Mean:
         """Add the gradient of `ptx_coef` times the loss on a batch; returns this rank's part of that loss.
 
-        Which batch that is, is a function of the seed and of the optimizer steps done.
+        The batch is a function of the seed and of the optimizer steps done.
         """
-        picks = global_batch(len(self.demonstrations), self.size, self.seed, self.engine.steps)
+        picks = global_batch(len(self.demonstrations), self.size, self.seed, self.engine.counters.steps)
         batch = [self.demonstrations[i] for i in picks]
-        tokens, total = sum(map(targets, batch)), 0.0
+        tokens, nll = sum(map(targets, batch)), Mean(0.0, 0.0)
         for micro in micro_batches(self.engine.ranks.share(batch), self.micro_batch_size):
-            total += self._backward(micro, tokens)
-        return total
+            nll += self._backward(micro, tokens)
+        return nll
 
-    def _backward(self, micro: Sequence[Demonstration], tokens: int) -> float:
+    def _backward(self, micro: Sequence[Demonstration], tokens: int) -> Mean:
         logprobs, _, mask = forward(self.engine, micro, self.pad_id, self.engine.ranks.device)
-        loss = nll_loss(logprobs, mask, tokens)
-        self.engine.backward(self.coef * loss)
-        return loss.item()
+        self.engine.backward(self.coef * nll_loss(logprobs, mask, tokens))
+        return masked_mean(-logprobs, mask)

@@ -1,76 +1,114 @@
-"""What PPO knows of each prompt and its response, and the tensors of many of them."""
+"""A batch of prompts and responses, with what PPO knows of each response token."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.functional import pad
 
-from data.batches import tokenize
+from data.batches.tokenize import Prompt
 from stages.sampling.decoding import Response
 
 
-@dataclass
-class Sample:
-    """A prompt, its response, and what the four roles say of it; tensors are (R,) on the CPU.
+@dataclass(frozen=True)
+class Trajectory:
+    """B prompts, their responses, and what the roles and the rewards say of them.
 
-    `logprobs` are the policy's before its update; `rewards` the terms of the reward by name. `score`, what
-    they come to less penalties, and `token_rewards` follow once the batch is whole; `advantages` and
-    `returns` once there are `values`, the critic's before each token.
+    Tensors lie on the CPU. Rows are padded on the right with 0 to R, the longest response.
+
+    Attributes:
+        prompts, responses: B each.
+        sampled_logprobs: (B, R) log-probabilities by the engine that sampled. They differ from the training
+            model's, at least by rounding.
+        logprobs: (B, R) of the policy before its update.
+        ref_logprobs: (B, R) of the reference.
+        values: (B, R) of the critic before each token; (B, 0) until the critic has been asked.
+        terms: (B,) each, the terms of the reward by name.
     """
 
-    index: int
-    prompt: tokenize.Prompt
-    response: Response = field(default_factory=Response)
-    logprobs: Tensor = torch.empty(0)
-    ref_logprobs: Tensor = torch.empty(0)
-    values: Tensor = torch.empty(0)
-    rewards: dict[str, float] = field(default_factory=dict)
-    score: float = 0.0
-    token_rewards: Tensor = torch.empty(0)
-    advantages: Tensor = torch.empty(0)
-    returns: Tensor = torch.empty(0)
+    prompts: list[Prompt]
+    responses: list[Response]
+    sampled_logprobs: Tensor
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    terms: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.responses)
 
     @property
-    def prompt_ids(self) -> list[int]:
-        return self.prompt.prompt_ids
+    def lengths(self) -> Tensor:
+        """(B,) response tokens."""
+        return torch.tensor([len(response.ids) for response in self.responses])
 
     @property
-    def response_ids(self) -> list[int]:
-        return self.response.ids
+    def mask(self) -> Tensor:
+        """(B, R) True on response tokens."""
+        return torch.arange(self.logprobs.shape[1]) < self.lengths[:, None]
 
     @property
-    def sampled_logprobs(self) -> Tensor:
-        """The policy's by the engine that sampled: other than the training model's by rounding at least."""
-        return torch.tensor(self.response.logprobs)
+    def kl(self) -> Tensor:
+        """(B,) sum of log pi - log pi_ref over a response: an unbiased estimate of the KL, in nats."""
+        return (self.logprobs - self.ref_logprobs).sum(1)
 
     @property
-    def awaits_values(self) -> bool:
-        """Whether the critic has not seen it."""
-        return not self.values.numel()
+    def has_values(self) -> bool:
+        """Whether the critic has been asked."""
+        return self.values.shape[1] > 0
 
     @property
-    def kl(self) -> float:
-        """Sum over the response of log pi - log pi_ref: an unbiased estimate of the KL, in nats."""
-        return float((self.logprobs - self.ref_logprobs).sum())
+    def tokens(self) -> int:
+        """Tokens of prompts and responses, padding aside."""
+        return sum(len(prompt.prompt_ids) for prompt in self.prompts) + int(self.lengths.sum())
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """The given rows, in that order, padded to the longest response among them."""
+        longest, index = int(self.lengths[list(rows)].max()), torch.tensor(rows)
+
+        def pick(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[index, :longest] if value.dim() == 2 else value[index]
+            if isinstance(value, dict):
+                return {name: pick(column) for name, column in value.items()}
+            return [value[i] for i in rows]
+
+        return type(self)(**{name: pick(value) for name, value in vars(self).items()})
+
+    @classmethod
+    def join(cls, parts: Sequence[Trajectory]) -> Trajectory:
+        """The rows of all parts, one part after another."""
+        longest = max(part.logprobs.shape[1] for part in parts)
+
+        def stack(tensors: Sequence[Tensor]) -> Tensor:
+            # Values that are still unknown, (B, 0), stay so.
+            return torch.cat([pad(t, (0, longest - t.shape[1])) if t.shape[1] else t for t in tensors])
+
+        return Trajectory(
+            prompts=[prompt for part in parts for prompt in part.prompts],
+            responses=[response for part in parts for response in part.responses],
+            sampled_logprobs=stack([part.sampled_logprobs for part in parts]),
+            logprobs=stack([part.logprobs for part in parts]),
+            ref_logprobs=stack([part.ref_logprobs for part in parts]),
+            values=stack([part.values for part in parts]),
+            terms={name: torch.cat([part.terms[name] for part in parts]) for name in parts[0].terms},
+        )
 
 
-def padded(samples: Sequence[Sample], name: str) -> Tensor:
-    """One figure of all response tokens, right-padded with 0: (B, R)."""
-    return pad_sequence([getattr(sample, name) for sample in samples], batch_first=True)
+@dataclass(frozen=True)
+class Experience(Trajectory):
+    """A trajectory with its rewards.
 
+    Attributes:
+        scores: (B,) the terms of the reward added up and shaped, without the KL penalty.
+        rewards: (B, R) per token: the KL penalty, and the score on the last token.
+        advantages: (B, R); (B, 0) until there are `values`.
+    """
 
-def token_mask(samples: Sequence[Sample]) -> Tensor:
-    """(B, R) True on response tokens."""
-    lengths = torch.tensor([len(sample.response_ids) for sample in samples])
-    return torch.arange(int(lengths.max())) < lengths[:, None]
-
-
-def put(samples: Sequence[Sample], name: str, figures: Tensor) -> None:
-    """Give each sample its row of `figures` (B, >= R), without padding."""
-    for sample, row in zip(samples, figures.cpu(), strict=True):
-        # A view would take the whole batch along to other ranks.
-        setattr(sample, name, row[: len(sample.response_ids)].clone())
+    scores: Tensor
+    rewards: Tensor
+    advantages: Tensor

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,58 +30,71 @@ from configs.schema import DeepSpeed, Training
 from stages.distributed.ranks import Ranks
 from stages.distributed.zero3 import gather_again
 from stages.models.role_models import RoleModels, trainable
+from stages.training.checkpoint import State
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-KEPT = "kept/"
+
+
+@dataclass
+class Counters:
+    """What the engine remembers beside tensors.
+
+    Attributes:
+        steps: optimizer steps done, skipped ones included.
+        skipped: steps that changed nothing, because the norm of the gradient was not finite.
+        skipped_in_row: skipped steps since the last one that was not.
+        held: roles that stand still for now.
+        released_at: of roles that stood still, the count of applied steps at their release.
+    """
+
+    steps: int = 0
+    skipped: int = 0
+    skipped_in_row: int = 0
+    held: list[str] = field(default_factory=list)
+    released_at: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def applied(self) -> int:
+        """Steps that were not skipped; Adam's own count."""
+        return self.steps - self.skipped
 
 
 class Engine:
     """A DeepSpeed engine over roles, on one base or two.
 
-    The learning rate of a step is a function of the step (transformers' schedules), as is every random
-    number, so a checkpoint needs parameters, Adam's moments and the step, and nothing else.
+    The learning rate is a function of the step (transformers' schedules), and so is every random number. A
+    checkpoint therefore needs parameters, Adam's moments and `Counters`, and nothing else.
     """
 
     def __init__(
         self,
-        roles: RoleModels,
+        models: RoleModels,
         learning_rates: Mapping[str, float],
         training: Training,
         total_steps: int,
         config: DeepSpeed,
         ranks: Ranks,
     ) -> None:
-        """Wrap `roles` for training.
+        """Wrap `models` for training.
 
         Args:
             learning_rates: peak learning rate of each role to train.
             total_steps: optimizer steps of the whole stage, for the schedule.
 
         Raises:
-            UserError: the global batch does not divide by the number of ranks, or the DeepSpeed JSON
-                cannot serve (see `deepspeed_options`).
+            UserError: the number of ranks does not divide the global batch, or the DeepSpeed JSON is not
+                usable (see `deepspeed_options`).
         """
         if training.batch_size % ranks.world:
             raise UserError(
                 f"batch_size: {training.batch_size} is not divisible by the number of ranks, {ranks.world}. "
                 "Change batch_size or --num_accelerators."
             )
-        self.roles, self.ranks = roles, ranks
-        self.parameters = trainable(roles, learning_rates)
+        self.models, self.ranks = models, ranks
+        self.parameters = trainable(models, learning_rates)
         self.grad_norm = 0.0
-        self.steps = 0
-        self.skipped, self.skipped_in_row = 0, 0
-        self.begins: dict[str, float] = {}  # Adam's step after which a role moves, if not from the first
-        self.kept: dict[str, Tensor] = {}  # what else a recipe wants in its checkpoints, whole and on the CPU
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": list(trainable(roles, [role]).values()), "lr": rate}
-                for role, rate in learning_rates.items()
-            ],
-            betas=(training.adam_beta1, training.adam_beta2),
-            eps=training.adam_epsilon,
-            weight_decay=training.weight_decay,
-        )
+        self.counters = Counters()
+        self.optimizer = _adamw(models, learning_rates, training)
         self._peaks = dict(learning_rates)
         self._factor = _schedule(training, total_steps)
         options = deepspeed_options(config)
@@ -88,23 +102,11 @@ class Engine:
         if self.zero_stage == 0:
             # Without ZeRO, DeepSpeed clips but keeps the norm to itself.
             self.optimizer.register_step_pre_hook(lambda *_: self._clip(training.max_grad_norm))
-        roles.train()  # PEFT leaves what it loads in eval mode: no dropout, no gradient checkpointing
-        self.deepspeed = deepspeed.initialize(
-            model=roles,
-            optimizer=self.optimizer,
-            config=options
-            | {
-                "train_micro_batch_size_per_gpu": 1,
-                "gradient_accumulation_steps": 1,
-                "managed_gradient_accumulation": False,
-                "gradient_clipping": training.max_grad_norm if self.zero_stage else 0.0,
-                "zero_force_ds_cpu_optimizer": False,
-                "steps_per_print": None,
-            },
-        )[0]
+        models.train()  # PEFT leaves what it loads in eval mode: no dropout, no gradient checkpointing
+        self.deepspeed = _initialize(models, self.optimizer, options, training)
         if self.zero_stage == 3:
-            gather_again(roles)
-        # DeepSpeed's own group has torch's default, whatever was given to it at the start.
+            gather_again(models)
+        # DeepSpeed's own group has torch's default timeout, whatever the job's group was given.
         _set_pg_timeout(timedelta(minutes=config.timeout_minutes), groups._get_data_parallel_group())
         self._start_moments()
 
@@ -115,39 +117,53 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of this rank's part of the global loss.
 
-        Callers let go of the loss, and of what it was computed from, before the next forward: the nodes of a
-        graph lie between its large blocks and keep an allocator from using those again, which cost a CPU
-        1.4 GiB of 5 in SFT on a 135M base with two micro-batches.
+        Drop the loss, and what it was computed from, before the next forward. Nodes of a graph lie between
+        its large blocks and keep an allocator from reusing those: on a CPU, SFT on a 135M base with two
+        micro-batches took 1.4 GiB of 5 more.
         """
         self.deepspeed.backward(loss * self.ranks.world, scale_wrt_gas=False)
 
     def step(self) -> None:
         """Average gradients over ranks, clip by global norm, update, and clear the gradients.
 
-        Where the norm is not finite, parameters and moments stay as they are, and the step is counted in
-        `skipped`; the schedule goes on.
+        If the norm is not finite, parameters and moments stay as they are, and the step counts as skipped.
+        The schedule advances all the same.
         """
         for group, role in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = self.learning_rate(role) * self._adam_correction(role)
+            group["lr"] = self.learning_rate(role) * self._bias_correction(role)
         self.deepspeed.step()
-        self.steps += 1
         if self.zero_stage:
-            # DeepSpeed leaves the step out itself, and gives infinity for a norm that is not finite.
+            # DeepSpeed skips the step itself, and reports infinity for a norm that is not finite.
             self.grad_norm = float(self.deepspeed.get_global_grad_norm())
-        lost = not math.isfinite(self.grad_norm)
-        self.skipped += lost
-        self.skipped_in_row = self.skipped_in_row + 1 if lost else 0
+        skipped = not math.isfinite(self.grad_norm)
+        self.counters.steps += 1
+        self.counters.skipped += skipped
+        self.counters.skipped_in_row = self.counters.skipped_in_row + 1 if skipped else 0
         if self.zero_stage == 3:
-            # ZeRO-3 overwrites its gradient buffers only in the first backward of a step; a role whose
-            # turn comes in a later backward would be added to what the step before left there.
+            # ZeRO-3 overwrites its gradient buffers only in the first backward of a step. A role whose turn
+            # comes in a later backward would be added to what the step before left there.
             self.deepspeed.optimizer.grad_partitions_flat_buffer.zero_()
 
-    def learning_rate(self, role: str) -> float:
-        """The learning rate of a role at the next step; 0 before it `begins`."""
-        return self._peaks[role] * self._factor(self.steps) * (self.adam_steps >= self.begins.get(role, 0))
+    def hold(self, role: str) -> None:
+        """Let `role` stand still: its learning rate is 0 until `release`. Its gradients must be 0, too."""
+        if role not in self.counters.held:
+            self.counters.held.append(role)
 
-    def _adam_correction(self, role: str) -> float:
-        """What takes the steps before a role `begins`, with gradients of 0, out of Adam's bias correction.
+    def release(self, role: str) -> None:
+        """Let a held `role` learn as if the steps until now had not been; otherwise do nothing."""
+        if role in self.counters.held:
+            self.counters.held.remove(role)
+            self.counters.released_at[role] = self.counters.applied
+
+    def is_held(self, role: str) -> bool:
+        return role in self.counters.held
+
+    def learning_rate(self, role: str) -> float:
+        """The learning rate of a role at the next step; 0 while the role is held."""
+        return 0.0 if self.is_held(role) else self._peaks[role] * self._factor(self.counters.steps)
+
+    def _bias_correction(self, role: str) -> float:
+        """Factor on the learning rate that takes the steps before `release` out of Adam's bias correction.
 
         Kingma and Ba 2015, section 2: after t steps the rate is times sqrt(1 - beta2^t) / (1 - beta1^t).
         """
@@ -156,13 +172,8 @@ class Engine:
         def correction(steps: int) -> float:
             return math.sqrt(1 - beta2**steps) / (1 - beta1**steps)
 
-        idle, counted = self.begins.get(role, 0), self.adam_steps + 1
-        return correction(counted - int(idle)) / correction(counted) if 0 < idle < counted else 1.0
-
-    @property
-    def adam_steps(self) -> int:
-        """The steps that were not left out."""
-        return self.steps - self.skipped
+        idle, steps = self.counters.released_at.get(role, 0), self.counters.applied + 1
+        return correction(steps - idle) / correction(steps) if idle else 1.0
 
     def _clip(self, max_norm: float) -> None:
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), max_norm or float("inf"))
@@ -182,49 +193,45 @@ class Engine:
 
     def role_tensors(self, role: str) -> dict[str, Tensor]:
         """Adapter and head of `role` as whole CPU tensors, by parameter name. Every rank must call."""
-        parameters = self.roles.role_parameters(role)
+        return self._on_cpu(self.models.role_parameters(role))
+
+    def _on_cpu(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         with self.whole(parameters.values()):
             return {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
 
-    def state(self) -> dict[str, Tensor]:
-        """Trained parameters, Adam's moments and `kept` as whole CPU tensors. Every rank must call."""
-        with self.whole(self.parameters.values()):
-            tensors = {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
-        for name, parameter in self.parameters.items():
-            for moment in MOMENTS:
-                tensors[f"{moment}/{name}"] = self._moment(parameter, moment).cpu()
-        return tensors | {f"{KEPT}{name}": tensor.clone() for name, tensor in self.kept.items()}
-
     @torch.no_grad()
-    def put(self, tensors: Mapping[str, Tensor]) -> None:
-        """Make `tensors` the values of parameters, when training is over. Every rank must call."""
+    def set_parameters(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replace parameters by `tensors`; Adam's moments stay. Every rank must call."""
         parameters = [self.parameters[name] for name in tensors]
         gathered = deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
         with gathered if self.zero_stage == 3 else contextlib.nullcontext():
             for parameter, tensor in zip(parameters, tensors.values(), strict=True):
                 parameter.copy_(tensor)
 
+    def state_dict(self) -> State:
+        """Counters, trained parameters and Adam's moments. Every rank must call."""
+        tensors = self._on_cpu(self.parameters)
+        for name, parameter in self.parameters.items():
+            for moment in MOMENTS:
+                tensors[f"{moment}/{name}"] = self._moment(parameter, moment).cpu()
+        return State(asdict(self.counters), tensors)
+
+    def load_state_dict(self, state: State) -> None:
+        """Resume with the counters and Adam's moments of `state`. Every rank must call.
+
+        The parameters themselves are loaded before the engine is built (`load_parameters`).
+        """
+        self.counters = Counters(**state.values)
+        for adam in self.optimizer.state.values():
+            adam["step"].fill_(self.counters.applied)  # for its bias correction
+        for name, parameter in self.parameters.items():
+            for moment in MOMENTS:
+                self._set_moment(parameter, moment, state.tensors[f"{moment}/{name}"].to(parameter.device))
+
     def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
         if self.zero_stage == 0:
             return self.optimizer.state[parameter][moment].clone()
         return deepspeed.utils.safe_get_full_optimizer_state(parameter, moment).clone()
-
-    def load_state(
-        self, tensors: Mapping[str, Tensor], steps: int, skipped: int = 0, skipped_in_row: int = 0
-    ) -> None:
-        """Go on after step `steps` with Adam's moments from `state()`. Every rank must call.
-
-        The parameters themselves are loaded before the engine is built (`load_parameters`).
-        """
-        self.steps, self.skipped, self.skipped_in_row = steps, skipped, skipped_in_row
-        self.kept = {
-            name.removeprefix(KEPT): tensor for name, tensor in tensors.items() if name.startswith(KEPT)
-        }
-        for state in self.optimizer.state.values():
-            state["step"].fill_(self.adam_steps)  # Adam's own count, for its bias correction
-        for name, parameter in self.parameters.items():
-            for moment in MOMENTS:
-                self._set_moment(parameter, moment, tensors[f"{moment}/{name}"].to(parameter.device))
 
     def _set_moment(self, parameter: nn.Parameter, moment: str, value: Tensor) -> None:
         if self.zero_stage == 0:
@@ -258,20 +265,50 @@ class Engine:
         return [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
 
 
-def load_parameters(roles: RoleModels, tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
-    """Put the trained parameters of a checkpoint into the roles `names`, before an engine is built.
+def load_parameters(models: RoleModels, tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
+    """Load the trained parameters of a checkpoint into the roles `names`, before an engine is built.
 
     Raises:
-        UserError: the checkpoint is whole, but not one of these roles.
+        UserError: the checkpoint is whole, but belongs to other roles.
     """
     with torch.no_grad():
-        for name, parameter in trainable(roles, names).items():
+        for name, parameter in trainable(models, names).items():
             if name not in tensors or tensors[name].shape != parameter.shape:
                 raise UserError(
                     f"the newest checkpoint is of another adapter or base: {name} is not in it, or not of "
                     "this shape. Put the stage's own checkpoint back, or start over with --fresh."
                 )
             parameter.copy_(tensors[name])
+
+
+def _adamw(models: RoleModels, learning_rates: Mapping[str, float], training: Training) -> torch.optim.AdamW:
+    """AdamW with a parameter group per role, in the order of `learning_rates`."""
+    return torch.optim.AdamW(
+        [
+            {"params": list(trainable(models, [role]).values()), "lr": rate}
+            for role, rate in learning_rates.items()
+        ],
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=training.adam_epsilon,
+        weight_decay=training.weight_decay,
+    )
+
+
+def _initialize(
+    models: RoleModels, optimizer: torch.optim.Optimizer, options: Mapping[str, Any], training: Training
+) -> Any:
+    """DeepSpeed's engine; accumulation and batch sizes are the caller's."""
+    own = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": training.max_grad_norm
+        if options.get("zero_optimization", {}).get("stage")
+        else 0.0,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+    }
+    return deepspeed.initialize(model=models, optimizer=optimizer, config={**options, **own})[0]
 
 
 def _schedule(training: Training, total_steps: int) -> Any:
@@ -290,7 +327,7 @@ def deepspeed_options(config: DeepSpeed) -> dict[str, Any]:
     """The DeepSpeed JSON that the experiment names.
 
     Raises:
-        UserError: it cannot serve, for our own reasons (see `read_zero`) or for DeepSpeed's.
+        UserError: the file is not usable, by the rules of `read_zero` or by DeepSpeed's.
     """
     path = Path(config.config)
     options = read_zero(path)

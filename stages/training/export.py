@@ -18,7 +18,7 @@ def save_role(
     """Write the adapter of `role` (and its head) to the stage's folder `name`. Every rank must call."""
     tensors = engine.role_tensors(role)
     if engine.ranks.rank == 0:
-        write_role(context, engine.roles, role, tokenizer, tensors, name)
+        write_role(context, engine.models, role, tokenizer, tensors, name)
     engine.ranks.barrier()
 
 

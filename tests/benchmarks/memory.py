@@ -25,8 +25,8 @@ from tests.benchmarks.peers import importing_first  # noqa: E402
 
 TARGET = 1.5
 IMPORTS = (
-    "import stages.sft, stages.rm, stages.ppo, pipeline.runner, bitsandbytes;"
-    "from stages.metrics import peak_memory_bytes; print(peak_memory_bytes())"
+    "import stages.sft, stages.rm, stages.ppo, pipeline.stage_process, bitsandbytes;"
+    "from stages.training.throughput import peak_memory_bytes; print(peak_memory_bytes())"
 )
 
 

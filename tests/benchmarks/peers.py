@@ -316,7 +316,6 @@ def ppo_ours(arguments: argparse.Namespace, critic: Literal["adapter", "shared"]
     from stages.feedback.reward_model import RewardModel
     from stages.models.base import load_tokenizer
     from stages.models.role_models import RoleModels
-    from stages.rl.experience import Experience
     from stages.sampling.sampler import Sampler
 
     own = critic == "adapter"
@@ -339,8 +338,8 @@ def ppo_ours(arguments: argparse.Namespace, critic: Literal["adapter", "shared"]
     engine = our_engine(arguments, ranks, roles, settings, "policy", "critic")
     source = Source(path="prompts.jsonl")
     reward_model = RewardModel(RoleModels((roles, tokenizer)), ranks, Data(sft=source, rm=source, ppo=source))
-    experience = Experience(settings, Sampler(roles, tokenizer, ranks, settings.rollout), reward_model, 0, {})
-    trainer = ppo.PpoTrainer(engine, settings, experience)
+    sampler = Sampler(roles, tokenizer, ranks, settings.rollout)
+    trainer = ppo.PpoTrainer(engine, settings, sampler, reward_model, 0)
     prompts = [Prompt("", "", prompt(arguments, i)) for i in range(arguments.batch)]
     numbers = iter(range(1 + arguments.steps))
     return timed(arguments.steps, lambda: trainer.iterate(next(numbers), prompts))

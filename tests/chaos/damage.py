@@ -28,7 +28,8 @@ from configs.schema import STAGES, Stage
 from data.storage.files import sha256
 from data.storage.records import record_faults, records
 from data.storage.sealed_folder import SEAL
-from pipeline.planning.plan import Request, plan_stage, through
+from pipeline.planning.plan import plan_stage, stages_between
+from pipeline.planning.request import Request
 from pipeline.state.manifest import Manifest, Record, fingerprint, read_manifest
 from pipeline.state.run_directory import RunDirectory
 from stages.training.checkpoint import newest_checkpoint
@@ -159,7 +160,7 @@ def met(request: Request, stage: Stage, file: Path, state: State) -> str | None:
     goes_on = False
     try:
         if state == "finished":
-            for each in through(stage, "ppo"):
+            for each in stages_between(stage, "ppo"):
                 plan = plan_stage(request, each)
                 said += [plan.why, *plan.notes]
                 goes_on |= plan.action == "skip" and file.parent.name == "adapter" and each == stage
@@ -173,7 +174,7 @@ def met(request: Request, stage: Stage, file: Path, state: State) -> str | None:
             if found is None and others and file.parent.name.startswith("step-"):
                 return f"no older checkpoint is taken: {complaints}"
             if found is not None:
-                said += record_faults(run / stage, found.state["records"])
+                said += record_faults(run / stage, found.records)
                 goes_on = found.folder == file.parent
     except UserError as error:
         said.append(str(error))

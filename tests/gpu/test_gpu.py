@@ -12,7 +12,9 @@ import torch
 
 from configs.load import load_experiment
 from configs.schema import STAGES
+from pipeline.planning.request import Request
 from pipeline.stage_process import run_stage
+from pipeline.state.run_directory import RunDirectory
 from stages.models.role_models import RoleModels
 from stages.models.roles import Roles
 from stages.sampling.decoding import Noise, sample
@@ -52,10 +54,10 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, hashes: dict[str, str]) ->
         patch.setattr(Engine, "__init__", hashed)
         for number, stage in enumerate(STAGES):
             config = load_experiment(TINY, OVERRIDES)
-            assert run_stage(config, stage, folder, hint=False) == 0
-            hashes[f"{number} after"] = base_hash(base_of(engines[number].roles))
+            assert run_stage(Request(config, RunDirectory(folder)), stage) == 0
+            hashes[f"{number} after"] = base_hash(base_of(engines[number].models))
             assert engines[number].ranks.device.type == DEVICE
-            assert next(engines[number].roles.parameters()).dtype == torch.bfloat16
+            assert next(engines[number].models.parameters()).dtype == torch.bfloat16
     yield folder
     os.environ.clear()
     os.environ.update(environment)

@@ -12,7 +12,9 @@ import torch
 
 from configs.load import load_experiment
 from configs.schema import STAGES
+from pipeline.planning.request import Request
 from pipeline.stage_process import run_stage
+from pipeline.state.run_directory import RunDirectory
 from tests.support.runs import TINY, rows
 
 pytest.importorskip("vllm_bnb_plugin", reason="needs the extra vllm")
@@ -26,8 +28,9 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A finished run whose rollouts are vLLM's, every stage in this process."""
     folder = tmp_path_factory.mktemp("vllm")
     environment = dict(os.environ)
+    request = Request(load_experiment(TINY, OVERRIDES), RunDirectory(folder))
     for stage in STAGES:
-        assert run_stage(load_experiment(TINY, OVERRIDES), stage, folder, hint=False) == 0
+        assert run_stage(request, stage) == 0
     yield folder
     os.environ.clear()
     os.environ.update(environment)

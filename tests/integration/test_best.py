@@ -14,6 +14,7 @@ from configs.load import load_experiment
 from data.storage.files import write_json_lines
 from stages import best
 from stages.context import Context
+from stages.distributed.ranks import Ranks
 from stages.sampling.decoding import Response
 from stages.sampling.sampler import Sampler
 from tests.integration.test_ppo_start import Recorder
@@ -64,11 +65,13 @@ def test_curve_goes_through_powers_of_two_to_n() -> None:
 
 
 @pytest.fixture
-def context(adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+def context(
+    ranks: Ranks, adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Context:
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     config = load_experiment(TINY, [*SMALL, "ppo.judge=warmth"])
-    return Context(config, "best", tmp_path, adapters, Recorder(), resume=False)
+    return Context(config, "best", tmp_path, adapters, Recorder(), False, ranks)
 
 
 def lines(file: Path) -> list[dict]:

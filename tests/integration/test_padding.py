@@ -15,7 +15,6 @@ from data.batches.tokenize import Demonstration, Prompt, Ranking
 from stages import ppo, rm, sft
 from stages.distributed.ranks import Ranks
 from stages.models.base_checks import supports_block_mask
-from stages.rl.experience import Experience
 from stages.sampling.sampler import Sampler
 from tests.support.engines import assert_same_gradients, engine_of, gradients_of
 from tests.support.roles import new_role, ppo_roles, reward_model_of, tiny_roles
@@ -73,7 +72,7 @@ def ppo_step(adapters: dict[str, Path], tiny_folder: Path) -> Callable[[int, int
         engine = engine_of(roles, {"policy": 1e-3, "critic": 1e-3}, ranks, settings)
         sampler = Sampler(roles, tokenizer, ranks, settings.rollout)
         reward_model = reward_model_of(roles, tokenizer, ranks)
-        trainer = ppo.PpoTrainer(engine, settings, Experience(settings, sampler, reward_model, 2, {}))
+        trainer = ppo.PpoTrainer(engine, settings, sampler, reward_model, 2)
         (metrics, _), gradients = gradients_of(engine, lambda: trainer.iterate(0, PROMPTS))
         return untimed(metrics), gradients
 

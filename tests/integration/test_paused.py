@@ -28,6 +28,7 @@ from tests.support.runs import (
     RUN_STAGE,
     TINY,
     assert_same_result,
+    checkpoint_tensors,
     copy_upstream,
     environment,
     files,
@@ -67,13 +68,15 @@ def checkpoints(stage: Path) -> list[str]:
     return sorted(path.name for path in (stage / "checkpoints").glob("step-*"))
 
 
-def trained(folder: Path, *overrides: str, step: int = 0, resume: bool = False) -> list[Mapping[str, float]]:
+def trained(
+    ranks: Ranks, folder: Path, *overrides: str, step: int = 0, resume: bool = False
+) -> list[Mapping[str, float]]:
     """What SFT logs until it ends, or pauses after its `step`th step from here."""
     folder.mkdir(exist_ok=True)
     tracker = Recorder()
     context = Context(
         load_experiment(TINY, [*OVERRIDES, *overrides]),
-        *("sft", folder, {}, tracker, resume),
+        *("sft", folder, {}, tracker, resume, ranks),
         signals_deferred=Noting(step),
     )
     if step:
@@ -87,10 +90,10 @@ def trained(folder: Path, *overrides: str, step: int = 0, resume: bool = False) 
 @pytest.mark.parametrize("step", [1, 3, 4, 6], ids=["first", "evaluated", "saved", "last"])
 def test_every_step_is_one_to_pause_at(step: int, ranks: Ranks, tmp_path: Path) -> None:
     """Step 3 of 6 is evaluated, step 4 is saved anyway; two checkpoints are kept."""
-    whole = trained(tmp_path / "whole")
-    paused = trained(tmp_path / "paused", step=step)
+    whole = trained(ranks, tmp_path / "whole")
+    paused = trained(ranks, tmp_path / "paused", step=step)
     assert checkpoints(tmp_path / "paused")[-1] == f"step-{step:06d}"
-    resumed = trained(tmp_path / "paused", resume=True)
+    resumed = trained(ranks, tmp_path / "paused", resume=True)
     assert paused + resumed == whole, "nothing is logged twice, nothing is left out"
     assert files(tmp_path / "paused" / "adapter") == files(tmp_path / "whole" / "adapter")
     for folder in ("paused", "whole"):
@@ -100,7 +103,7 @@ def test_every_step_is_one_to_pause_at(step: int, ranks: Ranks, tmp_path: Path) 
 def test_pauses_take_the_place_of_older_checkpoints_only(ranks: Ranks, tmp_path: Path) -> None:
     kept = []
     for resume in (False, True, True):
-        trained(tmp_path, "sft.keep_checkpoints=2", step=1, resume=resume)
+        trained(ranks, tmp_path, "sft.keep_checkpoints=2", step=1, resume=resume)
         kept.append(checkpoints(tmp_path))
     assert kept == [
         ["step-000001"],
@@ -121,15 +124,16 @@ def test_best_checkpoint_is_kept_and_can_be_the_result(
     tmp_path: Path,
 ) -> None:
     recipe = {"sft": sft, "rm": rm}[stage]
+    trainer = {"sft": sft.SftTrainer, "rm": rm.RewardModelTrainer}[stage]
     inputs = {"rm": {"sft": adapters["sft"]}}.get(stage, {})
     options = [f"{stage}.{option}" for option in ("eval_steps=2", "save_steps=2", "max_steps=6", "epochs=99")]
 
     def run(folder: Path, *overrides: str) -> dict[str, float]:
         evaluations = iter(LOSSES.values())
-        monkeypatch.setattr(recipe.Trainer, "evaluate", lambda *_: {"loss": next(evaluations)})
+        monkeypatch.setattr(trainer, "evaluate", lambda *_: {"loss": next(evaluations)})
         config = load_experiment(TINY, [*options, f"{stage}.keep_checkpoints=1", *overrides])
         folder.mkdir()
-        return recipe.run(Context(config, stage, folder, inputs, Recorder(), resume=False)).metrics
+        return recipe.run(Context(config, stage, folder, inputs, Recorder(), False, ranks)).metrics
 
     last = run(tmp_path / "last")
     best = run(tmp_path / "best", f"{stage}.use_best=true")
@@ -137,7 +141,7 @@ def test_best_checkpoint_is_kept_and_can_be_the_result(
     for folder in ("last", "best"):
         assert checkpoints(tmp_path / folder) == ["step-000002", "step-000006"]
     adapter = [load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("best", "last")]
-    kept = load_file(tmp_path / "best/checkpoints/step-000002/tensors.safetensors")
+    kept = checkpoint_tensors(tmp_path / "best", 2)
     role = {"sft": "policy", "rm": "reward"}[stage]
     for name, tensor in adapter[0].items():
         ours = name.replace("base_model.model.", "causal.").replace(".weight", f".{role}.weight")
@@ -151,10 +155,10 @@ def test_best_checkpoint_needs_an_evaluation(
     options = ("sft.use_best=true", "sft.eval_steps=4")
     monkeypatch.setattr(sft.SftTrainer, "evaluate", lambda *_: {"loss": float("nan")})
     with pytest.raises(UserError, match=r"sft\.use_best: no held-out loss was a finite number"):
-        trained(tmp_path / "nan", *options)
+        trained(ranks, tmp_path / "nan", *options)
     monkeypatch.setattr(sft.SftTrainer, "evaluate", lambda *_: {})  # over-long ones were dropped
     with pytest.raises(UserError, match=r"sft\.use_best: nothing is held out"):
-        trained(tmp_path / "none", *options)
+        trained(ranks, tmp_path / "none", *options)
 
 
 def run(ranks: int, stage: Stage, run_dir: Path) -> str:

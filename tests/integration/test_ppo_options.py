@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,9 +16,9 @@ from configs.load import load_experiment
 from stages import ppo, sft
 from stages.context import Context
 from stages.distributed.ranks import Ranks
-from stages.rl import experience
+from stages.rl import experience, update
 from tests.integration.test_ppo_start import RECOMPUTED, Recorder
-from tests.support.runs import TINY, untimed
+from tests.support.runs import TINY, checkpoint_tensors, checkpoint_values, untimed
 from tests.unit.stages.feedback.test_rewards import Service, service
 
 __all__ = ["service"]  # a fixture
@@ -38,12 +37,10 @@ class Ran:
         return [row[name] for row in self.rows]
 
     def tensors(self, step: int) -> dict[str, torch.Tensor]:
-        return load_file(self.folder / "checkpoints" / f"step-{step:06d}" / "tensors.safetensors")
+        return checkpoint_tensors(self.folder, step)
 
-    def memory(self, step: int) -> dict[str, Any]:
-        state = (self.folder / "checkpoints" / f"step-{step:06d}" / "state.json").read_text()
-        memory: dict[str, Any] = json.loads(state)["memory"]
-        return memory
+    def values(self, step: int, part: str) -> dict[str, Any]:
+        return checkpoint_values(self.folder, step, part)
 
 
 @pytest.fixture
@@ -57,7 +54,7 @@ def run(adapters: dict[str, Path], ranks: Ranks, tmp_path: Path) -> Run:
             patch.setenv("RANK", "0")
             patch.setenv("WORLD_SIZE", "1")
             patch.setenv("LOCAL_RANK", "0")
-            ppo.run(Context(config, "ppo", tmp_path / folder, adapters, recorder, resume=resume))
+            ppo.run(Context(config, "ppo", tmp_path / folder, adapters, recorder, resume, ranks))
         return Ran(tmp_path / folder, recorder.metrics)
 
     return start
@@ -78,7 +75,7 @@ def test_adaptive_kl_coefficient_moves_and_is_remembered(run: Run) -> None:
     # KL 0 before the first update: 0.05 * (1 - 0.2 * 8 / 40)
     assert first == 0.05 and second == pytest.approx(0.05 * 0.96)
     assert third != second
-    assert ran.memory(1)["kl_coef"] == second and ran.memory(2)["kl_coef"] == third
+    assert ran.values(1, "kl")["coef"] == second and ran.values(2, "kl")["coef"] == third
 
 
 @pytest.mark.parametrize(
@@ -93,20 +90,20 @@ def test_one_forward_of_the_critic_scores_and_trains(
 ) -> None:
     """With one minibatch, old values come of the first update: those that a forward before it would give."""
     asked: list[str] = []
-    state_values, init = experience.state_values, experience.Experience.__init__
+    state_values, init = experience.state_values, experience.ExperienceCollector.__init__
 
     def watched(model: Any, role: str, batch: Any) -> torch.Tensor:
         asked.append(role)
         return state_values(model, role, batch)
 
-    def separate(self: experience.Experience, *arguments: Any) -> None:
+    def separate(self: experience.ExperienceCollector, *arguments: Any) -> None:
         init(self, *arguments)
-        self.values_from_training = False
+        self.defers_values = False
 
     monkeypatch.setattr(experience, "state_values", watched)
     once = run("ppo.minibatches=1", *options)
     assert not asked
-    monkeypatch.setattr(experience.Experience, "__init__", separate)
+    monkeypatch.setattr(experience.ExperienceCollector, "__init__", separate)
     twice = run("ppo.minibatches=1", *options, folder="twice")
     assert set(asked) == {"critic"}
     assert list(map(untimed, once.rows)) == list(map(untimed, twice.rows))
@@ -180,17 +177,18 @@ def test_k3_in_the_reward_is_never_a_bonus(run: Run) -> None:
 
 def test_coefficient_in_the_loss_is_the_one_that_is_logged(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
-    update = ppo.PpoTrainer.update
+    loss = update.PpoUpdate._policy_loss
 
-    def updates(self: ppo.PpoTrainer, *arguments: Any) -> dict[str, float]:
-        seen.append(self.experience.kl_coef)
-        return update(self, *arguments)
+    def watched(self: update.PpoUpdate, *arguments: Any) -> Any:
+        seen.append(self.kl.coef)
+        return loss(self, *arguments)
 
-    monkeypatch.setattr(ppo.PpoTrainer, "update", updates)
+    monkeypatch.setattr(update.PpoUpdate, "_policy_loss", watched)
     options = ("ppo.kl_in=loss", "ppo.kl_estimator=k3", "ppo.kl_target=6", "ppo.kl_horizon=40")
     ran = run(*options, "ppo.critic_warmup=1")
-    assert ran.column("objective/kl_coef") == seen
-    assert seen[0] == seen[1] != seen[2], (
+    coefficients = ran.column("objective/kl_coef")
+    assert coefficients == list(dict.fromkeys(seen))[:1] + list(dict.fromkeys(seen))
+    assert coefficients[0] == coefficients[1] != coefficients[2], (
         "it does not adapt to a policy that the critic's warm-up holds still"
     )
 
@@ -238,14 +236,14 @@ def test_entropy_bonus_raises_the_entropy(run: Run) -> None:
 
 
 def test_ptx_holds_the_loss_on_demonstrations(
-    run: Run, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Run, ranks: Ranks, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The same steps of PPO after SFT, without it and with it. Every batch is all demonstrations here."""
     data = ("data.sft.limit=16", "data.sft.held_out=0")
     trained = ("sft.learning_rate=1e-2", "sft.max_steps=40", "sft.epochs=99", "sft.batch_size=16")
     config = load_experiment(TINY, [*data, *trained])
     monkeypatch.setenv("LOCAL_RANK", "0")
-    sft.run(Context(config, "sft", tmp_path / "sft", {}, Recorder(), resume=False))
+    sft.run(Context(config, "sft", tmp_path / "sft", {}, Recorder(), False, ranks))
     monkeypatch.setitem(adapters, "sft", tmp_path / "sft" / "adapter")
 
     options = (*data, "ppo.iterations=8", "ppo.kl_coef=0", "ppo.ptx_batch_size=16")
@@ -279,7 +277,7 @@ def test_length_penalty_lowers_scores_by_length(run: Run) -> None:
 def test_normalised_rewards_are_remembered(run: Run) -> None:
     ran = run("ppo.normalize_rewards=true", "ppo.missing_eos_penalty=null")
     assert ran.column("objective/scores")[0] == pytest.approx(0.0, abs=1e-5)
-    assert [ran.memory(step)["reward_moments"]["count"] for step in (1, 2, 3)] == [8, 16, 24]
+    assert [ran.values(step, "rewards")["count"] for step in (1, 2, 3)] == [8, 16, 24]
 
 
 @pytest.mark.parametrize("option", ["whiten_rewards=true", "whiten_advantages=false", "dual_clip=1.0001"])
@@ -301,6 +299,7 @@ def test_resumed_run_goes_on_with_what_it_remembered(run: Run, tmp_path: Path) -
     resumed = run(*options, resume=True)
     assert list(map(untimed, whole.rows[1:])) == list(map(untimed, resumed.rows))
     lost = load_file(tmp_path / "lost-3" / "tensors.safetensors")
+    lost = {name.removeprefix("engine/"): t for name, t in lost.items() if name.startswith("engine/")}
     assert same(resumed.tensors(3), lost)
 
 
@@ -317,7 +316,7 @@ def test_kl_above_the_limit_ends_the_run_with_the_last_good_policy(
     trained = [row for row in ran.rows if "objective/kl" in row]
     assert len(trained) == 2 and "loss/policy_avg" not in trained[1], "the second one is not trained on"
     assert same(adapter(ran.folder / "adapter"), adapter(adapters["sft"]))
-    assert "not within ppo.max_kl" in ran.memory(2)["stopped"]
+    assert "not within ppo.max_kl" in ran.values(2, "loop")["stopped"]
     assert ran.rows[-1]["eval/kl"] == 0.0, "what is judged is the policy that is kept"
     (ran.folder / "adapter" / "adapter_model.safetensors").unlink()
     again = run(*options, resume=True)

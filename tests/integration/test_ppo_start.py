@@ -19,8 +19,8 @@ from configs.schema import Rollout
 from stages import ppo
 from stages.context import Context
 from stages.distributed.ranks import Ranks
-from stages.rl import experience
-from stages.rl.trajectory import Sample
+from stages.rl import experience, update
+from stages.sampling.decoding import Response
 from stages.sampling.sampler import Sampler
 from tests.support.roles import new_role, save_role_of, tiny_roles
 from tests.support.runs import TINY, untimed
@@ -68,31 +68,33 @@ def inputs(
 def log_ratios(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """The log ratio of every response token of each micro-batch, in the order of the updates."""
     seen: list[torch.Tensor] = []
-    loss = ppo.policy_loss
+    loss = update.policy_loss
 
     def watched(logprobs, old_logprobs, advantages, mask, *rest):
         seen.append((logprobs - old_logprobs).detach()[mask])
         return loss(logprobs, old_logprobs, advantages, mask, *rest)
 
-    monkeypatch.setattr(ppo, "policy_loss", watched)
+    monkeypatch.setattr(update, "policy_loss", watched)
     return seen
 
 
-def first_iteration(inputs: dict[str, Path], folder: Path, *overrides: str) -> Mapping[str, float]:
+def first_iteration(
+    ranks: Ranks, inputs: dict[str, Path], folder: Path, *overrides: str
+) -> Mapping[str, float]:
     config = load_experiment(TINY, [*OVERRIDES, *overrides])
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANK", "0")
         patch.setenv("WORLD_SIZE", "1")
         patch.setenv("LOCAL_RANK", "0")
-        ppo.run(Context(config, "ppo", folder, inputs, recorder, resume=False))
+        ppo.run(Context(config, "ppo", folder, inputs, recorder, False, ranks))
     return recorder.metrics[0]
 
 
 def test_kl_is_zero_and_ratio_is_one(
     inputs: dict[str, Path], log_ratios: list[torch.Tensor], ranks: Ranks, tmp_path: Path
 ) -> None:
-    metrics = first_iteration(inputs, tmp_path, RECOMPUTED, "ppo.epochs=1", "ppo.minibatches=1")
+    metrics = first_iteration(ranks, inputs, tmp_path, RECOMPUTED, "ppo.epochs=1", "ppo.minibatches=1")
     assert 0 < metrics["completions/clipped_ratio"] < 1, "responses must differ in length"
     assert len(log_ratios) == 4, "the batch must take several micro-batches, the last of them smaller"
     for log_ratio in log_ratios:
@@ -109,7 +111,7 @@ def test_second_minibatch_has_moved(
     inputs: dict[str, Path], log_ratios: list[torch.Tensor], ranks: Ranks, tmp_path: Path
 ) -> None:
     """The first minibatch is exact with several of them as well; after an update the ratio is not 1."""
-    metrics = first_iteration(inputs, tmp_path, RECOMPUTED, "ppo.epochs=1", "ppo.minibatches=2")
+    metrics = first_iteration(ranks, inputs, tmp_path, RECOMPUTED, "ppo.epochs=1", "ppo.minibatches=2")
     assert len(log_ratios) == 4
     assert not log_ratios[0].any() and not log_ratios[1].any()
     assert log_ratios[2].any() and log_ratios[3].any()
@@ -121,14 +123,15 @@ def test_sequences_of_about_one_length_go_together(
 ) -> None:
     """In scoring and in updates: a forward pads all of its sequences to the longest."""
     lengths: list[list[int]] = []
-    response_batch = experience.Experience.response_batch
+    response_batch = Sampler.response_batch
 
-    def watched(self: experience.Experience, samples: list[Sample]) -> Any:
-        lengths.append([len(each.prompt_ids) + len(each.response_ids) for each in samples])
-        return response_batch(self, samples)
+    def watched(self: Sampler, prompts: Sequence[list[int]], responses: Sequence[Response]) -> Any:
+        pairs = zip(prompts, responses, strict=True)
+        lengths.append([len(prompt) + len(response.ids) for prompt, response in pairs])
+        return response_batch(self, prompts, responses)
 
-    monkeypatch.setattr(experience.Experience, "response_batch", watched)
-    first_iteration(inputs, tmp_path, "ppo.epochs=1", "ppo.minibatches=1")
+    monkeypatch.setattr(Sampler, "response_batch", watched)
+    first_iteration(ranks, inputs, tmp_path, "ppo.epochs=1", "ppo.minibatches=1")
     scored, of_critic, of_policy = lengths[:4], lengths[4:8], lengths[8:]
     assert scored == of_critic == of_policy and [len(each) for each in scored] == [3, 3, 3, 1]
     together = sum(scored, [])
@@ -155,9 +158,9 @@ def test_sampled_log_probabilities_save_a_forward(
 ) -> None:
     """They are those of the model that trains to the rounding of fp32, by every engine that samples in it."""
     options = (f"ppo.rollout.engine={engine}", "ppo.epochs=1", "ppo.minibatches=1")
-    sampled = first_iteration(inputs, tmp_path / "sampled", *options)
+    sampled = first_iteration(ranks, inputs, tmp_path / "sampled", *options)
     assert set(asked) == {"reference"}
-    recomputed = first_iteration(inputs, tmp_path / "recomputed", RECOMPUTED, *options)
+    recomputed = first_iteration(ranks, inputs, tmp_path / "recomputed", RECOMPUTED, *options)
     assert set(asked) == {"reference", "policy"}
     assert 0 < sampled["rollout/logprob_difference"] < 1e-5
     assert sampled["rollout/logprob_difference"] == recomputed["rollout/logprob_difference"]
@@ -168,7 +171,7 @@ def test_sampled_log_probabilities_save_a_forward(
 def test_rounding_that_is_coarser_has_the_policy_asked(
     option: str, inputs: dict[str, Path], asked: list[str], ranks: Ranks, tmp_path: Path
 ) -> None:
-    first_iteration(inputs, tmp_path, option)
+    first_iteration(ranks, inputs, tmp_path, option)
     assert set(asked) == {"reference", "policy"}
 
 

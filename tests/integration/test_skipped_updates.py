@@ -72,14 +72,14 @@ def test_stage_tells_and_stops_at_the_last_good_checkpoint(
     step = sft.SftTrainer.step
 
     def spoilt(self: sft.SftTrainer, batch: list) -> dict[str, float]:
-        spoiler.factor = math.nan if self.engine.steps in (0, 3, 4) else 1.0
+        spoiler.factor = math.nan if self.engine.counters.steps in (0, 3, 4) else 1.0
         return step(self, batch)
 
     monkeypatch.setattr(sft.SftTrainer, "step", spoilt)
     config = load_experiment(TINY, ["sft.max_skipped_updates=2", "sft.save_steps=1"])
     tracker = Notes()
     with pytest.raises(UserError, match=r"2 updates in a row, .* first at step 4, .*sft\.learning_rate"):
-        sft.run(Context(config, "sft", tmp_path, {}, tracker, resume=False))
+        sft.run(Context(config, "sft", tmp_path, {}, tracker, False, ranks))
     told = [note for note in tracker.notes if "skipped" in note]
     assert [note.split(":")[0] for note in told] == ["step 1", "step 4", "step 5"]
     assert "batch: examples [" in told[0]

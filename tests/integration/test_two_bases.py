@@ -31,6 +31,7 @@ from tests.support.runs import (
     ROOT,
     RUN_STAGE,
     TINY,
+    checkpoint_tensors,
     copy_upstream,
     rows,
     run_stage,
@@ -53,14 +54,14 @@ class Ran:
     trained: set[str]
 
     def tensors(self, step: int) -> dict[str, torch.Tensor]:
-        return load_file(self.folder / "checkpoints" / f"step-{step:06d}" / "tensors.safetensors")
+        return checkpoint_tensors(self.folder, step)
 
 
 class Bases:
     """The two other bases, and recipes that run with a reward model on one of them."""
 
-    def __init__(self, folder: Path, tiny: Path, sft: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, tiny: Path, sft: Path, ranks: Ranks) -> None:
+        self.folder, self.ranks = folder, ranks
         self.wider = wider_base(tiny, folder / "wider")
         self.foreign = foreign_base(folder / "foreign")
         self.inputs = {"sft": sft}
@@ -81,7 +82,7 @@ class Bases:
                 patch.setenv(name, value)
             patch.setattr(Engine, "__init__", remembered)
             recipe = importlib.import_module(f"stages.{stage}").run
-            outcome = recipe(Context(config, stage, folder, inputs, recorder, resume))
+            outcome = recipe(Context(config, stage, folder, inputs, recorder, resume, self.ranks))
         trained = {name for engine in engines for name in engine.parameters}
         steps = [row for row in recorder.metrics if "learning_rate" in row]
         return Ran(folder, outcome, steps, trained)
@@ -103,7 +104,7 @@ class Bases:
 def bases(
     adapters: dict[str, Path], tiny_folder: Path, ranks: Ranks, tmp_path_factory: pytest.TempPathFactory
 ) -> Bases:
-    return Bases(tmp_path_factory.mktemp("bases"), tiny_folder, adapters["sft"])
+    return Bases(tmp_path_factory.mktemp("bases"), tiny_folder, adapters["sft"], ranks)
 
 
 @pytest.mark.parametrize("name", ["wider", "foreign"])

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from configs.load import load_experiment
 from stages import ppo, setup
@@ -16,7 +15,7 @@ from stages.distributed.ranks import Ranks
 from stages.sampling import vllm_engine
 from tests.integration.test_ppo_start import Recorder
 from tests.support import vllm_stub
-from tests.support.runs import TINY
+from tests.support.runs import TINY, checkpoint_tensors
 from tests.support.vllm_stub import LLM
 
 OVERRIDES = (
@@ -43,14 +42,14 @@ def test_rollouts_follow_the_updates(
 ) -> None:
     recorder = Recorder()
     config = load_experiment(TINY, OVERRIDES)
-    ppo.run(Context(config, "ppo", tmp_path, adapters, recorder, resume=False))
+    ppo.run(Context(config, "ppo", tmp_path, adapters, recorder, False, ranks))
     (llm,) = started
     # The held-out prompts are judged before and after the rollouts; at the end base and SFT policy, too.
     asked = [call.request.lora_name if call.request else "base" for call in llm.calls]
     rollouts = ["policy-1", "policy-2", "policy-3"]
     assert asked == ["policy-1", *rollouts, "policy-4", "base", "reference-5"]
     for step, call in enumerate(llm.calls[2:5], 1):
-        saved = load_file(tmp_path / "checkpoints" / f"step-{step:06d}" / "tensors.safetensors")
+        saved = checkpoint_tensors(tmp_path, step)
         assert call.adapter
         for name, tensor in call.adapter.items():
             inside = name.replace("base_model.model.", "causal.").replace(".weight", ".policy.weight")

@@ -64,19 +64,27 @@ def spoiled_step(trainer: sft.SftTrainer, factor: float) -> None:
         sft.nll_loss = LOSS
 
 
+def counts(trainer: sft.SftTrainer) -> tuple[int, int, int]:
+    """Steps, skipped ones, and those skipped in a row."""
+    counters = trainer.engine.counters
+    return counters.steps, counters.skipped, counters.skipped_in_row
+
+
 def check_nothing_of_a_bad_update_remains(zero: int, factor: float, ranks: Ranks) -> None:
     ours, theirs = trainer_at(zero, ranks), trainer_at(zero, ranks)
     for trainer in (ours, theirs):
         trainer.step(BATCHES[0])
-    before = ours.engine.state()
+    before = ours.engine.state_dict().tensors
     spoiled_step(ours, factor)
-    assert same(ours.engine.state(), before), "the bad update changed weights or moments"
-    assert (ours.engine.steps, ours.engine.skipped, ours.engine.skipped_in_row) == (2, 1, 1)
+    assert same(ours.engine.state_dict().tensors, before), "the bad update changed weights or moments"
+    assert counts(ours) == (2, 1, 1)
     for trainer in (ours, theirs):
         trainer.step(BATCHES[2])
-    assert (ours.engine.skipped, ours.engine.skipped_in_row) == (1, 0)
-    assert not same(ours.engine.state(), before)
-    assert same(ours.engine.state(), theirs.engine.state()), "gradients of the bad update were left"
+    assert counts(ours)[1:] == (1, 0)
+    assert not same(ours.engine.state_dict().tensors, before)
+    assert same(ours.engine.state_dict().tensors, theirs.engine.state_dict().tensors), (
+        "gradients of the bad update were left"
+    )
 
 
 def check_resumed_after_a_bad_update(zero: int, ranks: Ranks) -> None:
@@ -84,14 +92,15 @@ def check_resumed_after_a_bad_update(zero: int, ranks: Ranks) -> None:
     ours = trainer_at(zero, ranks)
     ours.step(BATCHES[0])
     spoiled_step(ours, math.nan)
-    state = ours.engine.state()
-    resumed = trainer_at(zero, ranks, state)
-    resumed.engine.load_state(state, 2, 1, 1)
-    assert same(resumed.engine.state(), state)
+    state = ours.engine.state_dict()
+    assert state.values["steps"] == 2
+    resumed = trainer_at(zero, ranks, state.tensors)
+    resumed.engine.load_state_dict(state)
+    assert same(resumed.engine.state_dict().tensors, state.tensors)
     for trainer in (ours, resumed):
         trainer.step(BATCHES[2])
-    assert same(resumed.engine.state(), ours.engine.state())
-    assert (resumed.engine.steps, resumed.engine.skipped, resumed.engine.skipped_in_row) == (3, 1, 0)
+    assert same(resumed.engine.state_dict().tensors, ours.engine.state_dict().tensors)
+    assert counts(resumed) == (3, 1, 0)
 
 
 def main() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from configs.identity import stage_hash
 from configs.schema import UPSTREAM, Experiment, Stage
-from pipeline.planning.plan import Request
+from pipeline.planning.request import Request
 from pipeline.state.manifest import BaseModelId, Input, Manifest, Status, fingerprint, now, source_hashes
 from pipeline.state.run_directory import RunDirectory
+from stages.distributed.ranks import Ranks
 
 TREE: dict[str, Any] = {
     "name": "toy",
@@ -33,6 +38,12 @@ def toy(**changes: Any) -> Experiment:
 
 def request(run: Path, config: Experiment | None = None, **switches: bool) -> Request:
     return Request(config or toy(), RunDirectory(run), "--run-dir RUN", **switches)
+
+
+@contextmanager
+def alone(config: Experiment) -> Iterator[Ranks]:
+    """Stands in for the process group of a stage's process: one rank, which joins nothing."""
+    yield Ranks(0, 1, torch.device("cpu"))
 
 
 def leave(

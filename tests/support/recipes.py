@@ -30,9 +30,11 @@ from pipeline.processes import logs  # noqa: E402
 logs.silence()
 
 from configs.load import load_experiment  # noqa: E402
-from configs.schema import STAGES, Stage  # noqa: E402
+from configs.schema import STAGES, DeepSpeed, Stage  # noqa: E402
 from pipeline.tracking.metric_files import FileSink  # noqa: E402
 from stages.context import Context  # noqa: E402
+from stages.distributed.process_group import init_distributed  # noqa: E402
+from stages.distributed.ranks import Ranks  # noqa: E402
 from stages.training.engine import Engine  # noqa: E402
 
 TINY = Path(__file__).resolve().parents[2] / "configs" / "tiny.yaml"
@@ -80,7 +82,7 @@ def held(engine: Engine) -> dict[str, dict[str, int]]:
     """Of each 4-bit weight of the base: its numbers in all, in this rank's shard, and those it holds now."""
     found = {}
     parameter: Any  # of DeepSpeed's own kind under ZeRO-3
-    for name, parameter in engine.roles.named_parameters():
+    for name, parameter in engine.models.named_parameters():
         if "quant_state" in vars(parameter):
             sharded = engine.zero_stage == 3
             found[name] = {
@@ -101,8 +103,7 @@ def kept_packed() -> int:
     return sum(storages.values())
 
 
-def run(stage: Stage, upstream: Path, out: Path, overrides: Sequence[str], mode: str) -> None:
-    rank = int(os.environ["RANK"])
+def run(stage: Stage, upstream: Path, out: Path, overrides: Sequence[str], mode: str, ranks: Ranks) -> None:
     folder = out / stage
     folder.mkdir(parents=True, exist_ok=True)
     engines: list[Engine] = []
@@ -122,25 +123,26 @@ def run(stage: Stage, upstream: Path, out: Path, overrides: Sequence[str], mode:
     Engine.__init__ = remembered  # type: ignore[method-assign]
     Engine.backward = weighed  # type: ignore[method-assign]
     config = load_experiment(TINY, overrides)
-    tracker = Tracker(folder, rank, STOP_AT.get(mode, {}).get(stage), kill=stage == "ppo")
+    tracker = Tracker(folder, ranks.rank, STOP_AT.get(mode, {}).get(stage), kill=stage == "ppo")
     resume = mode in ("resume", "stop-again")
     inputs = {name: upstream / name / "adapter" for name in UPSTREAM[stage]}
     recipe = importlib.import_module(f"stages.{stage}").run
     try:
-        outcome = recipe(Context(config, stage, folder, inputs, tracker, resume))
+        outcome = recipe(Context(config, stage, folder, inputs, tracker, resume, ranks))
     except Stop:
         return
     finally:
         Engine.__init__ = start  # type: ignore[method-assign]
         Engine.backward = backward  # type: ignore[method-assign]
     weights = {"kept": kept[0], "weights": held(engines[0])}
-    (folder / f"rank{rank}.json").write_text(json.dumps(weights))
-    if rank == 0:
+    (folder / f"rank{ranks.rank}.json").write_text(json.dumps(weights))
+    if ranks.rank == 0:
         (folder / "manifest.json").write_text(json.dumps({"metrics": outcome.metrics}))
 
 
 if __name__ == "__main__":
     words = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
     upstream, out, deepspeed, mode, *overrides = words
+    ranks = init_distributed(DeepSpeed())
     for stage in ("ppo",) if mode == "ppo" else STAGES:
-        run(stage, Path(upstream), Path(out), [f"deepspeed.config={deepspeed}", *overrides], mode)
+        run(stage, Path(upstream), Path(out), [f"deepspeed.config={deepspeed}", *overrides], mode, ranks)

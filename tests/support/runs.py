@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+from torch import Tensor
+
 from configs.schema import STAGES, Stage
 from launch.deepspeed_command import free_port
 from tests.support import warm
@@ -106,3 +109,16 @@ def assert_same_result(ours: Path, theirs: Path) -> None:
     assert rows(ours / "samples.jsonl") == rows(theirs / "samples.jsonl")
     assert files(ours / "adapter") == files(theirs / "adapter")
     assert metrics(ours / "manifest.json") == metrics(theirs / "manifest.json")
+
+
+def checkpoint_tensors(folder: Path, step: int, part: str = "engine") -> dict[str, Tensor]:
+    """The tensors of one part of the checkpoint of `step` in the stage's `folder`."""
+    tensors = load_file(folder / "checkpoints" / f"step-{step:06d}" / "tensors.safetensors")
+    return {name.removeprefix(f"{part}/"): t for name, t in tensors.items() if name.startswith(f"{part}/")}
+
+
+def checkpoint_values(folder: Path, step: int, part: str) -> dict[str, Any]:
+    """The JSON values of one part of the checkpoint of `step` in the stage's `folder`."""
+    state = json.loads((folder / "checkpoints" / f"step-{step:06d}" / "state.json").read_text())
+    values: dict[str, Any] = state["parts"][part]
+    return values

@@ -15,8 +15,11 @@ import pytest
 from configs.load import load_experiment
 from launch import cli
 from pipeline import stage_process
+from pipeline.planning.request import Request
 from pipeline.processes import logs
 from pipeline.stage_process import run_stage
+from pipeline.state.run_directory import RunDirectory
+from tests.support.pipeline_runs import alone
 
 MOST_LINES = 9  # five bad rows, and what goes with them
 LONGEST = 3000
@@ -60,11 +63,11 @@ def stage_run(file: Path, run_dir: Path, stage: Any, *overrides: str, **switches
     """`run_stage` inside this process, without a process group; exit status, and what it printed."""
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage_process, "_join", lambda config: None)
-        patch.setattr(stage_process, "_leave", lambda: None)
+        patch.setattr(stage_process, "_process_group", alone)
         patch.setattr(logs, "open_logs", lambda folder, rank: folder)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            status = run_stage(load_experiment(file, overrides), stage, run_dir, **switches)
+            request = Request(load_experiment(file, overrides), RunDirectory(run_dir), **switches)
+            status = run_stage(request, stage)
     return status, out.getvalue()
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from data.storage.files import sha256
 from pipeline.state.results import read_lines
 from pipeline.tracking.metric_files import FileSink
 from stages.feedback import rankings
-from stages.training.checkpoint import newest_checkpoint, save_checkpoint
+from stages.training.checkpoint import Header, State, newest_checkpoint, save_checkpoint
 from stages.training.engine import load_parameters
 from tests.contract.bad_inputs.entry import check_message, files, flip
 from tests.support.roles import models_of, new_role, tiny_roles
@@ -37,15 +36,8 @@ SEALS = {
 
 def two_checkpoints(root: Path) -> Path:
     for step in (1, 2):
-        weights = {"weight": torch.arange(float(step), 9)}
-        state: dict[str, Any] = {
-            "run": "ours",
-            "optimizer_steps": step,
-            "base": "b",
-            "memory": {},
-            "records": {},
-        }
-        save_checkpoint(root, step, weights, state, 2)
+        engine = State({"steps": step}, {"weight": torch.arange(float(step), 9)})
+        save_checkpoint(root, Header(step, "ours", "b", {}), {"engine": engine}, 2)
     return root / "step-000002"
 
 
@@ -53,7 +45,7 @@ def check_older_is_taken(root: Path, part: str) -> None:
     before = files(root)
     found, complaints = newest_checkpoint(root, "ours")
     assert found is not None and found.step == 1 and len(complaints) == 1
-    check_message(complaints[0], f"passed over the checkpoint {root}/step-000002: ", part)
+    check_message(complaints[0], f"skipped the checkpoint {root}/step-000002: ", part)
     assert files(root) == before
 
 
@@ -84,7 +76,17 @@ def test_checkpoint(name, damage, part, tmp_path):
     ("name", "content", "part"),
     [
         ("state.json", b"[]", "state.json is damaged"),
-        ("state.json", b'{"step": "2"}', "it must hold step, run, optimizer_steps, base, memory, records"),
+        ("state.json", b'{"format": 2, "step": "2"}', "it must hold format, step, run, base, records, parts"),
+        (
+            "state.json",
+            b'{"format": 2, "step": 2, "run": "ours", "base": "b", "records": {}, "parts": {"engine": 3}}',
+            "each of its parts must be an object",
+        ),
+        (
+            "state.json",  # as it was before checkpoints had parts
+            b'{"step": 2, "run": "ours", "optimizer_steps": 2, "base": "b", "memory": {}, "records": {}}',
+            "another version of Tristage wrote it. Resume with that version, or start over with --fresh",
+        ),
         ("state.json", b"{", "its content is damaged"),
         ("tensors.safetensors", b"cos\nsystem\n(S'id'\ntR.", "its content is damaged"),
     ],

@@ -21,7 +21,7 @@ JOB = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 JOIN = """
 from configs.errors import UserError
 from configs.schema import DeepSpeed
-from stages.ranks import init_distributed
+from stages.distributed.process_group import init_distributed
 try:
     init_distributed(DeepSpeed())
 except UserError as error:

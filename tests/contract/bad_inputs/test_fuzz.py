@@ -25,7 +25,7 @@ from data.storage.sealed_folder import seal_fault
 from launch.deepspeed_command import read_slots
 from pipeline.state.manifest import damage, fingerprint, read_manifest
 from pipeline.state.results import read_lines
-from stages.training.checkpoint import newest_checkpoint, save_checkpoint
+from stages.training.checkpoint import Header, State, newest_checkpoint, save_checkpoint
 from tests.contract.bad_inputs.entry import LONGEST, VALID
 from tests.contract.bad_inputs.test_bad_runs import MANIFEST
 
@@ -185,9 +185,7 @@ def test_manifests(place, content):
 )
 def test_seals_and_states(place, content, name):
     root = place / "checkpoints"
-    save_checkpoint(
-        root, 1, {}, {"run": "", "optimizer_steps": 1, "base": "b", "memory": {}, "records": {}}, 1
-    )
+    save_checkpoint(root, Header(1, "", "b", {}), {"engine": State({"steps": 1})}, 1)
     (root / "step-000001" / f"{name}.json").write_bytes(content)
     found, complaints = newest_checkpoint(root, "")
     assert (found is None) == bool(complaints)

@@ -20,7 +20,7 @@ KIBIBYTES_PER_ROW = 0.7  # of Python's own, for a row of about 70 characters
 COUNT = """
 import resource, sys
 from configs.schema import Source
-from data.formats import load_rows
+from data.sources.formats import load_rows
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 rows = load_rows(Source(path=sys.argv[1]), "demonstrations", print)
 print(len(rows), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

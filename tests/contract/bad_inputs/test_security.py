@@ -114,7 +114,7 @@ def test_resuming_executes_nothing_and_passes_over_what_is_damaged(finished, tmp
     manifest.model_copy(update={"status": "running", "output": None}).write(run / "sft/manifest.json")
     done = sft(run)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"passed over the checkpoint {steps[-1]}" in done.stdout
+    assert f"skipped the checkpoint {steps[-1]}" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "EXECUTED").exists()
     read = [json.loads(line) for line in (run / "sft/metrics.jsonl").read_text().splitlines()]

@@ -9,15 +9,22 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from configs.errors import UserError
-from launch import deepspeed_command, stage_sequence
+from configs.schema import Stage
+from launch import cli, deepspeed_command, stage_sequence
 from launch.deepspeed_command import Launch, guess_accelerators, read_slots
 from launch.stage_sequence import run_all
+from pipeline.planning import plan
+from pipeline.planning.plan import StagePlan, plan_stage, plan_stages
+from pipeline.planning.request import Request
 from pipeline.state.manifest import Process
+from tests.contract.bad_inputs.entry import experiment
 from tests.support.pipeline_runs import leave, request, toy
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -136,13 +143,35 @@ class StandIn:
         return self.statuses.get(stage, 0)
 
 
+def run(request: Request, launch: Launch, stages: Sequence[Stage]) -> int:
+    """As `tristage run` does: plan all stages, then run them."""
+    return run_all(request, launch, plan_stages(request, stages))
+
+
 def test_stages_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_only: None) -> None:
     stand_in = StandIn(tmp_path, {})
     monkeypatch.setattr(stage_sequence, "_launch", stand_in)
-    assert run_all(request(tmp_path), launch(), ["sft", "rm", "ppo"]) == 0
+    assert run(request(tmp_path), launch(), ["sft", "rm", "ppo"]) == 0
     assert stand_in.launched == ["sft", "rm", "ppo"]
-    assert run_all(request(tmp_path), launch(), ["sft", "rm", "ppo"]) == 0
+    assert run(request(tmp_path), launch(), ["sft", "rm", "ppo"]) == 0
     assert stand_in.launched == ["sft", "rm", "ppo"], "finished stages are not launched"
+
+
+def test_tristage_run_plans_each_stage_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_only: None
+) -> None:
+    run_dir, planned = tmp_path / "run", []
+
+    def counted(request: Request, stage: Stage, **state: Any) -> StagePlan:
+        planned.append(stage)
+        return plan_stage(request, stage, **state)
+
+    monkeypatch.setattr(plan, "plan_stage", counted)
+    monkeypatch.setattr(stage_sequence, "_launch", StandIn(run_dir, {"ppo": 7}))
+    words = ["--config", str(experiment(tmp_path)), "--run-dir", str(run_dir)]
+    monkeypatch.setattr("sys.argv", ["tristage", "run", *words])
+    assert cli.main() == 7
+    assert planned == ["sft", "rm", "ppo"]
 
 
 def test_first_failure_stops_with_its_status(
@@ -150,7 +179,7 @@ def test_first_failure_stops_with_its_status(
 ) -> None:
     stand_in = StandIn(tmp_path, {"rm": 7})
     monkeypatch.setattr(stage_sequence, "_launch", stand_in)
-    assert run_all(request(tmp_path), launch(), ["sft", "rm", "ppo"]) == 7
+    assert run(request(tmp_path), launch(), ["sft", "rm", "ppo"]) == 7
     assert stand_in.launched == ["sft", "rm"]
 
 
@@ -158,7 +187,7 @@ def test_a_launcher_that_ends_well_without_a_result_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_only: None
 ) -> None:
     monkeypatch.setattr(stage_sequence, "_launch", StandIn(tmp_path, {}, finish=False))
-    assert run_all(request(tmp_path), launch(), ["sft"]) == 1
+    assert run(request(tmp_path), launch(), ["sft"]) == 1
 
 
 def test_nothing_starts_if_a_later_stage_is_blocked(
@@ -167,9 +196,9 @@ def test_nothing_starts_if_a_later_stage_is_blocked(
     stand_in = StandIn(tmp_path, {})
     monkeypatch.setattr(stage_sequence, "_launch", stand_in)
     with pytest.raises(UserError, match=r"ppo\.batch_size"):
-        run_all(request(tmp_path, toy(ppo__batch_size=9)), launch(accelerators=2), ["sft", "rm", "ppo"])
+        run(request(tmp_path, toy(ppo__batch_size=9)), launch(accelerators=2), ["sft", "rm", "ppo"])
     with pytest.raises(UserError, match="needs stage sft"):
-        run_all(request(tmp_path), launch(), ["rm", "ppo"])
+        run(request(tmp_path), launch(), ["rm", "ppo"])
     assert stand_in.launched == []
 
 
@@ -203,10 +232,10 @@ def test_a_signal_reaches_the_ranks_and_is_waited_for(
     (bin_folder / "deepspeed").write_text(DEEPSPEED.format(python=sys.executable, mark=mark, ready=ready))
     (bin_folder / "deepspeed").chmod(0o755)
     code = (
-        "import sys; from pathlib import Path; from pipeline import orchestrate\n"
-        "orchestrate.count_accelerators = lambda: 0\n"
+        "import sys; from pathlib import Path; from launch import deepspeed_command, stage_sequence\n"
+        "deepspeed_command.count_accelerators = lambda: 0\n"
         f"sys.executable = {str(bin_folder / 'python')!r}\n"
-        "launch = stage_sequence.Launch(Path('run_stage.py'), [])\n"
+        "launch = deepspeed_command.Launch(Path('run_stage.py'), [])\n"
         f"sys.exit(stage_sequence._launch(launch, 'sft', Path({str(manifest)!r})))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)

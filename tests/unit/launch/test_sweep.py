@@ -25,7 +25,7 @@ from launch.cli import _parser, main
 from launch.deepspeed_command import Launch
 from launch.sweep import link_shared, runs_of, split_axes, sweep
 from launch.worker_pool import WorkerPool
-from pipeline.planning.plan import Request
+from pipeline.planning.request import Request
 from pipeline.reporting.sweep_report import write_sweep_report
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.show import print_status
@@ -99,13 +99,13 @@ def sweep_of(
     root: Path, fates: list[str], monkeypatch: pytest.MonkeyPatch, pool: WorkerPool, shared: int = 0
 ) -> tuple[int, list[bool]]:
     """Sweep with a stand-in for each run; its status, and which of the runs came to their end."""
-    monkeypatch.setattr(sweeping, "run_all", lambda _request, _launch, _stages: shared)
+    monkeypatch.setattr(sweeping, "run_all", lambda _request, _launch, _plans: shared)
     runs = runs_of(root, [], len(fates))
     commands = [
         [sys.executable, "-c", STAND_IN, str(run.path), fate] for run, fate in zip(runs, fates, strict=True)
     ]
     request = Request(load_experiment(TINY), RunDirectory(root), "")
-    status = sweep((request, Launch(Path(), [])), list(zip(runs, commands, strict=True)), pool)
+    status = sweep((request, Launch(Path(), []), []), list(zip(runs, commands, strict=True)), pool)
     return status, [(run.path / "ended").exists() for run in runs]
 
 
@@ -199,7 +199,7 @@ def test_the_command_starts_every_run_and_reports(
     fails: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`fails` is the exit status of the shared stages, after which there is nothing to report."""
-    shared: list[tuple[Request, Launch]] = []
+    shared: list[sweeping.Job] = []
     started: list[tuple[sweeping.Run, list[str]]] = []
 
     def sweep(root: sweeping.Job, runs: list[tuple[sweeping.Run, list[str]]], pool: WorkerPool) -> int:

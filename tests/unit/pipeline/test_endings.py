@@ -52,8 +52,8 @@ def test_a_rank_that_leaves_its_note_late_is_the_cause(tmp_path: Path, peer) -> 
 STUCK = """
 import ctypes, sys
 from pathlib import Path
-from pipeline import endings
-from pipeline.manifest import Process
+from pipeline.processes import endings
+from pipeline.state.manifest import Process
 endings.SECONDS_BETWEEN_LOOKS, endings.SECONDS_TO_NOTICE = 0.05, 0.3
 logs, what = Path(sys.argv[1]), sys.argv[2]
 with endings.speaking_when_stuck(logs, [Process.this()] * 2, lambda error: print("recorded:", error)):

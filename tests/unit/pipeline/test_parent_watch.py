@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 RANK = """
 import time
-from pipeline.lifeline import follow_launcher
+from pipeline.processes.parent_watch import follow_launcher
 follow_launcher()
 print("begun", flush=True)
 time.sleep(60)

@@ -8,7 +8,7 @@ import pytest
 
 from configs.errors import UserError
 from configs.identity import differences
-from pipeline.planning.plan import plan_stage, plan_stages, sealed_checkpoint, through
+from pipeline.planning.plan import plan_stage, plan_stages, sealed_checkpoint, stages_between
 from tests.support.pipeline_runs import leave, request, toy
 
 
@@ -243,7 +243,7 @@ def test_a_sequence_counts_on_stages_before(tmp_path: Path) -> None:
 
 
 def test_a_change_upstream_runs_everything_after_it(tmp_path: Path) -> None:
-    for stage in through("sft", "ppo"):
+    for stage in stages_between("sft", "ppo"):
         leave(tmp_path, stage)
     plans = plan_stages(request(tmp_path, toy(rm__learning_rate=3e-4)), ["sft", "rm", "ppo"])
     assert [plan.action for plan in plans] == ["skip", "run", "run"]
@@ -268,6 +268,6 @@ def test_a_configuration_of_another_version_still_plans() -> None:
     assert differences({"unheard": "of"}, toy(), "sft")
 
 
-def test_through() -> None:
-    assert through("rm", "ppo") == ["rm", "ppo"]
-    assert through("ppo", "sft") == []
+def test_stages_between() -> None:
+    assert stages_between("rm", "ppo") == ["rm", "ppo"]
+    assert stages_between("ppo", "sft") == []

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 HOLD = """
 import sys, time
 from pathlib import Path
-from pipeline.rundir import RunDirectory
+from pipeline.state.run_directory import RunDirectory
 with RunDirectory(Path(sys.argv[1])).lock("sft"):
     print("held", flush=True)
     time.sleep(60)

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from configs.errors import UserError
-from configs.schema import Experiment
+from configs.schema import STAGES, Experiment, Stage
 from pipeline import stage_process
+from pipeline.planning import request
+from pipeline.planning.plan import StagePlan, plan_stage
+from pipeline.planning.request import Request
 from pipeline.processes import logs
 from pipeline.stage_process import run_stage
-from pipeline.state.manifest import Manifest, read_manifest
+from pipeline.state.manifest import Manifest, read_manifest, source_hashes
+from pipeline.state.run_directory import RunDirectory
 from stages.context import Context, Outcome, Paused
-from tests.support.pipeline_runs import leave, toy
+from tests.support.pipeline_runs import alone, leave, toy
 
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 Recipe = Callable[[Context], Outcome]
 
 
@@ -33,17 +40,20 @@ def train(context: Context) -> Outcome:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def run(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
     """run(recipe) calls run_stage with that recipe and without a process group."""
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.setattr(stage_process, "_join", lambda config: None)
-    monkeypatch.setattr(stage_process, "_leave", lambda: None)
+    monkeypatch.chdir(tmp_path_factory.mktemp("toy"))  # whose files the toy experiment names
+    shutil.copytree(CONFIGS / "deepspeed", "deepspeed")
+    for stage in STAGES:
+        Path(f"{stage}.jsonl").touch()
+    monkeypatch.setattr(stage_process, "_process_group", alone)
     monkeypatch.setattr(logs, "open_logs", lambda folder, rank: folder)
 
-    def call(recipe: Recipe = train, stage="sft", config: Experiment | None = None, **switches) -> int:
+    def call(recipe: Recipe = train, stage="sft", config: Experiment | None = None, **options) -> int:
         monkeypatch.setattr(stage_process, "_recipe", lambda _: recipe)
-        return run_stage(config or toy(), stage, tmp_path, **switches)
+        return run_stage(Request(config or toy(), RunDirectory(tmp_path), **options), stage)
 
     return call
 
@@ -227,6 +237,38 @@ def test_blocked_stage_touches_nothing(tmp_path: Path, run, capsys: pytest.Captu
     assert run(stage="rm") == 2
     assert "needs stage sft" in capsys.readouterr().err
     assert not (tmp_path / "rm").exists()
+
+
+def test_a_stage_is_planned_once_and_its_sources_are_hashed_once(
+    tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for upstream in ("sft", "rm"):
+        leave(tmp_path, upstream)
+    planned: list[Stage] = []
+    hashed: list[Stage] = []
+
+    def plan(request: Request, stage: Stage, **state: Any) -> StagePlan:
+        planned.append(stage)
+        return plan_stage(request, stage, **state)
+
+    def hashes(config: Experiment, stage: Stage) -> dict[str, str]:
+        hashed.append(stage)
+        return source_hashes(config, stage)
+
+    monkeypatch.setattr(stage_process, "plan_stage", plan)
+    monkeypatch.setattr(request, "source_hashes", hashes)
+    assert run(stage="ppo") == 0
+    assert planned == ["ppo"]
+    assert sorted(hashed) == ["ppo", "rm", "sft"], "PPO compares the sources of its upstream stages, too"
+
+
+def test_a_missing_file_is_refused_before_anything_changes(
+    tmp_path: Path, run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("sft.jsonl").unlink()
+    assert run() == 2
+    assert "data.sft.path: sft.jsonl: there is no such file" in capsys.readouterr().err
+    assert not (tmp_path / "sft").exists()
 
 
 def test_indivisible_batch_is_refused_before_anything_changes(

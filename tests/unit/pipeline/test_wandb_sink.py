@@ -68,7 +68,9 @@ def in_a_process(code: str, *arguments: str) -> str:
 
 
 def auto_mode() -> str:
-    code = "from pipeline.wandb_sink import wandb_mode; from tests.unit.pipeline_runs import toy\n"
+    code = (
+        "from pipeline.tracking.wandb_sink import wandb_mode; from tests.support.pipeline_runs import toy\n"
+    )
     return in_a_process(code + "print(wandb_mode(toy(tracking__wandb='auto')))").split()[-1]
 
 
@@ -176,8 +178,9 @@ def test_a_service_that_dies_in_the_middle_ends_nothing(tmp_path: Path) -> None:
     """W&B's own process is killed between two steps: the stage goes on, and ends in time."""
     leave(tmp_path, "sft")
     code = (
-        "import sys, time, psutil; from pathlib import Path; from pipeline import wandb_sink, manifest\n"
-        "from tests.unit.pipeline_runs import toy\n"
+        "import sys, time, psutil; from pathlib import Path; from pipeline.state import manifest\n"
+        "from pipeline.tracking import wandb_sink\n"
+        "from tests.support.pipeline_runs import toy\n"
         "folder = Path(sys.argv[1]) / 'sft'\n"
         "record = manifest.read_manifest(folder / 'manifest.json')\n"
         "sink = wandb_sink.make_wandb_sink(toy(tracking__wandb='offline'), record, folder)\n"
@@ -194,8 +197,9 @@ def test_a_service_that_dies_in_the_middle_ends_nothing(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_of_temporary_files_goes(tmp_path: Path) -> None:
     leave(tmp_path, "sft")
     code = (
-        "import os, sys; from pathlib import Path; from pipeline import wandb_sink, manifest\n"
-        "from tests.unit.pipeline_runs import toy\n"
+        "import os, sys; from pathlib import Path; from pipeline.state import manifest\n"
+        "from pipeline.tracking import wandb_sink\n"
+        "from tests.support.pipeline_runs import toy\n"
         "folder = Path(sys.argv[1]) / 'sft'\n"
         "record = manifest.read_manifest(folder / 'manifest.json')\n"
         "sink = wandb_sink.make_wandb_sink(toy(tracking__wandb='offline'), record, folder)\n"
@@ -226,8 +230,9 @@ def test_unreachable_server_falls_back_to_offline_under_the_same_id(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port, where nobody listens
     leave(tmp_path, "sft")
     code = (
-        "import sys; from pathlib import Path; from pipeline import wandb_sink, manifest\n"
-        "from tests.unit.pipeline_runs import toy\n"
+        "import sys; from pathlib import Path; from pipeline.state import manifest\n"
+        "from pipeline.tracking import wandb_sink\n"
+        "from tests.support.pipeline_runs import toy\n"
         "wandb_sink.INIT_TIMEOUT_SECONDS = 2\n"
         "folder = Path(sys.argv[1]) / 'sft'\n"
         "record = manifest.read_manifest(folder / 'manifest.json')\n"

@@ -54,7 +54,7 @@ def context_in(folder: Path, judge: str | None = "warmth") -> Context:
         data=Data(sft=source, rm=source, ppo=source),
         ppo=Ppo(rollout=Rollout(max_new_tokens=6, batch_size=2), micro_batch_size=2, judge=judge),
     )
-    return Context(config, "ppo", folder, {}, Silent(), resume=False)
+    return Context(config, "ppo", folder, {}, Silent(), False, ALONE)
 
 
 def answered(folder: Path, roles: Any, tokenizer: Any, role: str) -> Answers:

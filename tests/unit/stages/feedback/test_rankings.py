@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,7 @@ SAMPLER = Sampler(NOTHING, NOTHING, Ranks(0, 1, CPU), Rollout())
 
 
 def resuming(folder) -> Context:
-    context = context_in(folder)
-    return Context(context.config, "rm", folder, {}, context.tracker, resume=True)
+    return replace(context_in(folder), stage="rm", resume=True)
 
 
 def row(split: str, answers: list[str], ranks: list[int]) -> dict:

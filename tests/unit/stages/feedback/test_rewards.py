@@ -17,8 +17,9 @@ import torch
 
 from configs.errors import UserError
 from configs.schema import Ppo, Reward
-from stages.feedback.rewards import Rewards, reward_name, shape_rewards
+from stages.feedback.rewards import Rewards, RewardShaper, reward_name
 from stages.maths.statistics import RunningMoments
+from stages.training.checkpoint import State
 
 PROMPTS, RESPONSES = ["a", "b"], ["short", "much longer"]
 
@@ -78,7 +79,9 @@ def test_terms_are_added_up_by_weight(module: ModuleType, service: Service) -> N
     assert found == {"length": [5.0, 11.0], host: [1.0, 2.0]}
     assert service.asked == [{"prompts": PROMPTS, "completions": RESPONSES}]
     assert rewards.uses_reward_model
-    assert rewards.total({"rm": 3.0, "length": 5.0, host: 1.0}) == 3.0 + 2.5 - 1.0
+    values = {"rm": torch.tensor([3.0, 0.0]), "length": torch.tensor([5.0, 2.0])}
+    values[host] = torch.tensor([1.0, 4.0])
+    assert rewards.total(values).tolist() == [3.0 + 2.5 - 1.0, 1.0 - 4.0]
 
 
 def test_names() -> None:
@@ -150,7 +153,7 @@ def test_endpoint_that_does_not_answer_in_time_is_an_error(service: Service) -> 
 def test_the_reward_models_term_may_have_a_name() -> None:
     rewards = Rewards([Reward(name="quality"), Reward(name="half", weight=0.5)])
     assert rewards.uses_reward_model and rewards.of_reward_model == ["quality", "half"]
-    assert rewards.total({"quality": 2.0, "half": 2.0}) == 3.0
+    assert rewards.total({name: torch.tensor([2.0]) for name in ("quality", "half")}).tolist() == [3.0]
 
 
 @pytest.mark.parametrize(
@@ -175,10 +178,13 @@ def test_running_moments_are_those_of_all_values() -> None:
     assert moments.deviation == pytest.approx(values.std(unbiased=False).item())
 
 
-def shape(totals: list[float], memory: dict | None = None, **settings) -> list[float]:
-    ppo = Ppo(**({"missing_eos_penalty": None} | settings))
+def shaper(**settings) -> RewardShaper:
+    return RewardShaper(Ppo(**({"missing_eos_penalty": None} | settings)))
+
+
+def shape(totals: list[float], by: RewardShaper | None = None, **settings) -> list[float]:
     lengths, ended = torch.tensor([2, 5]), torch.tensor([True, False])
-    return shape_rewards(torch.tensor(totals), lengths, ended, ppo, {} if memory is None else memory).tolist()
+    return (by or shaper(**settings)).shape(torch.tensor(totals), lengths, ended).tolist()
 
 
 def test_penalties_by_hand() -> None:
@@ -190,9 +196,10 @@ def test_penalties_by_hand() -> None:
 
 
 def test_normalisation_runs_over_batches_and_is_remembered() -> None:
-    memory: dict = {}
-    assert shape([1.0, 3.0], memory, normalize_rewards=True) == pytest.approx([-1.0, 1.0])
-    json.dumps(memory)  # it goes into checkpoints
+    first, resumed = shaper(normalize_rewards=True), shaper(normalize_rewards=True)
+    assert shape([1.0, 3.0], first) == pytest.approx([-1.0, 1.0])
+    saved = json.dumps(first.state_dict().values)  # it goes into checkpoints
+    resumed.load_state_dict(State(json.loads(saved)))
     # 1, 3, 5, 7: mean 4, variance 5
-    second = shape([5.0, 7.0], memory, normalize_rewards=True)
+    second = shape([5.0, 7.0], resumed)
     assert second == pytest.approx([1 / math.sqrt(5), 3 / math.sqrt(5)])

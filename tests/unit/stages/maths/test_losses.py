@@ -152,9 +152,9 @@ def test_ranking_loss_of_three_by_hand():
     loss, metrics = ranking_loss(scores, torch.tensor([[0, 1, 2]]), 1.0)
     # pairs 2-1 = 1, 2-3 = -1, 1-3 = -2: (0.3132617 + 1.3132617 + 2.1269280) / 3
     assert loss.item() == pytest.approx(1.2511505, abs=1e-7)
-    assert metrics["loss"].item() == pytest.approx(1.2511505, abs=1e-7)
-    assert metrics["accuracy"].item() == pytest.approx(1 / 3)
-    assert metrics["margin"].item() == pytest.approx(-2 / 3)  # (1 - 1 - 2) / 3
+    assert float(metrics["loss"].total) == pytest.approx(1.2511505, abs=1e-7)
+    assert float(metrics["accuracy"].total) == pytest.approx(1 / 3)
+    assert float(metrics["margin"].total) == pytest.approx(-2 / 3)  # (1 - 1 - 2) / 3
     # d/d(r_w - r_l) is -sigmoid(-(r_w - r_l)): -0.2689414, -0.7310586, -0.8807971, each over 3 pairs
     # first: -(0.2689414 + 0.7310586) / 3; second: (0.2689414 - 0.8807971) / 3; third: the rest
     assert gradient(loss, scores)[0] == pytest.approx([-0.3333333, -0.2039519, 0.5372852], abs=1e-7)
@@ -189,15 +189,16 @@ def test_ties_are_no_pair():
     loss, metrics = ranking_loss(scores, torch.tensor([[0, 0, 1]]), 1.0)
     # pairs 1-0 = 1 and 4-0 = 4: (0.3132617 + 0.0181499) / 2
     assert loss.item() == pytest.approx(0.1657058, abs=1e-7)
-    assert metrics["accuracy"].item() == 1.0
-    assert metrics["margin"].item() == 2.5
+    assert float(metrics["accuracy"].total) == 1.0
+    assert float(metrics["margin"].total) == 2.5
 
 
 def test_a_prompt_without_a_pair_counts_nothing_and_gives_no_gradient():
     scores = tensor([[1.0, 4.0], [2.0, NAN]]).requires_grad_()
     loss, metrics = ranking_loss(scores, torch.tensor([[0, 0], [0, -1]]), 2.0)
     assert loss.item() == 0.0
-    assert {name: value.item() for name, value in metrics.items()} == {"loss": 0, "accuracy": 0, "margin": 0}
+    for name in ("loss", "accuracy", "margin"):
+        assert (float(metrics[name].total), metrics[name].count) == (0, 2)
     assert gradient(loss, scores) == [[0.0, 0.0], [0.0, 0.0]]
 
 
@@ -220,8 +221,8 @@ def test_ranking_loss_equals_plain_python():
     ranks = [[rng.choice([-1, 0, 1, 2, 3]) for _ in range(5)] for _ in range(40)]
     expected = ranking_reference(scores, ranks, 17.0)
     loss, metrics = ranking_loss(tensor(scores), torch.tensor(ranks), 17.0)
-    found = [loss, metrics["loss"], metrics["accuracy"], metrics["margin"]]
-    assert [value.item() for value in found] == pytest.approx(expected, rel=1e-6)
+    found = [loss.item(), *(float(metrics[name].total) for name in ("loss", "accuracy", "margin"))]
+    assert found == pytest.approx(expected, rel=1e-6)
     assert loss.item() == pytest.approx(expected[0], rel=1e-12)
     single, _ = ranking_loss(tensor(scores).float(), torch.tensor(ranks), 17.0)
     assert single.item() == pytest.approx(expected[0], rel=1e-5)
@@ -243,7 +244,9 @@ def test_micro_batches_of_prompts_add_up():
     parts = [ranking_loss(scores[rows], ranks[rows], 6.0) for rows in (slice(0, 2), slice(2, 5), slice(5, 6))]
     assert sum(loss.item() for loss, _ in parts) == pytest.approx(whole.item(), rel=1e-12)
     for name, value in metrics.items():
-        assert sum(part[name].item() for _, part in parts) == pytest.approx(value.item(), rel=1e-6)
+        total = sum(float(part[name].total) for _, part in parts)
+        assert total == pytest.approx(float(value.total), rel=1e-6)
+        assert sum(part[name].count for _, part in parts) == value.count == 6
 
 
 def test_metrics_carry_no_gradient():
@@ -255,7 +258,8 @@ def test_metrics_carry_no_gradient():
         policy_loss(logprobs, tensor([[-1.1]]), tensor([[1.0]]), ones, 0.2, 1.0)[1],
         value_loss(logprobs, tensor([[-1.1]]), tensor([[1.0]]), ones, 0.2, 1.0)[1],
     ]
-    assert [value.requires_grad for metrics in found for value in metrics.values()] == [False] * 7
+    means = [mean for metrics in found for mean in metrics.values()]
+    assert [torch.as_tensor(mean.total).requires_grad for mean in means] == [False] * 10
 
 
 # Policy
@@ -288,9 +292,9 @@ def test_policy_loss_by_hand():
     loss, metrics = policy_loss(logprobs, torch.zeros_like(advantages), advantages, mask, 0.2, 5.0)
     # min(2, 1.2) = 1.2; min(-2, -1.2) = -2; min(0.5, 0.8) = 0.5; min(-0.5, -0.8) = -0.8; 3
     assert loss.item() == pytest.approx(-0.38)  # -(1.2 - 2 + 0.5 - 0.8 + 3) / 5
-    assert metrics["ratio"].item() == pytest.approx(6.0)  # 2 + 2 + 0.5 + 0.5 + 1
-    assert metrics["clipfrac"].item() == 2.0  # the first and the fourth
-    assert metrics["approxkl"].item() == pytest.approx(0.9609060)  # 4 * 0.6931472^2 / 2
+    assert float(metrics["ratio"].total) == pytest.approx(6.0)  # 2 + 2 + 0.5 + 0.5 + 1
+    assert float(metrics["clipfrac"].total) == 2.0  # the first and the fourth
+    assert float(metrics["approxkl"].total) == pytest.approx(0.9609060)  # 4 * 0.6931472^2 / 2
     # -A * ratio / 5 where not clipped, exactly 0 where clipped
     found = gradient(loss, logprobs)[0]
     assert found == pytest.approx([0.0, 0.4, -0.1, 0.0, -0.6])
@@ -303,8 +307,8 @@ def test_same_policy_has_ratio_one_and_the_plain_policy_gradient():
     advantages = torch.randn(3, 4, generator=generator)
     mask = torch.ones(3, 4, dtype=torch.bool)
     loss, metrics = policy_loss(logprobs, logprobs.detach().clone(), advantages, mask, 0.2, 12.0)
-    assert metrics["ratio"].item() == 12.0
-    assert metrics["clipfrac"].item() == metrics["approxkl"].item() == 0.0
+    assert float(metrics["ratio"].total) == 12.0
+    assert float(metrics["clipfrac"].total) == float(metrics["approxkl"].total) == 0.0
     assert loss.item() == pytest.approx(-advantages.sum().item() / 12, abs=1e-7)
     torch.testing.assert_close(torch.autograd.grad(loss, logprobs)[0], -advantages / 12)
 
@@ -313,8 +317,8 @@ def test_policy_loss_equals_plain_python(batch):
     expected = policy_reference(batch, 0.15, 11.0)
     assert expected[2] > 0  # something is clipped
     loss, metrics = policy(batch, 0.15, 11.0)
-    found = [loss, metrics["ratio"], metrics["clipfrac"], metrics["approxkl"]]
-    assert [value.item() for value in found] == pytest.approx(expected, rel=1e-12)
+    found = [loss.item(), *(float(metrics[name].total) for name in ("ratio", "clipfrac", "approxkl"))]
+    assert found == pytest.approx(expected, rel=1e-12)
 
 
 def test_policy_metrics_ignore_what_is_outside_the_mask(batch):
@@ -348,7 +352,7 @@ def test_value_loss_by_hand():
     # 0.25 inside: 0.5625; 1.5 -> 0.5: max(0.25, 0.25) = 0.25; -1 -> -0.5: max(4, 2.25) = 4;
     # 0.75 -> 0.5: max(0.0625, 0.25) = 0.25
     assert loss.item() == pytest.approx(0.6328125)  # (0.5625 + 0.25 + 4 + 0.25) / 2 / 4
-    assert metrics["clipfrac"].item() == 1.0  # the last: clipping makes it worse
+    assert float(metrics["clipfrac"].total) == 1.0  # the last: clipping makes it worse
     found = gradient(loss, values)[0]
     assert found[0] == -0.1875  # (0.25 - 1) / 4
     assert found[2] == -0.5  # (-1 - 1) / 4: the unclipped error is the larger, so there is a way back
@@ -360,14 +364,14 @@ def test_value_loss_without_reaching_the_clip_is_half_the_squared_error(batch):
     loss, metrics = value(batch, 100.0, tokens)
     squared = (batch["values"] - batch["returns"])[batch["mask"]].square()
     assert loss.item() == pytest.approx(squared.mean().item() / 2, rel=1e-12)
-    assert metrics["clipfrac"].item() == 0.0
+    assert float(metrics["clipfrac"].total) == 0.0
 
 
 def test_value_loss_equals_plain_python(batch):
     expected = value_reference(batch, 0.15, 11.0)
     assert expected[1] > 0
     loss, metrics = value(batch, 0.15, 11.0)
-    assert [loss.item(), metrics["clipfrac"].item()] == pytest.approx(expected, rel=1e-12)
+    assert [loss.item(), float(metrics["clipfrac"].total)] == pytest.approx(expected, rel=1e-12)
 
 
 # Options of PPO's losses
@@ -391,4 +395,4 @@ def test_values_need_not_be_clipped():
     assert value_loss(values, old, returns, mask, 0.5, 1.0)[0].item() == pytest.approx(0.5 * 2.5**2)
     loss, metrics = value_loss(values, old, returns, mask, None, 1.0)
     assert loss.item() == pytest.approx(0.5 * 1.0**2)
-    assert metrics["clipfrac"] == 0
+    assert metrics["clipfrac"].value == 0

@@ -67,7 +67,7 @@ def test_large_fp32_products_are_onednn_s(height, dtype, by_onednn):
 
 GROWTH = """
 import psutil, torch
-from stages.products import onednn_linear, use_onednn
+from stages.models.onednn import onednn_linear, use_onednn
 use_onednn()
 weight = torch.randn(1024, 1024)
 def work(rows):

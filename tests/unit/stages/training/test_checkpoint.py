@@ -24,9 +24,9 @@ from data.storage.files import sweep
 from data.storage.sealed_folder import SealedFolder, seal_fault
 from stages.models.adapter_files import save_adapter
 from stages.training import checkpoint
-from stages.training.checkpoint import newest_checkpoint, save_checkpoint
-from stages.training.loop import find_resume
-from tests.unit.stages.feedback.test_evaluation import ALONE, context_in
+from stages.training.checkpoint import Header, State, newest_checkpoint, save_checkpoint
+from stages.training.resume import find_checkpoint
+from tests.unit.stages.feedback.test_evaluation import context_in
 
 FILES = ("tensors.safetensors", "state.json", "seal.json")
 
@@ -40,13 +40,12 @@ def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
-def state(step: int) -> dict:
-    memory = {"eval_loss_before": 2.5, "text": "ü\u2028"}
-    return {"run": "ours", "optimizer_steps": step * 4, "base": "b", "memory": memory, "records": {}}
+VALUES = {"eval_loss_before": 2.5, "text": "ü\u2028"}
 
 
-def save(root: Path, step: int, keep: int = 5) -> Path:
-    save_checkpoint(root, step, tensors(step), state(step), keep)
+def save(root: Path, step: int, keep: int = 5, best: int | None = None, seed: int | None = None) -> Path:
+    parts = {"engine": State({"steps": step}, tensors(step if seed is None else seed)), "loop": State(VALUES)}
+    save_checkpoint(root, Header(step, "ours", "b", {}), parts, keep, best)
     return root / f"step-{step:06d}"
 
 
@@ -68,10 +67,10 @@ def same_bytes(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_where_no_checkpoint_is_good_the_stage_does_not_start_over(tmp_path: Path) -> None:
     context = replace(context_in(tmp_path), resume=True, run_id="theirs")
-    assert find_resume(context, ALONE) is None  # killed before its first checkpoint
+    assert find_checkpoint(context) is None  # killed before its first checkpoint
     save(tmp_path / "checkpoints", 1)
     with pytest.raises(UserError, match=r"none of the checkpoints is good(.|\n)*another run \(ours\)"):
-        find_resume(context, ALONE)
+        find_checkpoint(context)
 
 
 def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
@@ -79,8 +78,10 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
     found, complaints = newest_checkpoint(tmp_path, "ours")
     assert found is not None
     assert (found.folder, found.step, complaints) == (folder, 50, [])
-    assert found.state == state(50)
-    assert same_bytes(found.tensors(), tensors(50))
+    assert (found.run, found.base, found.records) == ("ours", "b", {})
+    assert found.part("engine").values == {"steps": 50} and found.part("loop").values == VALUES
+    assert same_bytes(found.part("engine").tensors, tensors(50))
+    assert found.part("loop").tensors == {} and found.part("none such") == State()
 
 
 def test_newest_is_found(tmp_path):
@@ -111,7 +112,7 @@ def test_the_newest_few_are_kept(tmp_path):
 
 def test_the_best_is_kept_besides_the_newest(tmp_path):
     for step, best in ((5, 5), (10, 5), (15, 5), (20, 20), (25, 20)):
-        save_checkpoint(tmp_path, step, tensors(step), state(step), 1, best)
+        save(tmp_path, step, 1, best)
         assert names(tmp_path) == sorted({f"step-{each:06d}" for each in (step, best)})
 
 
@@ -124,10 +125,10 @@ def test_one_kept_checkpoint_is_the_one_just_written(tmp_path):
 
 def test_saving_a_step_again_replaces_it(tmp_path):
     save(tmp_path, 7)
-    save_checkpoint(tmp_path, 7, tensors(99), state(7), 5)
+    save(tmp_path, 7, seed=99)
     found, _ = newest_checkpoint(tmp_path, "ours")
     assert found is not None
-    assert same_bytes(found.tensors(), tensors(99))
+    assert same_bytes(found.part("engine").tensors, tensors(99))
     assert names(tmp_path) == ["step-000007"]
 
 
@@ -140,7 +141,7 @@ def test_only_safetensors_and_json_and_never_a_pickle(tmp_path, monkeypatch):
     folder = save(tmp_path, 1)
     found, _ = newest_checkpoint(tmp_path, "ours")
     assert found is not None
-    found.tensors()
+    assert found.part("engine").tensors
     assert names(folder) == sorted(FILES)
     for name in ("state.json", "seal.json"):
         json.loads((folder / name).read_text())
@@ -182,7 +183,7 @@ def test_damaged_checkpoint_is_passed_over_and_the_file_named(name, damage, tmp_
     found, complaints = newest_checkpoint(tmp_path, "ours")
     assert found is not None
     assert found.step == 10
-    assert same_bytes(found.tensors(), tensors(10))
+    assert same_bytes(found.part("engine").tensors, tensors(10))
     (complaint,) = complaints
     assert str(folder) in complaint
     if (name, damage) == ("seal.json", "middle byte"):
@@ -259,16 +260,16 @@ def killed_at(event: int, root: Path, write: Callable[[], object]) -> bool:
 
 def test_killed_before_any_step_of_the_write_there_is_the_older_checkpoint_or_the_newer(tmp_path):
     found_newer = []
-    ready, older = tensors(20), tmp_path / "older"
+    older, header, parts = tmp_path / "older", Header(20, "ours", "b", {}), {"engine": State({}, tensors(20))}
     save(older, 10)
     for event in itertools.count():
         root = tmp_path / f"run-{event}"
         shutil.copytree(older, root)
-        killed = killed_at(event, root, partial(save_checkpoint, root, 20, ready, state(20), 1))
+        killed = killed_at(event, root, partial(save_checkpoint, root, header, parts, 1))
         sweep(root)
         found, complaints = newest_checkpoint(root, "ours")
         assert found is not None and found.step in (10, 20) and complaints == []
-        assert same_bytes(found.tensors(), tensors(found.step))
+        assert same_bytes(found.part("engine").tensors, tensors(found.step))
         assert set(names(root)) <= {"step-000010", "step-000020"}
         found_newer.append(found.step == 20)
         if not killed:

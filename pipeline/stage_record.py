@@ -1,0 +1,110 @@
+"""The manifest of a stage over one attempt: begun, then finished or failed."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from configs.identity import stage_hash
+from configs.load import dump_experiment
+from data.storage.files import sweep
+from data.storage.records import records
+from pipeline.planning.plan import StagePlan, sealed_checkpoint
+from pipeline.planning.request import Request
+from pipeline.processes import endings
+from pipeline.state.manifest import (
+    BaseModelId,
+    Manifest,
+    Process,
+    Record,
+    fingerprint,
+    library_versions,
+    now,
+    read_manifest,
+)
+from stages.context import Outcome
+
+
+def begin_attempt(request: Request, plan: StagePlan, world: int) -> Manifest:
+    """Prepare the stage's folder as `plan` says, and write a manifest with status `running`.
+
+    Args:
+        world: number of ranks.
+
+    Raises:
+        OSError: the run directory cannot be written.
+    """
+    run, stage = request.run, plan.stage
+    previous = read_manifest(run.manifest(stage)) if plan.action == "resume" else None
+    if plan.set_aside:
+        print(f"stage {stage}: its old folder is kept as {run.set_aside(stage)}", flush=True)
+    run.stage(stage).mkdir(parents=True, exist_ok=True)
+    sweep(run.stage(stage))
+    endings.clear_notes(run.logs(stage))
+    run.write_config(dump_experiment(request.config))
+    manifest = Manifest(
+        stage=stage,
+        status="running",
+        config_hash=stage_hash(request.config, stage),
+        config=request.config.model_dump(mode="json"),
+        base=BaseModelId.of(request.config.base_of(stage)),
+        inputs=plan.inputs,
+        sources=request.source_hashes(stage),
+        wall_seconds=_previous_seconds(previous, run.stage(stage)) if previous else 0.0,
+        world_size=world,
+        versions=library_versions(),
+        run_id=previous.run_id if previous else secrets.token_hex(4),
+        process=Process.this(),
+        started=previous.started if previous else now(),
+        attempt_started=now(),
+    )
+    manifest.write(run.manifest(stage))
+    return manifest
+
+
+def finished(manifest: Manifest, outcome: Outcome, output: Path, seconds: float) -> Manifest:
+    """The manifest after the attempt succeeds.
+
+    Args:
+        output: the folder that the stage leaves for other stages.
+        seconds: duration of this attempt.
+
+    Raises:
+        FileNotFoundError: `output` is empty.
+    """
+    content = fingerprint(output)
+    if not content.files:
+        raise FileNotFoundError(f"stage {manifest.stage} left nothing in {output}")
+    wall_seconds = manifest.wall_seconds + seconds
+    metrics = {name: float(value) for name, value in outcome.metrics.items()}
+    return manifest.model_copy(
+        update={
+            "status": "finished",
+            "base_digest": outcome.base_digest,
+            "output": content,
+            "records": {name: Record(**record) for name, record in records(output.parent).items()},
+            "metrics": metrics | {"wall_seconds": wall_seconds},
+            "wall_seconds": wall_seconds,
+            "finished": now(),
+        }
+    )
+
+
+def failed(manifest: Manifest, error: BaseException, seconds: float) -> Manifest:
+    """The manifest after the attempt ends with `error`, `seconds` after its start."""
+    return manifest.model_copy(
+        update={
+            "status": "interrupted" if endings.stopped(error) else "failed",
+            "error": endings.one_line(error),
+            "wall_seconds": manifest.wall_seconds + seconds,
+            "finished": now(),
+        }
+    )
+
+
+def _previous_seconds(previous: Manifest, folder: Path) -> float:
+    """Seconds spent by earlier attempts. A killed attempt counts up to its newest checkpoint."""
+    checkpoint = sealed_checkpoint(folder)
+    if previous.status != "running" or checkpoint is None:
+        return previous.wall_seconds
+    return previous.wall_seconds + max(0.0, checkpoint.stat().st_mtime - previous.attempt_started.timestamp())

@@ -1,0 +1,191 @@
+"""One optimizer step of PPO: policy and critic on a minibatch of experience."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from configs.schema import Ppo
+from stages.maths.advantages import gae, token_kl, whiten
+from stages.maths.losses import masked_mean, masked_sum, policy_loss, value_loss
+from stages.maths.statistics import Means, add_means
+from stages.models.token_statistics import TokenStatistics
+from stages.rl.experience import CRITIC, POLICY, ExperienceCollector
+from stages.rl.kl_controller import KlController
+from stages.rl.ptx import Ptx
+from stages.rl.trajectory import Experience
+from stages.sampling.response_batch import ResponseBatch, response_statistics, state_values
+from stages.training.engine import Engine
+from stages.training.metrics import reduce_means
+
+LOGPROB_DIFFERENCE = "rollout/logprob_difference"
+
+
+class PpoUpdate:
+    """Updates policy and critic on minibatches of the global batch."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        ppo: Ppo,
+        collector: ExperienceCollector,
+        kl: KlController,
+        ptx: Ptx | None = None,
+    ) -> None:
+        self.engine, self.ppo, self.collector, self.kl, self.ptx = engine, ppo, collector, kl, ptx
+
+    def step(self, experience: Experience, minibatch: Sequence[int]) -> tuple[dict[str, float], Experience]:
+        """Take one optimizer step. While the engine holds the policy, its gradient is 0.
+
+        Args:
+            experience: the global batch.
+            minibatch: indices of its rows to train on.
+
+        Returns:
+            Metrics, means over the response tokens of the minibatch; and the experience, which has values and
+            advantages now if this step had to compute them.
+        """
+        mine = self.engine.ranks.share(list(minibatch))
+        tokens = int(experience.lengths[list(minibatch)].sum())
+        if self.collector.shared_critic:
+            means = add_means(
+                self._shared_backward(micro, tokens) for micro in self._micro_batches(experience, mine)
+            )
+        else:  # the critic first: the policy's advantages may come from its values
+            means, experience = self._critic_pass(experience, mine, tokens)
+            means |= add_means(
+                self._policy_backward(micro, tokens) for micro in self._micro_batches(experience, mine)
+            )
+        if self.ptx and not self.engine.is_held(POLICY):
+            means["loss/ptx_avg"] = self.ptx.backward()
+        self.engine.step()
+        metrics = reduce_means(means, self.engine.ranks)
+        return metrics | {"grad_norm": self.engine.grad_norm}, experience
+
+    def _micro_batches(self, experience: Experience, rows: Sequence[int]) -> Iterator[Experience]:
+        return map(experience.select, self._rows(experience, rows))
+
+    def _rows(self, experience: Experience, rows: Sequence[int]) -> list[list[int]]:
+        return self.collector.by_length(rows, experience.prompts, experience.responses)
+
+    def _batch(self, micro: Experience) -> ResponseBatch:
+        prompt_ids = [prompt.prompt_ids for prompt in micro.prompts]
+        return self.collector.sampler.response_batch(prompt_ids, micro.responses)
+
+    def _critic_pass(
+        self, experience: Experience, mine: Sequence[int], tokens: int
+    ) -> tuple[Means, Experience]:
+        """Accumulate the critic's gradients; its values are the old ones if the experience has none yet."""
+        parts, computed = [], []
+        for rows in self._rows(experience, mine):
+            means, values = self._critic_backward(experience.select(rows), tokens)
+            parts.append(means)
+            computed += list(zip(rows, values, strict=True))
+        if not experience.has_values:
+            experience = self._with_values(experience, computed)
+        return add_means(parts), experience
+
+    def _with_values(self, experience: Experience, computed: list[tuple[int, Tensor]]) -> Experience:
+        """The experience with the values that the ranks computed, by row, and with advantages."""
+        values = torch.zeros_like(experience.logprobs)
+        for row, row_values in self.engine.ranks.gather(computed):
+            values[row, : len(row_values)] = row_values
+        return with_advantages(replace(experience, values=values), self.ppo)
+
+    def _critic_backward(self, micro: Experience, tokens: int) -> tuple[Means, Tensor]:
+        """The gradients of a micro-batch, and the values (b, R) before them, on the CPU."""
+        batch = self._batch(micro)
+        values = state_values(self.engine, CRITIC, batch)[:, :-1]
+        before = torch.where(batch.mask, values.detach(), 0.0).cpu()
+        if not micro.has_values:
+            micro = replace(micro, values=before)
+        loss, means = self._critic_loss(micro, batch, tokens, values)
+        self.engine.backward(self.ppo.vf_coef * loss)
+        return means, before
+
+    def _policy_backward(self, micro: Experience, tokens: int) -> Means:
+        batch = self._batch(micro)
+        statistics = response_statistics(self.engine, POLICY, batch, entropy=self._with_entropy)
+        loss, means = self._policy_loss(micro, batch, tokens, statistics)
+        self.engine.backward(self._policy_weight * loss)
+        return means
+
+    def _shared_backward(self, micro: Experience, tokens: int) -> Means:
+        """One forward and backward for policy and critic. A held policy's trunk learns nothing."""
+        batch = self._batch(micro)
+        statistics = response_statistics(
+            self.engine,
+            POLICY,
+            batch,
+            entropy=self._with_entropy,
+            values=CRITIC,
+            detach_values=self.engine.is_held(POLICY),
+        )
+        loss, means = self._policy_loss(micro, batch, tokens, statistics)
+        critic_loss, critic_means = self._critic_loss(micro, batch, tokens, statistics.values[:, :-1])
+        self.engine.backward(self._policy_weight * loss + self.ppo.vf_coef * critic_loss)
+        return means | critic_means
+
+    @property
+    def _policy_weight(self) -> float:
+        return 0.0 if self.engine.is_held(POLICY) else 1.0
+
+    @property
+    def _with_entropy(self) -> bool:
+        return self.ppo.entropy_coef > 0
+
+    def _policy_loss(
+        self, micro: Experience, batch: ResponseBatch, tokens: int, statistics: TokenStatistics
+    ) -> tuple[Tensor, Means]:
+        """The clipped surrogate, with the KL and the entropy bonus if the config puts them into the loss."""
+        ppo, logprobs, mask = self.ppo, statistics.logprobs, batch.mask
+        device = logprobs.device
+        loss, surrogate = policy_loss(
+            logprobs,
+            micro.logprobs.to(device),
+            micro.advantages.to(device),
+            mask,
+            ppo.clip_range,
+            tokens,
+            ppo.dual_clip,
+        )
+        difference = (logprobs.detach() - micro.sampled_logprobs.to(device)).abs()
+        means = {
+            "loss/policy_avg": surrogate["loss"],
+            "val/ratio": surrogate["ratio"],
+            "policy/clipfrac_avg": surrogate["clipfrac"],
+            "policy/approxkl_avg": surrogate["approxkl"],
+            LOGPROB_DIFFERENCE: masked_mean(difference, mask),
+        }
+        if ppo.kl_in == "loss":
+            kl = token_kl(logprobs, micro.ref_logprobs.to(device), ppo.kl_estimator)
+            loss = loss + self.kl.coef * masked_sum(kl, mask) / tokens
+            means["loss/kl_avg"] = masked_mean(kl, mask)
+        if self._with_entropy:
+            loss = loss - ppo.entropy_coef * masked_sum(statistics.entropy, mask) / tokens
+        return loss, means
+
+    def _critic_loss(
+        self, micro: Experience, batch: ResponseBatch, tokens: int, values: Tensor
+    ) -> tuple[Tensor, Means]:
+        """The clipped squared error to the returns of the old values; `values` are (b, R)."""
+        _, returns = gae(micro.rewards, micro.values, micro.mask, self.ppo.gamma, self.ppo.lam)
+        loss, means = value_loss(
+            values,
+            micro.values.to(values.device),
+            returns.to(values.device),
+            batch.mask,
+            self.ppo.clip_range_value,
+            tokens,
+        )
+        return loss, {"loss/value_avg": means["loss"], "val/clipfrac_avg": means["clipfrac"]}
+
+
+def with_advantages(experience: Experience, ppo: Ppo) -> Experience:
+    """The experience with its advantages: GAE on the whole batch, whitened if the config asks for it."""
+    mask = experience.mask
+    advantages, _ = gae(experience.rewards, experience.values, mask, ppo.gamma, ppo.lam)
+    return replace(experience, advantages=whiten(advantages, mask) if ppo.whiten_advantages else advantages)
