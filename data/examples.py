@@ -1,4 +1,4 @@
-"""Training and held-out examples of a stage: rows read, split by prompt, and tokenized."""
+"""Training and held-out examples of a stage: read rows, split them by prompt, tokenize them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,16 @@ def read_examples(
     tokenizer: PreTrainedTokenizerBase,
     note: Note,
 ) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples of `stage`; `note` reports what was truncated or dropped."""
+    """Return training and held-out examples of `stage`.
+
+    Args:
+        kind: what the rows serve as.
+        tokenize: a function of `data.batches.tokenize` that turns rows into examples.
+        note: called with a line on rows that were left out, truncated or dropped.
+
+    Raises:
+        UserError: a row cannot be read, or nothing is left to train on.
+    """
     rows = load_rows(getattr(config.data, stage), kind, note)
     parts = stage_split(config.data, stage, rows, config.seed)
     return tokenized(config.data, tokenize, tokenizer, parts, note)
@@ -38,7 +47,7 @@ def tokenized(
     parts: tuple[Any, Any],
     note: Note,
 ) -> tuple[list[Example], list[Example]]:
-    """Training and held-out rows as examples of token ids."""
+    """Tokenize `(training, held_out)` rows. `note` is called with the counts of both."""
     train, train_counts = tokenize(parts[0], tokenizer, data)
     note(f"training: {train_counts}")
     if not len(parts[1]):

@@ -1,1 +1,1 @@
-"""Rows become token ids, padded batches, and the batch of each step."""
+"""From rows to token ids and padded batches, and the choice of the batch of each step."""

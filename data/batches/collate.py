@@ -1,4 +1,4 @@
-"""Put examples of unequal length into padded tensors; masks, not the pad token, say what is padding."""
+"""Collate examples of unequal length into padded tensors. Masks, not the pad token, mark padding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Batch(NamedTuple):
 
     Attributes:
         input_ids: (B, T) long.
-        attention_mask: (B, T) long, 1 where there is a token.
+        attention_mask: (B, T) long, 1 on tokens, 0 on padding.
         completion_mask: (B, T) bool, True on completion tokens alone.
     """
 
@@ -34,12 +34,12 @@ class PackedBatch(NamedTuple):
 
     Attributes:
         input_ids: (B, T) long.
-        position_ids: (B, T) long, from 0 in each example.
-        completion_mask: (B, T) bool, True on completion tokens alone. The first token of an example is never
-            one, so that no example's end is asked to predict the next one's beginning.
-        attention_mask: (B, 1, T, T) bool, True where the token of the row may look at that of the column:
-            itself and earlier ones of the same example. A mask for sdpa (and math), not for flash or eager
-            attention.
+        position_ids: (B, T) long, starting at 0 in each example.
+        completion_mask: (B, T) bool, True on completion tokens alone. It is False on the first token of an
+            example, so that no example predicts the beginning of the next.
+        attention_mask: (B, 1, T, T) bool, True if the token of the row attends to the token of the column:
+            to itself and to earlier tokens of the same example. A mask for sdpa (and math), not for flash or
+            eager attention.
     """
 
     input_ids: Tensor
@@ -52,14 +52,14 @@ class PackedBatch(NamedTuple):
 
 
 class RankedBatch(NamedTuple):
-    """Rankings, one to a row: the prompt once, and after it every completion as if it followed the prompt.
+    """One ranking per row: the prompt once, then all completions, each as if it followed the prompt.
 
     Attributes:
         input_ids: (G, T) long, padded on the right.
-        position_ids: (G, T) long; every completion goes on where the prompt ends.
-        attention_mask: (G, 1, T, T) bool: a token looks at itself, at earlier ones of the same completion and
-            at the prompt. A mask for sdpa (and math), not for flash or eager attention.
-        last: (G, K) long, the place of each completion's last token; 0 where a ranking has fewer than K.
+        position_ids: (G, T) long; each completion continues the positions of the prompt.
+        attention_mask: (G, 1, T, T) bool: a token attends to itself, to earlier tokens of the same completion
+            and to the prompt. A mask for sdpa (and math), not for flash or eager attention.
+        last: (G, K) long, index of each completion's last token; 0 if a ranking has fewer than K.
     """
 
     input_ids: Tensor
@@ -72,7 +72,7 @@ class RankedBatch(NamedTuple):
 
 
 class PromptBatch(NamedTuple):
-    """Prompts, padded on the left: `input_ids` and `attention_mask`, both (B, P) long."""
+    """Prompts, padded on the left. `input_ids` and `attention_mask` are (B, P) long."""
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -82,7 +82,7 @@ class PromptBatch(NamedTuple):
 
 
 def sequences(pairs: Sequence[tuple[list[int], list[int]]], pad_id: int) -> Batch:
-    """Collate `(prompt_ids, completion_ids)` pairs; T is the length of the longest."""
+    """Collate `(prompt_ids, completion_ids)` pairs. T is the length of the longest pair."""
     width = max(len(prompt) + len(completion) for prompt, completion in pairs)
     ids, attention, completion_mask = [], [], []
     for prompt, completion in pairs:
@@ -94,7 +94,7 @@ def sequences(pairs: Sequence[tuple[list[int], list[int]]], pad_id: int) -> Batc
 
 
 def prompts(prompt_ids: Sequence[list[int]], pad_id: int) -> PromptBatch:
-    """Collate prompts for generation; P is the length of the longest."""
+    """Collate prompts for generation. P is the length of the longest prompt."""
     width = max(map(len, prompt_ids))
     ids = [[pad_id] * (width - len(prompt)) + prompt for prompt in prompt_ids]
     attention = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompt_ids]
@@ -102,9 +102,9 @@ def prompts(prompt_ids: Sequence[list[int]], pad_id: int) -> PromptBatch:
 
 
 def packed(rows: Sequence[Packed], pad_id: int) -> PackedBatch:
-    """Collate packed sequences; T is the length of the longest."""
+    """Collate packed sequences. T is the length of the longest sequence."""
     segments = _padded([row.segment_ids for row in rows], -1)
-    # Padding is an example of its own: a token that may look at nothing would make softmax give NaN.
+    # Padding attends to itself: softmax over an empty set would give NaN.
     return PackedBatch(
         _padded([row.input_ids for row in rows], pad_id),
         _padded([row.position_ids for row in rows], 0),
@@ -114,7 +114,7 @@ def packed(rows: Sequence[Packed], pad_id: int) -> PackedBatch:
 
 
 def rankings(rows: Sequence[tuple[list[int], list[list[int]]]], pad_id: int) -> RankedBatch:
-    """Collate `(prompt_ids, completion_ids of each completion)`; T is the length of the longest row."""
+    """Collate `(prompt_ids, list of completion_ids)` rows. T is the length of the longest row."""
     ids, positions, segments, last = [], [], [], []
     for prompt, completions in rows:
         parts = [prompt, *completions]
@@ -124,11 +124,11 @@ def rankings(rows: Sequence[tuple[list[int], list[list[int]]]], pad_id: int) -> 
         segments.append([number for number, part in enumerate(parts) for _ in part])
         last.append([end - 1 for end in accumulate(map(len, parts))][1:])
     segment = _padded(segments, -1)
-    looked_at = segment[:, None, :]
+    key_segment = segment[:, None, :]
     return RankedBatch(
         _padded(ids, pad_id),
         _padded(positions, 0),
-        _causal((segment[:, :, None] == looked_at) | (looked_at == 0)),
+        _causal((segment[:, :, None] == key_segment) | (key_segment == 0)),
         _padded(last, 0),
     )
 
@@ -138,6 +138,6 @@ def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
 
 
-def _causal(related: Tensor) -> Tensor:
-    """(B, T, T) pairs of tokens to (B, 1, T, T): those of them that do not look ahead."""
-    return (related & torch.ones(related.shape[1:], dtype=torch.bool).tril())[:, None]
+def _causal(same_segment: Tensor) -> Tensor:
+    """Restrict a (B, T, T) bool mask to pairs that do not look ahead. Returns (B, 1, T, T) bool."""
+    return (same_segment & torch.ones(same_segment.shape[1:], dtype=torch.bool).tril())[:, None]

@@ -1,4 +1,4 @@
-"""Pack short examples into long sequences, so that SFT spends its time on tokens rather than on padding."""
+"""Pack short examples into long sequences, so that SFT does not compute on padding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data.batches.tokenize import Demonstration
 
 @dataclass(frozen=True)
 class Packed:
-    """Whole examples one after another, of `seq_lengths` tokens each; `completion_mask` marks completions."""
+    """Whole examples one after another. Example i has `seq_lengths[i]` tokens."""
 
     input_ids: list[int]
     completion_mask: list[bool]
@@ -22,36 +22,39 @@ class Packed:
 
     @property
     def position_ids(self) -> list[int]:
-        """Positions that begin again at 0 with each example."""
+        """Position of each token within its example, from 0."""
         return [position for length in self.seq_lengths for position in range(length)]
 
     @property
     def segment_ids(self) -> list[int]:
-        """Number of the example that each token belongs to, from 0."""
+        """Index of the example that each token belongs to, from 0."""
         return [number for number, length in enumerate(self.seq_lengths) for _ in range(length)]
 
 
 def pack(demonstrations: Sequence[Demonstration], max_length: int) -> list[Packed]:
-    """Pack demonstrations into sequences of at most `max_length` tokens, none of them cut.
+    """Pack demonstrations into sequences of at most `max_length` tokens without cutting any.
 
-    By best fit decreasing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"), over the whole
-    set at once. Raises ValueError for an example longer than `max_length`, which TRL would cut.
+    Uses best fit decreasing over the whole set (Ding et al. 2024, "Fewer Truncations Improve Language
+    Modeling").
+
+    Raises:
+        ValueError: an example is longer than `max_length`. TRL would cut it.
     """
     rows = [
         {
-            "input_ids": each.prompt_ids + each.completion_ids,
-            "completion_mask": [0] * len(each.prompt_ids) + [1] * len(each.completion_ids),
+            "input_ids": example.prompt_ids + example.completion_ids,
+            "completion_mask": [0] * len(example.prompt_ids) + [1] * len(example.completion_ids),
         }
-        for each in demonstrations
+        for example in demonstrations
     ]
     longest = max((len(row["input_ids"]) for row in rows), default=0)
     if longest > max_length:
         raise ValueError(f"an example of {longest} tokens does not fit into sequences of {max_length}")
     if not rows:
         return []
-    at_once = {"batch_size": len(rows)}
+    whole_set = {"batch_size": len(rows)}
     with _no_progress_bar():
-        packed = pack_dataset(Dataset.from_list(rows), max_length, strategy="bfd", map_kwargs=at_once)
+        packed = pack_dataset(Dataset.from_list(rows), max_length, strategy="bfd", map_kwargs=whole_set)
     return [
         Packed(row["input_ids"], [mark == 1 for mark in row["completion_mask"]], row["seq_lengths"])
         for row in packed
@@ -60,7 +63,7 @@ def pack(demonstrations: Sequence[Demonstration], max_length: int) -> list[Packe
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Keep `datasets` from drawing a bar of its own across the stage's display."""
+    """Keep the progress bar of `datasets` out of the stage's display."""
     if are_progress_bars_disabled():
         yield
         return

@@ -1,6 +1,6 @@
-"""Which examples a step reads: pure functions of the seed and the step, so that to resume needs no state.
+"""Which examples a step trains on: pure functions of seed and step, so that resuming needs no state.
 
-The global batch of a step does not depend on the number of ranks; each rank takes its share of it.
+The global batch of a step does not depend on the number of ranks. Each rank takes a share of it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ Item = TypeVar("Item")
 
 @lru_cache(maxsize=4)
 def epoch_order(size: int, seed: int, epoch: int) -> tuple[int, ...]:
-    """The order in which epoch `epoch` walks over `size` examples."""
+    """Random order of `size` examples in epoch `epoch`."""
     order = list(range(size))
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return tuple(order)
 
 
 def global_batch(size: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """The examples of step `step` (from 0), over all ranks.
+    """Indices of the examples of step `step` (from 0), over all ranks.
 
-    The epochs' orders follow one another without a gap and steps cut them into batches, so a batch may hold
-    the end of one epoch and the beginning of the next, and no example is dropped. Raises ValueError for
-    `size` 0.
+    The orders of the epochs follow one another without a gap. A batch may hold the end of one epoch and the
+    beginning of the next, so no example is dropped.
+
+    Raises:
+        ValueError: `size` is 0.
     """
     if size < 1:
         raise ValueError("there are no examples to sample from")
@@ -36,9 +38,10 @@ def global_batch(size: int, batch_size: int, seed: int, step: int) -> list[int]:
 
 
 def rank_share(batch: Sequence[Item], rank: int, world: int) -> list[Item]:
-    """Rank `rank`'s contiguous share of `batch`, equally long on each of `world` ranks.
+    """The contiguous share of `batch` of rank `rank`. All `world` ranks get shares of equal length.
 
-    Raises ValueError when `world` does not divide the batch.
+    Raises:
+        ValueError: `world` does not divide the length of the batch.
     """
     if len(batch) % world:
         raise ValueError(f"a batch of {len(batch)} cannot be shared equally by {world} ranks")
@@ -47,16 +50,16 @@ def rank_share(batch: Sequence[Item], rank: int, world: int) -> list[Item]:
 
 
 def micro_batches(items: Sequence[Item], size: int) -> list[list[Item]]:
-    """Cut `items` into runs of `size`; the last one may be shorter."""
+    """Cut `items` into lists of `size`. The last one may be shorter."""
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 
 def total_steps(size: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
-    """Optimizer steps in `epochs` passes over `size` examples, at most `max_steps`."""
+    """Number of optimizer steps in `epochs` passes over `size` examples; at least 1, at most `max_steps`."""
     steps = max(1, round(epochs * size / batch_size))
     return min(steps, max_steps) if max_steps else steps
 
 
 def seed_from(*parts: Any) -> int:
-    """A 63-bit seed that is a function of `parts` alone: (experiment seed, what for, step, ...)."""
+    """A 63-bit seed that depends on `parts` alone: (experiment seed, purpose, step, ...)."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

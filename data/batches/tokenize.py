@@ -1,7 +1,7 @@
-"""Turn rows into token ids: chat templates, the token that ends a turn, and the rule for over-long examples.
+"""Turn rows into token ids: chat templates, the end-of-turn token, and the rule for over-long examples.
 
-A completion ends with the tokenizer's end-of-sequence token, which is learned. A prompt ends where the
-completion begins: for a conversation that is after the template's generation prompt.
+A completion ends with the tokenizer's end-of-sequence token, which is learned. In a conversation, the prompt
+includes the template's generation prompt.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from configs.schema import Data
 from data.sources.formats import Row
 from data.sources.messages import Message, Text, cut
 
-# English has about 4; what is far longer than the limits is recognised without tokenizing megabytes of it.
+# English has about 4 characters per token. Text far above the limits need not be tokenized as a whole.
 CHARACTERS_PER_TOKEN = 64
-QUIET = {"verbose": False}  # no warning about long sequences: what happens to them is this module's business
+QUIET = {"verbose": False}  # no warning about long sequences: this module handles them
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Completions best first; `ranks` ascend, and two completions of equal rank tie."""
+    """Completions, best first. `ranks` ascend; completions of equal rank tie."""
 
     prompt: Text
     prompt_ids: list[int]
@@ -41,7 +41,7 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Prompt:
-    """`text` is for people: the prompt itself, or what the user said last."""
+    """`text` is for people: the prompt, or the content of the last user message."""
 
     prompt: Text
     text: str
@@ -50,7 +50,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the examples; the truncated ones are among the kept ones."""
+    """Number of examples by outcome. Truncated examples count as kept, too."""
 
     kept: int = 0
     truncated: int = 0
@@ -64,7 +64,11 @@ class Counts:
 
 
 def apply_template(tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
-    """Give `tokenizer` the template of `data.chat_template`, if any; raises UserError if it is no good."""
+    """Set the template of `data.chat_template` on `tokenizer`, if there is one.
+
+    Raises:
+        UserError: the file cannot be read, or the template fails on a short conversation.
+    """
     if data.chat_template is None:
         return
     file = Path(data.chat_template)
@@ -84,7 +88,7 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
 def demonstrations(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
 ) -> tuple[list[Demonstration], Counts]:
-    """Tokenize demonstrations: rows with `prompt` and `completion`. Over-long ones: see `_fit`."""
+    """Tokenize rows with `prompt` and `completion`. `_fit` has the rule for over-long ones."""
     encoded = [_encode(row["prompt"], [row["completion"]], tokenizer, data, _where(row)) for row in rows]
     fitted = [_fit(prompt_ids, completions, data) for prompt_ids, completions in encoded]
     kept = [Demonstration(fit.prompt_ids, fit.completion_ids[0]) for fit in fitted if fit is not None]
@@ -94,10 +98,10 @@ def demonstrations(
 def rankings(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
 ) -> tuple[list[Ranking], Counts]:
-    """Tokenize rankings: rows with `prompt`, `completions` and `ranks`. Over-long ones: see `_fit`.
+    """Tokenize rows with `prompt`, `completions` and `ranks`. `_fit` has the rule for over-long ones.
 
-    A row may bring `completion_ids`, the tokens that the policy sampled: they are taken as they are, so that
-    the reward model sees what was sampled (an answer that never ended its turn gets no end here either).
+    A row may have `completion_ids`, the tokens that the policy sampled. They are used unchanged, so that the
+    reward model sees what was sampled. An answer that did not end its turn gets no end-of-turn token.
     """
     encoded = [_encode_ranking(row, tokenizer, data) for row in rows]
     fitted = [_fit(prompt_ids, completions, data) for prompt_ids, completions in encoded]
@@ -112,7 +116,7 @@ def rankings(
 def prompts(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
 ) -> tuple[list[Prompt], Counts]:
-    """Tokenize prompts: rows with `prompt`; an answer adds to their length. Over-long ones: see `_fit`."""
+    """Tokenize rows with `prompt`. `_fit` has the rule for over-long ones."""
     encoded = [_encode(row["prompt"], [], tokenizer, data, _where(row)) for row in rows]
     fitted = [_fit(prompt_ids, completions, data) for prompt_ids, completions in encoded]
     kept = [
@@ -126,17 +130,17 @@ def prompts(
 def answer(
     prompt: Text, text: str, ended: bool, tokenizer: PreTrainedTokenizerBase, data: Data
 ) -> tuple[list[int], list[int]]:
-    """Tokenize a prompt and a sampled answer, which closes with an end of turn only where it `ended`.
+    """Tokenize a prompt and a sampled answer. The answer gets an end-of-turn token only if it `ended`.
 
-    It was sampled and must be scored whatever it is: over-long, it is truncated; and in a chat it is
-    tokenized on its own, as a token may span a line break at its beginning and the prompt's last one.
+    Every sampled answer must be scored, so an over-long one is truncated. In a chat it is tokenized alone:
+    otherwise one token could span the prompt's last line break and a line break at the answer's beginning.
     """
     if isinstance(prompt, str) and not data.chat:
         prompt_ids, (ids,) = _encode_text(prompt, [text], tokenizer)
     else:
         where = f"the prompt {last_words(prompt)[:60]!r}"
         prompt_ids = _render(tokenizer, _turn("user", prompt), where, prompt=True)
-        ids = _ended(_text_ids(text.strip(), tokenizer, add_special_tokens=False), end_of_turn(tokenizer))
+        ids = _with_end(_text_ids(text.strip(), tokenizer, add_special_tokens=False), end_of_turn(tokenizer))
     ids = ids if ended else ids[:-1]
     fitted = _fit(prompt_ids, [ids], data.model_copy(update={"overlong": "truncate"}))
     assert fitted is not None
@@ -144,12 +148,16 @@ def answer(
 
 
 def last_words(prompt: Text) -> str:
-    """A prompt for people to read: itself, or what the user said last."""
+    """A prompt for people to read: the text, or the content of the last message."""
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of the token that ends a completion."""
+    """The id of the token that ends a completion.
+
+    Raises:
+        UserError: the tokenizer has no eos_token.
+    """
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path} has no eos_token, so no answer could end. "
@@ -158,10 +166,11 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
-Encoded = tuple[list[int], list[list[int]]]  # of the prompt, and of each completion
+Encoded = tuple[list[int], list[list[int]]]  # token ids of the prompt, and of each completion
 
 
 def _where(row: Row) -> str:
+    """The name of a row in messages."""
     return str(row.get("where", f"the prompt {last_words(row['prompt'])[:60]!r}"))
 
 
@@ -175,9 +184,9 @@ def _encode_ranking(row: Row, tokenizer: PreTrainedTokenizerBase, data: Data) ->
 def _encode(
     prompt: Text, completions: Sequence[Text], tokenizer: PreTrainedTokenizerBase, data: Data, where: str
 ) -> Encoded:
-    """Tokens of a row; of one that is far over-long, only those that could be kept need to be right."""
+    """Token ids of a row. If it is dropped or cut anyway, text far above the limits is shortened first."""
     longest = CHARACTERS_PER_TOKEN * data.max_length
-    shortened = [cut(each, longest) for each in (prompt, *completions)]
+    shortened = [cut(text, longest) for text in (prompt, *completions)]
     if shortened != [prompt, *completions]:
         encoded = _encode_whole(shortened[0], shortened[1:], tokenizer, data, where)
         fitted = _fit(*encoded, data)
@@ -189,17 +198,17 @@ def _encode(
 def _encode_whole(
     prompt: Text, completions: Sequence[Text], tokenizer: PreTrainedTokenizerBase, data: Data, where: str
 ) -> Encoded:
-    """Tokens of the prompt, and of each completion with its end; a row is all text or all messages."""
+    """Token ids of a row whose texts are all strings or all lists of messages."""
     if isinstance(prompt, str) and not data.chat:
         return _encode_text(prompt, [str(completion) for completion in completions], tokenizer)
-    asked = _turn("user", prompt)
-    prompt_ids = _render(tokenizer, asked, where, prompt=True)
+    prompt_messages = _turn("user", prompt)
+    prompt_ids = _render(tokenizer, prompt_messages, where, prompt=True)
     answers = []
     for completion in completions:
-        whole = _render(tokenizer, asked + _turn("assistant", completion), where, prompt=False)
+        whole = _render(tokenizer, prompt_messages + _turn("assistant", completion), where, prompt=False)
         if whole[: len(prompt_ids)] != prompt_ids:
             raise UserError(_not_a_prefix(tokenizer, prompt_ids, whole, where))
-        answers.append(_ended(whole[len(prompt_ids) :], end_of_turn(tokenizer)))
+        answers.append(_with_end(whole[len(prompt_ids) :], end_of_turn(tokenizer)))
     return prompt_ids, answers
 
 
@@ -208,10 +217,10 @@ def _turn(role: str, text: Text) -> list[Message]:
 
 
 def _encode_text(prompt: str, completions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    """Tokenize prompt + completion as one text, as TRL does, where its tokens begin with the prompt's.
+    """Tokenize prompt + completion as one text, as TRL does.
 
-    Where a token would span both (a prompt that ends in a blank), the completion is tokenized on its own:
-    generation continues exactly the prompt's tokens, so these are what must be learned from.
+    If a token would span both (the prompt ends in a blank), the completion is tokenized alone. Generation
+    continues exactly the prompt's tokens, so training must use them, too.
     """
     prompt_ids = _text_ids(prompt, tokenizer)
     answers = []
@@ -221,7 +230,7 @@ def _encode_text(prompt: str, completions: Sequence[str], tokenizer: PreTrainedT
             ids = ids[len(prompt_ids) :]
         else:
             ids = _text_ids(completion, tokenizer, add_special_tokens=False)
-        answers.append(_ended(ids, end_of_turn(tokenizer)))
+        answers.append(_with_end(ids, end_of_turn(tokenizer)))
     return prompt_ids, answers
 
 
@@ -229,8 +238,8 @@ def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase, *, add_special_toke
     return list(tokenizer(text, add_special_tokens=add_special_tokens, **QUIET)["input_ids"])
 
 
-def _ended(ids: list[int], end: int) -> list[int]:
-    """End a completion at its last end-of-turn token (ChatML adds a line break), or add one."""
+def _with_end(ids: list[int], end: int) -> list[int]:
+    """Cut a completion after its last end-of-turn token (ChatML adds a line break), or append one."""
     if end not in ids:
         return [*ids, end]
     return ids[: len(ids) - ids[::-1].index(end)]
@@ -242,7 +251,7 @@ def _render(
     if tokenizer.chat_template is None:
         raise UserError(
             f"{where}: this is a conversation, but the tokenizer of {tokenizer.name_or_path} has no chat "
-            "template. Set data.chat_template to a Jinja file, or use a base model that was made for chat."
+            "template. Set data.chat_template to a Jinja file, or use a base model for chat."
         )
     try:
         encoding = tokenizer.apply_chat_template(
@@ -251,7 +260,7 @@ def _render(
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise UserError(
             f"{where}: the chat template failed on it: {error!s:.200}. Correct the row, or set "
-            "data.chat_template to a template that takes it."
+            "data.chat_template to a template that accepts it."
         ) from error
     return list(encoding["input_ids"])
 
@@ -259,13 +268,13 @@ def _render(
 def _not_a_prefix(
     tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], whole: list[int], where: str
 ) -> str:
-    alike = [one == other for one, other in zip(prompt_ids, whole, strict=False)]
-    differs = (*alike, False).index(False)
+    equal = [one == other for one, other in zip(prompt_ids, whole, strict=False)]
+    first = (*equal, False).index(False)
     return (
-        f"{where}: the chat template renders the prompt alone otherwise than with its answer: it begins the "
-        f"answer with {tokenizer.decode(prompt_ids[differs:])!r}, but the whole goes on with "
-        f"{tokenizer.decode(whole[differs : differs + 16])!r}. Set data.chat_template to a template that "
-        "renders both alike."
+        f"{where}: the chat template renders the prompt differently alone and with its answer. Alone it ends "
+        f"with {tokenizer.decode(prompt_ids[first:])!r}; with the answer it continues with "
+        f"{tokenizer.decode(whole[first : first + 16])!r}. Set data.chat_template to a template that renders "
+        "the prompt the same way."
     )
 
 
@@ -277,12 +286,12 @@ class _Fitted:
 
 
 def _fit(prompt_ids: list[int], completions: list[list[int]], data: Data) -> _Fitted | None:
-    """Apply the rule for over-long examples; None when this one is dropped.
+    """Apply the rule for over-long examples. None means that the example is dropped.
 
-    An example is over-long when its prompt has more than `max_prompt_length` tokens, or prompt and a
-    completion together more than `max_length`. `overlong: drop` leaves it out. `overlong: truncate` keeps the
-    last `max_prompt_length` tokens of the prompt, so that the template's generation prompt stays, and as many
-    first tokens of each completion as there is room for; a completion that was cut has no end-of-turn token.
+    An example is over-long if its prompt has more than `max_prompt_length` tokens, or prompt and longest
+    completion together more than `max_length`. `overlong: drop` drops it. `overlong: truncate` keeps the last
+    `max_prompt_length` tokens of the prompt, which include the template's generation prompt, and as many
+    first tokens of each completion as fit. A truncated completion has no end-of-turn token.
     """
     longest = max((len(ids) for ids in completions), default=0)
     if len(prompt_ids) <= data.max_prompt_length and len(prompt_ids) + longest <= data.max_length:
@@ -302,6 +311,6 @@ def _counts(encoded: Sequence[Encoded], fitted: Sequence[_Fitted | None], data: 
         raise UserError(
             f"none of the {len(encoded)} examples fits: the shortest prompt has {prompt} tokens "
             f"(data.max_prompt_length: {data.max_prompt_length}), the shortest example {whole} "
-            f"(data.max_length: {data.max_length}). Raise these, or set data.overlong to truncate."
+            f"(data.max_length: {data.max_length}). Raise these limits, or set data.overlong to truncate."
         )
     return Counts(len(kept), sum(fit.truncated for fit in kept), len(fitted) - len(kept))

@@ -1,4 +1,4 @@
-"""Read the text of a row (plain text, chat messages or a transcript) and check that it makes sense."""
+"""Read and check the text of a row: plain text, chat messages or a transcript."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ Message = dict[str, str]
 Text = str | list[Message]
 
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-SHORT = reprlib.Repr()  # which ends, however deep or long a value is
+SHORT = reprlib.Repr()  # it ends, however deep or long a value is
 SHORT.maxstring = SHORT.maxother = 70
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 def read_text(value: Any, key: str) -> Text:
-    """Return the text or the messages in `value`, which stands under `key`.
+    """Return `value`, the value of `key`, as text or as messages.
 
-    Read are text, a message or a list of them ({"role", "content"}, or ShareGPT's {"from", "value"}), and
-    Anthropic HH's transcripts, which become messages. Raises BadRow.
+    Accepted are text, a message or a list of them ({"role", "content"}, or ShareGPT's {"from", "value"}), and
+    Anthropic HH's transcripts, which become messages.
+
+    Raises:
+        BadRow: it is none of these.
+        UnusableRow: it holds a NUL character.
     """
     if isinstance(value, str):
         text = read_string(value, key)
@@ -37,7 +41,7 @@ def read_text(value: Any, key: str) -> Text:
 
 def _message(turn: Any, key: str) -> Message:
     if not isinstance(turn, Mapping):
-        raise BadRow(f"`{key}` must be text or a list of messages; {shown(turn)} is no message")
+        raise BadRow(f"`{key}` must be text or a list of messages; {shown(turn)} is not a message")
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     if not isinstance(role, str) or role not in _ROLES:
         raise BadRow(f"`{key}` has a message with role {shown(role)}; known roles: {', '.join(_ROLES)}")
@@ -47,7 +51,12 @@ def _message(turn: Any, key: str) -> Message:
 
 
 def read_string(value: Any, key: str) -> str:
-    """Return `value` if it is text that a tokenizer can read; raises BadRow."""
+    """Return `value` if it is text that a tokenizer can read.
+
+    Raises:
+        BadRow: it is not text, or holds half of a surrogate pair.
+        UnusableRow: it holds a NUL character.
+    """
     if not isinstance(value, str):
         raise BadRow(f"`{key}` must be text, not {shown(value)}")
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
@@ -58,33 +67,33 @@ def read_string(value: Any, key: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A short form of `value` for messages."""
+    """A short form of `value` for error messages."""
     text = SHORT.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def listed(keys: Iterable[str]) -> str:
-    """The names of keys for messages: the first few, and nothing that a terminal would obey."""
-    some = list(islice(keys, 13))
-    names = ", ".join(f"`{shown(key)[1:-1]}`" for key in some[:12]) or "none"
-    return names + (", ..." if len(some) > 12 else "")
+    """The first keys for error messages, without control characters."""
+    first = list(islice(keys, 13))
+    names = ", ".join(f"`{shown(key)[1:-1]}`" for key in first[:12]) or "none"
+    return names + (", ..." if len(first) > 12 else "")
 
 
 def _transcript(text: str) -> list[Message]:
-    r"""Read Anthropic's "\n\nHuman: ...\n\nAssistant: ..."; turns of one speaker in a row are one turn."""
+    r"""Read Anthropic's "\n\nHuman: ...\n\nAssistant: ..."; consecutive turns of one speaker are joined."""
     _, *pieces = _TURN.split(text)
     messages: list[Message] = []
-    for speaker, said in zip(pieces[::2], pieces[1::2], strict=True):
+    for speaker, content in zip(pieces[::2], pieces[1::2], strict=True):
         role = "user" if speaker == "Human" else "assistant"
         if messages and messages[-1]["role"] == role:
-            messages[-1]["content"] += f"\n\n{said.strip()}"
+            messages[-1]["content"] += f"\n\n{content.strip()}"
         else:
-            messages.append({"role": role, "content": said.strip()})
+            messages.append({"role": role, "content": content.strip()})
     return messages
 
 
 def cut(text: Text, longest: int) -> Text:
-    """Return a text of more than `longest` characters, or messages of such, without their middles."""
+    """Cut the middle out of a text, or of the content of messages, with more than `longest` characters."""
     if isinstance(text, str):
         half = longest // 2
         return text if len(text) <= longest else text[:half] + text[-half:]
@@ -92,7 +101,7 @@ def cut(text: Text, longest: int) -> Text:
 
 
 def check_prompt(prompt: Text) -> None:
-    """Raise UnusableRow for a prompt that is empty or whose roles are out of order."""
+    """Raise UnusableRow if a prompt is empty or its roles are out of order."""
     if isinstance(prompt, str):
         if not prompt.strip():
             raise UnusableRow("the prompt is empty")
@@ -111,7 +120,7 @@ def check_prompt(prompt: Text) -> None:
 
 
 def check_completion(completion: Text) -> None:
-    """Raise UnusableRow for a completion that is empty or is not one assistant turn."""
+    """Raise UnusableRow if a completion is empty or is not one assistant turn."""
     if isinstance(completion, str):
         empty = not completion.strip()
     else:

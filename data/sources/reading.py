@@ -1,4 +1,4 @@
-"""Read the raw rows of a JSONL, JSON or Parquet file or of a hub dataset, each with its place there."""
+"""Read the raw rows of a JSONL, JSON or Parquet file or of a hub dataset, with the place of each row."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
 from configs.errors import UserError
-from configs.schema import Source
-
-FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
+from configs.schema import DATA_FILES, Source
 
 
 class BadRow(ValueError):
-    """A row that cannot be read: the message says what is wrong with it."""
+    """A row that cannot be read. The message gives the reason."""
 
 
 class UnusableRow(BadRow):
-    """A row that reads but from which nothing can be learned, such as two equal completions."""
+    """A readable row without anything to learn, such as two equal completions."""
 
 
 def describe(source: Source) -> str:
-    """How messages name `source`: the file's path, or the hub dataset with its configuration and split."""
-    if source.path.endswith(FILE_SUFFIXES):
+    """The name of `source` in messages: the path of a file, or a hub dataset with configuration and split."""
+    if source.path.endswith(DATA_FILES):
         return source.path
     return f"{source.path} ({', '.join(part for part in (source.name, source.split) if part)})"
 
 
 def read(source: Source) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
-    """Yield `(place, row)` of the first `source.limit` rows, `place` being "line 3" or "row 3" (from 1).
+    """Yield `(place, row)` of the first `source.limit` rows. `place` is "line 3" or "row 3" (from 1).
 
-    A line that is no JSON object is yielded as a BadRow. Raises UserError when there is nothing to read.
+    A row that is not a JSON object is yielded as a BadRow.
+
+    Raises:
+        UserError: the file or dataset cannot be read.
     """
     if source.path.endswith(".parquet"):
         rows = _numbered(_parquet(_existing(source.path)))
@@ -56,12 +57,12 @@ def _existing(path: str) -> Path:
     if file.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty. Put rows into it, or point `data` at another file.")
     if not os.access(file, os.R_OK):
-        raise UserError(f"{path}: this account may not read the file. Change its permissions, or copy it.")
+        raise UserError(f"{path}: permission to read the file is denied. Change its permissions, or copy it.")
     return file
 
 
 def _json(file: Path) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
-    """One array of objects, or one object a line: the first character tells, so .json may hold lines too."""
+    """Read an array of objects if the first character is `[`, else one object per line."""
     with file.open("rb") as stream:
         start = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     return _json_array(file) if start.startswith(b"[") else _json_lines(file)
@@ -76,7 +77,9 @@ def _json_array(file: Path) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
         where = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{file}: invalid JSON at {where}: {error.msg}. Correct it there.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: {_too_much(error)}. Correct it, or write one object a line.") from None
+        raise UserError(
+            f"{file}: {_parser_limit(error)}. Correct it, or write one object per line."
+        ) from None
     return _numbered(rows)
 
 
@@ -95,12 +98,12 @@ def _parsed(line: bytes) -> dict[str, Any] | BadRow:
     except json.JSONDecodeError as error:
         return BadRow(f"invalid JSON at column {error.colno}: {error.msg}; a line holds one whole object")
     except (ValueError, RecursionError) as error:
-        return BadRow(_too_much(error))
+        return BadRow(_parser_limit(error))
     return _object(row)
 
 
-def _too_much(error: ValueError | RecursionError) -> str:
-    """What is JSON, but more than Python reads."""
+def _parser_limit(error: ValueError | RecursionError) -> str:
+    """Why Python refuses a valid JSON text."""
     return "nested too deeply" if isinstance(error, RecursionError) else "a number of thousands of digits"
 
 
@@ -119,7 +122,7 @@ def _parquet(file: Path) -> Iterator[Any]:
             for value in batch.to_pylist():
                 row += 1
                 yield value
-    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text is not UTF-8
         where = f"damaged after row {row}" if row else "not a Parquet file"
         raise UserError(f"{file}: {where} ({error!s:.200}). Write it again, or use JSONL.") from error
 
@@ -128,7 +131,7 @@ def _hub(source: Source) -> Iterable[Any]:
     local = Path(source.path).expanduser()
     if local.is_file() or (local.is_absolute() and not local.exists()):
         raise UserError(
-            f"{source.path}: not a file that can be read. Use a path to a file that ends in .jsonl, .json or "
+            f"{source.path}: not a readable file. Use the path of a file that ends in .jsonl, .json or "
             ".parquet, or the id of a hub dataset such as Anthropic/hh-rlhf."
         )
     try:

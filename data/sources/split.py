@@ -1,4 +1,4 @@
-"""Divide prompts among stages, and each stage's prompts into training and held-out ones, by hash."""
+"""Split prompts among stages, and the prompts of a stage into training and held-out ones, by hash."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data.sources.reading import describe
 
 
 def prompt_key(prompt: Text) -> str:
-    """The identity of a prompt: equal for text and for one user message that says the same, blanks aside."""
+    """The identity of a prompt. Whitespace does not count; text equals one user message with that text."""
     if isinstance(prompt, str):
         return " ".join(prompt.split())
     if [message["role"] for message in prompt] == ["user"]:
@@ -24,17 +24,20 @@ def prompt_key(prompt: Text) -> str:
 
 
 def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
-    """Return `(train, held_out)` of the stage's source, each in the order of `rows`.
+    """Return `(train, held_out)` rows of the stage, each in the order of `rows`.
 
-    Where stages read one and the same source, a prompt first goes to one of them (see `stage_interval`). Of
-    the stage's distinct prompts, `held_out` are kept for evaluation: that share of them, to the nearest whole
-    number but at least one, or that number. All rows of a prompt are on one side; which side depends on the
-    seed and the prompts, not on their order. Raises UserError when nothing is left to train on.
+    If stages read the same source, each prompt belongs to one of them (see `stage_interval`). Of the stage's
+    distinct prompts, `held_out` are kept for evaluation: a share, rounded but at least one prompt, or a
+    number. All rows of a prompt are on one side. The side depends on the seed and the prompt, not on the
+    order of rows.
+
+    Raises:
+        UserError: no prompt is left to train on, or the stage has no share of a shared source.
     """
     low, high = stage_interval(data, stage)
     keyed = [(prompt_key(row["prompt"]), row) for row in rows]
-    mine = [(key, row) for key, row in keyed if low <= _unit(seed, "stage", key) < high]
-    prompts = sorted({key for key, _ in mine}, key=lambda key: (_unit(seed, "held_out", key), key))
+    of_stage = [(key, row) for key, row in keyed if low <= _unit(seed, "stage", key) < high]
+    prompts = sorted({key for key, _ in of_stage}, key=lambda key: (_unit(seed, "held_out", key), key))
     source = data.source(stage)
     count = _held_out_count(source, len(prompts))
     if count >= len(prompts):
@@ -43,39 +46,40 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int) -> tup
             f"takes {count}, which leaves none to train on. Lower data.{stage}.held_out, raise "
             f"data.{stage}.limit or data.shares.{stage}, or give it more rows."
         )
-    held = set(prompts[:count])
-    train = [row for key, row in mine if key not in held]
-    return train, [row for key, row in mine if key in held]
+    held_out = set(prompts[:count])
+    train = [row for key, row in of_stage if key not in held_out]
+    return train, [row for key, row in of_stage if key in held_out]
 
 
 def stage_interval(data: Data, stage: Stage) -> tuple[float, float]:
-    """The part of [0, 1) whose prompts, placed there by hash, the stage gets of its source.
+    """The interval of [0, 1) that belongs to the stage. A prompt's hash places it in [0, 1).
 
-    All of it for a source of its own. Stages that read the same path, name, split and revision get parts
-    that do not meet, in proportion to their `shares`; what the three shares leave of 1 goes unused.
+    It is all of [0, 1) if no other stage reads the source. Stages that read the same path, name, split and
+    revision get disjoint intervals in proportion to their `shares`. If the three shares sum to less than 1,
+    the rest is unused.
     """
-    shares, mine = data.shares, data.source(stage).identity
-    together = [other for other in STAGES if data.source(other).identity == mine]
-    if len(together) == 1:
+    shares, source = data.shares, data.source(stage).identity
+    readers = [other for other in STAGES if data.source(other).identity == source]
+    if len(readers) == 1:
         return 0.0, 1.0
-    total = sum(shares.of(other) for other in together)
+    total = sum(shares.of(other) for other in readers)
     if shares.of(stage) == 0:
         raise UserError(
             f"data.shares.{stage} is 0, but data.{stage} reads the same source as "
-            f"{_others(together, stage)}. Give it a share, or a source of its own."
+            f"{_others(readers, stage)}. Give it a share, or another source."
         )
     scale = sum(map(shares.of, STAGES)) / total
-    before = sum(shares.of(other) for other in together[: together.index(stage)])
+    before = sum(shares.of(other) for other in readers[: readers.index(stage)])
     high = (before + shares.of(stage)) * scale
-    return before * scale, 1.0 if high > 1 - 1e-9 else high  # 0.2 + 0.4 + 0.4 is a little off 1 in floats
+    return before * scale, 1.0 if high > 1 - 1e-9 else high  # in floats 0.2 + 0.4 + 0.4 is not exactly 1
 
 
-def _others(together: Sequence[Stage], stage: Stage) -> str:
-    return " and ".join(f"data.{other}" for other in together if other != stage)
+def _others(readers: Sequence[Stage], stage: Stage) -> str:
+    return " and ".join(f"data.{other}" for other in readers if other != stage)
 
 
 def _unit(seed: int, purpose: str, key: str) -> float:
-    """A number in [0, 1) that seems random and depends on the arguments alone."""
+    """A pseudo-random number in [0, 1) that depends on the arguments alone."""
     digest = hashlib.sha256(f"{seed}\n{purpose}\n{key}".encode()).digest()
     return int.from_bytes(digest[:6]) / 2**48
 

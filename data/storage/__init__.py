@@ -1,1 +1,1 @@
-"""Files and folders on disk: whole or absent, hashed, sealed."""
+"""Files and folders on disk: written atomically, hashed and sealed."""

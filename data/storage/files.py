@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, and their hashes."""
+"""Files that are whole or absent, and their hashes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from configs.errors import UserError
 
-PARTIAL = ".partial"  # how the names of hidden files and folders end that are being written, or removed
+PARTIAL = ".partial"  # ending of hidden files and folders while they are written or removed
 
 
 def sha256(path: Path) -> str:
@@ -23,7 +23,7 @@ def sha256(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Have the system write a file, or a folder's list of names, to its disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -32,7 +32,7 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: to a temporary neighbour, synced, then renamed over `path`."""
+    """Write a file atomically: to a temporary file beside it, synced, then renamed to `path`."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     temporary = Path(name)
     try:
@@ -49,45 +49,47 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder that is never seen half-removed under its name."""
+    """Remove a folder. Under its name, it is whole until it is gone."""
     shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.old{PARTIAL}")))
 
 
 def sweep(folder: Path, name: str = "**/.*") -> None:
-    """Remove what killed writers left in `folder`, where nobody else may be writing.
+    """Remove partial files that killed writers left in `folder`. No other process may be writing there.
 
     Args:
-        name: pattern of what to look for, up to its ending.
+        name: glob pattern of the files and folders, without their ending.
     """
-    for left in list(folder.glob(f"{name}{PARTIAL}")):
-        if left.is_dir():
-            shutil.rmtree(left)
+    for partial in list(folder.glob(f"{name}{PARTIAL}")):
+        if partial.is_dir():
+            shutil.rmtree(partial)
         else:
-            left.unlink(missing_ok=True)  # it may have gone with its folder
+            partial.unlink(missing_ok=True)  # it may have been in a folder that is gone
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line, all of them or none."""
+    """Write one JSON object per line, atomically."""
     write_text(path, json_lines(rows))
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """One JSON object per line, as text."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def read_json_lines(
     path: Path, required: Sequence[str] = (), *, growing: bool = False, remedy: str = "Remove the line."
 ) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines, each with the keys in `required`.
+    """Read the objects of a file of JSON lines.
 
     Args:
-        growing: a last line without its line break is passed over: a kill, or a writer that is still at
-            it, left it so.
+        required: keys that every object must have.
+        growing: skip a last line without a line break, which a killed or active writer leaves.
+        remedy: the last sentence of the error.
 
     Raises:
-        UserError: a line is no such object; `remedy` is what to do then.
+        UserError: a line is not a JSON object, or lacks a key.
     """
-    # Not splitlines: a JSON string may hold U+2028 and other characters at which that breaks lines.
+    # splitlines would also split at U+2028 and other characters that a JSON string may hold.
     *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
     if rest and not growing:
         lines.append(rest)
@@ -101,20 +103,20 @@ def read_json_lines(
 
 
 def _object(line: str, required: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """The object of a line, or what is wrong with it."""
+    """The object of a line, and the fault of the line or ""."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         return {}, f"not JSON: {error.msg}"
     except (RecursionError, ValueError):
-        return {}, "more than anybody wrote there"
+        return {}, "nested too deeply, or a number with too many digits"
     if not isinstance(row, dict):
-        return {}, "no JSON object"
+        return {}, "not a JSON object"
     missing = [key for key in required if key not in row]
-    return row, f"no {', '.join(missing)} there" if missing else ""
+    return row, f"without {', '.join(missing)}" if missing else ""
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a relative file name stays in the folder it is relative to: not absolute, no `..`, no NUL."""
+    """Whether a file name stays inside the folder that it is relative to: not absolute, no `..`, no NUL."""
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name

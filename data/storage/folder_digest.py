@@ -1,19 +1,19 @@
-"""Notice that the folder of a local base holds another model than it did."""
+"""A digest that shows whether the folder of a local base still holds the same model."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-PIECE = 2**20
+PIECE_BYTES = 2**20
 PIECES = 16
 
 
 def folder_digest(folder: Path) -> str | None:
-    """A digest of a local base's configuration, tokenizer and weights; None for a base that is no folder.
+    """SHA-256 of a local base's configuration, tokenizer and weights. None if the base is not a local folder.
 
-    Of a large file it takes its length and 16 pieces of 1 MiB, first and last among them: other weights
-    differ everywhere, and a plan should not have to read a base of many gigabytes.
+    A large file enters with its length and 16 pieces of 1 MiB, including the first and the last. Different
+    weights differ everywhere, and a plan should not read a base of many gigabytes.
     """
     if not folder.is_absolute() or not folder.is_dir():
         return None
@@ -25,13 +25,13 @@ def folder_digest(folder: Path) -> str | None:
 
 
 def _add_pieces(digest: hashlib._Hash, path: Path) -> None:
-    last = max(0, path.stat().st_size - PIECE)
+    last = max(0, path.stat().st_size - PIECE_BYTES)
     starts = (
-        range(0, last + 1, PIECE)
-        if last <= PIECE * PIECES
+        range(0, last + 1, PIECE_BYTES)
+        if last <= PIECE_BYTES * PIECES
         else [last * n // (PIECES - 1) for n in range(PIECES)]
     )
     with path.open("rb") as stream:
         for start in (*starts, last):
             stream.seek(start)
-            digest.update(stream.read(PIECE))
+            digest.update(stream.read(PIECE_BYTES))

@@ -1,4 +1,4 @@
-"""Folders that are written whole and sealed with the SHA-256 of every file."""
+"""Folders that are written atomically and sealed with the SHA-256 of every file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SEAL = "seal.json"
 
 
 class SealedFolder:
-    """A folder that appears under its name whole, synced and sealed, or not at all."""
+    """Context manager for a folder that appears under its name whole, synced and sealed, or not at all."""
 
     def __init__(self, final: Path) -> None:
         self.final = final
@@ -43,7 +43,7 @@ class SealedFolder:
 
 
 def seal_fault(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, naming the file; None if it is as it was written."""
+    """The fault of a sealed folder, with the name of the file. None if it is intact."""
     try:
         hashes = json.loads((folder / SEAL).read_text())
     except FileNotFoundError:

@@ -19,7 +19,7 @@ MANY_STEPS = 40
 
 @dataclass(frozen=True)
 class Line:
-    """A metric of a panel, in its stage's colour unless it is to stand back or comes from held-out data."""
+    """A metric of a panel, in the colour of its stage. Held-out metrics are dark, `pale` ones grey."""
 
     name: str
     label: str = ""
@@ -29,9 +29,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """A title, the unit of the y axis, and metrics; `level` is a value worth a dashed line.
+    """A title, the unit of the y axis, and metrics.
 
-    A `share` begins at 0 and is shown up to 1, so that a steady small one does not look wild.
+    Attributes:
+        level: a reference value, drawn as a dashed line.
+        share: the y axis goes from 0 to 1, so that noise on a small share does not fill the panel.
     """
 
     title: str
@@ -92,7 +94,7 @@ PANELS: dict[Stage, tuple[Panel, ...]] = {
 
 
 def curves(stage: Stage) -> Callable[[Results], Figure | None]:
-    """The drawing of `stage`: two panels to a row."""
+    """Return the function that draws the panels of `stage`, two per row."""
 
     def draw(results: Results) -> Figure | None:
         panels = [panel for panel in PANELS[stage] if _drawable(results, stage, panel)]
@@ -123,7 +125,9 @@ def _draw_panel(axes: Axes, results: Results, stage: Stage, panel: Panel) -> Non
     axes.set_xlabel("PPO iteration" if stage == "ppo" else "optimizer step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(axes.get_legend_handles_labels()[0]) > 1:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)  # no curve runs there
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2
+        )  # below the panel, where it covers no curve
 
 
 def _draw_line(axes: Axes, results: Results, stage: Stage, line: Line) -> None:

@@ -1,4 +1,4 @@
-"""One look for all figures of a report: colours and shapes by role, panels, points with intervals."""
+"""The style of all figures of a report: colours and markers by role, panels, points with intervals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; shapes differ as well.
+# The palette of Okabe and Ito, for colour-blind readers. Markers differ as well.
 COLOURS = {"base": "#767676", "sft": "#0072B2", "rm": "#CC79A7", "ppo": "#D55E00", "best": "#009E73"}
 MARKERS = {"base": "s", "sft": "o", "ppo": "D"}
 ROLE_NAMES = {"base": "base", "sft": "SFT", "ppo": "PPO"}
@@ -41,19 +41,19 @@ LOOK: dict[Any, Any] = {
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, sizes in inches; unlike pyplot's it needs no display and no closing."""
+    """An empty figure, sizes in inches. Unlike a figure of pyplot, it needs no display and no closing."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def grid(figure: Figure, rows: int, count: int) -> list[Axes]:
-    """`count` panels, two to a row; one alone takes the row."""
-    return [figure.add_subplot(rows, min(2, count), place + 1) for place in range(count)]
+    """`count` panels, two per row. A single panel takes the whole row."""
+    return [figure.add_subplot(rows, min(2, count), index + 1) for index in range(count)]
 
 
 def interval(figures: Mapping[str, float], key: str) -> tuple[float, float] | None:
-    """Both ends of the interval of `key`, where it has one."""
-    ends = [figures[end] for end in (f"{key}_low", f"{key}_high") if end in figures]
-    return (ends[0], ends[1]) if len(ends) == 2 else None
+    """`(low, high)` of the interval of `key`, or None."""
+    bounds = [figures[bound] for bound in (f"{key}_low", f"{key}_high") if bound in figures]
+    return (bounds[0], bounds[1]) if len(bounds) == 2 else None
 
 
 def draw_role(
@@ -61,15 +61,15 @@ def draw_role(
     role: str,
     x: float,
     y: float,
-    up: tuple[float, float] | None,
-    across: tuple[float, float] | None = None,
+    y_interval: tuple[float, float] | None,
+    x_interval: tuple[float, float] | None = None,
 ) -> None:
-    """A role's mean at (x, y) in its colour and shape, with the intervals `up` of y and `across` of x."""
+    """Draw a role's mean at (x, y) in its colour and marker, with `(low, high)` intervals."""
     axes.errorbar(
         [x],
         [y],
-        yerr=_arms(y, up),
-        xerr=_arms(x, across),
+        yerr=_error_bar(y, y_interval),
+        xerr=_error_bar(x, x_interval),
         fmt=MARKERS[role],
         color=COLOURS[role],
         markersize=8,
@@ -80,8 +80,8 @@ def draw_role(
     )
 
 
-def _arms(value: float, ends: tuple[float, float] | None) -> list[list[float]] | None:
-    """Lengths of the two arms of an error bar; never negative, though an interval need not hold its mean."""
-    if ends is None:
+def _error_bar(value: float, bounds: tuple[float, float] | None) -> list[list[float]] | None:
+    """Lengths of an error bar below and above `value`. An interval may exclude its mean; a length is >= 0."""
+    if bounds is None:
         return None
-    return [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]]
+    return [[max(0.0, value - bounds[0])], [max(0.0, bounds[1] - value)]]

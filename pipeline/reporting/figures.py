@@ -1,4 +1,4 @@
-"""The figures of a report. Each is drawn from the results alone; None where they hold nothing to draw."""
+"""The figures of a report. Each function draws from the results, or returns None if they lack the data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DOTS_PER_INCH = 150
 
 
 def gold(results: Results) -> Figure | None:
-    """Gold score of base, SFT and PPO with intervals, and the difference that PPO made prompt by prompt."""
+    """Gold score of base, SFT and PPO with intervals, and the difference of PPO to SFT for each prompt."""
     figures = results.figures("ppo")
     roles = [role for role in ROLE_NAMES if f"gold_{role}" in figures]
     if not roles:
@@ -39,12 +39,10 @@ def gold(results: Results) -> Figure | None:
     pairs = [row for row in results.evaluation if _has(row, "gold_ppo", "gold_sft")]
     figure = new_figure(8.4, 3.4)
     panels = grid(figure, 1, 2 if pairs else 1)
-    for place, role in enumerate(roles):
+    for x, role in enumerate(roles):
         value = figures[f"gold_{role}"]
-        draw_role(panels[0], role, place, value, interval(figures, f"gold_{role}"))
-        panels[0].annotate(
-            show_number(value), (place, value), (9, 0), textcoords="offset points", va="center"
-        )
+        draw_role(panels[0], role, x, value, interval(figures, f"gold_{role}"))
+        panels[0].annotate(show_number(value), (x, value), (9, 0), textcoords="offset points", va="center")
     panels[0].set_title("Mean, with its 95 % interval")
     panels[0].set_ylabel(f"gold score ({results.experiment.ppo.judge})")
     panels[0].set_xticks(range(len(roles)), [ROLE_NAMES[role] for role in roles])
@@ -69,7 +67,7 @@ def _draw_differences(axes: Axes, differences: Sequence[float]) -> None:
 
 
 def score_against_kl(results: Results) -> Figure | None:
-    """What is optimised, and what is meant, against the distance from the SFT policy."""
+    """The optimised score, and the held-out score, against the KL to the SFT policy."""
     rollouts = [row for row in results.metrics["ppo"] if _has(row, "objective/kl", "objective/scores")]
     if not rollouts:
         return None
@@ -77,9 +75,9 @@ def score_against_kl(results: Results) -> Figure | None:
     figure = new_figure(8.4, 3.6)
     panels = grid(figure, 1, 2 if measure else 1)
     last = max(row["step"] for row in rollouts)
-    places = [(row["objective/kl"], row["objective/scores"]) for row in rollouts]
-    panels[0].plot(*zip(*places, strict=True), color=FAINT, linewidth=1, zorder=1)
-    dots = _draw_dots(panels[0], places, rollouts, last)
+    points = [(row["objective/kl"], row["objective/scores"]) for row in rollouts]
+    panels[0].plot(*zip(*points, strict=True), color=FAINT, linewidth=1, zorder=1)
+    dots = _draw_dots(panels[0], points, rollouts, last)
     panels[0].set_title("Rollouts, a dot per iteration")
     panels[0].set_ylabel("reward model's score")
     if measure:
@@ -93,7 +91,7 @@ def score_against_kl(results: Results) -> Figure | None:
 
 
 def _held_out_measure(results: Results) -> str | None:
-    """`gold` where a judge scored held-out prompts, else the reward model's `score`, else None."""
+    """`gold` if a judge scored held-out prompts, else the reward model's `score` if it did, else None."""
     figures, rows = results.figures("ppo"), results.metrics["ppo"]
     if "gold_ppo" in figures or any(_has(row, "eval/gold") for row in rows):
         return "gold"
@@ -101,40 +99,40 @@ def _held_out_measure(results: Results) -> str | None:
 
 
 def _draw_held_out(axes: Axes, results: Results, measure: str, last: int) -> None:
-    """The way from SFT over the evaluations to the final policy; both ends with their intervals."""
+    """The path from SFT over the evaluations to the final policy. SFT and final policy have intervals."""
     judge, figures = results.experiment.ppo.judge, results.figures("ppo")
     axes.set_title("Held-out prompts")
     axes.set_ylabel(f"gold score ({judge})" if measure == "gold" else "reward model's score")
     rows = [row for row in results.metrics["ppo"] if _has(row, "eval/kl", f"eval/{measure}")]
-    places = [(row["eval/kl"], row[f"eval/{measure}"]) for row in rows]
-    _draw_dots(axes, places, rows, last)
+    points = [(row["eval/kl"], row[f"eval/{measure}"]) for row in rows]
+    _draw_dots(axes, points, rows, last)
     sft, ppo = ("gold_sft", "gold_ppo") if measure == "gold" else ("rm_score_sft", "rm_score_ppo")
     if {sft, ppo, "kl"} <= figures.keys():
         draw_role(axes, "sft", 0.0, figures[sft], interval(figures, sft))
         draw_role(axes, "ppo", figures["kl"], figures[ppo], interval(figures, ppo), interval(figures, "kl"))
-        places = [(0.0, figures[sft]), *places, (figures["kl"], figures[ppo])]
+        points = [(0.0, figures[sft]), *points, (figures["kl"], figures[ppo])]
     _draw_best_of_n(axes, results.best_of_n, "gold" if measure == "gold" else "rm_score")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best")
-    axes.plot(*zip(*places, strict=True), color=FAINT, linewidth=1, zorder=1)
+    axes.plot(*zip(*points, strict=True), color=FAINT, linewidth=1, zorder=1)
 
 
 def _draw_best_of_n(axes: Axes, rows: Sequence[Row], measure: str) -> None:
-    """What the same reward model gets without training: the best of n answers of the SFT policy."""
+    """What the same reward model achieves without training: the best of n answers of the SFT policy."""
     rows = [row for row in rows if _has(row, measure)]
     if not rows:
         return
-    places = [(row["kl"], row[measure]) for row in rows]
-    axes.plot(*zip(*places, strict=True), color=COLOURS["best"], marker="^", label="best of n", zorder=2)
-    for row, place in zip(rows, places, strict=True):
-        axes.annotate(str(row["n"]), place, (0, 6), textcoords="offset points", ha="center", fontsize=8)
+    points = [(row["kl"], row[measure]) for row in rows]
+    axes.plot(*zip(*points, strict=True), color=COLOURS["best"], marker="^", label="best of n", zorder=2)
+    for row, point in zip(rows, points, strict=True):
+        axes.annotate(str(row["n"]), point, (0, 6), textcoords="offset points", ha="center", fontsize=8)
 
 
-def _draw_dots(axes: Axes, places: Sequence[tuple[float, float]], rows: Sequence[Row], last: int) -> Any:
-    """A dot at each place, coloured by the iteration of its row."""
+def _draw_dots(axes: Axes, points: Sequence[tuple[float, float]], rows: Sequence[Row], last: int) -> Any:
+    """Draw a dot at each (x, y), coloured by the iteration of its row."""
     return axes.scatter(
-        [x for x, _ in places],
-        [y for _, y in places],
+        [x for x, _ in points],
+        [y for _, y in points],
         c=[row["step"] for row in rows],
         cmap="viridis",
         vmin=0,
@@ -147,6 +145,7 @@ def _draw_dots(axes: Axes, places: Sequence[tuple[float, float]], rows: Sequence
 
 
 def _has(row: Row, *names: str) -> bool:
+    """Whether the row has a number for each name."""
     return all(row.get(name) is not None for name in names)
 
 
@@ -160,7 +159,7 @@ DRAWINGS: dict[str, Callable[[Results], Figure | None]] = {
 
 
 def draw_all(results: Results, folder: Path) -> set[str]:
-    """Draw what can be drawn into `folder`, remove what cannot any more; returns the names of the files."""
+    """Draw all figures that have data into `folder`, and remove outdated ones. Returns the file names."""
     drawn = set()
     for name, draw in DRAWINGS.items():
         with matplotlib.rc_context(LOOK):
@@ -168,7 +167,7 @@ def draw_all(results: Results, folder: Path) -> set[str]:
             if figure is None:
                 (folder / name).unlink(missing_ok=True)
                 continue
-            # Without the library's version in it, the same results give the same file.
+            # Without matplotlib's version in its metadata, the same results give the same file.
             figure.savefig(folder / name, dpi=DOTS_PER_INCH, metadata={"Software": None})
         drawn.add(name)
     return drawn

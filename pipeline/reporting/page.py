@@ -1,4 +1,4 @@
-"""A page as plain blocks of text, and its two forms: Markdown and HTML. Text is escaped in both."""
+"""A page of plain blocks, and its rendering as Markdown or HTML. Text is escaped in both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 TEMPLATES = Path(__file__).parent / "templates"
-LONGEST_QUOTE = 700
+MAX_QUOTE = 700
 _MARKDOWN = re.compile(r"([\\`*_~|\[\]$#]|:(?=//))")
 
 
@@ -30,7 +30,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Picture:
-    """A file beside the page; `alt` says what it shows to those who do not see it."""
+    """An image file beside the page. `alt` describes it to readers who cannot see it."""
 
     file: str
     alt: str
@@ -39,7 +39,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of a table, with a short remark under it."""
+    """Text of a table cell, with an optional note under it."""
 
     text: str
     note: str = ""
@@ -47,7 +47,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Tiles:
-    """A few figures to be seen first: (label, figure with remark)."""
+    """The most important figures: (label, figure with note)."""
 
     items: list[tuple[str, Cell]]
     kind: ClassVar[str] = "tiles"
@@ -55,7 +55,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under `columns`; `layout` "prose" is for texts, which stack up on a narrow screen."""
+    """Rows of cells under `columns`. Cells of the layout "prose" are stacked on a narrow screen."""
 
     columns: list[str]
     rows: list[list[Cell]]
@@ -80,28 +80,28 @@ class Page:
     sections: list[Section]
 
 
-def quote(text: object, longest: int = LONGEST_QUOTE) -> str:
-    """Text that a model or a data set wrote, fit to be shown: control characters visible, cut if long."""
+def quote(text: object, max_length: int = MAX_QUOTE) -> str:
+    """Text of a model or a data set, made safe to show: control characters visible, long text cut."""
     shown = "".join(_visible(letter) for letter in str(text))
-    if len(shown) <= longest:
+    if len(shown) <= max_length:
         return shown
-    return f"{shown[:longest].rstrip()} … [{len(shown) - longest} more characters]"
+    return f"{shown[:max_length].rstrip()} … [{len(shown) - max_length} more characters]"
 
 
 def _visible(letter: str) -> str:
-    """Control characters as their pictures; marks that turn the direction of text around are taken out."""
+    """A control character as its visible symbol. Marks that change the direction of text are replaced."""
     if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cs", "Cf"):
         return letter
     return chr(0x2400 + ord(letter)) if ord(letter) < 0x20 else "\ufffd"
 
 
 def markdown(text: str) -> str:
-    """Escape for a line of Markdown, in a table or not: nothing in `text` is markup, a break is a <br>."""
+    """Escape `text` for one line of Markdown or a table cell. A line break becomes <br>."""
     return _MARKDOWN.sub(r"\\\1", escape(text, quote=False)).replace("\n", "<br>")
 
 
 def render(page: Page, form: Literal["md", "html"]) -> str:
-    """The page in one of its two forms."""
+    """Render the page as Markdown or HTML."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=form == "html",

@@ -1,4 +1,4 @@
-"""The report of a run: `RUN/report/` with a page in HTML and Markdown, and its figures."""
+"""The report of a run: `RUN/report/` with a page in HTML and Markdown, and figures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from configs.schema import STAGES
 from data.storage.files import write_text
 from pipeline.reporting.figures import draw_all
+from pipeline.reporting.missing import missing
 from pipeline.reporting.page import (
     Bullets,
     Cell,
@@ -21,7 +22,7 @@ from pipeline.reporting.page import (
     render,
 )
 from pipeline.reporting.tables import closing_sections, show_interval
-from pipeline.reporting.warnings import RULES, missing, warnings
+from pipeline.reporting.warnings import RULES, warnings
 from pipeline.state.manifest import BaseModelId
 from pipeline.state.results import Results, Row, read_results
 from pipeline.terminal.format import show_number
@@ -34,15 +35,15 @@ PICTURES = {
     "score-kl.png": "Score against KL to the SFT policy along PPO training",
     "curves-sft.png": "Training curves of SFT: loss on training batches and held out, token accuracy",
     "curves-rm.png": "Training curves of the reward model: loss and accuracy, in training and held out",
-    "curves-ppo.png": "Training curves of PPO: score, KL, entropy, length, cut responses, explained variance",
+    "curves-ppo.png": "Training curves of PPO: score, KL, entropy, length, truncation, explained variance",
 }
 
 
 def write_report(run_dir: Path) -> Path:
-    """Sum up the run in `run_dir`, finished or not, in `run_dir/report`; returns its `index.html`.
+    """Write `run_dir/report` about a finished or unfinished run. Returns the path of its `index.html`.
 
     Raises:
-        UserError: `run_dir` is no run directory, or a file in it is not what it should be.
+        UserError: `run_dir` is not a run directory, or a file in it is damaged.
     """
     results = read_results(run_dir)
     folder = run_dir / "report"
@@ -54,10 +55,11 @@ def write_report(run_dir: Path) -> Path:
 
 
 def build_page(results: Results, drawn: set[str]) -> Page:
-    """Everything that the report says; `drawn` are the files of the figures that there are."""
+    """Build the page of a run. `drawn` has the file names of the figures that exist."""
     config = results.experiment
-    own = config.rm.base
-    bases = str(BaseModelId.of(config.base)) + (f", reward model on {BaseModelId.of(own)}" if own else "")
+    bases = str(BaseModelId.of(config.base))
+    if config.rm.base:
+        bases += f", reward model on {BaseModelId.of(config.rm.base)}"
     sections = [
         _result(results),
         _warnings(results),
@@ -67,10 +69,10 @@ def build_page(results: Results, drawn: set[str]) -> Page:
         _best_of_n(results),
         _answers(results),
         _training(drawn),
-        _way(results),
+        _samples(results),
         _rankings(results),
         *closing_sections(results),
-        Section("The rules of the warnings", [Bullets(list(RULES))]),
+        Section("Rules of the warnings", [Bullets(list(RULES))]),
     ]
     return Page(
         title=f"Run {config.name}",
@@ -80,7 +82,7 @@ def build_page(results: Results, drawn: set[str]) -> Page:
 
 
 def _result(results: Results) -> Section | None:
-    """The figures to see first."""
+    """The most important figures."""
     sft, rm, ppo = (results.figures(stage) for stage in STAGES)
     before = f", before: {show_number(sft['eval_loss_before'])}" if "eval_loss_before" in sft else ""
     tiles = [
@@ -99,37 +101,40 @@ def _result(results: Results) -> Section | None:
 def _tile(label: str, figures: dict[str, float], key: str, unit: str = "") -> list[tuple[str, Cell]]:
     if key not in figures:
         return []
-    ends = show_interval(figures, key)
+    bounds = show_interval(figures, key)
     return [
-        (label, Cell(show_number(figures[key]), "\n".join(filter(None, [ends and f"95 %: {ends}", unit]))))
+        (
+            label,
+            Cell(show_number(figures[key]), "\n".join(filter(None, [bounds and f"95 %: {bounds}", unit]))),
+        )
     ]
 
 
 def _warnings(results: Results) -> Section:
     reading = Paragraph(
-        "Intervals are 95 % bootstrap intervals over prompts. The reward model's score is what PPO "
-        "optimises; the gold score, where there is one, comes from a judge that PPO never sees. Where the "
-        "first rises and the second does not, PPO exploits errors of the reward model. The KL says how far "
-        "the policy has gone from SFT."
+        "Intervals are 95 % bootstrap intervals over prompts. PPO optimises the reward model's score. The "
+        "gold score, if the run has one, comes from a judge that PPO never sees. If the first rises and the "
+        "second does not, PPO exploits errors of the reward model. The KL measures the distance between the "
+        "policy and the SFT policy."
     )
     good = Paragraph(
-        "In a good run, SFT's held-out loss falls; the reward model is well above 0.5 on held-out pairs; and "
-        "in PPO both scores rise together, the KL rises and levels off, the entropy falls a little, "
-        "responses keep their length and end by themselves, few ratios are clipped, and the critic's "
+        "In a good run, SFT's held-out loss falls, and the reward model's accuracy on held-out pairs is well "
+        "above 0.5. In PPO both scores rise together, the KL rises and levels off, and the entropy falls a "
+        "little. Responses keep their length and end their turn, few ratios are clipped, and the critic's "
         "explained variance rises towards 1."
     )
-    found = warnings(results)
-    if found:
-        return Section("How to read this: warnings", [Bullets(found), reading, good], "warning")
+    messages = warnings(results)
+    if messages:
+        return Section("How to read this: warnings", [Bullets(messages), reading, good], "warning")
     if not any(results.metrics.values()):
         return Section("How to read this", [reading, good])
-    fine = Paragraph("By the rules at the end of this page, nothing looks wrong in what has run.")
-    return Section("How to read this: no warnings", [fine, reading, good], "good")
+    none = Paragraph("The rules at the end of this page find nothing wrong in what has run.")
+    return Section("How to read this: no warnings", [none, reading, good], "good")
 
 
 def _missing(results: Results) -> Section | None:
-    found = missing(results)
-    return Section("Missing from this report", [Bullets(found)], "missing") if found else None
+    messages = missing(results)
+    return Section("Missing from this report", [Bullets(messages)], "missing") if messages else None
 
 
 def _gold(results: Results, drawn: set[str]) -> Section | None:
@@ -147,22 +152,22 @@ def _score_against_kl(drawn: set[str]) -> Section | None:
     if "score-kl.png" not in drawn:
         return None
     text = (
-        "First, the score that PPO optimises, over the rollouts of each iteration, penalties for responses "
-        "without an end included. Beside it, where prompts are held out: evaluations on the way as dots, and "
-        "SFT and the final policy with 95 % intervals."
+        "The first panel has the score that PPO optimises, including penalties for responses without an end. "
+        "Each dot is the mean of one iteration. The second panel has held-out prompts, if there are any: "
+        "evaluations during training as dots, and SFT and the final policy with 95 % intervals."
     )
     return Section("Score against KL along PPO training", [_picture("score-kl.png"), Paragraph(text)])
 
 
 def _best_of_n(results: Results) -> Section | None:
-    """The best of n answers beside PPO: what the reward model is worth without training."""
+    """Best of n, for comparison with PPO: what the reward model achieves without training."""
     rows = results.best_of_n
     if not rows:
         return None
     text = (
-        "The best by the reward model of n answers of the SFT policy, held-out prompts. The KL to the SFT "
-        "policy is log n - (n - 1)/n, exact where no answers tie. PPO is worth its training where it is "
-        "above this at the same KL."
+        "For each held-out prompt, the reward model picks the best of n answers of the SFT policy. The KL to "
+        "the SFT policy is log n - (n - 1)/n, which is exact if no answers tie. PPO is worth its training if "
+        "its score is higher at the same KL."
     )
     measures = {"rm_score": "Reward score"} | ({"gold": "Gold score"} if "gold" in rows[0] else {})
     head = [
@@ -189,7 +194,7 @@ def _answers(results: Results) -> Section | None:
     temperature = results.experiment.ppo.rollout.temperature
     text = (
         f"The first {len(rows)} of {len(results.evaluation)} held-out prompts, in the order of "
-        "ppo/evaluation.jsonl; none was picked by its answers. One sample each, at temperature "
+        "ppo/evaluation.jsonl, not selected by their answers. Each answer is one sample at temperature "
         f"{temperature:g}."
     )
     roles = ("base", "sft", "ppo")
@@ -204,7 +209,7 @@ def _answer(row: Row, role: str) -> Cell:
 
 
 def _scores(**values: float | None) -> str:
-    """`gold 0.61, reward 1.25`, of those that there are."""
+    """`gold 0.61, reward 1.25`, without the values that are None."""
     return ", ".join(f"{name} {value:.2f}" for name, value in values.items() if value is not None)
 
 
@@ -217,16 +222,16 @@ def _picture(file: str) -> Picture:
     return Picture(file, PICTURES[file])
 
 
-def _way(results: Results) -> Section | None:
-    """Samples from the beginning of PPO to its end."""
+def _samples(results: Results) -> Section | None:
+    """Samples from the first to the last iteration of PPO."""
     first = [next(rows) for _, rows in groupby(results.samples, key=lambda row: row["step"])]
     if not first:
         return None
     shown = min(ITERATIONS_SHOWN, len(first))
     rows = [first[round(place * (len(first) - 1) / max(1, shown - 1))] for place in range(shown)]
     text = (
-        "The first recorded rollout of iterations at even distances. Prompts differ from one iteration "
-        "to the next, so the scores of these rows do not make a curve."
+        "The first recorded response of iterations at equal distances. Prompts differ between iterations, so "
+        "the scores of these rows are not a curve."
     )
     cells = [
         [
@@ -237,7 +242,7 @@ def _way(results: Results) -> Section | None:
         for row in rows
     ]
     table = Table(["Iteration", "Prompt", "Response"], cells, "prose")
-    return Section("Samples on the way", [Paragraph(text), table])
+    return Section("Samples during training", [Paragraph(text), table])
 
 
 def _rankings(results: Results) -> Section | None:
@@ -248,20 +253,20 @@ def _rankings(results: Results) -> Section | None:
     text = (
         f"The first {len(rows)} {'held-out ' if held_out else ''}rankings in rm/rankings.jsonl, of "
         f"{len(results.rankings)} in all: answers of the SFT policy, ranked by the labeller "
-        f"{results.experiment.rm.rankings.labeller}, best first. Pairs that tie are left out of "
-        "the training."
+        f"{results.experiment.rm.rankings.labeller}, best first. The reward model does not train on pairs "
+        "that tie."
     )
     table = Table(["Prompt", "Rank", "Answer"], [line for row in rows for line in _ranking(row)], "prose")
     return Section("Rankings, from which the reward model learned", [Paragraph(text), table])
 
 
 def _ranking(row: Row) -> list[list[Cell]]:
-    """A line for each answer; the prompt stands at the first."""
+    """One row for each answer. The first row has the prompt."""
     prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
     scores = row.get("scores") or [None] * len(row["completions"])
     lines: list[list[Cell]] = []
     for rank, answer, score in zip(row["ranks"], row["completions"], scores, strict=True):
-        # Ranks are counted from 0 in the file, from 1 for people.
+        # Ranks start at 0 in the file and at 1 in the report.
         place = f"{rank + 1}, tied" if row["ranks"].count(rank) > 1 else str(rank + 1)
         lines.append(
             [Cell("" if lines else quote(prompt)), Cell(place), Cell(quote(answer), _scores(labeller=score))]

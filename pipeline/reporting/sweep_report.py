@@ -1,4 +1,4 @@
-"""The report of a sweep: `RUN/sweep/report/`, every setting over its seeds, and best-of-n beside them."""
+"""The report of a sweep: `RUN/sweep/report/` compares settings over seeds, and best-of-n with them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ MEASURES = {
     "rm_score_ppo": "reward model's score",
     "distinct": "different answers per prompt",
 }
-PALETTE = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")  # Okabe and Ito, less green
+# The palette of Okabe and Ito without green, which is best-of-n's.
+PALETTE = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 MARKERS = "oDsv^P"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one run: its final figures, {} where it did not finish."""
+    """The result of one run: final figures ({} if it did not finish) and its first held-out answer."""
 
     setting: str
     seed: int
@@ -39,44 +40,47 @@ class Outcome:
     answer: str
 
     @property
-    def judged(self) -> bool:
-        """Whether it finished, and prompts were held out for it."""
+    def evaluated(self) -> bool:
+        """Whether the run finished and had held-out prompts."""
         return "rm_score_ppo" in self.figures
 
     @property
     def collapsed(self) -> bool:
-        """Worse than the policy that it started from, by the judge, else by the reward model."""
+        """Whether PPO scores worse than SFT, by the judge if the run has one, else by the reward model."""
         measure = "gold" if "gold_ppo" in self.figures else "rm_score"
         return self.figures[f"{measure}_ppo"] < self.figures[f"{measure}_sft"]
 
 
 def write_sweep_report(root: Path) -> Path:
-    """Sum up the runs in `root/sweep`, finished or not; returns the page in HTML.
+    """Write `root/sweep/report` about finished and unfinished runs. Returns the path of its `index.html`.
 
     Raises:
-        UserError: there is no sweep in `root`.
+        UserError: `root` has no sweep.
     """
-    outcomes = sorted(map(read_outcome, found_runs(root)), key=lambda each: (each.setting, each.seed))
+    outcomes = sorted(
+        map(read_outcome, found_runs(root)), key=lambda outcome: (outcome.setting, outcome.seed)
+    )
     if not outcomes:
-        raise UserError(f"{root}: no run of a sweep in it. Start one: tristage sweep --run-dir {root}")
+        raise UserError(f"{root}: it has no run of a sweep. Start one: tristage sweep --run-dir {root}")
     best_of_n = read_lines(root / "best" / "curve.jsonl", ["n", "kl", "rm_score"])
     folder = root / "sweep" / "report"
     folder.mkdir(exist_ok=True)
-    done = [each for each in outcomes if each.figures]
+    finished = [outcome for outcome in outcomes if outcome.figures]
     with matplotlib.rc_context(LOOK):
-        figure = frontier(done, best_of_n)
+        figure = frontier(finished, best_of_n)
         figure.savefig(folder / FIGURE, dpi=DOTS_PER_INCH, metadata={"Software": None})
     write_json_lines(
         folder / "runs.jsonl",
-        [{"setting": each.setting, "seed": each.seed, **each.figures} for each in outcomes],
+        [{"setting": run.setting, "seed": run.seed, **run.figures} for run in outcomes],
     )
-    page = build_page(root, outcomes, best_of_n)
+    page = build_page(root, outcomes)
     write_text(folder / "report.md", render(page, "md"))
     write_text(folder / "index.html", render(page, "html"))
     return folder / "index.html"
 
 
 def read_outcome(run: Path) -> Outcome:
+    """Read the run directory of one run. Its name is `SETTING-seed=N`."""
     results = read_results(run)
     settings, _, seed = run.name.rpartition("seed=")
     figures, answers = results.figures("ppo"), [str(row["ppo"]) for row in results.evaluation]
@@ -86,18 +90,20 @@ def read_outcome(run: Path) -> Outcome:
 
 
 def frontier(outcomes: Sequence[Outcome], best_of_n: Sequence[Row]) -> Figure:
-    """Scores and variety against the KL, a point for each run, a colour and shape for each setting."""
+    """Scores and variety against the KL: one point per run, one colour and marker per setting."""
     figure = new_figure(12.0, 3.9)
     panels = list(figure.subplots(1, len(MEASURES)))
-    settings = list(dict.fromkeys(each.setting for each in outcomes))
+    settings = list(dict.fromkeys(outcome.setting for outcome in outcomes))
     for axes, (measure, label) in zip(panels, MEASURES.items(), strict=True):
         for number, setting in enumerate(settings):
             figures = [
-                each.figures for each in outcomes if each.setting == setting and measure in each.figures
+                outcome.figures
+                for outcome in outcomes
+                if outcome.setting == setting and measure in outcome.figures
             ]
             axes.scatter(
-                [each["kl"] for each in figures],
-                [each[measure] for each in figures],
+                [metrics["kl"] for metrics in figures],
+                [metrics[measure] for metrics in figures],
                 color=PALETTE[number % len(PALETTE)],
                 marker=MARKERS[number % len(MARKERS)],
                 s=48,
@@ -105,12 +111,12 @@ def frontier(outcomes: Sequence[Outcome], best_of_n: Sequence[Row]) -> Figure:
                 zorder=3,
             )
         name = measure.removesuffix("_ppo")
-        places = [(row["kl"], row[name]) for row in best_of_n if name in row]
-        if places:
+        points = [(row["kl"], row[name]) for row in best_of_n if name in row]
+        if points:
             axes.plot(
-                *zip(*places, strict=True), color=COLOURS["best"], marker="^", label="best of n", zorder=2
+                *zip(*points, strict=True), color=COLOURS["best"], marker="^", label="best of n", zorder=2
             )
-            axes.axhline(places[0][1], color=PALE, linewidth=1, linestyle=":", label="SFT")
+            axes.axhline(points[0][1], color=PALE, linewidth=1, linestyle=":", label="SFT")
         axes.set_xlabel("KL to SFT, nats per response")
         axes.set_ylabel(label)
         axes.set_title(label.capitalize())
@@ -118,20 +124,24 @@ def frontier(outcomes: Sequence[Outcome], best_of_n: Sequence[Row]) -> Figure:
     return figure
 
 
-def build_page(root: Path, outcomes: Sequence[Outcome], best_of_n: Sequence[Row]) -> Page:
+def build_page(root: Path, outcomes: Sequence[Outcome]) -> Page:
+    """Build the page: a table of settings, the figure, and one answer of each run."""
     columns = ["Setting", "Seeds", "Gold score", "Reward score", "KL", "Win rate", "Different", "Collapsed"]
-    rows = [_setting(setting, list(group)) for setting, group in groupby(outcomes, lambda each: each.setting)]
+    rows = [
+        _setting_row(setting, list(group))
+        for setting, group in groupby(outcomes, lambda outcome: outcome.setting)
+    ]
     reading = Paragraph(
-        "Means over seeds, lowest and highest seed under them. A run has collapsed if its policy scores "
-        "worse than the SFT policy that it started from. Different: answers that differ, for each held-out "
-        "prompt; 1 where every prompt has its own. Where the reward score still rises along the KL while the "
-        "gold score falls, the reward model is over-optimised (Gao et al. 2022); where answers become alike, "
-        "the policy has given up the prompt for what scores best. Best-of-n shows what the reward model is "
-        "worth without training."
+        "Each cell has the mean over seeds, and the lowest and highest seed under it. A run has collapsed if "
+        "its policy scores worse than the SFT policy. Different is the number of different answers per "
+        "held-out prompt; it is 1 if every prompt has its own answer. If the reward score rises with the KL "
+        "while the gold score falls, PPO over-optimises the reward model (Gao et al. 2022). If answers are "
+        "alike, the policy ignores the prompt. Best-of-n shows what the reward model achieves without "
+        "training."
     )
     samples = Table(
         ["Setting", "Seed", "First held-out answer"],
-        [[Cell(each.setting), Cell(str(each.seed)), Cell(quote(each.answer))] for each in outcomes],
+        [[Cell(run.setting), Cell(str(run.seed)), Cell(quote(run.answer))] for run in outcomes],
         "prose",
     )
     sections = [
@@ -147,17 +157,20 @@ def build_page(root: Path, outcomes: Sequence[Outcome], best_of_n: Sequence[Row]
     )
 
 
-def _setting(setting: str, outcomes: Sequence[Outcome]) -> list[Cell]:
-    done = [each for each in outcomes if each.figures]
-    seeds = str(len(done)) if len(done) == len(outcomes) else f"{len(done)} of {len(outcomes)} finished"
+def _setting_row(setting: str, outcomes: Sequence[Outcome]) -> list[Cell]:
+    finished = [outcome for outcome in outcomes if outcome.figures]
+    seeds = str(len(finished))
+    if len(finished) < len(outcomes):
+        seeds += f" of {len(outcomes)} finished"
     cells = [Cell(setting), Cell(seeds)]
     for name in ("gold_ppo", "rm_score_ppo", "kl", "win_rate", "distinct"):
-        values = [each.figures[name] for each in done if name in each.figures]
+        values = [outcome.figures[name] for outcome in finished if name in outcome.figures]
         if values:
             cells.append(
                 Cell(show_number(fmean(values)), f"{show_number(min(values))} to {show_number(max(values))}")
             )
         else:
             cells.append(Cell("–"))
-    judged = [each for each in done if each.judged]
-    return [*cells, Cell(f"{sum(each.collapsed for each in judged)} of {len(judged)}" if judged else "–")]
+    evaluated = [outcome for outcome in finished if outcome.evaluated]
+    collapsed = sum(outcome.collapsed for outcome in evaluated)
+    return [*cells, Cell(f"{collapsed} of {len(evaluated)}" if evaluated else "–")]

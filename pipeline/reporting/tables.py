@@ -1,4 +1,4 @@
-"""The tables at the end of a report: every final figure, what stages cost, what came from what, versions."""
+"""The tables at the end of a report: final figures, cost of each stage, lineage, versions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DIGITS = 12
 
 
 def closing_sections(results: Results) -> list[Section]:
-    """Those of the tables that the run has anything for."""
+    """The tables that the run has data for."""
     if not results.manifests:
         return []
     sections = [_stages(results), _lineage(results), _versions(results)]
@@ -38,13 +38,13 @@ def closing_sections(results: Results) -> list[Section]:
 
 
 def show_interval(figures: dict[str, float], key: str) -> str:
-    """`0.7112 to 0.8112`, or nothing where `key` has no interval."""
-    ends = [show_number(figures[end]) for end in (f"{key}_low", f"{key}_high") if end in figures]
-    return " to ".join(ends) if len(ends) == 2 else ""
+    """`0.7112 to 0.8112`, or "" if `key` has no interval."""
+    bounds = [show_number(figures[bound]) for bound in (f"{key}_low", f"{key}_high") if bound in figures]
+    return " to ".join(bounds) if len(bounds) == 2 else ""
 
 
 def _figures(results: Results, stage: Stage) -> list[list[Cell]]:
-    """Every final metric of `stage` but its costs."""
+    """All final metrics of `stage` except its costs."""
     figures, labels = results.figures(stage), KEY_FIGURES[stage] | MORE_FIGURES
     names = [name for name in figures if name not in COSTS and not name.endswith(("_low", "_high"))]
     return [
@@ -59,7 +59,7 @@ def _figures(results: Results, stage: Stage) -> list[list[Cell]]:
 
 
 def _stages(results: Results) -> Section:
-    """What each stage cost, a column for each."""
+    """The cost of each stage, one column per stage."""
     lines: dict[str, Callable[[Manifest], str]] = {
         "status": lambda manifest: manifest.status,
         "steps": lambda manifest: _metric(manifest, "steps", show_number),
@@ -86,20 +86,20 @@ def _gibibytes(size: float) -> str:
 
 
 def _lineage(results: Results) -> Section:
-    """What came from what."""
+    """The adapters and data that each result was trained on."""
     text = (
-        f"Results with the first {DIGITS} digits of the SHA-256 of their content. A config hash covers what "
-        "the configuration says about a stage's result, and leaves out what only sets speed."
+        f"Each result has the first {DIGITS} digits of the SHA-256 of its content. A config hash covers the "
+        "keys that influence a stage's result, without those that change speed alone."
     )
     columns = ["Stage", "Trained on", "Data", "Config hash", "Result"]
-    rows = [_descent(results.run, manifest) for manifest in results.manifests.values()]
-    return Section("What came from what", [Paragraph(text), Table(columns, rows, "prose")])
+    rows = [_lineage_row(results.run, manifest) for manifest in results.manifests.values()]
+    return Section("Lineage", [Paragraph(text), Table(columns, rows, "prose")])
 
 
-def _descent(run: RunDirectory, manifest: Manifest) -> list[Cell]:
+def _lineage_row(run: RunDirectory, manifest: Manifest) -> list[Cell]:
     inputs = [f"{used.path} {used.sha256[:DIGITS]}" for used in manifest.inputs.values()]
-    output, place = manifest.output, run.output(manifest.stage).relative_to(run.path)
-    result = f"{place} {output.sha256[:DIGITS]}" if output else "none yet"
+    output, path = manifest.output, run.output(manifest.stage).relative_to(run.path)
+    result = f"{path} {output.sha256[:DIGITS]}" if output else "none yet"
     return [
         Cell(STAGE_NAMES[manifest.stage]),
         Cell("\n".join(inputs) or "the base alone"),
@@ -110,7 +110,7 @@ def _descent(run: RunDirectory, manifest: Manifest) -> list[Cell]:
 
 
 def _source(config: dict[str, Any], stage: Stage) -> str:
-    """The stage's data: a hub id as it is, of a local file the name. `config` may be of an older schema."""
+    """The stage's data: a hub id, or the name of a local file. `config` may have an older schema."""
     path = str(config.get("data", {}).get(data_stage(stage), {}).get("path", ""))
     return Path(path).name if Path(path).is_absolute() else path
 
@@ -118,7 +118,9 @@ def _source(config: dict[str, Any], stage: Stage) -> str:
 def _versions(results: Results) -> Section:
     manifests = list(results.manifests.values())
     libraries = sorted({name for manifest in manifests for name in manifest.versions})
-    rows = [[Cell(name), *(Cell(each.versions.get(name, "")) for each in manifests)] for name in libraries]
+    rows = [
+        [Cell(name), *(Cell(manifest.versions.get(name, "")) for manifest in manifests)] for name in libraries
+    ]
     return Section("Versions", [Table(["Library", *_names(manifests)], rows)])
 
 

@@ -1,1 +1,1 @@
-"""What a person sees at the terminal."""
+"""Terminal output: progress, numbers, `tristage plan` and `tristage status`."""

@@ -1,10 +1,10 @@
-"""Numbers, durations and metrics as a person reads them."""
+"""Format numbers, durations and metrics for people."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-# The metrics to watch, in this order, and what they are called beside a progress bar.
+# The metrics beside a progress bar, in this order, and their short names.
 SHOWN = {
     "loss": "loss",
     "accuracy": "accuracy",
@@ -28,7 +28,7 @@ def show_seconds(seconds: float) -> str:
 
 
 def show_number(value: float) -> str:
-    """Four digits that matter: `0.6931`, `12.35`, `1234`, `1e-05`."""
+    """Up to four significant digits: `0.6931`, `12.35`, `1234`, `1.00e-05`."""
     value = float(value)
     if value and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.2e}"
@@ -36,7 +36,7 @@ def show_number(value: float) -> str:
 
 
 def show_figures(figures: Mapping[str, float]) -> str:
-    """Those that matter most, by short names; all of them where none is known."""
-    known = {short: figures[name] for name, short in SHOWN.items() if name in figures}
-    figures = known or figures
+    """The metrics of SHOWN by short names, or all metrics if none is in SHOWN."""
+    shown = {short: figures[name] for name, short in SHOWN.items() if name in figures}
+    figures = shown or figures
     return "  ".join(f"{name} {show_number(value)}" for name, value in figures.items())

@@ -1,4 +1,4 @@
-"""Progress at the terminal: a live bar where there is one, a few plain lines where output goes to a file."""
+"""Progress display: live bars at a terminal, a few plain lines if output goes to a file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECONDS_PER_LINE = 30.0
 
 
 class Display(Protocol):
-    """Shows phases. One that begins within another hides it until it is done."""
+    """Shows progress through phases. A phase that begins within another one interrupts it until it ends."""
 
     def phase(self, title: str, total: int, done: int) -> None: ...
 
@@ -39,7 +39,7 @@ class Display(Protocol):
 
 
 class LiveDisplay:
-    """Progress bars of rich, for a terminal: one for each phase that is under way."""
+    """Progress bars of rich for a terminal, one for each phase in progress."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -65,7 +65,7 @@ class LiveDisplay:
         self._progress.update(task, advance=units, figures=show_figures(figures))
         if self._progress.tasks[self._progress.task_ids.index(task)].finished:
             self._open.pop()
-            if self._open:  # an evaluation within training leaves no bar behind
+            if self._open:  # remove the bar of an evaluation within training
                 self._progress.remove_task(task)
 
     def note(self, message: str) -> None:
@@ -77,7 +77,7 @@ class LiveDisplay:
 
 @dataclass
 class _Phase:
-    """How far a phase is, and what was last printed about it. Times in seconds."""
+    """The state of a phase in units done, and its last printed line. Times are in seconds."""
 
     title: str
     total: int
@@ -89,7 +89,7 @@ class _Phase:
 
 
 class PlainDisplay:
-    """A line per tenth of a phase, or every 30 seconds where a tenth takes longer."""
+    """Prints a line per tenth of a phase, or every 30 seconds if a tenth takes longer."""
 
     def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._write, self._clock = write, clock
@@ -99,7 +99,7 @@ class PlainDisplay:
         now = self._clock()
         self._open.append(_Phase(title, total, done, done, done, now, now))
         if done:
-            self._write(f"{title} goes on from {done}/{total}")
+            self._write(f"{title} resumes from {done}/{total}")
 
     def advance(self, units: int, figures: Mapping[str, float]) -> None:
         if not self._open:
@@ -122,9 +122,9 @@ class PlainDisplay:
 
 
 def _position(phase: _Phase, now: float) -> str:
-    """`12/120  0:31, 4:40 left`."""
-    elapsed, fresh = now - phase.began, phase.done - phase.start
-    left = elapsed / fresh * (phase.total - phase.done) if fresh else 0.0
+    """`12/120  0:31, 4:40 left`: units, elapsed time, estimate of the remaining time."""
+    elapsed, done_now = now - phase.began, phase.done - phase.start
+    left = elapsed / done_now * (phase.total - phase.done) if done_now else 0.0
     times = show_seconds(elapsed) + (f", {show_seconds(left)} left" if left >= 1 else "")
     return f"{phase.done}/{phase.total}  {times}"
 

@@ -23,10 +23,10 @@ COLORS = {"run": "green", "resume": "yellow", "skip": "dim", "blocked": "red"}
 
 
 def print_plan(console: Console, request: Request, plans: Sequence[StagePlan], world: int) -> bool:
-    """Print what would be done, the batch arithmetic and the resolved configuration.
+    """Print what each stage would do, its batch sizes and the resolved configuration.
 
     Returns:
-        False if a stage is blocked or its batches cannot be divided.
+        False if a stage is blocked or its batches cannot be divided among the ranks.
     """
     console.print(Text(f"experiment {request.config.name}, in {request.run.path}"), soft_wrap=True)
     console.print()
@@ -52,7 +52,7 @@ def _print_stage(console: Console, plan: StagePlan) -> None:
 
 
 def _print_batches(console: Console, config: Experiment, stages: Sequence[Stage], world: int) -> list[str]:
-    """Print a table of sizes; returns what cannot be divided."""
+    """Print a table of batch sizes. Returns the errors of batches that cannot be divided."""
     ranks = "1 rank" if world == 1 else f"{world} ranks"
     table = Table(title=f"per optimizer step, on {ranks}", title_justify="left", box=None, pad_edge=False)
     for heading in ("stage", "steps", "sequences", "micro-batches per rank", "tokens in one, at most"):
@@ -82,7 +82,7 @@ def _row(sizes: Batches) -> list[str]:
 
 
 def print_status(console: Console, run: RunDirectory) -> None:
-    """Print what has run in a run directory, and with which result."""
+    """Print the status and the results of each stage in a run directory."""
     console.print(Text(str(run.path)), soft_wrap=True)
     table = Table(box=None, pad_edge=False, show_header=False)
     for stage in ALL_STAGES:

@@ -1,4 +1,4 @@
-"""Key figures of a stage for the terminal: after it ends, and in `tristage status`."""
+"""Key figures of a stage, shown when it ends and in `tristage status`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KEY_FIGURES: dict[Stage, dict[str, str]] = {
 
 
 def key_figures(manifest: Manifest) -> dict[str, str]:
-    """Label and value, with its interval where it has one, of the figures that matter."""
+    """Labels and values of the key figures, with their intervals."""
     names = KEY_FIGURES[manifest.stage]
     figures = {
         label: figure_with_interval(manifest.metrics, key)
@@ -49,7 +49,7 @@ def key_figures(manifest: Manifest) -> dict[str, str]:
 
 
 def figure_with_interval(metrics: Mapping[str, float], key: str) -> str:
-    """`0.74 [0.70, 0.78]`, or `0.74` where there is no interval."""
+    """`0.74 [0.70, 0.78]`, or `0.74` without an interval."""
     value = show_number(metrics[key])
     if f"{key}_low" not in metrics or f"{key}_high" not in metrics:
         return value
@@ -57,7 +57,7 @@ def figure_with_interval(metrics: Mapping[str, float], key: str) -> str:
 
 
 def print_summary(console: Console, manifest: Manifest, output: Path, next_command: str | None) -> None:
-    """A few lines at the end of a stage: what came of it, where it is, what to do next."""
+    """Print the end of a stage: its key figures, the path of its output, the next command."""
     table = Table(title=f"stage {manifest.stage} finished", title_justify="left", show_header=False, box=None)
     for label, value in key_figures(manifest).items():
         table.add_row(Text(label), Text(value, style="bold"))

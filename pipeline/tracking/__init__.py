@@ -1,1 +1,1 @@
-"""Where metrics and samples go: JSON lines and W&B."""
+"""The sinks of metrics and samples: JSON lines and W&B."""

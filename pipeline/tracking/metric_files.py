@@ -1,4 +1,4 @@
-"""Append-only JSON lines that survive a kill: `metrics.jsonl` and `samples.jsonl`."""
+"""`metrics.jsonl` and `samples.jsonl`: JSON lines that are appended to and survive a kill."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from data.storage.files import write_text
 from pipeline.state.manifest import Manifest
 
-# JSON leaves these as they are, but str.splitlines breaks lines there.
+# JSON does not escape these characters, but str.splitlines splits at them.
 LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
 class JsonLines:
-    """A file of one JSON object per line, each with the `step` it belongs to, flushed line by line.
+    """A file with one JSON object per line, each with its `step`. Every line is flushed.
 
-    Values that are not finite are written as null, since JSON has no NaN.
+    Values that are not finite become null, since JSON has no NaN.
     """
 
     def __init__(self, path: Path) -> None:
@@ -26,16 +26,16 @@ class JsonLines:
         self._stream = path.open("a", encoding="utf-8")
 
     def append(self, step: int, record: Mapping[str, Any]) -> None:
-        plain = {"step": step, **{key: _plain(value) for key, value in record.items()}}
-        self._stream.write(json.dumps(plain, ensure_ascii=False).translate(LINE_BREAKS) + "\n")
+        row = {"step": step, **{key: _finite_or_none(value) for key, value in record.items()}}
+        self._stream.write(json.dumps(row, ensure_ascii=False).translate(LINE_BREAKS) + "\n")
         self._stream.flush()
 
     def rewind(self, step: int) -> None:
-        """Drop, atomically, lines of later steps, and a last line that a kill left half-written."""
+        """Drop the lines of later steps and a half-written last line, atomically."""
         self._stream.close()
         text = self.path.read_text(encoding="utf-8", errors="replace")
-        *whole, _half = text.split("\n")
-        kept = "".join(line + "\n" for line in whole if _belongs(line, step))
+        *complete, _incomplete = text.split("\n")
+        kept = "".join(line + "\n" for line in complete if _is_up_to(line, step))
         if kept != text:
             write_text(self.path, kept)
         self._stream = self.path.open("a", encoding="utf-8")
@@ -44,21 +44,21 @@ class JsonLines:
         self._stream.close()
 
 
-def _belongs(line: str, step: int) -> bool:
-    """True for a whole line of `step` or an earlier one."""
+def _is_up_to(line: str, step: int) -> bool:
+    """Whether a line is a JSON object of `step` or an earlier step."""
     try:
         record = json.loads(line)
-    except (RecursionError, ValueError):  # zeros, which some file systems leave after a power cut
+    except (RecursionError, ValueError):  # some file systems leave zeros after a power cut
         return False
     return isinstance(record, dict) and isinstance(record.get("step"), int) and record["step"] <= step
 
 
-def _plain(value: Any) -> Any:
+def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class FileSink:
-    """`metrics.jsonl` and `samples.jsonl` in the stage's folder, always written."""
+    """Writes `metrics.jsonl` and `samples.jsonl` in the stage's folder, whether W&B is used or not."""
 
     def __init__(self, folder: Path) -> None:
         self._metrics = JsonLines(folder / "metrics.jsonl")

@@ -1,4 +1,4 @@
-"""What a stage reports to: files, the terminal and Weights & Biases behind one Tracker."""
+"""The Tracker that a stage reports to. It passes reports on to files, the terminal and W&B."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger("tristage")
 
 
 class Sink(Protocol):
-    """A place that metrics and samples go to."""
+    """A destination of metrics and samples."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
@@ -23,14 +23,14 @@ class Sink(Protocol):
     def rewind(self, step: int) -> None: ...
 
     def finish(self, manifest: Manifest, output: Path) -> None:
-        """The stage is done, and `manifest` says with what result."""
+        """The stage is done. `manifest` has its results, `output` is the folder that it wrote."""
 
     def close(self, exit_code: int) -> None:
-        """No more will come; `exit_code` is what the process will exit with."""
+        """Nothing more will be logged. `exit_code` is the exit code of the process."""
 
 
 class Reporter:
-    """The Tracker of rank 0: hands what it is told to every sink, and shows progress."""
+    """The Tracker of rank 0. It passes everything to all sinks and shows progress."""
 
     def __init__(self, display: Display, sinks: Sequence[Sink]) -> None:
         self._display = display
@@ -60,20 +60,20 @@ class Reporter:
             sink.rewind(step)
 
     def finish(self, manifest: Manifest, output: Path) -> None:
-        """Hand the result to every sink, and close."""
+        """Pass the result to every sink, and close."""
         for sink in self._sinks:
             sink.finish(manifest, output)
         self.close(0)
 
     def close(self, exit_code: int) -> None:
-        """End the display and every sink; `exit_code` is what the process will exit with."""
+        """Close the display and every sink. `exit_code` is the exit code of the process."""
         self._display.close()
         for sink in self._sinks:
             sink.close(exit_code)
 
 
 class NullReporter:
-    """The Tracker of the other ranks: notes go to the rank's log file, the rest nowhere."""
+    """The Tracker of all other ranks. Notes go to the log file of the rank; the rest is discarded."""
 
     def phase(self, title: str, total: int, done: int = 0) -> None:
         pass

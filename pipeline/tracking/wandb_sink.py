@@ -1,4 +1,4 @@
-"""Weights & Biases: one group per experiment, one run per stage, adapters as artifacts with their lineage."""
+"""Weights & Biases: one group per experiment, one run per stage, adapters as artifacts with lineage."""
 
 from __future__ import annotations
 
@@ -28,44 +28,44 @@ MODES: dict[str, Mode | Literal["disabled"]] = {
     "dryrun": "offline",
     "disabled": "disabled",
 }
-DEFAULT_HOST = "api.wandb.ai"  # the name that `wandb login` wrote to netrc for long
+DEFAULT_HOST = "api.wandb.ai"  # the host that older versions of `wandb login` wrote to netrc
 INIT_TIMEOUT_SECONDS = 60
 FINISH_TIMEOUT_SECONDS = 120
 SECONDS_PER_TABLE = 600.0
-ROWS_PER_TABLE = 1000  # each table holds all of its rows anew
+ROWS_PER_TABLE = 1000  # each upload of the table repeats all of its rows
 
 
 def make_wandb_sink(config: Experiment, manifest: Manifest, folder: Path) -> WandbSink | None:
-    """The sink for one stage; None where W&B is disabled.
+    """Return the sink for one stage, or None if W&B is disabled.
 
     Raises:
-        UserError: WANDB_MODE is not a mode.
+        UserError: WANDB_MODE is not a known mode.
     """
     with _temporary_files_in(folder / "wandb" / "tmp"):
         mode = wandb_mode(config)
         if mode == "disabled":
             return None
-        _keep_inside(folder)
+        _store_inside(folder)
         return WandbSink.start(config, manifest, folder, mode)
 
 
 def wandb_mode(config: Experiment) -> Mode | Literal["disabled"]:
-    """`online`, `offline` or `disabled`: WANDB_MODE, else the configuration; `auto` looks for a key."""
+    """WANDB_MODE if it is set, else the configuration. `auto` is online if an API key is known."""
     if _is_disabled():
         return "disabled"
     check_mode()
-    if wanted := os.environ.get("WANDB_MODE"):
-        return MODES[wanted]
+    if mode := os.environ.get("WANDB_MODE"):
+        return MODES[mode]
     if config.tracking.wandb != "auto":
         return config.tracking.wandb
     return "online" if _has_key() else "offline"
 
 
 def check_mode() -> None:
-    """Raise UserError where WANDB_MODE is set, and not to a mode."""
-    wanted = os.environ.get("WANDB_MODE")
-    if wanted and wanted not in MODES and not _is_disabled():
-        raise UserError(f"WANDB_MODE={wanted:.40}: unknown; use one of {', '.join(MODES)}, or unset it.")
+    """Raise UserError if WANDB_MODE is set to an unknown mode."""
+    mode = os.environ.get("WANDB_MODE")
+    if mode and mode not in MODES and not _is_disabled():
+        raise UserError(f"WANDB_MODE={mode:.40}: unknown; use one of {', '.join(MODES)}, or unset it.")
 
 
 def _is_disabled() -> bool:
@@ -73,9 +73,9 @@ def _is_disabled() -> bool:
 
 
 def _has_key() -> bool:
-    """Whether W&B knows an account, from the environment, its settings or netrc.
+    """Whether the environment, W&B's settings or netrc have an API key.
 
-    Not by `wandb.login`, which calls the server, and without a network keeps the process from ending.
+    `wandb.login` would call the server. Without a network, the process would then not end.
     """
     import wandb
 
@@ -90,17 +90,17 @@ def _has_key() -> bool:
     return bool({urlsplit(str(settings.base_url)).netloc, DEFAULT_HOST} & set(hosts))
 
 
-def _keep_inside(folder: Path) -> None:
-    """Have what W&B stages for upload lie in the run's folder, not in the user's home."""
+def _store_inside(folder: Path) -> None:
+    """Make W&B keep its uploads and cache in the run's folder, not in the user's home."""
     for name, part in {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache"}.items():
         os.environ.setdefault(name, str(folder / "wandb" / part))
 
 
 @contextmanager
 def _temporary_files_in(folder: Path) -> Iterator[None]:
-    """Within, temporary files are made in `folder`, emptied of what a killed process left there.
+    """Create temporary files in `folder`, after removing what a killed process left there.
 
-    W&B makes two folders when it is imported, and removes them when the process ends by itself.
+    W&B creates two temporary folders at its import. It removes them when the process ends by itself.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,15 +109,15 @@ def _temporary_files_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         tempfile.tempdir = before
-        for each in (folder, folder.parent):
-            with suppress(OSError):  # they are in use
-                each.rmdir()
+        for path in (folder, folder.parent):
+            with suppress(OSError):  # it is in use
+                path.rmdir()
 
 
 class WandbSink:
-    """One W&B run. Metrics carry their step as `trainer/step`: W&B drops steps that go backwards.
+    """One W&B run. The metric `trainer/step` has the step, because W&B drops its own steps that go backwards.
 
-    Tracking must not end training: the first error of W&B is logged, and the rest goes to files alone.
+    Tracking must not end training. After the first error of W&B, only files are written.
     """
 
     def __init__(self, run: Any, config: Experiment, folder: Path) -> None:
@@ -128,7 +128,7 @@ class WandbSink:
 
     @classmethod
     def start(cls, config: Experiment, manifest: Manifest, folder: Path, mode: Mode) -> WandbSink:
-        """Begin or resume the stage's run; falls back to offline where the server cannot be reached."""
+        """Begin or resume the run of a stage. It is offline if the server cannot be reached."""
         import wandb
 
         tracking = config.tracking
@@ -162,7 +162,7 @@ class WandbSink:
             run = begin(mode)
         except (wandb.Error, OSError) as error:
             logger.warning("W&B could not be started (%s); logging offline in %s", error, folder / "wandb")
-            wandb.teardown()  # its service would say that the run's id is in use
+            wandb.teardown()  # else its service reports that the run id is in use
             run = begin("offline")
         run.define_metric("trainer/step")
         run.define_metric("*", step_metric="trainer/step")
@@ -174,16 +174,16 @@ class WandbSink:
         self._guard(lambda run: run.log({"trainer/step": step, **metrics}))
 
     def samples(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
-        """Show them in the table now and then; the file sink, which comes first, has written them."""
+        """Upload the table of samples every ten minutes. The file sink has already written `rows`."""
         if time.monotonic() >= self._table_due:
             self._guard(self._log_samples)
             self._table_due = time.monotonic() + SECONDS_PER_TABLE
 
     def rewind(self, step: int) -> None:
-        """Nothing: a resumed run's later points are drawn over, as `trainer/step` is a metric."""
+        """Do nothing. `trainer/step` is a metric, so W&B draws new points over old ones of the same step."""
 
     def finish(self, manifest: Manifest, output: Path) -> None:
-        """Add the result, and what the stage leaves for others."""
+        """Upload the final metrics and, if configured, the output as an artifact."""
 
         def add(run: Any) -> None:
             run.summary.update({f"final/{name}": value for name, value in manifest.metrics.items()})
@@ -199,7 +199,7 @@ class WandbSink:
         _end_service(exit_code)
 
     def _log_samples(self, run: Any) -> None:
-        """The stage's latest samples as one table, those of earlier attempts among them."""
+        """Upload the latest samples as one table, including those of earlier attempts."""
         import wandb
 
         rows = read_json_lines(self._samples, growing=True) if self._samples.exists() else []
@@ -223,7 +223,7 @@ class WandbSink:
         run.log_artifact(artifact, aliases=["latest", _alias(manifest.output.sha256)])
 
     def _link_inputs(self, run: Any, manifest: Manifest) -> None:
-        """Draw the lineage to the adapters that this stage reads; offline, the configuration holds it."""
+        """Link the adapters that this stage reads, if online. The configuration always has the lineage."""
         if run.offline or not self._config.tracking.artifacts:
             return
         import wandb
@@ -236,23 +236,23 @@ class WandbSink:
                 logger.info("W&B has no artifact %s to link to (%s)", name, error)
 
     def _guard(self, action: Callable[[Any], object]) -> None:
-        """Do something with the run; if W&B fails, in whatever way, say so once and go on without it."""
+        """Call `action` with the run. If W&B fails in any way, log it once and continue without W&B."""
         if self._run is None:
             return
         try:
             action(self._run)
-        except Exception as error:  # of a service that may be gone; the files hold everything
+        except Exception as error:  # the service may be gone; the files have everything
             logger.warning("W&B failed (%s); from here on only files are written", error)
             self._run = None
 
 
 def _end_service(exit_code: int) -> None:
-    """End W&B's process now, and not when Python ends: a launcher that is stopped kills it before that."""
+    """End W&B's process now. A launcher that is being stopped would kill it before Python ends."""
     import wandb
 
     try:
         wandb.teardown(exit_code)
-    except Exception as error:  # it is gone
+    except Exception as error:  # it has already ended
         logger.info("W&B's process could not be ended (%s)", error)
 
 
@@ -261,7 +261,7 @@ def _artifact_name(config: Experiment, stage: Stage) -> str:
 
 
 def _alias(digest: str) -> str:
-    """An alias by content, so that a stage links to the very adapter that it read."""
+    """An alias by content, so that a stage links to exactly the adapter that it read."""
     return f"sha256-{digest[:16]}"
 
 

@@ -235,7 +235,9 @@ def test_template_whose_prompt_is_no_prefix_is_an_error(toy):
         "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}xy{% endif %}"
     )
     row = {"prompt": "ab", "completion": "cd", "where": "a.jsonl, line 3"}
-    with pytest.raises(UserError, match=r"line 3: .* answer with 'x ?y', but the whole goes on with 'c ?d'"):
+    with pytest.raises(
+        UserError, match=r"line 3: .* Alone it ends with 'x ?y'; with the answer it continues with 'c ?d'"
+    ):
         demonstrations([row], toy, config(chat=True))
 
 

@@ -29,8 +29,8 @@ from pipeline.planning.request import Request
 from pipeline.reporting.sweep_report import write_sweep_report
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.show import print_status
-from tests.unit.pipeline.test_report import Run as MadeUp
-from tests.unit.pipeline.test_report import interval, write_lines
+from tests.support.finished_run import Run as MadeUp
+from tests.support.finished_run import interval, write_lines
 
 TINY = DEMO.with_name("tiny.yaml")
 

@@ -131,7 +131,7 @@ def test_plain_display_says_where_a_resumed_phase_stands() -> None:
     lines: list[str] = []
     display = PlainDisplay(lines.append, Clock())
     display.phase("training", 100, 40)
-    assert lines == ["training goes on from 40/100"]
+    assert lines == ["training resumes from 40/100"]
 
 
 def test_live_display_shows_and_survives_nested_phases() -> None:

@@ -1,0 +1,155 @@
+"""Each warning of the report appears exactly at its limit, and a good run has none."""
+
+import json
+
+import pytest
+
+from configs.load import dump_experiment
+from pipeline.reporting.warnings import warnings
+from pipeline.state.manifest import Fingerprint
+from pipeline.state.results import read_results
+from tests.support.finished_run import COST, write_lines
+
+
+def test_a_good_run_has_no_warnings(run):
+    html, _ = run.whole().texts()
+    assert warnings(read_results(run.path)) == []
+    assert "no warnings" in html
+
+
+def figures(stage, **changes):
+    return lambda run: run.metrics[stage].update(changes)
+
+
+def late(name, value, count=4):
+    """Set a PPO metric in the last `count` of the 16 iterations."""
+
+    def change(run):
+        for row in [row for row in run.curves["ppo"] if "objective/kl" in row][-count:]:
+            row[name] = value
+
+    return change
+
+
+def few(count):
+    return lambda run: setattr(run, "evaluation", run.evaluation[:count])
+
+
+def answers(text):
+    def change(run):
+        for row in run.evaluation:
+            row["ppo"] = text
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (figures("sft", eval_loss=4.5592), "SFT did not lower the held-out loss"),
+        (figures("sft", eval_loss=4.5591), None),
+        (figures("rm", accuracy_low=0.5), "not clearly above 0.5"),
+        (figures("rm", accuracy_low=0.501), None),
+        (figures("ppo", gold_ppo_low=0.2), "overlap"),
+        (figures("ppo", gold_ppo_low=0.201), None),
+        (figures("ppo", gold_ppo_low=-0.5, gold_ppo=-0.4, gold_ppo_high=-0.3), "made the answers worse"),
+        (figures("ppo", kl=15.01), "15.01 nats per response, above 15"),
+        (figures("ppo", kl=15.0), None),
+        (figures("ppo", kl=-0.3, kl_low=-0.5, kl_high=-0.1), "A KL cannot be negative"),
+        (figures("ppo", kl=-0.3, kl_low=-0.7, kl_high=0.1), None),
+        (late("completions/clipped_ratio", 0.26), "26% of the responses reached the limit of 128 tokens"),
+        (late("completions/clipped_ratio", 0.25), None),
+        (late("completions/clipped_ratio", 0.26, count=3), None),
+        (late("val/ratio", 1.11, count=1), "was 1.11 at iteration 16"),
+        (late("val/ratio", 0.89, count=1), "was 0.89 at iteration 16"),
+        (late("val/ratio", 1.09), None),
+        (late("val/explained_variance", -0.01), "explained variance is -0.01"),
+        (late("val/explained_variance", 0.0), None),
+        (
+            late("loss/policy_avg", None, count=2),
+            "loss/policy_avg of stage ppo was not a finite number at step 15",
+        ),
+        (
+            late("objective/kl", 8.0),
+            "rising fast: 8 nats per response in the last quarter of PPO, 3.99",
+        ),
+        (late("objective/kl", 7.97), None),
+        (late("objective/entropy", 0.7), "entropy has collapsed, from 2.35 to 0.7"),
+        (late("objective/entropy", 0.71), None),
+        (late("policy/clipfrac_avg", 0.31), "31% of the tokens' ratios were clipped"),
+        (late("policy/clipfrac_avg", 0.3), None),
+        (late("completions/mean_length", 24.5), "went from 12.2 to 24.5 tokens"),
+        (late("completions/mean_length", 6.0), "went from 12.2 to 6 tokens"),
+        (late("completions/mean_length", 24.0), None),
+        (answers("so good so good so good"), "60% of their word pairs are repetitions, 0% at first"),
+        (answers("so good"), None),
+        (few(19), "Only 19 held-out prompts"),
+        (few(20), None),
+    ],
+)
+def test_each_rule_strikes_exactly_where_it_should(run, change, sentence):
+    change(run)
+    run.whole()
+    found = warnings(read_results(run.path))
+    if sentence is None:
+        assert found == []
+    else:
+        assert len(found) == 1
+        assert sentence in found[0]
+
+
+def unfinished(run, golds, response):
+    """PPO is under way, its evaluations say `golds`, and its latest samples are all `response`."""
+    run.evaluation = []
+    run.curves["ppo"] = [row for row in run.curves["ppo"] if "objective/kl" in row]
+    for step, gold in golds.items():
+        run.curves["ppo"].append({"step": step, "eval/gold": gold, "eval/score": 0.1 * step})
+    run.whole().stage("ppo", status="interrupted", metrics={}, output=None)
+    samples = [json.loads(line) for line in (run.path / "ppo/samples.jsonl").read_text().splitlines()]
+    for row in samples[-8:]:
+        row["response"] = response
+    write_lines(run.path / "ppo/samples.jsonl", samples)
+    return warnings(read_results(run.path))
+
+
+def test_trouble_is_told_while_ppo_runs(run):
+    assert unfinished(run, {0: 0.2, 8: 0.3}, "so good") == []
+    [gold] = unfinished(run, {0: 0.2, 8: 0.3, 16: 0.1}, "so good")
+    assert "Up to iteration 16" in gold and "fell from 0.2 to 0.1" in gold
+    [repeated] = unfinished(run, {0: 0.2, 8: 0.3}, "so good so good so good")
+    assert "PPO's latest samples repeat themselves: 60%" in repeated
+
+
+def test_what_a_good_run_looks_like_is_said(run):
+    assert "In a good run" in run.whole().texts()[0]
+
+
+@pytest.mark.parametrize(("low", "mentioned"), [(0.22, True), (0.21, False)])
+def test_over_optimisation_is_named_where_only_the_reward_rose(run, low, mentioned):
+    run.metrics["ppo"] |= {"gold_ppo_low": 0.1, "rm_score_ppo_low": low}
+    run.whole()
+    [sentence] = warnings(read_results(run.path))
+    assert ("over-optimised" in sentence) is mentioned
+
+
+def test_without_held_out_prompts_the_last_iteration_speaks_for_the_kl(run):
+    run.metrics["ppo"] = dict(COST)
+    run.evaluation = []
+    late("objective/kl", 15.5, count=1)(run)
+    run.whole()
+    [sentence] = warnings(read_results(run.path))
+    assert "of iteration 16 is 15.5 nats" in sentence
+
+
+def test_another_adapter_or_other_settings_upstream_are_named(run):
+    run.whole().stage("sft", output=Fingerprint(sha256="f" * 64, files={"adapter_model.safetensors": "0"}))
+    assert warnings(read_results(run.path)) == [
+        "Stage rm was trained on another sft adapter than the current one.",
+        "Stage ppo was trained on another sft adapter than the current one.",
+    ]
+    run.whole()
+    changed = run.experiment.model_copy(update={"seed": 7})
+    (run.path / "config.yaml").write_text(dump_experiment(changed))
+    found = warnings(read_results(run.path))
+    assert found[0] == "Stage sft was trained with other settings than config.yaml has: seed: 0 -> 7."
+    assert len(found) == 3
