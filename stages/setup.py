@@ -14,7 +14,7 @@ from stages.models.role_models import RoleModels, check_critic
 from stages.models.roles import Roles
 from stages.sampling.decoding_batch import check_joinable
 from stages.sampling.vllm_engine import check_vllm
-from stages.training.engine import deepspeed_options
+from stages.training.optimizer import deepspeed_options
 
 
 def prepare(context: Context) -> RoleModels:

@@ -16,7 +16,7 @@ from stages.models.base_checks import check_packing
 from stages.setup import prepare
 from stages.training.engine import Engine
 from stages.training.export import save_role
-from stages.training.likelihood import ROLE, Example, forward, length, targets
+from stages.training.likelihood import ROLE, Example, completion_logprobs, completion_tokens, sequence_length
 from stages.training.loop import TrainingLoop
 from stages.training.metrics import reduce_means
 from stages.training.resume import find_checkpoint, seed_step, start_engine
@@ -83,18 +83,20 @@ class SftTrainer:
 
     def step(self, batch: Sequence[Example]) -> dict[str, float]:
         """Update on one global batch, and return its metrics: means over its completion tokens."""
-        tokens = sum(targets(example) for example in batch)
+        tokens = sum(completion_tokens(example) for example in batch)
         micros = micro_batches(self.engine.ranks.share(list(batch)), self.micro_batch_size)
         means = add_means(self._backward(micro, tokens) for micro in micros)
         learning_rate = self.engine.learning_rate(ROLE)
         self.engine.step()
-        self.meter.add(sum(map(length, batch)))
+        self.meter.add(sum(map(sequence_length, batch)))
         rates = {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
         return reduce_means(means, self.engine.ranks) | rates
 
     def _backward(self, micro: Sequence[Example], tokens: int) -> Means:
         """Accumulate gradients on one micro-batch of a batch with `tokens` completion tokens."""
-        logprobs, correct, mask = forward(self.engine, micro, self.pad_id, self.engine.ranks.device)
+        logprobs, correct, mask = completion_logprobs(
+            self.engine, micro, self.pad_id, self.engine.ranks.device
+        )
         self.engine.backward(nll_loss(logprobs, mask, tokens))
         return {"loss": masked_mean(-logprobs, mask), "mean_token_accuracy": masked_mean(correct, mask)}
 
@@ -107,7 +109,7 @@ class SftTrainer:
         models.eval()
         nll = Mean(0.0, 0.0)
         for round_ in ranks.rounds(list(held_out), self.micro_batch_size):
-            logprobs, _, mask = forward(models, round_.items, self.pad_id, ranks.device)
+            logprobs, _, mask = completion_logprobs(models, round_.items, self.pad_id, ranks.device)
             if round_.weight:
                 nll += masked_mean(-logprobs, mask)
         models.train()

@@ -1,7 +1,7 @@
 """From scores to advantages: per-token rewards with a KL penalty, GAE, whitening. Pure functions.
 
-Tensors are `(B, T)` over response tokens, left-aligned: a row's response fills its first positions,
-and `mask` is True there.
+Tensors are `(B, T)` over response tokens, left-aligned: a response fills the first positions of its row, and
+`mask` is True there.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from torch.nn.functional import pad
 
 
 def token_kl(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
-    """Estimate of KL(pi || pi_ref) from each token, which pi sampled: (B, T).
+    """Estimate of KL(pi || pi_ref) from each token that pi sampled: (B, T), in nats.
 
-    Schulman 2020, "Approximating KL divergence", with d = log pi - log pi_ref: `k1` is d, unbiased; `k3` is
-    exp(-d) - 1 + d, unbiased too, never negative and of less variance.
+    Schulman 2020, "Approximating KL divergence", with d = log pi - log pi_ref. `k1` is d, unbiased. `k3` is
+    exp(-d) - 1 + d: unbiased too, never negative, and of lower variance.
 
     Args:
         logprobs, ref_logprobs: (B, T).
@@ -33,7 +33,7 @@ def next_kl_coef(kl_coef: float, kl: float, target: float, responses: int, horiz
     Args:
         kl, target: nats per response.
         responses: n, the size of the batch.
-        horizon: responses over which the coefficient would change by the factor 1 + e.
+        horizon: responses after which the coefficient has changed by the factor 1 + e.
     """
     error = min(max((kl - target) / target, -0.2), 0.2)
     return kl_coef * (1 + error * responses / horizon)
@@ -52,7 +52,7 @@ def token_rewards(
     Ouyang et al. 2022, equation 2, in the per-token form of Ziegler et al. 2019.
 
     Args:
-        scores: (B,) one score for each response.
+        scores: (B,) one score per response.
         logprobs, ref_logprobs: (B, T).
         mask: (B, T); every row has at least one token.
 
@@ -67,7 +67,7 @@ def token_rewards(
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16).
 
-    A_t = delta_t + gamma * lam * A_{t+1}, with delta_t = r_t + gamma * V_{t+1} - V_t and V = 0 after
+    A_t = delta_t + gamma * lam * A_{t+1}, with delta_t = r_t + gamma * V_{t+1} - V_t, and V = 0 after
     the last token.
 
     Args:
@@ -83,8 +83,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     advantages = [torch.zeros_like(deltas[:, 0])]
     for delta in reversed(deltas.unbind(1)):
         advantages.append(delta + gamma * lam * advantages[-1])
-    found = torch.stack(advantages[:0:-1], 1)
-    return found, found + values
+    stacked = torch.stack(advantages[:0:-1], 1)
+    return stacked, stacked + values
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
@@ -102,8 +102,8 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 def scale(values: Tensor, mask: Tensor) -> Tensor:
     """Scale to standard deviation 1 over the mask, about the mean, which stays; 0 outside it.
 
-    What is called reward whitening (`whiten_rewards` in TRL's PPO): their sign has a meaning, so they are
-    not shifted.
+    This is reward whitening (`whiten_rewards` in TRL's PPO). The sign of a reward has a meaning, so rewards
+    are not shifted.
 
     Args:
         values: (B, T).
@@ -120,6 +120,6 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
         mask: (B, T).
 
     Returns:
-        A scalar; NaN where the returns do not vary.
+        A scalar; NaN if the returns do not vary.
     """
     return 1 - (returns - values)[mask].var(unbiased=False) / returns[mask].var(unbiased=False)

@@ -49,7 +49,7 @@ class PolicyAverage:
         save_role(context, self._engine, POLICY, tokenizer)
 
     def state_dict(self) -> State:
-        return State(tensors=self.tensors)
+        return State(tensors=_copies(self.tensors))
 
     def load_state_dict(self, state: State) -> None:
         self.tensors = state.tensors
@@ -76,9 +76,8 @@ class LastGoodPolicy:
             self._average.tensors = self._average_tensors or dict(self._policy_tensors)
 
     def state_dict(self) -> State:
-        tensors = {f"policy/{name}": tensor for name, tensor in self._policy_tensors.items()}
         return State(
-            tensors=tensors | {f"average/{n}": tensor for n, tensor in self._average_tensors.items()}
+            tensors=_copies(self._policy_tensors, "policy/") | _copies(self._average_tensors, "average/")
         )
 
     def load_state_dict(self, state: State) -> None:
@@ -87,3 +86,8 @@ class LastGoodPolicy:
             return {name.removeprefix(prefix): state.tensors[name] for name in names}
 
         self._policy_tensors, self._average_tensors = under("policy/"), under("average/")
+
+
+def _copies(tensors: Tensors, prefix: str = "") -> Tensors:
+    """Copies under prefixed names: snapshots may share memory, which safetensors refuses to save."""
+    return {prefix + name: tensor.clone() for name, tensor in tensors.items()}

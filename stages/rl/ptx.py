@@ -15,11 +15,11 @@ from stages.context import Context
 from stages.maths.losses import masked_mean, nll_loss
 from stages.maths.statistics import Mean
 from stages.training.engine import Engine
-from stages.training.likelihood import forward, targets
+from stages.training.likelihood import completion_logprobs, completion_tokens
 
 
 def make_ptx(context: Context, engine: Engine, tokenizer: PreTrainedTokenizerBase) -> Ptx | None:
-    """PPO-ptx over the training demonstrations of the SFT stage; None where the config asks for none."""
+    """PPO-ptx over the training demonstrations of the SFT stage; None if the config does not ask for it."""
     ppo = context.config.ppo
     if not ppo.ptx_coef:
         return None
@@ -47,12 +47,12 @@ class Ptx:
         """
         picks = global_batch(len(self.demonstrations), self.size, self.seed, self.engine.counters.steps)
         batch = [self.demonstrations[i] for i in picks]
-        tokens, nll = sum(map(targets, batch)), Mean(0.0, 0.0)
+        tokens, nll = sum(map(completion_tokens, batch)), Mean(0.0, 0.0)
         for micro in micro_batches(self.engine.ranks.share(batch), self.micro_batch_size):
             nll += self._backward(micro, tokens)
         return nll
 
     def _backward(self, micro: Sequence[Demonstration], tokens: int) -> Mean:
-        logprobs, _, mask = forward(self.engine, micro, self.pad_id, self.engine.ranks.device)
+        logprobs, _, mask = completion_logprobs(self.engine, micro, self.pad_id, self.engine.ranks.device)
         self.engine.backward(self.coef * nll_loss(logprobs, mask, tokens))
         return masked_mean(-logprobs, mask)

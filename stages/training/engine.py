@@ -12,25 +12,21 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import groups
-from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _set_pg_timeout
-from transformers import get_scheduler
 
-from configs.deepspeed_json import read_zero
 from configs.errors import UserError
 from configs.schema import DeepSpeed, Training
 from stages.distributed.ranks import Ranks
 from stages.distributed.zero3 import gather_again
 from stages.models.role_models import RoleModels, trainable
 from stages.training.checkpoint import State
+from stages.training.optimizer import adamw, deepspeed_options, schedule
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -94,9 +90,9 @@ class Engine:
         self.parameters = trainable(models, learning_rates)
         self.grad_norm = 0.0
         self.counters = Counters()
-        self.optimizer = _adamw(models, learning_rates, training)
+        self.optimizer = adamw(models, learning_rates, training)
         self._peaks = dict(learning_rates)
-        self._factor = _schedule(training, total_steps)
+        self._factor = schedule(training, total_steps)
         options = deepspeed_options(config)
         self.zero_stage: int = options.get("zero_optimization", {}).get("stage", 0)
         if self.zero_stage == 0:
@@ -281,19 +277,6 @@ def load_parameters(models: RoleModels, tensors: Mapping[str, Tensor], names: It
             parameter.copy_(tensors[name])
 
 
-def _adamw(models: RoleModels, learning_rates: Mapping[str, float], training: Training) -> torch.optim.AdamW:
-    """AdamW with a parameter group per role, in the order of `learning_rates`."""
-    return torch.optim.AdamW(
-        [
-            {"params": list(trainable(models, [role]).values()), "lr": rate}
-            for role, rate in learning_rates.items()
-        ],
-        betas=(training.adam_beta1, training.adam_beta2),
-        eps=training.adam_epsilon,
-        weight_decay=training.weight_decay,
-    )
-
-
 def _initialize(
     models: RoleModels, optimizer: torch.optim.Optimizer, options: Mapping[str, Any], training: Training
 ) -> Any:
@@ -309,32 +292,3 @@ def _initialize(
         "steps_per_print": None,
     }
     return deepspeed.initialize(model=models, optimizer=optimizer, config={**options, **own})[0]
-
-
-def _schedule(training: Training, total_steps: int) -> Any:
-    """Factor on the learning rate as a function of the step, from transformers' schedules."""
-    name = "constant_with_warmup" if training.scheduler == "constant" else training.scheduler
-    scheduler = get_scheduler(
-        name,
-        torch.optim.SGD([torch.zeros(1)], lr=1.0),
-        num_warmup_steps=round(training.warmup_ratio * total_steps),
-        num_training_steps=total_steps,
-    )
-    return scheduler.lr_lambdas[0]
-
-
-def deepspeed_options(config: DeepSpeed) -> dict[str, Any]:
-    """The DeepSpeed JSON that the experiment names.
-
-    Raises:
-        UserError: the file is not usable, by the rules of `read_zero` or by DeepSpeed's.
-    """
-    path = Path(config.config)
-    options = read_zero(path)
-    try:
-        DeepSpeedZeroConfig(**options.get("zero_optimization", {}))
-    except ValidationError as failure:
-        faults = [f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in failure.errors()]
-        lines = [f"{path}: zero_optimization.{fault}; correct it or leave it out" for fault in faults]
-        raise UserError("\n".join(lines)) from failure
-    return options

@@ -1,4 +1,4 @@
-"""The likelihood of demonstrations under the policy: what SFT minimises, and PPO-ptx mixes in."""
+"""The likelihood of demonstrations under the policy: SFT maximises it, and PPO-ptx mixes it in."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ ROLE = "policy"
 Example = tokenize.Demonstration | pack.Packed
 
 
-def length(example: Example) -> int:
-    """Tokens of prompt and completion."""
+def sequence_length(example: Example) -> int:
+    """Number of tokens of prompt and completion."""
     if isinstance(example, pack.Packed):
         return len(example.input_ids)
     return len(example.prompt_ids) + len(example.completion_ids)
 
 
-def targets(example: Example) -> int:
-    """Completion tokens, those that the loss is a mean over."""
+def completion_tokens(example: Example) -> int:
+    """Number of completion tokens, over which the loss is averaged."""
     return sum(example.completion_mask) if isinstance(example, pack.Packed) else len(example.completion_ids)
 
 
-def forward(
+def completion_logprobs(
     model: RoleForward,
     examples: Sequence[Example],
     pad_id: int,
     device: torch.device,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities of the tokens that follow each position, from the first completion on.
+    """Log-probabilities of the policy, from the first completion token of the batch on.
 
     Returns:
-        Log-probabilities, whether each token is the likeliest one (0 or 1), and the mask of completion
-        tokens, each (B, T - start) where `start` is the position before the first completion token.
+        Log-probabilities in nats, 1.0 on tokens that are the likeliest choice, and the mask of completion
+        tokens: each (B, T - start - 1), `start` being the position before the first completion token.
     """
     batch = _collate(examples, pad_id).to(device)
     position_ids = batch.position_ids if isinstance(batch, collate.PackedBatch) else None

@@ -12,7 +12,7 @@ from trl.trainer.utils import compute_flops_per_token
 
 
 def peak_memory_bytes() -> int:
-    """Most memory this process has held: of the GPU where there is one, else resident."""
+    """Peak memory of this process in bytes: on the GPU if there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
@@ -46,7 +46,7 @@ class Stopwatch:
 
 
 def forward_flops(config: PretrainedConfig, tokens: int, length: float) -> float | None:
-    """Operations of a forward over `tokens` in all, in sequences of `length`; None of an unknown layout."""
+    """Operations of a forward over `tokens` in sequences of `length`; None for an unknown model layout."""
     try:
         return (
             tokens * compute_flops_per_token(config.get_text_config(), round(length)) / 3
@@ -56,7 +56,7 @@ def forward_flops(config: PretrainedConfig, tokens: int, length: float) -> float
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a large matrix product, measured here and now: the best of three."""
+    """Operations per second of a large matrix product on this machine: the best of three."""
     size = 1024 if device.type == "cpu" else 8192
     a = torch.randn(size, size, device=device, dtype=dtype)
     seconds = []

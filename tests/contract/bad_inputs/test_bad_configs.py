@@ -214,7 +214,7 @@ def test_deepspeed_json(content, parts, tmp_path):
 def test_an_error_of_deepspeed_is_a_message_too(tmp_path):
     from configs.errors import UserError
     from configs.schema import DeepSpeed
-    from stages.training.engine import deepspeed_options
+    from stages.training.optimizer import deepspeed_options
 
     zero = tmp_path / "zero.json"
     zero.write_text(json.dumps({"zero_optimization": {"stage": 2, "stagge": 1}}))

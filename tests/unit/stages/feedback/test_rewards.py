@@ -18,7 +18,6 @@ import torch
 from configs.errors import UserError
 from configs.schema import Ppo, Reward
 from stages.feedback.rewards import Rewards, RewardShaper, reward_name
-from stages.maths.statistics import RunningMoments
 from stages.training.checkpoint import State
 
 PROMPTS, RESPONSES = ["a", "b"], ["short", "much longer"]
@@ -167,15 +166,6 @@ def test_missing_functions_are_named(module: ModuleType, source: str, word: str)
 def test_two_terms_of_one_name_are_refused() -> None:
     with pytest.raises(UserError, match="two terms are called rm"):
         Rewards([Reward(), Reward(weight=2)])
-
-
-def test_running_moments_are_those_of_all_values() -> None:
-    values = torch.randn(60, dtype=torch.float64) * 3 + 7
-    moments = RunningMoments()
-    for batch in values.split([10, 1, 29, 20]):
-        moments.update(batch)
-    assert moments.mean == pytest.approx(values.mean().item())
-    assert moments.deviation == pytest.approx(values.std(unbiased=False).item())
 
 
 def shaper(**settings) -> RewardShaper:

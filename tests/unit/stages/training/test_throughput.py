@@ -1,58 +1,16 @@
-"""Intervals that hold what they promise, a clock and a memory gauge that agree with other ones."""
+"""Speed and memory: operations by hand, a clock and a memory gauge that agree with others."""
+
+from __future__ import annotations
 
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
+from transformers import LlamaConfig, PretrainedConfig
 
-from stages.maths.statistics import mean_with_interval
-from stages.training.throughput import Meter, peak_memory_bytes
-
-
-def test_interval_of_equal_values_is_a_point():
-    assert mean_with_interval("x", [2.5, 2.5, 2.5]) == {"x": 2.5, "x_low": 2.5, "x_high": 2.5}
-
-
-def test_interval_of_two_values_by_hand():
-    # resampled means are 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4: both ends hold more than 2.5 %
-    assert mean_with_interval("x", [0, 1]) == {"x": 0.5, "x_low": 0.0, "x_high": 1.0}
-
-
-def test_interval_of_a_rare_success_by_hand():
-    # of 10 values one is 1: a resampled mean is k/10 with k binomial(10, 0.1), P(k = 0) = 0.349,
-    # P(k <= 2) = 0.930, P(k <= 3) = 0.987: the 97.5th percentile is 3/10
-    assert mean_with_interval("x", [1] + [0] * 9) == {"x": 0.1, "x_low": 0.0, "x_high": 0.3}
-
-
-def test_interval_is_a_function_of_values_and_seed():
-    values = np.random.default_rng(0).normal(size=20).tolist()
-    assert mean_with_interval("x", values) == mean_with_interval("x", values)
-    assert mean_with_interval("x", values, seed=1) != mean_with_interval("x", values)
-
-
-@pytest.mark.parametrize(
-    ("draw", "truth"),
-    [(lambda rng: rng.normal(3, 2, 50), 3.0), (lambda rng: rng.random(50) < 0.7, 0.7)],
-    ids=["normal", "binary"],
-)
-def test_interval_covers_the_true_mean_19_times_in_20(draw, truth):
-    rng = np.random.default_rng(0)
-    intervals = [mean_with_interval("x", draw(rng).astype(float), seed=trial) for trial in range(400)]
-    covered = sum(each["x_low"] <= truth <= each["x_high"] for each in intervals)
-    # 95 % of 400 is 380; three binomial standard deviations are 13, and the bootstrap is a little narrow
-    assert 360 <= covered <= 393
-    assert all(each["x_low"] < each["x"] < each["x_high"] for each in intervals)
-
-
-def test_interval_has_the_width_of_the_normal_one():
-    values = np.random.default_rng(1).normal(0, 5, 1000)
-    found = mean_with_interval("x", values.tolist())
-    half = 1.96 * values.std() / 1000**0.5
-    assert found["x"] == pytest.approx(values.mean())
-    assert found["x_low"] == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert found["x_high"] == pytest.approx(values.mean() + half, abs=0.1 * half)
+from stages.training.throughput import Meter, Stopwatch, forward_flops, matmul_flops, peak_memory_bytes
 
 
 def test_meter_divides_tokens_by_seconds(monkeypatch):
@@ -75,3 +33,36 @@ def test_peak_memory_is_what_the_kernel_says(monkeypatch):
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
     ]
     assert peak == pytest.approx(int(line.split()[1]) * 1024, rel=0.02)
+
+
+def test_operations_of_a_forward_by_hand() -> None:
+    hidden, kv, inner, vocabulary, layers, length = 64, 32, 128, 384, 2, 10
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=vocabulary,
+    )
+    linear = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * inner  # q and o; k and v; gate, up and down
+    attention = 2 * hidden * length  # scores and what they weigh
+    by_hand = 2 * (layers * (linear + attention) + vocabulary * hidden)  # a product and a sum each
+    assert forward_flops(config, 30, length) == pytest.approx(30 * by_hand)
+
+
+def test_unknown_layouts_have_none() -> None:
+    assert forward_flops(PretrainedConfig(), 30, 10) is None
+
+
+def test_a_matrix_product_has_a_rate() -> None:
+    rate = matmul_flops(torch.device("cpu"), torch.float32)
+    assert 1e8 < rate < 1e14
+
+
+def test_laps_follow_one_another() -> None:
+    begin = time.perf_counter()
+    watch = Stopwatch()
+    time.sleep(0.02)
+    laps = [watch.lap(), watch.lap()]
+    assert laps[0] >= 0.02 and laps[1] >= 0 and sum(laps) <= time.perf_counter() - begin

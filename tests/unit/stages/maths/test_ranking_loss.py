@@ -1,0 +1,135 @@
+"""The ranking loss: by hand, against plain Python in float64, and what must hold whatever the numbers."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from stages.maths.losses import ranking_loss
+from tests.support.tensors import NAN, gradient, tensor
+
+
+def ranking_reference(scores, ranks, normalizer):
+    """The formula in plain Python: loss, and sums of loss, accuracy and margin."""
+    losses, accuracies, margins = [], [], []
+    for row, order in zip(scores, ranks, strict=True):
+        pairs = [
+            row[w] - row[l]
+            for w in range(len(row))
+            for l in range(len(row))  # noqa: E741
+            if order[w] >= 0 and order[l] >= 0 and order[w] < order[l]
+        ]
+        count = max(len(pairs), 1)
+        losses.append(sum(math.log1p(math.exp(-pair)) for pair in pairs) / count)
+        accuracies.append(sum(pair > 0 for pair in pairs) / count)
+        margins.append(sum(pairs) / count)
+    return sum(losses) / normalizer, sum(losses), sum(accuracies), sum(margins)
+
+
+def test_ranking_loss_of_three_by_hand():
+    scores = tensor([[2.0, 1.0, 3.0]]).requires_grad_()
+    loss, metrics = ranking_loss(scores, torch.tensor([[0, 1, 2]]), 1.0)
+    # pairs 2-1 = 1, 2-3 = -1, 1-3 = -2: (0.3132617 + 1.3132617 + 2.1269280) / 3
+    assert loss.item() == pytest.approx(1.2511505, abs=1e-7)
+    assert float(metrics["loss"].total) == pytest.approx(1.2511505, abs=1e-7)
+    assert float(metrics["accuracy"].total) == pytest.approx(1 / 3)
+    assert float(metrics["margin"].total) == pytest.approx(-2 / 3)  # (1 - 1 - 2) / 3
+    # d/d(r_w - r_l) is -sigmoid(-(r_w - r_l)): -0.2689414, -0.7310586, -0.8807971, each over 3 pairs
+    # first: -(0.2689414 + 0.7310586) / 3; second: (0.2689414 - 0.8807971) / 3; third: the rest
+    assert gradient(loss, scores)[0] == pytest.approx([-0.3333333, -0.2039519, 0.5372852], abs=1e-7)
+
+
+@pytest.mark.parametrize("difference", [-30.0, -1.5, 0.0, 0.3, 40.0])
+def test_two_completions_are_the_pairwise_loss(difference):
+    scores = tensor([[0.7 + difference, 0.7]])
+    loss, _ = ranking_loss(scores, torch.tensor([[0, 1]]), 1.0)
+    assert loss.item() == pytest.approx(-torch.nn.functional.logsigmoid(tensor(difference)).item(), abs=1e-12)
+    swapped, _ = ranking_loss(scores.flip(1), torch.tensor([[1, 0]]), 1.0)
+    assert swapped.item() == loss.item()
+
+
+def test_ranking_loss_is_finite_far_out_in_fp32():
+    scores = torch.tensor([[-200.0, 200.0]], requires_grad=True)
+    loss, _ = ranking_loss(scores, torch.tensor([[0, 1]]), 1.0)
+    assert loss.item() == 400.0  # log(1 + exp(400)); exp(400) itself is not an fp32 number
+    assert gradient(loss, scores) == [[-1.0, 1.0]]
+
+
+def test_ranking_loss_averages_over_prompts_not_pairs():
+    # prompt 1: one pair of difference 1, 0.3132617; prompt 2: three pairs of difference 0, log 2 = 0.6931472
+    scores = tensor([[1.0, 0.0, 9.0], [5.0, 5.0, 5.0]])
+    ranks = torch.tensor([[0, 1, -1], [0, 1, 2]])
+    loss, _ = ranking_loss(scores, ranks, 2.0)
+    assert loss.item() == pytest.approx((0.3132617 + 0.6931472) / 2, abs=1e-7)
+
+
+def test_ties_are_no_pair():
+    scores = tensor([[1.0, 4.0, 0.0]]).requires_grad_()
+    loss, metrics = ranking_loss(scores, torch.tensor([[0, 0, 1]]), 1.0)
+    # pairs 1-0 = 1 and 4-0 = 4: (0.3132617 + 0.0181499) / 2
+    assert loss.item() == pytest.approx(0.1657058, abs=1e-7)
+    assert float(metrics["accuracy"].total) == 1.0
+    assert float(metrics["margin"].total) == 2.5
+
+
+def test_a_prompt_without_a_pair_counts_nothing_and_gives_no_gradient():
+    scores = tensor([[1.0, 4.0], [2.0, NAN]]).requires_grad_()
+    loss, metrics = ranking_loss(scores, torch.tensor([[0, 0], [0, -1]]), 2.0)
+    assert loss.item() == 0.0
+    for name in ("loss", "accuracy", "margin"):
+        assert (float(metrics[name].total), metrics[name].count) == (0, 2)
+    assert gradient(loss, scores) == [[0.0, 0.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("filling", [0.0, 1e4, math.inf, NAN])
+def test_slots_without_completion_have_no_effect(filling):
+    ranks = torch.tensor([[0, 1, 2, -1], [1, 0, -1, -1]])
+    scores = tensor([[0.3, -0.2, 0.9, 0.0], [0.1, 0.6, 0.0, 0.0]])
+    expected_scores = scores.clone().requires_grad_()
+    expected, expected_metrics = ranking_loss(expected_scores, ranks, 2.0)
+    spoilt = torch.where(ranks >= 0, scores, filling).requires_grad_()
+    loss, metrics = ranking_loss(spoilt, ranks, 2.0)
+    assert loss.item() == expected.item()
+    assert metrics == expected_metrics
+    assert gradient(loss, spoilt) == gradient(expected, expected_scores)
+
+
+def test_ranking_loss_equals_plain_python():
+    rng = random.Random(0)
+    scores = [[rng.gauss(0, 3) for _ in range(5)] for _ in range(40)]
+    ranks = [[rng.choice([-1, 0, 1, 2, 3]) for _ in range(5)] for _ in range(40)]
+    expected = ranking_reference(scores, ranks, 17.0)
+    loss, metrics = ranking_loss(tensor(scores), torch.tensor(ranks), 17.0)
+    found = [loss.item(), *(float(metrics[name].total) for name in ("loss", "accuracy", "margin"))]
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert loss.item() == pytest.approx(expected[0], rel=1e-12)
+    single, _ = ranking_loss(tensor(scores).float(), torch.tensor(ranks), 17.0)
+    assert single.item() == pytest.approx(expected[0], rel=1e-5)
+
+
+def test_ranking_loss_ignores_shift_and_order_of_slots():
+    scores, ranks = tensor([[0.3, -0.2, 0.9, 0.4]]), torch.tensor([[2, 0, 1, 1]])
+    loss = ranking_loss(scores, ranks, 1.0)[0].item()
+    order = [2, 0, 3, 1]
+    assert ranking_loss(scores + 5, ranks, 1.0)[0].item() == pytest.approx(loss, abs=1e-12)
+    assert ranking_loss(scores[:, order], ranks[:, order], 1.0)[0].item() == pytest.approx(loss, abs=1e-12)
+
+
+def test_micro_batches_of_prompts_add_up():
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    ranks = torch.randint(-1, 3, (6, 4), generator=generator)
+    whole, metrics = ranking_loss(scores, ranks, 6.0)
+    parts = [ranking_loss(scores[rows], ranks[rows], 6.0) for rows in (slice(0, 2), slice(2, 5), slice(5, 6))]
+    assert sum(loss.item() for loss, _ in parts) == pytest.approx(whole.item(), rel=1e-12)
+    for name, value in metrics.items():
+        total = sum(float(part[name].total) for _, part in parts)
+        assert total == pytest.approx(float(value.total), rel=1e-6)
+        assert sum(part[name].count for _, part in parts) == value.count == 6
+
+
+def test_mean_reward_by_hand():
+    scores = tensor([[1.0, 4.0, NAN], [2.0, 3.0, 7.0]])
+    _, metrics = ranking_loss(scores, torch.tensor([[0, 1, -1], [2, 1, 0]]), 2.0)
+    assert metrics["mean_reward"].value == (2.5 + 4.0) / 2
