@@ -1,15 +1,15 @@
-# make demo     the whole pipeline on a real model, on a CPU: SFT, reward model, PPO, report (runs/demo/report)
-# make test     the test suite
-# make chaos    damage every file of a tiny run; kill its stages KILLS times, resume them, and compare
+# make demo     run the whole pipeline with a real model on a CPU: SFT, reward model, PPO, report (runs/demo/report)
+# make test     run the test suite
+# make chaos    damage every file of a tiny run; kill its stages KILLS times, resume them, compare the results
 # make audit    ask the registry for known vulnerabilities of the pinned versions
-# make lint     style, types, and who may import whom
-# make setup    the environment alone, in .venv; the other targets call it
-# make clean    remove .venv and caches; runs/ stays
+# make lint     check style, types, and who imports whom
+# make setup    create the environment in .venv; the other targets call it
+# make clean    remove .venv and caches, but not runs/
 #
-# PIP_ARGS is passed to pip. A machine without a GPU need not take the CUDA packages:
+# PIP_ARGS is passed to pip. A machine without a GPU can skip the CUDA packages:
 #   make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
-# EXTRAS are the extras to install: make setup EXTRAS=dev,gpu
-# WORKERS is how many processes share the tests, each on one core: make test WORKERS=8
+# EXTRAS names the extras to install: make setup EXTRAS=dev,gpu
+# WORKERS is the number of test processes, one core each: make test WORKERS=8
 
 SHELL := /bin/bash
 PYTHON ?= $(shell for each in python3.11 python3; do $$each -c '' 2>/dev/null && echo $$each && break; done)
@@ -22,7 +22,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-# For the environments in which pip builds packages, too (older and newer pips read different names).
+# The constraints also hold in the environments in which pip builds packages. Older and newer pips read different names.
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -43,7 +43,7 @@ demo: setup
 	$(BIN)/python -m stages.models.demo_models smollm2-135m-instruct
 	$(BIN)/tristage run --config configs/demo.yaml
 
-# In the order of the folders: long files come first, so that the workers end together.
+# Files run in the order of the folders. Long files come first, so that the workers end together.
 test: setup
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=20 $(PYTEST_ARGS)
 
@@ -57,7 +57,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# In an environment of its own, and without pins: it has to know of the newest advisories.
+# A separate environment without pins, so that pip-audit knows the newest advisories.
 audit:
 	$(PYTHON) -m venv $(VENV)/audit
 	PIP_CONSTRAINT= $(VENV)/audit/bin/pip install --quiet pip-audit

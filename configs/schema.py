@@ -8,16 +8,19 @@ per rank (`micro_batch_size`).
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from configs.sections.base import Adapter, Base, RewardBase
+from configs.sections.best import Best
 from configs.sections.data import DATA_FILES, Data, Shares, Source
+from configs.sections.deepspeed import DeepSpeed
 from configs.sections.ppo import Ppo, Reward
 from configs.sections.rollout import VLLM_LORA_RANKS, Rollout, Vllm
+from configs.sections.tracking import Tracking
 from configs.sections.training import Epochs, Rankings, Rm, Sft, Training
-from configs.sections.values import Count, NotBoolean, Section, Seed, Text
+from configs.sections.values import Section, Seed
 from configs.stage_names import ALL_STAGES, STAGES, UPSTREAM, Stage, data_stage
 
 __all__ = [
@@ -49,38 +52,6 @@ __all__ = [
     "Vllm",
     "data_stage",
 ]
-
-
-class Best(Section):
-    """Best-of-n on the prompts of PPO, sampled from the SFT policy (Stiennon et al. 2020)."""
-
-    seed: Seed | None = Field(None, description="seed of the samples; default: the experiment's")
-    n: Annotated[int, Field(ge=2), NotBoolean] = Field(16, description="answers per prompt")
-    micro_batch_size: Count = Field(8, description="answers scored in one forward pass of one rank")
-    rollout: Rollout | None = Field(None, description="default: ppo.rollout")
-
-
-class Tracking(Section):
-    """Weights & Biases. Metrics also always go to files. The variable WANDB_MODE overrides `wandb`."""
-
-    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto", description="auto: online if an API key is known, else offline"
-    )
-    project: Text = "tristage"
-    entity: Text | None = None
-    group: Text | None = Field(None, description="default: the experiment's name")
-    tags: list[Text] = Field([])
-    artifacts: bool = Field(True, description="upload adapters as artifacts")
-    sample_rows: Count = Field(4, description="samples recorded at each logging step")
-
-
-class DeepSpeed(Section):
-    """The training engine. Batch sizes, clipping and precision come from the stage's own section."""
-
-    config: Text = Field("deepspeed/zero0.json", description="path of a DeepSpeed JSON")
-    timeout_minutes: Annotated[float, Field(gt=0, le=525_600), NotBoolean] = Field(
-        30.0, description="a collective that hangs longer ends the job"
-    )
 
 
 class Experiment(Section):

@@ -138,7 +138,5 @@ class Ppo(Training):
         if self.use_ema and self.ema_decay is None:
             raise ValueError("use_ema needs ema_decay, such as 0.9")
         if self.kl_in == "loss" and self.kl_estimator == "k1":
-            raise ValueError(
-                "kl_in: loss needs kl_estimator: k3. The gradient of k1 has mean 0 whatever the KL"
-            )
+            raise ValueError("kl_in: loss needs kl_estimator: k3. The gradient of k1 always has mean 0")
         return self

@@ -89,8 +89,10 @@ def embedded_model(name: str) -> Path:
         if not faults:  # another process built it while this one waited
             return folder
         if folder.exists():
-            what = f"missing, changed or unknown: {', '.join(faults)}"
-            warnings.warn(f"{folder} is damaged and is rebuilt ({what})", stacklevel=2)
+            names = ", ".join(faults)
+            warnings.warn(
+                f"{folder} is damaged and is rebuilt (missing, changed or unknown: {names})", stacklevel=2
+            )
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)  # left by a killed build
         partial.mkdir()
@@ -102,8 +104,8 @@ def embedded_model(name: str) -> Path:
 
 
 def _cache_dir() -> Path:
-    if own := os.environ.get("TRISTAGE_CACHE"):
-        return Path(own).expanduser().absolute()
+    if folder := os.environ.get("TRISTAGE_CACHE"):
+        return Path(folder).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tristage"
 
 
@@ -189,9 +191,9 @@ def _build_tiny_random(folder: Path) -> None:
 
 
 def _build_smollm2(folder: Path) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        given = os.environ.get("TRISTAGE_SMOLLM2_GGUF")
-        path = Path(given).expanduser() if given else _fetch_smollm2(Path(scratch))
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as empty:
+        local = os.environ.get("TRISTAGE_SMOLLM2_GGUF")
+        path = Path(local).expanduser() if local else _fetch_smollm2(Path(scratch))
         if not path.is_file():
             raise EmbeddedModelError(
                 f"TRISTAGE_SMOLLM2_GGUF names {path}, which is not a file. {SMOLLM2_REMEDY}"
@@ -200,10 +202,9 @@ def _build_smollm2(folder: Path) -> None:
         if digest != SMOLLM2_SHA256:
             mismatch = f"{path} is not the expected file: its SHA-256 is {digest}, not {SMOLLM2_SHA256}"
             raise EmbeddedModelError(f"{mismatch}. {SMOLLM2_REMEDY}")
-        with tempfile.TemporaryDirectory() as alone:  # transformers reads whatever lies beside the file
-            gguf = Path(alone) / "model.gguf"
-            gguf.symlink_to(path.absolute())
-            _convert_smollm2(gguf, folder)
+        gguf = Path(empty) / "model.gguf"  # alone, as transformers also reads files beside it
+        gguf.symlink_to(path.absolute())
+        _convert_smollm2(gguf, folder)
 
 
 def _fetch_smollm2(scratch: Path) -> Path:
@@ -233,9 +234,8 @@ def _convert_smollm2(gguf: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         **source, dtype=torch.bfloat16, quantization_config=dequantize
     )
-    config = LlamaConfig.from_dict(
-        model.config.to_diff_dict() | {"rms_norm_eps": 1e-5}
-    )  # float32 in the file
+    exact = {"rms_norm_eps": 1e-5}  # the file has the nearest float32
+    config = LlamaConfig.from_dict(model.config.to_diff_dict() | exact)
     del config.unk_token_id, config._model_name_or_path
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     loaded = AutoTokenizer.from_pretrained(**source)

@@ -1,4 +1,4 @@
-"""Every shipped experiment loads, says how it is run, and refers to files that are there."""
+"""Every shipped experiment loads, has a header, and refers to files that exist."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from configs.schema import DATA_FILES
 ROOT = Path(__file__).parents[2]
 ROOTS = ("configs", "data", "stages", "pipeline", "launch")
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
-# What the engine fills in from the experiment.
+# Keys that the engine sets from the experiment.
 FILLED_IN = (
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
@@ -71,7 +71,7 @@ def test_its_header_says_what_it_is_for_where_it_ran_and_how_to_run_it(file):
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_deepspeed_json_leaves_to_the_engine_what_the_engine_fills_in(stage):
+def test_a_deepspeed_json_leaves_out_what_the_engine_sets(stage):
     options = json.loads((ROOT / f"configs/deepspeed/zero{stage}.json").read_text())
     assert options["zero_optimization"]["stage"] == stage
     assert not set(options) & set(FILLED_IN)

@@ -1,4 +1,4 @@
-"""How the cases of bad input are run, and what every refusal has in common."""
+"""Runs cases of bad input, and checks what every error message has in common."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ tracking: {wandb: disabled}
 
 
 def experiment(folder: Path, text: str | bytes = VALID) -> Path:
-    """`folder/trial.yaml` with data files that are there."""
+    """Write `folder/trial.yaml` and its data files."""
     folder.mkdir(exist_ok=True)
     for stage in ("sft", "rm", "ppo"):
         write_rows(folder / f"{stage}.jsonl", [{"prompt": "p", "completions": ["a", "b"]}])
@@ -72,7 +72,7 @@ def stage_run(file: Path, run_dir: Path, stage: Any, *overrides: str, **switches
 
 
 def check_message(message: str, *parts: str) -> None:
-    """A refusal is short, names what each of `parts` says, and shows no traceback."""
+    """Check that a message is short, contains all `parts`, and has no traceback."""
     for part in parts:
         assert part in message, message[:LONGEST]
     assert "Traceback" not in message

@@ -1,4 +1,4 @@
-"""Experiments that cannot be: what `tristage plan` says of each, and that it leaves everything alone."""
+"""Bad experiments: the message of `tristage plan` about each. It changes no file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OVERRIDES = [
     ("ppo.rollout.vllm.gpu_memory_utilization=1.5", "a number > 0 and ≤ 1"),
     ("deepspeed.timeout_minutes=1e300", "deepspeed.timeout_minutes: '1e300' is not allowed"),
     (f"seed={'9' * 5000}", "seed: not YAML: Exceeds the limit"),
-    # Text that nothing can hold
+    # Text that file names and terminals cannot hold
     ('data.sft.path="a\\0b.jsonl"', "data.sft.path: '", "control character"),
     ('base.model="\\ud800"', "base.model: '\\ud800' holds a control character or half of a surrogate pair"),
     ('tracking.group="\\e[31m"', "tracking.group: '\\x1b[31m' holds a control character"),
@@ -171,7 +171,7 @@ ZERO = [
 
 
 def refused(tmp_path: Path, text: str | bytes, *words: str) -> str:
-    """What `tristage plan` says of an experiment that it refuses, having changed nothing."""
+    """The message of `tristage plan` about an experiment that it refuses without changing a file."""
     file = experiment(tmp_path, text)
     before = files(tmp_path)
     status, out, err = tristage("plan", "--config", file, "--run-dir", tmp_path / "run", *words)
@@ -211,7 +211,7 @@ def test_deepspeed_json(content, parts, tmp_path):
     check_message(refused(tmp_path, VALID, f"deepspeed.config={zero}"), str(zero), *parts)
 
 
-def test_deepspeeds_own_complaint_is_a_message_too(tmp_path):
+def test_an_error_of_deepspeed_is_a_message_too(tmp_path):
     from configs.errors import UserError
     from configs.schema import DeepSpeed
     from stages.training.optimizer import deepspeed_options

@@ -1,4 +1,4 @@
-"""Data that cannot serve: the one error about each, and that the file stays as it is."""
+"""Bad data: the error about each case. The file stays unchanged."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_bom_is_no_fault(tmp_path):
     assert len(load_rows(Source(path=f"{tmp_path}/a.jsonl"), "demonstrations", print)) == 1
 
 
-# What only the split and the tokenizer can see
+# Errors of the split and of tokenization
 
 
 def data(path="a.jsonl", **changes):

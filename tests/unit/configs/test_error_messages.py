@@ -1,4 +1,4 @@
-"""What is said about mistakes in an experiment: all at once, each with its source, reason and remedy."""
+"""Messages about mistakes in an experiment: all at once, each with its source, reason and remedy."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def test_all_mistakes_are_reported_at_once_each_with_its_source(write):
     assert unknown.endswith("; did you mean ppo.kl_coef?")
 
 
-def test_a_key_in_the_wrong_section_is_told_where_it_belongs(minimal):
+def test_a_key_in_the_wrong_section_names_the_right_one(minimal):
     (line,) = messages(minimal, "kl_coef=0.1")
     assert line.endswith("; did you mean ppo.kl_coef?")
 
@@ -77,7 +77,7 @@ def test_a_wrong_override_is_one_message_that_names_it(minimal, override, reason
     assert line.startswith(f"command line ({override}): ") and reason in line
 
 
-def test_keys_that_contradict_each_other_name_the_override_that_made_them_do_so(write):
+def test_keys_that_contradict_each_other_name_the_override(write):
     file = write(MINIMAL + "ppo: {batch_size: 8}\n")
     (line,) = messages(file, "ppo.minibatches=3")
     assert line == f"{file}:8 with ppo.minibatches=3: ppo: minibatches (3) must divide batch_size (8)"
@@ -111,7 +111,7 @@ def test_a_broken_file_is_one_message_beside_those_of_the_command_line(write, te
     assert [line[:12] for line in rest] == ["command line"] * 2
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     (line,) = messages(tmp_path / "nowhere.yaml")
     assert line.startswith(f"{tmp_path}/nowhere.yaml: cannot be read: No such file or directory")
     (line,) = messages(tmp_path)
@@ -135,7 +135,7 @@ def test_an_endless_yaml_ends(write):
 
 
 @given(text=st.text(alphabet="ab:{}[]&*!|>-#'\"\n \t%@`,?1.~", max_size=40))
-def test_whatever_the_file_holds_the_answer_is_for_the_user(tmp_path_factory, text):
+def test_any_file_gives_a_user_error(tmp_path_factory, text):
     file = tmp_path_factory.getbasetemp() / "any.yaml"
     file.write_text(text)
     with pytest.raises(UserError):

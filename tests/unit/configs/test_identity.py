@@ -1,4 +1,4 @@
-"""Which keys influence the result of a stage, and so its hash."""
+"""The keys that influence the result of a stage, and with it the hash."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def test_a_stage_hash_changes_with_what_influences_that_stage_alone(minimal, ove
         assert changed_keys(before, after, stage) == ([key] if stage in stages else [])
 
 
-def test_a_base_of_the_reward_models_own_counts_from_the_reward_model_on(minimal):
+def test_a_separate_base_of_the_reward_model_counts_from_that_stage_on(minimal):
     plain, own = trial(minimal), trial(minimal, "rm.base.model=other")
     int8 = trial(minimal, "rm.base={model: other, quantization: int8}")
     for stage in ("sft", "rm", "ppo", "best"):

@@ -1,4 +1,4 @@
-"""Padding and masks, and packing: what a packed token sees is what it would see alone."""
+"""Padding, masks and packing: a packed token attends to what it would attend to alone."""
 
 import pytest
 import torch
@@ -87,8 +87,8 @@ def test_packed_batch():
     assert batch.attention_mask[:, 0].int().tolist() == [both_pairs, both_pairs]
 
 
-def test_packed_tokens_see_what_they_would_see_alone():
-    """The model's own answer: an example's logits are the same in a pack as on its own."""
+def test_packed_tokens_attend_to_what_they_would_attend_to_alone():
+    """A model gives an example the same logits in a pack as alone."""
     model = AutoModelForCausalLM.from_pretrained(
         embedded_model("tiny-random"), attn_implementation="sdpa"
     ).eval()

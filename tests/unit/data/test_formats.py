@@ -1,4 +1,4 @@
-"""Every format that rows may come in, brought to the one form, and every fault that a row may have."""
+"""Conversion of every accepted row format, and every fault of a row."""
 
 import json
 
@@ -85,19 +85,19 @@ def test_rankings(example, prompt, completions):
         ({"ranks": [0, 0, 0, 1], "scores": [1, 2, 3, 4]}, [0, 0, 0, 1]),
     ],
 )
-def test_ranks_tell_ties(given, ranks):
+def test_equal_ranks_or_scores_are_ties(given, ranks):
     row = normalise({"prompt": "p", "completions": ["a", "b", "c", "d"], **given}, "rankings")
     assert row["ranks"] == ranks
 
 
-def test_prompts_may_stand_alone():
+def test_prompts_need_no_completion():
     assert normalise({"prompt": "Hi"}, "prompts") == {"prompt": "Hi"}
     assert normalise({"prompt": [SKY]}, "prompts") == {"prompt": [SKY]}
     assert normalise({"messages": [SKY]}, "prompts") == {"prompt": [SKY]}
     assert normalise({"prompt": "\n\nHuman: Hi\n\nAssistant:"}, "prompts") == {"prompt": [user("Hi")]}
 
 
-def test_turns_of_one_speaker_in_a_transcript_are_one_turn():
+def test_consecutive_turns_of_one_speaker_in_a_transcript_are_joined():
     text = "\n\nHuman: a\n\nAssistant: b\n\nAssistant: c\n\nHuman: d\n\nAssistant: "
     row = normalise({"chosen": text + "e", "rejected": text + "f"}, "rankings")
     assert row["prompt"] == [user("a"), assistant("b\n\nc"), user("d")]
@@ -179,7 +179,7 @@ def refuse(message):
     raise AssertionError(f"nothing to note, but: {message}")
 
 
-def test_rows_know_their_place(tmp_path):
+def test_rows_have_their_place(tmp_path):
     source = write(tmp_path / "a.jsonl", [demonstration(1), demonstration(2)])
     assert load_rows(source, "demonstrations", refuse) == [
         {"prompt": "p1", "completion": "c1", "where": f"{tmp_path}/a.jsonl, line 1"},
@@ -198,7 +198,7 @@ def test_an_error_shows_five_bad_rows_and_the_remedy(tmp_path):
     assert "Correct or remove them. Accepted as demonstrations: `prompt` and `completion`" in lines[7]
 
 
-def test_one_unusable_row_in_a_hundred_is_left_out_and_told(tmp_path):
+def test_one_unusable_row_in_a_hundred_is_left_out_and_reported(tmp_path):
     source = write(tmp_path / "a.jsonl", [{"prompt": "p", "completion": ""}, *map(demonstration, range(99))])
     notes: list[str] = []
     assert len(load_rows(source, "demonstrations", notes.append)) == 99
@@ -211,7 +211,7 @@ def test_one_unusable_row_in_fifty_is_an_error(tmp_path):
         load_rows(source, "demonstrations", refuse)
 
 
-def test_one_malformed_row_in_a_thousand_is_an_error(tmp_path):
+def test_one_unreadable_row_in_a_thousand_is_an_error(tmp_path):
     source = write(tmp_path / "a.jsonl", [*map(demonstration, range(999)), {"prompt": "p"}])
     with pytest.raises(UserError, match=r"1 of 1000 rows cannot serve.*\n  line 1000: the keys"):
         load_rows(source, "demonstrations", refuse)

@@ -11,7 +11,7 @@ def test_orders_are_permutations_that_differ_by_epoch_and_seed():
     assert len(set(orders)) == 4
 
 
-def test_order_is_the_same_for_ever():
+def test_the_order_of_a_seed_is_pinned():
     assert epoch_order(8, 0, 0) == (0, 2, 1, 4, 6, 7, 3, 5)
 
 
@@ -25,7 +25,7 @@ def test_batch_may_be_larger_than_the_data():
     assert global_batch(2, 5, 0, 0) == [*epoch_order(2, 0, 0), *epoch_order(2, 0, 1), epoch_order(2, 0, 2)[0]]
 
 
-def test_nothing_to_sample():
+def test_no_examples_is_an_error():
     with pytest.raises(ValueError, match="no examples"):
         global_batch(0, 4, 0, 0)
 

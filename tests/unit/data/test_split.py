@@ -54,7 +54,7 @@ def test_stages_of_one_source_share_its_prompts():
 
 
 def test_stages_see_each_prompt_on_the_same_side_when_one_lacks_rows():
-    """The reward model may have to leave rows out that serve as prompts: the others must not move."""
+    """RM may leave out rows that serve PPO as prompts. The split of the other rows must not change."""
     config = data(paths=("a", "a", "a"))
     whole = stage_split(config, "ppo", rows(200), seed=0)
     fewer = stage_split(config, "rm", rows(200)[5:], seed=0)

@@ -1,4 +1,4 @@
-"""From rows to token ids, told apart by what the tokens decode to, and counted on a toy vocabulary."""
+"""From rows to token ids: checked by decoding them, and by counting on a toy vocabulary."""
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -31,13 +31,13 @@ END, PAD = 1, 0
 
 @pytest.fixture(scope="module")
 def chatml():
-    """The tiny model's tokenizer: ChatML, of which the end-of-turn token is not the pad token."""
+    """The tiny model's tokenizer: ChatML, with different end-of-turn and pad tokens."""
     return AutoTokenizer.from_pretrained(embedded_model("tiny-random"))
 
 
 @pytest.fixture
 def toy():
-    """One token a letter: "a" is 2, "b" is 3, ..., "z" is 27; no chat template."""
+    """One token per letter: "a" is 2, "b" is 3, ..., "z" is 27; no chat template."""
     vocabulary = {"<pad>": PAD, "<end>": END, "?": 28} | {chr(ord("a") + i): 2 + i for i in range(26)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
@@ -58,7 +58,7 @@ def test_conversation_is_rendered_by_the_template(chatml):
     assert counts == Counts(kept=1)
 
 
-def test_prompt_and_completion_are_trl_s_less_what_follows_the_turn(chatml):
+def test_prompt_and_completion_equal_trls_up_to_the_end_of_the_turn(chatml):
     row = {"prompt": ASKED, "completion": BLUE}
     ((demonstration,), _) = demonstrations([row], chatml, config())
     expected = apply_chat_template(row, chatml)
@@ -66,7 +66,7 @@ def test_prompt_and_completion_are_trl_s_less_what_follows_the_turn(chatml):
     assert chatml.decode(demonstration.completion_ids) + "\n" == expected["completion"]
 
 
-def test_strings_become_turns_when_data_chat_says_so(chatml):
+def test_strings_become_turns_with_data_chat(chatml):
     row = {"prompt": "Sky?", "completion": "Blue."}
     ((demonstration,), _) = demonstrations([row], chatml, config(chat=True))
     assert (
@@ -75,7 +75,7 @@ def test_strings_become_turns_when_data_chat_says_so(chatml):
     assert chatml.decode(demonstration.completion_ids) == "Blue.<|im_end|>"
 
 
-def test_strings_are_plain_text_otherwise(chatml, toy):
+def test_strings_are_plain_text_without_data_chat(chatml, toy):
     row = {"prompt": "Sky?", "completion": " Blue."}
     ((demonstration,), _) = demonstrations([row], chatml, config())
     assert chatml.decode(demonstration.prompt_ids + demonstration.completion_ids) == "Sky? Blue.<|im_end|>"
@@ -86,7 +86,7 @@ def test_strings_are_plain_text_otherwise(chatml, toy):
 
 
 def test_prompt_tokens_of_plain_text_are_those_that_generation_sees(chatml):
-    """The blank would merge with the word after it; the prompt must stay what it is on its own."""
+    """The blank would merge with the next word. The prompt must keep the tokens that it has alone."""
     row = {"prompt": "The sky is ", "completion": "blue"}
     joined = chatml("The sky is blue")["input_ids"]
     alone = chatml("The sky is ")["input_ids"]
@@ -111,7 +111,7 @@ def test_rankings_share_the_prompt(chatml):
     assert [chatml.decode(ids) for ids in ranking.completion_ids] == ["Blue.<|im_end|>", "Green.<|im_end|>"]
 
 
-def test_sampled_tokens_are_taken_as_they_are(toy):
+def test_sampled_tokens_are_used_unchanged(toy):
     row = {"prompt": "ab", "completions": ["c", "d"], "completion_ids": [[4, END], [5, 5]], "ranks": [0, 0]}
     assert rankings([row], toy, config())[0] == [Ranking("ab", [2, 3], [[4, END], [5, 5]], [0, 0])]
 
@@ -182,7 +182,7 @@ def test_nothing_left_is_an_error(toy):
     assert demonstrations([], toy, config()) == ([], Counts())
 
 
-def test_counts_read_well():
+def test_counts_as_text():
     assert (
         str(Counts(1200, 34, 5))
         == "1,200 of 1,205 examples kept, 34 of them truncated; over-long and dropped: 5"
@@ -229,8 +229,8 @@ def test_row_that_the_template_refuses_is_named(toy):
         prompts([{"prompt": ASKED, "where": "a.jsonl, line 3"}], toy, config())
 
 
-def test_template_whose_prompt_is_no_prefix_is_an_error(toy):
-    """As DeepSeek-R1's: the generation prompt opens a thought that a whole conversation does not have."""
+def test_template_whose_prompt_is_not_a_prefix_is_an_error(toy):
+    """Like DeepSeek-R1's: the generation prompt opens a thought that a whole conversation lacks."""
     toy.chat_template = (
         "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}xy{% endif %}"
     )

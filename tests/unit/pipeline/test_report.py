@@ -1,4 +1,4 @@
-"""The report says what the run directory holds, whatever its stages got to and its models wrote."""
+"""The report of a run directory, with finished and unfinished stages, and with hostile texts of models."""
 
 import math
 import re
@@ -90,7 +90,7 @@ def test_a_whole_run_shows_its_figures(run):
     assert "Missing" not in text
 
 
-def test_pictures_lie_beside_the_page_and_are_linked(run):
+def test_pictures_are_beside_the_page_and_are_linked(run):
     html, text = run.whole().texts()
     folder = run.path / "report"
     assert {path.name for path in folder.glob("*.png")} == PICTURES
@@ -151,7 +151,7 @@ def test_rankings_come_from_the_held_out_part(run):
     assert rankings[3] == ["", "2, tied", "Fine.<br>(labeller 0.20)"]
 
 
-def test_samples_on_the_way_go_from_first_to_last_iteration(run):
+def test_samples_during_training_go_from_first_to_last_iteration(run):
     _, text = run.whole().texts()
     table = next(table for table in tables(text) if table[0] == ["Iteration", "Prompt", "Response"])
     assert [row[0] for row in table[2:]] == ["1", "4", "7", "10", "13", "16"]
@@ -172,7 +172,7 @@ def test_a_run_with_sft_alone_says_what_is_missing(run):
     assert warnings(read_results(run.path)) == []
 
 
-def test_pictures_of_an_older_report_do_not_stay(run):
+def test_pictures_of_an_older_report_are_removed(run):
     run.whole().texts()
     for file in (run.path / "ppo").iterdir():
         file.unlink()
@@ -200,7 +200,7 @@ def test_without_a_judge_there_is_no_gold_figure(tmp_path):
     assert "sft 0<br>(reward 0.00)" in text
 
 
-def test_without_held_out_data_it_says_so(run):
+def test_missing_held_out_data_is_named(run):
     nothing = {"eval_loss_before": math.nan, "eval_loss": math.nan, **COST}
     run.metrics = {"sft": nothing, "rm": dict(COST), "ppo": dict(COST)}
     run.curves["sft"] = [row for row in run.curves["sft"] if "loss" in row]
@@ -234,7 +234,7 @@ def test_a_killed_stage_is_not_called_running(run):
     assert "Stage sft was killed" in run.texts()[1]
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"not a run directory.*--run-dir"):
         write_report(tmp_path)
 
@@ -257,6 +257,6 @@ def test_markdown_escapes_what_is_markup():
     assert markdown("see https://x.org\nnow") == r"see https\://x.org<br>now"
 
 
-def test_quotes_are_cut_and_show_control_characters():
+def test_quotes_are_cut_and_control_characters_are_visible():
     assert quote("x" * 12, max_length=10) == "xxxxxxxxxx … [2 more characters]"
     assert quote("a\x00b\ud800c\u200dd\n\te") == "a\u2400b\ufffdc\ufffdd\n\te"

@@ -87,7 +87,7 @@ def answers(text):
         (few(20), None),
     ],
 )
-def test_each_rule_strikes_exactly_where_it_should(run, change, sentence):
+def test_each_rule_applies_exactly_at_its_limit(run, change, sentence):
     change(run)
     run.whole()
     found = warnings(read_results(run.path))
@@ -99,7 +99,7 @@ def test_each_rule_strikes_exactly_where_it_should(run, change, sentence):
 
 
 def unfinished(run, golds, response):
-    """PPO is under way, its evaluations say `golds`, and its latest samples are all `response`."""
+    """Warnings while PPO runs: its evaluations have `golds`, and its latest samples are all `response`."""
     run.evaluation = []
     run.curves["ppo"] = [row for row in run.curves["ppo"] if "objective/kl" in row]
     for step, gold in golds.items():
@@ -112,7 +112,7 @@ def unfinished(run, golds, response):
     return warnings(read_results(run.path))
 
 
-def test_trouble_is_told_while_ppo_runs(run):
+def test_warnings_while_ppo_runs(run):
     assert unfinished(run, {0: 0.2, 8: 0.3}, "so good") == []
     [gold] = unfinished(run, {0: 0.2, 8: 0.3, 16: 0.1}, "so good")
     assert "Up to iteration 16" in gold and "fell from 0.2 to 0.1" in gold
@@ -120,19 +120,19 @@ def test_trouble_is_told_while_ppo_runs(run):
     assert "PPO's latest samples repeat themselves: 60%" in repeated
 
 
-def test_what_a_good_run_looks_like_is_said(run):
+def test_the_report_describes_a_good_run(run):
     assert "In a good run" in run.whole().texts()[0]
 
 
 @pytest.mark.parametrize(("low", "mentioned"), [(0.22, True), (0.21, False)])
-def test_over_optimisation_is_named_where_only_the_reward_rose(run, low, mentioned):
+def test_over_optimisation_is_named_if_only_the_reward_rose(run, low, mentioned):
     run.metrics["ppo"] |= {"gold_ppo_low": 0.1, "rm_score_ppo_low": low}
     run.whole()
     [sentence] = warnings(read_results(run.path))
     assert ("over-optimised" in sentence) is mentioned
 
 
-def test_without_held_out_prompts_the_last_iteration_speaks_for_the_kl(run):
+def test_without_held_out_prompts_the_kl_is_that_of_the_last_iteration(run):
     run.metrics["ppo"] = dict(COST)
     run.evaluation = []
     late("objective/kl", 15.5, count=1)(run)

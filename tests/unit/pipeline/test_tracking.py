@@ -41,7 +41,7 @@ def test_null_reporter_writes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_rewind_drops_later_steps_and_goes_on(tmp_path: Path) -> None:
+def test_rewind_drops_later_steps_and_appends_after_it(tmp_path: Path) -> None:
     lines = JsonLines(tmp_path / "metrics.jsonl")
     for step in (1, 2, 3, 4):
         lines.append(step, {"loss": float(step)})
@@ -53,7 +53,7 @@ def test_rewind_drops_later_steps_and_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "tail", ['{"step": 2, "lo', '{"step": 2}', "\0\0\0\0", '{"step": 2, "loss": 1.0}\n\0\0']
 )
-def test_rewind_heals_what_a_kill_left(tmp_path: Path, tail: str) -> None:
+def test_rewind_drops_what_a_kill_left_half_written(tmp_path: Path, tail: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 1.0}\n' + tail)
     lines = JsonLines(path)
@@ -103,7 +103,7 @@ def test_plain_display_prints_a_line_per_tenth() -> None:
     assert lines[0].endswith("loss 0.5")
 
 
-def test_plain_display_prints_every_half_minute_where_steps_are_slow() -> None:
+def test_plain_display_prints_every_half_minute_if_steps_are_slow() -> None:
     lines: list[str] = []
     clock = Clock()
     display = PlainDisplay(lines.append, clock)

@@ -1,4 +1,4 @@
-"""W&B: which mode is chosen, and what an offline run of the real library leaves."""
+"""W&B: the choice of the mode, and the files of an offline run of the real library."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VARIABLES = ("WANDB_MODE", "WANDB_DISABLED", "WANDB_API_KEY", "WANDB_DATA_DIR", 
 
 @pytest.fixture(autouse=True)
 def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variables, no netrc, no settings of whoever runs the tests."""
+    """Remove the variables, netrc and settings of the user who runs the tests."""
     for name in VARIABLES:
         monkeypatch.setenv(name, "")  # so that what the code sets is undone, too
         monkeypatch.delenv(name)
@@ -53,7 +53,7 @@ def test_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_a_process(code: str, *arguments: str) -> str:
-    """Run code in a process of its own, as W&B remembers keys that it has seen; returns its output."""
+    """Run code in a separate process, as W&B remembers keys. Returns its output."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
@@ -116,7 +116,7 @@ def test_offline_run_is_complete_inside_the_folder_and_resumes_by_id(tmp_path: P
 
 
 class Recorder:
-    """Stands in for a run of W&B; fails from a given call on."""
+    """A stub of a W&B run that fails from a given call on."""
 
     offline = True
 
@@ -155,7 +155,7 @@ def test_table_has_the_samples_of_earlier_attempts_and_not_those_that_were_rewou
     assert table.data == [[7, "p", 1.0], [8, "q", None]]
 
 
-def test_table_is_shown_now_and_then_while_the_stage_runs(
+def test_table_is_uploaded_every_ten_minutes_while_the_stage_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wandb_sink, "SECONDS_PER_TABLE", 0.0)
@@ -174,8 +174,8 @@ def test_tables_of_a_long_run_hold_the_latest_samples(tmp_path: Path) -> None:
     assert run.logged[0]["samples"].data == [[step] for step in range(2000, 3000)]
 
 
-def test_a_service_that_dies_in_the_middle_ends_nothing(tmp_path: Path) -> None:
-    """W&B's own process is killed between two steps: the stage goes on, and ends in time."""
+def test_a_service_that_dies_does_not_end_the_stage(tmp_path: Path) -> None:
+    """W&B's own process is killed between two steps. The stage continues and ends in time."""
     leave(tmp_path, "sft")
     code = (
         "import sys, time, psutil; from pathlib import Path; from pipeline.state import manifest\n"
@@ -194,7 +194,7 @@ def test_a_service_that_dies_in_the_middle_ends_nothing(tmp_path: Path) -> None:
     assert "ended" in in_a_process(code, str(tmp_path))
 
 
-def test_what_a_killed_process_left_of_temporary_files_goes(tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     leave(tmp_path, "sft")
     code = (
         "import os, sys; from pathlib import Path; from pipeline.state import manifest\n"

