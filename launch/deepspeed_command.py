@@ -64,14 +64,14 @@ class Launch:
 
     def command(self, stage: Stage) -> list[str]:
         """The `deepspeed` command line of one stage."""
-        # The launcher's own talk, and its report of a failing rank, say nothing that the rank does not.
+        # The ranks report their own failures, so the launcher's messages are left out.
         launcher = [str(Path(sys.executable).parent / "deepspeed"), "--log_level", "critical"]
         if self.hostfile is not None:
             launcher += ["--hostfile", str(self.hostfile)]
             launcher += ["--num_accelerators", str(self.accelerators)] if self.accelerators else []
         else:
             launcher += ["--master_port", str(free_port()), *self._local_devices()]
-        return [*launcher, str(self.script), "--stage", stage, "--no-hint", *self.words]
+        return [*launcher, str(self.script), "--stage", stage, "--caller", "tristage", *self.words]
 
     def _local_devices(self) -> list[str]:
         """DeepSpeed forgets CUDA_VISIBLE_DEVICES when it is given a number, so it is given names then."""
