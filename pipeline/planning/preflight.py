@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from configs.deepspeed_json import read_zero
+from configs.deepspeed_json import read_deepspeed_json
 from configs.errors import UserError
 from configs.schema import DATA_FILES, Experiment, Stage
 from pipeline.planning.plan import StagePlan
@@ -39,6 +39,6 @@ def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
         if os.path.isabs(model) and not os.path.isdir(model):
             yield f"{key}: {model}: there is no such folder. Correct the path."
     try:
-        read_zero(Path(config.deepspeed.config))
+        read_deepspeed_json(Path(config.deepspeed.config))
     except UserError as error:
         yield str(error)
