@@ -9,10 +9,11 @@ from typing import Any
 
 import deepspeed
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
+
+from stages.internals.bitsandbytes import dequantized_4bit
+from stages.internals.deepspeed import is_sharded_now
 
 
 def gather_again(model: nn.Module) -> None:
@@ -42,17 +43,13 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         weight = ctx.layer.weight
         with whole(weight):
-            dequantized: Tensor = dequantize_4bit(weight.data.view(-1, 1), weight.quant_state)
+            dequantized = dequantized_4bit(weight)
         return gradient @ dequantized.to(gradient.dtype), None
 
 
 @contextlib.contextmanager
 def whole(*parameters: Tensor | None) -> Iterator[None]:
     """Within, parameters that ZeRO-3 has sharded are whole."""
-    sharded = [
-        each
-        for each in parameters
-        if each is not None and vars(each).get("ds_status") == ZeroParamStatus.NOT_AVAILABLE
-    ]
+    sharded = [each for each in parameters if each is not None and is_sharded_now(each)]
     with deepspeed.zero.GatheredParameters(sharded) if sharded else contextlib.nullcontext():
         yield

@@ -21,6 +21,7 @@ from transformers import (
 
 from configs.errors import UserError
 from configs.schema import Adapter
+from stages.internals.peft import activate_adapter
 from stages.models.adapter_files import HEAD_FILE, check_adapter, loading_adapter
 from stages.models.fused_lora import add_in_one_pass
 from stages.models.token_statistics import (
@@ -163,9 +164,7 @@ class Roles(nn.Module):
     def activate(self, role: str) -> None:
         """Let forwards from here on use the adapter of `role` (none for `BASE`)."""
         for layer in self._lora_layers:
-            # PEFT's own `set_adapter` also switches requires_grad, which would thaw frozen roles.
-            layer._disable_adapters = role == BASE
-            layer._active_adapter = [role]
+            activate_adapter(layer, None if role == BASE else role)
 
     def forward(
         self,
