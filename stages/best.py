@@ -17,14 +17,13 @@ from data.examples import read_examples
 from data.storage.files import read_json_lines, write_json_lines
 from stages.context import Context, Outcome
 from stages.feedback.labellers import labeller
-from stages.feedback.reward_model import ROLE as REWARD
 from stages.feedback.reward_model import RewardModel
 from stages.maths.statistics import expected_best, kl_of_best, mean_with_interval
+from stages.models.roles import Role
 from stages.sampling.sampler import Sampler
 from stages.setup import prepare
 from stages.training.throughput import Meter, peak_memory_bytes
 
-SFT = "policy"
 OUTPUT = "demonstrations"
 ANSWERS_AT_ONCE = 1024  # written together; what a kill can cost
 REMEDY = "Start over with --fresh."
@@ -35,8 +34,8 @@ def run(context: Context) -> Outcome:
     """Sample, score, and write `folder/demonstrations/train.jsonl` and `folder/curve.jsonl`."""
     # 1. Two frozen roles.
     ranks, models = context.ranks, prepare(context)
-    models.policy_base.add_from(SFT, context.inputs["sft"], trainable=False)
-    models.reward_base.add_from(REWARD, context.inputs["rm"], trainable=False)
+    models.policy_base.add_from(Role.POLICY, context.inputs["sft"], trainable=False)
+    models.reward_base.add_from(Role.REWARD, context.inputs["rm"], trainable=False)
     models.eval()
     _, rollout = context.config.rollouts["best"]
     sampler, meter = Sampler(models.policy_base, models.tokenizer, ranks, rollout), Meter()
@@ -127,7 +126,7 @@ def answer(
     asked = [prompt for prompt in prompts for _ in range(best.n)]
     ids = [prompt.prompt_ids for prompt in asked]
     seeds = [seed_from(context.seed, "best", i % best.n, p) for i, p in enumerate(ids)]
-    responses = sampler.shared(SFT, ids, seeds, context.tracker.advance)
+    responses = sampler.shared(Role.POLICY, ids, seeds, context.tracker.advance)
     scores = reward_model.shared(asked, responses, best.micro_batch_size)
     texts = sampler.decode([response.ids for response in responses])
     meter.add(sum(len(p) + len(response.ids) for p, response in zip(ids, responses, strict=True)))

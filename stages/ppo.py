@@ -14,13 +14,13 @@ from data.batches.sampler import epoch_order, micro_batches, seed_from
 from data.examples import read_examples
 from stages.context import Context, Outcome
 from stages.feedback.evaluation import HeldOutEvaluation
-from stages.feedback.reward_model import ROLE as REWARD
 from stages.feedback.reward_model import RewardModel
 from stages.feedback.rewards import RewardShaper
 from stages.maths.advantages import explained_variance, gae, scale, token_rewards
 from stages.models.base import disable_dropout
 from stages.models.role_models import RoleModels
-from stages.rl.experience import CRITIC, POLICY, REFERENCE, ExperienceCollector
+from stages.models.roles import Role
+from stages.rl.experience import ExperienceCollector
 from stages.rl.kl_controller import KlController
 from stages.rl.policy_snapshots import LastGoodPolicy, PolicyAverage
 from stages.rl.ptx import Ptx, make_ptx
@@ -47,9 +47,9 @@ def run(context: Context) -> Outcome:
     # 1. Four roles on one base, or on two.
     ranks, models = context.ranks, prepare(context)
     tokenizer = models.tokenizer
-    models.policy_base.add_from(POLICY, context.inputs["sft"], trainable=True)
-    models.policy_base.add_from(REFERENCE, context.inputs["sft"], trainable=False)
-    models.reward_base.add_from(REWARD, context.inputs["rm"], trainable=False)
+    models.policy_base.add_from(Role.POLICY, context.inputs["sft"], trainable=True)
+    models.policy_base.add_from(Role.REFERENCE, context.inputs["sft"], trainable=False)
+    models.reward_base.add_from(Role.REWARD, context.inputs["rm"], trainable=False)
     add_critic(context, models)
     disable_dropout(models)  # the ratio compares two forwards of one policy
 
@@ -59,7 +59,8 @@ def run(context: Context) -> Outcome:
     )
 
     # 3. The engine and the loop, at the newest checkpoint if there is one.
-    rates = {POLICY: ppo.learning_rate, CRITIC: ppo.critic_learning_rate or ppo.learning_rate}
+    critic_rate = ppo.critic_learning_rate or ppo.learning_rate
+    rates: dict[str, float] = {Role.POLICY: ppo.learning_rate, Role.CRITIC: critic_rate}
     checkpoint = find_checkpoint(context)
     updates = ppo.iterations * ppo.epochs * ppo.minibatches
     engine = start_engine(context, models, rates, ppo, updates, checkpoint)
@@ -90,7 +91,7 @@ def run(context: Context) -> Outcome:
         if ppo.use_ema:
             evaluation.of_policy()  # the average is the policy now
     else:
-        save_role(context, engine, POLICY, tokenizer)
+        save_role(context, engine, Role.POLICY, tokenizer)
     return Outcome(
         {
             **evaluation.final(),
@@ -106,12 +107,12 @@ def run(context: Context) -> Outcome:
 def add_critic(context: Context, models: RoleModels) -> None:
     """Add the critic: adapter and head of the reward model, or a head on the policy's own hidden states."""
     if context.config.ppo.critic == "adapter":
-        models.reward_base.add_from(CRITIC, context.inputs["rm"], trainable=True)
+        models.reward_base.add_from(Role.CRITIC, context.inputs["rm"], trainable=True)
     elif models.shares_base:
-        models.policy_base.add_head_from(CRITIC, context.inputs["rm"])
+        models.policy_base.add_head_from(Role.CRITIC, context.inputs["rm"])
     else:  # the reward model's head reads the hidden states of another base
         seed_step(context.seed, "critic head", 0, 0)
-        models.policy_base.add_head(CRITIC)
+        models.policy_base.add_head(Role.CRITIC)
 
 
 class PpoTrainer:
@@ -239,10 +240,10 @@ class PpoTrainer:
             The policy's learning rate, the experience with values and advantages, and each step's metrics.
         """
         if step < self.ppo.critic_warmup:
-            self.engine.hold(POLICY)
+            self.engine.hold(Role.POLICY)
         else:
-            self.engine.release(POLICY)
-        learning_rate, updates = self.engine.learning_rate(POLICY), list[Metrics]()
+            self.engine.release(Role.POLICY)
+        learning_rate, updates = self.engine.learning_rate(Role.POLICY), list[Metrics]()
         for minibatch in self._minibatches(step, len(experience)):
             metrics, experience = self.update.step(experience, minibatch)
             updates.append(metrics)

@@ -23,6 +23,7 @@ from stages.maths.losses import ranking_loss
 from stages.maths.statistics import Means, add_means, mean_with_interval
 from stages.models.base_checks import supports_block_mask
 from stages.models.role_models import RoleModels
+from stages.models.roles import Role
 from stages.sampling.response_batch import response_batch, sequence_scores
 from stages.sampling.sampler import Sampler
 from stages.setup import prepare
@@ -33,8 +34,6 @@ from stages.training.metrics import reduce_means
 from stages.training.resume import find_checkpoint, seed_step, start_engine
 from stages.training.throughput import Meter, peak_memory_bytes
 
-ROLE, SFT = "reward", "policy"
-
 
 def run(context: Context) -> Outcome:
     """Train the `reward` adapter and its head on rankings and write them to `folder/adapter`."""
@@ -42,7 +41,7 @@ def run(context: Context) -> Outcome:
 
     # 1. Two roles: the SFT policy, frozen, and the reward model, which starts from it where it can.
     ranks, models = context.ranks, prepare(context)
-    models.policy_base.add_from(SFT, context.inputs["sft"], trainable=False)
+    models.policy_base.add_from(Role.POLICY, context.inputs["sft"], trainable=False)
     add_reward_model(context, models)
     reward_model = RewardModel(models, ranks, config.data)
 
@@ -55,14 +54,14 @@ def run(context: Context) -> Outcome:
             config, "rm", "rankings", tokenize.rankings, tokenizer, context.tracker.note
         )
     else:
-        collected, unseen = collect_rankings(context, sampler, SFT)
+        collected, unseen = collect_rankings(context, sampler, Role.POLICY)
         parts = reward_model.rankings(collected), reward_model.rankings(unseen)
         train, held_out = tokenized(config.data, tokenize.rankings, tokenizer, parts, context.tracker.note)
     del sampler  # and with it the copy that it sampled from
 
     # 3. The engine and the loop, at the newest checkpoint if there is one.
     steps = total_steps(len(train), rm.batch_size, rm.epochs, rm.max_steps)
-    engine = start_engine(context, models, {ROLE: rm.learning_rate}, rm, steps, checkpoint)
+    engine = start_engine(context, models, {Role.REWARD: rm.learning_rate}, rm, steps, checkpoint)
     share_prompts = supports_block_mask(models.reward_base.causal)
     trainer = RewardModelTrainer(engine, tokenizer.pad_token_id, rm.micro_batch_size, share_prompts)
     loop = TrainingLoop(context, rm, engine, trainer.meter, steps)
@@ -84,9 +83,9 @@ def run(context: Context) -> Outcome:
     # Opened again, since ZeRO-3 has sharded the base.
     sampler = Sampler(models.policy_base, models.tokenizer, ranks, rm.rankings.rollout)
     mean, deviation = score_statistics(context, sampler, reward_model, held_out or train)
-    tensors = normalized(engine.role_tensors(ROLE), mean, deviation)
+    tensors = normalized(engine.role_tensors(Role.REWARD), mean, deviation)
     if ranks.rank == 0:
-        write_role(context, models, ROLE, tokenizer, tensors)
+        write_role(context, models, Role.REWARD, tokenizer, tensors)
     ranks.barrier()
     return Outcome(
         {
@@ -105,12 +104,12 @@ def add_reward_model(context: Context, models: RoleModels) -> None:
     """A new head, on the SFT adapter or, on a base of the reward model's own, on a new adapter."""
     roles = models.reward_base
     seed_step(context.seed, "rm head", 0, 0)
-    roles.add_head(ROLE)
+    roles.add_head(Role.REWARD)
     if models.shares_base:
-        roles.add_from(ROLE, context.inputs["sft"], trainable=True)
+        roles.add_from(Role.REWARD, context.inputs["sft"], trainable=True)
     else:
-        roles.add_new(ROLE, context.config.adapter)
-    roles.heads[ROLE].bias.requires_grad_(False)  # differences of scores say nothing about it
+        roles.add_new(Role.REWARD, context.config.adapter)
+    roles.heads[Role.REWARD].bias.requires_grad_(False)  # differences of scores say nothing about it
 
 
 class RewardModelTrainer:
@@ -130,7 +129,7 @@ class RewardModelTrainer:
         share = self.engine.ranks.share(list(batch))
         micros = micro_batches(share, self._prompts_at_once(batch))
         means = add_means(self._backward(micro, len(batch)) for micro in micros)
-        learning_rate = self.engine.learning_rate(ROLE)
+        learning_rate = self.engine.learning_rate(Role.REWARD)
         self.engine.step()
         self.meter.add(sum(map(self._tokens, batch)))
         rates = {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
@@ -176,11 +175,11 @@ class RewardModelTrainer:
         if self.share_prompts:
             rows = [(ranking.prompt_ids, ranking.completion_ids) for ranking in rankings]
             batch = collate.rankings(rows, self.pad_id).to(device)
-            values = model(ROLE, batch.input_ids, batch.attention_mask, batch.position_ids)
+            values = model(Role.REWARD, batch.input_ids, batch.attention_mask, batch.position_ids)
             return values.gather(1, batch.last), order
         prompts = [ranking.prompt_ids for ranking in rankings for _ in ranking.completion_ids]
         completions = [ids for ranking in rankings for ids in ranking.completion_ids]
-        flat = sequence_scores(model, ROLE, response_batch(prompts, completions, self.pad_id, device))
+        flat = sequence_scores(model, Role.REWARD, response_batch(prompts, completions, self.pad_id, device))
         scores = flat.split([len(ranking.completion_ids) for ranking in rankings])
         return pad_sequence(list(scores), batch_first=True), order
 
@@ -204,7 +203,7 @@ def score_statistics(
     ids = [prompt.prompt_ids for prompt in prompts]
     seeds = [seed_from(context.seed, "normalization", i, each) for i, each in enumerate(ids)]
     context.tracker.phase("rm: normalizing", count)
-    responses = sampler.shared(SFT, ids, seeds, context.tracker.advance)
+    responses = sampler.shared(Role.POLICY, ids, seeds, context.tracker.advance)
     scores = reward_model.shared(prompts, responses, config.rm.micro_batch_size)
     values = torch.tensor(scores, dtype=torch.float64)
     return float(values.mean()), float(values.std(unbiased=False))
@@ -214,6 +213,6 @@ def normalized(tensors: dict[str, Tensor], mean: float, deviation: float) -> dic
     """The role with its head changed so that score' = (score - mean) / deviation."""
     scale = 1.0 if math.isclose(deviation, 0.0, abs_tol=1e-12) else deviation
     changed = dict(tensors)
-    changed[f"heads.{ROLE}.weight"] = tensors[f"heads.{ROLE}.weight"] / scale
-    changed[f"heads.{ROLE}.bias"] = (tensors[f"heads.{ROLE}.bias"] - mean) / scale
+    changed[f"heads.{Role.REWARD}.weight"] = tensors[f"heads.{Role.REWARD}.weight"] / scale
+    changed[f"heads.{Role.REWARD}.bias"] = (tensors[f"heads.{Role.REWARD}.bias"] - mean) / scale
     return changed

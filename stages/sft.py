@@ -13,10 +13,11 @@ from stages.context import Context, Outcome
 from stages.maths.losses import masked_mean, nll_loss
 from stages.maths.statistics import Mean, Means, add_means
 from stages.models.base_checks import check_packing
+from stages.models.roles import Role
 from stages.setup import prepare
 from stages.training.engine import Engine
 from stages.training.export import save_role
-from stages.training.likelihood import ROLE, Example, completion_logprobs, completion_tokens, sequence_length
+from stages.training.likelihood import Example, completion_logprobs, completion_tokens, sequence_length
 from stages.training.loop import TrainingLoop
 from stages.training.metrics import reduce_means
 from stages.training.resume import find_checkpoint, seed_step, start_engine
@@ -31,7 +32,7 @@ def run(context: Context) -> Outcome:
     ranks, models = context.ranks, prepare(context)
     tokenizer = models.tokenizer
     seed_step(context.seed, "sft adapter", 0, 0)  # the same fresh adapter on every rank
-    models.policy_base.add_new(ROLE, config.adapter)
+    models.policy_base.add_new(Role.POLICY, config.adapter)
 
     # 2. Demonstrations, packed or one to a row.
     train, held_out = read_examples(
@@ -44,7 +45,7 @@ def run(context: Context) -> Outcome:
     # 3. The engine and the loop, at the newest checkpoint if there is one.
     steps = total_steps(len(rows), sft.batch_size, sft.epochs, sft.max_steps)
     checkpoint = find_checkpoint(context)
-    engine = start_engine(context, models, {ROLE: sft.learning_rate}, sft, steps, checkpoint)
+    engine = start_engine(context, models, {Role.POLICY: sft.learning_rate}, sft, steps, checkpoint)
     trainer = SftTrainer(engine, tokenizer.pad_token_id, sft.micro_batch_size)
     loop = TrainingLoop(context, sft, engine, trainer.meter, steps)
     loop.resume(checkpoint)
@@ -61,7 +62,7 @@ def run(context: Context) -> Outcome:
     # 5. The result.
     if sft.use_best:
         after = loop.load_best()
-    save_role(context, engine, ROLE, tokenizer)
+    save_role(context, engine, Role.POLICY, tokenizer)
     return Outcome(
         {
             **{f"eval_{name}_before": value for name, value in before.items()},
@@ -86,7 +87,7 @@ class SftTrainer:
         tokens = sum(completion_tokens(example) for example in batch)
         micros = micro_batches(self.engine.ranks.share(list(batch)), self.micro_batch_size)
         means = add_means(self._backward(micro, tokens) for micro in micros)
-        learning_rate = self.engine.learning_rate(ROLE)
+        learning_rate = self.engine.learning_rate(Role.POLICY)
         self.engine.step()
         self.meter.add(sum(map(sequence_length, batch)))
         rates = {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}

@@ -14,7 +14,7 @@ from stages.context import Context
 from stages.feedback.labellers import labeller
 from stages.feedback.reward_model import RewardModel
 from stages.maths.statistics import mean_with_interval, wins
-from stages.models.roles import BASE
+from stages.models.roles import Role
 from stages.sampling.response_batch import response_logprobs
 from stages.sampling.sampler import Sampler
 
@@ -49,7 +49,7 @@ def answer(
         scores = reward_model([prompts[i] for i in round_.items], answers)
         with torch.no_grad():
             logprobs = response_logprobs(roles, role, batch)
-            ref_logprobs = response_logprobs(roles, "reference", batch)
+            ref_logprobs = response_logprobs(roles, Role.REFERENCE, batch)
         kl = torch.where(batch.mask, logprobs - ref_logprobs, 0.0).sum(1)
         found += list(zip(round_.items, scores.tolist(), kl.tolist(), strict=True)) * round_.weight
     found = sorted(ranks.gather(found))
@@ -80,7 +80,7 @@ class HeldOutEvaluation:
         """Mean `score`, `kl` and `length` of the policy as it is now, and `gold` where there is a judge."""
         if not self.prompts:
             return {}
-        answers = self._latest = self._answer("policy")
+        answers = self._latest = self._answer(Role.POLICY)
         means: dict[str, Sequence[float]] = {
             "score": answers.scores,
             "kl": answers.kl,
@@ -103,9 +103,9 @@ class HeldOutEvaluation:
         if not self.prompts:
             return {}
         answers = {
-            "base": self._answer(BASE),
-            "sft": self._answer("reference"),
-            "ppo": self._latest or self._answer("policy"),
+            "base": self._answer(Role.BASE),
+            "sft": self._answer(Role.REFERENCE),
+            "ppo": self._latest or self._answer(Role.POLICY),
         }
         sft, ppo = answers["sft"], answers["ppo"]
         metrics = {

@@ -14,10 +14,10 @@ from data.batches.tokenize import Prompt
 from data.sources.messages import Text
 from stages.distributed.ranks import Ranks
 from stages.models.role_models import RoleModels
+from stages.models.roles import Role
 from stages.sampling.decoding import Response
 from stages.sampling.response_batch import response_batch, sequence_scores
 
-ROLE = "reward"
 Row = dict[str, Any]
 
 
@@ -38,7 +38,7 @@ class RewardModel:
         prompt_ids, response_ids = zip(*rows, strict=True)
         pad_id = self.models.reward_tokenizer.pad_token_id
         return sequence_scores(
-            self.models, ROLE, response_batch(prompt_ids, response_ids, pad_id, self.ranks.device)
+            self.models, Role.REWARD, response_batch(prompt_ids, response_ids, pad_id, self.ranks.device)
         )
 
     def shared(self, prompts: Sequence[Prompt], responses: Sequence[Response], size: int) -> list[float]:

@@ -6,6 +6,7 @@ fp32: at RLHF learning rates, updates of bf16 weights round to nothing.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,15 @@ from stages.models.token_statistics import (
     token_statistics,
 )
 
-BASE = "base"  # the role without adapter: what the model was before any training
+
+class Role(StrEnum):
+    """What a model is asked as. A role has an adapter, a scalar head, or both; `BASE` has neither."""
+
+    POLICY = "policy"
+    REFERENCE = "reference"  # the SFT policy, frozen
+    REWARD = "reward"
+    CRITIC = "critic"
+    BASE = "base"  # the model before any training
 
 
 class ScalarHead(nn.Module):
@@ -110,7 +119,7 @@ class Roles(nn.Module):
             task_type="CAUSAL_LM",
         )
         try:
-            self._peft.append(get_peft_model(self.causal, config, adapter_name=role))
+            self._peft.append(get_peft_model(self.causal, config, adapter_name=str(role)))
         except ValueError as error:  # which may show a whole layer
             raise UserError(f"adapter.target_modules: {' '.join(str(error).split()):.300}") from error
         self._after_adding(role, trainable=True)
@@ -123,9 +132,9 @@ class Roles(nn.Module):
         """
         with loading_adapter(folder):
             if self._peft:
-                self._peft[0].load_adapter(str(folder), adapter_name=role)
+                self._peft[0].load_adapter(str(folder), adapter_name=str(role))
             else:
-                self._peft.append(PeftModel.from_pretrained(self.causal, str(folder), adapter_name=role))
+                self._peft.append(PeftModel.from_pretrained(self.causal, str(folder), adapter_name=str(role)))
             if (folder / HEAD_FILE).exists():
                 self.add_head_from(role, folder)
         self._after_adding(role, trainable=trainable)
@@ -133,7 +142,7 @@ class Roles(nn.Module):
 
     def add_head(self, role: str) -> None:
         """Give `role` a new scalar head, small and random, in place of the LM head."""
-        self.heads[role] = ScalarHead(self.hidden_size, self.causal.device)
+        self.heads[str(role)] = ScalarHead(self.hidden_size, self.causal.device)
 
     def add_head_from(self, role: str, folder: Path) -> None:
         """Give `role` the scalar head in `folder`, trainable, and no adapter."""
@@ -146,7 +155,7 @@ class Roles(nn.Module):
         for layer in set(layers).difference(self._lora_layers):
             add_in_one_pass(layer)
         self._lora_layers = layers
-        self._trainable[role] = trainable
+        self._trainable[str(role)] = trainable
         # PEFT thaws and freezes as adapters come, so every role is set again.
         for each, wanted in self._trainable.items():
             for parameter in self.role_parameters(each).values():
@@ -162,9 +171,9 @@ class Roles(nn.Module):
         }
 
     def activate(self, role: str) -> None:
-        """Let forwards from here on use the adapter of `role` (none for `BASE`)."""
+        """Let forwards from here on use the adapter of `role` (none for `Role.BASE`)."""
         for layer in self._lora_layers:
-            activate_adapter(layer, None if role == BASE else role)
+            activate_adapter(layer, None if role == Role.BASE else str(role))
 
     def forward(
         self,

@@ -13,12 +13,11 @@ from data.batches import tokenize
 from data.batches.sampler import micro_batches, seed_from
 from stages.feedback.reward_model import RewardModel
 from stages.feedback.rewards import Rewards
+from stages.models.roles import Role
 from stages.rl.trajectory import Trajectory
 from stages.sampling.decoding import Response
 from stages.sampling.response_batch import ResponseBatch, response_logprobs, response_statistics, state_values
 from stages.sampling.sampler import Sampler
-
-POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
 
 
 class ExperienceCollector:
@@ -56,7 +55,7 @@ class ExperienceCollector:
         rows = self.share(len(prompts))
         ids = [prompts[row].prompt_ids for row in rows]
         seeds = [seed_from(self.seed, "rollout", step, row, prompts[row].prompt_ids) for row in rows]
-        return self.sampler.respond(POLICY, ids, seeds)
+        return self.sampler.respond(Role.POLICY, ids, seeds)
 
     @torch.no_grad()
     def score(self, prompts: Sequence[tokenize.Prompt], responses: list[Response]) -> Trajectory:
@@ -117,14 +116,14 @@ class ExperienceCollector:
     def _ask_roles(self, batch: ResponseBatch) -> dict[str, Tensor]:
         """Columns of a micro-batch, (b, >= R) each; a forward is saved if something else has its result."""
         models = self.reward_model.models
-        columns = {"ref_logprobs": response_logprobs(models, REFERENCE, batch)}
+        columns = {"ref_logprobs": response_logprobs(models, Role.REFERENCE, batch)}
         if self.shared_critic:
-            policy = response_statistics(models, POLICY, batch, values=CRITIC)
+            policy = response_statistics(models, Role.POLICY, batch, values=Role.CRITIC)
             return columns | {"logprobs": policy.logprobs, "values": policy.values}
         if not self.defers_values:
-            columns["values"] = state_values(models, CRITIC, batch)
+            columns["values"] = state_values(models, Role.CRITIC, batch)
         if self.recomputes_logprobs:
-            columns["logprobs"] = response_logprobs(models, POLICY, batch)
+            columns["logprobs"] = response_logprobs(models, Role.POLICY, batch)
         return columns
 
     def _terms(

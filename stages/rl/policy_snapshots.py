@@ -6,11 +6,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from stages.context import Context
+from stages.models.roles import Role
 from stages.training.checkpoint import State
 from stages.training.engine import Engine
 from stages.training.export import save_role
 
-POLICY = "policy"
 Tensors = dict[str, Tensor]
 
 
@@ -29,7 +29,7 @@ class PolicyAverage:
 
     def update(self) -> None:
         """Move the average towards the policy. Every rank must call."""
-        for name, tensor in self._engine.role_tensors(POLICY).items():
+        for name, tensor in self._engine.role_tensors(Role.POLICY).items():
             self.tensors[name] = self.tensors.get(name, tensor).lerp(tensor, 1 - self._decay)
 
     def save(self, context: Context, tokenizer: PreTrainedTokenizerBase, use_average: bool) -> None:
@@ -38,15 +38,15 @@ class PolicyAverage:
         The one that is the result goes to `adapter`, and is the policy afterwards. The other goes to
         `adapter-last` or `adapter-ema`.
         """
-        policy = self._engine.role_tensors(POLICY)
+        policy = self._engine.role_tensors(Role.POLICY)
         if use_average:
             other, folder, result = policy, "adapter-last", self.tensors
         else:
             other, folder, result = self.tensors, "adapter-ema", policy
         self._engine.set_parameters(other)
-        save_role(context, self._engine, POLICY, tokenizer, folder)
+        save_role(context, self._engine, Role.POLICY, tokenizer, folder)
         self._engine.set_parameters(result)
-        save_role(context, self._engine, POLICY, tokenizer)
+        save_role(context, self._engine, Role.POLICY, tokenizer)
 
     def state_dict(self) -> State:
         return State(tensors=_copies(self.tensors))
@@ -65,7 +65,7 @@ class LastGoodPolicy:
 
     def remember(self) -> None:
         """Take the policy as it is now. Every rank must call."""
-        self._policy_tensors = self._engine.role_tensors(POLICY)
+        self._policy_tensors = self._engine.role_tensors(Role.POLICY)
         self._average_tensors = dict(self._average.tensors) if self._average else {}
 
     def restore(self) -> None:

@@ -12,8 +12,9 @@ from configs.schema import Ppo
 from stages.maths.advantages import gae, token_kl, whiten
 from stages.maths.losses import masked_mean, masked_sum, policy_loss, value_loss
 from stages.maths.statistics import Means, add_means
+from stages.models.roles import Role
 from stages.models.token_statistics import TokenStatistics
-from stages.rl.experience import CRITIC, POLICY, ExperienceCollector
+from stages.rl.experience import ExperienceCollector
 from stages.rl.kl_controller import KlController
 from stages.rl.ptx import Ptx
 from stages.rl.trajectory import Experience
@@ -59,7 +60,7 @@ class PpoUpdate:
             means |= add_means(
                 self._policy_backward(micro, tokens) for micro in self._micro_batches(experience, mine)
             )
-        if self.ptx and not self.engine.is_held(POLICY):
+        if self.ptx and not self.engine.is_held(Role.POLICY):
             means["loss/ptx_avg"] = self.ptx.backward()
         self.engine.step()
         metrics = reduce_means(means, self.engine.ranks)
@@ -98,7 +99,7 @@ class PpoUpdate:
     def _critic_backward(self, micro: Experience, tokens: int) -> tuple[Means, Tensor]:
         """The gradients of a micro-batch, and the values (b, R) before them, on the CPU."""
         batch = self._batch(micro)
-        values = state_values(self.engine, CRITIC, batch)[:, :-1]
+        values = state_values(self.engine, Role.CRITIC, batch)[:, :-1]
         before = torch.where(batch.mask, values.detach(), 0.0).cpu()
         if not micro.has_values:
             micro = replace(micro, values=before)
@@ -108,7 +109,7 @@ class PpoUpdate:
 
     def _policy_backward(self, micro: Experience, tokens: int) -> Means:
         batch = self._batch(micro)
-        statistics = response_statistics(self.engine, POLICY, batch, entropy=self._with_entropy)
+        statistics = response_statistics(self.engine, Role.POLICY, batch, entropy=self._with_entropy)
         loss, means = self._policy_loss(micro, batch, tokens, statistics)
         self.engine.backward(self._policy_weight * loss)
         return means
@@ -118,11 +119,11 @@ class PpoUpdate:
         batch = self._batch(micro)
         statistics = response_statistics(
             self.engine,
-            POLICY,
+            Role.POLICY,
             batch,
             entropy=self._with_entropy,
-            values=CRITIC,
-            detach_values=self.engine.is_held(POLICY),
+            values=Role.CRITIC,
+            detach_values=self.engine.is_held(Role.POLICY),
         )
         loss, means = self._policy_loss(micro, batch, tokens, statistics)
         critic_loss, critic_means = self._critic_loss(micro, batch, tokens, statistics.values[:, :-1])
@@ -131,7 +132,7 @@ class PpoUpdate:
 
     @property
     def _policy_weight(self) -> float:
-        return 0.0 if self.engine.is_held(POLICY) else 1.0
+        return 0.0 if self.engine.is_held(Role.POLICY) else 1.0
 
     @property
     def _with_entropy(self) -> bool:

@@ -29,7 +29,7 @@ from stages.distributed.ranks import Ranks
 from stages.internals.transformers import commit_hash
 from stages.models.adapter_files import save_adapter
 from stages.models.base import compute_dtype
-from stages.models.roles import BASE, Roles
+from stages.models.roles import Role, Roles
 from stages.sampling.decoding import Response
 
 INSTALL = "install it on a machine with a GPU, in an environment of its own: pip install -e '.[vllm]'"
@@ -135,7 +135,7 @@ class VllmEngine:
         """What asks for the adapter of `role`; None for the base, which has none."""
         from vllm.lora.request import LoRARequest
 
-        if role == BASE:
+        if role == Role.BASE:
             return None
         number, folder = self._adapters.current(role)
         # vLLM tells adapters apart by number, and by name and path what it has cached of a prompt.

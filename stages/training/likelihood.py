@@ -9,9 +9,9 @@ from torch import Tensor
 
 from data.batches import collate, pack, tokenize
 from stages.models.role_models import RoleForward
+from stages.models.roles import Role
 from stages.models.token_statistics import TokenQuery
 
-ROLE = "policy"
 Example = tokenize.Demonstration | pack.Packed
 
 
@@ -44,7 +44,7 @@ def completion_logprobs(
     start = max(int(batch.completion_mask.any(0).int().argmax()) - 1, 0)
     targets = batch.input_ids[:, start + 1 :]
     wanted = TokenQuery(is_top1=True)
-    figures = model(ROLE, batch.input_ids, batch.attention_mask, position_ids, start, targets, wanted)
+    figures = model(Role.POLICY, batch.input_ids, batch.attention_mask, position_ids, start, targets, wanted)
     return figures.logprobs, figures.is_top1.float(), batch.completion_mask[:, start + 1 :]
 
 

@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -39,6 +39,7 @@ from stages.distributed.process_group import init_distributed  # noqa: E402
 from stages.models import onednn  # noqa: E402
 from stages.models.base import load_base, load_tokenizer  # noqa: E402
 from stages.models.roles import Roles  # noqa: E402
+from stages.sampling.decoding import Response  # noqa: E402
 from stages.sampling.sampler import Sampler  # noqa: E402
 
 ENGINES = ("hf", "merged", "continuous")
@@ -83,11 +84,17 @@ class Plain(Sampler):
 
     @patch.object(onednn, "LARGE", math.inf)
     @torch.no_grad()
-    def __call__(self, role: str, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[list[int]]:
+    def respond(
+        self,
+        role: str,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> list[Response]:
         self.roles.eval()
         self.roles.activate(role)
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        responses: list[list[int]] = []
+        responses: list[Response] = []
         for chunk in micro_batches(prompts, self.rollout.batch_size):
             input_ids, attention_mask = collate_prompts(chunk, pad).to(self.ranks.device)
             output = self.roles.causal.generate(
@@ -100,7 +107,7 @@ class Plain(Sampler):
                 pad_token_id=pad,
             )
             rows = output[:, input_ids.shape[1] :].tolist()
-            responses += [row[: row.index(end) + 1] if end in row else row for row in rows]
+            responses += [Response(row[: row.index(end) + 1] if end in row else row) for row in rows]
         return responses
 
 
@@ -114,8 +121,9 @@ def measure(arguments: argparse.Namespace, samplers: dict[str, Sampler]) -> list
     for turn in range(arguments.repeats + 1):
         for name, sampler in samplers.items():
             begin = time.perf_counter()
-            last[name] = sampler("policy", prompts, list(range(len(prompts))))
+            responses = sampler.respond("policy", prompts, list(range(len(prompts))))
             seconds = time.perf_counter() - begin
+            last[name] = [response.ids for response in responses]
             if turn:  # the first warms up
                 speeds[name].append(sum(map(len, last[name])) / seconds)
     for name in ("generate", "hf"):

@@ -15,6 +15,7 @@ from data.batches.tokenize import Demonstration, Prompt, Ranking
 from stages import ppo, rm, sft
 from stages.distributed.ranks import Ranks
 from stages.models.base_checks import supports_block_mask
+from stages.models.roles import Role
 from stages.sampling.sampler import Sampler
 from tests.support.engines import assert_same_gradients, engine_of, gradients_of
 from tests.support.roles import new_role, ppo_roles, reward_model_of, tiny_roles
@@ -38,17 +39,17 @@ PROMPTS = [Prompt("", "", sequence(n)) for n in LENGTHS]
 
 
 def sft_step(pad: int, micro: int, ranks: Ranks) -> Outcome:
-    roles = new_role(tiny_roles(), sft.ROLE, seed=3)
+    roles = new_role(tiny_roles(), Role.POLICY, seed=3)
     settings = Sft(batch_size=6, micro_batch_size=micro, max_grad_norm=0)
-    engine = engine_of(roles, {sft.ROLE: 1e-3}, ranks, settings)
+    engine = engine_of(roles, {Role.POLICY: 1e-3}, ranks, settings)
     return gradients_of(engine, lambda: sft.SftTrainer(engine, pad, micro).step(DEMONSTRATIONS))
 
 
 def rm_step(pad: int, micro: int, ranks: Ranks) -> Outcome:
-    roles = new_role(tiny_roles(), rm.ROLE, seed=4, head=True)
-    roles.heads[rm.ROLE].bias.requires_grad_(False)
+    roles = new_role(tiny_roles(), Role.REWARD, seed=4, head=True)
+    roles.heads[Role.REWARD].bias.requires_grad_(False)
     settings = Rm(batch_size=6, micro_batch_size=micro, max_grad_norm=0)
-    engine = engine_of(roles, {rm.ROLE: 1e-3}, ranks, settings)
+    engine = engine_of(roles, {Role.REWARD: 1e-3}, ranks, settings)
     trainer = rm.RewardModelTrainer(engine, pad, micro, supports_block_mask(roles.causal))
     assert trainer.share_prompts
     return gradients_of(engine, lambda: trainer.step(RANKINGS))

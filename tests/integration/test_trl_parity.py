@@ -27,7 +27,7 @@ from data.batches.tokenize import Demonstration, Ranking
 from stages import rm, sft
 from stages.distributed.ranks import Ranks
 from stages.models.base import load_base, model_folder
-from stages.models.roles import Roles
+from stages.models.roles import Role, Roles
 from tests.support.engines import assert_same_gradients, engine_of, gradients_of
 from tests.support.roles import CPU, new_role, save_role_of, tensors_of, tiny_roles
 
@@ -72,19 +72,19 @@ def rankings(tiny_tokenizer: Any) -> list[Ranking]:
 def our_sft(quantization: str, ranks: Ranks, examples: Sequence[sft.Example], micro: int) -> Result:
     roles = sft_roles(quantization)
     settings = Sft(batch_size=8, micro_batch_size=micro, max_grad_norm=0)
-    engine = engine_of(roles, {sft.ROLE: 1e-3}, ranks, settings)
+    engine = engine_of(roles, {Role.POLICY: 1e-3}, ranks, settings)
     trainer = sft.SftTrainer(engine, pad_id=0, micro_batch_size=micro)
     metrics, gradients = gradients_of(engine, lambda: trainer.step(examples))
     return metrics["loss"], gradients
 
 
 def sft_roles(quantization: str) -> Roles:
-    return new_role(tiny_roles(quantization=quantization), sft.ROLE, seed=3)
+    return new_role(tiny_roles(quantization=quantization), Role.POLICY, seed=3)
 
 
 def rm_roles(quantization: str) -> Roles:
-    roles = new_role(tiny_roles(quantization=quantization), rm.ROLE, seed=4, head=True)
-    roles.heads[rm.ROLE].bias.requires_grad_(False)  # as the recipe does; TRL's head has none
+    roles = new_role(tiny_roles(quantization=quantization), Role.REWARD, seed=4, head=True)
+    roles.heads[Role.REWARD].bias.requires_grad_(False)  # as the recipe does; TRL's head has none
     return roles
 
 
@@ -102,7 +102,9 @@ def trl_model(base: PreTrainedModel, folder: Path, role: str) -> PeftModel:
     """`base` under the adapter in `folder`, as TRL users have it."""
     config = LoraConfig.from_pretrained(str(folder))
     config.task_type = None  # one file for both: the adapter does not care which head is on the base
-    return PeftModel.from_pretrained(base, str(folder), adapter_name=role, is_trainable=True, config=config)
+    return PeftModel.from_pretrained(
+        base, str(folder), adapter_name=str(role), is_trainable=True, config=config
+    )
 
 
 def trl_step(trainer: Trainer, weights: dict[str, Tensor], accumulation: int) -> Result:
@@ -141,7 +143,7 @@ def trl_sft(
     **options: Any,
 ) -> Result:
     roles = sft_roles(quantization)
-    save_role_of(roles, sft.ROLE, folder / "adapter", tokenizer)
+    save_role_of(roles, Role.POLICY, folder / "adapter", tokenizer)
     base = load_base(base_config(quantization), CPU)
     rows = [
         {
@@ -151,17 +153,17 @@ def trl_sft(
         for each in demonstrations
     ]
     trainer = SFTTrainer(
-        model=trl_model(base, folder / "adapter", sft.ROLE),
+        model=trl_model(base, folder / "adapter", Role.POLICY),
         args=SFTConfig(completion_only_loss=True, **trl_options(folder, **options)),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
-    return trl_step(trainer, tensors_of(roles, sft.ROLE), accumulation)
+    return trl_step(trainer, tensors_of(roles, Role.POLICY), accumulation)
 
 
 def trl_rm(quantization: str, rankings: Sequence[Ranking], tokenizer: Any, folder: Path) -> Result:
     roles = rm_roles(quantization)
-    save_role_of(roles, rm.ROLE, folder / "adapter", tokenizer)
+    save_role_of(roles, Role.REWARD, folder / "adapter", tokenizer)
     config = base_config(quantization)
     base = AutoModelForSequenceClassification.from_pretrained(
         model_folder(config),
@@ -169,7 +171,7 @@ def trl_rm(quantization: str, rankings: Sequence[Ranking], tokenizer: Any, folde
         dtype=torch.float32,
         quantization_config=vars(roles.causal.config).get("quantization_config"),
     )
-    model = trl_model(base, folder / "adapter", rm.ROLE)
+    model = trl_model(base, folder / "adapter", Role.REWARD)
     model.base_model.model.score.weight.requires_grad_(True)
     rows = [
         {
@@ -184,8 +186,8 @@ def trl_rm(quantization: str, rankings: Sequence[Ranking], tokenizer: Any, folde
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
-    weights = tensors_of(roles, rm.ROLE)
-    del weights[f"heads.{rm.ROLE}.bias"]
+    weights = tensors_of(roles, Role.REWARD)
+    del weights[f"heads.{Role.REWARD}.bias"]
     return trl_step(trainer, weights, 1)
 
 
@@ -280,7 +282,7 @@ def test_pairwise_rm_equals_trl(
     theirs = trl_rm(quantization, rankings, tiny_tokenizer, tmp_path)
     for micro, share_prompts in ((8, True), (2, True), (8, False)):
         settings = Rm(batch_size=4, micro_batch_size=micro, max_grad_norm=0)
-        engine = engine_of(rm_roles(quantization), {rm.ROLE: 1e-3}, ranks, settings)
+        engine = engine_of(rm_roles(quantization), {Role.REWARD: 1e-3}, ranks, settings)
         trainer = rm.RewardModelTrainer(engine, 0, micro, share_prompts)
         metrics, gradients = gradients_of(engine, partial(trainer.step, rankings))
         assert_same((metrics["loss"], gradients), theirs)
@@ -297,7 +299,7 @@ def test_prompts_forwarded_once_change_nothing(ranks: Ranks) -> None:
     ]
     found = []
     for share_prompts in (True, False):
-        engine = engine_of(rm_roles("nf4"), {rm.ROLE: 1e-3}, ranks, Rm(batch_size=3, max_grad_norm=0))
+        engine = engine_of(rm_roles("nf4"), {Role.REWARD: 1e-3}, ranks, Rm(batch_size=3, max_grad_norm=0))
         trainer = rm.RewardModelTrainer(engine, 0, 12, share_prompts)
         held_out = trainer.evaluate(ranked)
         metrics, gradients = gradients_of(engine, partial(trainer.step, ranked))

@@ -15,7 +15,7 @@ from stages.distributed.ranks import Ranks
 from stages.feedback.reward_model import RewardModel
 from stages.models.base import load_base, load_tokenizer
 from stages.models.role_models import RoleModels, same_tokens
-from stages.models.roles import BASE, Roles
+from stages.models.roles import Role, Roles
 from stages.sampling.decoding import Response
 from tests.support.bases import foreign_base, wider_base
 from tests.support.roles import CPU, new_role, tiny_roles
@@ -57,7 +57,7 @@ def naive(models: RoleModels, text: str) -> float:
 def test_roles_are_asked_on_their_own_base(folders: dict[str, Path], tiny_tokenizer: Any) -> None:
     models = models_with(folders["wider"], tiny_tokenizer)
     assert models.of("reward") is models.reward_base
-    assert models.of("policy") is models.of(BASE) is models.policy_base
+    assert models.of("policy") is models.of(Role.BASE) is models.policy_base
     ids = torch.tensor([[5, 6, 7]])
     ours = models("policy", ids, torch.ones_like(ids))
     assert torch.equal(ours, models.policy_base("policy", ids, torch.ones_like(ids)))

@@ -43,7 +43,8 @@ def test_torch_base_of_a_view() -> None:
 def test_deepspeed_compatible_ops() -> None:
     deepspeed_internals.build_no_ops()
     assert deepspeed.ops.__compatible_ops__ == {}
-    assert "deepspeed.ops.__compatible_ops__" in inspect.getsource(deepspeed.comm.torch), "who asks for it"
+    asking = Path(str(deepspeed.comm.__file__)).with_name("torch.py").read_text()
+    assert "deepspeed.ops.__compatible_ops__" in asking
 
 
 def test_deepspeed_get_data_parallel_group() -> None:

@@ -13,7 +13,7 @@ from configs.errors import UserError
 from configs.schema import Adapter, Base
 from stages.models.base import compute_dtype, disable_dropout, load_base, load_tokenizer
 from stages.models.role_models import trainable
-from stages.models.roles import BASE, Roles, ScalarHead
+from stages.models.roles import Role, Roles, ScalarHead
 from tests.support.roles import (
     CPU,
     PPO_ROLES,
@@ -29,7 +29,7 @@ from tests.support.roles import (
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [50, 60, 70, 80, 90, 100]])
 MASK = torch.ones_like(IDS)
 LAYERS = 2 * 7  # two blocks of q, k, v, o, gate, up, down
-ALL = (*PPO_ROLES, BASE)
+ALL = (*PPO_ROLES, Role.BASE)
 
 
 def out(roles: Roles, role: str, start: int = 0) -> torch.Tensor:
@@ -128,7 +128,7 @@ def test_role_parameters_are_those_of_the_role(four):
         names = set(four.role_parameters(role))
         assert names == {name for name, _ in four.named_parameters() if is_trained(name, {role})}
         assert len(names) == 2 * LAYERS + 2 * (role in ("reward", "critic"))
-    assert four.role_parameters(BASE) == {}
+    assert four.role_parameters(Role.BASE) == {}
     assert set(trainable(four, PPO_ROLES)) == set(trainable(four, TRAINED))
     assert set(trainable(four, ["critic"])) == set(four.role_parameters("critic"))
 
@@ -264,14 +264,14 @@ def test_base_role_is_the_model_without_adapters(adapters):
     for role, source in PPO_ROLES.items():
         roles.add_from(role, adapters[source], trainable=role in TRAINED)
     assert not torch.allclose(out(roles, "policy"), expected, atol=0.1)
-    assert torch.equal(out(roles, BASE), expected)
+    assert torch.equal(out(roles, Role.BASE), expected)
     out(roles, "critic")
-    assert torch.equal(out(roles, BASE), expected)
+    assert torch.equal(out(roles, Role.BASE), expected)
 
 
 def test_fresh_adapter_starts_as_the_base_and_a_trained_one_is_itself_again_after_others(four):
     roles = tiny_roles()
-    expected = out(roles, BASE)
+    expected = out(roles, Role.BASE)
     roles.add_new("policy", Adapter(r=4))
     assert torch.equal(out(roles, "policy"), expected)
     outputs = {role: out(four, role) for role in ALL}
@@ -446,7 +446,7 @@ def test_other_quantizations_load_forward_and_train(quantization, adapters):
     roles = ppo_roles(adapters, quantization=quantization).train()
     names = {type(module).__name__ for module in roles.causal.modules()}
     assert ("Linear8bitLt" in names) == (quantization == "int8")
-    assert out(roles, BASE).shape == (2, 6, 384)
+    assert out(roles, Role.BASE).shape == (2, 6, 384)
     for role in TRAINED:
         loss_of(roles, role).backward()
     assert set(gradients(roles)) == {name for name, _ in roles.named_parameters() if is_trained(name)}
@@ -459,7 +459,7 @@ def test_quantized_bases_are_near_the_real_one(tiny_folder):
         expected = model(input_ids=IDS, attention_mask=MASK).logits
     errors = {}
     for quantization in ("none", "int8", "nf4"):
-        found = out(tiny_roles(quantization=quantization).eval(), BASE)
+        found = out(tiny_roles(quantization=quantization).eval(), Role.BASE)
         errors[quantization] = ((found - expected).norm() / expected.norm()).item()
     assert errors["none"] == 0.0
     assert 0 < errors["int8"] < 0.05 < errors["nf4"] < 0.4
@@ -515,3 +515,17 @@ def test_compute_dtype_on_a_cpu(choice, capabilities, dtype, monkeypatch):
 def test_compute_dtype_on_a_gpu(native, dtype, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native)
     assert compute_dtype("auto", torch.device("cuda")) == dtype
+
+
+def test_names_of_roles_reach_the_libraries_as_plain_strings(tiny_tokenizer, tmp_path):
+    """PEFT and torch write them into names of tensors and files."""
+    roles = new_role(tiny_roles(), Role.POLICY, 0, head=True)
+    folder = save_role_of(roles, Role.POLICY, tmp_path / "adapter", tiny_tokenizer)
+    roles.add_from(Role.REFERENCE, folder, trainable=False)
+    layer = roles.causal.model.layers[0].mlp.up_proj
+    keys = [*layer.lora_A, *roles.heads, *roles.role_parameters(Role.POLICY)]
+    for role in (Role.POLICY, Role.REFERENCE):
+        roles.activate(role)
+        keys += layer.active_adapters
+    assert {type(key) for key in keys} == {str}
+    assert set(layer.lora_A) == set(roles.heads) == {"policy", "reference"}
