@@ -23,7 +23,7 @@ from pipeline.planning.plan import plan_stages, stages_between
 from pipeline.planning.preflight import check_files
 from pipeline.processes import logs
 from pipeline.state.manifest import library_versions
-from pipeline.state.results import found_runs
+from pipeline.state.results import sweep_runs
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.show import print_plan, print_status
 
@@ -152,7 +152,7 @@ def sweep(options: SweepOptions) -> int:
     check_files(request.config, plans)
     shared = [plan for plan in plans if plan.stage != "ppo"]
     status = sweeping.sweep((request, launch, shared), list(zip(runs, commands, strict=True)), pool)
-    if not any(found_runs(request.run.path)):
+    if not any(sweep_runs(request.run.path)):
         return status  # a shared stage failed and has printed why
     from pipeline.reporting.sweep_report import write_sweep_report  # imports matplotlib
 

@@ -204,7 +204,7 @@ def _attempt(
             failed(manifest, error, time.monotonic() - start).write(run.manifest(stage))
 
     try:
-        with endings.speaking_when_stuck(run.logs(stage), peers, record):
+        with endings.reporting_when_stuck(run.logs(stage), peers, record):
             outcome = _recipe(stage)(context)
         result = finished(manifest, outcome, run.output(stage), time.monotonic() - start)
     except BaseException as caught:

@@ -1,4 +1,4 @@
-"""Whether the files that stages will read are there, before anything is set aside or loaded."""
+"""Checks that the files which stages will read exist, before anything is set aside or loaded."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pipeline.planning.plan import StagePlan
 
 
 def check_files(config: Experiment, plans: Sequence[StagePlan]) -> None:
-    """Check what the stages that are to run or resume will read.
+    """Check the files of the stages that will run or resume.
 
     Raises:
-        UserError: with a line for each file that is not there or cannot serve.
+        UserError: one line per file that is missing or not usable.
     """
     stages = [plan.stage for plan in plans if plan.action in ("run", "resume")]
     faults = list(_faults(config, stages)) if stages else []
