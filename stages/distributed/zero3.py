@@ -1,4 +1,7 @@
-"""Parameters that ZeRO-3 has sharded: whole when they are read, and gathered again in backward."""
+"""Parameters that ZeRO-3 shards over ranks (Rajbhandari et al. 2020): how code reads and writes whole ones.
+
+Without ZeRO-3, every parameter is whole, and these functions do nothing.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +51,34 @@ class _Product(torch.autograd.Function):
 
 @contextlib.contextmanager
 def whole(*parameters: Tensor | None) -> Iterator[None]:
-    """Within, parameters that ZeRO-3 has sharded are whole."""
+    """Within, `parameters` are whole on every rank, for reading only. Every rank must enter.
+
+    Under ZeRO-3, changes are lost on exit. `None` stands for a bias that a layer does not have.
+    """
     sharded = [
-        each
-        for each in parameters
-        if each is not None and vars(each).get("ds_status") == ZeroParamStatus.NOT_AVAILABLE
+        parameter
+        for parameter in parameters
+        if parameter is not None and vars(parameter).get("ds_status") == ZeroParamStatus.NOT_AVAILABLE
     ]
     with deepspeed.zero.GatheredParameters(sharded) if sharded else contextlib.nullcontext():
         yield
+
+
+@contextlib.contextmanager
+def whole_for_writing(*parameters: nn.Parameter) -> Iterator[None]:
+    """Within, `parameters` are whole. On exit, each rank keeps its shard of rank 0's. All ranks enter."""
+    # Not only shards: a small parameter that every rank holds has a shard beside it, which must follow.
+    managed = [parameter for parameter in parameters if is_sharded(parameter)]
+    gathered = deepspeed.zero.GatheredParameters(managed, modifier_rank=0)
+    with gathered if managed else contextlib.nullcontext():
+        yield
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether ZeRO-3 manages `parameter`: outside a forward, it may hold no elements."""
+    return "ds_status" in vars(parameter)
+
+
+def whole_shape(parameter: Tensor) -> torch.Size:
+    """The shape of `parameter` when it is whole."""
+    return torch.Size(vars(parameter).get("ds_shape", parameter.shape))

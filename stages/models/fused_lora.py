@@ -13,6 +13,8 @@ from typing import Any
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from stages.distributed.zero3 import is_sharded
+
 
 def add_in_one_pass(layer: LoraLayer) -> None:
     """Have `layer` compute x W^T + scaling * (x A^T) B^T in place of its output, wherever PEFT's forward does
@@ -45,5 +47,5 @@ def _is_plain(layer: Any, role: str) -> bool:
         and role not in layer.lora_variant
         and b.bias is None
         and (isinstance(dropout, nn.Identity) or dropout.p == 0 or not dropout.training)
-        and "ds_status" not in vars(b.weight)  # ZeRO-3 gathers what a module's own forward uses
+        and not is_sharded(b.weight)  # ZeRO-3 gathers what a module's own forward uses
     )

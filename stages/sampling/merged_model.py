@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import deepspeed
 import psutil
 import torch
 from accelerate import init_empty_weights
@@ -19,6 +18,7 @@ from peft.utils.integrations import dequantize_bnb_weight
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from stages.distributed.zero3 import is_sharded, whole, whole_shape
 from stages.models.onednn import onednn_linear, onednn_multiplies
 from stages.models.roles import Roles
 
@@ -94,10 +94,10 @@ class MergedCopy:
 
     def _shared(self, parameter: Any) -> nn.Parameter:
         """The base's parameter itself, or its one copy where ZeRO-3 shards it."""
-        if "ds_shape" not in vars(parameter):
+        if not is_sharded(parameter):
             return parameter
         if parameter not in self._copied:
-            empty = torch.empty(parameter.ds_shape, dtype=parameter.dtype, device="meta")
+            empty = torch.empty(whole_shape(parameter), dtype=parameter.dtype, device="meta")
             self._copied[parameter] = nn.Parameter(empty)
         return self._copied[parameter]
 
@@ -125,7 +125,7 @@ class MergedCopy:
             self._copy_whole()
             for target, source in self._merged:
                 # Layer by layer: a sharded base is never whole, only the copy is.
-                with deepspeed.zero.GatheredParameters(list(source.parameters())):
+                with whole(*source.parameters()):
                     _hold(target, merged_weight(source, role))
             self._held = role
         return self.model
@@ -145,13 +145,13 @@ class MergedCopy:
         for parameter, meta in self._copied.items():
             if not meta.is_meta:
                 continue
-            with deepspeed.zero.GatheredParameters([parameter]):
-                whole = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+            with whole(parameter):
+                copied = nn.Parameter(parameter.detach().clone(), requires_grad=False)
             for module in self.model.modules():
                 for key, value in module.named_parameters(recurse=False):
                     if value is meta:
-                        module.register_parameter(key, whole)
-            self._copied[parameter] = whole
+                        module.register_parameter(key, copied)
+            self._copied[parameter] = copied
 
 
 def _hold(target: Any, weight: Tensor | None) -> None:
