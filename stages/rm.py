@@ -147,20 +147,21 @@ class RewardModelTrainer:
         """Pairwise accuracy, margin and loss on held-out rankings, means over prompts with intervals."""
         if not held_out:
             return {}
-        found: list[tuple[int, dict[str, float]]] = []
+        size = self._prompts_at_once(held_out)
         self.engine.models.eval()
-        for round_ in self.engine.ranks.rounds(list(range(len(held_out))), self._prompts_at_once(held_out)):
-            scores, order = self._scores(self.engine.models, [held_out[i] for i in round_.items])
-            for row, i in enumerate(round_.items * round_.weight):
-                _, means = ranking_loss(scores[row : row + 1], order[row : row + 1], 1)
-                found.append((i, {name: mean.value for name, mean in means.items()}))
+        rows = self.engine.ranks.map_in_order(held_out, size, self._metrics_of_each)
         self.engine.models.train()
-        rows = [row for _, row in sorted(self.engine.ranks.gather(found), key=lambda item: item[0])]
         return {
             **mean_with_interval("accuracy", [row["accuracy"] for row in rows]),
             **mean_with_interval("margin", [row["margin"] for row in rows]),
             **mean_with_interval("loss", [row["loss"] for row in rows]),
         }
+
+    def _metrics_of_each(self, rankings: Sequence[tokenize.Ranking]) -> list[dict[str, float]]:
+        """Accuracy, margin and loss of each ranking alone, scored in one batch."""
+        scores, order = self._scores(self.engine.models, rankings)
+        alone = [ranking_loss(scores[i : i + 1], order[i : i + 1], 1) for i in range(len(rankings))]
+        return [{name: mean.value for name, mean in means.items()} for _, means in alone]
 
     def _prompts_at_once(self, batch: Sequence[tokenize.Ranking]) -> int:
         return max(1, self.micro_batch_size // max(len(ranking.completion_ids) for ranking in batch))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from data.batches.sampler import rank_share
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,23 @@ class Ranks:
             mine = items[first : first + size * self.world][self.rank :: self.world]
             rounds.append(Round(mine, 1) if mine else Round(items[-1:], 0))
         return rounds
+
+    def map_in_order(
+        self, items: Sequence[Item], size: int, function: Callable[[list[Item]], Sequence[Result]]
+    ) -> list[Result]:
+        """Share the work among ranks, `size` items at once on a rank. Every rank must call.
+
+        Args:
+            function: from a batch of items to one result each. It runs equally often on every rank.
+
+        Returns:
+            The results of all items in the order of `items`, on every rank.
+        """
+        numbered: list[tuple[int, Result]] = []
+        for round_ in self.rounds(list(range(len(items))), size):
+            results = function([items[i] for i in round_.items])
+            numbered += list(zip(round_.items, results, strict=True)) * round_.weight
+        return [result for _, result in sorted(self.gather(numbered), key=lambda pair: pair[0])]
 
     def sum(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
         """Each value summed over ranks, in float64."""

@@ -1,4 +1,7 @@
-"""Parameters that ZeRO-3 has sharded: whole when they are read, and gathered again in backward."""
+"""Parameters that ZeRO-3 shards over ranks (Rajbhandari et al. 2020): how code reads and writes whole ones.
+
+Without ZeRO-3, every parameter is whole, and these functions do nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
 from stages.internals.bitsandbytes import dequantized_4bit
-from stages.internals.deepspeed import is_sharded_now
+from stages.internals.deepspeed import is_partitioned, is_sharded_now
 
 
 def gather_again(model: nn.Module) -> None:
@@ -49,7 +52,20 @@ class _Product(torch.autograd.Function):
 
 @contextlib.contextmanager
 def whole(*parameters: Tensor | None) -> Iterator[None]:
-    """Within, parameters that ZeRO-3 has sharded are whole."""
-    sharded = [each for each in parameters if each is not None and is_sharded_now(each)]
+    """Within, `parameters` are whole on every rank, for reading only. Every rank must enter.
+
+    Under ZeRO-3, changes are lost on exit. `None` stands for a bias that a layer does not have.
+    """
+    sharded = [parameter for parameter in parameters if parameter is not None and is_sharded_now(parameter)]
     with deepspeed.zero.GatheredParameters(sharded) if sharded else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def whole_for_writing(*parameters: nn.Parameter) -> Iterator[None]:
+    """Within, `parameters` are whole. On exit, each rank keeps its shard of rank 0's. All ranks enter."""
+    # Not only shards: a small parameter that every rank holds has a shard beside it, which must follow.
+    managed = [parameter for parameter in parameters if is_partitioned(parameter)]
+    gathered = deepspeed.zero.GatheredParameters(managed, modifier_rank=0)
+    with gathered if managed else contextlib.nullcontext():
         yield

@@ -15,6 +15,7 @@ from stages.feedback.labellers import labeller
 from stages.feedback.reward_model import RewardModel
 from stages.maths.statistics import mean_with_interval, wins
 from stages.models.roles import Role
+from stages.sampling.decoding import Response
 from stages.sampling.response_batch import response_logprobs
 from stages.sampling.sampler import Sampler
 
@@ -42,21 +43,23 @@ def answer(
     seeds = [seed_from(context.seed, "judgement", i, prompt) for i, prompt in enumerate(ids)]
     context.tracker.phase(f"ppo: answers of {role} to held-out prompts", len(ids))
     responses = sampler.shared(role, ids, seeds, context.tracker.advance)
-    found: list[tuple[int, float, float]] = []
-    for round_ in ranks.rounds(list(range(len(ids))), context.config.ppo.micro_batch_size):
-        answers = [responses[i] for i in round_.items]
-        batch = sampler.response_batch([ids[i] for i in round_.items], answers)
-        scores = reward_model([prompts[i] for i in round_.items], answers)
-        with torch.no_grad():
-            logprobs = response_logprobs(roles, role, batch)
-            ref_logprobs = response_logprobs(roles, Role.REFERENCE, batch)
+
+    @torch.no_grad()
+    def score_and_kl(pairs: list[tuple[tokenize.Prompt, Response]]) -> list[tuple[float, float]]:
+        asked, answers = zip(*pairs, strict=True)
+        batch = sampler.response_batch([prompt.prompt_ids for prompt in asked], answers)
+        scores = reward_model(asked, answers)
+        logprobs = response_logprobs(roles, role, batch)
+        ref_logprobs = response_logprobs(roles, Role.REFERENCE, batch)
         kl = torch.where(batch.mask, logprobs - ref_logprobs, 0.0).sum(1)
-        found += list(zip(round_.items, scores.tolist(), kl.tolist(), strict=True)) * round_.weight
-    found = sorted(ranks.gather(found))
+        return list(zip(scores.tolist(), kl.tolist(), strict=True))
+
+    pairs = list(zip(prompts, responses, strict=True))
+    rows = ranks.map_in_order(pairs, context.config.ppo.micro_batch_size, score_and_kl)
     return Answers(
         sampler.decode([response.ids for response in responses]),
-        [score for _, score, _ in found],
-        [kl for _, _, kl in found],
+        [score for score, _ in rows],
+        [kl for _, kl in rows],
         [len(response.ids) for response in responses],
     )
 

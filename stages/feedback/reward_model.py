@@ -43,11 +43,11 @@ class RewardModel:
 
     def shared(self, prompts: Sequence[Prompt], responses: Sequence[Response], size: int) -> list[float]:
         """Share the work among ranks, `size` at once on a rank: every rank gets all scores, in order."""
-        found: list[tuple[int, float]] = []
-        for round_ in self.ranks.rounds(list(range(len(prompts))), size):
-            scores = self([prompts[i] for i in round_.items], [responses[i] for i in round_.items]).tolist()
-            found += list(zip(round_.items, scores, strict=True)) * round_.weight
-        return [score for _, score in sorted(self.ranks.gather(found))]
+
+        def score(pairs: list[tuple[Prompt, Response]]) -> list[float]:
+            return self(*zip(*pairs, strict=True)).tolist()
+
+        return self.ranks.map_in_order(list(zip(prompts, responses, strict=True)), size, score)
 
     def rankings(self, rows: Sequence[Row]) -> list[Row]:
         """Collected rankings with `completion_ids` that are the reward model's tokens, not the policy's."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import deepspeed
 import psutil
 import torch
 from accelerate import init_empty_weights
@@ -18,6 +17,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from stages.distributed.zero3 import whole
 from stages.internals.bitsandbytes import dequantized_weight
 from stages.internals.deepspeed import is_partitioned, whole_shape
 from stages.models.onednn import onednn_linear, onednn_multiplies, packed_weight
@@ -127,7 +127,7 @@ class MergedCopy:
             self._copy_whole()
             for target, source in self._merged:
                 # Layer by layer: a sharded base is never whole, only the copy is.
-                with deepspeed.zero.GatheredParameters(list(source.parameters())):
+                with whole(*source.parameters()):
                     _hold(target, merged_weight(source, role))
             self._held = role
         return self.model
@@ -147,13 +147,13 @@ class MergedCopy:
         for parameter, meta in self._copied.items():
             if not meta.is_meta:
                 continue
-            with deepspeed.zero.GatheredParameters([parameter]):
-                whole = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+            with whole(parameter):
+                copied = nn.Parameter(parameter.detach().clone(), requires_grad=False)
             for module in self.model.modules():
                 for key, value in module.named_parameters(recurse=False):
                     if value is meta:
-                        module.register_parameter(key, whole)
-            self._copied[parameter] = whole
+                        module.register_parameter(key, copied)
+            self._copied[parameter] = copied
 
 
 def _hold(target: Any, weight: Tensor | None) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import deepspeed
 import numpy as np
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -26,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from configs.errors import UserError
 from configs.schema import VLLM_LORA_RANKS, Experiment, Rollout, Stage
 from stages.distributed.ranks import Ranks
+from stages.distributed.zero3 import whole
 from stages.internals.transformers import commit_hash
 from stages.models.adapter_files import save_adapter
 from stages.models.base import compute_dtype
@@ -172,7 +172,7 @@ class Adapters:
     def current(self, role: str) -> tuple[int, Path]:
         """Number and folder of `role` as it is now. Under ZeRO-3 every rank must call."""
         parameters = self._roles.role_parameters(role)
-        with deepspeed.zero.GatheredParameters(list(parameters.values())):
+        with whole(*parameters.values()):
             tensors = {name: each.detach().to("cpu", copy=True) for name, each in parameters.items()}
         latest = self._versions.get(role)
         if latest is None or any(not torch.equal(latest.tensors[name], tensors[name]) for name in tensors):

@@ -7,9 +7,8 @@ averages gradients over them.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from configs.errors import UserError
 from configs.schema import DeepSpeed, Training
 from stages.distributed.ranks import Ranks
-from stages.distributed.zero3 import gather_again
+from stages.distributed.zero3 import gather_again, whole, whole_for_writing
 from stages.internals.deepspeed import (
     clear_gradient_shards,
     data_parallel_group,
@@ -181,29 +180,19 @@ class Engine:
             for parameter in self.parameters.values():
                 parameter.grad = None  # AdamW passes over it
 
-    @contextlib.contextmanager
-    def whole(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-        """Within, `parameters` are whole on every rank, ZeRO-3 or not; for reading only."""
-        if self.zero_stage == 3:
-            with deepspeed.zero.GatheredParameters(list(parameters)):
-                yield
-        else:
-            yield
-
     def role_tensors(self, role: str) -> dict[str, Tensor]:
         """Adapter and head of `role` as whole CPU tensors, by parameter name. Every rank must call."""
         return self._on_cpu(self.models.role_parameters(role))
 
     def _on_cpu(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        with self.whole(parameters.values()):
+        with whole(*parameters.values()):
             return {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
 
     @torch.no_grad()
     def set_parameters(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace parameters by `tensors`; Adam's moments stay. Every rank must call."""
         parameters = [self.parameters[name] for name in tensors]
-        gathered = deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
-        with gathered if self.zero_stage == 3 else contextlib.nullcontext():
+        with whole_for_writing(*parameters):
             for parameter, tensor in zip(parameters, tensors.values(), strict=True):
                 parameter.copy_(tensor)
 

@@ -103,6 +103,18 @@ def check_resumed_after_a_bad_update(zero: int, ranks: Ranks) -> None:
     assert counts(resumed) == (3, 1, 0)
 
 
+def check_parameters_are_replaced(zero: int, ranks: Ranks) -> None:
+    """What is written is what is read, before training and after a step."""
+    trainer = trainer_at(zero, ranks)
+    for batch in BATCHES[:2]:
+        before = trainer.engine.role_tensors("policy")
+        replaced = {name: tensor + 1 for name, tensor in before.items()}
+        trainer.engine.set_parameters(replaced)
+        assert same(trainer.engine.role_tensors("policy"), replaced)
+        trainer.step(batch)
+        assert not same(trainer.engine.role_tensors("policy"), replaced), "the step changed nothing"
+
+
 def main() -> None:
     os.environ.setdefault("LOCAL_RANK", "0")
     ranks = init_distributed(DeepSpeed())
@@ -110,6 +122,7 @@ def main() -> None:
         for factor in (math.nan, math.inf):
             check_nothing_of_a_bad_update_remains(zero, factor, ranks)
         check_resumed_after_a_bad_update(zero, ranks)
+        check_parameters_are_replaced(zero, ranks)
     print(f"rank {ranks.rank}: all checks passed", flush=True)
     torch.distributed.destroy_process_group()
 

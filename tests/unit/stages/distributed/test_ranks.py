@@ -1,0 +1,71 @@
+"""Work that ranks share: who handles what, and how the results come back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from stages.distributed.ranks import Ranks
+from tests.support.roles import CPU
+
+ITEMS = list("abcdefg")
+
+
+class Alone(Ranks):
+    """A rank of several whose others do not answer: `gather` returns its own items."""
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        return items
+
+
+def batches_of(rank: int, world: int, size: int, items: list[str]) -> tuple[list[str], list[list[str]]]:
+    """The results of one rank, and the batches that its function was called with."""
+    batches: list[list[str]] = []
+
+    def upper(batch: list[str]) -> list[str]:
+        batches.append(batch)
+        return [item.upper() for item in batch]
+
+    return Alone(rank, world, CPU).map_in_order(items, size, upper), batches
+
+
+def test_batches_of_one_rank_by_hand() -> None:
+    results, batches = batches_of(0, 1, 3, ITEMS)
+    assert results == list("ABCDEFG")
+    assert batches == [["a", "b", "c"], ["d", "e", "f"], ["g"]]
+
+
+def test_batches_of_two_ranks_by_hand() -> None:
+    """Rank 1 has no item in the last round. It repeats the last one, and the result does not count."""
+    assert batches_of(0, 2, 3, ITEMS) == (list("ACEG"), [["a", "c", "e"], ["g"]])
+    assert batches_of(1, 2, 3, ITEMS) == (list("BDF"), [["b", "d", "f"], ["g"]])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [1, 2, 10])
+def test_every_item_is_handled_once_in_as_many_calls_on_every_rank(world: int, size: int) -> None:
+    found = [batches_of(rank, world, size, ITEMS) for rank in range(world)]
+    assert sorted(result for results, _ in found for result in results) == list("ABCDEFG")
+    assert len({len(batches) for _, batches in found}) == 1
+
+
+def test_results_of_all_ranks_are_in_the_order_of_the_items() -> None:
+    class Gathering(Ranks):
+        """Answers with the items of both ranks, in order of rank."""
+
+        def gather(self, items: list[Any]) -> list[Any]:
+            other = [(i, f"{ITEMS[i]} of rank 0") for i in range(0, len(ITEMS), 2)]
+            return other + items
+
+    results = Gathering(1, 2, CPU).map_in_order(ITEMS, 1, lambda batch: [f"{i} of rank 1" for i in batch])
+    assert results == [f"{item} of rank {i % 2}" for i, item in enumerate(ITEMS)]
+
+
+def test_no_items_no_calls() -> None:
+    assert batches_of(0, 2, 3, []) == ([], [])
+
+
+def test_function_that_loses_a_result_is_refused() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        Ranks(0, 1, CPU).map_in_order(ITEMS, 7, lambda batch: batch[1:])
