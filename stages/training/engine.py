@@ -23,6 +23,7 @@ from configs.errors import UserError
 from configs.schema import DeepSpeed, Training
 from stages.distributed.ranks import Ranks
 from stages.distributed.zero3 import gather_again, whole, whole_for_writing
+from stages.models.queries import ScalarQuery, TokenQuery
 from stages.models.role_models import RoleModels, trainable
 from stages.training.checkpoint import State
 from stages.training.optimizer import adamw, deepspeed_options, schedule
@@ -105,9 +106,11 @@ class Engine:
         _set_pg_timeout(timedelta(minutes=config.timeout_minutes), groups._get_data_parallel_group())
         self._start_moments()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, query: ScalarQuery | TokenQuery) -> Any:
         """`Roles.forward` for training."""
-        return self.deepspeed(*args, **kwargs)
+        # By keyword: ZeRO-3's hooks search positional arguments for tensors with gradients, and warn about a
+        # class that they cannot search. A query has none.
+        return self.deepspeed(query=query)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of this rank's part of the global loss.
