@@ -22,6 +22,7 @@ from stages.feedback.reward_model import RewardModel
 from stages.maths.losses import ranking_loss
 from stages.maths.statistics import Means, add_means, mean_with_interval
 from stages.models.base_checks import supports_block_mask
+from stages.models.queries import ScalarQuery
 from stages.models.role_models import RoleModels
 from stages.models.roles import Role
 from stages.sampling.response_batch import response_batch, sequence_scores
@@ -176,8 +177,8 @@ class RewardModelTrainer:
         if self.share_prompts:
             rows = [(ranking.prompt_ids, ranking.completion_ids) for ranking in rankings]
             batch = collate.rankings(rows, self.pad_id).to(device)
-            values = model(Role.REWARD, batch.input_ids, batch.attention_mask, batch.position_ids)
-            return values.gather(1, batch.last), order
+            query = ScalarQuery(Role.REWARD, batch.input_ids, batch.attention_mask, batch.position_ids)
+            return model(query).gather(1, batch.last), order
         prompts = [ranking.prompt_ids for ranking in rankings for _ in ranking.completion_ids]
         completions = [ids for ranking in rankings for ids in ranking.completion_ids]
         flat = sequence_scores(model, Role.REWARD, response_batch(prompts, completions, self.pad_id, device))

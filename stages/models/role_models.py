@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from peft import LoraConfig
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
 from configs.schema import Experiment
+from stages.models.queries import ScalarQuery, TokenQuery
 from stages.models.roles import Roles
 
 PROBE = "It's 10 o'clock.\nWhat now?"  # shows what a tokenizer does at the ends of a text, and to its blanks
@@ -49,18 +51,19 @@ class RoleModels(nn.Module):
         """PEFT's description of the adapter of `role`."""
         return self.of(role).peft_config(role)
 
-    def forward(self, role: str, input_ids: Tensor, *arguments: Any) -> Any:
-        """`Roles.forward` of `role`."""
-        roles = self.of(role)
-        # Of two bases with one tokenizer, one may have rows of embeddings that stand for no token, and a
-        # policy may sample them all the same; the other base has no such row.
-        return roles(role, input_ids.clamp(max=roles.vocabulary - 1), *arguments)
+    def forward(self, query: ScalarQuery | TokenQuery) -> Any:
+        """`Roles.forward` of the query's role."""
+        roles = self.of(query.role)
+        # Of two bases with one tokenizer, one may have more embeddings than tokens. A policy may sample these
+        # ids, and the other base has no embedding for them.
+        known_ids = query.input_ids.clamp(max=roles.vocabulary - 1)
+        return roles(query=replace(query, input_ids=known_ids))  # by keyword: see Engine.__call__
 
 
 class RoleForward(Protocol):
     """`Roles.forward`, called on the roles themselves or, in training, through the engine that wraps them."""
 
-    def __call__(self, role: str, *arguments: Any) -> Any: ...
+    def __call__(self, query: ScalarQuery | TokenQuery) -> Any: ...
 
 
 def trainable(roles: Roles | RoleModels, names: Iterable[str]) -> dict[str, nn.Parameter]:

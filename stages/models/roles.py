@@ -25,12 +25,12 @@ from configs.schema import Adapter
 from stages.internals.peft import activate_adapter
 from stages.models.adapter_files import HEAD_FILE, check_adapter, loading_adapter
 from stages.models.fused_lora import add_in_one_pass
+from stages.models.queries import Query, ScalarQuery, TokenQuery
 from stages.models.token_statistics import (
-    TokenQuery,
     TokenStatistics,
     can_read_hidden_states,
+    statistics_of_hidden_states,
     statistics_of_logits,
-    token_statistics,
 )
 
 
@@ -175,63 +175,48 @@ class Roles(nn.Module):
         for layer in self._lora_layers:
             activate_adapter(layer, None if role == Role.BASE else str(role))
 
-    def forward(
-        self,
-        role: str,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        position_ids: Tensor | None = None,
-        start: int = 0,
-        targets: Tensor | None = None,
-        wanted: TokenQuery | None = None,
-    ) -> Tensor | TokenStatistics:
-        """What the head of `role` says at positions `start` ... T-1.
+    def forward(self, query: ScalarQuery | TokenQuery) -> Tensor | TokenStatistics:
+        """Answer `query`: scalars (B, T - start) in fp32, or `TokenStatistics`.
 
-        Args:
-            input_ids: (B, T).
-            attention_mask: (B, T), 0 on padding, which may lie on either side; or (B, 1, T, T).
-            position_ids: (B, T); counted from the attention mask when absent.
-            targets: (B, T - start - 1), of a language-model role: the token that follows each position but
-                the last.
-            wanted: what is asked of the targets beside their log-probabilities.
-
-        Returns:
-            Scalars (B, T - start) in fp32 of a role with a scalar head. Of a language-model role, logits
-            (B, T - start, V), or with `targets` figures about these alone, without such a tensor.
+        DeepSpeed's engine calls `forward` alone, so this one method serves both kinds of query.
         """
-        self.activate(role)
-        if position_ids is None:
-            position_ids = attention_mask.long().cumsum(-1).sub(1).clamp(min=0)
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "use_cache": False,
-        }
-        if role in self.heads:
-            hidden = self.causal.get_decoder()(**inputs).last_hidden_state
-            return self.heads[role](hidden[:, start:])
-        kept = input_ids.shape[1] - start
-        if targets is None:
-            return self.causal(**inputs, logits_to_keep=kept).logits
-        return self._figures(inputs, kept, targets, wanted or TokenQuery())
+        self.activate(query.role)
+        if isinstance(query, TokenQuery):
+            return self._token_statistics(query)
+        return self._scalars(query)
 
-    def _figures(
-        self, inputs: dict[str, Any], kept: int, targets: Tensor, wanted: TokenQuery
-    ) -> TokenStatistics:
+    def _scalars(self, query: ScalarQuery) -> Tensor:
+        hidden = self.causal.get_decoder()(**_inputs(query)).last_hidden_state
+        scalars: Tensor = self.heads[query.role](hidden[:, query.start :])
+        return scalars
+
+    def _token_statistics(self, query: TokenQuery) -> TokenStatistics:
+        inputs, kept = _inputs(query), query.input_ids.shape[1] - query.start
         if can_read_hidden_states(self.causal):
             hidden = self.causal.get_decoder()(**inputs).last_hidden_state[:, -kept:]
-            figures = token_statistics(self.causal, hidden[:, :-1], targets, wanted)
+            statistics = statistics_of_hidden_states(self.causal, hidden[:, :-1], query)
         else:
-            output = self.causal(**inputs, logits_to_keep=kept, output_hidden_states=bool(wanted.values))
-            hidden = output.hidden_states[-1][:, -kept:] if wanted.values else output.logits
-            figures = statistics_of_logits(output.logits[:, :-1], targets, wanted)
-        if wanted.values is None:
-            return TokenStatistics(*figures, torch.empty(0))
-        return TokenStatistics(
-            *figures, self.heads[wanted.values](hidden.detach() if wanted.detach_values else hidden)
-        )
+            output = self.causal(**inputs, logits_to_keep=kept, output_hidden_states=bool(query.values))
+            hidden = output.hidden_states[-1][:, -kept:] if query.values else output.logits
+            statistics = statistics_of_logits(output.logits[:, :-1], query)
+        if query.values is None:
+            return TokenStatistics(*statistics, torch.empty(0))
+        values = self.heads[query.values](hidden.detach() if query.detach_values else hidden)
+        return TokenStatistics(*statistics, values)
 
     def peft_config(self, role: str) -> LoraConfig:
         """PEFT's description of the adapter of `role`, as it is saved beside its weights."""
         return self._peft[0].peft_config[role]
+
+
+def _inputs(query: Query) -> dict[str, Any]:
+    """The arguments of transformers' forward."""
+    positions = query.position_ids
+    if positions is None:
+        positions = query.attention_mask.long().cumsum(-1).sub(1).clamp(min=0)
+    return {
+        "input_ids": query.input_ids,
+        "attention_mask": query.attention_mask,
+        "position_ids": positions,
+        "use_cache": False,
+    }

@@ -6,7 +6,6 @@ used a tile at a time, forward and backward (TRL's kernel).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -16,31 +15,11 @@ from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from stages.distributed.zero3 import whole
+from stages.models.queries import TokenQuery
 
 # Of the vocabulary. A CPU goes over a tile many times, and waits where its caches do not hold it.
 TILE, CPU_TILE = 8_192, 1_024
 SCALED = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
-
-
-@dataclass(frozen=True)
-class TokenQuery:
-    """What is asked of each token, beside its log-probability.
-
-    Attributes:
-        entropy: the entropy of the distribution it was one choice of, in nats.
-        is_top1: whether it is the likeliest choice.
-        values: the scalar head of this name on the same hidden states, one position further than the tokens.
-        detach_values: the trunk does not learn from the values.
-        temperature: logits are divided by this.
-        support: (B, R, V) True on the tokens that could be chosen; None for all.
-    """
-
-    entropy: bool = False
-    is_top1: bool = False
-    values: str | None = None
-    detach_values: bool = False
-    temperature: float = 1.0
-    support: Tensor | None = None
 
 
 class TokenStatistics(NamedTuple):
@@ -52,14 +31,21 @@ class TokenStatistics(NamedTuple):
     values: Tensor
 
 
-def token_statistics(
-    causal: PreTrainedModel, hidden: Tensor, targets: Tensor, wanted: TokenQuery
+def statistics_of_hidden_states(
+    causal: PreTrainedModel, hidden: Tensor, query: TokenQuery
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability, entropy and is-top-1 of `targets` (B, R) after the hidden states (B, R, H), fp32."""
+    """Log-probability, entropy and is-top-1 of the targets (B, R), from the hidden states before them.
+
+    Args:
+        hidden: (B, R, H) last hidden states.
+
+    Returns:
+        (B, R) each, or (0,) if the query does not ask for it. The first two are fp32, the third is bool.
+    """
     head = causal.get_output_embeddings()
-    tiles = type(head) is nn.Linear and wanted.support is None
-    figures = _by_tiles if tiles else _at_once
-    return figures(causal, head, hidden, targets, wanted)
+    by_tiles = type(head) is nn.Linear and query.support is None
+    compute = _by_tiles if by_tiles else _at_once
+    return compute(causal, head, hidden, query)
 
 
 def can_read_hidden_states(causal: PreTrainedModel) -> bool:
@@ -69,48 +55,46 @@ def can_read_hidden_states(causal: PreTrainedModel) -> bool:
 
 
 def _by_tiles(
-    causal: PreTrainedModel, head: nn.Linear, hidden: Tensor, targets: Tensor, wanted: TokenQuery
+    causal: PreTrainedModel, head: nn.Linear, hidden: Tensor, query: TokenQuery
 ) -> tuple[Tensor, Tensor, Tensor]:
-    flags = {"entropy": wanted.entropy, "is_top1": wanted.is_top1}
+    flags = {"entropy": query.entropy, "is_top1": query.is_top1}
     with whole(head.weight, head.bias):
         logprobs, entropy, _, _, is_top1 = Chunked.apply(
             hidden.reshape(-1, hidden.shape[-1]),
             head.weight,
             head.bias,
-            targets.reshape(-1),
-            wanted.temperature,
+            query.targets.reshape(-1),
+            query.temperature,
             CPU_TILE if hidden.device.type == "cpu" else TILE,
             _softcap(causal),
             1.0,
             tuple(name for name, flag in flags.items() if flag),
         )
     return (
-        logprobs.view(targets.shape),
-        entropy.view(targets.shape) if wanted.entropy else torch.empty(0),
-        is_top1.view(targets.shape) if wanted.is_top1 else torch.empty(0),
+        logprobs.view(query.targets.shape),
+        entropy.view(query.targets.shape) if query.entropy else torch.empty(0),
+        is_top1.view(query.targets.shape) if query.is_top1 else torch.empty(0),
     )
 
 
 def _at_once(
-    causal: PreTrainedModel, head: nn.Module, hidden: Tensor, targets: Tensor, wanted: TokenQuery
+    causal: PreTrainedModel, head: nn.Module, hidden: Tensor, query: TokenQuery
 ) -> tuple[Tensor, Tensor, Tensor]:
     logits = head(hidden)
     if cap := _softcap(causal):
         logits = cap * torch.tanh(logits / cap)
-    return statistics_of_logits(logits, targets, wanted)
+    return statistics_of_logits(logits, query)
 
 
-def statistics_of_logits(
-    logits: Tensor, targets: Tensor, wanted: TokenQuery
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same of logits (B, R, V)."""
-    logits = logits.float() / wanted.temperature
-    if wanted.support is not None:
-        logits = logits.masked_fill(~wanted.support, torch.finfo(logits.dtype).min)
+def statistics_of_logits(logits: Tensor, query: TokenQuery) -> tuple[Tensor, Tensor, Tensor]:
+    """As `statistics_of_hidden_states`, from logits (B, R, V)."""
+    logits = logits.float() / query.temperature
+    if query.support is not None:
+        logits = logits.masked_fill(~query.support, torch.finfo(logits.dtype).min)
     return (
-        selective_log_softmax(logits, targets),
-        entropy_from_logits(logits) if wanted.entropy else torch.empty(0),
-        logits.detach().argmax(-1) == targets if wanted.is_top1 else torch.empty(0),
+        selective_log_softmax(logits, query.targets),
+        entropy_from_logits(logits) if query.entropy else torch.empty(0),
+        logits.detach().argmax(-1) == query.targets if query.is_top1 else torch.empty(0),
     )
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from data.batches.collate import prompts as collate_prompts
+from stages.models.queries import ScalarQuery, TokenQuery
 from stages.models.role_models import RoleForward
-from stages.models.token_statistics import TokenQuery, TokenStatistics
+from stages.models.token_statistics import TokenStatistics
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,25 @@ def response_batch(
 
 
 def response_statistics(
-    model: RoleForward, role: str, batch: ResponseBatch, **wanted: Any
+    model: RoleForward, role: str, batch: ResponseBatch, **options: Any
 ) -> TokenStatistics:
-    """What `role` says of the response tokens, as choices of the distribution that was sampled from.
+    """Statistics of the response tokens under `role`, with the temperature and support of the sampling.
 
     Args:
-        wanted: what is asked beside log-probabilities (see `TokenQuery`).
+        options: what to compute beside log-probabilities (see `TokenQuery`).
     """
-    asked = TokenQuery(**wanted, temperature=batch.temperature, support=batch.support)
-    ids, mask = batch.input_ids, batch.attention_mask
-    figures: TokenStatistics = model(role, ids, mask, None, batch.start, batch.responses, asked)
-    return figures
+    query = TokenQuery(
+        role,
+        batch.input_ids,
+        batch.attention_mask,
+        start=batch.start,
+        targets=batch.responses,
+        temperature=batch.temperature,
+        support=batch.support,
+        **options,
+    )
+    statistics: TokenStatistics = model(query)
+    return statistics
 
 
 def response_logprobs(model: RoleForward, role: str, batch: ResponseBatch) -> Tensor:
@@ -91,7 +100,8 @@ def response_logprobs(model: RoleForward, role: str, batch: ResponseBatch) -> Te
 
 def state_values(model: RoleForward, role: str, batch: ResponseBatch) -> Tensor:
     """Scalar of `role` before the first response token and after each of them: (B, R + 1), fp32."""
-    return model(role, batch.input_ids, batch.attention_mask, None, batch.start)
+    values: Tensor = model(ScalarQuery(role, batch.input_ids, batch.attention_mask, start=batch.start))
+    return values
 
 
 def sequence_scores(model: RoleForward, role: str, batch: ResponseBatch) -> Tensor:

@@ -28,6 +28,7 @@ from stages.internals.deepspeed import (
     link_moments,
 )
 from stages.internals.torch import set_timeout
+from stages.models.queries import ScalarQuery, TokenQuery
 from stages.models.role_models import RoleModels, trainable
 from stages.training.checkpoint import State
 from stages.training.optimizer import adamw, deepspeed_options, schedule
@@ -110,9 +111,11 @@ class Engine:
         set_timeout(data_parallel_group(), timedelta(minutes=config.timeout_minutes))
         self._start_moments()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, query: ScalarQuery | TokenQuery) -> Any:
         """`Roles.forward` for training."""
-        return self.deepspeed(*args, **kwargs)
+        # By keyword: ZeRO-3's hooks search positional arguments for tensors with gradients, and warn about a
+        # class that they cannot search. A query has none.
+        return self.deepspeed(query=query)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of this rank's part of the global loss.

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from data.batches import collate, pack, tokenize
+from stages.models.queries import TokenQuery
 from stages.models.role_models import RoleForward
 from stages.models.roles import Role
-from stages.models.token_statistics import TokenQuery
+from stages.models.token_statistics import TokenStatistics
 
 Example = tokenize.Demonstration | pack.Packed
 
@@ -42,10 +43,17 @@ def completion_logprobs(
     batch = _collate(examples, pad_id).to(device)
     position_ids = batch.position_ids if isinstance(batch, collate.PackedBatch) else None
     start = max(int(batch.completion_mask.any(0).int().argmax()) - 1, 0)
-    targets = batch.input_ids[:, start + 1 :]
-    wanted = TokenQuery(is_top1=True)
-    figures = model(Role.POLICY, batch.input_ids, batch.attention_mask, position_ids, start, targets, wanted)
-    return figures.logprobs, figures.is_top1.float(), batch.completion_mask[:, start + 1 :]
+    query = TokenQuery(
+        Role.POLICY,
+        batch.input_ids,
+        batch.attention_mask,
+        position_ids,
+        start,
+        targets=batch.input_ids[:, start + 1 :],
+        is_top1=True,
+    )
+    statistics: TokenStatistics = model(query)
+    return statistics.logprobs, statistics.is_top1.float(), batch.completion_mask[:, start + 1 :]
 
 
 def _collate(examples: Sequence[Example], pad_id: int) -> collate.Batch | collate.PackedBatch:

@@ -14,6 +14,7 @@ from stages.distributed.ranks import Ranks
 from stages.feedback.reward_model import RewardModel
 from stages.models.adapter_files import save_adapter
 from stages.models.base import load_base
+from stages.models.queries import ScalarQuery
 from stages.models.role_models import RoleModels
 from stages.models.roles import Roles
 
@@ -46,6 +47,35 @@ def ppo_roles(adapters: dict[str, Path], **base: Any) -> Roles:
     for role, source in PPO_ROLES.items():
         roles.add_from(role, adapters[source], trainable=role in TRAINED)
     return roles
+
+
+def role_output(
+    roles: Roles | RoleModels,
+    role: str,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    start: int = 0,
+) -> Tensor:
+    """Scalars (B, T - start) of a role with a head; of another role, logits (B, T - start, V)."""
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    if isinstance(roles, RoleModels):
+        roles = roles.of(role)
+    if role in roles.heads:
+        scalars: Tensor = roles(ScalarQuery(role, input_ids, attention_mask, position_ids, start))
+        return scalars
+    roles.activate(role)
+    if position_ids is None:
+        position_ids = attention_mask.cumsum(-1).sub(1).clamp(min=0)
+    logits: Tensor = roles.causal(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        use_cache=False,
+        logits_to_keep=input_ids.shape[1] - start,
+    ).logits
+    return logits
 
 
 def models_of(roles: Roles, tokenizer: Any = None) -> RoleModels:

@@ -20,7 +20,7 @@ from stages.feedback.evaluation import Answers, HeldOutEvaluation, answer
 from stages.maths.statistics import wins
 from stages.sampling.decoding import Response
 from stages.sampling.sampler import Sampler
-from tests.support.roles import CPU, ppo_roles, reward_model_of
+from tests.support.roles import CPU, ppo_roles, reward_model_of, role_output
 
 ALONE = Ranks(0, 1, CPU)
 NOTHING: Any = None  # where nothing asks it
@@ -215,12 +215,10 @@ def test_kl_and_scores_of_an_answer_equal_the_naive_ones(adapters, tiny_tokenize
         ids = torch.tensor([prompt.prompt_ids + response])
         with torch.no_grad():
             steps = {
-                role: roles(role, ids, torch.ones_like(ids))[0, len(prompt.prompt_ids) - 1 : -1].log_softmax(
-                    -1
-                )
+                role: role_output(roles, role, ids)[0, len(prompt.prompt_ids) - 1 : -1].log_softmax(-1)
                 for role in ("policy", "reference")
             }
-            score = roles("reward", ids, torch.ones_like(ids))[0, -1].item()
+            score = role_output(roles, "reward", ids)[0, -1].item()
         kl = sum(float(steps["policy"][t, id] - steps["reference"][t, id]) for t, id in enumerate(response))
         assert found.kl[i] == pytest.approx(kl, abs=1e-4)
         assert abs(kl) > 1e-2

@@ -14,11 +14,12 @@ from data.batches.tokenize import Prompt, answer
 from stages.distributed.ranks import Ranks
 from stages.feedback.reward_model import RewardModel
 from stages.models.base import load_base, load_tokenizer
+from stages.models.queries import ScalarQuery, TokenQuery
 from stages.models.role_models import RoleModels, same_tokens
 from stages.models.roles import Role, Roles
 from stages.sampling.decoding import Response
 from tests.support.bases import foreign_base, wider_base
-from tests.support.roles import CPU, new_role, tiny_roles
+from tests.support.roles import CPU, new_role, role_output, tiny_roles
 
 ALONE = Ranks(0, 1, CPU)
 ASKED = [{"role": "user", "content": "How is it?"}]
@@ -51,7 +52,7 @@ def prompts_and_responses(tokenizer: Any) -> tuple[list[Prompt], list[Response]]
 def naive(models: RoleModels, text: str) -> float:
     ids = torch.tensor([models.reward_tokenizer(text, add_special_tokens=False)["input_ids"]])
     with torch.no_grad():
-        return float(models.reward_base("reward", ids, torch.ones_like(ids))[0, -1])
+        return float(role_output(models.reward_base, "reward", ids)[0, -1])
 
 
 def test_roles_are_asked_on_their_own_base(folders: dict[str, Path], tiny_tokenizer: Any) -> None:
@@ -59,15 +60,15 @@ def test_roles_are_asked_on_their_own_base(folders: dict[str, Path], tiny_tokeni
     assert models.of("reward") is models.reward_base
     assert models.of("policy") is models.of(Role.BASE) is models.policy_base
     ids = torch.tensor([[5, 6, 7]])
-    ours = models("policy", ids, torch.ones_like(ids))
-    assert torch.equal(ours, models.policy_base("policy", ids, torch.ones_like(ids)))
+    query = TokenQuery("policy", ids, torch.ones_like(ids), targets=ids[:, 1:])
+    assert torch.equal(models(query).logprobs, models.policy_base(query).logprobs)
     assert not models.shares_base and models.shares_tokens
 
 
 def test_rows_of_embeddings_that_only_one_base_has(folders: dict[str, Path], tiny_tokenizer: Any) -> None:
     models = models_with(folders["foreign"], tiny_tokenizer)
     ids = torch.tensor([[5, 383]])
-    assert torch.isfinite(models("reward", ids, torch.ones_like(ids))).all()
+    assert torch.isfinite(models(ScalarQuery("reward", ids, torch.ones_like(ids)))).all()
 
 
 def test_tokens_that_were_sampled_are_scored_as_they_are(

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from configs.errors import UserError
 from configs.schema import Adapter, Base
 from stages.models.base import compute_dtype, disable_dropout, load_base, load_tokenizer
+from stages.models.queries import ScalarQuery, TokenQuery
 from stages.models.role_models import trainable
 from stages.models.roles import Role, Roles, ScalarHead
 from tests.support.roles import (
@@ -21,6 +22,7 @@ from tests.support.roles import (
     base_hash,
     new_role,
     ppo_roles,
+    role_output,
     save_role_of,
     tensors_of,
     tiny_roles,
@@ -34,11 +36,13 @@ ALL = (*PPO_ROLES, Role.BASE)
 
 def out(roles: Roles, role: str, start: int = 0) -> torch.Tensor:
     with torch.no_grad():
-        return roles(role, IDS, MASK, None, start)
+        return role_output(roles, role, IDS, MASK, start=start)
 
 
 def loss_of(roles: Roles, role: str) -> torch.Tensor:
-    return roles(role, IDS, MASK).square().mean()
+    if role in roles.heads:
+        return roles(ScalarQuery(role, IDS, MASK)).square().mean()
+    return roles(TokenQuery(role, IDS, MASK, targets=IDS[:, 1:])).logprobs.square().mean()
 
 
 def gradients(roles: Roles) -> dict[str, torch.Tensor]:
@@ -90,7 +94,7 @@ def test_activating_and_forwarding_leave_requires_grad_alone(role, four):
     four.activate(role)
     assert {name: parameter.requires_grad for name, parameter in four.named_parameters()} == before
     out(four, role)
-    four(role, IDS, MASK)
+    role_output(four, role, IDS, MASK)
     assert {name: parameter.requires_grad for name, parameter in four.named_parameters()} == before
 
 
@@ -226,7 +230,7 @@ def test_base_stays_the_same_bytes(quantization, checkpointing, adapters):
         optimizer.step()
         assert base_hash(roles) == before, training
         with torch.inference_mode():
-            roles("policy", IDS, MASK)
+            role_output(roles, "policy", IDS, MASK)
         assert base_hash(roles) == before, training
 
 
@@ -306,8 +310,8 @@ def test_padding_on_either_side_changes_nothing(role, four):
     whole = out(four, role)
     pad = torch.zeros(2, 3, dtype=torch.long)
     with torch.no_grad():
-        left = four(role, torch.cat([pad, IDS], 1), torch.cat([pad, MASK], 1))[:, 3:]
-        right = four(role, torch.cat([IDS, pad], 1), torch.cat([MASK, pad], 1))[:, :-3]
+        left = role_output(four, role, torch.cat([pad, IDS], 1), torch.cat([pad, MASK], 1))[:, 3:]
+        right = role_output(four, role, torch.cat([IDS, pad], 1), torch.cat([MASK, pad], 1))[:, :-3]
     torch.testing.assert_close(left, whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(right, whole, rtol=1e-5, atol=1e-5)
 
@@ -319,8 +323,8 @@ def test_positions_are_counted_from_the_mask(four):
         lambda _, __, inputs: seen.append(inputs["position_ids"].tolist()), with_kwargs=True
     )
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0]])
-    for role in ("policy", "reward"):
-        four(role, IDS, mask)
+    four(TokenQuery("policy", IDS, mask, targets=IDS[:, 1:]))
+    four(ScalarQuery("reward", IDS, mask))
     hook.remove()
     assert seen == [[[0, 0, 0, 1, 2, 3], [0, 0, 1, 2, 2, 2]]] * 2
 
@@ -332,7 +336,7 @@ def test_packed_sequences_are_as_if_alone(four):
     blocks = torch.block_diag(*[torch.ones(6, 6).tril()] * 2).bool()[None, None]
     for role in ("policy", "reward"):
         with torch.no_grad():
-            packed = four(role, ids, blocks, positions)
+            packed = role_output(four, role, ids, blocks, positions)
         expected = out(four, role)
         torch.testing.assert_close(packed.reshape(expected.shape), expected, rtol=1e-5, atol=1e-5)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,10 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stages.models import token_statistics
+from stages.models.queries import TokenQuery
 from stages.models.roles import Roles
-from stages.models.token_statistics import TokenQuery, TokenStatistics
+from stages.models.token_statistics import TokenStatistics
 from tests.support.engines import assert_same_gradients
-from tests.support.roles import new_role, tiny_roles
+from tests.support.roles import new_role, role_output, tiny_roles
 
 IDS = torch.randint(10, 380, (3, 12), generator=torch.Generator().manual_seed(0))
 MASK = torch.ones_like(IDS)
@@ -31,13 +34,16 @@ def roles() -> Roles:
     return new_role(tiny_roles(), "policy", seed=1).eval()
 
 
-def ours(roles: Roles, **wanted) -> TokenStatistics:
-    return roles("policy", IDS, MASK, None, START, TARGETS, TokenQuery(**wanted))
+def ours(roles: Roles, **options: Any) -> TokenStatistics:
+    statistics: TokenStatistics = roles(
+        TokenQuery("policy", IDS, MASK, start=START, **{"targets": TARGETS} | options)
+    )
+    return statistics
 
 
 def distribution(roles: Roles, temperature: float = 1.0) -> Tensor:
     """Log-probabilities (B, R, V) by the textbook."""
-    return (roles("policy", IDS, MASK, None, START)[:, :-1] / temperature).log_softmax(-1)
+    return (role_output(roles, "policy", IDS, start=START)[:, :-1] / temperature).log_softmax(-1)
 
 
 def gradients(roles: Roles, figures: Tensor) -> dict[str, Tensor]:
@@ -55,7 +61,7 @@ def test_figures_are_those_of_the_logits(
     found = distribution(roles, temperature)
     if softcap:
         monkeypatch.setattr(roles.causal.config, "final_logit_softcapping", softcap, raising=False)
-        logits = roles("policy", IDS, MASK, None, START)[:, :-1]
+        logits = role_output(roles, "policy", IDS, start=START)[:, :-1]
         found = (softcap * torch.tanh(logits / softcap) / temperature).log_softmax(-1)
     figures = ours(roles, entropy=True, is_top1=True, temperature=temperature)
     expected = found.gather(-1, TARGETS[..., None])[..., 0]
@@ -63,7 +69,7 @@ def test_figures_are_those_of_the_logits(
     torch.testing.assert_close(figures.entropy, -(found.exp() * found).sum(-1))
     likeliest = found.argmax(-1)
     assert torch.equal(figures.is_top1, likeliest == TARGETS)
-    assert roles("policy", IDS, MASK, None, START, likeliest, TokenQuery(is_top1=True)).is_top1.all()
+    assert ours(roles, targets=likeliest, is_top1=True).is_top1.all()
 
 
 def test_gradients_are_those_of_the_logits(roles: Roles) -> None:

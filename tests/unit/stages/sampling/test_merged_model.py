@@ -10,7 +10,7 @@ from stages.distributed.ranks import Ranks
 from stages.sampling import merged_model
 from stages.sampling.merged_model import MergedCopy
 from stages.sampling.sampler import Sampler
-from tests.support.roles import CPU, base_hash, ppo_roles, tensors_of
+from tests.support.roles import CPU, base_hash, ppo_roles, role_output, tensors_of
 from tests.support.sampling import sampled_ids
 
 ROLES = ("base", "policy", "reference")
@@ -21,7 +21,7 @@ PROMPTS = [[5, 6, 7], [8], [9, 10], [5, 6, 7]]
 
 def role_logits(roles, role: str) -> torch.Tensor:
     with torch.no_grad():
-        return roles(role, IDS, torch.ones_like(IDS))
+        return role_output(roles, role, IDS)
 
 
 def copy_logits(copy: MergedCopy, role: str) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from configs.schema import Rollout
 from stages.distributed.ranks import Ranks
+from stages.models.queries import Query
 from stages.sampling import decoding
 from stages.sampling.decoding import Noise, sample
 from stages.sampling.response_batch import (
@@ -19,7 +20,7 @@ from stages.sampling.response_batch import (
     state_values,
 )
 from stages.sampling.sampler import Sampler
-from tests.support.roles import CPU, ppo_roles
+from tests.support.roles import CPU, ppo_roles, role_output
 from tests.support.sampling import sampled_ids
 
 NO_ROLES: Any = None  # where nothing asks them
@@ -126,7 +127,7 @@ def test_first_token_is_a_sample_of_the_roles_softmax(role, roles, tiny_tokenize
     )
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
-        probabilities = roles(role, ids, torch.ones_like(ids))[0, -1].softmax(0)
+        probabilities = role_output(roles, role, ids)[0, -1].softmax(0)
     counts = torch.tensor(responses).flatten().bincount(minlength=384)
     # 32 buckets: the 31 likeliest tokens and all others; no top-k, no temperature, nothing forbidden
     top = probabilities.topk(31).indices
@@ -143,7 +144,7 @@ def test_no_token_is_held_back(watched, roles, tiny_tokenizer):
     """Neither the prompt's own token nor the end of turn, each after the prompt that makes it likeliest."""
     prompts = torch.arange(384)[:, None]
     with torch.no_grad():
-        probabilities = roles("policy", prompts, torch.ones_like(prompts))[:, -1].softmax(1)
+        probabilities = role_output(roles, "policy", prompts)[:, -1].softmax(1)
     likely = probabilities.diagonal() if watched == "own" else probabilities[:, EOS]
     prompt, probability = int(likely.argmax()), float(likely.max())
     responses = draw(roles, tiny_tokenizer, [[prompt]] * 4_000, range(4_000), tokens=1, batch_size=1000)
@@ -366,8 +367,8 @@ def test_score_is_read_at_the_last_response_token():
     """A model that says each token's own id: the score is the id of the last one, pad tokens and all."""
     batch = response_batch([[5, 6], [7, 8, 9], [4]], [[11, 12], [13], [0, 14, 0]], 0, CPU)
 
-    def own_id(role, input_ids, attention_mask, position_ids, start):
-        return input_ids[:, start:].float()
+    def own_id(query: Query) -> torch.Tensor:
+        return query.input_ids[:, query.start :].float()
 
     assert sequence_scores(own_id, "reward", batch).tolist() == [12.0, 13.0, 0.0]
     assert state_values(own_id, "critic", batch)[0].tolist() == [6.0, 11.0, 12.0, 0.0]
