@@ -39,8 +39,8 @@ class Request:
         return cache(partial(source_hashes, self.config))
 
     def command(self, stage: Stage, *switches: str) -> str:
-        """The command line that runs `stage` of this request."""
-        if self.caller == "tristage":
+        """The command line that runs `stage` of this request. `tristage run` does not know `best`."""
+        if self.caller == "tristage" and stage != "best":
             return self._line(f"tristage run --from {stage} --until {stage}", *switches)
         return self._line(f"deepspeed launch/run_stage.py --stage {stage}", *switches)
 

@@ -214,7 +214,7 @@ class TrainingLoop:
         return metrics
 
     def _stop(self, stop: StopTraining, evaluate: Evaluate) -> None:
-        """End training, in a step of its own: no other has two evaluations or two checkpoints."""
+        """End training in its own step, so that no step has two evaluations or two checkpoints."""
         progress, tracker = self.progress, self.context.tracker
         tracker.note(f"training ends after {progress.step} of {self.total} steps: {stop}")
         progress.step += 1

@@ -41,3 +41,8 @@ def test_what_best_has_picked_is_trained_on_in_its_own_run_directory(tmp_path: P
 )
 def test_a_stage_again(caller: str, expected: str, tmp_path: Path) -> None:
     assert request(tmp_path, caller=caller).command("rm", "--fresh") == expected
+
+
+def test_best_of_n_is_no_stage_of_tristage_run(tmp_path: Path) -> None:
+    expected = "deepspeed launch/run_stage.py --stage best --run-dir RUN"
+    assert request(tmp_path, caller="tristage").command("best") == expected
