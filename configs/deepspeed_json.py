@@ -27,7 +27,7 @@ ZERO_SECTION = "zero_optimization"
 EXAMPLE = "configs/deepspeed/zero2.json shows the form"
 
 
-def read_zero(path: Path) -> dict[str, Any]:
+def read_deepspeed_json(path: Path) -> dict[str, Any]:
     """Return the options of a DeepSpeed JSON. The experiment sets batch, optimizer and precision keys.
 
     Raises:

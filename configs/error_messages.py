@@ -36,6 +36,7 @@ def shortened(text: str) -> str:
 
 
 def dotted(keys: Sequence[str]) -> str:
+    """`section.key`, with long parts shortened."""
     return ".".join(map(shortened, keys))
 
 
@@ -47,6 +48,7 @@ def default(keys: Sequence[str]) -> Any:
 
 
 def is_section(node: Node) -> bool:
+    """Whether a schema node is a section, not a value."""
     return "properties" in node
 
 

@@ -1,62 +1,176 @@
-"""Arguments that every command shares: which experiment, where it runs, what is overridden."""
+"""The options that `tristage` and `run_stage.py` share, and how a command line becomes a function call."""
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+import inspect
 import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
 
+import typer
+from typer.core import TyperCommand
+
+from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import Experiment
+from pipeline.planning.request import Caller, Request
+from pipeline.state.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_CONFIG = ROOT / "configs" / "demo.yaml"
+EXPERIMENT, FINISHED = "Experiment", "Finished and interrupted stages"  # groups of options in --help
+
+Options = TypeVar("Options")
+Function = TypeVar("Function", bound=Callable[[Any], int])
 
 
-def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--config`, `--run-dir` and `key=value` overrides."""
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="experiment (default: configs/demo.yaml of the repository)",
-    )
-    parser.add_argument(
-        "--run-dir", type=Path, metavar="DIR", help="where it runs (default: runs/NAME of the repository)"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as ppo.kl_coef=0.05")
+@dataclass(frozen=True, kw_only=True)
+class ExperimentOptions:
+    """Which experiment, and which run directory."""
+
+    overrides: Annotated[
+        list[str],
+        typer.Argument(metavar="key=value", show_default=False, help="settings, e.g. ppo.kl_coef=0.05"),
+    ] = field(default_factory=list)
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="experiment (default: configs/demo.yaml)", rich_help_panel=EXPERIMENT
+        ),
+    ] = None
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="run directory (default: runs/NAME of the experiment)",
+            rich_help_panel=EXPERIMENT,
+        ),
+    ] = None
+
+    def experiment(self) -> tuple[Experiment, Path]:
+        """The experiment and its run directory.
+
+        Raises:
+            UserError: the configuration is wrong.
+        """
+        config = load_experiment(self.config or DEFAULT_CONFIG, self.overrides)
+        return config, self.run_dir.resolve() if self.run_dir else ROOT / "runs" / config.name
+
+    def run_directory(self) -> Path:
+        """The run directory. If `--run-dir` names it, the configuration is not read.
+
+        Raises:
+            UserError: the configuration is wrong.
+        """
+        return self.run_dir.resolve() if self.run_dir else self.experiment()[1]
+
+    def words(self) -> list[str]:
+        """These options as words of a command line."""
+        config = ["--config", str(self.config)] if self.config else []
+        run_dir = ["--run-dir", str(self.run_dir)] if self.run_dir else []
+        return [*config, *run_dir, *self.overrides]
 
 
-def experiment(arguments: argparse.Namespace) -> tuple[Experiment, Path]:
-    """The experiment and its run directory.
+@dataclass(frozen=True, kw_only=True)
+class RequestOptions(ExperimentOptions):
+    """Which experiment, and whether finished or interrupted stages start again."""
 
-    Raises:
-        UserError: the configuration is wrong.
+    force: Annotated[
+        bool, typer.Option("--force", help="run finished stages again", rich_help_panel=FINISHED)
+    ] = False
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="start interrupted stages from step 0", rich_help_panel=FINISHED),
+    ] = False
+
+    def request(self, caller: Caller) -> Request:
+        """What these options ask for.
+
+        Args:
+            caller: the program whose commands are suggested to the user.
+
+        Raises:
+            UserError: the configuration is wrong.
+        """
+        config, run_dir = self.experiment()
+        return Request(
+            config, RunDirectory(run_dir), shlex.join(self.words()), self.force, self.fresh, caller
+        )
+
+    def switches(self) -> list[str]:
+        """`--force` and `--fresh`, as far as they are set."""
+        return [*(["--force"] if self.force else []), *(["--fresh"] if self.fresh else [])]
+
+
+class Command(TyperCommand):
+    """A command whose errors name its own `--help`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except typer.TyperException as error:
+            raise typer.TyperException(_one_line(error, ctx.command_path)) from None
+
+
+def command(app: typer.Typer, example: str) -> Callable[[Function], Function]:
+    """Register a function of one dataclass as a command. The dataclass's fields are the command's options.
+
+    The function's docstring is the first line of `--help`, and `example` the last one.
     """
-    config = load_experiment(arguments.config or DEFAULT_CONFIG, arguments.overrides)
-    return config, arguments.run_dir.resolve() if arguments.run_dir else ROOT / "runs" / config.name
+
+    def register(function: Function) -> Function:
+        options: type[Any] = get_type_hints(function)["options"]
+
+        @wraps(function)
+        def parsed(**values: Any) -> int:
+            return function(options(**values))
+
+        parsed.__signature__ = _signature(options)  # type: ignore[attr-defined]
+        parsed.__annotations__ = {}
+        app.command(function.__name__, cls=Command, epilog=f"Example: {example}")(parsed)
+        return function
+
+    return register
 
 
-def run_directory(arguments: argparse.Namespace) -> Path:
-    """The run directory alone: where it is given, the configuration is not read.
+def _signature(options: type[Any]) -> inspect.Signature:
+    """A keyword parameter for each field of a dataclass, as typer reads it."""
+    hints = get_type_hints(options, include_extras=True)
+    parameters = []
+    for option in dataclasses.fields(options):
+        default = option.default
+        if option.default_factory is not dataclasses.MISSING:
+            default = option.default_factory()
+        if default is dataclasses.MISSING:
+            default = inspect.Parameter.empty
+        kind, annotation = inspect.Parameter.KEYWORD_ONLY, hints[option.name]
+        parameters.append(inspect.Parameter(option.name, kind, default=default, annotation=annotation))
+    return inspect.Signature(parameters)
 
-    Raises:
-        UserError: the configuration is wrong.
+
+def exit_status(app: typer.Typer, program: str) -> int:
+    """Run the command line of this process.
+
+    Returns:
+        The command's own exit status, or 2 with a message on stderr if the user must fix something.
     """
-    given: Path | None = arguments.run_dir
-    return given.resolve() if given else experiment(arguments)[1]
+    try:
+        status: int | None = app(prog_name=program, standalone_mode=False)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except typer.TyperException as error:
+        print(f"error: {_one_line(error, program)}", file=sys.stderr)
+        return 2
+    return status or 0
 
 
-def words(arguments: argparse.Namespace) -> list[str]:
-    """The shared arguments, to be passed on to another command."""
-    given: list[str] = []
-    if arguments.config:
-        given += ["--config", str(arguments.config)]
-    if arguments.run_dir:
-        given += ["--run-dir", str(arguments.run_dir)]
-    return given + arguments.overrides
-
-
-def repeat(arguments: argparse.Namespace) -> str:
-    """The shared arguments as a shell reads them."""
-    return shlex.join(words(arguments))
+def _one_line(error: typer.TyperException, program: str) -> str:
+    """The message in one line, and the command whose help has more."""
+    message = " ".join(error.format_message().split()).replace("Value error, ", "").rstrip(".")
+    return message if message.endswith("--help`") else f"{message}; see `{program} --help`"

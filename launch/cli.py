@@ -2,206 +2,225 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
+import typer
 from rich.console import Console
 
 from configs.errors import UserError
 from configs.schema import STAGES, Stage
-from launch.arguments import ROOT, add_experiment_arguments, experiment, repeat, run_directory, words
+from launch import sweep as sweeping
+from launch.arguments import ROOT, ExperimentOptions, RequestOptions, command, exit_status
 from launch.deepspeed_command import Launch, guess_accelerators, visible_devices
 from launch.stage_sequence import run_all
 from launch.worker_pool import WorkerPool
 from pipeline.planning.batches import check_batches
 from pipeline.planning.plan import plan_stages, stages_between
 from pipeline.planning.preflight import check_files
-from pipeline.planning.request import Request
 from pipeline.processes import logs
-from pipeline.state.results import found_runs
+from pipeline.state.manifest import library_versions
+from pipeline.state.results import sweep_runs
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.show import print_plan, print_status
 
 RUN_STAGE = ROOT / "launch" / "run_stage.py"
-TRISTAGE = [sys.executable, "-P", "-m", "launch.cli"]  # -P: a folder `launch` where it is called is not ours
+TRISTAGE = [sys.executable, "-P", "-m", "launch.cli"]  # -P: ignore a folder `launch` in the working directory
+TrainedStage = Literal["sft", "rm", "ppo"]
+RANGE, MACHINE, SWEEP = "Stages", "Machine", "Sweep"  # groups of options in --help
+
+app = typer.Typer(
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Shell completion: tristage --install-completion, then restart the shell.\n\n"
+    "Example: tristage run --config configs/demo.yaml ppo.kl_coef=0.1",
+)
 
 
 def main() -> int:
-    """Returns the exit status: 0 done, 2 the user has to mend something, else that of the failing stage."""
+    """Returns the exit status: 0 done, 2 the user must fix something, else that of the failing stage."""
     logs.silence()
-    arguments = _parser().parse_intermixed_args()
-    try:
-        status: int = COMMANDS[arguments.command](arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return status
+    return exit_status(app, "tristage")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    request, launch = _job(arguments)
-    plans = plan_stages(request, _stages(arguments))
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"tristage {library_versions().get('tristage', 'is not installed')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """RLHF in three stages over one quantized base."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions(RequestOptions):
+    """A request, and the devices that its stages run on."""
+
+    num_accelerators: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="devices per machine, or per run of a sweep (default: all; 1 on CPU)",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None
+    hostfile: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="machines of a multi-node run", rich_help_panel=MACHINE),
+    ] = None
+
+    def launch(self) -> Launch:
+        """How each stage starts."""
+        words = [*self.switches(), *self.words()]
+        return Launch(RUN_STAGE, words, self.num_accelerators, self.hostfile)
+
+    def start_words(self) -> list[str]:
+        """These options as words of a `tristage run` command line."""
+        number = [f"--num-accelerators={self.num_accelerators}"] if self.num_accelerators else []
+        hostfile = [f"--hostfile={self.hostfile}"] if self.hostfile else []
+        return [*self.switches(), *number, *hostfile, *self.words()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(StartOptions):
+    """A request for some of the stages."""
+
+    first: Annotated[TrainedStage, typer.Option("--from", help="first stage", rich_help_panel=RANGE)] = "sft"
+    until: Annotated[TrainedStage, typer.Option(help="last stage", rich_help_panel=RANGE)] = "ppo"
+
+    def stages(self) -> list[Stage]:
+        """Raises UserError: no stage lies between the first and the last one."""
+        stages = stages_between(self.first, self.until)
+        if not stages:
+            raise UserError(f"--from {self.first} --until {self.until}: no stage lies between them.")
+        return stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(StartOptions):
+    """A request for several PPO runs."""
+
+    seeds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="runs of each setting", rich_help_panel=SWEEP)
+    ] = 4
+    jobs: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="runs at a time; each gets its share of the machine",
+            rich_help_panel=SWEEP,
+        ),
+    ] = 1
+
+
+@command(app, "tristage run --config configs/demo.yaml ppo.kl_coef=0.1")
+def run(options: RunOptions) -> int:
+    """Run the stages one after another, each under its own deepspeed launch; skip finished ones."""
+    request, launch = options.request("tristage"), options.launch()
+    plans = plan_stages(request, options.stages())
     check_files(request.config, plans)
     status = run_all(request, launch, plans)
-    if status == 0 and arguments.until == "ppo":
-        return report(arguments)
+    if status == 0 and options.until == "ppo":
+        return report(options)
+    if status == 0:
+        print(f"next: {request.next_command(options.until)}")
     return status
 
 
-def sweep(arguments: argparse.Namespace) -> int:
-    from launch import sweep as sweeping
-
-    arguments.overrides, axes = sweeping.split_axes(arguments.overrides)
-    request, launch = _job(arguments)
-    config = request.config
-    runs = sweeping.runs_of(request.run.path, axes, arguments.seeds)
-    pool, ranks = _pool(arguments, launch, len(runs))
-    commands = []
-    for run in runs:  # what is wrong with one is found before anything starts
-        own = [*arguments.overrides, *run.overrides, f"name={config.name}-{run.name}"]
-        own += [] if config.tracking.group else [f"tracking.group={config.name}"]
-        asked = argparse.Namespace(**vars(arguments) | {"overrides": own, "run_dir": run.path})
-        check_batches(experiment(asked)[0], "ppo", ranks)
-        commands.append([*TRISTAGE, "run", "--from", "ppo", *_launching(asked), *words(asked)])
+@command(app, "tristage sweep --seeds 4 --jobs 2 ppo.kl_coef=0,0.05")
+def sweep(options: SweepOptions) -> int:
+    """Run PPO with several seeds and values of its settings, on one SFT policy and one reward model."""
+    overrides, axes = sweeping.split_axes(options.overrides)
+    options = replace(options, overrides=overrides)
+    request, launch = options.request("tristage"), options.launch()
+    runs = sweeping.runs_of(request.run.path, axes, options.seeds)
+    pool, ranks = _pool(options, launch, len(runs))
+    commands = [_run_command(options, run, request.config.name, ranks) for run in runs]
     plans = plan_stages(request, [*STAGES, "best"])
-    check_files(config, plans)
+    check_files(request.config, plans)
     shared = [plan for plan in plans if plan.stage != "ppo"]
     status = sweeping.sweep((request, launch, shared), list(zip(runs, commands, strict=True)), pool)
-    if not any(found_runs(request.run.path)):
-        return status  # a shared stage has said what is wrong
+    if not any(sweep_runs(request.run.path)):
+        return status  # a shared stage failed and has printed why
     from pipeline.reporting.sweep_report import write_sweep_report  # imports matplotlib
 
     print(f"report: {write_sweep_report(request.run.path)}")
     return status
 
 
-def plan(arguments: argparse.Namespace) -> int:
-    request = _request(arguments)
-    world = Launch(
-        RUN_STAGE, [], arguments.num_accelerators or max(1, guess_accelerators()), arguments.hostfile
-    ).world()
-    plans = plan_stages(request, _stages(arguments))
-    good = print_plan(Console(), request, plans, world)
+@command(app, "tristage plan --config configs/demo.yaml --from ppo ppo.kl_coef=0.1")
+def plan(options: RunOptions) -> int:
+    """Show which stages would run, resume or be skipped, and why; start nothing."""
+    request = options.request("tristage")
+    accelerators = options.num_accelerators or max(1, guess_accelerators())
+    world = Launch(RUN_STAGE, [], accelerators, options.hostfile).world()
+    plans = plan_stages(request, options.stages())
+    runnable = print_plan(Console(), request, plans, world)
     check_files(request.config, plans)
-    return 0 if good else 2
+    return 0 if runnable else 2
 
 
-def status(arguments: argparse.Namespace) -> int:
-    print_status(Console(), RunDirectory(run_directory(arguments)))
+@command(app, "tristage status --run-dir runs/demo")
+def status(options: ExperimentOptions) -> int:
+    """Show which stages have run, with their results."""
+    print_status(Console(), RunDirectory(options.run_directory()))
     return 0
 
 
-def report(arguments: argparse.Namespace) -> int:
+@command(app, "tristage report --run-dir runs/demo")
+def report(options: ExperimentOptions) -> int:
+    """Write the report of a run."""
     from pipeline.reporting.report import write_report  # imports matplotlib
 
-    print(f"report: {write_report(run_directory(arguments))}")
+    print(f"report: {write_report(options.run_directory())}")
     return 0
 
 
-COMMANDS = {"run": run, "sweep": sweep, "plan": plan, "status": status, "report": report}
-HELP = {
-    "run": "run every stage, each under its own deepspeed launch; finished ones are skipped",
-    "sweep": "run PPO with several seeds, and values such as ppo.kl_coef=0,0.05, on one SFT and reward model",
-    "plan": "show what would run, resume or be skipped, and why; nothing is started",
-    "status": "show what has run, and with which result",
-    "report": "write the report of a run",
-}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tristage", description="RLHF in three stages over one quantized base."
-    )
-    parser.add_argument(
-        "command", choices=COMMANDS, help="; ".join(f"{name}: {text}" for name, text in HELP.items())
-    )
-    add_experiment_arguments(parser)
-    group = parser.add_argument_group("sweep")
-    group.add_argument(
-        "--seeds", type=_count, default=4, metavar="N", help="runs of each setting (default: 4)"
-    )
-    group.add_argument(
-        "--jobs",
-        type=_count,
-        default=1,
-        metavar="N",
-        help="runs at a time, each on its share of the machine (default: 1)",
-    )
-    group = parser.add_argument_group("run, sweep and plan")
-    group.add_argument(
-        "--from", dest="first", choices=STAGES, default="sft", help="first stage (default: sft)"
-    )
-    group.add_argument("--until", choices=STAGES, default="ppo", help="last stage (default: ppo)")
-    group.add_argument(
-        "--num-accelerators",
-        type=_count,
-        metavar="N",
-        help="per machine, or run of a sweep (default: all; 1 on CPU)",
-    )
-    group.add_argument("--hostfile", type=Path, metavar="FILE", help="machines of a multi-node run")
-    group.add_argument("--force", action="store_true", help="run finished stages again")
-    group.add_argument("--fresh", action="store_true", help="start interrupted stages over")
-    return parser
-
-
-def _job(arguments: argparse.Namespace) -> tuple[Request, Launch]:
-    """What is asked for, and how its stages are started."""
-    words_of_stage = [*_switches(arguments), *words(arguments)]
-    launch = Launch(RUN_STAGE, words_of_stage, arguments.num_accelerators, arguments.hostfile)
-    return _request(arguments), launch
-
-
-def _pool(arguments: argparse.Namespace, launch: Launch, runs: int) -> tuple[WorkerPool, int]:
-    """Who trains the runs of a sweep, and the number of ranks of each.
+def _run_command(options: SweepOptions, run: sweeping.Run, name: str, ranks: int) -> Sequence[str]:
+    """The command of one run of the sweep of experiment `name`.
 
     Raises:
-        UserError: so many at a time cannot have what is asked for.
+        UserError: the run's configuration is wrong, or its batches do not divide by `ranks`.
     """
-    jobs, asked = min(arguments.jobs, runs), arguments.num_accelerators
+    overrides = [*options.overrides, *run.overrides, f"name={name}-{run.name}"]
+    run_options = replace(options, overrides=overrides, run_dir=run.path)
+    config, _ = run_options.experiment()
+    if not config.tracking.group:
+        run_options = replace(run_options, overrides=[*overrides, f"tracking.group={name}"])
+    check_batches(config, "ppo", ranks)
+    return [*TRISTAGE, "run", "--from", "ppo", *run_options.start_words()]
+
+
+def _pool(options: SweepOptions, launch: Launch, runs: int) -> tuple[WorkerPool, int]:
+    """The workers that train the runs of a sweep, and the number of ranks of each run.
+
+    Raises:
+        UserError: this machine cannot give so many runs at a time what they need.
+    """
+    jobs, per_run = min(options.jobs, runs), options.num_accelerators
     if jobs == 1:
         return WorkerPool(), launch.world()
-    if arguments.hostfile:
+    if options.hostfile:
         raise UserError("--jobs: runs at a time share one machine; leave --hostfile or --jobs out.")
-    pool = WorkerPool(jobs, visible_devices(), asked or 1)
-    if asked and asked > pool.share > 0:
+    pool = WorkerPool(jobs, visible_devices(), per_run or 1)
+    if per_run and per_run > pool.share > 0:
         raise UserError(
-            f"--num-accelerators: {asked}, but of {jobs} runs at a time each has {pool.share}. "
+            f"--num-accelerators: {per_run}, but of {jobs} runs at a time each has {pool.share}. "
             f"Ask for {pool.share} at most, or for fewer --jobs."
         )
-    return pool, asked or pool.share or 1
-
-
-def _launching(arguments: argparse.Namespace) -> list[str]:
-    """How a run is started, to be passed on to `tristage run`."""
-    options = {"--num-accelerators": arguments.num_accelerators, "--hostfile": arguments.hostfile}
-    return [
-        *_switches(arguments),
-        *(f"{name}={value}" for name, value in options.items() if value is not None),
-    ]
-
-
-def _switches(arguments: argparse.Namespace) -> list[str]:
-    return [switch for switch in ("--force", "--fresh") if vars(arguments)[switch[2:]]]
-
-
-def _request(arguments: argparse.Namespace) -> Request:
-    config, run_dir = experiment(arguments)
-    return Request(config, RunDirectory(run_dir), repeat(arguments), arguments.force, arguments.fresh)
-
-
-def _stages(arguments: argparse.Namespace) -> list[Stage]:
-    stages = stages_between(arguments.first, arguments.until)
-    if not stages:
-        raise UserError(f"--from {arguments.first} --until {arguments.until}: no stage lies between them.")
-    return stages
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+    return pool, per_run or pool.share or 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The `deepspeed` command line of one stage, and the devices of this machine and of a hostfile."""
+"""The `deepspeed` command line of a stage, and the devices of this machine and of a hostfile."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SLOTS = re.compile("slots=[1-9][0-9]{0,5}")
 
 @dataclass(frozen=True)
 class Launch:
-    """How stages are started.
+    """How each stage starts.
 
     Attributes:
         script: `launch/run_stage.py`.
         words: `--config`, `--run-dir`, overrides and switches to pass on.
-        accelerators: per machine; None for all there are, or one process on a machine without any.
-        hostfile: machines and their slots, as DeepSpeed reads it; None for this machine alone.
+        accelerators: number per machine; None for all, or for one process if the machine has none.
+        hostfile: machines and their slots in DeepSpeed's form; None for this machine alone.
     """
 
     script: Path
@@ -39,7 +39,7 @@ class Launch:
         return self.accelerators or max(1, count_accelerators())
 
     def environment(self) -> dict[str, str]:
-        """This process's environment, with its own `bin` first and the launcher told what it would guess."""
+        """This process's environment, with its own `bin` first in PATH and the accelerator named."""
         environment = dict(os.environ)
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
         if self.hostfile is None and not count_accelerators():
@@ -47,34 +47,35 @@ class Launch:
         return environment
 
     def check_devices(self) -> None:
-        """Raises UserError: there are not so many devices here, or DeepSpeed cannot be told which to use."""
-        found = 0 if self.hostfile is not None else count_accelerators()
-        if not found:
+        """Raises UserError: this machine has too few devices, or DeepSpeed cannot take their names."""
+        available = 0 if self.hostfile is not None else count_accelerators()
+        if not available:
             return
-        if self.accelerators and self.accelerators > found:
+        if self.accelerators and self.accelerators > available:
             raise UserError(
-                f"--num-accelerators: {self.accelerators}, but there are {found}. Ask for {found} at most."
+                f"--num-accelerators: {self.accelerators}, but this machine has {available}. "
+                f"Ask for {available} at most."
             )
         for device in _named_devices():
             if not device.isdigit():
                 raise UserError(
-                    f"CUDA_VISIBLE_DEVICES: deepspeed takes numbers alone, not {device:.60}. Give those "
-                    "of `nvidia-smi -L`, or start stages by torchrun or plain python."
+                    f"CUDA_VISIBLE_DEVICES: deepspeed takes numbers alone, not {device:.60}. Give those of "
+                    "`nvidia-smi -L`, or start stages by torchrun or plain python."
                 )
 
     def command(self, stage: Stage) -> list[str]:
         """The `deepspeed` command line of one stage."""
-        # The launcher's own talk, and its report of a failing rank, say nothing that the rank does not.
+        # The ranks report their own failures, so the launcher's messages are left out.
         launcher = [str(Path(sys.executable).parent / "deepspeed"), "--log_level", "critical"]
         if self.hostfile is not None:
             launcher += ["--hostfile", str(self.hostfile)]
             launcher += ["--num_accelerators", str(self.accelerators)] if self.accelerators else []
         else:
             launcher += ["--master_port", str(free_port()), *self._local_devices()]
-        return [*launcher, str(self.script), "--stage", stage, "--no-hint", *self.words]
+        return [*launcher, str(self.script), "--stage", stage, "--caller", "tristage", *self.words]
 
     def _local_devices(self) -> list[str]:
-        """DeepSpeed forgets CUDA_VISIBLE_DEVICES when it is given a number, so it is given names then."""
+        """Options that choose devices. Given a number, DeepSpeed ignores CUDA_VISIBLE_DEVICES."""
         named = _named_devices()
         if self.accelerators and named and count_accelerators():
             return ["--include", f"localhost:{','.join(named[: self.accelerators])}"]
@@ -97,14 +98,14 @@ def visible_devices() -> list[str]:
 
 
 def guess_accelerators() -> int:
-    """NVIDIA devices that this machine shows, without importing torch; 0 where there are none."""
+    """Number of NVIDIA devices that this machine shows. Does not import torch."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return len(_named_devices())
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def _named_devices() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES names; nothing where it is not set."""
+    """The devices that CUDA_VISIBLE_DEVICES names; empty if it is not set."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return [name.strip() for name in names if name.strip()]
 
@@ -112,8 +113,11 @@ def _named_devices() -> list[str]:
 def read_slots(hostfile: Path) -> list[int]:
     """Slots of each machine of a DeepSpeed hostfile.
 
+    DeepSpeed's own `fetch_hostfile` imports torch, takes `slots=0` and words after it, names no line, and
+    falls back to this machine if the file is missing.
+
     Raises:
-        UserError: there is no such file, a line is not `NAME slots=N`, or a machine is named twice or none.
+        UserError: the file is missing, a line is not `NAME slots=N`, or it names a machine twice or none.
     """
     if not hostfile.is_file():
         raise UserError(f"--hostfile: {hostfile} does not exist; launch/hostfile.example shows the form.")
@@ -127,7 +131,7 @@ def read_slots(hostfile: Path) -> list[int]:
                 f"{hostfile}: line {number}: expected `NAME slots=N`, found `{line.strip():.80}`. Correct it."
             )
         if words[0] in slots:
-            raise UserError(f"{hostfile}: line {number}: {words[0]:.80} is there already. Add up its slots.")
+            raise UserError(f"{hostfile}: line {number}: {words[0]:.80} is named twice. Add up its slots.")
         slots[words[0]] = int(words[1].removeprefix("slots="))
     if not slots:
         raise UserError(f"{hostfile}: names no machine; launch/hostfile.example shows the form.")
@@ -144,7 +148,7 @@ def _text_of(hostfile: Path) -> str:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on just now."""
+    """A port of this machine that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -6,7 +6,9 @@ deepspeed launch/run_stage.py --stage sft [--config FILE] [--run-dir DIR] [key=v
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 # Launchers put this file's folder first on the path; the packages lie in its parent.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -16,32 +18,34 @@ from pipeline.processes import logs, parent_watch  # noqa: E402
 logs.silence()
 parent_watch.follow_launcher()
 
-import argparse  # noqa: E402
+import typer  # noqa: E402
 
-from configs.errors import UserError  # noqa: E402
-from configs.schema import STAGES  # noqa: E402
-from launch.arguments import add_experiment_arguments, experiment, repeat  # noqa: E402
-from pipeline.planning.request import Request  # noqa: E402
+from configs.schema import Stage  # noqa: E402
+from launch.arguments import RequestOptions, command, exit_status  # noqa: E402
+from pipeline.planning.request import Caller  # noqa: E402
 from pipeline.stage_process import run_stage  # noqa: E402
-from pipeline.state.run_directory import RunDirectory  # noqa: E402
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions(RequestOptions):
+    """A request for one stage, and what launchers add to the command line."""
+
+    stage: Annotated[Stage, typer.Option(help="stage to run", rich_help_panel="Experiment")]
+    local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None
+    caller: Annotated[Caller, typer.Option(hidden=True)] = "deepspeed"  # `tristage run` passes its own name
+
+
+@command(app, "deepspeed launch/run_stage.py --stage rm --config configs/demo.yaml rm.epochs=2")
+def stage(options: StageOptions) -> int:
+    """Run one stage of an experiment, or resume it."""
+    return run_stage(options.request(options.caller), options.stage)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="run_stage.py", description="Run one stage of an experiment.")
-    parser.add_argument("--stage", required=True, choices=(*STAGES, "best"))
-    add_experiment_arguments(parser)
-    parser.add_argument("--force", action="store_true", help="run a finished stage again")
-    parser.add_argument("--fresh", action="store_true", help="start an interrupted stage over")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # by launchers
-    parser.add_argument("--no-hint", action="store_true", help=argparse.SUPPRESS)  # by `tristage run`
-    arguments = parser.parse_intermixed_args()
-    try:
-        config, run_dir = experiment(arguments)
-        request = Request(config, RunDirectory(run_dir), repeat(arguments), arguments.force, arguments.fresh)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return run_stage(request, arguments.stage, hint=not arguments.no_hint)
+    """Returns the exit status; see `run_stage`."""
+    return exit_status(app, "run_stage.py")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def _run_one(run: RunDirectory, launch: Launch, stage: Stage) -> int:
 
 
 def _launch(launch: Launch, stage: Stage, manifest: Path) -> int:
-    """Run one stage to its end; a signal to this process stops all of the stage's processes first."""
+    """Run one stage to its end. A signal to this process first stops all processes of the stage."""
     process = subprocess.Popen(launch.command(stage), env=launch.environment(), start_new_session=True)
     with _forward_signals(process.pid, manifest) as received:
         status = process.wait()
@@ -77,12 +77,12 @@ def _launch(launch: Launch, stage: Stage, manifest: Path) -> int:
 
 @contextmanager
 def _forward_signals(group: int, manifest: Path) -> Iterator[list[int]]:
-    """Pass SIGINT and SIGTERM on to the processes of a stage; yields the list of those received.
+    """Forward SIGINT and SIGTERM to the processes of a stage; yields the list of received signals.
 
-    The first goes to rank 0 alone, which ends its training together with the other ranks, however long
-    the step in hand takes. The launcher would kill them after 30 seconds, and the `deepspeed` command
-    itself would die and leave them behind. Before there is a rank 0, and from the second signal on, all
-    processes of the group get it, as SIGTERM.
+    The first signal goes to rank 0 alone. Rank 0 ends training together with the other ranks, however long
+    their current step takes. The launcher would kill them after 30 seconds, and the `deepspeed` command
+    would die and leave them behind. Before rank 0 exists, and from the second signal on, all processes of the
+    group get SIGTERM.
     """
     received: list[int] = []
     first = 0.0
@@ -91,7 +91,7 @@ def _forward_signals(group: int, manifest: Path) -> Iterator[list[int]]:
         nonlocal first
         first = first or time.monotonic()
         if received and time.monotonic() - first < SECONDS_TO_REPEAT:
-            return  # `timeout` and its like send every signal twice
+            return  # programs such as `timeout` send every signal twice
         rank = None if received else _rank_zero(group, manifest)
         received.append(signum)
         with suppress(ProcessLookupError):
@@ -105,18 +105,18 @@ def _forward_signals(group: int, manifest: Path) -> Iterator[list[int]]:
 
 
 def _rank_zero(group: int, manifest: Path) -> int | None:
-    """The process id of a stage's rank 0, as its manifest has it; None if it is none of the group."""
-    found = read_manifest(manifest)
-    if found is None or found.process is None or found.process.host != socket.gethostname():
+    """The process id of a stage's rank 0 from its manifest; None if it is not in the process group."""
+    content = read_manifest(manifest)
+    if content is None or content.process is None or content.process.host != socket.gethostname():
         return None
     with suppress(ProcessLookupError):
-        if os.getpgid(found.process.pid) == group:
-            return found.process.pid
+        if os.getpgid(content.process.pid) == group:
+            return content.process.pid
     return None
 
 
 def _wait_for_group(group: int) -> None:
-    """Wait until no process of the group is left; after a while, kill those that are."""
+    """Wait until no process of the group is left; kill the rest after SECONDS_TO_STOP."""
     deadline = time.monotonic() + SECONDS_TO_STOP
     while _alive(group):
         if time.monotonic() > deadline:

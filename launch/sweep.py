@@ -1,7 +1,7 @@
 """`tristage sweep`: PPO over seeds and values of its options, all on one SFT policy and one reward model.
 
-Single runs of PPO prove little: what one seed shows, another may not. Each run gets a run directory of its
-own in `RUN/sweep`, whose `sft` and `rm` are links to those of `RUN`.
+A single run of PPO proves little: another seed may show something else. Each run gets its own run directory
+in `RUN/sweep`, whose `sft` and `rm` are links to those of `RUN`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from pipeline.processes.signals import WATCHED, handled_by
 
 SHARED: tuple[Stage, ...] = ("sft", "rm")
 Job = tuple[Request, Launch, Sequence[StagePlan]]
-NEEDS_MENDING = 2
-SECONDS_BETWEEN_LOOKS = 0.2
+USER_ERROR = 2  # exit status
+SECONDS_BETWEEN_POLLS = 0.2
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a sweep: its overrides, the setting that its seeds have in common, and where it is."""
+    """One run of a sweep: its overrides, the setting that its seeds share, and its run directory."""
 
     overrides: tuple[str, ...]
     setting: str
@@ -41,15 +41,15 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Its folder's name as an experiment may be called."""
+        """The folder's name in a form that an experiment may have."""
         return self.path.name.replace("=", "_")
 
 
 def split_axes(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Overrides that hold for all runs, and for each `ppo.key=a,b,c` its values as overrides.
+    """Overrides of all runs, and the values of each `ppo.key=a,b,c` as overrides.
 
     Raises:
-        UserError: a key of another stage than PPO has several values.
+        UserError: a key outside `ppo` has several values.
     """
     fixed, axes = [], []
     for override in overrides:
@@ -72,28 +72,33 @@ def runs_of(root: Path, axes: Sequence[Sequence[str]], seeds: int) -> list[Run]:
     return [
         Run(
             (*combination, f"ppo.seed={seed}"),
-            " ".join(each.removeprefix("ppo.") for each in combination) or "as configured",
+            " ".join(_short(combination)) or "as configured",
             seed,
-            root / "sweep" / "-".join([*(each.removeprefix("ppo.") for each in combination), f"seed={seed}"]),
+            root / "sweep" / "-".join([*_short(combination), f"seed={seed}"]),
         )
         for combination in product(*axes)
         for seed in range(seeds)
     ]
 
 
-def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], pool: WorkerPool) -> int:
-    """Train the shared stages in `root`, best-of-n beside them, and PPO in each run; skip what is finished.
+def _short(overrides: Sequence[str]) -> list[str]:
+    """Overrides without the `ppo.` that they all have."""
+    return [override.removeprefix("ppo.") for override in overrides]
 
-    A run that fails does not end the others; after one that needs mending (status 2) no other starts.
+
+def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], pool: WorkerPool) -> int:
+    """Train the shared stages and best-of-n in `root`, then PPO in each run; skip what is finished.
+
+    A run that fails does not end the others. After one that the user must fix (status 2), no other starts.
 
     Args:
-        root: the run directory of the shared stages, how they are started, and their plans.
+        root: the request, launch and plans of the shared stages.
         runs: each with the command that trains it.
-        pool: trains them.
+        pool: runs the commands.
 
     Returns:
-        0, or the exit status of a shared stage, or of the last run that failed. 128 and a signal's number
-        where that, sent to the sweep or to one of its runs, stopped them all.
+        0, or the exit status of a shared stage, or of the last run that failed. 128 + a signal's number if
+        that signal, sent to the sweep or to one of its runs, stopped them all.
 
     Raises:
         UserError: a run's directory cannot be written.
@@ -109,24 +114,24 @@ def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], pool: WorkerPool
                 print(f"sweep: run {number} of {len(runs)}: {run.setting}, seed {run.seed}", flush=True)
                 link_shared(root[0].run.path, run.path)
                 pool.start(run.path, command)
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(SECONDS_BETWEEN_POLLS)
             for folder, code in pool.ended():
                 by_signal = [signum for signum in WATCHED if code == 128 + signum]
                 if not (interrupted and by_signal):
                     print(
-                        f"sweep: {pool.last_words(folder, code)}",
+                        f"sweep: {pool.ending(folder, code)}",
                         file=sys.stderr if code else None,
                         flush=True,
                     )
                 if not interrupted:
                     status = code or status
                     noted += by_signal
-                if code == NEEDS_MENDING:
+                if code == USER_ERROR:
                     waiting.clear()
             if noted and not interrupted:
                 status, interrupted = 128 + noted[0], True
                 print(
-                    "sweep: interrupted; every run ends after the step in hand", file=sys.stderr, flush=True
+                    "sweep: interrupted; every run ends after its current step", file=sys.stderr, flush=True
                 )
             while noted:
                 noted.popleft()
@@ -136,7 +141,7 @@ def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], pool: WorkerPool
 
 
 def link_shared(root: Path, path: Path) -> None:
-    """Let a run's `sft` and `rm` be those of the root, however the root is moved.
+    """Link a run's `sft` and `rm` to those of the root. Relative links survive a move of the root.
 
     Raises:
         UserError: `path` cannot be written.

@@ -1,4 +1,4 @@
-"""Several commands at a time on one machine, each on its share of the GPUs, or of the cores."""
+"""Runs several commands at a time on one machine, each on its share of the GPUs or cores."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ LOG = "run.log"
 
 
 class WorkerPool:
-    """Commands that run at a time, each on its share of the machine; none outlives the `with`.
+    """Runs commands at a time, each on its share of the machine. No command outlives the `with`.
 
     Attributes:
-        jobs: how many at a time. Of more than one, each writes what it says to LOG in its folder.
-        share: how many devices each has; 0 on a machine with CPUs alone.
-        free: places where no command runs.
-        busy: those where one does.
+        jobs: commands at a time. If there are several, each writes its output to LOG in its folder.
+        share: devices of each command; 0 on a machine with CPUs alone.
+        free: slots without a command.
+        busy: folder and process of each other slot.
     """
 
     def __init__(self, jobs: int = 1, devices: Sequence[str] = (), ranks: int = 1) -> None:
-        """`devices`: names for CUDA_VISIBLE_DEVICES. `ranks`: of each command, which share its CPU cores."""
+        """`devices` are names for CUDA_VISIBLE_DEVICES. The `ranks` of a command share its CPU cores."""
         self.jobs, self.share = jobs, max(1, len(devices) // jobs) if devices else 0
         self.free = list(range(jobs))
         self.busy: dict[int, tuple[Path, subprocess.Popen[bytes]]] = {}
@@ -40,12 +40,12 @@ class WorkerPool:
             process.wait()
 
     def start(self, folder: Path, command: Sequence[str]) -> None:
-        """Start a command in the first place that is free.
+        """Start a command in the first free slot.
 
         Raises:
             UserError: its LOG cannot be written.
         """
-        place = self.free.pop(0)
+        slot = self.free.pop(0)
         try:
             with (folder / LOG).open("ab") if self.jobs > 1 else nullcontext() as log:
                 process = subprocess.Popen(
@@ -53,38 +53,38 @@ class WorkerPool:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=self._environment(place),
+                    env=self._environment(slot),
                     start_new_session=True,
                 )
         except OSError as error:
             raise not_writable(folder, error) from error
-        self.busy[place] = folder, process
+        self.busy[slot] = folder, process
 
     def ended(self) -> list[tuple[Path, int]]:
-        """The folders of commands that have ended since the last look, with their exit status."""
-        found = []
-        for place, (folder, process) in list(self.busy.items()):
+        """Folder and exit status of each command that has ended since the last call."""
+        ended = []
+        for slot, (folder, process) in list(self.busy.items()):
             code = process.poll()
             if code is not None:
-                del self.busy[place]
-                self.free.append(place)
-                found.append((folder, 128 - code if code < 0 else code))
-        return found
+                del self.busy[slot]
+                self.free.append(slot)
+                ended.append((folder, 128 - code if code < 0 else code))
+        return ended
 
-    def last_words(self, folder: Path, code: int) -> str:
-        """What is to be said of a command that has ended."""
+    def ending(self, folder: Path, code: int) -> str:
+        """The message about a command that has ended."""
         where = f"; its output is in {folder / LOG}" if self.jobs > 1 else ""
         return f"{folder.name} ended with status {code}{where}"
 
     def interrupt(self) -> None:
-        """Have every command that still runs end after the step in hand; a second time, at once."""
+        """Ask every running command to end after its current step; a second call ends it at once."""
         for _, process in self.busy.values():
-            process.terminate()  # not SIGINT, at which Python shows where it was when it is only starting
+            process.terminate()  # at a SIGINT, Python would print a traceback while it is starting
 
-    def _environment(self, place: int) -> dict[str, str]:
+    def _environment(self, slot: int) -> dict[str, str]:
         environment = dict(os.environ)
         if self.jobs > 1 and self.share:
-            begin = place * self.share % len(self._devices)
+            begin = slot * self.share % len(self._devices)
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices[begin : begin + self.share])
         elif self.jobs > 1:
             environment.setdefault("OMP_NUM_THREADS", str(self._threads))

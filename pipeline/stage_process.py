@@ -49,11 +49,8 @@ class StageOrder:
     run_id: str
 
 
-def run_stage(request: Request, stage: Stage, *, hint: bool = True) -> int:
+def run_stage(request: Request, stage: Stage) -> int:
     """Run one stage to its end or resume it. If it is finished, do nothing.
-
-    Args:
-        hint: print the command of the next stage at the end.
 
     Returns:
         The exit status: 0 finished, 1 failed, 2 the user must fix something, 130 (SIGINT) or 143 (SIGTERM)
@@ -65,7 +62,7 @@ def run_stage(request: Request, stage: Stage, *, hint: bool = True) -> int:
             rank, world = rank_and_world()
             signals.announce = rank == 0
             if rank == 0:
-                _lead(request, stage, world, hint, signals)
+                _lead(request, stage, world, signals)
             else:
                 _follow(request, stage, rank, signals)
             return 0
@@ -79,7 +76,7 @@ def run_stage(request: Request, stage: Stage, *, hint: bool = True) -> int:
             return endings.exit_code(error)
 
 
-def _lead(request: Request, stage: Stage, world: int, hint: bool, signals: Signals) -> None:
+def _lead(request: Request, stage: Stage, world: int, signals: Signals) -> None:
     """Rank 0: decide, run the recipe, and record the result."""
     run = request.run
     with run.lock(stage, owner_of(read_manifest(run.manifest(stage)))):
@@ -98,7 +95,7 @@ def _lead(request: Request, stage: Stage, world: int, hint: bool, signals: Signa
             reporter = _reporter(request, manifest, order.resume)
             context = _context(request, stage, order, ranks, reporter, signals)
             manifest = _attempt(request, manifest, context, reporter, peers)
-        _print_end(request, manifest, hint)
+        _print_end(request, manifest)
 
 
 def _follow(request: Request, stage: Stage, rank: int, signals: Signals) -> None:
@@ -207,7 +204,7 @@ def _attempt(
             failed(manifest, error, time.monotonic() - start).write(run.manifest(stage))
 
     try:
-        with endings.speaking_when_stuck(run.logs(stage), peers, record):
+        with endings.reporting_when_stuck(run.logs(stage), peers, record):
             outcome = _recipe(stage)(context)
         result = finished(manifest, outcome, run.output(stage), time.monotonic() - start)
     except BaseException as caught:
@@ -221,20 +218,10 @@ def _attempt(
     return result
 
 
-def _print_end(request: Request, manifest: Manifest, hint: bool) -> None:
-    nexts: dict[Stage, Stage] = {"sft": "rm", "rm": "ppo"}
-    following = nexts.get(manifest.stage)
-    command = request.command(following) if following else f"tristage report {request.arguments}".strip()
-    if manifest.stage == "best":
-        command = _fine_tune(request)
-    print_summary(Console(), manifest, request.run.output(manifest.stage), command if hint else None)
-
-
-def _fine_tune(request: Request) -> str:
-    """The command that trains on what `best` picked, in another run directory."""
-    run = request.run
-    aim = Request(request.config, run, f"--config {run.config_file} --run-dir {run.path}-best")
-    return f"{aim.command('sft')} data.sft.path={run.output('best') / 'train.jsonl'}"
+def _print_end(request: Request, manifest: Manifest) -> None:
+    """Print the result. `tristage run` continues by itself, so it needs no next command."""
+    command = None if request.caller == "tristage" else request.next_command(manifest.stage)
+    print_summary(Console(), manifest, request.run.output(manifest.stage), command)
 
 
 def _recipe(stage: Stage) -> Callable[[Context], Outcome]:

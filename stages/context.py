@@ -1,4 +1,4 @@
-"""What a stage is handed: its config, its folder, its inputs, and a place to report to."""
+"""What a stage receives: its config, folder, inputs, ranks and tracker."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class Tracker(Protocol):
     """Where a stage reports. Every rank calls it; it acts on rank 0 alone."""
 
     def phase(self, title: str, total: int, done: int = 0) -> None:
-        """Begin a progress display of `total` units, `done` of which lie behind."""
+        """Begin a progress display of `total` units, `done` of which are done."""
 
     def advance(self, units: int = 1, **figures: float) -> None:
-        """Move the progress display on, showing `figures` beside it."""
+        """Advance the progress display, and show `figures` beside it."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record metrics of optimizer step (PPO: iteration) `step`; steps only go forward."""
+        """Record metrics of optimizer step (PPO: iteration) `step`. Steps never decrease."""
 
     def samples(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
         """Record prompts, responses and scores seen at `step`."""
 
     def note(self, message: str) -> None:
-        """Say one line to the person at the terminal, and to the log."""
+        """Write one line to the terminal and to the log."""
 
     def rewind(self, step: int) -> None:
-        """Resume from `step`: forget what was recorded after it."""
+        """Drop what was recorded after `step`, from which the stage resumes."""
 
 
 class Interrupted(BaseException):
@@ -54,7 +54,7 @@ class Paused(Interrupted):
 
 @contextmanager
 def no_signals() -> Iterator[Callable[[], int]]:
-    """For a stage that nobody can ask to end."""
+    """Stands in for the pipeline's signals, and never receives one."""
     yield lambda: 0
 
 
@@ -63,14 +63,14 @@ class Context:
     """One stage of one run.
 
     Attributes:
-        folder: where the stage writes: `RUN/sft`, `RUN/rm` or `RUN/ppo`; it exists.
-        inputs: final adapter folder of each stage upstream, by stage name, verified.
+        folder: the stage's own folder, such as `RUN/sft`; it exists.
+        inputs: verified adapter folder of each upstream stage, by stage name.
         resume: resume from the newest good checkpoint in `folder`, if there is one.
         ranks: the processes of the job, which have joined their process group.
-        bases: what the base was (see `Roles.base_digest`) when a stage upstream was trained, by its name.
-        run_id: what all attempts at this stage have in common, and its checkpoints state.
-        signals_deferred: within it, SIGINT and SIGTERM do not end the process at once; it yields a function
-            that tells the number of the one that came to this rank, 0 if none did.
+        bases: identity of the base (see `base_digest`) that each upstream stage was trained on, by name.
+        run_id: shared by all attempts at this stage and by its checkpoints.
+        signals_deferred: within it, SIGINT and SIGTERM do not end the process at once. It yields a function
+            that returns the number of the signal that this rank received, or 0.
     """
 
     config: Experiment
@@ -86,17 +86,18 @@ class Context:
 
     @property
     def seed(self) -> int:
-        """Of all noise in this stage; prompts are divided by the experiment's own seed, whatever this is."""
+        """Seed of all noise in this stage. The split of prompts uses the experiment's seed instead."""
         own: int | None = getattr(self.config, self.stage).seed
         return self.config.seed if own is None else own
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage hands back: figures for its manifest. Its adapter lies in `folder/adapter`.
+    """What a stage returns for its manifest. Its adapter lies in `folder/adapter`.
 
-    `metrics` holds, beside the stage's own, `steps`, `tokens_per_second` and `peak_memory_bytes`;
-    `base_digest` says which base the adapter belongs to (see `Roles.base_digest`).
+    Attributes:
+        metrics: the stage's own, and `steps`, `tokens_per_second` and `peak_memory_bytes`.
+        base_digest: identity of the base that the adapter belongs to.
     """
 
     metrics: dict[str, float]

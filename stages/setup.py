@@ -1,4 +1,4 @@
-"""What every stage does first: load and check its bases and their tokenizers."""
+"""The first step of every stage: load and check its bases and tokenizers."""
 
 from __future__ import annotations
 
@@ -18,35 +18,36 @@ from stages.training.optimizer import deepspeed_options
 
 
 def prepare(context: Context) -> RoleModels:
-    """The stage's bases, each with its tokenizer and the experiment's chat template; no roles yet.
+    """The stage's bases without roles, each with its tokenizer and the experiment's chat template.
 
     Raises:
-        UserError: a base, a tokenizer or vLLM cannot serve, or a stage upstream was trained on another base.
+        UserError: a base, tokenizer or vLLM is not usable, or an upstream stage was trained on another base.
     """
     config, ranks = context.config, context.ranks
     check_vllm(config, context.stage)
     bases = config.bases(context.stage)
     if ranks.rank == 0:
         for base in bases:
-            load_tokenizer(base)  # an embedded model is built once
+            load_tokenizer(base)  # rank 0 builds an embedded model for all
     ranks.barrier()
     deepspeed_options(config.deepspeed)
-    known = [load_config(base) for base in bases]
-    tokenizers = [_tokenizer(context, *each) for each in zip(bases, known, strict=True)]
-    check_joinable(config, context.stage, known[0])
+    model_configs = [load_config(base) for base in bases]
+    pairs = zip(bases, model_configs, strict=True)
+    tokenizers = [_tokenizer(context, base, model_config) for base, model_config in pairs]
+    check_joinable(config, context.stage, model_configs[0])
     if context.stage == "ppo":
         check_critic(config, tokenizers)
     roles = [_roles(context, base, ranks) for base in bases]
     models = RoleModels(*zip(roles, tokenizers, strict=True))
     for stage, trained_on in context.bases.items():
-        used = models.reward_base if stage == "rm" else models.policy_base
-        check_base(config, stage, trained_on, used.base_digest)
+        roles_of_stage = models.reward_base if stage == "rm" else models.policy_base
+        check_base(config, stage, trained_on, roles_of_stage.base_digest)
     return models
 
 
-def _tokenizer(context: Context, base: Base, known: PretrainedConfig) -> PreTrainedTokenizerBase:
+def _tokenizer(context: Context, base: Base, model_config: PretrainedConfig) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(base)
-    check_fit(context.config, context.stage, base, known, tokenizer)
+    check_fit(context.config, context.stage, base, model_config, tokenizer)
     apply_template(tokenizer, context.config.data)
     return tokenizer
 

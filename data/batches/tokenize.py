@@ -25,6 +25,8 @@ QUIET = {"verbose": False}  # no warning about long sequences: this module handl
 
 @dataclass(frozen=True)
 class Demonstration:
+    """Token ids of a prompt and of its completion, which includes the end-of-turn token."""
+
     prompt_ids: list[int]
     completion_ids: list[int]
 

@@ -1,4 +1,4 @@
-"""Batch arithmetic: what a stage's sizes come to on a number of ranks. Reads no data but to count lines."""
+"""Batch arithmetic: a stage's sizes on a number of ranks. It only counts the lines of data files."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from configs.schema import STAGES, Epochs, Experiment, Stage, Training
 
 @dataclass(frozen=True)
 class Batches:
-    """One stage's sizes. `about` marks steps that depend on rows not yet read; None if not known at all.
+    """One stage's sizes.
 
     Attributes:
-        steps: optimizer steps of the whole stage.
+        steps: optimizer steps of the whole stage; None if unknown.
+        about: `steps` is an estimate, since rows are not read yet.
         sequences: sequences that one optimizer step trains on, over all ranks.
         micro_batches: forward and backward passes of one rank per optimizer step.
         micro_batch: sequences in one such pass.
         tokens: tokens of one such pass at most, padding included.
-        note: what else there is to know.
+        note: a remark for the user.
     """
 
     stage: Stage
@@ -120,17 +121,17 @@ def _steps(config: Experiment, stage: Stage, section: Epochs) -> tuple[int | Non
 
 
 def _training_rows(config: Experiment, stage: Stage) -> int | None:
-    """About so many rows are trained on, as far as a count of lines can tell."""
+    """Estimated number of training rows, from a count of lines; None if it cannot be estimated."""
     if stage == "sft" and config.sft.packing:
-        return None  # how many rows they make, their tokens decide
+        return None  # the number of packed rows depends on tokens
     source, shares = config.data.source(stage), config.data.shares
     rows = _lines(Path(source.path))
     if rows is None:
         return None
-    together = [each for each in STAGES if config.data.source(each).identity == source.identity]
-    if len(together) > 1:
-        all_shares, theirs = sum(map(shares.of, STAGES)), sum(map(shares.of, together))
-        rows = round(rows * shares.of(stage) * all_shares / (theirs or 1))
+    same_source = [other for other in STAGES if config.data.source(other).identity == source.identity]
+    if len(same_source) > 1:
+        all_shares, used_shares = sum(map(shares.of, STAGES)), sum(map(shares.of, same_source))
+        rows = round(rows * shares.of(stage) * all_shares / (used_shares or 1))
     rows = min(rows, source.limit or rows)
     held_out = source.held_out if source.held_out >= 1 else source.held_out * rows
     return max(0, rows - round(held_out))

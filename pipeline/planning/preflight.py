@@ -1,4 +1,4 @@
-"""Whether the files that stages will read are there, before anything is set aside or loaded."""
+"""Checks that the files which stages will read exist, before anything is set aside or loaded."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from configs.deepspeed_json import read_zero
+from configs.deepspeed_json import read_deepspeed_json
 from configs.errors import UserError
 from configs.schema import DATA_FILES, Experiment, Stage
 from pipeline.planning.plan import StagePlan
 
 
 def check_files(config: Experiment, plans: Sequence[StagePlan]) -> None:
-    """Check what the stages that are to run or resume will read.
+    """Check the files of the stages that will run or resume.
 
     Raises:
-        UserError: with a line for each file that is not there or cannot serve.
+        UserError: one line per file that is missing or not usable.
     """
     stages = [plan.stage for plan in plans if plan.action in ("run", "resume")]
     faults = list(_faults(config, stages)) if stages else []
@@ -39,6 +39,6 @@ def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
         if os.path.isabs(model) and not os.path.isdir(model):
             yield f"{key}: {model}: there is no such folder. Correct the path."
     try:
-        read_zero(Path(config.deepspeed.config))
+        read_deepspeed_json(Path(config.deepspeed.config))
     except UserError as error:
         yield str(error)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
+from typing import Literal
 
 from configs.schema import Experiment, Stage
 from pipeline.state.manifest import source_hashes
 from pipeline.state.run_directory import RunDirectory
+
+Caller = Literal["deepspeed", "tristage"]
+NEXT_STAGE: dict[Stage, Stage] = {"sft": "rm", "rm": "ppo"}
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class Request:
         arguments: `--config`, `--run-dir` and overrides as given. Suggested commands repeat them.
         force: run a finished stage again.
         fresh: start an interrupted stage from step 0.
+        caller: the program that the user called; suggested commands have its form.
     """
 
     config: Experiment
@@ -26,6 +31,7 @@ class Request:
     arguments: str = ""
     force: bool = False
     fresh: bool = False
+    caller: Caller = "deepspeed"
 
     @cached_property
     def source_hashes(self) -> Callable[[Stage], dict[str, str]]:
@@ -34,6 +40,27 @@ class Request:
 
     def command(self, stage: Stage, *switches: str) -> str:
         """The command line that runs `stage` of this request."""
-        return " ".join(
-            ["deepspeed launch/run_stage.py --stage", stage, *filter(None, [self.arguments]), *switches]
-        )
+        if self.caller == "tristage":
+            return self._line(f"tristage run --from {stage} --until {stage}", *switches)
+        return self._line(f"deepspeed launch/run_stage.py --stage {stage}", *switches)
+
+    def next_command(self, stage: Stage) -> str:
+        """The command line to call after `stage` has finished."""
+        if stage == "best":
+            return self._fine_tune_command()
+        if stage not in NEXT_STAGE:
+            return self._line("tristage report")
+        following = NEXT_STAGE[stage]
+        if self.caller == "tristage":
+            return self._line(f"tristage run --from {following}")
+        return self.command(following)
+
+    def _fine_tune_command(self) -> str:
+        """SFT on the answers that `best` has picked, in its own run directory."""
+        run_dir, config_file = self.run.path, self.run.config_file
+        request = replace(self, arguments=f"--config {config_file} --run-dir {run_dir}-best")
+        return f"{request.command('sft')} data.sft.path={self.run.output('best') / 'train.jsonl'}"
+
+    def _line(self, *words: str) -> str:
+        program, *switches = words
+        return " ".join(filter(None, [program, self.arguments, *switches]))

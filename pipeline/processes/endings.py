@@ -1,4 +1,4 @@
-"""How a stage's processes end: what is said of it, and which rank was the cause."""
+"""How a stage's processes end: the message, and which rank was the cause."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from stages.context import Interrupted, Paused
 
 logger = logging.getLogger("tristage")
 
-# When one and the same error strikes all ranks, rank 0 is to report it. The launcher ends the other
-# ranks as soon as rank 0 exits; a rank that is still there after this long has something of its own to say.
+# If one error strikes all ranks, rank 0 reports it. The launcher ends the other ranks as soon as rank 0
+# exits. A rank that is alive after this long has its own error to report.
 RANK_ZERO_SPEAKS_FIRST_SECONDS = 4.0
-# A rank's connections close before it is seen to be dead, or has left its note.
+# The connections of a rank close before its death shows, or before its note is written.
 SECONDS_TO_LEARN_OF_A_PEER = 2.0
-# The rank that failed is heard of by a collective that breaks, or by the launcher's signal, well before.
+# A failed rank usually shows well before, by a broken collective or the launcher's signal.
 SECONDS_BETWEEN_LOOKS, SECONDS_TO_NOTICE = 1.0, 10.0
 STOPPED = "interrupted"
 REFUSED = {
@@ -44,7 +44,7 @@ REFUSED = {
 
 
 class RankFailed(Exception):
-    """Another rank failed, and this one could not go on without it."""
+    """Another rank failed, and this one cannot continue without it."""
 
 
 def stopped(error: BaseException) -> bool:
@@ -53,14 +53,14 @@ def stopped(error: BaseException) -> bool:
 
 
 def explained(error: BaseException, folder: Path) -> BaseException:
-    """A disk that is full or a folder that is closed is the user's to mend; other errors are as they are."""
-    told = re.search(r"\(os error (\d+)\)", str(error))  # by tokenizers, whose errors are no OSError
-    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    """Turn a full disk or a closed folder into a UserError; return other errors unchanged."""
+    match = re.search(r"\(os error (\d+)\)", str(error))  # tokenizers raises no OSError
+    number = error.errno if isinstance(error, OSError) else int(match[1]) if match else None
     if isinstance(error, UserError) or number not in REFUSED:
         return error
     file = error.filename if isinstance(error, OSError) and error.filename else folder
     explanation = UserError(
-        f"{file}: {REFUSED[number]}. What was saved before is whole: mend that, and the same command resumes."
+        f"{file}: {REFUSED[number]}. What was saved before is whole. Fix this, and the same command resumes."
     )
     explanation.__cause__ = error
     return explanation
@@ -79,7 +79,7 @@ def one_line(error: BaseException) -> str:
 
 
 def report(error: BaseException, rank: int) -> None:
-    """Say what happened: a message for the user's errors, a traceback for the program's."""
+    """Print the error: a message if the user must fix something, else a traceback."""
     logger.info("ended by %s", one_line(error), exc_info=error)
     if stopped(error):
         if rank == 0:
@@ -95,9 +95,9 @@ def report(error: BaseException, rank: int) -> None:
 
 
 def leave_note(logs: Path, rank: int, error: BaseException) -> None:
-    """Leave word of how this rank ended, before its end strikes the others."""
+    """Write down how this rank ended, before its end strikes the others."""
     if logs.is_dir():
-        with suppress(OSError):  # of a disk that is full, which may be how it ended
+        with suppress(OSError):  # a full disk may be the reason
             write_text(_note(logs, rank), STOPPED if stopped(error) else one_line(error))
 
 
@@ -107,15 +107,15 @@ def clear_notes(logs: Path) -> None:
 
 
 def cause(error: BaseException, logs: Path, peers: Sequence[Process]) -> BaseException:
-    """What rank 0 should report in place of `error`: the failure of a rank that ended before it.
+    """What rank 0 should report instead of `error`: the failure of a rank that ended before it.
 
     A rank that fails takes the others with it: their collectives break, or the launcher sends them SIGTERM.
 
     Args:
-        peers: the process of each rank, rank 0 included; empty where there is no other.
+        peers: the process of each rank, rank 0 included; empty if there is only one.
     """
     if isinstance(error, UserError | Paused):
-        return error  # of the input, which all ranks read; or the end of all ranks together
+        return error  # all ranks read the same input, or all pause together
     until = time.monotonic() + SECONDS_TO_LEARN_OF_A_PEER * (len(peers) > 1)
     while not (failed := _failed_peer(logs, peers)) and time.monotonic() < until:
         time.sleep(0.05)
@@ -123,13 +123,13 @@ def cause(error: BaseException, logs: Path, peers: Sequence[Process]) -> BaseExc
 
 
 @contextmanager
-def speaking_when_stuck(
+def reporting_when_stuck(
     logs: Path, peers: Sequence[Process], record: Callable[[BaseException], None]
 ) -> Iterator[None]:
-    """Within, rank 0 tells of a rank that failed even where its own main thread never learns of it.
+    """Within, rank 0 reports a failed rank even if its own main thread never learns of it.
 
-    gloo's collectives break when a rank leaves, NCCL's go on waiting, and no signal handler runs meanwhile:
-    after some seconds a thread calls `record`, says what happened and ends the process.
+    gloo's collectives break when a rank leaves. NCCL's wait on, and no signal handler runs meanwhile. So a
+    thread calls `record` after some seconds, prints the error and ends the process.
     """
     over = threading.Event()
 
@@ -152,10 +152,10 @@ def speaking_when_stuck(
 def _hung_rank(
     seen: BaseException, error: BaseException, logs: Path, peers: Sequence[Process]
 ) -> RankFailed | None:
-    """The rank that the others waited for until a collective was given up, if that is what was `seen`."""
+    """The rank that the others waited for, if `seen` is the timeout of a collective."""
     if not timed_out(str(seen)):
         return None
-    if stopped(error):  # not by the collective: this rank was not in it
+    if stopped(error):  # by a signal, so this rank was outside the collective
         return _hung(0, where_raised(error))
     silent = {rank: peer for rank, peer in enumerate(peers) if rank and not _note(logs, rank).exists()}
     return next((_hung(rank, place) for rank, place in where_hung(silent, logs)), None)
@@ -163,8 +163,8 @@ def _hung_rank(
 
 def _hung(rank: int, place: str) -> RankFailed:
     return RankFailed(
-        f"rank {rank} hung: the others waited for it until deepspeed.timeout_minutes were over, and "
-        f"it was at {place}.\nIf it was only slow, raise that; else mend the cause. The same command resumes."
+        f"rank {rank} hung: the others waited for it for deepspeed.timeout_minutes, and it was at {place}.\n"
+        "If it was only slow, raise that; else fix the cause. The same command resumes."
     )
 
 
@@ -172,12 +172,12 @@ def _failed_peer(logs: Path, peers: Sequence[Process], noted_only: bool = False)
     for rank, process in enumerate(peers[1:], 1):
         note = _note(logs, rank)
         if note.exists():
-            word = note.read_text(encoding="utf-8")
-            if word != STOPPED:
-                return RankFailed(f"rank {rank} failed: {word}\nSee {logs / f'rank{rank}.log'}.")
+            reason = note.read_text(encoding="utf-8")
+            if reason != STOPPED:
+                return RankFailed(f"rank {rank} failed: {reason}\nSee {logs / f'rank{rank}.log'}.")
         elif not noted_only and process.host == socket.gethostname() and _gone(process.pid):
             return RankFailed(
-                f"rank {rank} ({process}) died without a word: it was killed, for memory perhaps."
+                f"rank {rank} ({process}) died without a message: it was killed, perhaps for lack of memory."
             )
     return None
 
@@ -187,7 +187,7 @@ def _gone(pid: int) -> bool:
         status: str = psutil.Process(pid).status()
     except psutil.NoSuchProcess:
         return True
-    return status == psutil.STATUS_ZOMBIE  # dead, and the launcher has not looked yet
+    return status == psutil.STATUS_ZOMBIE  # dead, and not yet collected by the launcher
 
 
 def _note(logs: Path, rank: int) -> Path:

@@ -1,4 +1,4 @@
-"""Which rank the others wait for in vain, and where it is."""
+"""Which rank hangs, and at which line."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pathlib import Path
 
 from pipeline.state.manifest import Process
 
-ASK_WHERE = signal.SIGUSR1  # at which a rank writes its stack, see `quiet.capture`
+ASK_WHERE = signal.SIGUSR1  # a rank then writes its stack, see `logs.open_logs`
 SECONDS_TO_ANSWER = 1.0
-FRAME = re.compile(r'File "(.+)", line (\d+) in (.+)')  # of a stack, the most recent call first
-WAITS = ("/torch/distributed/", "/deepspeed/comm/")  # whoever is in there waits for the others, too
+FRAME = re.compile(r'File "(.+)", line (\d+) in (.+)')  # of a stack whose most recent call comes first
+WAITS = ("/torch/distributed/", "/deepspeed/comm/")  # a rank in there waits for the others, too
 
 
-def timed_out(words: str) -> bool:
-    """Whether an error says that a collective was given up, for which gloo has several phrases."""
+def timed_out(message: str) -> bool:
+    """Whether an error message reports the timeout of a collective; gloo has several phrases for it."""
     return all(
-        re.search(part, words, re.IGNORECASE) for part in ("gloo|nccl|collective", "timed out|timeout")
+        re.search(part, message, re.IGNORECASE) for part in ("gloo|nccl|collective", "timed out|timeout")
     )
 
 
 def where_hung(peers: Mapping[int, Process], logs: Path) -> Iterator[tuple[int, str]]:
-    """Rank and place of each of `peers` that is in no collective, as far as they live on this machine."""
+    """Rank and code line of each of `peers` on this machine that is in no collective."""
     here = {rank: process for rank, process in peers.items() if process.host == socket.gethostname()}
     for process in here.values():
         with suppress(ProcessLookupError):
@@ -43,7 +43,7 @@ def where_hung(peers: Mapping[int, Process], logs: Path) -> Iterator[tuple[int, 
 
 
 def where_raised(error: BaseException) -> str:
-    """The place that `error`, raised by a signal's handler, found this rank at."""
+    """The code line that a signal interrupted by raising `error`."""
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__) if "signals.py" not in frame.filename
     ]

@@ -1,7 +1,7 @@
-"""Keep the libraries quiet where nobody can act on what they say; let everything else through.
+"""Log files, and silence for messages of libraries that nobody can act on.
 
-`silence` runs before the heavy imports, because some libraries speak while they are imported. `open_logs`
-runs after them, because some install their own log handlers then.
+`silence` runs before the heavy imports, because some libraries print while they are imported. `open_logs`
+runs after them, because some libraries install their own log handlers then.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ ENVIRONMENT = {
     "WANDB_ERROR_REPORTING": "false",
     "WANDB_SILENT": "true",
 }
-# Logger name, and how the messages begin that nobody can act on.
+# Logger name, and the beginnings of messages that nobody can act on.
 NOISE = {
     "DeepSpeed": ("Setting accelerator to CPU",),
     "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward",),
 }
-LOG_BYTES, OLD_LOGS = 16 * 2**20, 4  # of one log file, and how many full ones are kept
-# Deprecations inside the libraries, which are theirs to mend.
+LOG_BYTES, OLD_LOGS = 16 * 2**20, 4  # size of a log file, and the number of full ones that stay
+# Deprecations inside the libraries.
 WARNINGS = (
     r"`torch\.distributed\.\w+` is deprecated",
     r"`is_gradient_checkpointing` is deprecated",
 )
-# Libraries that install their own handlers and do not pass their messages on.
+# Libraries that install their own handlers and do not propagate their messages.
 OWN_HANDLERS = ("DeepSpeed", "transformers", "datasets", "huggingface_hub")
 
 
 def silence() -> None:
-    """Set environment variables (those set already win) and filters. Call before importing torch."""
+    """Set filters, and environment variables that are not set yet. Call before importing torch."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name, beginnings in NOISE.items():
@@ -48,9 +48,9 @@ def silence() -> None:
 
 
 def open_logs(folder: Path, rank: int) -> Path:
-    """Send all log messages and warnings to `folder/rankN.log`; rank 0 shows warnings on stderr too.
+    """Send all log messages and warnings to `folder/rankN.log`. Rank 0 prints warnings on stderr too.
 
-    SIGUSR1 has the process write where it is into `folder/rankN.stack`, whatever it is doing.
+    At SIGUSR1 the process writes its stack to `folder/rankN.stack`, whatever it is doing.
 
     Returns the log file.
     """
@@ -61,7 +61,7 @@ def open_logs(folder: Path, rank: int) -> Path:
     path = folder / f"rank{rank}.log"
     root = logging.getLogger()
     root.setLevel(logging.INFO)
-    logging.raiseExceptions = False  # a full disk is told of once, not by every message that finds no room
+    logging.raiseExceptions = False  # a full disk is reported once, not by every message
     root.handlers = [_file_handler(path)] + ([_terminal_handler()] if rank == 0 else [])
     stack = os.open(folder / f"rank{rank}.stack", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)

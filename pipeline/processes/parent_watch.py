@@ -1,7 +1,7 @@
-"""A rank does not outlive its launcher, however that ends.
+"""A rank does not outlive its launcher, however the launcher ends.
 
-A launcher that is killed with SIGKILL tells nobody. Its ranks would train on unseen, and hold the
-stage's lock.
+A launcher that is killed with SIGKILL sends no signal. Its ranks would train on unseen, and hold the stage's
+lock.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import psutil
 
 DEEPSPEED = "deepspeed.launcher.launch"  # what the command `deepspeed` starts on each machine
 SECONDS_BETWEEN_LOOKS = 1.0
-# A rank that is stopped may be in the middle of a long operation, and then has its manifest to write.
+# An interrupted rank may be in a long operation, and then still has to write its manifest.
 SECONDS_TO_STOP = 90.0
 
 
@@ -34,7 +34,7 @@ def _follow(launcher: tuple[int, ...]) -> None:
 
 
 def _launcher() -> tuple[int, ...]:
-    """The launcher's processes above this one. Another process takes a dead one's place as the parent."""
+    """The launcher's processes above this one. If one dies, another process becomes the parent."""
     try:
         parent = psutil.Process(os.getppid())
         return (parent.pid, parent.ppid()) if DEEPSPEED in parent.cmdline() else (parent.pid,)
@@ -43,5 +43,5 @@ def _launcher() -> tuple[int, ...]:
 
 
 def _lost(launcher: tuple[int, ...]) -> bool:
-    """Whether the command `deepspeed` was gone before its ranks began: init is the parent in its place."""
+    """Whether the command `deepspeed` ended before its ranks began: init is the parent instead."""
     return launcher[1:] == (1,) and "deepspeed" not in " ".join(psutil.Process(1).cmdline())

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: at which of them a stage ends at once, and which lets it finish the step in hand."""
+"""SIGINT and SIGTERM: the first lets a stage finish its current step, the second ends it at once."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from typing import Any
 from stages.context import Interrupted
 
 WATCHED = (signal.SIGINT, signal.SIGTERM)
-# Ctrl-C reaches a rank twice, from the terminal and from the launcher, which passes it on as SIGTERM. What
-# comes later than this after the first is a person's second.
+# Ctrl-C reaches a rank twice: from the terminal, and from the launcher as SIGTERM. A signal that comes later
+# than this after the first is a second one by a person.
 SECONDS_TO_REPEAT = 1.5
 
 
 class Signals:
-    """The signals of this process: the first ends it by Interrupted, or is only noted where that is deferred.
+    """The signals of this process: the first raises Interrupted, or is only noted while that is deferred.
 
-    A second ends it wherever it is, and those after that are ignored: they must not disturb the writing of
+    A second signal raises Interrupted anywhere. Later ones are ignored: they must not disturb the writing of
     the manifest.
     """
 
     def __init__(self) -> None:
-        self.announce = False  # say at the terminal that a signal was noted; for one rank alone
+        self.announce = False  # print that a signal was noted; one rank does
         self._deferring = self._second = self._ended = False
         self._noted = 0
 
     @contextmanager
     def deferred(self) -> Iterator[Callable[[], int]]:
-        """Within, the first signal is noted; yields what tells its number, 0 as long as there is none."""
+        """Within, the first signal is only noted. Yields a function that returns its number, or 0."""
         self._deferring = True
         try:
             yield lambda: self._noted
@@ -48,17 +48,17 @@ class Signals:
             self._end(self._noted)
 
     def handle(self, signum: int, _frame: FrameType | None) -> None:
-        """The handler, which Python calls in the main thread once that is between two operations."""
+        """The handler. Python calls it in the main thread, between two operations."""
         if self._deferring and not self._second:
             self._noted = self._noted or signum
         elif not self._ended:
             self._end(signum)
 
     def listen(self, arrivals: socket.socket) -> None:
-        """Find out which signal is a second, by when it arrives.
+        """Tell a second signal from the first by its arrival time.
 
-        In a thread of its own: the main thread may be in the middle of a long operation, and would learn of
-        the launcher's signal so late that it seemed to be another.
+        This runs in its own thread. The main thread may be in a long operation, and would see the launcher's
+        copy of the first signal so late that it would take it for a second one.
         """
         first = 0.0
         while arrived := arrivals.recv(1):
@@ -77,10 +77,10 @@ class Signals:
         raise Interrupted(signum)
 
     def _say_noted(self) -> None:
-        """Without the signal's name: of two that come together, the later may be announced first."""
+        """Print no name: of two signals that arrive together, the later may be announced first."""
         if self.announce and self._deferring:
             print(
-                "interrupted: ends after the step in hand, with a checkpoint; a second time ends it at once",
+                "interrupted: ends after the current step, with a checkpoint; interrupt again to end at once",
                 file=sys.stderr,
                 flush=True,
             )
@@ -88,7 +88,7 @@ class Signals:
 
 @contextmanager
 def watched_signals() -> Iterator[Signals]:
-    """Have SIGINT and SIGTERM handled by the Signals that this yields."""
+    """Within, the yielded Signals handle SIGINT and SIGTERM."""
     signals = Signals()
     arrivals, wire = socket.socketpair()
     wire.setblocking(False)
@@ -107,10 +107,10 @@ def watched_signals() -> Iterator[Signals]:
 
 @contextmanager
 def handled_by(handler: Any) -> Iterator[None]:
-    """Have SIGINT and SIGTERM handled by `handler`, one of signal.signal's, and then as before."""
-    before = {each: signal.signal(each, handler) for each in WATCHED}
+    """Within, `handler` (see `signal.signal`) handles SIGINT and SIGTERM."""
+    before = {signum: signal.signal(signum, handler) for signum in WATCHED}
     try:
         yield
     finally:
-        for each, earlier in before.items():
-            signal.signal(each, earlier)
+        for signum, earlier in before.items():
+            signal.signal(signum, earlier)

@@ -125,9 +125,8 @@ def _draw_panel(axes: Axes, results: Results, stage: Stage, panel: Panel) -> Non
     axes.set_xlabel("PPO iteration" if stage == "ppo" else "optimizer step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(axes.get_legend_handles_labels()[0]) > 1:
-        axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2
-        )  # below the panel, where it covers no curve
+        # Below the panel, the legend covers no curve.
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
 
 def _draw_line(axes: Axes, results: Results, stage: Stage, line: Line) -> None:

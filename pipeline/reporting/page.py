@@ -68,6 +68,8 @@ Block = Paragraph | Bullets | Picture | Tiles | Table
 
 @dataclass(frozen=True)
 class Section:
+    """A titled part of the page. `tone` sets the colour of its border in HTML."""
+
     title: str
     blocks: list[Block]
     tone: Literal["plain", "warning", "good", "missing"] = "plain"

@@ -16,7 +16,7 @@ from data.storage.files import write_json_lines, write_text
 from pipeline.reporting.figure_style import COLOURS, LOOK, PALE, new_figure
 from pipeline.reporting.figures import DOTS_PER_INCH
 from pipeline.reporting.page import Cell, Page, Paragraph, Picture, Section, Table, quote, render
-from pipeline.state.results import Row, found_runs, read_lines, read_results
+from pipeline.state.results import Row, read_lines, read_results, sweep_runs
 from pipeline.terminal.format import show_number
 
 FIGURE = "frontier.png"
@@ -58,7 +58,7 @@ def write_sweep_report(root: Path) -> Path:
         UserError: `root` has no sweep.
     """
     outcomes = sorted(
-        map(read_outcome, found_runs(root)), key=lambda outcome: (outcome.setting, outcome.seed)
+        map(read_outcome, sweep_runs(root)), key=lambda outcome: (outcome.setting, outcome.seed)
     )
     if not outcomes:
         raise UserError(f"{root}: it has no run of a sweep. Start one: tristage sweep --run-dir {root}")

@@ -105,7 +105,8 @@ def _gold_during_training(results: Results) -> str | None:
     return (
         f"Up to iteration {steps[-1]} of PPO, the reward model's score of held-out answers rose from "
         f"{show_number(scores[0])} to {show_number(scores[-1])} while the gold score fell from "
-        f"{show_number(golds[0])} to {show_number(golds[-1])}. PPO over-optimises it. Raise ppo.kl_coef."
+        f"{show_number(golds[0])} to {show_number(golds[-1])}. The reward model is over-optimised. "
+        "Raise ppo.kl_coef."
     )
 
 
@@ -113,7 +114,7 @@ def _over_optimised(figures: dict[str, float]) -> str:
     low, high = figures.get("rm_score_ppo_low"), figures.get("rm_score_sft_high")
     if low is None or high is None or low <= high:
         return ""
-    return " The reward model's score rose nevertheless, so PPO over-optimised it."
+    return " The reward model's score rose nevertheless, so the reward model is over-optimised."
 
 
 def _kl(results: Results) -> str | None:

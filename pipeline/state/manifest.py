@@ -1,4 +1,4 @@
-"""What a stage was made from and what came of it: `RUN/<stage>/manifest.json`."""
+"""The manifest of a stage, its inputs and results: `RUN/<stage>/manifest.json`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from data.storage.folder_digest import folder_digest
 from data.storage.records import record_faults
 
 Status = Literal["running", "finished", "failed", "interrupted"]
-# What a run's figures come of: NumPy draws the noise of samples.
+# Libraries that a run's numbers depend on. NumPy draws the noise of samples.
 LIBRARIES = (
     "tristage",
     "torch",
@@ -36,8 +36,8 @@ LIBRARIES = (
 
 
 class _Record(BaseModel):
-    # NaN, which JSON lacks, is written as the string "NaN", which reads back as the float.
-    # No unknown key: a flipped bit in the name of a key that has a default would hide in one.
+    # JSON has no NaN: it is written as the string "NaN", which reads back as the float.
+    # Unknown keys are refused: a flipped bit in the name of an optional key would otherwise hide.
     model_config = ConfigDict(ser_json_inf_nan="strings", extra="forbid")
 
 
@@ -47,7 +47,7 @@ def _inside(name: str) -> str:
     return name
 
 
-Inside = Annotated[str, AfterValidator(_inside)]  # manifests are handed around, and must not lead elsewhere
+Inside = Annotated[str, AfterValidator(_inside)]  # people share manifests; they must not point elsewhere
 
 
 class Fingerprint(_Record):
@@ -58,7 +58,7 @@ class Fingerprint(_Record):
 
 
 class Record(_Record):
-    """What a stage wrote into a file line by line; see `data.records`."""
+    """Length and hash of a file that a stage wrote line by line; see `data.storage.records`."""
 
     bytes: int
     sha256: str
@@ -72,7 +72,7 @@ class Input(_Record):
 
 
 class BaseModelId(_Record):
-    """What has to be the same in all stages that an adapter passes through, because it fits one base only."""
+    """Identity of a base. It must be the same in all stages that an adapter passes through."""
 
     model: str
     revision: str | None = None
@@ -88,7 +88,7 @@ class BaseModelId(_Record):
 
 
 class Process(_Record):
-    """Who runs, or last ran, the stage: its rank 0."""
+    """Rank 0 of the job that runs, or last ran, the stage."""
 
     pid: int
     host: str
@@ -104,8 +104,8 @@ class Process(_Record):
 class Manifest(_Record):
     """One stage of one run.
 
-    `wall_seconds` adds up all attempts, an interrupted one as far as its last checkpoint if it was killed.
-    `started` is the first attempt's begin, `attempt_started` the latest one's.
+    `wall_seconds` adds up all attempts; a killed one counts up to its last checkpoint. `started` is the start
+    of the first attempt, `attempt_started` that of the latest.
     """
 
     format: Literal[1] = 1
@@ -123,38 +123,38 @@ class Manifest(_Record):
     wall_seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
     world_size: int = 1
     versions: dict[str, str] = {}
-    run_id: str = Field("", description="of all attempts, on W&B too; checkpoints state it")
+    run_id: str = Field("", description="shared by all attempts, by checkpoints and by W&B")
     process: Process | None = None
     started: datetime
     attempt_started: datetime
     finished: datetime | None = None
     error: str | None = None
-    sha256: str = Field("", description="of all the rest, so that a flipped bit is seen")
+    sha256: str = Field("", description="of all other fields, so that a flipped bit shows")
 
     def write(self, path: Path) -> None:
         """Write atomically: a reader sees the old manifest or the new one."""
         write_text(path, self.sealed().model_dump_json(indent=2) + "\n")
 
     def sealed(self) -> Manifest:
-        """Itself, with the SHA-256 of all the rest."""
+        """A copy with the SHA-256 of all other fields."""
         return self.model_copy(update={"sha256": self._digest()})
 
     def fault(self, path: Path) -> str | None:
-        """What shows that this, read from `path`, is not what the stage wrote there."""
+        """Why this manifest, read from `path`, is not what the stage wrote there; None if it is."""
         if self.sha256 != self._digest():
             return "its SHA-256 is not the one that it states"
         return None if self.stage == path.parent.name else f"it is that of a stage {self.stage}"
 
     def record_faults(self, folder: Path) -> list[str]:
-        """A line on each file of the stage's `folder` that is not what the stage recorded there."""
-        return record_faults(folder, {name: each.model_dump() for name, each in self.records.items()})
+        """One line per file in the stage's `folder` that is not what the stage recorded."""
+        return record_faults(folder, {name: record.model_dump() for name, record in self.records.items()})
 
     def _digest(self) -> str:
         return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """The manifest in `path`, or None where there is none.
+    """The manifest in `path`; None if there is none.
 
     Raises:
         UserError: the file is there but is not a manifest.
@@ -166,7 +166,7 @@ def read_manifest(path: Path) -> Manifest | None:
         return None
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read: {error.strerror}. Mend that, or choose another --run-dir."
+            f"{path}: cannot be read: {error.strerror}. Fix that, or choose another --run-dir."
         ) from None
     except ValidationError as error:
         problem = error.errors()[0]
@@ -188,7 +188,7 @@ def owner_of(manifest: Manifest | None) -> str:
 def source_hashes(config: Experiment, stage: Stage) -> dict[str, str]:
     """SHA-256 of the local files that `stage` reads, by configuration key.
 
-    A file that is not there is left out: the stage itself will say so.
+    A missing file is left out: the stage itself reports it.
     """
     files = {
         f"data.{stage}.path": config.data.source(stage).path,
@@ -208,7 +208,7 @@ def fingerprint(folder: Path) -> Fingerprint:
 
 
 def damage(folder: Path, expected: Mapping[str, str]) -> list[str]:
-    """What differs from `expected`, SHA-256 by relative path, a line per file; more files are no damage."""
+    """One line per file that differs from `expected` (SHA-256 by relative path). More files are no damage."""
     problems = []
     for name, digest in expected.items():
         path = folder / name
@@ -220,14 +220,14 @@ def damage(folder: Path, expected: Mapping[str, str]) -> list[str]:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that a result may depend on; those not installed are left out."""
-    found = {}
+    """Versions of the installed libraries that a result may depend on."""
+    versions = {}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def now() -> datetime:

@@ -1,4 +1,4 @@
-"""What a run directory holds by now: manifests, curves, samples and judgements, as far as its stages got."""
+"""What a run directory holds so far: manifests, metrics, samples and evaluations."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Results:
-    """One run; a stage that has not run is missing from `manifests`, and its lists are empty.
+    """One run. A stage that has not run is missing from `manifests`, and its lists are empty.
 
     Attributes:
         metrics: the rows of each stage's `metrics.jsonl`.
         samples: prompts and responses seen during PPO.
         evaluation: answers of base, SFT and PPO to the held-out prompts.
         rankings: the rankings that the RM stage collected.
-        best_of_n: for each n that was tried, its KL and scores on held-out prompts.
+        best_of_n: KL and scores on held-out prompts for each n.
     """
 
     run: RunDirectory
@@ -55,10 +55,10 @@ class Results:
 
 
 def read_results(run_dir: Path) -> Results:
-    """Read what there is.
+    """Read the results of the stages that have run.
 
     Raises:
-        UserError: `run_dir` is no run directory, or a file in it is not what it should be.
+        UserError: `run_dir` is no run directory, or a file in it is damaged.
     """
     run = RunDirectory(run_dir)
     if not run.config_file.is_file():
@@ -66,11 +66,11 @@ def read_results(run_dir: Path) -> Results:
             f"{run_dir}: not a run directory, it has no config.yaml. Run a stage first, or give another "
             "--run-dir."
         )
-    found = {stage: read_manifest(run.manifest(stage)) for stage in ALL_STAGES}
+    manifests = {stage: read_manifest(run.manifest(stage)) for stage in ALL_STAGES}
     return Results(
         run=run,
         experiment=load_experiment(run.config_file),
-        manifests={stage: manifest for stage, manifest in found.items() if manifest},
+        manifests={stage: manifest for stage, manifest in manifests.items() if manifest},
         metrics={stage: read_lines(run.stage(stage) / "metrics.jsonl", ["step"]) for stage in ALL_STAGES},
         samples=read_lines(run.stage("ppo") / "samples.jsonl", ["step", "prompt", "response"]),
         evaluation=read_lines(run.stage("ppo") / "evaluation.jsonl", ["prompt", "base", "sft", "ppo"]),
@@ -80,10 +80,10 @@ def read_results(run_dir: Path) -> Results:
 
 
 def read_lines(path: Path, required: Sequence[str]) -> list[Row]:
-    """The objects of a JSONL file that a stage may still be writing; empty where there is no file."""
+    """The objects of a JSONL file that a stage may still be writing; empty if there is no file."""
     return read_json_lines(path, required, growing=True) if path.exists() else []
 
 
-def found_runs(root: Path) -> Iterator[Path]:
+def sweep_runs(root: Path) -> Iterator[Path]:
     """Run directories of the sweep in `root` whose PPO has at least begun."""
     yield from sorted(manifest.parent.parent for manifest in (root / "sweep").glob("*/ppo/manifest.json"))

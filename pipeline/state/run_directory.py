@@ -34,7 +34,7 @@ class RunDirectory:
         return self.stage(stage) / "adapter"
 
     def output(self, stage: Stage) -> Path:
-        """What the stage leaves for others: its adapter, or the demonstrations that `best` has picked."""
+        """The folder for later stages: the adapter, or the demonstrations that `best` picked."""
         return self.stage(stage) / "demonstrations" if stage == "best" else self.adapter(stage)
 
     def logs(self, stage: Stage) -> Path:
@@ -48,13 +48,13 @@ class RunDirectory:
         return candidate
 
     def write_config(self, text: str) -> None:
-        """Write `config.yaml`. Stages that run at once take turns, and none sweeps up another's file."""
+        """Write `config.yaml`. Stages that run at the same time take turns, and keep each other's files."""
         with FileLock(self.path / ".config.lock", is_singleton=False):
             sweep(self.path, f".{self.config_file.name}.*")
             write_text(self.config_file, text)
 
     def set_aside(self, stage: Stage) -> Path:
-        """Rename the stage's folder, so that what it holds is kept and a new one can begin."""
+        """Rename the stage's folder, which keeps its content and lets a new one begin."""
         target = self.aside(stage)
         self.stage(stage).rename(target)
         sync(self.path)
@@ -64,11 +64,11 @@ class RunDirectory:
     def lock(self, stage: Stage, owner: str = "another process") -> Iterator[None]:
         """Hold the stage for this process.
 
-        The lock lies beside the stage's folder, not in it, because the folder may be set aside while it
-        is held. The operating system drops it when the process dies, however it dies.
+        The lock file lies beside the stage's folder, because the folder may be set aside while the lock is
+        held. The operating system releases the lock when the process dies, however it dies.
 
         Raises:
-            UserError: another process holds it; `owner` says which, where that is known.
+            UserError: another process holds it. `owner` names that process if it is known.
         """
         lock = self._file_lock(stage)
         try:

@@ -16,6 +16,7 @@ from configs.errors import UserError
 from configs.schema import DeepSpeed
 from stages.distributed.environment import check_meeting_place
 from stages.distributed.ranks import Ranks
+from stages.internals.deepspeed import build_no_ops
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGEST_MMAP_THRESHOLD = 32 * 2**20  # that glibc takes
@@ -43,10 +44,7 @@ LOOPBACK = ("127.0.0.1", "localhost")
 
 def init_distributed(config: DeepSpeed) -> Ranks:
     """Join the process group that deepspeed or torchrun describes; alone under plain python."""
-    # Left to itself, DeepSpeed runs a compiler to see which of its ops it could build, and builds one, for a
-    # minute, for collectives on CPUs. Where that is killed, files stay behind, and a lock that hangs every
-    # later run. None of its ops is used here: gloo and NCCL do without.
-    vars(deepspeed.ops)["__compatible_ops__"] = {}
+    build_no_ops()
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     check_meeting_place()

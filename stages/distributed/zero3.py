@@ -12,10 +12,11 @@ from typing import Any
 
 import deepspeed
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
+
+from stages.internals.bitsandbytes import dequantized_4bit
+from stages.internals.deepspeed import is_partitioned, is_sharded_now
 
 
 def gather_again(model: nn.Module) -> None:
@@ -45,7 +46,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         weight = ctx.layer.weight
         with whole(weight):
-            dequantized: Tensor = dequantize_4bit(weight.data.view(-1, 1), weight.quant_state)
+            dequantized = dequantized_4bit(weight)
         return gradient @ dequantized.to(gradient.dtype), None
 
 
@@ -55,11 +56,7 @@ def whole(*parameters: Tensor | None) -> Iterator[None]:
 
     Under ZeRO-3, changes are lost on exit. `None` stands for a bias that a layer does not have.
     """
-    sharded = [
-        parameter
-        for parameter in parameters
-        if parameter is not None and vars(parameter).get("ds_status") == ZeroParamStatus.NOT_AVAILABLE
-    ]
+    sharded = [parameter for parameter in parameters if parameter is not None and is_sharded_now(parameter)]
     with deepspeed.zero.GatheredParameters(sharded) if sharded else contextlib.nullcontext():
         yield
 
@@ -68,17 +65,7 @@ def whole(*parameters: Tensor | None) -> Iterator[None]:
 def whole_for_writing(*parameters: nn.Parameter) -> Iterator[None]:
     """Within, `parameters` are whole. On exit, each rank keeps its shard of rank 0's. All ranks enter."""
     # Not only shards: a small parameter that every rank holds has a shard beside it, which must follow.
-    managed = [parameter for parameter in parameters if is_sharded(parameter)]
+    managed = [parameter for parameter in parameters if is_partitioned(parameter)]
     gathered = deepspeed.zero.GatheredParameters(managed, modifier_rank=0)
     with gathered if managed else contextlib.nullcontext():
         yield
-
-
-def is_sharded(parameter: Tensor) -> bool:
-    """Whether ZeRO-3 manages `parameter`: outside a forward, it may hold no elements."""
-    return "ds_status" in vars(parameter)
-
-
-def whole_shape(parameter: Tensor) -> torch.Size:
-    """The shape of `parameter` when it is whole."""
-    return torch.Size(vars(parameter).get("ds_shape", parameter.shape))

@@ -21,6 +21,8 @@ from trl.trainer.utils import disable_dropout_in_model
 from configs.errors import UserError
 from configs.schema import Base
 from data.storage.folder_digest import folder_digest
+from stages.internals.bitsandbytes import keep_packing
+from stages.internals.transformers import commit_hash
 from stages.models.base_checks import check_architecture, check_folder, check_loaded, loading, local_folder
 from stages.models.demo_models import EMBEDDED, embedded_model
 from stages.models.onednn import use_onednn
@@ -72,11 +74,7 @@ def load_base(config: Base, device: torch.device) -> PreTrainedModel:
             output_loading_info=True,
         )
     check_loaded(config, found)
-    for module in model.modules():
-        if "support_avx512bf16_for_cpu" in vars(module):
-            # bitsandbytes would repack 4-bit weights in place at the first forward without gradients:
-            # rounded scales, other bytes than were loaded, and nothing that ZeRO-3 could gather again.
-            module.support_avx512bf16_for_cpu = False
+    keep_packing(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     # A hub model's own sampling defaults (top-k, repetition penalty) would make samples off-policy.
@@ -136,4 +134,4 @@ def model_folder(config: Base) -> str:
 
 def base_digest(config: Base, model: PreTrainedModel) -> str:
     """What tells one base from another under the same name: its commit on the hub, or its folder's digest."""
-    return folder_digest(Path(model_folder(config))) or str(model.config._commit_hash)
+    return folder_digest(Path(model_folder(config))) or str(commit_hash(model))

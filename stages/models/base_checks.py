@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from configs.errors import UserError
 from configs.schema import Base, Experiment, Stage
+from stages.internals.transformers import attention_implementation, is_recurrent
 from stages.models.demo_models import EMBEDDED
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -146,9 +147,9 @@ def supports_block_mask(base: PreTrainedModel) -> bool:
     """
     text = base.config.get_text_config().to_dict()
     return bool(
-        base.config._attn_implementation == "sdpa"
+        attention_implementation(base) == "sdpa"
         and text.get("rope_parameters")
-        and not base._is_stateful
+        and not is_recurrent(base)
         and not text.get("sliding_window")
         and set(text.get("layer_types") or ()) <= {"full_attention"}
     )

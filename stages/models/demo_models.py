@@ -230,7 +230,7 @@ def _convert_smollm2(gguf: Path, folder: Path) -> None:
     transformers converts the weights exactly. Its tokenizer is corrected here: it does not split digits.
     """
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    dequantize = GgufConfig(dequantize=True)
+    dequantize = GgufConfig(dequantize=True)  # otherwise the package `kernels` would keep the blocks packed
     model = AutoModelForCausalLM.from_pretrained(
         **source, dtype=torch.bfloat16, quantization_config=dequantize
     )

@@ -13,7 +13,8 @@ from typing import Any
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from stages.distributed.zero3 import is_sharded
+from stages.internals.deepspeed import is_partitioned
+from stages.internals.peft import is_plain_lora
 
 
 def add_in_one_pass(layer: LoraLayer) -> None:
@@ -44,8 +45,8 @@ def _is_plain(layer: Any, role: str) -> bool:
     b = layer.lora_B[role]
     return (
         isinstance(layer.get_base_layer(), nn.Linear)
-        and role not in layer.lora_variant
+        and is_plain_lora(layer, role)
         and b.bias is None
         and (isinstance(dropout, nn.Identity) or dropout.p == 0 or not dropout.training)
-        and not is_sharded(b.weight)  # ZeRO-3 gathers what a module's own forward uses
+        and not is_partitioned(b.weight)  # ZeRO-3 gathers what a module's own forward uses
     )

@@ -45,6 +45,12 @@ def onednn_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     return product
 
 
+def packed_weight(weight: Tensor, rows: int) -> Tensor:
+    """`weight` (out, in) in the blocks that oneDNN's kernels read, for products of about `rows` rows."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return packed
+
+
 def _gemm_4bit(
     A: Tensor,
     B: Tensor,

@@ -22,6 +22,7 @@ from transformers import (
 
 from configs.errors import UserError
 from configs.schema import Adapter
+from stages.internals.peft import activate_adapter
 from stages.models.adapter_files import HEAD_FILE, check_adapter, loading_adapter
 from stages.models.fused_lora import add_in_one_pass
 from stages.models.queries import Query, ScalarQuery, TokenQuery
@@ -172,9 +173,7 @@ class Roles(nn.Module):
     def activate(self, role: str) -> None:
         """Let forwards from here on use the adapter of `role` (none for `Role.BASE`)."""
         for layer in self._lora_layers:
-            # PEFT's own `set_adapter` also switches requires_grad, which would thaw frozen roles.
-            layer._disable_adapters = role == Role.BASE
-            layer._active_adapter = [str(role)]
+            activate_adapter(layer, None if role == Role.BASE else str(role))
 
     def forward(self, query: ScalarQuery | TokenQuery) -> Tensor | TokenStatistics:
         """Answer `query`: scalars (B, T - start) in fp32, or `TokenStatistics`.

@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 from configs.errors import UserError
 from configs.schema import Experiment, Stage
 from data.batches.collate import prompts as collate_prompts
+from stages.internals.torch import viewed_tensor
 
 ROOM = 32  # tokens for which a layer of the cache takes memory ahead
 
@@ -37,7 +38,7 @@ def _append(held: Tensor, new: Tensor) -> Tensor:
     """`new` behind `held`: in place where `held` is the front of a tensor that has room for it."""
     begin = held.shape[2] if held.numel() else 0
     end = begin + new.shape[2]
-    whole = held._base
+    whole = viewed_tensor(held)
     if whole is not None and end <= whole.shape[2]:
         whole[:, :, begin:end] = new
     else:

@@ -14,12 +14,13 @@ import torch
 from accelerate import init_empty_weights
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft.tuners.lora import LoraLayer
-from peft.utils.integrations import dequantize_bnb_weight
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stages.distributed.zero3 import is_sharded, whole, whole_shape
-from stages.models.onednn import onednn_linear, onednn_multiplies
+from stages.distributed.zero3 import whole
+from stages.internals.bitsandbytes import dequantized_weight
+from stages.internals.deepspeed import is_partitioned, whole_shape
+from stages.models.onednn import onednn_linear, onednn_multiplies, packed_weight
 from stages.models.roles import Roles
 
 MARGIN = 2.0  # free memory must hold the copy so many times over: training needs some of it as well
@@ -40,7 +41,7 @@ class Packed(nn.Linear):
         if weight is None:
             self.packed = torch.empty(0)
         else:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.weight.dtype), ROWS)
+            self.packed = packed_weight(weight.to(self.weight.dtype), ROWS)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """As nn.Linear's: (..., in) to (..., out)."""
@@ -83,7 +84,8 @@ class MergedCopy:
             linear = kind(layer.in_features, layer.out_features, layer.bias is not None, "meta", self._dtype)
             self.model.set_submodule(name, linear)
         target: Any = self.model.get_submodule(name)
-        target._buffers.update(layer._buffers)
+        for key, buffer in layer.named_buffers(recurse=False):
+            target.register_buffer(key, buffer)
         for key, parameter in layer.named_parameters(recurse=False):
             if key == "weight" and (quantized or adapted or packed):
                 shape = target.weight.shape
@@ -94,7 +96,7 @@ class MergedCopy:
 
     def _shared(self, parameter: Any) -> nn.Parameter:
         """The base's parameter itself, or its one copy where ZeRO-3 shards it."""
-        if not is_sharded(parameter):
+        if not is_partitioned(parameter):
             return parameter
         if parameter not in self._copied:
             empty = torch.empty(whole_shape(parameter), dtype=parameter.dtype, device="meta")
@@ -170,7 +172,7 @@ def merged_weight(source: Any, role: str) -> Tensor:
     layer = source.get_base_layer() if isinstance(source, LoraLayer) else source
     weight: Tensor = layer.weight
     if isinstance(layer, Linear4bit | Linear8bitLt):
-        weight = dequantize_bnb_weight(weight, state=vars(layer).get("state")).float()
+        weight = dequantized_weight(layer).float()
         if adapted:  # in place: the product alone and scaled would be two more tensors to write and read
             a, b = (each[role].weight.float() for each in (source.lora_A, source.lora_B))
             weight.addmm_(b, a, alpha=source.scaling[role])

@@ -26,6 +26,7 @@ from configs.errors import UserError
 from configs.schema import VLLM_LORA_RANKS, Experiment, Rollout, Stage
 from stages.distributed.ranks import Ranks
 from stages.distributed.zero3 import whole
+from stages.internals.transformers import commit_hash
 from stages.models.adapter_files import save_adapter
 from stages.models.base import compute_dtype
 from stages.models.roles import Role, Roles
@@ -81,7 +82,7 @@ class VllmEngine:
         base = roles.causal
         self._llm = LLM(
             base.name_or_path,
-            revision=vars(base.config).get("_commit_hash"),  # which a folder has not
+            revision=commit_hash(base),
             dtype=str(roles.dtype).removeprefix("torch."),
             quantization="bitsandbytes" if any(isinstance(m, Linear4bit) for m in base.modules()) else None,
             enable_lora=True,

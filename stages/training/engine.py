@@ -15,14 +15,19 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.utils import groups
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from configs.errors import UserError
 from configs.schema import DeepSpeed, Training
 from stages.distributed.ranks import Ranks
 from stages.distributed.zero3 import gather_again, whole, whole_for_writing
+from stages.internals.deepspeed import (
+    clear_gradient_shards,
+    data_parallel_group,
+    flat_parameters,
+    link_moments,
+)
+from stages.internals.torch import set_timeout
 from stages.models.queries import ScalarQuery, TokenQuery
 from stages.models.role_models import RoleModels, trainable
 from stages.training.checkpoint import State
@@ -103,7 +108,7 @@ class Engine:
         if self.zero_stage == 3:
             gather_again(models)
         # DeepSpeed's own group has torch's default timeout, whatever the job's group was given.
-        _set_pg_timeout(timedelta(minutes=config.timeout_minutes), groups._get_data_parallel_group())
+        set_timeout(data_parallel_group(), timedelta(minutes=config.timeout_minutes))
         self._start_moments()
 
     def __call__(self, query: ScalarQuery | TokenQuery) -> Any:
@@ -138,9 +143,7 @@ class Engine:
         self.counters.skipped += skipped
         self.counters.skipped_in_row = self.counters.skipped_in_row + 1 if skipped else 0
         if self.zero_stage == 3:
-            # ZeRO-3 overwrites its gradient buffers only in the first backward of a step. A role whose turn
-            # comes in a later backward would be added to what the step before left there.
-            self.deepspeed.optimizer.grad_partitions_flat_buffer.zero_()
+            clear_gradient_shards(self.deepspeed)
 
     def hold(self, role: str) -> None:
         """Let `role` stand still: its learning rate is 0 until `release`. Its gradients must be 0, too."""
@@ -244,12 +247,12 @@ class Engine:
                 moment: torch.zeros_like(flat) for moment in MOMENTS
             }
         if self.zero_stage in (1, 2):
-            self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+            link_moments(self.deepspeed)
 
     def _optimized(self) -> list[Tensor]:
         """The tensors that AdamW itself updates: the parameters, or ZeRO's flat partitions of them."""
         if self.zero_stage == 3:
-            return list(self.deepspeed.optimizer.fp32_partitioned_groups_flat)
+            return flat_parameters(self.deepspeed)
         return [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
 
 

@@ -11,7 +11,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 from transformers import get_scheduler
 
-from configs.deepspeed_json import read_zero
+from configs.deepspeed_json import read_deepspeed_json
 from configs.errors import UserError
 from configs.schema import DeepSpeed, Training
 from stages.models.role_models import RoleModels, trainable
@@ -47,10 +47,10 @@ def deepspeed_options(config: DeepSpeed) -> dict[str, Any]:
     """The DeepSpeed JSON that the experiment names.
 
     Raises:
-        UserError: the file is not usable, by the rules of `read_zero` or by DeepSpeed's.
+        UserError: the file is not usable, by the rules of `read_deepspeed_json` or by DeepSpeed's.
     """
     path = Path(config.config)
-    options = read_zero(path)
+    options = read_deepspeed_json(path)
     try:
         DeepSpeedZeroConfig(**options.get("zero_optimization", {}))
     except ValidationError as failure:

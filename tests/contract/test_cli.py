@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -83,26 +84,68 @@ def test_plan_from_another_folder_and_with_arguments_in_any_order(tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["fly"], "invalid choice: 'fly'"),
-        (["plan", "--from", "dpo"], "invalid choice: 'dpo'"),
+        (["fly"], "No such command 'fly'; see `tristage --help`"),
+        ([], "Missing command; see `tristage --help`"),
+        (
+            ["plan", "--from", "dpo"],
+            "'dpo' is not one of 'sft', 'rm', 'ppo'; see `tristage plan --help`",
+        ),
         (["plan", "--config", TINY, "--from", "ppo", "--until", "sft"], "no stage lies between"),
         (["plan", "--config", TINY, "ppo.kl_coeff=1"], "kl_coef"),
         (["plan", "--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["run", "--config", TINY, "--num-accelerators", "0"], "at least 1"),
+        (["run", "--config", TINY, "--num-accelerators", "0"], "greater than or equal to 1"),
+        (["status", "--jobs", "8"], "No such option: --jobs; see `tristage status --help`"),
+        (["status", "--force"], "No such option: --force"),
+        (["report", "--from", "rm"], "No such option: --from"),
+        (["run", "--seeds", "2"], "No such option: --seeds"),
     ],
 )
 def test_users_mistakes_are_status_2_without_a_traceback(words: list[str], message: str) -> None:
     done = tristage(*words)
     assert done.returncode == 2
     assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+GROUPS = {
+    "run": ["Experiment", "Finished and interrupted stages", "Machine", "Stages"],
+    "sweep": ["Experiment", "Finished and interrupted stages", "Machine", "Sweep"],
+    "plan": ["Experiment", "Finished and interrupted stages", "Machine", "Stages"],
+    "status": ["Experiment"],
+    "report": ["Experiment"],
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_help_of_a_subcommand_has_one_line_groups_and_an_example(name: str) -> None:
+    done = tristage(name, "--help")
+    assert done.returncode == 0, done.stderr
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    assert lines[0].startswith(f"Usage: tristage {name} ")
+    panels = [line.split()[1:-1] for line in lines if line.startswith("╭")]
+    named = [" ".join(word for word in panel if "─" not in word) for panel in panels]
+    assert named == ["Arguments", "Options", *GROUPS[name]]
+    example = next(
+        number for number, line in enumerate(lines) if line.startswith(f"Example: tristage {name}")
+    )
+    assert not any(line.startswith(("╭", "│")) for line in lines[example:]), "the example comes last"
+
+
+def test_version_is_the_installed_one() -> None:
+    done = tristage("--version")
+    assert (done.returncode, done.stdout) == (0, f"tristage {version('tristage')}\n")
+
+
+def test_completion_is_offered() -> None:
+    done = tristage("--help")
+    assert "--install-completion" in done.stdout and "Shell completion: " in done.stdout
 
 
 def test_run_stops_before_starting_if_upstream_is_missing(tmp_path: Path) -> None:
     done = tristage("run", "--config", TINY, "--run-dir", str(tmp_path), "--from", "rm")
     assert done.returncode == 2
     assert "stage rm: needs stage sft" in done.stderr
-    assert f"deepspeed launch/run_stage.py --stage sft --config {TINY} --run-dir {tmp_path}" in done.stderr
+    assert f"tristage run --from sft --until sft --config {TINY} --run-dir {tmp_path}" in done.stderr
 
 
 def test_status_needs_no_configuration(tmp_path: Path) -> None:
@@ -115,7 +158,7 @@ def test_status_needs_no_configuration(tmp_path: Path) -> None:
 def test_unknown_stage_is_status_2() -> None:
     done = run_stage("--stage", "dpo")
     assert done.returncode == 2
-    assert "invalid choice: 'dpo'" in done.stderr
+    assert "'dpo' is not one of 'sft', 'rm', 'ppo', 'best'" in done.stderr
 
 
 def test_stage_without_upstream_names_the_command(tmp_path: Path) -> None:

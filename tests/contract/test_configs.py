@@ -86,10 +86,10 @@ def test_the_chat_template_wraps_turns_in_chatml_without_a_system_prompt():
     ):  # transformers' own tags, which mark what is learned
         source = source.replace(tag, "")
     template = environment.from_string(source)
-    asked = [{"role": "user", "content": "Hello."}]
-    prompt = template.render(messages=asked, add_generation_prompt=True)
+    prompt_messages = [{"role": "user", "content": "Hello."}]
+    prompt = template.render(messages=prompt_messages, add_generation_prompt=True)
     assert prompt == "<|im_start|>user\nHello.<|im_end|>\n<|im_start|>assistant\n"
-    answered = [*asked, {"role": "assistant", "content": "Hi."}]
+    answered = [*prompt_messages, {"role": "assistant", "content": "Hi."}]
     assert template.render(messages=answered) == prompt + "Hi.<|im_end|>\n"
 
 
@@ -120,9 +120,9 @@ def test_an_installation_has_every_package_and_every_file_of_them():
 def test_constraints_pin_every_requirement_of_this_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = {**project["optional-dependencies"], "vllm": []}  # which is installed without constraints
-    wanted = [*project["dependencies"], *(each for extra in extras.values() for each in extra)]
+    required = [*project["dependencies"], *sum(extras.values(), [])]
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all("==" in pin and "+" not in pin for pin in pins)
     pinned = {pin.partition("==")[0].lower().replace("_", "-") for pin in pins}
-    names = {requirement.split(">")[0].split("=")[0].lower() for requirement in wanted}
+    names = {requirement.split(">")[0].split("=")[0].lower() for requirement in required}
     assert names <= pinned

@@ -36,8 +36,8 @@ def toy(**changes: Any) -> Experiment:
     return Experiment.model_validate(tree)
 
 
-def request(run: Path, config: Experiment | None = None, **switches: bool) -> Request:
-    return Request(config or toy(), RunDirectory(run), "--run-dir RUN", **switches)
+def request(run: Path, config: Experiment | None = None, **options: Any) -> Request:
+    return Request(config or toy(), RunDirectory(run), "--run-dir RUN", **options)
 
 
 @contextmanager

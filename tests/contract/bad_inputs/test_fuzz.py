@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.deepspeed_json import read_zero
+from configs.deepspeed_json import read_deepspeed_json
 from configs.error_messages import all_keys
 from configs.errors import UserError
 from configs.load import load_experiment
@@ -116,7 +116,7 @@ def test_deepspeed_json(place, content):
     file = place / "zero.json"
     file.write_bytes(content)
     with told():
-        assert isinstance(read_zero(file), dict)
+        assert isinstance(read_deepspeed_json(file), dict)
 
 
 @quick

@@ -49,17 +49,17 @@ def test_a_stage_hash_changes_with_what_influences_that_stage_alone(minimal, ove
 
 
 def test_a_separate_base_of_the_reward_model_counts_from_that_stage_on(minimal):
-    plain, own = trial(minimal), trial(minimal, "rm.base.model=other")
+    plain, separate = trial(minimal), trial(minimal, "rm.base.model=other")
     int8 = trial(minimal, "rm.base={model: other, quantization: int8}")
     for stage in ("sft", "rm", "ppo", "best"):
         later = stage != "sft"
-        assert ("rm.base.model" in changed_keys(plain, own, stage)) == later
-        assert changed_keys(own, int8, stage) == (["rm.base.quantization"] if later else [])
-        assert own.bases(stage) == ([own.base, own.rm.base] if later else [own.base])
-        assert own.base_of(stage) == (own.rm.base if stage == "rm" else own.base)
+        assert ("rm.base.model" in changed_keys(plain, separate, stage)) == later
+        assert changed_keys(separate, int8, stage) == (["rm.base.quantization"] if later else [])
+        assert separate.bases(stage) == ([separate.base, separate.rm.base] if later else [separate.base])
+        assert separate.base_of(stage) == (separate.rm.base if stage == "rm" else separate.base)
         assert plain.bases(stage) == [plain.base_of(stage)] == [plain.base]
     slower = trial(minimal, "rm.base={model: other, gradient_checkpointing: true}")
-    assert stage_hash(own, "rm") == stage_hash(slower, "rm")
+    assert stage_hash(separate, "rm") == stage_hash(slower, "rm")
 
 
 def test_the_reward_models_base_may_be_left_out_or_be_a_relative_path(minimal, tmp_path):

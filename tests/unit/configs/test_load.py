@@ -39,10 +39,10 @@ def test_exponents_that_yaml_reads_as_text_become_numbers(write):
     ],
 )
 def test_an_override_is_read_as_yaml(minimal, override, value):
-    found = load_experiment(minimal, [override])
+    section = load_experiment(minimal, [override])
     for key in override.partition("=")[0].split("."):
-        found = getattr(found, key)
-    assert found == value
+        section = getattr(section, key)
+    assert section == value
 
 
 def test_an_override_of_a_section_replaces_it(write):

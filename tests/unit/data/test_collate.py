@@ -43,8 +43,13 @@ def demonstration(prompt, completion, token):
 
 def test_best_fit_decreasing():
     # Lengths 5, 3, 4, 2 into sequences of 7: 5 opens one, 4 another; 3 fits the second, 2 the first
-    given = [demonstration(2, 3, 1), demonstration(1, 2, 2), demonstration(3, 1, 3), demonstration(1, 1, 4)]
-    first, second = pack(given, max_length=7)
+    examples = [
+        demonstration(2, 3, 1),
+        demonstration(1, 2, 2),
+        demonstration(3, 1, 3),
+        demonstration(1, 1, 4),
+    ]
+    first, second = pack(examples, max_length=7)
     assert first.input_ids == [1, 1, 1, 1, 1, 4, 4]
     assert first.completion_mask == [False, False, True, True, True, False, True]
     assert (first.seq_lengths, first.position_ids) == ([5, 2], [0, 1, 2, 3, 4, 0, 1])
@@ -54,9 +59,9 @@ def test_best_fit_decreasing():
 
 
 def test_packing_keeps_every_example_whole():
-    given = [demonstration(1 + i % 7, 1 + i % 5, i) for i in range(1500)]  # more than datasets maps at once
-    packed = pack(given, max_length=16)
-    found = []
+    examples = [demonstration(1 + i % 7, 1 + i % 5, i) for i in range(1500)]  # above the batch size of `map`
+    packed = pack(examples, max_length=16)
+    unpacked = []
     for row in packed:
         assert sum(row.seq_lengths) == len(row.input_ids) == len(row.completion_mask) <= 16
         start = 0
@@ -64,10 +69,10 @@ def test_packing_keeps_every_example_whole():
             ids, mask = row.input_ids[start : start + length], row.completion_mask[start : start + length]
             prompt = mask.index(True)
             assert all(mask[prompt:])
-            found.append((ids[0], Demonstration(ids[:prompt], ids[prompt:])))
+            unpacked.append((ids[0], Demonstration(ids[:prompt], ids[prompt:])))
             start += length
-    assert sorted(found, key=lambda pair: pair[0]) == list(enumerate(given))
-    assert len(packed) < 0.55 * len(given)
+    assert sorted(unpacked, key=lambda pair: pair[0]) == list(enumerate(examples))
+    assert len(packed) < 0.55 * len(examples)
 
 
 def test_an_example_that_would_be_cut_is_an_error():

@@ -160,7 +160,7 @@ def test_over_long_prompts(toy):
     rows = [{"prompt": "abcd"}, {"prompt": "abcde"}]
     assert prompts(rows, toy, config(**LENGTHS))[1] == Counts(kept=1, dropped=1)
     kept, counts = prompts(rows, toy, config(overlong="truncate", **LENGTHS))
-    assert [each.prompt_ids for each in kept] == [[2, 3, 4, 5], [3, 4, 5, 6]]
+    assert [example.prompt_ids for example in kept] == [[2, 3, 4, 5], [3, 4, 5, 6]]
     assert counts == Counts(kept=2, truncated=1)
 
 

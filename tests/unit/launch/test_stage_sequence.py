@@ -45,7 +45,7 @@ def test_cpu_gets_one_process_of_this_environment(cpu_only: None) -> None:
     command = launch(["--config", "a.yaml"]).command("rm")
     assert command[0] == str(Path(sys.executable).parent / "deepspeed")
     assert command[command.index("--num_accelerators") + 1] == "1"
-    assert command[-4:] == ["rm", "--no-hint", "--config", "a.yaml"]
+    assert command[-5:] == ["rm", "--caller", "tristage", "--config", "a.yaml"]
     environment = launch().environment()
     assert environment["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert environment["DS_ACCELERATOR"] == "cpu"

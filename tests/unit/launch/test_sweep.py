@@ -21,7 +21,7 @@ from configs.load import dump_experiment, load_experiment
 from launch import cli
 from launch import sweep as sweeping
 from launch.arguments import DEFAULT_CONFIG as DEMO
-from launch.cli import _parser, main
+from launch.cli import main
 from launch.deepspeed_command import Launch
 from launch.sweep import link_shared, runs_of, split_axes, sweep
 from launch.worker_pool import WorkerPool
@@ -226,10 +226,11 @@ def test_the_command_starts_every_run_and_reports(
     configs = []
     for run, command in started:
         assert command[:4] == [sys.executable, "-P", "-m", "launch.cli"]
-        asked = _parser().parse_intermixed_args(command[4:])
-        assert (asked.command, asked.first, asked.num_accelerators, asked.force) == ("run", "ppo", 1, True)
-        assert asked.run_dir == run.path
-        configs.append(load_experiment(asked.config, asked.overrides))
+        options = command[4:]
+        assert options[:5] == ["run", "--from", "ppo", "--force", "--num-accelerators=1"]
+        assert options[options.index("--run-dir") + 1] == str(run.path)
+        overrides = options[options.index("--run-dir") + 2 :]
+        configs.append(load_experiment(Path(options[options.index("--config") + 1]), overrides))
     found = [(config.ppo.kl_coef, config.ppo.seed) for config in configs]
     assert found == [(0.0, 0), (0.0, 1), (0.05, 0), (0.05, 1)]
     assert len({run.path for run, _ in started}) == len({config.name for config in configs}) == 4

@@ -56,7 +56,7 @@ from pipeline.processes import endings
 from pipeline.state.manifest import Process
 endings.SECONDS_BETWEEN_LOOKS, endings.SECONDS_TO_NOTICE = 0.05, 0.3
 logs, what = Path(sys.argv[1]), sys.argv[2]
-with endings.speaking_when_stuck(logs, [Process.this()] * 2, lambda error: print("recorded:", error)):
+with endings.reporting_when_stuck(logs, [Process.this()] * 2, lambda error: print("recorded:", error)):
     endings.leave_note(logs, 1, ZeroDivisionError("its own") if what == "failed" else KeyboardInterrupt())
     if what != "heard of":
         ctypes.CDLL(None).sleep(2)  # as in a kernel of NCCL: no handler runs, no exception comes

@@ -68,7 +68,7 @@ def size(png):
 def test_a_whole_run_shows_its_figures(run):
     html, text = run.whole().texts()
     outline = Outline(html)
-    figures = [words for tag, words in outline.texts if tag == "span"]
+    figures = [text_of_tag for tag, text_of_tag in outline.texts if tag == "span"]
     for shown in ("2.123", "0.7612", "-0.2", "0.12", "0.61", "0.7812", "6.25"):
         assert shown in figures
         assert f"**{shown}**" in text
@@ -113,9 +113,9 @@ def test_the_same_run_gives_the_same_report(run):
 def test_markdown_tables_are_whole(run):
     run.evaluation[3]["ppo"] = HOSTILE
     _, text = run.whole().texts()
-    found = tables(text)
-    assert len(found) == 8
-    for table in found:
+    parsed = tables(text)
+    assert len(parsed) == 8
+    for table in parsed:
         assert {len(row) for row in table} == {len(table[0])}
         assert set(table[1]) == {"---"}
         assert len(table) > 2

@@ -90,12 +90,12 @@ def answers(text):
 def test_each_rule_applies_exactly_at_its_limit(run, change, sentence):
     change(run)
     run.whole()
-    found = warnings(read_results(run.path))
+    messages = warnings(read_results(run.path))
     if sentence is None:
-        assert found == []
+        assert messages == []
     else:
-        assert len(found) == 1
-        assert sentence in found[0]
+        assert len(messages) == 1
+        assert sentence in messages[0]
 
 
 def unfinished(run, golds, response):
@@ -150,6 +150,6 @@ def test_another_adapter_or_other_settings_upstream_are_named(run):
     run.whole()
     changed = run.experiment.model_copy(update={"seed": 7})
     (run.path / "config.yaml").write_text(dump_experiment(changed))
-    found = warnings(read_results(run.path))
-    assert found[0] == "Stage sft was trained with other settings than config.yaml has: seed: 0 -> 7."
-    assert len(found) == 3
+    messages = warnings(read_results(run.path))
+    assert messages[0] == "Stage sft was trained with other settings than config.yaml has: seed: 0 -> 7."
+    assert len(messages) == 3

@@ -47,7 +47,7 @@ def test_rewind_drops_later_steps_and_appends_after_it(tmp_path: Path) -> None:
         lines.append(step, {"loss": float(step)})
     lines.rewind(2)
     lines.append(3, {"loss": 30.0})
-    assert [(each["step"], each["loss"]) for each in records(lines.path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    assert [(row["step"], row["loss"]) for row in records(lines.path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,8 @@ def test_tiny_chat_template_marks_what_the_assistant_says(cache):
         "<|im_start|>assistant\n"
     )
     encoded = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
-    said = [i for i, mine in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mine]
-    assert tokenizer.decode(said) == "Paris.<|im_end|>"
+    marked = [i for i, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask]
+    assert tokenizer.decode(marked) == "Paris.<|im_end|>"
 
 
 def test_two_builds_of_the_tiny_model_are_the_same_bytes(tmp_path, monkeypatch):

@@ -91,3 +91,8 @@ def growth(**environment):
 def test_batches_of_many_sizes_do_not_fill_the_memory():
     assert growth(**dict.fromkeys(CAPACITIES, "1024")) > 400 * 2**20
     assert growth() < 200 * 2**20
+
+
+def test_private_operators_of_torch_that_call_onednn() -> None:
+    for name in ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported"):
+        assert hasattr(torch.ops.mkldnn, name), name

@@ -1,0 +1,4 @@
+"""Private interfaces of libraries, a module for each library. The rest of `stages` uses public ones alone.
+
+A library may change these without notice. `tests/unit/stages/internals` then fails by the interface's name.
+"""

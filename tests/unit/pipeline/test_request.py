@@ -1,0 +1,43 @@
+"""Suggested commands have the form of the program that the user called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.pipeline_runs import request
+
+
+@pytest.mark.parametrize(
+    ("caller", "stage", "expected"),
+    [
+        ("deepspeed", "sft", "deepspeed launch/run_stage.py --stage rm --run-dir RUN"),
+        ("deepspeed", "rm", "deepspeed launch/run_stage.py --stage ppo --run-dir RUN"),
+        ("deepspeed", "ppo", "tristage report --run-dir RUN"),
+        ("tristage", "sft", "tristage run --from rm --run-dir RUN"),
+        ("tristage", "rm", "tristage run --from ppo --run-dir RUN"),
+        ("tristage", "ppo", "tristage report --run-dir RUN"),
+    ],
+)
+def test_the_next_command(caller: str, stage, expected: str, tmp_path: Path) -> None:
+    assert request(tmp_path, caller=caller).next_command(stage) == expected
+
+
+def test_what_best_has_picked_is_trained_on_in_its_own_run_directory(tmp_path: Path) -> None:
+    expected = (
+        f"tristage run --from sft --until sft --config {tmp_path}/config.yaml --run-dir {tmp_path}-best "
+        f"data.sft.path={tmp_path}/best/demonstrations/train.jsonl"
+    )
+    assert request(tmp_path, caller="tristage").next_command("best") == expected
+
+
+@pytest.mark.parametrize(
+    ("caller", "expected"),
+    [
+        ("deepspeed", "deepspeed launch/run_stage.py --stage rm --run-dir RUN --fresh"),
+        ("tristage", "tristage run --from rm --until rm --run-dir RUN --fresh"),
+    ],
+)
+def test_a_stage_again(caller: str, expected: str, tmp_path: Path) -> None:
+    assert request(tmp_path, caller=caller).command("rm", "--fresh") == expected

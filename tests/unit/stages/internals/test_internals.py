@@ -1,0 +1,138 @@
+"""Private interfaces are what `stages.internals` takes them for. A failing test names what changed."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import deepspeed
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from deepspeed.utils import groups
+from peft.tuners.lora import LoraLayer
+from torch.distributed import distributed_c10d
+
+from stages.internals import bitsandbytes as bitsandbytes_internals
+from stages.internals import deepspeed as deepspeed_internals
+from stages.internals import peft as peft_internals
+from stages.internals import torch as torch_internals
+from stages.internals import transformers as transformers_internals
+from tests.support.roles import new_role, tiny_roles
+
+# torch
+
+
+def test_torch_set_pg_timeout() -> None:
+    assert list(inspect.signature(distributed_c10d._set_pg_timeout).parameters) == ["timeout", "group"]
+
+
+def test_torch_base_of_a_view() -> None:
+    whole = torch.zeros(4, 4)
+    view = torch_internals.viewed_tensor(whole[:2])
+    assert view is not None and view.data_ptr() == whole.data_ptr() and view.shape == whole.shape
+    assert torch_internals.viewed_tensor(whole) is None
+
+
+# DeepSpeed
+
+
+def test_deepspeed_compatible_ops() -> None:
+    deepspeed_internals.build_no_ops()
+    assert deepspeed.ops.__compatible_ops__ == {}
+    asking = Path(str(deepspeed.comm.__file__)).with_name("torch.py").read_text()
+    assert "deepspeed.ops.__compatible_ops__" in asking
+
+
+def test_deepspeed_get_data_parallel_group() -> None:
+    assert callable(groups._get_data_parallel_group)
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [
+        ("grad_partitions_flat_buffer", DeepSpeedZeroOptimizer_Stage3),
+        ("fp32_partitioned_groups_flat", DeepSpeedZeroOptimizer_Stage3),
+        ("_lazy_init_hp_params_optimizer_state", DeepSpeedZeroOptimizer),
+    ],
+)
+def test_deepspeed_optimizers_have(name: str, optimizer: type) -> None:
+    assert name in inspect.getsource(optimizer)
+
+
+def test_deepspeed_marks_partitioned_parameters() -> None:
+    source = inspect.getsource(deepspeed.runtime.zero.partition_parameters)
+    assert "param.ds_status" in source and "param.ds_shape" in source
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    assert not deepspeed_internals.is_partitioned(parameter)
+    assert not deepspeed_internals.is_sharded_now(parameter)
+    vars(parameter)["ds_status"] = ZeroParamStatus.NOT_AVAILABLE
+    vars(parameter)["ds_shape"] = torch.Size([5])
+    assert deepspeed_internals.is_partitioned(parameter) and deepspeed_internals.is_sharded_now(parameter)
+    assert deepspeed_internals.whole_shape(parameter) == (5,)
+
+
+# PEFT
+
+
+def test_peft_active_adapter_and_disable_adapters() -> None:
+    roles = new_role(new_role(tiny_roles(), "policy", 0), "reference", 1)
+    layer = next(module for module in roles.causal.modules() if isinstance(module, LoraLayer))
+    before = [parameter.requires_grad for parameter in roles.parameters()]
+    peft_internals.activate_adapter(layer, "reference")
+    assert layer.active_adapters == ["reference"] and not layer.disable_adapters
+    peft_internals.activate_adapter(layer, None)
+    assert layer.disable_adapters
+    assert [parameter.requires_grad for parameter in roles.parameters()] == before
+
+
+def test_peft_lora_variant() -> None:
+    layer = next(
+        module
+        for module in new_role(tiny_roles(), "policy", 0).causal.modules()
+        if isinstance(module, LoraLayer)
+    )
+    assert peft_internals.is_plain_lora(layer, "policy")
+    layer.lora_variant["policy"] = torch.nn.Identity()
+    assert not peft_internals.is_plain_lora(layer, "policy")
+
+
+# bitsandbytes
+
+
+def test_bitsandbytes_support_avx512bf16_for_cpu() -> None:
+    layer = Linear4bit(64, 64)
+    assert "support_avx512bf16_for_cpu" in vars(layer)
+    layer.support_avx512bf16_for_cpu = True
+    bitsandbytes_internals.keep_packing(torch.nn.Sequential(layer))
+    assert layer.support_avx512bf16_for_cpu is False
+
+
+def test_bitsandbytes_quant_state_and_state() -> None:
+    weights = {}
+    for quantization in ("nf4", "int8", "none"):
+        layer = tiny_roles(quantization=quantization).causal.model.layers[0].self_attn.q_proj
+        quantized = quantization != "none"
+        weights[quantization] = (
+            bitsandbytes_internals.dequantized_weight(layer) if quantized else layer.weight
+        )
+    for quantization in ("nf4", "int8"):
+        error = (weights[quantization].float() - weights["none"]).abs().max()
+        assert 0 < error < 0.3 * weights["none"].abs().max(), quantization
+    layer = tiny_roles().causal.model.layers[0].self_attn.q_proj
+    assert torch.equal(bitsandbytes_internals.dequantized_4bit(layer.weight), weights["nf4"])
+
+
+# transformers
+
+
+def test_transformers_attn_implementation_is_stateful_and_commit_hash(tiny_folder: Path) -> None:
+    model = tiny_roles().causal
+    assert transformers_internals.attention_implementation(model) == "sdpa"
+    assert not transformers_internals.is_recurrent(model)
+    assert transformers_internals.commit_hash(model) is None
+    model.config._commit_hash = "abc"
+    assert transformers_internals.commit_hash(model) == "abc"
