@@ -1,7 +1,7 @@
 """Stage 2, a reward model on rankings (Ouyang et al. 2022, section 3.5, equation 1).
 
-Where the config names a labeller, the rankings are collected first: K answers of the SFT policy to each
-prompt, ranked (InstructGPT's step 2).
+If the config names a labeller, the stage first collects rankings: K answers of the SFT policy to each prompt,
+ranked by the labeller (InstructGPT's step 2).
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def run(context: Context) -> Outcome:
     """Train the `reward` adapter and its head on rankings and write them to `folder/adapter`."""
     config, rm = context.config, context.config.rm
 
-    # 1. Two roles: the SFT policy, frozen, and the reward model, which starts from it where it can.
+    # 1. Two roles: the frozen SFT policy, and the reward model, which starts from it on a shared base.
     ranks, models = context.ranks, prepare(context)
     models.policy_base.add_from(Role.POLICY, context.inputs["sft"], trainable=False)
     add_reward_model(context, models)
     reward_model = RewardModel(models, ranks, config.data)
 
-    # 2. Rankings, collected or read. What an earlier attempt recorded is dealt with before more is.
+    # 2. Rankings, collected or read. Records of an earlier attempt are truncated before new ones come.
     checkpoint = find_checkpoint(context)
     sampler = Sampler(models.policy_base, models.tokenizer, ranks, rm.rankings.rollout)
     tokenizer = models.reward_tokenizer
@@ -102,7 +102,7 @@ def run(context: Context) -> Outcome:
 
 
 def add_reward_model(context: Context, models: RoleModels) -> None:
-    """A new head, on the SFT adapter or, on a base of the reward model's own, on a new adapter."""
+    """Add a head on the SFT adapter; if the reward model has its own base, on a new adapter."""
     roles = models.reward_base
     seed_step(context.seed, "rm head", 0, 0)
     roles.add_head(Role.REWARD)
@@ -110,14 +110,14 @@ def add_reward_model(context: Context, models: RoleModels) -> None:
         roles.add_from(Role.REWARD, context.inputs["sft"], trainable=True)
     else:
         roles.add_new(Role.REWARD, context.config.adapter)
-    roles.heads[Role.REWARD].bias.requires_grad_(False)  # differences of scores say nothing about it
+    roles.heads[Role.REWARD].bias.requires_grad_(False)  # it cancels in differences of scores
 
 
 class RewardModelTrainer:
-    """One optimizer step, and evaluation, of the reward role on ranked completions.
+    """Optimizer steps and evaluation of the reward role on ranked completions.
 
-    Where the base can tell the completions of a row apart (`share_prompts`), a prompt is forwarded once for
-    all of its completions; else once for each.
+    With `share_prompts`, a prompt is forwarded once for all of its completions; the base must support block
+    masks for that. Otherwise it is forwarded once per completion.
     """
 
     def __init__(self, engine: Engine, pad_id: int, micro_batch_size: int, share_prompts: bool) -> None:
@@ -126,7 +126,7 @@ class RewardModelTrainer:
         self.meter = Meter()
 
     def step(self, batch: Sequence[tokenize.Ranking]) -> dict[str, float]:
-        """Update on one global batch of prompts; each completion is forwarded once, for all its pairs."""
+        """Update on one global batch, and return its metrics: means over prompts."""
         share = self.engine.ranks.share(list(batch))
         micros = micro_batches(share, self._prompts_at_once(batch))
         means = add_means(self._backward(micro, len(batch)) for micro in micros)
@@ -145,7 +145,7 @@ class RewardModelTrainer:
 
     @torch.no_grad()
     def evaluate(self, held_out: Sequence[tokenize.Ranking]) -> dict[str, float]:
-        """Pairwise accuracy, margin and loss on held-out rankings, means over prompts with intervals."""
+        """Pairwise accuracy, margin and loss on held-out rankings: means over prompts, with intervals."""
         if not held_out:
             return {}
         size = self._prompts_at_once(held_out)
@@ -170,7 +170,7 @@ class RewardModelTrainer:
     def _scores(
         self, model: Engine | RoleModels, rankings: Sequence[tokenize.Ranking]
     ) -> tuple[Tensor, Tensor]:
-        """Scores and ranks of each prompt's completions, (G, K); rank -1 where a prompt has fewer."""
+        """Scores and ranks of each prompt's completions, (G, K); rank -1 marks an empty slot."""
         device = self.engine.ranks.device
         ranks = [torch.tensor(ranking.ranks, device=device) for ranking in rankings]
         order = pad_sequence(ranks, batch_first=True, padding_value=-1)
@@ -186,7 +186,7 @@ class RewardModelTrainer:
         return pad_sequence(list(scores), batch_first=True), order
 
     def _tokens(self, ranking: tokenize.Ranking) -> int:
-        """Tokens to forward."""
+        """Number of tokens to forward."""
         times = 1 if self.share_prompts else len(ranking.completion_ids)
         return times * len(ranking.prompt_ids) + sum(map(len, ranking.completion_ids))
 
@@ -197,13 +197,13 @@ def score_statistics(
     reward_model: RewardModel,
     rankings: Sequence[tokenize.Ranking],
 ) -> tuple[float, float]:
-    """Mean and standard deviation of the raw score over fresh samples of the SFT policy."""
+    """Mean and standard deviation of the raw score over new samples of the SFT policy."""
     config, count = context.config, context.config.rm.normalization_prompts
-    asked = [{"prompt": ranking.prompt} for ranking in rankings[:count]]
-    distinct, _ = tokenize.prompts(asked, sampler.tokenizer, config.data)
+    rows = [{"prompt": ranking.prompt} for ranking in rankings[:count]]
+    distinct, _ = tokenize.prompts(rows, sampler.tokenizer, config.data)
     prompts = [distinct[i % len(distinct)] for i in range(count)]
     ids = [prompt.prompt_ids for prompt in prompts]
-    seeds = [seed_from(context.seed, "normalization", i, each) for i, each in enumerate(ids)]
+    seeds = [seed_from(context.seed, "normalization", i, prompt) for i, prompt in enumerate(ids)]
     context.tracker.phase("rm: normalizing", count)
     responses = sampler.shared(Role.POLICY, ids, seeds, context.tracker.advance)
     scores = reward_model.shared(prompts, responses, config.rm.micro_batch_size)
@@ -212,9 +212,9 @@ def score_statistics(
 
 
 def normalized(tensors: dict[str, Tensor], mean: float, deviation: float) -> dict[str, Tensor]:
-    """The role with its head changed so that score' = (score - mean) / deviation."""
+    """The role's tensors with a head that computes (score - mean) / deviation."""
     scale = 1.0 if math.isclose(deviation, 0.0, abs_tol=1e-12) else deviation
-    changed = dict(tensors)
-    changed[f"heads.{Role.REWARD}.weight"] = tensors[f"heads.{Role.REWARD}.weight"] / scale
-    changed[f"heads.{Role.REWARD}.bias"] = (tensors[f"heads.{Role.REWARD}.bias"] - mean) / scale
-    return changed
+    scaled = dict(tensors)
+    scaled[f"heads.{Role.REWARD}.weight"] = tensors[f"heads.{Role.REWARD}.weight"] / scale
+    scaled[f"heads.{Role.REWARD}.bias"] = (tensors[f"heads.{Role.REWARD}.bias"] - mean) / scale
+    return scaled

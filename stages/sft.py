@@ -34,7 +34,7 @@ def run(context: Context) -> Outcome:
     seed_step(context.seed, "sft adapter", 0, 0)  # the same fresh adapter on every rank
     models.policy_base.add_new(Role.POLICY, config.adapter)
 
-    # 2. Demonstrations, packed or one to a row.
+    # 2. Demonstrations, packed or one per row.
     train, held_out = read_examples(
         config, "sft", "demonstrations", tokenize.demonstrations, tokenizer, context.tracker.note
     )
@@ -76,7 +76,7 @@ def run(context: Context) -> Outcome:
 
 
 class SftTrainer:
-    """One optimizer step, and evaluation, of a language-model role on demonstrations."""
+    """Optimizer steps and evaluation of the policy on demonstrations."""
 
     def __init__(self, engine: Engine, pad_id: int, micro_batch_size: int) -> None:
         self.engine, self.pad_id, self.micro_batch_size = engine, pad_id, micro_batch_size

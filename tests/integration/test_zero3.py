@@ -26,7 +26,10 @@ def test_replaced_parameters_are_read_back(zero: int, ranks: Ranks) -> None:
 def test_shapes_are_those_of_whole_parameters(zero: int, ranks: Ranks) -> None:
     parameters = trainer_at(zero, ranks).engine.parameters
     assert {is_partitioned(parameter) for parameter in parameters.values()} == {zero == 3}
-    shapes = {name: whole_shape(p) if zero == 3 else p.shape for name, p in parameters.items()}
+    shapes = {
+        name: (whole_shape(parameter) if is_partitioned(parameter) else parameter.shape)
+        for name, parameter in parameters.items()
+    }
     with whole(*parameters.values()):
         assert shapes == {name: parameter.shape for name, parameter in parameters.items()}
 
