@@ -1,4 +1,4 @@
-"""Which rank this process is and where the ranks meet, as a launcher's environment says."""
+"""The rank of this process and the address where ranks meet, from the launcher's environment variables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def rank_and_world() -> tuple[int, int]:
     """This process's rank and the number of ranks; (0, 1) without a launcher.
 
     Raises:
-        UserError: the environment says one without the other, or what cannot be.
+        UserError: one of RANK and WORLD_SIZE is missing or not a number, or the rank is too large.
     """
     if not os.environ.get("RANK") and os.environ.get("WORLD_SIZE", "1") in ("", "1"):
         return 0, 1
@@ -24,8 +24,8 @@ def rank_and_world() -> tuple[int, int]:
     return rank, world
 
 
-def check_meeting_place() -> None:
-    """Raise UserError unless the environment of a rank says the rest of what a process group needs."""
+def check_rendezvous() -> None:
+    """Raise UserError unless LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set and valid."""
     _number("LOCAL_RANK")
     _text("MASTER_ADDR")
     if (port := _number("MASTER_PORT")) > LARGEST_PORT:
@@ -35,7 +35,7 @@ def check_meeting_place() -> None:
 def _text(name: str) -> str:
     text = os.environ.get(name, "")
     if not text:
-        others = ", ".join(each for each in ("RANK", "WORLD_SIZE") if each in os.environ and each != name)
+        others = ", ".join(key for key in ("RANK", "WORLD_SIZE") if key in os.environ and key != name)
         raise UserError(f"{name} is not set, though {others} is. {REMEDY}")
     return text
 

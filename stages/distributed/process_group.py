@@ -1,4 +1,4 @@
-"""How a process joins the others: device, threads, memory, and the process group."""
+"""Joins and leaves the process group, and sets up device, threads and memory of this rank."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from torch.distributed import is_torchelastic_launched
 
 from configs.errors import UserError
 from configs.schema import DeepSpeed
-from stages.distributed.environment import check_meeting_place
+from stages.distributed.environment import check_rendezvous
 from stages.distributed.ranks import Ranks
 from stages.internals.deepspeed import build_no_ops
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-LARGEST_MMAP_THRESHOLD = 32 * 2**20  # that glibc takes
+LARGEST_MMAP_THRESHOLD = 32 * 2**20  # bytes; glibc refuses more
 NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed for what is asked for next; returns whether it does so.
+    """Make glibc keep freed memory for the next tensors. Returns whether it does.
 
-    Left to itself, it hands large tensors back to the kernel as they are freed. The next ones are then
-    mapped anew, page by page, as they are first written: some microseconds a page on a virtual machine, as
-    much as the arithmetic of an elementwise operation.
+    By default, glibc returns large tensors to the kernel when they are freed. The kernel then maps the next
+    tensor again, page by page. On a virtual machine, a page takes some microseconds, as much as the
+    arithmetic of an elementwise operation.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    # Whichever is set, glibc no longer raises the other as it goes.
+    # Once one is set, glibc no longer adapts the other.
     return bool(
         libc.mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD) and libc.mallopt(M_TRIM_THRESHOLD, NEVER)
     )
@@ -43,11 +43,16 @@ LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def init_distributed(config: DeepSpeed) -> Ranks:
-    """Join the process group that deepspeed or torchrun describes; alone under plain python."""
+    """Join the process group of the launcher, deepspeed or torchrun. Under plain python, be the only rank.
+
+    Raises:
+        UserError: the environment variables are not usable, this rank has no GPU on a machine with GPUs, or
+            the ranks cannot meet.
+    """
     build_no_ops()
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    check_meeting_place()
+    check_rendezvous()
     local_rank = int(os.environ["LOCAL_RANK"])
     cuda = torch.cuda.is_available()
     if cuda:
@@ -59,19 +64,19 @@ def init_distributed(config: DeepSpeed) -> Ranks:
         torch.cuda.set_device(local_rank)
     else:
         keep_freed_memory()
-    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    if neighbours > 1 and not cuda and "OMP_NUM_THREADS" not in os.environ:
-        # Ranks that each take all cores wait for one another in every matrix product.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
+    ranks_on_machine = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    if ranks_on_machine > 1 and not cuda and "OMP_NUM_THREADS" not in os.environ:
+        # If every rank uses all cores, ranks wait for each other in every matrix product.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_on_machine))
     backend, timeout = "nccl" if cuda else "gloo", timedelta(minutes=config.timeout_minutes)
     try:
         if os.environ["MASTER_ADDR"] in LOOPBACK and not is_torchelastic_launched():
-            _meet_on_loopback(backend, timeout)
+            _join_on_loopback(backend, timeout)
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
     except torch.distributed.DistNetworkError as error:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(
-            f"MASTER_ADDR, MASTER_PORT: the ranks cannot meet at {where} "
+            f"MASTER_ADDR, MASTER_PORT: the ranks cannot meet at {address} "
             f"({str(error).splitlines()[0]:.200}). The port may be taken: choose another "
             "with the launcher's --master_port."
         ) from error
@@ -80,32 +85,32 @@ def init_distributed(config: DeepSpeed) -> Ranks:
 
 
 def leave_process_group() -> None:
-    """Leave the process group. A process that ends with gloo's threads still running aborts.
+    """Leave the process group. Otherwise the process aborts at its end, because gloo's threads still run.
 
     DeepSpeed's function also forgets DeepSpeed's own groups, so that the process can join another job.
     """
     deepspeed.comm.destroy_process_group()
 
 
-def _meet_on_loopback(backend: str, timeout: timedelta) -> None:
-    """Join ranks of this machine by ports that are open to this machine alone.
+def _join_on_loopback(backend: str, timeout: timedelta) -> None:
+    """Join the ranks of this machine over ports that only this machine can reach.
 
-    Left to themselves, torch's store and gloo listen on all interfaces.
+    By default, torch's store and gloo listen on all network interfaces.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    listening = None
+    listen_fd = None
     if rank == 0:
         try:
-            place = socket.create_server((host, port))
+            server = socket.create_server((host, port))
         except OSError as error:
             raise torch.distributed.DistNetworkError(str(error)) from error
-        port, listening = place.getsockname()[1], place.detach()
-    store = torch.distributed.TCPStore(host, port, world, rank == 0, timeout, master_listen_fd=listening)
+        port, listen_fd = server.getsockname()[1], server.detach()
+    store = torch.distributed.TCPStore(host, port, world, rank == 0, timeout, master_listen_fd=listen_fd)
     for _, name in socket.if_nameindex():
         if name.startswith("lo"):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-    # As DeepSpeed does: it makes NCCL's communicator at once, on this rank's device.
+    # As DeepSpeed does: NCCL's communicator is made now, on this rank's device.
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if backend == "nccl" and world > 1 else None
     torch.distributed.init_process_group(
         backend, timeout=timeout, world_size=world, rank=rank, store=store, device_id=device

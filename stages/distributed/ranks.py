@@ -1,4 +1,4 @@
-"""The processes of a job: what each of them handles, and what they tell one another."""
+"""The ranks of a job: which items each rank handles, and collectives between them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Round:
-    """Items that one rank handles together; `weight` 0 if they only keep it in step with the others."""
+    """A batch of items of one rank. `weight` is 0 if the batch only keeps the rank in step with others."""
 
     items: list[Any]
     weight: int
@@ -25,27 +25,27 @@ class Round:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all: `rank` of `world`, computing on `device`."""
+    """This process: its `rank` among `world` ranks, and the `device` that it computes on."""
 
     rank: int
     world: int
     device: torch.device
 
     def share(self, items: list[Any]) -> list[Any]:
-        """This rank's contiguous share of `items`, whose number `world` divides."""
+        """This rank's contiguous share of `items`. `world` must divide their number."""
         return rank_share(items, self.rank, self.world)
 
     def rounds(self, items: list[Any], size: int) -> list[Round]:
-        """This rank's items in rounds of at most `size`, as many rounds on every rank.
+        """This rank's items in rounds of at most `size`. Every rank has the same number of rounds.
 
-        Under ZeRO-3 all ranks must take part in every forward: a rank that has run out of items repeats
-        the last one with weight 0.
+        Under ZeRO-3, all ranks must take part in every forward. A rank without items left repeats the last
+        item with weight 0.
         """
         count = -(-len(items) // (size * self.world))
         rounds = []
         for first in range(0, count * size * self.world, size * self.world):
-            mine = items[first : first + size * self.world][self.rank :: self.world]
-            rounds.append(Round(mine, 1) if mine else Round(items[-1:], 0))
+            share = items[first : first + size * self.world][self.rank :: self.world]
+            rounds.append(Round(share, 1) if share else Round(items[-1:], 0))
         return rounds
 
     def map_in_order(
@@ -66,7 +66,7 @@ class Ranks:
         return [result for _, result in sorted(self.gather(numbered), key=lambda pair: pair[0])]
 
     def sum(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
-        """Each value summed over ranks, in float64."""
+        """The sum of each value over ranks, in float64. Every rank must call."""
         total = torch.tensor([float(value) for value in values.values()], dtype=torch.float64)
         total = total.to(self.device)
         if self.world > 1:
@@ -74,7 +74,7 @@ class Ranks:
         return dict(zip(values, total.tolist(), strict=True))
 
     def max(self, value: int) -> int:
-        """The largest value of all ranks."""
+        """The largest value of all ranks. Every rank must call."""
         if self.world == 1:
             return value
         largest = torch.tensor(value, device=self.device)
@@ -82,7 +82,7 @@ class Ranks:
         return int(largest)
 
     def gather(self, items: list[Any]) -> list[Any]:
-        """The items of all ranks, in order of rank."""
+        """The items of all ranks, in order of rank. Every rank must call."""
         if self.world == 1:
             return items
         parts: list[Any] = [None] * self.world
@@ -90,7 +90,7 @@ class Ranks:
         return [item for part in parts for item in part]
 
     def broadcast(self, item: Any) -> Any:
-        """Rank 0's item, on every rank. What the other ranks pass is not used."""
+        """Rank 0's item, on every rank. The items of other ranks are ignored. Every rank must call."""
         if self.world == 1:
             return item
         items = [item]
@@ -98,6 +98,6 @@ class Ranks:
         return items[0]
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank has called."""
         if self.world > 1:
             torch.distributed.barrier()

@@ -19,11 +19,11 @@ from stages.internals.bitsandbytes import dequantized_4bit
 from stages.internals.deepspeed import is_partitioned, is_sharded_now
 
 
-def gather_again(model: nn.Module) -> None:
-    """Have the frozen 4-bit layers of `model`, which DeepSpeed has sharded, let go of weights after use.
+def gather_again_in_backward(model: nn.Module) -> None:
+    """Make the frozen 4-bit layers of a sharded `model` gather their weights again in backward.
 
-    bitsandbytes' product holds the packed weight that it was given until backward, so that by the end of a
-    forward every rank would hold the whole base.
+    bitsandbytes' own product keeps the gathered weight until backward. At the end of a forward, every rank
+    would hold the whole base.
     """
     for layer in model.modules():
         if isinstance(layer, Linear4bit):

@@ -29,7 +29,7 @@ from stages.models.onednn import use_onednn
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Turn off dropout, that of modules and that which modules do by functions, with a share of their own."""
+    """Turn off dropout: `nn.Dropout` modules, and rates that modules pass to functions."""
     disable_dropout_in_model(model)
     for module in model.modules():
         for name, value in vars(module).items():
@@ -38,7 +38,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def compute_dtype(choice: str, device: torch.device) -> torch.dtype:
-    """The dtype of activations: `auto` is bf16 where the hardware multiplies bf16 itself, else fp32."""
+    """The dtype of activations: `auto` is bf16 if the hardware has bf16 products, else fp32."""
     if choice != "auto":
         return getattr(torch, choice)
     if device.type == "cuda":
@@ -52,8 +52,8 @@ def load_base(config: Base, device: torch.device) -> PreTrainedModel:
     """Load the frozen base onto `device`, quantized as `config` says.
 
     Raises:
-        UserError: there is no such model, neither embedded, nor in a folder, nor on the hub; or it is not
-            whole, or no causal language model.
+        UserError: no embedded model, folder or hub model has this name; or the model is incomplete, or not a
+            causal language model.
     """
     dtype = compute_dtype(config.compute_dtype, device)
     if device.type == "cpu":
@@ -61,7 +61,7 @@ def load_base(config: Base, device: torch.device) -> PreTrainedModel:
     check_folder(config)
     check_architecture(config, load_config(config))
     with loading(config, "weights"):
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, loading_report = AutoModelForCausalLM.from_pretrained(
             model_folder(config),
             revision=config.revision,
             dtype=dtype,
@@ -70,14 +70,14 @@ def load_base(config: Base, device: torch.device) -> PreTrainedModel:
             attn_implementation=config.attention,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # by the library, whose error names no weight
+            ignore_mismatched_sizes=True,  # the library's own error names no weight; check_loaded does
             output_loading_info=True,
         )
-    check_loaded(config, found)
+    check_loaded(config, loading_report)
     keep_packing(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    # A hub model's own sampling defaults (top-k, repetition penalty) would make samples off-policy.
+    # Sampling defaults of a hub model (top-k, repetition penalty) would make samples off-policy.
     model.generation_config = GenerationConfig()
     return model
 
@@ -86,7 +86,7 @@ def load_config(config: Base) -> PretrainedConfig:
     """The base's `config.json`.
 
     Raises:
-        UserError: there is no such model, or it is of a kind that is not known.
+        UserError: there is no such model, or transformers does not know its type.
     """
     with loading(config, "config.json"):
         return AutoConfig.from_pretrained(
@@ -122,16 +122,16 @@ def load_tokenizer(config: Base) -> PreTrainedTokenizerBase:
             "Set one in its tokenizer_config.json."
         )
     if tokenizer.pad_token_id is None:
-        # Padding is told by masks alone, so any token will do.
+        # Masks alone tell padding from tokens, so any token will do.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def model_folder(config: Base) -> str:
-    """The folder or hub id to load from; embedded models are prepared on first use."""
+    """The folder or hub id to load from. An embedded model is written to its folder on first use."""
     return str(embedded_model(config.model)) if config.model in EMBEDDED else config.model
 
 
 def base_digest(config: Base, model: PreTrainedModel) -> str:
-    """What tells one base from another under the same name: its commit on the hub, or its folder's digest."""
+    """Identity of a base beside its name: the digest of its folder, or its commit on the hub."""
     return folder_digest(Path(model_folder(config))) or str(commit_hash(model))

@@ -1,7 +1,7 @@
-"""Whether a model can be the base: its files are whole, it is a causal language model, and it fits.
+"""Checks that a model can be the base: complete files, a causal language model, lengths that fit.
 
-Libraries fill in weights that are missing, take an encoder for a decoder, and raise whatever a damaged
-file makes them stumble over. Here each of these is found and told.
+Libraries fill in missing weights, load an encoder as a decoder, and raise many kinds of errors on a damaged
+file. These checks turn each case into a UserError that names it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 @contextmanager
 def loading(config: Base, part: str) -> Iterator[None]:
-    """Turn whatever a library raises while it loads `part` of the base into an error for the user."""
+    """Turn any error that a library raises while it loads `part` of the base into a UserError."""
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # tables of weights, where `check_loaded` says it in a line
+    transformers_logging.set_verbosity_error()  # no tables: `check_loaded` names the weights
     try:
         yield
     except (UserError, MemoryError, torch.OutOfMemoryError):
@@ -61,7 +61,7 @@ def local_folder(config: Base) -> Path | None:
     """The folder of a base that is a path; None for an embedded model and for a hub id.
 
     Raises:
-        UserError: it is a path, but no folder.
+        UserError: it is a path, but not a folder.
     """
     folder = Path(config.model)
     if config.model in EMBEDDED or not (folder.is_absolute() or folder.exists()):
@@ -81,8 +81,8 @@ def check_folder(config: Base) -> None:
     weights = sorted(folder.glob("*.safetensors"))
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if not weights and pickles:
-        what = f"its weights are a pickle ({pickles[0]}), which may run code when it is read"
-        raise unusable(config, f"{what}; save the model again with safe_serialization=True")
+        pickled = f"its weights are a pickle ({pickles[0]}), which may run code when it is read"
+        raise unusable(config, f"{pickled}; save the model again with safe_serialization=True")
     if not weights:
         raise unusable(config, "the folder has no safetensors")
     for path in weights:
@@ -91,7 +91,7 @@ def check_folder(config: Base) -> None:
 
 
 def safetensors_fault(path: Path) -> str | None:
-    """What is wrong with a safetensors file; its header says how long it must be."""
+    """What is wrong with a safetensors file, by the length in its header; None if nothing is."""
     try:
         with safe_open(path, "pt"):
             return None
@@ -99,20 +99,24 @@ def safetensors_fault(path: Path) -> str | None:
         return f"{path} is damaged or cut off ({error}); copy it again"
 
 
-def check_architecture(config: Base, known: PretrainedConfig) -> None:
-    """Raise UserError for a model that reads in both directions, such as BERT, or has no head for words."""
-    names = known.architectures or []
+def check_architecture(config: Base, model_config: PretrainedConfig) -> None:
+    """Raise UserError for a bidirectional model, such as BERT, or a model without LM head."""
+    names = model_config.architectures or []
     if names and not any(name.endswith(GENERATORS) for name in names):
         raise unusable(config, f"its config.json says {', '.join(names)}, no causal language model")
 
 
-def check_loaded(config: Base, found: Mapping[str, Any]) -> None:
-    """Raise UserError where weights were missing or of another shape, and so would stay random."""
-    if missing := sorted(found["missing_keys"]):
+def check_loaded(config: Base, report: Mapping[str, Any]) -> None:
+    """Raise UserError if weights are missing or have another shape. They would stay random.
+
+    Args:
+        report: transformers' `output_loading_info`.
+    """
+    if missing := sorted(report["missing_keys"]):
         raise unusable(config, f"{len(missing)} weights of its config.json are missing: {_some(missing)}")
-    if unlike := sorted(name for name, *_ in found["mismatched_keys"]):
+    if mismatched := sorted(name for name, *_ in report["mismatched_keys"]):
         raise unusable(
-            config, f"{len(unlike)} weights have not the shape of its config.json: {_some(unlike)}"
+            config, f"{len(mismatched)} weights have not the shape of its config.json: {_some(mismatched)}"
         )
 
 
@@ -120,30 +124,30 @@ def check_fit(
     experiment: Experiment,
     stage: Stage,
     base: Base,
-    known: PretrainedConfig,
+    model_config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Raise UserError where the experiment's lengths or the tokenizer's ids are more than `base` takes."""
-    text = known.get_text_config()
+    """Raise UserError if a length of the experiment or an id of the tokenizer is too large for `base`."""
+    text = model_config.get_text_config()
     window, largest = text.to_dict().get("max_position_embeddings"), max(tokenizer.get_vocab().values())
     if largest >= text.vocab_size:
         raise UserError(
             f"{base.key}.model: the tokenizer of {base.model!r} has token {largest}, but the model only "
             f"{text.vocab_size} embeddings. The two are not from one model: copy both from the same place."
         )
-    for what, tokens in _lengths(experiment, stage).items():
+    for key, tokens in _lengths(experiment, stage).items():
         if window is not None and tokens > window:
             raise UserError(
-                f"{what}: {tokens} tokens are more than the {window} of the context window of "
+                f"{key}: {tokens} tokens are more than the {window} of the context window of "
                 f"{base.model!r}. Lower it, or use a base with a larger window."
             )
 
 
 def supports_block_mask(base: PreTrainedModel) -> bool:
-    """Whether a mask (B, 1, T, T) and position ids can keep texts in one row apart.
+    """Whether a mask (B, 1, T, T) and position ids keep texts in one row apart.
 
-    They do in sdpa attention with rotary positions over all that came before, not in a recurrent layer, a
-    sliding window, or where positions are part of the mask (ALiBi).
+    They do in full sdpa attention with rotary positions. They do not in recurrent layers, in sliding windows,
+    or if the mask holds positions (ALiBi).
     """
     text = base.config.get_text_config().to_dict()
     return bool(
@@ -156,7 +160,7 @@ def supports_block_mask(base: PreTrainedModel) -> bool:
 
 
 def check_packing(base: PreTrainedModel) -> None:
-    """Raise UserError for a base that would mix up the examples of a packed row."""
+    """Raise UserError for a base that cannot keep the examples of a packed row apart."""
     if not supports_block_mask(base):
         raise UserError(
             "sft.packing: this base cannot tell packed examples apart (it is recurrent, or its attention is "
@@ -165,7 +169,7 @@ def check_packing(base: PreTrainedModel) -> None:
 
 
 def _lengths(experiment: Experiment, stage: Stage) -> dict[str, int]:
-    """The longest sequences of a stage, by the keys that say so."""
+    """The largest sequence lengths of a stage, by the keys of the config that set them."""
     data = experiment.data
     lengths = {"data.max_length": data.max_length}
     if stage in experiment.rollouts:
@@ -180,14 +184,14 @@ def _some(names: list[str]) -> str:
 
 
 def check_base(config: Experiment, stage: Stage, trained_on: str, digest: str) -> None:
-    """An adapter fits the one base that it was trained on, not another one of the same name.
+    """Check that the base is the one that a stage trained on, not another of the same name.
 
     Raises:
         UserError: the base was `trained_on` in `stage` and is now `digest`.
     """
     if trained_on != digest:
         base = config.base_of(stage)
-        then, now = ("+".join(part[:12] for part in each.split("+")) for each in (trained_on, digest))
+        then, now = ("+".join(part[:12] for part in full.split("+")) for full in (trained_on, digest))
         raise UserError(
             f"{base.key}.model: {base.model} is not what it was when stage {stage} was trained on it "
             f"({then} then, {now} now). Restore it, pin {base.key}.revision to what it was, or "

@@ -1,9 +1,9 @@
-"""LoRA's product, added to its base layer's output in one pass over it.
+"""LoRA's product, added in place to the output of its base layer.
 
-PEFT copies the output of a quantized layer, makes the product in another tensor of that size, scales it into
-a third and adds the two into a fourth: memory traffic that a CPU waits for. Over bf16 activations it also
-keeps an fp32 copy of every layer's input for backward. Here A and B are rounded to the dtype of activations
-for the product, as under autocast; their gradients and updates are fp32.
+PEFT makes four tensors of the output's size: a copy of a quantized layer's output, the product, the scaled
+product, and the sum. A CPU waits for this memory traffic. Over bf16 activations, PEFT also keeps an fp32 copy
+of every layer's input for backward. Here, A and B are rounded to the dtype of activations for the product, as
+under autocast. Their gradients and updates are fp32.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from stages.internals.peft import is_plain_lora
 
 
 def add_in_one_pass(layer: LoraLayer) -> None:
-    """Have `layer` compute x W^T + scaling * (x A^T) B^T in place of its output, wherever PEFT's forward does
-    no more than that (Hu et al. 2021, equation 3); elsewhere PEFT's goes on."""
+    """Make `layer` compute x W^T + scaling * (x A^T) B^T in place (Hu et al. 2021, equation 3).
+
+    If PEFT's forward does more than that, for example dropout, PEFT's forward runs.
+    """
     peft_forward = layer.forward
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -27,10 +29,10 @@ def add_in_one_pass(layer: LoraLayer) -> None:
         if not _is_plain(layer, role):
             output: Tensor = peft_forward(x, *args, **kwargs)
             return output
-        # As rows, since a view that is changed in place costs autograd a copy.
+        # As rows: autograd copies a view that is changed in place.
         rows = x.flatten(0, -2)
         output = layer.get_base_layer()(rows, *args, **kwargs)
-        a, b = (each[role].weight.to(rows.dtype) for each in (layer.lora_A, layer.lora_B))
+        a, b = (factors[role].weight.to(rows.dtype) for factors in (layer.lora_A, layer.lora_B))
         output.addmm_(rows @ a.t(), b.t(), alpha=layer.scaling[role])
         return output.unflatten(0, x.shape[:-1])
 
@@ -38,7 +40,7 @@ def add_in_one_pass(layer: LoraLayer) -> None:
 
 
 def _is_plain(layer: Any, role: str) -> bool:
-    """Whether the adapter is no more than A and B, whole on this rank."""
+    """Whether the adapter is just A and B, and both are whole on this rank."""
     if layer.disable_adapters or layer.merged or role not in layer.lora_A:
         return False
     dropout = layer.lora_dropout[role]

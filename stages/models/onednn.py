@@ -1,4 +1,4 @@
-"""The product of activations and a 4-bit weight on a CPU, by oneDNN where that is the faster library."""
+"""The product of activations and a 4-bit weight on a CPU, by oneDNN if oneDNN is faster."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-# Elements of a weight. Below, oneDNN gains nothing that makes up for the milliseconds in which it writes the
-# code for each number of rows that is new to it.
+# Elements of a weight. For smaller weights, oneDNN's gain does not make up for the milliseconds that it takes
+# to generate code for each new number of rows.
 LARGE = 2**18
-# Shapes that oneDNN, and what torch has between, keep ready in place of 1024. Each takes a MiB or more, and a
-# model has but a handful for each number of rows.
-KEPT_READY = 32
+# Shapes that oneDNN and torch cache; the default is 1024. A shape takes 1 MiB or more, and a model has only a
+# few for each number of rows.
+CACHED_SHAPES = 32
 
 
 @cache
 def use_onednn() -> None:
-    """Have bitsandbytes multiply by oneDNN on CPUs, in fp32 and where the weight is `LARGE`.
+    """Make bitsandbytes use oneDNN on CPUs, in fp32 and if the weight is `LARGE`.
 
-    torch itself multiplies fp32 matrices by MKL, which on AMD CPUs with AVX-512 and without takes 1.12 and
-    1.14 times as long for 992 x 576 by 576 x 1536, and 1.49 and 1.73 times for 256 x 2048 by 2048 x 8192
-    (tests/benchmarks/products.py).
+    torch uses MKL for fp32 matrices. On AMD CPUs with AVX-512 (without it), MKL takes 1.12 (1.14) times as
+    long for 992 x 576 by 576 x 1536, and 1.49 (1.73) times as long for 256 x 2048 by 2048 x 8192. Measured
+    by tests/benchmarks/products.py.
     """
-    for cache_of in ("ONEDNN_PRIMITIVE_CACHE", "LRU_CACHE"):
-        os.environ.setdefault(f"{cache_of}_CAPACITY", str(KEPT_READY))  # read at the first product
+    for name in ("ONEDNN_PRIMITIVE_CACHE", "LRU_CACHE"):
+        os.environ.setdefault(f"{name}_CAPACITY", str(CACHED_SHAPES))  # read at the first product
     if torch.backends.mkldnn.is_available():
         torch.library.register_kernel("bitsandbytes::gemm_4bit", "cpu", _gemm_4bit)
 
 
 def onednn_multiplies(dtype: torch.dtype) -> bool:
-    """Whether `onednn_linear` takes tensors of `dtype` on this CPU: fp32, and bf16 where it has AVX-512."""
+    """Whether `onednn_linear` takes `dtype` on this CPU: fp32 always, bf16 if the CPU has AVX-512."""
     if not torch.backends.mkldnn.is_available():
         return False
     in_bf16: bool = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -40,7 +40,7 @@ def onednn_multiplies(dtype: torch.dtype) -> bool:
 
 
 def onednn_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As torch's linear, (..., in) to (..., out), on a CPU; `weight` may be laid out for oneDNN."""
+    """torch's linear on a CPU, (..., in) to (..., out). `weight` may be packed for oneDNN."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
     return product
 
@@ -63,7 +63,10 @@ def _gemm_4bit(
     absmax_code: Tensor | None = None,
     absmax_offset: Tensor | None = None,
 ) -> Tensor:
-    """A W^T + bias: (..., in) to (..., out); W (out, in) is `B` dequantized (QLoRA, equations 5 and 6)."""
+    """A W^T + bias: (..., in) to (..., out). W (out, in) is `B` dequantized (QLoRA, equations 5 and 6).
+
+    The ten parameters are those of bitsandbytes' operator, which this function implements.
+    """
     ops = torch.ops.bitsandbytes
     if absmax_8bit is not None:
         absmax = (

@@ -1,4 +1,4 @@
-"""What `Roles.forward` can be asked: log-probabilities of given tokens, or scalars of a head."""
+"""The queries that `Roles.forward` answers: statistics of target tokens, or scalars of a head."""
 
 from __future__ import annotations
 

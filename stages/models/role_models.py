@@ -1,4 +1,4 @@
-"""The roles of a stage by name, on one base, or on two where the reward model has a base of its own."""
+"""The roles of a stage by name, on one base, or on two if the reward model has its own."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from configs.schema import Experiment
 from stages.models.queries import ScalarQuery, TokenQuery
 from stages.models.roles import Roles
 
-PROBE = "It's 10 o'clock.\nWhat now?"  # shows what a tokenizer does at the ends of a text, and to its blanks
+# Shows what a tokenizer adds at the ends of a text, and how it treats spaces.
+PROBE = "It's 10 o'clock.\nWhat now?"
 
 
 class RoleModels(nn.Module):
-    """One or two `Roles` that answer as one: each role is asked on the base where it was added.
+    """One or two `Roles` behind one interface: each role runs on the base where it was added.
 
     Attributes:
         policy_base, tokenizer: the experiment's base.
-        reward_base, reward_tokenizer: the reward model's; the same ones where it has none of its own.
-        shares_tokens: whether the ids that the policy samples say the same to the reward model.
+        reward_base, reward_tokenizer: the reward model's; the same objects if it shares the base.
+        shares_tokens: whether both tokenizers give token ids the same meaning.
     """
 
     def __init__(self, *bases: tuple[Roles, PreTrainedTokenizerBase]) -> None:
@@ -35,7 +36,7 @@ class RoleModels(nn.Module):
         self.shares_tokens = same_tokens(self.tokenizer, self.reward_tokenizer)
 
     def of(self, role: str) -> Roles:
-        """The roles that `role` is one of; a base without adapter is the policy's."""
+        """The `Roles` that hold `role`. `Role.BASE` is the policy's base."""
         return self.reward_base if role in self.reward_base else self.policy_base
 
     @property
@@ -87,14 +88,14 @@ def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) ->
 
 
 def check_critic(config: Experiment, tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
-    """Values are of the tokens that the policy samples, so a critic has to know these.
+    """Check that the critic reads the policy's tokens: it values each of them.
 
     Raises:
-        UserError: the critic would be on a base whose tokenizer is not the policy's.
+        UserError: the critic is an adapter on a base with another tokenizer than the policy's.
     """
     if config.ppo.critic == "adapter" and not same_tokens(tokenizers[0], tokenizers[-1]):
         raise UserError(
             "ppo.critic: adapter puts the critic on rm.base, whose tokenizer makes other tokens than the "
-            "policy's, so that it could not value these one by one. Set ppo.critic to shared, a head on the "
-            "policy; no other stage has to run again for that."
+            "policy's. The critic cannot value the policy's tokens there. Set ppo.critic to shared, a head "
+            "on the policy. No other stage has to run again for that."
         )

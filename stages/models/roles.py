@@ -1,4 +1,4 @@
-"""One quantized base, several roles: each role is a LoRA adapter on the base with a head of its own.
+"""One quantized base, several roles: each role is a LoRA adapter on the base, with its own head.
 
 The base is frozen and loaded once (QLoRA, Dettmers et al. 2023). LoRA weights and scalar heads are
 fp32: at RLHF learning rates, updates of bf16 weights round to nothing.
@@ -16,9 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from configs.errors import UserError
 from configs.schema import Adapter
@@ -35,7 +33,7 @@ from stages.models.token_statistics import (
 
 
 class Role(StrEnum):
-    """What a model is asked as. A role has an adapter, a scalar head, or both; `BASE` has neither."""
+    """What one base serves as. A role has an adapter, a scalar head, or both; `BASE` has neither."""
 
     POLICY = "policy"
     REFERENCE = "reference"  # the SFT policy, frozen
@@ -61,19 +59,24 @@ class ScalarHead(nn.Module):
 class Roles(nn.Module):
     """Adapters and heads over one frozen causal language model.
 
-    Activating a role chooses which adapter the next forward uses; it leaves `requires_grad` alone.
-    Under gradient checkpointing the recomputation in backward uses the role that is active *then*,
-    so a role's backward must be done before another role is activated.
+    Activating a role chooses the adapter of the next forward. It does not change `requires_grad`. Under
+    gradient checkpointing, backward recomputes the forward with the role that is active then. So run the
+    backward of a role before you activate another.
     """
 
     def __init__(self, base: PreTrainedModel, base_digest: str = "") -> None:
-        """Put roles on `base`, whose identity is `base_digest` (see the function of that name)."""
+        """Freeze `base` and start without roles.
+
+        Args:
+            base_digest: identity of the base (see `stages.models.base.base_digest`).
+        """
         super().__init__()
         base.requires_grad_(False)
         self.causal = base
         self.base_digest = base_digest
         self.heads = nn.ModuleDict()
-        self._peft: list[PeftModel] = []  # in a list, not registered: its parameters are those of `causal`
+        # A list, so that torch does not register the model: its parameters are those of `causal`.
+        self._peft: list[PeftModel] = []
         self._lora_layers: list[LoraLayer] = []
         self._trainable: dict[str, bool] = {}
 
@@ -86,18 +89,18 @@ class Roles(nn.Module):
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens the LM head tells apart."""
+        """Vocabulary size."""
         return int(self.causal.config.get_text_config().vocab_size)
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the base computes in."""
+        """The dtype that the base computes in."""
         dtype: torch.dtype = self.causal.get_input_embeddings().weight.dtype
         return dtype
 
     @property
     def is_int8(self) -> bool:
-        """Whether linear layers round their inputs to 8 bits, which nothing but such a layer repeats."""
+        """Whether linear layers are 8-bit. They round their inputs, too, and no other layer repeats that."""
         return any(isinstance(module, Linear8bitLt) for module in self.causal.modules())
 
     @property
@@ -120,7 +123,7 @@ class Roles(nn.Module):
         )
         try:
             self._peft.append(get_peft_model(self.causal, config, adapter_name=str(role)))
-        except ValueError as error:  # which may show a whole layer
+        except ValueError as error:  # its text may show a whole layer
             raise UserError(f"adapter.target_modules: {' '.join(str(error).split()):.300}") from error
         self._after_adding(role, trainable=True)
 
@@ -128,7 +131,7 @@ class Roles(nn.Module):
         """Give `role` the adapter in `folder` (plain PEFT files), and its scalar head if there is one.
 
         Raises:
-            UserError: the folder holds no such files, or they are not for this base.
+            UserError: the folder has no such files, or they do not fit this base.
         """
         with loading_adapter(folder):
             if self._peft:
@@ -156,10 +159,10 @@ class Roles(nn.Module):
             add_in_one_pass(layer)
         self._lora_layers = layers
         self._trainable[str(role)] = trainable
-        # PEFT thaws and freezes as adapters come, so every role is set again.
-        for each, wanted in self._trainable.items():
-            for parameter in self.role_parameters(each).values():
-                parameter.requires_grad_(wanted)
+        # PEFT changes requires_grad when it adds an adapter, so every role is set again.
+        for name, requires_grad in self._trainable.items():
+            for parameter in self.role_parameters(name).values():
+                parameter.requires_grad_(requires_grad)
 
     def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
         """Adapter and head of `role`, by full parameter name."""
@@ -171,7 +174,7 @@ class Roles(nn.Module):
         }
 
     def activate(self, role: str) -> None:
-        """Let forwards from here on use the adapter of `role` (none for `Role.BASE`)."""
+        """Make later forwards use the adapter of `role`; none for `Role.BASE`."""
         for layer in self._lora_layers:
             activate_adapter(layer, None if role == Role.BASE else str(role))
 

@@ -1,7 +1,7 @@
-"""What a language-model role says of given tokens: log-probability, entropy, whether it is the likeliest.
+"""Statistics of target tokens under a role with the LM head: log-probability, entropy, top-1.
 
-Logits of the whole vocabulary are the largest tensors of a training step, (B, T, V), so they are made and
-used a tile at a time, forward and backward (TRL's kernel).
+Logits over the vocabulary, (B, T, V), would be the largest tensor of a training step. TRL's kernel computes
+them in tiles of the vocabulary, forward and backward.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 from stages.distributed.zero3 import whole
 from stages.models.queries import TokenQuery
 
-# Of the vocabulary. A CPU goes over a tile many times, and waits where its caches do not hold it.
+# Tokens of the vocabulary in a tile. A CPU reads a tile many times, so its caches should hold it.
 TILE, CPU_TILE = 8_192, 1_024
 SCALED = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
 class TokenStatistics(NamedTuple):
-    """`logprobs`, `entropy`, `is_top1` are (B, R), `values` (B, R + 1); empty is what was not asked for."""
+    """`logprobs`, `entropy`, `is_top1` are (B, R), `values` (B, R + 1); (0,) if not asked for."""
 
     logprobs: Tensor
     entropy: Tensor
@@ -49,7 +49,7 @@ def statistics_of_hidden_states(
 
 
 def can_read_hidden_states(causal: PreTrainedModel) -> bool:
-    """Whether logits are what the LM head says of hidden states, softcapped or not, but not scaled."""
+    """Whether logits are the LM head of hidden states, softcapped or not, but not scaled."""
     config = causal.config.get_text_config()
     return all(getattr(config, name, None) is None for name in SCALED)
 
@@ -104,7 +104,7 @@ def _softcap(causal: PreTrainedModel) -> float | None:
 
 
 class Chunked(ChunkedLogProbFunction):
-    """TRL's function, whose backward gathers a sharded head only where transformers set up ZeRO-3 itself."""
+    """TRL's function. Its backward gathers a sharded head only if transformers set up ZeRO-3 itself."""
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:

@@ -27,7 +27,7 @@ from configs.schema import VLLM_LORA_RANKS, Experiment, Rollout, Stage
 from stages.distributed.ranks import Ranks
 from stages.distributed.zero3 import whole
 from stages.internals.transformers import commit_hash
-from stages.models.adapter_files import save_adapter
+from stages.models.adapter_files import AdapterInfo, save_adapter
 from stages.models.base import compute_dtype
 from stages.models.roles import Role, Roles
 from stages.sampling.decoding import Response
@@ -185,7 +185,7 @@ class Adapters:
         number, config = next(self._numbers), self._roles.peft_config(role)
         folder = Path(self._root.name) / f"{role}-{number}"
         base = self._roles.causal.name_or_path
-        save_adapter(folder, tensors, role, config, base, self._tokenizer, CARD)
+        save_adapter(folder, tensors, AdapterInfo(role, config, base, self._tokenizer, CARD))
         return Version(number, folder, tensors)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from configs.errors import UserError
 from configs.schema import DeepSpeed, Training
 from stages.distributed.ranks import Ranks
-from stages.distributed.zero3 import gather_again, whole, whole_for_writing
+from stages.distributed.zero3 import gather_again_in_backward, whole, whole_for_writing
 from stages.internals.deepspeed import (
     clear_gradient_shards,
     data_parallel_group,
@@ -106,7 +106,7 @@ class Engine:
         models.train()  # PEFT leaves what it loads in eval mode: no dropout, no gradient checkpointing
         self.deepspeed = _initialize(models, self.optimizer, options, training)
         if self.zero_stage == 3:
-            gather_again(models)
+            gather_again_in_backward(models)
         # DeepSpeed's own group has torch's default timeout, whatever the job's group was given.
         set_timeout(data_parallel_group(), timedelta(minutes=config.timeout_minutes))
         self._start_moments()

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from stages.context import Context
-from stages.models.adapter_files import save_adapter
+from stages.models.adapter_files import AdapterInfo, save_adapter
 from stages.models.role_models import RoleModels
 from stages.training.engine import Engine
 
@@ -31,15 +31,9 @@ def write_role(
     name: str = "adapter",
 ) -> None:
     """Write `tensors` of `role` to the stage's folder `name`, with tokenizer and model card."""
-    save_adapter(
-        context.folder / name,
-        tensors,
-        role,
-        roles.peft_config(role),
-        context.config.base_of(context.stage).model,
-        tokenizer,
-        _card(context, role),
-    )
+    base = context.config.base_of(context.stage).model
+    info = AdapterInfo(role, roles.peft_config(role), base, tokenizer, _card(context, role))
+    save_adapter(context.folder / name, tensors, info)
 
 
 def _card(context: Context, role: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from configs.schema import Adapter, Base, Data, Source
 from stages.distributed.ranks import Ranks
 from stages.feedback.reward_model import RewardModel
-from stages.models.adapter_files import save_adapter
+from stages.models.adapter_files import AdapterInfo, save_adapter
 from stages.models.base import load_base
 from stages.models.queries import ScalarQuery
 from stages.models.role_models import RoleModels
@@ -95,7 +95,8 @@ def tensors_of(roles: Roles, role: str) -> dict[str, Tensor]:
 
 def save_role_of(roles: Roles, role: str, folder: Path, tokenizer: Any) -> Path:
     config = roles.peft_config(role)
-    save_adapter(folder, tensors_of(roles, role), role, config, "tiny-random", tokenizer, "card")
+    info = AdapterInfo(role, config, "tiny-random", tokenizer, "card")
+    save_adapter(folder, tensors_of(roles, role), info)
     return folder
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from configs.errors import UserError
 from configs.load import load_experiment
-from stages.distributed.environment import check_meeting_place, rank_and_world
+from stages.distributed.environment import check_rendezvous, rank_and_world
 from tests.contract.bad_inputs.entry import check_message, experiment, files, stage_run, tristage
 from tests.support.pipeline_runs import leave
 
@@ -83,7 +83,7 @@ def test_nowhere_to_meet(changes, part, monkeypatch):
     for name, value in (dict(zip(JOB, ("0", "1", "0", "localhost", "29500"), strict=True)) | changes).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError) as caught:
-        check_meeting_place()
+        check_rendezvous()
     check_message(str(caught.value), part)
 
 

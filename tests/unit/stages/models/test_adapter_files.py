@@ -11,7 +11,7 @@ from peft import LoraConfig
 from safetensors import safe_open
 
 from data.storage.sealed_folder import seal_fault
-from stages.models.adapter_files import save_adapter
+from stages.models.adapter_files import AdapterInfo, save_adapter
 from tests.unit.stages.training.test_checkpoint import flip, names, save
 
 
@@ -21,7 +21,7 @@ def adapter_folder(folder: Path, tokenizer, *, head: bool = True) -> Path:
     if head:
         found |= {"heads.reward.weight": torch.ones(1, 4), "heads.reward.bias": torch.zeros(1)}
     config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    save_adapter(folder, found, "reward", config, "tiny-random", tokenizer, "# a card\n")
+    save_adapter(folder, found, AdapterInfo("reward", config, "tiny-random", tokenizer, "# a card\n"))
     return folder
 
 

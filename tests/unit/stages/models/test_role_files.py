@@ -1,0 +1,102 @@
+"""A role that is saved is a plain PEFT folder, and loads as the same role."""
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from configs.schema import Base
+from stages.models.base import load_base
+from stages.models.roles import Role, Roles
+from tests.support.roles import (
+    CPU,
+    new_role,
+    ppo_roles,
+    role_output,
+    save_role_of,
+    tensors_of,
+    tiny_roles,
+)
+
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [50, 60, 70, 80, 90, 100]])
+MASK = torch.ones_like(IDS)
+
+
+def out(roles: Roles, role: str, start: int = 0) -> torch.Tensor:
+    with torch.no_grad():
+        return role_output(roles, role, IDS, MASK, start=start)
+
+
+@pytest.fixture(scope="module")
+def four(adapters) -> Roles:
+    """PPO's roles, for tests that only look."""
+    return ppo_roles(adapters).eval()
+
+
+@pytest.fixture
+def fresh(adapters) -> Roles:
+    """PPO's roles, for tests that change them."""
+    return ppo_roles(adapters).train()
+
+
+def base_folder() -> str:
+    from stages.models.base import model_folder
+
+    return model_folder(Base(model="tiny-random"))
+
+
+def test_saved_adapter_is_a_plain_peft_adapter(adapters, four):
+    base = load_base(Base(model="tiny-random", quantization="nf4", compute_dtype="float32"), CPU)
+    model = PeftModel.from_pretrained(base, str(adapters["sft"])).eval()
+    with torch.no_grad():
+        found = model(input_ids=IDS, attention_mask=MASK).logits
+    assert torch.equal(found, out(four, "policy"))
+    assert AutoTokenizer.from_pretrained(adapters["sft"]).eos_token_id == 2
+
+
+@pytest.mark.parametrize(("role", "head"), [("policy", False), ("reward", True)])
+@pytest.mark.parametrize("other", ["policy", "reward", "critic", "sft"])
+def test_role_that_is_saved_and_loaded_as_another_is_the_same(role, head, other, tiny_tokenizer, tmp_path):
+    source = new_role(tiny_roles(), role, 3, head=head)
+    expected = out(source, role)
+    folder = save_role_of(source, role, tmp_path / "adapter", tiny_tokenizer)
+    roles = new_role(tiny_roles(), "first", 4)  # so that it is not the first adapter either
+    roles.add_from(other, folder, trainable=False)
+    assert torch.equal(out(roles, other), expected)
+    assert (other in roles.heads) == head
+    again = save_role_of(roles, other, tmp_path / "again", tiny_tokenizer)
+    for name in ("adapter_model.safetensors", *["head.safetensors"] * head):
+        assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_saving_changes_nothing_in_the_roles(fresh, tiny_tokenizer, tmp_path):
+    before = tensors_of(fresh, "policy"), {n: p.requires_grad for n, p in fresh.named_parameters()}
+    expected = out(fresh, "policy")
+    save_role_of(fresh, "policy", tmp_path / "adapter", tiny_tokenizer)
+    after = tensors_of(fresh, "policy"), {n: p.requires_grad for n, p in fresh.named_parameters()}
+    assert after[1] == before[1]
+    torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
+    assert torch.equal(out(fresh, "policy"), expected)
+
+
+def test_adapter_folder_remembers_its_config(adapters, four):
+    config = four.peft_config("policy")
+    assert (config.r, config.lora_alpha, config.task_type) == (4, 8.0, "CAUSAL_LM")
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base_folder()), str(adapters["rm"])
+    )
+    assert model.peft_config["default"].base_model_name_or_path == "tiny-random"
+
+
+def test_names_of_roles_reach_the_libraries_as_plain_strings(tiny_tokenizer, tmp_path):
+    """PEFT and torch write them into names of tensors and files."""
+    roles = new_role(tiny_roles(), Role.POLICY, 0, head=True)
+    folder = save_role_of(roles, Role.POLICY, tmp_path / "adapter", tiny_tokenizer)
+    roles.add_from(Role.REFERENCE, folder, trainable=False)
+    layer = roles.causal.model.layers[0].mlp.up_proj
+    keys = [*layer.lora_A, *roles.heads, *roles.role_parameters(Role.POLICY)]
+    for role in (Role.POLICY, Role.REFERENCE):
+        roles.activate(role)
+        keys += layer.active_adapters
+    assert {type(key) for key in keys} == {str}
+    assert set(layer.lora_A) == set(roles.heads) == {"policy", "reference"}
