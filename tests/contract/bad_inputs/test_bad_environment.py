@@ -131,7 +131,7 @@ def test_what_a_job_on_one_machine_opens_is_open_to_that_machine_alone():
         (b"one slots=-1\n", "line 1: expected `NAME slots=N`"),
         (b"one slots=" + b"9" * 5000 + b"\n", "line 1: expected `NAME slots=N`"),
         ("one slots=²\n".encode(), "line 1: expected `NAME slots=N`"),
-        (b"one slots=2\none slots=2\n", "line 2: one is there already. Add up its slots"),
+        (b"one slots=2\none slots=2\n", "line 2: one is named twice. Add up its slots"),
         (b"one slots=2 gpu=h100\n", "line 1: expected `NAME slots=N`"),
         (b"\xff\xfe", "not UTF-8 at byte 0"),
     ],
