@@ -31,10 +31,6 @@ class Sampler:
     ) -> None:
         self.roles, self.tokenizer, self.ranks, self.rollout = roles, tokenizer, ranks, rollout
 
-    def __call__(self, role: str, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[list[int]]:
-        """The token ids of `respond`."""
-        return [response.ids for response in self.respond(role, prompts, seeds)]
-
     def respond(
         self,
         role: str,

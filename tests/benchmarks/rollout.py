@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -39,6 +39,7 @@ from stages.distributed.process_group import init_distributed  # noqa: E402
 from stages.models import onednn  # noqa: E402
 from stages.models.base import load_base, load_tokenizer  # noqa: E402
 from stages.models.roles import Roles  # noqa: E402
+from stages.sampling.decoding import Response  # noqa: E402
 from stages.sampling.sampler import Sampler  # noqa: E402
 
 ENGINES = ("hf", "merged", "continuous")
@@ -83,7 +84,13 @@ class Plain(Sampler):
 
     @patch.object(onednn, "LARGE", math.inf)
     @torch.no_grad()
-    def __call__(self, role: str, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[list[int]]:
+    def respond(
+        self,
+        role: str,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> list[Response]:
         self.roles.eval()
         self.roles.activate(role)
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
@@ -101,7 +108,7 @@ class Plain(Sampler):
             )
             rows = output[:, input_ids.shape[1] :].tolist()
             responses += [row[: row.index(end) + 1] if end in row else row for row in rows]
-        return responses
+        return [Response(ids) for ids in responses]
 
 
 def measure(arguments: argparse.Namespace, samplers: dict[str, Sampler]) -> list[list[int]]:
@@ -114,8 +121,9 @@ def measure(arguments: argparse.Namespace, samplers: dict[str, Sampler]) -> list
     for turn in range(arguments.repeats + 1):
         for name, sampler in samplers.items():
             begin = time.perf_counter()
-            last[name] = sampler("policy", prompts, list(range(len(prompts))))
+            sampled = sampler.respond("policy", prompts, list(range(len(prompts))))
             seconds = time.perf_counter() - begin
+            last[name] = [response.ids for response in sampled]
             if turn:  # the first warms up
                 speeds[name].append(sum(map(len, last[name])) / seconds)
     for name in ("generate", "hf"):

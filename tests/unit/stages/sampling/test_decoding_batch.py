@@ -19,6 +19,7 @@ from stages.sampling.decoding import Response
 from stages.sampling.decoding_batch import ROOM, DecodingBatch, RoomyLayer, supports_joining
 from stages.sampling.sampler import Sampler
 from tests.support.roles import CPU, ppo_roles
+from tests.support.sampling import response_ids
 
 ALONE = Ranks(0, 1, CPU)
 LENGTHS = (3, 17, 1, 9, 30, 2, 5)
@@ -35,7 +36,7 @@ def roles(adapters):
 def tokenizer(roles, tiny_tokenizer):
     """The tiny one, with the commonest token as the end of a turn, so that responses differ in length."""
     sampler = sampler_of(roles, tiny_tokenizer, "merged", batch_size=COUNT, max_new_tokens=20, **VARIED)
-    counts = Counter(id for each in sampler("policy", PROMPTS, SEEDS) for id in each)
+    counts = Counter(id for each in response_ids(sampler, "policy", PROMPTS, SEEDS) for id in each)
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.eos_token_id = counts.most_common(1)[0][0]
     return tokenizer
@@ -102,7 +103,7 @@ def test_it_samples_what_the_other_engines_sample(engine, options, roles, tokeni
 def test_responses_that_end_at_once_make_room(roles, tokenizer) -> None:
     """Among others, more responses than rows whose first token is the end of the turn."""
     first = sampler_of(roles, tokenizer, "merged", max_new_tokens=1, batch_size=500)
-    found = first("policy", [[5]] * 2000, range(2000))
+    found = response_ids(first, "policy", [[5]] * 2000, range(2000))
     ended = [seed for seed, ids in enumerate(found) if ids == [tokenizer.eos_token_id]][:5]
     assert len(ended) == 5
     seeds = [*ended, 0, 1, *ended]

@@ -11,6 +11,7 @@ from stages.sampling import merged_model
 from stages.sampling.merged_model import MergedCopy
 from stages.sampling.sampler import Sampler
 from tests.support.roles import CPU, base_hash, ppo_roles, tensors_of
+from tests.support.sampling import response_ids
 
 ROLES = ("base", "policy", "reference")
 ALONE = Ranks(0, 1, CPU)
@@ -95,7 +96,7 @@ def test_memory_is_given_back_between_rollouts_of_a_role_that_trains(
 
     sampled: dict[str, list[list[int]]] = {}
     for role, stays in (("policy", False), ("reference", True), ("policy", False)):
-        responses = sampler(role, PROMPTS, range(4))
+        responses = response_ids(sampler, role, PROMPTS, range(4))
         assert sampled.setdefault(role, responses) == responses
         assert (held() > 0) == stays
 
@@ -132,11 +133,11 @@ def test_rows_that_end_leave_the_others_as_they_were(adapters, tiny_tokenizer) -
     roles, seeds = ppo_roles(adapters), list(range(30))
     prompts = [PROMPTS[i % 4] for i in seeds]
     sampler = sampler_of(roles, tiny_tokenizer, "merged", max_new_tokens=100)
-    together = sampler("policy", prompts, seeds)
+    together = response_ids(sampler, "policy", prompts, seeds)
     ended = [i for i in seeds if len(together[i]) < 100]
     assert len({len(together[i]) for i in ended}) > 1, "responses must differ in length"
     for i in (*ended, 0, 29):
-        assert sampler("policy", [prompts[i]], [seeds[i]]) == [together[i]]
+        assert response_ids(sampler, "policy", [prompts[i]], [seeds[i]]) == [together[i]]
 
 
 def test_auto_does_without_the_copy_where_it_would_not_be_exact(adapters, tiny_tokenizer) -> None:

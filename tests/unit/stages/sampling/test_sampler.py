@@ -20,6 +20,7 @@ from stages.sampling.response_batch import (
 )
 from stages.sampling.sampler import Sampler
 from tests.support.roles import CPU, ppo_roles
+from tests.support.sampling import response_ids
 
 NO_ROLES: Any = None  # where nothing asks them
 ALONE = Ranks(0, 1, CPU)
@@ -114,7 +115,7 @@ def test_sampling_is_in_fp32():
 
 def draw(roles, tokenizer, prompts, seeds, *, role="policy", tokens=8, batch_size=32) -> list[list[int]]:
     rollout = Rollout(max_new_tokens=tokens, batch_size=batch_size)
-    return Sampler(roles, tokenizer, ALONE, rollout)(role, prompts, seeds)
+    return response_ids(Sampler(roles, tokenizer, ALONE, rollout), role, prompts, seeds)
 
 
 @pytest.mark.parametrize("role", LANGUAGE_ROLES)
@@ -242,7 +243,7 @@ def test_prompts_do_not_have_the_head_copied_for_each_of_their_rows(roles, tiny_
         head.register_forward_pre_hook(lambda _, given: read.append(given[0].is_contiguous())),
         head.register_forward_hook(lambda _, given, __: written.append(given[0].is_contiguous())),
     ):
-        Sampler(roles, tiny_tokenizer, ALONE, rollout)("policy", PROMPTS, range(len(PROMPTS)))
+        response_ids(Sampler(roles, tiny_tokenizer, ALONE, rollout), "policy", PROMPTS, range(len(PROMPTS)))
     assert read == [False, True, True], "transformers' own slice of the prompts' hidden states"
     assert written == [True] * 3
 
@@ -456,7 +457,9 @@ def test_log_probabilities_are_of_the_distribution_sampled_from(engine, options,
 @pytest.mark.parametrize("options", WARPED, ids=str)
 def test_first_token_is_a_sample_of_the_warped_softmax(options, roles, tiny_tokenizer):
     rollout = Rollout(max_new_tokens=1, batch_size=1000, **options)
-    responses = Sampler(roles, tiny_tokenizer, ALONE, rollout)("policy", [[5, 6, 7]] * 4_000, range(4_000))
+    responses = response_ids(
+        Sampler(roles, tiny_tokenizer, ALONE, rollout), "policy", [[5, 6, 7]] * 4_000, range(4_000)
+    )
     probabilities = warped(naive_logits(roles, "policy", [5, 6, 7])[-1], rollout)
     counts = torch.tensor(responses).flatten().bincount(minlength=384)
     assert not counts[probabilities == 0].any()

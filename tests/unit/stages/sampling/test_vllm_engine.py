@@ -72,7 +72,7 @@ def test_prompts_and_seeds_arrive_in_order(started, roles, tiny_tokenizer) -> No
 
 
 def test_engine_is_the_base_with_room_for_the_adapters(started, roles, tiny_tokenizer, tiny_folder) -> None:
-    sampler_of(roles, tiny_tokenizer, batch_size=5, vllm={"gpu_memory_utilization": 0.4})(
+    sampler_of(roles, tiny_tokenizer, batch_size=5, vllm={"gpu_memory_utilization": 0.4}).respond(
         "policy", [[5]], [1]
     )
     (llm,) = started
@@ -88,13 +88,13 @@ def test_engine_is_the_base_with_room_for_the_adapters(started, roles, tiny_toke
 def test_base_that_is_not_quantized_is_loaded_as_it_is(started, adapters, tiny_tokenizer) -> None:
     roles = tiny_roles(quantization="none")
     roles.add_from("policy", adapters["sft"], trainable=True)
-    sampler_of(roles, tiny_tokenizer)("policy", [[5]], [1])
+    sampler_of(roles, tiny_tokenizer).respond("policy", [[5]], [1])
     assert started[0].options.quantization is None
 
 
 def test_samplers_of_one_stage_share_an_engine(started, roles, tiny_tokenizer) -> None:
     for _ in range(2):
-        sampler_of(roles, tiny_tokenizer)("policy", [[5]], [1])
+        sampler_of(roles, tiny_tokenizer).respond("policy", [[5]], [1])
     assert len(started) == 1
     assert [call.request.lora_int_id for call in started[0].calls] == [1, 1]
 
@@ -132,11 +132,11 @@ def test_tokens_that_could_be_sampled_are_kept(started, roles, tiny_tokenizer) -
 
 def test_adapter_is_the_role_as_it_is_now(started, adapters, roles, tiny_tokenizer) -> None:
     sampler = sampler_of(roles, tiny_tokenizer)
-    sampler("policy", [[5]], [1])
+    sampler.respond("policy", [[5]], [1])
     first = started[0].calls[0].request
-    sampler("policy", [[5]], [1])
+    sampler.respond("policy", [[5]], [1])
     train(roles)
-    sampler("policy", [[5]], [1])
+    sampler.respond("policy", [[5]], [1])
     before, same, after = started[0].calls
     assert same.request == first, "nothing has changed"
     assert after.request.lora_int_id > first.lora_int_id
@@ -155,7 +155,7 @@ def test_folder_is_one_of_pefts_and_the_old_one_goes(started, roles, tiny_tokeni
     folders = []
     for _ in range(2):
         train(roles)
-        sampler("policy", [[5]], [1])
+        sampler.respond("policy", [[5]], [1])
         folders.append(Path(started[0].calls[-1].request.lora_path))
     assert not folders[0].exists() and folders[1].is_dir()
     assert list(folders[1].parent.iterdir()) == [folders[1]]
@@ -170,7 +170,7 @@ def test_roles_keep_adapters_of_their_own(started, roles, tiny_tokenizer) -> Non
     sampler = sampler_of(roles, tiny_tokenizer)
     train(roles)
     for role in ("policy", "reference", "base", "policy", "reference"):
-        sampler(role, [[5]], [1])
+        sampler.respond(role, [[5]], [1])
     policy, reference, base, *again = started[0].calls
     assert base.request is None, "the base has no adapter"
     assert [call.request for call in again] == [policy.request, reference.request]
@@ -179,7 +179,7 @@ def test_roles_keep_adapters_of_their_own(started, roles, tiny_tokenizer) -> Non
 
 
 def test_adapters_go_with_the_engine(started, roles, tiny_tokenizer, tmp_path: Path) -> None:
-    sampler_of(roles, tiny_tokenizer)("policy", [[5]], [1])
+    sampler_of(roles, tiny_tokenizer).respond("policy", [[5]], [1])
     assert len(list(tmp_path.glob("tristage-adapters-*"))) == 1
     vllm_engine.vllm_engine.cache_clear()
     assert not list(tmp_path.glob("tristage-adapters-*"))
@@ -190,7 +190,7 @@ def test_adapters_go_with_the_engine(started, roles, tiny_tokenizer, tmp_path: P
 
 def test_more_memory_than_is_free(started, roles, tiny_tokenizer) -> None:
     with pytest.raises(UserError) as caught:
-        sampler_of(roles, tiny_tokenizer, vllm={"gpu_memory_utilization": 0.7})("policy", [[5]], [1])
+        sampler_of(roles, tiny_tokenizer, vllm={"gpu_memory_utilization": 0.7}).respond("policy", [[5]], [1])
     check_message(
         str(caught.value),
         "rollout.vllm.gpu_memory_utilization: 0.7 of the GPU is 7.0 GiB",
@@ -201,9 +201,9 @@ def test_more_memory_than_is_free(started, roles, tiny_tokenizer) -> None:
 
 def test_prompt_that_the_cache_does_not_hold(started, roles, tiny_tokenizer) -> None:
     sampler = sampler_of(roles, tiny_tokenizer)
-    sampler("policy", [[5] * (vllm_stub.ROOM - 12)], [1])
+    sampler.respond("policy", [[5] * (vllm_stub.ROOM - 12)], [1])
     with pytest.raises(UserError) as caught:
-        sampler("policy", [[5], [5] * (vllm_stub.ROOM - 11)], [1, 2])
+        sampler.respond("policy", [[5], [5] * (vllm_stub.ROOM - 11)], [1, 2])
     check_message(
         str(caught.value),
         "rollout.vllm.gpu_memory_utilization: 0.3 of the GPU holds 1024 tokens",
@@ -277,6 +277,6 @@ def test_vllm_is_imported_only_where_it_is_asked_for(
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)  # which makes its import fail
     others = Rollout(engine="auto", max_new_tokens=4)
-    assert len(Sampler(roles, tiny_tokenizer, ALONE, others)("policy", [[5]], [1])) == 1
+    assert len(Sampler(roles, tiny_tokenizer, ALONE, others).respond("policy", [[5]], [1])) == 1
     with pytest.raises(ImportError):
-        sampler_of(roles, tiny_tokenizer)("policy", [[5]], [1])
+        sampler_of(roles, tiny_tokenizer).respond("policy", [[5]], [1])
