@@ -61,7 +61,7 @@ class MergedCopy:
         with init_empty_weights():
             self.model: PreTrainedModel = type(base)(copy.deepcopy(base.config))
         self.model.eval()
-        self._roles, self._device = roles, base.device
+        self._roles, self.device = roles, base.device
         self._dtype = roles.dtype
         self._held: str | None = None
         self._merged: list[tuple[Any, Any]] = []  # module of the copy, module of the base
@@ -103,7 +103,7 @@ class MergedCopy:
 
     @property
     def _packs(self) -> bool:
-        return self._device.type == "cpu" and onednn_multiplies(self._dtype)
+        return self.device.type == "cpu" and onednn_multiplies(self._dtype)
 
     @property
     def size(self) -> int:
@@ -113,9 +113,9 @@ class MergedCopy:
 
     def fits(self, copies: int) -> bool:
         """Whether free memory holds the copy, `copies` of it where ranks share a CPU's, with a margin."""
-        if self._device.type == "cuda":
-            cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-            return bool(MARGIN * self.size <= torch.cuda.mem_get_info(self._device)[0] + cached)
+        if self.device.type == "cuda":
+            cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            return bool(MARGIN * self.size <= torch.cuda.mem_get_info(self.device)[0] + cached)
         return bool(MARGIN * self.size * copies <= psutil.virtual_memory().available)
 
     @torch.no_grad()

@@ -6,10 +6,10 @@ a function of its seed, and of its batch by rounding alone, but not the response
 
 from __future__ import annotations
 
-import functools
+import gc
 import itertools
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,16 +54,8 @@ def check_vllm(config: Experiment, stage: Stage) -> None:
         raise UserError(f"{key}: its LoRA is for bf16, which this GPU does not compute in. Choose auto.")
 
 
-@functools.lru_cache(maxsize=1)
-def vllm_engine(
-    roles: Roles, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, rollout: Rollout
-) -> VllmEngine:
-    """The engine of this process; samplers share it, as it keeps the memory that it took."""
-    return VllmEngine(roles, tokenizer, ranks, rollout)
-
-
 class VllmEngine:
-    """Samples from vLLM's copy of the base, with a role's adapter beside it. Every rank must ask for it."""
+    """Samples from vLLM's copy of the base, with a role's adapter beside it. A `RolloutEngine`."""
 
     def __init__(
         self, roles: Roles, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, rollout: Rollout
@@ -96,12 +88,14 @@ class VllmEngine:
             return_sampling_mask=rollout.truncates,
         )
 
-    def respond(self, role: str, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Response]:
-        """Sample one response of `role`, as it is now, to each prompt. Under ZeRO-3 every rank must call.
-
-        Args:
-            prompts: token ids, not padded.
-            seeds: one for each prompt.
+    def respond(
+        self,
+        role: str,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        advance: Callable[[int], None],
+    ) -> list[Response]:
+        """See `RolloutEngine.respond`. All responses end at once.
 
         Raises:
             UserError: vLLM's memory does not hold the longest prompt and its response.
@@ -113,7 +107,19 @@ class VllmEngine:
             lora_request=self._request(role),
             use_tqdm=False,
         )
+        advance(len(outputs))
         return [_response(output.outputs[0]) for output in outputs]
+
+    def close(self) -> None:
+        """Stop vLLM, free its memory and delete the adapters' folders.
+
+        The process group stays, because training uses it.
+        """
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        self._adapters.close()
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def _sampling(self, seed: int) -> Any:
         from vllm import SamplingParams
@@ -164,7 +170,7 @@ class Adapters:
 
     def __init__(self, roles: Roles, tokenizer: PreTrainedTokenizerBase) -> None:
         self._roles, self._tokenizer = roles, tokenizer
-        self._root = TemporaryDirectory(prefix="tristage-adapters-")  # for as long as this object lives
+        self._root = TemporaryDirectory(prefix="tristage-adapters-")
         self._numbers = itertools.count(1)
         self._versions: dict[str, Version] = {}
 
@@ -179,6 +185,10 @@ class Adapters:
             if latest is not None:
                 shutil.rmtree(latest.folder)
         return self._versions[role].number, self._versions[role].folder
+
+    def close(self) -> None:
+        """Delete all folders."""
+        self._root.cleanup()
 
     def _write(self, role: str, tensors: dict[str, Tensor]) -> Version:
         number, config = next(self._numbers), self._roles.peft_config(role)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from configs.schema import Rollout
-from stages.distributed.ranks import Ranks
 from stages.sampling import decoding
 from stages.sampling.decoding import Noise, sample
 from stages.sampling.response_batch import (
@@ -18,12 +17,11 @@ from stages.sampling.response_batch import (
     sequence_scores,
     state_values,
 )
-from stages.sampling.sampler import Sampler
+from stages.sampling.sampler import Sampler, open_sampler
 from tests.support.roles import CPU, ppo_roles
-from tests.support.sampling import response_ids
+from tests.support.sampling import ALONE, response_ids, sample_responses
 
-NO_ROLES: Any = None  # where nothing asks them
-ALONE = Ranks(0, 1, CPU)
+NOTHING: Any = None  # where nothing asks them
 EOS = 2
 PROMPTS = [[5, 6, 7], [300], [10, 20, 30, 40, 50, 60, 70], [8, 9], [11] * 12, [200, 100], [1, 350, 4, 13]]
 RESPONSES = [[40, 41, 2], [77], [9, 8, 7, 6, 5], [2], [100, 200, 300, 2], [15, 16], [350, 1, 0, 2]]
@@ -115,7 +113,7 @@ def test_sampling_is_in_fp32():
 
 def draw(roles, tokenizer, prompts, seeds, *, role="policy", tokens=8, batch_size=32) -> list[list[int]]:
     rollout = Rollout(max_new_tokens=tokens, batch_size=batch_size)
-    return response_ids(Sampler(roles, tokenizer, ALONE, rollout), role, prompts, seeds)
+    return response_ids(sample_responses(roles, tokenizer, rollout, prompts, seeds, role))
 
 
 @pytest.mark.parametrize("role", LANGUAGE_ROLES)
@@ -243,7 +241,7 @@ def test_prompts_do_not_have_the_head_copied_for_each_of_their_rows(roles, tiny_
         head.register_forward_pre_hook(lambda _, given: read.append(given[0].is_contiguous())),
         head.register_forward_hook(lambda _, given, __: written.append(given[0].is_contiguous())),
     ):
-        response_ids(Sampler(roles, tiny_tokenizer, ALONE, rollout), "policy", PROMPTS, range(len(PROMPTS)))
+        sample_responses(roles, tiny_tokenizer, rollout, PROMPTS, range(len(PROMPTS)))
     assert read == [False, True, True], "transformers' own slice of the prompts' hidden states"
     assert written == [True] * 3
 
@@ -252,15 +250,15 @@ def test_prompts_do_not_have_the_head_copied_for_each_of_their_rows(roles, tiny_
 def test_sharing_keeps_the_order_of_prompts(batch_size, roles, tiny_tokenizer):
     rollout = Rollout(max_new_tokens=4, batch_size=batch_size)
     advanced: list[int] = []
-    sampler = Sampler(roles, tiny_tokenizer, ALONE, rollout)
-    found = sampler.shared("policy", PROMPTS, range(7), advanced.append)
+    with open_sampler(roles, tiny_tokenizer, ALONE, rollout) as sampler:
+        found = sampler.shared("policy", PROMPTS, range(7), advanced.append)
     assert [each.ids for each in found] == draw(roles, tiny_tokenizer, PROMPTS, range(7), tokens=4)
     assert sum(advanced) == 7
 
 
 def test_decode_drops_special_tokens_and_white_space(tiny_tokenizer):
     ids = tiny_tokenizer("  the dog ", add_special_tokens=False).input_ids
-    sampler = Sampler(NO_ROLES, tiny_tokenizer, ALONE, Rollout())
+    sampler = Sampler(NOTHING, tiny_tokenizer, ALONE, Rollout(), NOTHING)
     assert sampler.decode([[*ids, EOS], [1, *ids, 0, 0]]) == ["the dog", "the dog"]
 
 
@@ -436,11 +434,11 @@ def warped(logits: torch.Tensor, rollout: Rollout) -> torch.Tensor:
 @pytest.mark.parametrize("options", WARPED, ids=str)
 def test_log_probabilities_are_of_the_distribution_sampled_from(engine, options, roles, tiny_tokenizer):
     rollout = Rollout(engine=engine, max_new_tokens=6, batch_size=16, **options)
-    sampler = Sampler(roles, tiny_tokenizer, ALONE, rollout)
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(40)]
-    responses = sampler.respond("policy", prompts, range(40))
-    responses[0].ids[3:], responses[0].support[3:] = [], []  # one is shorter
-    batch = sampler.response_batch(prompts, responses)
+    with open_sampler(roles, tiny_tokenizer, ALONE, rollout) as sampler:
+        responses = sampler.respond("policy", prompts, range(40))
+        responses[0].ids[3:], responses[0].support[3:] = [], []  # one is shorter
+        batch = sampler.response_batch(prompts, responses)
     with torch.no_grad():
         found = response_statistics(roles, "policy", batch).logprobs
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
@@ -457,9 +455,8 @@ def test_log_probabilities_are_of_the_distribution_sampled_from(engine, options,
 @pytest.mark.parametrize("options", WARPED, ids=str)
 def test_first_token_is_a_sample_of_the_warped_softmax(options, roles, tiny_tokenizer):
     rollout = Rollout(max_new_tokens=1, batch_size=1000, **options)
-    responses = response_ids(
-        Sampler(roles, tiny_tokenizer, ALONE, rollout), "policy", [[5, 6, 7]] * 4_000, range(4_000)
-    )
+    sampled = sample_responses(roles, tiny_tokenizer, rollout, [[5, 6, 7]] * 4_000, range(4_000))
+    responses = response_ids(sampled)
     probabilities = warped(naive_logits(roles, "policy", [5, 6, 7])[-1], rollout)
     counts = torch.tensor(responses).flatten().bincount(minlength=384)
     assert not counts[probabilities == 0].any()
