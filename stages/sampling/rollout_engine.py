@@ -57,8 +57,8 @@ def start_rollout_engine(
 ) -> RolloutEngine:
     """Choose and start the engine that `rollout.engine` names. Every rank must call.
 
-    `auto` chooses by the memory that is free at this moment, so a stage calls this after it starts training's
-    engine. The caller closes the engine.
+    `auto` chooses by the memory that is free at this moment, so a stage first starts the engine
+    that trains. The caller closes the engine.
 
     Raises:
         UserError: vLLM was chosen, and `rollout.vllm` asks for more memory than is free.
@@ -112,7 +112,7 @@ class GenerateEngine:
         seeds: Sequence[int],
         advance: Callable[[int], None],
     ) -> list[Response]:
-        """See `RolloutEngine.respond`. All ranks forward together, as ZeRO-3 needs it."""
+        """See `RolloutEngine.respond`. All ranks forward equally often, because ZeRO-3 needs every rank."""
         training = self._roles.training
         self._roles.eval()
         self._roles.activate(role)
@@ -121,13 +121,13 @@ class GenerateEngine:
         for number in range(self._ranks.max(len(batches))):
             # A rank with fewer batches repeats its last one, to take part in the others' forwards.
             rows = batches[min(number, len(batches) - 1)]
-            draw = TokenSampler(Noise([seeds[row] for row in rows], self._ranks.device), self._rollout)
+            noise = Noise([seeds[row] for row in rows], self._ranks.device)
             sampled = generate(
                 self._roles.causal,
                 [prompts[row] for row in rows],
-                draw,
+                TokenSampler(noise, self._rollout),
                 self._limits,
-                in_step=self._ranks.world > 1,
+                synced=self._ranks.world > 1,
             )
             for row, response in zip(rows, sampled, strict=True):
                 responses[row] = response
@@ -164,9 +164,10 @@ class MergedEngine:
         model, size = self.copy.load_role(role), self._rollout.batch_size
         responses = [Response()] * len(prompts)
         for rows in micro_batches(by_length(prompts), max(1, len(prompts)) if self._joins else size):
-            draw = TokenSampler(Noise([seeds[row] for row in rows], self.copy.device), self._rollout)
+            noise = Noise([seeds[row] for row in rows], self.copy.device)
+            token_sampler = TokenSampler(noise, self._rollout)
             batch = [prompts[row] for row in rows]
-            for place, response in decode(model, batch, draw, self._limits, size):
+            for place, response in decode(model, batch, token_sampler, self._limits, size):
                 responses[rows[place]] = response
                 advance(1)
         self.copy.release()

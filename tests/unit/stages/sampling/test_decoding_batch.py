@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from configs.schema import Rollout
 from stages.distributed.ranks import Ranks
 from stages.sampling.decoding import Response
-from stages.sampling.decoding_batch import ROOM, DecodingBatch, RoomyLayer, supports_joining
+from stages.sampling.decoding_batch import SPARE, DecodingBatch, PreallocatedLayer, supports_joining
 from stages.sampling.sampler import Sampler, open_sampler
 from tests.support.roles import CPU, ppo_roles
 from tests.support.sampling import ALONE, merged_copy_of, sample_responses
@@ -121,13 +121,13 @@ def test_no_prompts_no_responses(roles, tokenizer) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_rows_in_flight_are_at_most_the_batch_size(batch_size, roles, tokenizer, monkeypatch) -> None:
     sizes: list[int] = []
-    extend = DecodingBatch.extend
+    extend = DecodingBatch.decode_step
 
     def noted(self: DecodingBatch, tokens: torch.Tensor) -> None:
         sizes.append(len(self.mask))
         extend(self, tokens)
 
-    monkeypatch.setattr(DecodingBatch, "extend", noted)
+    monkeypatch.setattr(DecodingBatch, "decode_step", noted)
     with watched_sampler(roles, tokenizer, "continuous", batch_size=batch_size, max_new_tokens=20) as (
         sampler,
         forwards,
@@ -163,17 +163,17 @@ def test_the_cache_is_as_wide_as_the_longest_sequence_in_flight(roles, tokenizer
 
 def test_the_cache_is_copied_once_for_many_tokens() -> None:
     """And holds what transformers' own holds, when rows have left it as well."""
-    ours, theirs, alive = RoomyLayer(), DynamicLayer(), list[torch.Tensor]()
-    for step in range(4 * ROOM):
-        shape = (2 if step > ROOM else 3, 2, 5 if step in (0, ROOM // 2) else 1, 4)
+    ours, theirs, alive = PreallocatedLayer(), DynamicLayer(), list[torch.Tensor]()
+    for step in range(4 * SPARE):
+        shape = (2 if step > SPARE else 3, 2, 5 if step in (0, SPARE // 2) else 1, 4)
         new = torch.rand(shape), torch.rand(shape)
         for held, expected in zip(ours.update(*new), theirs.update(*new), strict=True):
             assert torch.equal(held, expected)
         alive.append(ours.keys)
-        if step == ROOM:
+        if step == SPARE:
             ours.batch_select_indices(torch.tensor([2, 0]))
             theirs.batch_select_indices(torch.tensor([2, 0]))
-    # At first, with one token in ROOM + 1, and as rows have left.
+    # At first, with one token in SPARE + 1, and as rows have left.
     assert len({keys.data_ptr() for keys in alive}) == 5
 
 

@@ -25,8 +25,8 @@ def test_generate_forwards_as_many_batches_as_the_busiest_rank(
 ) -> None:
     batches: list[list[list[int]]] = []
 
-    def generate(model, batch, draw, limits, in_step: bool) -> list[Response]:
-        assert in_step
+    def generate(model, batch, token_sampler, limits, synced: bool) -> list[Response]:
+        assert synced
         batches.append(batch)
         return [Response([prompt[0] + 100]) for prompt in batch]
 
