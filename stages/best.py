@@ -7,7 +7,8 @@ held-out prompts they show what score can be had at which KL without training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from stages.context import Context, Outcome
 from stages.feedback.labellers import labeller
 from stages.feedback.reward_model import RewardModel
 from stages.maths.statistics import expected_best, kl_of_best, mean_with_interval
-from stages.models.roles import Role
-from stages.sampling.sampler import Sampler
+from stages.models.role_models import RoleModels
+from stages.sampling.sampler import Sampler, open_sampler
 from stages.setup import prepare
 from stages.training.throughput import Meter, peak_memory_bytes
 
@@ -33,84 +34,135 @@ Row = dict[str, Any]
 def run(context: Context) -> Outcome:
     """Sample, score, and write `folder/demonstrations/train.jsonl` and `folder/curve.jsonl`."""
     # 1. Two frozen roles.
-    ranks, models = context.ranks, prepare(context)
-    models.policy_base.add_from(Role.POLICY, context.inputs["sft"], trainable=False)
-    models.reward_base.add_from(Role.REWARD, context.inputs["rm"], trainable=False)
-    models.eval()
-    _, rollout = context.config.rollouts["best"]
-    sampler, meter = Sampler(models.policy_base, models.tokenizer, ranks, rollout), Meter()
-    reward_model = RewardModel(models, ranks, context.config.data)
+    models = load_models(context)
 
-    # 2. Answers to the prompts of PPO, a part of them at a time; parts that are there already are kept.
+    # 2. The prompts of PPO.
     train, held_out = read_examples(
         context.config, "ppo", "prompts", tokenize.prompts, models.tokenizer, context.tracker.note
     )
+
+    # 3. n answers to each prompt, with scores. Parts that an earlier attempt wrote are kept.
+    parts = answer_parts(context, {"train": train, "held_out": held_out})
+    meter = collect_answers(context, models, parts)
     answers = {
-        split: [
-            row
-            for part in parts(context, split, prompts)
-            for row in collect(context, sampler, reward_model, meter, *part)
-        ]
-        for split, prompts in (("train", train), ("held_out", held_out))
+        split: [row for part in of_split for row in read_part(part.file)] for split, of_split in parts.items()
     }
 
-    # 3. The best of each, and what the best of fewer would have scored.
+    # 4. The best answer to each training prompt becomes a demonstration.
     demonstrations = [row for row in map(demonstration, answers["train"]) if row]
-    metrics, curve = best_of(answers["held_out"], context.config.best.n)
     lost = len(train) - len(demonstrations)
     context.tracker.note(
         f"{len(demonstrations)} demonstrations; {lost} prompts had no answer with text that ended its turn"
     )
-    if ranks.rank == 0:
-        (context.folder / OUTPUT).mkdir(exist_ok=True)
-        write_json_lines(context.folder / OUTPUT / "train.jsonl", demonstrations)
-        write_json_lines(context.folder / "curve.jsonl", curve)
-        context.tracker.samples(demonstrations[:: max(1, len(demonstrations) // 16)], 0)
-    ranks.barrier()
+
+    # 5. On held-out prompts: the score of the best of 1, 2, 4, ... n answers, and its KL.
+    metrics, curve = best_of(answers["held_out"], context.config.best.n)
+
+    # 6. The result.
+    write_results(context, demonstrations, curve)
     return Outcome(
         {
             **metrics,
             "demonstrations": len(demonstrations),
             "steps": len(train) + len(held_out),
             "tokens_per_second": meter.tokens_per_second,
-            "peak_memory_bytes": ranks.max(peak_memory_bytes()),
+            "peak_memory_bytes": context.ranks.max(peak_memory_bytes()),
         },
         models.policy_base.base_digest,
     )
 
 
-def parts(
-    context: Context, split: str, prompts: Sequence[tokenize.Prompt]
-) -> Iterator[tuple[Path, Sequence[tokenize.Prompt]]]:
-    """The file of each part, and its prompts."""
+@dataclass(frozen=True)
+class Part:
+    """Some prompts of one split, answered together, and the file that their answers go to."""
+
+    file: Path
+    prompts: Sequence[tokenize.Prompt]
+
+
+Parts = Mapping[str, Sequence[Part]]  # by split
+
+
+def load_models(context: Context) -> RoleModels:
+    """The SFT policy and the reward model, both frozen."""
+    models = prepare(context)
+    models.policy_base.add_from(SFT, context.inputs["sft"], trainable=False)
+    models.reward_base.add_from(REWARD, context.inputs["rm"], trainable=False)
+    models.eval()
+    return models
+
+
+def answer_parts(context: Context, splits: Mapping[str, Sequence[tokenize.Prompt]]) -> Parts:
+    """The prompts of each split in parts of about `ANSWERS_AT_ONCE` answers."""
+    size, folder = max(1, ANSWERS_AT_ONCE // context.config.best.n), context.folder / "answers"
+    return {
+        split: [
+            Part(folder / f"{split}-{number:05d}.jsonl", batch)
+            for number, batch in enumerate(micro_batches(list(prompts), size))
+        ]
+        for split, prompts in splits.items()
+    }
+
+
+def collect_answers(context: Context, models: RoleModels, parts: Parts) -> Meter:
+    """Answer all parts that have no file yet, and write their files. Every rank must call.
+
+    Returns:
+        The meter of the tokens in prompts and answers.
+
+    Raises:
+        UserError: a file of an earlier attempt is damaged.
+    """
+    files = [part.file for of_split in parts.values() for part in of_split]
+    written = {file for file in files if context.resume and file.exists()}
+    for file in written:
+        read_part(file)  # a damaged file ends the stage before it samples
+    context.ranks.barrier()  # no rank writes before all ranks have looked
+    meter = Meter()
+    if len(written) < len(files):
+        reward_model = RewardModel(models, context.ranks, context.config.data)
+        _, rollout = context.config.rollouts["best"]
+        with open_sampler(models.policy_base, models.tokenizer, context.ranks, rollout) as sampler:
+            for split, of_split in parts.items():
+                begin_phase(context, split, of_split, written)
+                for part in of_split:
+                    if part.file not in written:
+                        rows = answer(context, sampler, reward_model, meter, part.prompts)
+                        write_part(context, part.file, rows)
+    context.ranks.barrier()  # no rank reads before all files are written
+    return meter
+
+
+def begin_phase(context: Context, split: str, parts: Sequence[Part], written: Set[Path]) -> None:
+    """Begin the progress display of a split. Its `written` files are done."""
     n = context.config.best.n
-    context.tracker.phase(
-        f"best: {n} answers to each of the {split.replace('_', '-')} prompts", len(prompts) * n
-    )
-    for number, part in enumerate(micro_batches(list(prompts), max(1, ANSWERS_AT_ONCE // n))):
-        yield context.folder / "answers" / f"{split}-{number:05d}.jsonl", part
+    total = n * sum(len(part.prompts) for part in parts)
+    done = n * sum(len(part.prompts) for part in parts if part.file in written)
+    context.tracker.phase(f"best: {n} answers to each of the {split.replace('_', '-')} prompts", total, done)
 
 
-def collect(
-    context: Context,
-    sampler: Sampler,
-    reward_model: RewardModel,
-    meter: Meter,
-    file: Path,
-    prompts: Sequence[tokenize.Prompt],
-) -> list[Row]:
-    """The prompts of one part with answers and scores, from `file` where an earlier attempt wrote it."""
-    there = context.resume and file.exists()
-    sampler.ranks.barrier()  # nobody writes before all have looked
-    if there:
-        context.tracker.advance(len(prompts) * context.config.best.n)
-    else:
-        rows = answer(context, sampler, reward_model, meter, prompts)
-        if sampler.ranks.rank == 0:
-            file.parent.mkdir(exist_ok=True)
-            write_json_lines(file, rows)
-        sampler.ranks.barrier()
+def write_part(context: Context, file: Path, rows: Sequence[Row]) -> None:
+    """Write the answers of one part on rank 0."""
+    if context.ranks.rank == 0:
+        file.parent.mkdir(exist_ok=True)
+        write_json_lines(file, rows)
+
+
+def read_part(file: Path) -> list[Row]:
+    """The prompts of one part with answers and scores; raises UserError if the file is damaged."""
     return read_json_lines(file, ["prompt", "completions", "ended", "scores"], remedy=REMEDY)
+
+
+def write_results(
+    context: Context, demonstrations: Sequence[Row], curve: Sequence[Mapping[str, float]]
+) -> None:
+    """Write demonstrations and curve on rank 0, and show some demonstrations."""
+    if context.ranks.rank == 0:
+        (context.folder / OUTPUT).mkdir(exist_ok=True)
+        write_json_lines(context.folder / OUTPUT / "train.jsonl", demonstrations)
+        write_json_lines(context.folder / "curve.jsonl", curve)
+        context.tracker.samples(demonstrations[:: max(1, len(demonstrations) // 16)], 0)
+    context.ranks.barrier()
 
 
 def answer(

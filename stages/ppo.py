@@ -27,7 +27,7 @@ from stages.rl.ptx import Ptx, make_ptx
 from stages.rl.speed import IterationSpeed
 from stages.rl.trajectory import Experience, Trajectory
 from stages.rl.update import LOGPROB_DIFFERENCE, PpoUpdate, with_advantages
-from stages.sampling.sampler import Sampler
+from stages.sampling.sampler import Sampler, open_sampler
 from stages.setup import prepare
 from stages.training.checkpoint import Stateful
 from stages.training.engine import Engine
@@ -64,44 +64,44 @@ def run(context: Context) -> Outcome:
     checkpoint = find_checkpoint(context)
     updates = ppo.iterations * ppo.epochs * ppo.minibatches
     engine = start_engine(context, models, rates, ppo, updates, checkpoint)
-    sampler = Sampler(models.policy_base, tokenizer, ranks, ppo.rollout)
-    reward_model = RewardModel(models, ranks, config.data)
-    ptx = make_ptx(context, engine, tokenizer)
-    trainer = PpoTrainer(engine, ppo, sampler, reward_model, context.seed, ptx)
-    loop = TrainingLoop(context, ppo, engine, trainer.meter, ppo.iterations, trainer.parts)
-    loop.resume(checkpoint)
-    evaluation = HeldOutEvaluation(context, sampler, reward_model, held_out)
+    with open_sampler(models.policy_base, tokenizer, ranks, ppo.rollout) as sampler:
+        reward_model = RewardModel(models, ranks, config.data)
+        ptx = make_ptx(context, engine, tokenizer)
+        trainer = PpoTrainer(engine, ppo, sampler, reward_model, context.seed, ptx)
+        loop = TrainingLoop(context, ppo, engine, trainer.meter, ppo.iterations, trainer.parts)
+        loop.resume(checkpoint)
+        evaluation = HeldOutEvaluation(context, sampler, reward_model, held_out)
 
-    # 4. Iterations: roll out, score, advantages, update, log.
-    def take_step(step: int, picks: list[int]) -> Metrics:
-        skipped = engine.counters.skipped
-        metrics, samples = trainer.iterate(step, [train[i] for i in picks])
-        if engine.counters.skipped > skipped:
-            context.tracker.samples(samples, step + 1)  # one of them is the cause
-        elif (step + 1) % ppo.logging_steps == 0:
-            context.tracker.samples(samples[: config.tracking.sample_rows], step + 1)
-        return metrics
+        # 4. Iterations: roll out, score, advantages, update, log.
+        def take_step(step: int, picks: list[int]) -> Metrics:
+            skipped = engine.counters.skipped
+            metrics, samples = trainer.iterate(step, [train[i] for i in picks])
+            if engine.counters.skipped > skipped:
+                context.tracker.samples(samples, step + 1)  # one of them is the cause
+            elif (step + 1) % ppo.logging_steps == 0:
+                context.tracker.samples(samples[: config.tracking.sample_rows], step + 1)
+            return metrics
 
-    loop.run(len(train), take_step, evaluation.of_policy)
+        loop.run(len(train), take_step, evaluation.of_policy)
 
-    # 5. The result, judged on held-out prompts beside the base and the SFT policy.
-    stopped = loop.progress.stopped is not None
-    if trainer.average:
-        trainer.average.save(context, tokenizer, ppo.use_ema)
-        if ppo.use_ema:
-            evaluation.of_policy()  # the average is the policy now
-    else:
-        save_role(context, engine, Role.POLICY, tokenizer)
-    return Outcome(
-        {
-            **evaluation.final(),
-            "steps": loop.progress.step - stopped,
-            "stopped_early": float(stopped),
-            "tokens_per_second": trainer.meter.tokens_per_second,
-            "peak_memory_bytes": ranks.max(peak_memory_bytes()),
-        },
-        models.policy_base.base_digest,
-    )
+        # 5. The result, judged on held-out prompts beside the base and the SFT policy.
+        stopped = loop.progress.stopped is not None
+        if trainer.average:
+            trainer.average.save(context, tokenizer, ppo.use_ema)
+            if ppo.use_ema:
+                evaluation.of_policy()  # the average is the policy now
+        else:
+            save_role(context, engine, POLICY, tokenizer)
+        return Outcome(
+            {
+                **evaluation.final(),
+                "steps": loop.progress.step - stopped,
+                "stopped_early": float(stopped),
+                "tokens_per_second": trainer.meter.tokens_per_second,
+                "peak_memory_bytes": ranks.max(peak_memory_bytes()),
+            },
+            models.policy_base.base_digest,
+        )
 
 
 def add_critic(context: Context, models: RoleModels) -> None:

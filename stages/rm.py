@@ -17,7 +17,7 @@ from data.batches import collate, tokenize
 from data.batches.sampler import micro_batches, seed_from, total_steps
 from data.examples import read_examples, tokenized
 from stages.context import Context, Outcome
-from stages.feedback.rankings import collect_rankings
+from stages.feedback.rankings import collect_rankings, has_rankings, read_rankings
 from stages.feedback.reward_model import RewardModel
 from stages.maths.losses import ranking_loss
 from stages.maths.statistics import Means, add_means, mean_with_interval
@@ -26,7 +26,7 @@ from stages.models.queries import ScalarQuery
 from stages.models.role_models import RoleModels
 from stages.models.roles import Role
 from stages.sampling.response_batch import response_batch, sequence_scores
-from stages.sampling.sampler import Sampler
+from stages.sampling.sampler import Sampler, open_sampler
 from stages.setup import prepare
 from stages.training.engine import Engine
 from stages.training.export import write_role
@@ -48,17 +48,18 @@ def run(context: Context) -> Outcome:
 
     # 2. Rankings, collected or read. Records of an earlier attempt are truncated before new ones come.
     checkpoint = find_checkpoint(context)
-    sampler = Sampler(models.policy_base, models.tokenizer, ranks, rm.rankings.rollout)
     tokenizer = models.reward_tokenizer
     if rm.rankings.labeller == "file":
         train, held_out = read_examples(
             config, "rm", "rankings", tokenize.rankings, tokenizer, context.tracker.note
         )
     else:
-        collected, unseen = collect_rankings(context, sampler, Role.POLICY)
+        if not has_rankings(context):
+            with open_sampler(models.policy_base, models.tokenizer, ranks, rm.rankings.rollout) as sampler:
+                collect_rankings(context, sampler, SFT)
+        collected, unseen = read_rankings(context)
         parts = reward_model.rankings(collected), reward_model.rankings(unseen)
         train, held_out = tokenized(config.data, tokenize.rankings, tokenizer, parts, context.tracker.note)
-    del sampler  # and with it the copy that it sampled from
 
     # 3. The engine and the loop, at the newest checkpoint if there is one.
     steps = total_steps(len(train), rm.batch_size, rm.epochs, rm.max_steps)
@@ -81,10 +82,10 @@ def run(context: Context) -> Outcome:
     if rm.use_best:
         after = loop.load_best()
     models.eval()
-    # Opened again, since ZeRO-3 has sharded the base.
-    sampler = Sampler(models.policy_base, models.tokenizer, ranks, rm.rankings.rollout)
-    mean, deviation = score_statistics(context, sampler, reward_model, held_out or train)
-    tensors = normalized(engine.role_tensors(Role.REWARD), mean, deviation)
+    # A new sampler, because ZeRO-3 has sharded the base since.
+    with open_sampler(models.policy_base, models.tokenizer, ranks, rm.rankings.rollout) as sampler:
+        mean, deviation = score_statistics(context, sampler, reward_model, held_out or train)
+    tensors = normalized(engine.role_tensors(ROLE), mean, deviation)
     if ranks.rank == 0:
         write_role(context, models, Role.REWARD, tokenizer, tensors)
     ranks.barrier()

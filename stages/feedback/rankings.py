@@ -21,42 +21,49 @@ Row = dict[str, Any]
 REMEDY = (
     "Put the file back, or start over with --fresh; for rankings of your own, data.rm.path names the file."
 )
+FILE = "rankings.jsonl"
+SPLITS = ("train", "held_out")
 READABLE = ("prompt", "completions", "ranks", "scores")
 
 
-def collect_rankings(context: Context, sampler: Sampler, role: str) -> tuple[list[Row], list[Row]]:
-    """Training and held-out rankings of samples of `role`, in `folder/rankings.jsonl`; reused on resume.
+def has_rankings(context: Context) -> bool:
+    """Whether an earlier attempt at the stage collected the rankings, and this one resumes it."""
+    return context.resume and (context.folder / FILE).exists()
+
+
+def collect_rankings(context: Context, sampler: Sampler, role: str) -> None:
+    """Rank samples of `role` for training and held-out prompts; write them to `folder/rankings.jsonl`."""
+    config = context.config
+    rows = load_rows(config.data.rm, "prompts", context.tracker.note)
+    splits = stage_split(config.data, "rm", rows, config.seed)
+    parts = tokenized(config.data, tokenize.prompts, sampler.tokenizer, splits, context.tracker.note)
+    context.tracker.phase(
+        f"rm: sampling {config.rm.rankings.completions} answers a prompt",
+        sum(map(len, parts)) * config.rm.rankings.completions,
+    )
+    ranked = [
+        {"split": split, **row}
+        for split, prompts in zip(SPLITS, parts, strict=True)
+        for row in _rank(context, sampler, role, prompts)
+    ]
+    if sampler.ranks.rank == 0:
+        write_sealed(context.folder / FILE, ranked)
+        shown = ranked[:: max(1, len(ranked) // 16)]
+        context.tracker.samples([{name: row[name] for name in READABLE} for row in shown], 0)
+    sampler.ranks.barrier()
+
+
+def read_rankings(context: Context) -> tuple[list[Row], list[Row]]:
+    """Training and held-out rankings in `folder/rankings.jsonl`. Those whose answers all tie are left out.
 
     Raises:
         UserError: the file is not what this stage collected; its SHA-256 is in `folder/rankings.sha256`.
     """
-    config = context.config
-    file = context.folder / "rankings.jsonl"
-    if not (context.resume and file.exists()):
-        rows = load_rows(config.data.rm, "prompts", context.tracker.note)
-        train, held_out = stage_split(config.data, "rm", rows, config.seed)
-        parts = tokenized(
-            config.data, tokenize.prompts, sampler.tokenizer, (train, held_out), context.tracker.note
-        )
-        context.tracker.phase(
-            f"rm: sampling {config.rm.rankings.completions} answers a prompt",
-            sum(map(len, parts)) * config.rm.rankings.completions,
-        )
-        ranked = [
-            {"split": split, **row}
-            for split, prompts in zip(("train", "held_out"), parts, strict=True)
-            for row in _rank(context, sampler, role, prompts)
-        ]
-        if sampler.ranks.rank == 0:
-            write_sealed(file, ranked)
-            shown = ranked[:: max(1, len(ranked) // 16)]
-            context.tracker.samples([{name: row[name] for name in READABLE} for row in shown], 0)
-        sampler.ranks.barrier()
-    collected = _read(file)
+    collected = _read(context.folder / FILE)
     useful = [row for row in collected if max(row["ranks"]) > 0]
     tied = len(collected) - len(useful)
-    context.tracker.note(f"{len(collected)} rankings in {file.name}; {tied} left out: all their answers tie")
-    train, held_out = ([row for row in useful if row["split"] == split] for split in ("train", "held_out"))
+    context.tracker.note(f"{len(collected)} rankings in {FILE}; {tied} left out: all their answers tie")
+    train, held_out = ([row for row in useful if row["split"] == split] for split in SPLITS)
     return train, held_out
 
 
@@ -106,7 +113,7 @@ def _read(file: Path) -> list[Row]:
     for number, row in enumerate(rows, 1):
         ranks, completions = row["ranks"], row["completions"]
         lists = isinstance(ranks, list) and isinstance(completions, list)
-        if not lists or len(ranks) != len(completions) or row["split"] not in ("train", "held_out"):
+        if not lists or len(ranks) != len(completions) or row["split"] not in SPLITS:
             raise UserError(
                 f"{file}, line {number}: damaged (no ranking that this stage collected). {REMEDY}"
             )

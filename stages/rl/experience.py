@@ -17,6 +17,7 @@ from stages.models.roles import Role
 from stages.rl.trajectory import Trajectory
 from stages.sampling.decoding import Response
 from stages.sampling.response_batch import ResponseBatch, response_logprobs, response_statistics, state_values
+from stages.sampling.rollout_engine import matches_training_model
 from stages.sampling.sampler import Sampler
 
 
@@ -37,7 +38,9 @@ class ExperienceCollector:
         self.rewards = Rewards(ppo.rewards)
         self.shared_critic = ppo.critic == "shared"
         self.recomputes_logprobs = (
-            self.shared_critic or ppo.old_logprobs == "recomputed" or not sampler.same_to_rounding
+            self.shared_critic
+            or ppo.old_logprobs == "recomputed"
+            or not matches_training_model(sampler.roles, ppo.rollout)
         )
         self.defers_values = ppo.minibatches == 1 and not self.shared_critic
 

@@ -1,7 +1,8 @@
-"""One token after another: by transformers' `generate`, or by a loop of our own.
+"""Token-by-token decoding: by transformers' `generate`, or by continuous batching (`decode`).
 
-Both draw the same noise, so that they differ by rounding alone. The loop needs no other rank, reads a prompt
-that is asked for several responses once, and lets prompts that wait take the place of ended sequences.
+Both draw the same noise, so their responses differ by rounding alone. `decode` needs no other rank. It
+prefills a prompt once, however many responses are asked of it. Waiting prompts take the rows of ended
+sequences.
 """
 
 from __future__ import annotations
@@ -29,43 +30,52 @@ from configs.schema import Rollout
 from data.batches.collate import prompts as collate_prompts
 from stages.sampling.decoding_batch import DecodingBatch
 
-# Prompts that wait come in once so large a share of the rows is free: reading them takes a forward of its
-# own, and a few rows that stay free for some steps cost little.
-ADMITTED_TOGETHER = 0.25
-# Tokens that are chosen among together: near the root of usual vocabularies, where the least noise does.
+# Waiting prompts are prefilled once this share of the rows is free. A prefill takes its own forward, and a
+# few rows that stay free for some steps cost little.
+PREFILL_SHARE = 0.25
+# Tokens of one block. Near the square root of usual vocabularies, sampling needs the least noise.
 BLOCK = 256
 
 
 @dataclass(frozen=True)
 class Response:
-    """A sampled response: token ids, and the log-probability of each when it was sampled.
+    """A sampled response.
 
-    `support` holds the ids that could be sampled in place of each token, where top-k or top-p left some out.
+    Attributes:
+        ids: its token ids.
+        logprobs: the log-probability of each token in the distribution that it was sampled from.
+        support: for each token, the ids that could be sampled; empty without top-k and top-p.
     """
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    support: list[np.ndarray] = field(default_factory=list)  # tensors take long to send to other ranks
+    support: list[np.ndarray] = field(default_factory=list)  # sent to other ranks faster than tensors
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Where a response ends, and which token fills what is left of a batch."""
+    """When a response ends, and the token that pads a batch.
+
+    Attributes:
+        max_new_tokens: the most tokens of a response.
+        end: id of the end-of-turn token.
+        pad: id of the padding token.
+    """
 
     max_new_tokens: int
     end: int
     pad: int
 
     def reached(self, ids: list[int]) -> bool:
-        """Whether a response of these tokens is whole."""
+        """Whether a response of these tokens is complete."""
         return ids[-1] == self.end or len(ids) == self.max_new_tokens
 
 
 class Noise:
-    """Standard Gumbel noise, on every device the same; each sequence draws from a generator of its own.
+    """Standard Gumbel noise, the same on every device. Each sequence draws from its own generator.
 
     Attributes:
-        rows: which sequence each row belongs to, by the place of its seed; at first all.
+        rows: for each row of the batch, the index of its sequence's seed. At first: all, in order.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
@@ -73,7 +83,7 @@ class Noise:
         self.rows = list(range(len(seeds)))
 
     def __call__(self, count: int) -> Tensor:
-        """So many numbers of each row's own: (B, count), fp32."""
+        """`count` numbers from the generator of each row: (B, count), fp32."""
         exponential = np.empty((len(self.rows), count))
         for row, numbers in zip(self.rows, exponential, strict=True):
             self._generators[row].standard_exponential(out=numbers)
@@ -81,14 +91,14 @@ class Noise:
 
 
 def sample(logits: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-    """Exact samples of softmax(logits) by the Gumbel-max trick, of blocks first and then of their tokens.
+    """Exact samples of softmax(logits) by the Gumbel-max trick: first a block of tokens, then a token.
 
-    argmax(logits + g) with g standard Gumbel is distributed as softmax(logits), and the largest of a block of
-    its terms as Gumbel noise about the block's logsumexp (Maddison et al. 2014). So V/BLOCK + BLOCK
-    numbers do for V.
+    With standard Gumbel noise g, argmax(logits + g) is distributed as softmax(logits). The maximum over a
+    block is distributed as Gumbel noise about the block's logsumexp (Maddison et al. 2014). So V/BLOCK +
+    BLOCK random numbers replace V.
 
     Args:
-        logits: (B, V), -inf on what must not be chosen.
+        logits: (B, V), -inf on tokens that must not be sampled.
 
     Returns:
         Tokens (B,) and their log-probabilities (B,), fp32.
@@ -106,59 +116,66 @@ def sample(logits: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
 
 
 class TokenSampler(LogitsProcessor):
-    """Warps logits and samples; keeps what is to be known of the tokens that were chosen.
+    """Warps logits, samples tokens, and records their log-probabilities.
 
     Attributes:
-        tokens: the sample of each row (B,) at the last step.
-        logprobs: of each step's tokens (B,), in the distribution that they were sampled from.
-        support: for each step and row the ids that could be sampled; empty where all could.
+        tokens: (B,) the sampled token of each row at the last step.
+        logprobs: for each step (B,), in the distribution that the tokens were sampled from.
+        support: for each step and row the ids that could be sampled; empty without top-k and top-p.
     """
 
     def __init__(self, noise: Noise, rollout: Rollout) -> None:
-        self.noise, self._warp, self._truncates = noise, warpers(rollout), rollout.truncates
+        self.noise, self._warp, self._truncates = noise, logits_warpers(rollout), rollout.truncates
         self.tokens = torch.empty(0, dtype=torch.long)
         self.logprobs: list[Tensor] = []
         self.support: list[list[np.ndarray]] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, V) logits to others (B, V), whose largest in a row is its sample."""
-        self.take(scores)
+        """Logits (B, V) to logits (B, V): 0 on the sampled token of a row, -inf on all others."""
+        self.sample(scores)
         return torch.full_like(scores, -math.inf).scatter_(1, self.tokens[:, None], 0.0)
 
-    def take(self, logits: Tensor) -> None:
+    def sample(self, logits: Tensor) -> None:
         """Sample a token for each row of logits (B, V)."""
-        warped = self._warp(torch.empty(0, dtype=torch.long), logits.float())  # they look at no other tokens
+        warped = self._warp(torch.empty(0, dtype=torch.long), logits.float())  # warpers ignore earlier tokens
         self.tokens, logprobs = sample(warped, self.noise)
         self.logprobs.append(logprobs)
         if self._truncates:
             self.support.append([row.nonzero()[:, 0].int().cpu().numpy() for row in warped.isfinite()])
 
-    def tell(self, responses: Sequence[Response]) -> None:
-        """Add the last tokens, and what is known of them, to the rows' responses."""
-        chosen = zip(responses, self.tokens.tolist(), self.logprobs[-1].tolist(), strict=True)
-        for row, (response, token, logprob) in enumerate(chosen):
+    def append_to(self, responses: Sequence[Response]) -> None:
+        """Append the last step's tokens to the responses, one of each row."""
+        rows = zip(responses, self.tokens.tolist(), self.logprobs[-1].tolist(), strict=True)
+        for row, (response, token, logprob) in enumerate(rows):
             response.ids.append(token)
             response.logprobs.append(logprob)
-            response.support.extend(each[row] for each in self.support[-1:])
+            response.support.extend(of_step[row] for of_step in self.support[-1:])
 
 
-def warpers(rollout: Rollout) -> LogitsProcessorList:
-    """What makes logits those of the distribution to sample from, -inf where a token is left out."""
-    found = LogitsProcessorList()
+def logits_warpers(rollout: Rollout) -> LogitsProcessorList:
+    """Temperature, top-k and top-p of `rollout`. They set the logit of an excluded token to -inf."""
+    warpers = LogitsProcessorList()
     if rollout.temperature != 1:
-        found.append(TemperatureLogitsWarper(rollout.temperature))
+        warpers.append(TemperatureLogitsWarper(rollout.temperature))
     if rollout.top_k is not None:
-        found.append(TopKLogitsWarper(rollout.top_k))
+        warpers.append(TopKLogitsWarper(rollout.top_k))
     if rollout.top_p < 1:
-        found.append(TopPLogitsWarper(rollout.top_p))
-    return found
+        warpers.append(TopPLogitsWarper(rollout.top_p))
+    return warpers
 
 
 @torch.no_grad()
 def generate(
-    model: PreTrainedModel, prompts: Sequence[list[int]], draw: TokenSampler, limits: Limits, in_step: bool
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    token_sampler: TokenSampler,
+    limits: Limits,
+    synced: bool,
 ) -> list[Response]:
-    """Responses by transformers' `generate`; `in_step` with the other ranks where a forward needs them."""
+    """One response to each prompt, by transformers' `generate`.
+
+    `synced`: all ranks forward equally often, because ZeRO-3 needs every rank in a forward.
+    """
     input_ids, attention_mask = collate_prompts(prompts, limits.pad).to(model.device)
     with model.get_output_embeddings().register_forward_pre_hook(_contiguous):
         output = model.generate(
@@ -166,55 +183,62 @@ def generate(
             attention_mask=attention_mask,
             generation_config=GenerationConfig(
                 max_new_tokens=limits.max_new_tokens,
-                do_sample=False,  # `draw` leaves one token to choose
+                do_sample=False,  # `token_sampler` leaves one token to choose
                 eos_token_id=limits.end,
                 pad_token_id=limits.pad,
             ),
-            logits_processor=LogitsProcessorList([draw]),
-            synced_gpus=in_step,
+            logits_processor=LogitsProcessorList([token_sampler]),
+            synced_gpus=synced,
         )
     rows = output[:, input_ids.shape[1] :].tolist()
     lengths = [row.index(limits.end) + 1 if limits.end in row else len(row) for row in rows]
-    logprobs = torch.stack(draw.logprobs, 1).tolist()
-    supports = list(zip(*draw.support, strict=True)) or [()] * len(rows)
+    logprobs = torch.stack(token_sampler.logprobs, 1).tolist()
+    supports = list(zip(*token_sampler.support, strict=True)) or [()] * len(rows)
     return [
-        Response(ids[:n], of_ids[:n], list(support[:n]))
-        for ids, of_ids, support, n in zip(rows, logprobs, supports, lengths, strict=True)
+        Response(ids[:length], ids_logprobs[:length], list(support[:length]))
+        for ids, ids_logprobs, support, length in zip(rows, logprobs, supports, lengths, strict=True)
     ]
 
 
 def _contiguous(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Hidden states of their own memory: in bf16 on a CPU, torch copies the head for each row of a slice."""
-    return tuple(each.contiguous() for each in arguments)
+    """Copy a slice of hidden states: in bf16 on a CPU, torch copies the head for every row of a slice."""
+    return tuple(hidden.contiguous() for hidden in arguments)
 
 
 @torch.no_grad()
 def decode(
-    model: PreTrainedModel, prompts: Sequence[list[int]], draw: TokenSampler, limits: Limits, at_once: int
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    token_sampler: TokenSampler,
+    limits: Limits,
+    batch_size: int,
 ) -> Iterator[tuple[int, Response]]:
-    """Responses of a model that this rank has to itself, each with the place of its prompt, as they end.
+    """Responses by continuous batching (Yu et al. 2022, Orca), on a model that no other rank shares.
 
-    At most `at_once` sequences are in flight. Where there are more prompts, they wait until ended sequences
-    have left room for some; this the model must allow (see `supports_joining`).
+    At most `batch_size` sequences run at a time. If there are more prompts, the model must let prompts join
+    running sequences (see `supports_joining`).
+
+    Yields:
+        The index of a prompt and its response, as responses end.
     """
     responses = [Response() for _ in prompts]
-    waiting, flying = deque(range(len(prompts))), list[int]()
-    flight = DecodingBatch(model, limits.pad)
-    while waiting or flying:
-        room = at_once - len(flying)
-        if waiting and room >= min(len(waiting), ADMITTED_TOGETHER * at_once):
-            admitted = [waiting.popleft() for _ in range(min(room, len(waiting)))]
-            flight.admit([prompts[i] for i in admitted])
-            flying += admitted
-        draw.noise.rows = flying
-        draw.take(flight.logits)
-        draw.tell([responses[i] for i in flying])
-        tokens = draw.tokens
-        ended = [i for i in flying if limits.reached(responses[i].ids)]
+    waiting, running = deque(range(len(prompts))), list[int]()
+    batch = DecodingBatch(model, limits.pad)
+    while waiting or running:
+        free = batch_size - len(running)
+        if waiting and free >= min(len(waiting), PREFILL_SHARE * batch_size):
+            joining = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+            batch.prefill([prompts[i] for i in joining])
+            running += joining
+        token_sampler.noise.rows = running
+        token_sampler.sample(batch.logits)
+        token_sampler.append_to([responses[i] for i in running])
+        tokens = token_sampler.tokens
+        ended = [i for i in running if limits.reached(responses[i].ids)]
         yield from ((i, responses[i]) for i in ended)
         if ended:
-            going = [row for row, i in enumerate(flying) if i not in ended]
-            flight.keep(going)
-            tokens, flying = tokens[going], [flying[row] for row in going]
-        if flying:
-            flight.extend(tokens)
+            rows = [row for row, i in enumerate(running) if i not in ended]
+            batch.keep(rows)
+            tokens, running = tokens[rows], [running[row] for row in rows]
+        if running:
+            batch.decode_step(tokens)

@@ -1,4 +1,4 @@
-"""Sequences that one rank continues together: prompts join them, and those that have ended leave."""
+"""The running sequences of one rank. Prompts join them by a prefill, and ended sequences leave."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from configs.schema import Experiment, Stage
 from data.batches.collate import prompts as collate_prompts
 from stages.internals.torch import viewed_tensor
 
-ROOM = 32  # tokens for which a layer of the cache takes memory ahead
+SPARE = 32  # tokens for which a cache layer allocates memory ahead
 
 
-class RoomyLayer(DynamicLayer):
-    """As DynamicLayer, but copies all that it holds with one token in `ROOM` + 1, not with every one."""
+class PreallocatedLayer(DynamicLayer):
+    """A DynamicLayer that copies its keys and values once in `SPARE` + 1 tokens, not at every token."""
 
     keys: Tensor
     values: Tensor
@@ -34,44 +34,44 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def _append(held: Tensor, new: Tensor) -> Tensor:
-    """`new` behind `held`: in place where `held` is the front of a tensor that has room for it."""
-    begin = held.shape[2] if held.numel() else 0
+def _append(cached: Tensor, new: Tensor) -> Tensor:
+    """`cached` (B, H, T, D) followed by `new` (B, H, t, D); in place if spare memory follows `cached`."""
+    begin = cached.shape[2] if cached.numel() else 0
     end = begin + new.shape[2]
-    whole = viewed_tensor(held)
+    whole = cached._base
     if whole is not None and end <= whole.shape[2]:
         whole[:, :, begin:end] = new
     else:
-        room = new.new_empty(*new.shape[:2], ROOM, new.shape[3])
-        whole = torch.cat([held, new, room], 2)
+        spare = new.new_empty(*new.shape[:2], SPARE, new.shape[3])
+        whole = torch.cat([cached, new, spare], 2)
     return whole[:, :, :end]
 
 
 def supports_joining(config: PretrainedConfig) -> bool:
     """Whether caches of different lengths can be joined: every layer keeps the keys of all tokens.
 
-    A sliding window or a recurrent state has no place for padding that a mask would hide.
+    A sliding window or a recurrent state cannot hold padding that a mask hides.
     """
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
 class DecodingBatch:
-    """The sequences in flight, in the order in which they came; a mask hides the padding on their left.
+    """Running sequences in the order in which they joined, left-padded.
 
     Attributes:
-        mask: (B, T) 1 on tokens, of which the cache holds keys and values.
-        logits: (B, V) after the last token of each.
+        mask: (B, T) 1 on tokens, 0 on padding. The cache holds keys and values of these T positions.
+        logits: (B, V) after the last token of each sequence.
     """
 
     def __init__(self, model: PreTrainedModel, pad_id: int) -> None:
-        """None yet. A model that is not `supports_joining` takes prompts once."""
+        """Start without sequences. `prefill` may be called once if the model does not support joining."""
         self._model, self._pad_id = model, pad_id
         self._cache = _cache_of(model)
         self.mask = torch.empty(0, 0, dtype=torch.long, device=model.device)
         self.logits = torch.empty(0)
 
-    def admit(self, prompts: Sequence[list[int]]) -> None:
-        """Read each distinct prompt once, in one forward, and add a sequence for each that asks it."""
+    def prefill(self, prompts: Sequence[list[int]]) -> None:
+        """Add one sequence for each prompt. One forward reads every distinct prompt once."""
         distinct = {tuple(prompt): number for number, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
         input_ids, mask = collate_prompts(list(map(list, distinct)), self._pad_id).to(self._model.device)
         cache = _cache_of(self._model)
@@ -88,27 +88,27 @@ class DecodingBatch:
         self.logits = logits
 
     def _join(self, cache: DynamicCache, mask: Tensor) -> None:
-        """Put other sequences below those there are, all as wide as the longest of them."""
+        """Append the rows of another cache. The width becomes that of the longest sequence."""
         longest = int(max(self.mask.sum(1).amax(), mask.sum(1).amax()))
         self.mask = torch.cat([_at_width(longest, self.mask, -1), _at_width(longest, mask, -1)])
         layers: Any = zip(self._cache.layers, cache.layers, strict=True)
         for layer, other in layers:
-            layer.keys = torch.cat([_at_width(longest, each.keys, -2) for each in (layer, other)])
-            layer.values = torch.cat([_at_width(longest, each.values, -2) for each in (layer, other)])
+            layer.keys = torch.cat([_at_width(longest, part.keys, -2) for part in (layer, other)])
+            layer.values = torch.cat([_at_width(longest, part.values, -2) for part in (layer, other)])
 
     def keep(self, rows: list[int]) -> None:
-        """Let all other sequences go; those that stay await their tokens."""
+        """Drop all other sequences. The rest then need `decode_step`, because `logits` still has all rows."""
         index = torch.tensor(rows, dtype=torch.long, device=self.mask.device)
         self._cache.batch_select_indices(index)
         self.mask = self.mask[index]
 
-    def extend(self, tokens: Tensor) -> None:
-        """Add a token to each sequence: (B,)."""
+    def decode_step(self, tokens: Tensor) -> None:
+        """Append a token to each sequence, (B,), and compute the logits after it."""
         self.mask = pad(self.mask, (0, 1), value=1)
         self.logits = self._forward(tokens[:, None], self.mask, self._cache)
 
     def _forward(self, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
-        """(B, T) new tokens, after what the cache holds, to the logits of the last of them (B, V)."""
+        """New tokens (B, t), which follow the cached ones, to the logits after the last of them (B, V)."""
         positions = mask.cumsum(-1).sub(1).clamp(min=0)[:, -ids.shape[1] :]
         output = self._model(
             input_ids=ids,
@@ -123,21 +123,21 @@ class DecodingBatch:
 
 def _cache_of(model: PreTrainedModel) -> DynamicCache:
     cache = DynamicCache(config=model.config)
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [PreallocatedLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 def _at_width(width: int, tensor: Tensor, axis: int) -> Tensor:
-    """Pad the left of an axis, counted from the last, with zeros, or cut off what is padding there."""
+    """Bring `axis` (negative) to `width`: add zeros on its left, or cut padding off there."""
     return pad(tensor, (0, 0) * (-axis - 1) + (width - tensor.shape[axis], 0))
 
 
-def check_joinable(experiment: Experiment, stage: Stage, known: PretrainedConfig) -> None:
-    """Raise UserError where `stage` asks for continuous batching of a policy that cannot do it."""
+def check_joinable(experiment: Experiment, stage: Stage, model_config: PretrainedConfig) -> None:
+    """Raise UserError if `stage` asks for continuous batching and the policy's model does not support it."""
     key, rollout = experiment.rollouts.get(stage, ("", None))
-    if rollout and rollout.engine == "continuous" and not supports_joining(known):
+    if rollout and rollout.engine == "continuous" and not supports_joining(model_config):
         raise UserError(
             f"{key}.engine: continuous, but {experiment.base.model!r} does not keep the keys of all tokens "
-            "(it has sliding windows or recurrent layers), so that prompts cannot join sequences in flight. "
+            "(it has sliding windows or recurrent layers), so prompts cannot join running sequences. "
             "Set it to auto or merged, or use another base."
         )

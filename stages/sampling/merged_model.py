@@ -1,7 +1,7 @@
 """A copy of the base for sampling, with a role's adapter folded into dequantized weights.
 
-Sampling asks for one token after another, so on a quantized base every token pays for dequantizing every
-layer, and for two small products of LoRA beside each large one. The copy pays once for each refresh.
+On a quantized base, every sampled token pays for dequantizing every layer, and for two small LoRA products
+beside each large one. The copy pays once per refresh.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from stages.internals.deepspeed import is_partitioned, whole_shape
 from stages.models.onednn import onednn_linear, onednn_multiplies, packed_weight
 from stages.models.roles import Roles
 
-MARGIN = 2.0  # free memory must hold the copy so many times over: training needs some of it as well
-ROWS = 32  # of one decoding step, more or less: what oneDNN lays weights out for
+MARGIN = 2.0  # free memory must hold this many copies, because training needs some of it
+ROWS = 32  # the rows of a decoding step, roughly. oneDNN packs weights for this number.
 
 
 class Packed(nn.Linear):
-    """A linear layer for CPUs, whose weight oneDNN holds in the blocks that its kernels read.
+    """A linear layer for CPUs. Its weight is packed once into the blocks that oneDNN's kernels read.
 
-    The few rows of a decoding step come to less work than laying a weight out anew for each product. `weight`
-    itself stays without memory.
+    A decoding step has few rows, so packing the weight for each product would cost more than the product.
+    `weight` itself takes no memory.
     """
 
     packed: Tensor
 
-    def hold(self, weight: Tensor | None) -> None:
-        """Take `weight` (out, in), or nothing, in place of what was held."""
+    def set_weight(self, weight: Tensor | None) -> None:
+        """Pack `weight` (out, in) in place of the earlier one; None frees it."""
         if weight is None:
             self.packed = torch.empty(0)
         else:
@@ -51,20 +51,24 @@ class Packed(nn.Linear):
 class MergedCopy:
     """A causal language model that computes what one role computes, in the base's compute dtype.
 
-    Linear weights are W + scaling * B A, summed in fp32. Other parameters are the base's own, except under
-    ZeRO-3, where those are in pieces, and except for the LM head where weights are `Packed`. Base and
-    adapters are only read.
+    Linear weights are W + scaling * B A, summed in fp32 (Hu et al. 2021, equation 3). Other parameters are
+    shared with the base. Two kinds are copied: sharded ones under ZeRO-3, and the LM head if weights are
+    `Packed`. Base and adapters are only read.
+
+    Attributes:
+        model: the copy, on the meta device until `load_role`.
+        device: where the base is.
     """
 
     def __init__(self, roles: Roles) -> None:
-        """Lay out the copy; memory is taken by `load_role`."""
+        """Build the modules without memory; `load_role` allocates it."""
         base = roles.causal
         with init_empty_weights():
             self.model: PreTrainedModel = type(base)(copy.deepcopy(base.config))
         self.model.eval()
-        self._roles, self._device = roles, base.device
+        self._roles, self.device = roles, base.device
         self._dtype = roles.dtype
-        self._held: str | None = None
+        self._role: str | None = None
         self._merged: list[tuple[Any, Any]] = []  # module of the copy, module of the base
         self._copied: dict[nn.Parameter, nn.Parameter] = {}  # parameter of the base, parameter of the copy
         for name, _ in list(self.model.named_modules()):
@@ -79,7 +83,7 @@ class MergedCopy:
         adapted_or_head = adapted or source is self._roles.causal.get_output_embeddings()
         packed = self._packs and (quantized or (adapted_or_head and type(layer) is nn.Linear))
         if quantized or packed:
-            # The base's class may have been another one before quantization, with its weight transposed.
+            # Before quantization, the base's class may have been another one with a transposed weight.
             kind = Packed if packed else nn.Linear
             linear = kind(layer.in_features, layer.out_features, layer.bias is not None, "meta", self._dtype)
             self.model.set_submodule(name, linear)
@@ -95,8 +99,8 @@ class MergedCopy:
                 target.register_parameter(key, self._shared(parameter))
 
     def _shared(self, parameter: Any) -> nn.Parameter:
-        """The base's parameter itself, or its one copy where ZeRO-3 shards it."""
-        if not is_partitioned(parameter):
+        """The base's parameter itself, or its one copy if ZeRO-3 shards it."""
+        if "ds_shape" not in vars(parameter):
             return parameter
         if parameter not in self._copied:
             empty = torch.empty(whole_shape(parameter), dtype=parameter.dtype, device="meta")
@@ -105,45 +109,45 @@ class MergedCopy:
 
     @property
     def _packs(self) -> bool:
-        return self._device.type == "cpu" and onednn_multiplies(self._dtype)
+        return self.device.type == "cpu" and onednn_multiplies(self._dtype)
 
     @property
     def size(self) -> int:
-        """Bytes that the copy holds beside the base."""
+        """Bytes of the copy, without what it shares with the base."""
         own = [target.weight for target, _ in self._merged] + list(self._copied.values())
         return int(sum(parameter.numel() * parameter.element_size() for parameter in own))
 
     def fits(self, copies: int) -> bool:
-        """Whether free memory holds the copy, `copies` of it where ranks share a CPU's, with a margin."""
-        if self._device.type == "cuda":
-            cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-            return bool(MARGIN * self.size <= torch.cuda.mem_get_info(self._device)[0] + cached)
+        """Whether free memory holds the copy with a margin. On a CPU, `copies` ranks share the memory."""
+        if self.device.type == "cuda":
+            cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            return bool(MARGIN * self.size <= torch.cuda.mem_get_info(self.device)[0] + cached)
         return bool(MARGIN * self.size * copies <= psutil.virtual_memory().available)
 
     @torch.no_grad()
     def load_role(self, role: str) -> PreTrainedModel:
-        """The model with the weights of `role` as they are now. Under ZeRO-3 every rank must call."""
-        if role != self._held or self._trains(role):
-            self._copy_whole()
+        """The model with the current weights of `role`. Under ZeRO-3 every rank must call."""
+        if role != self._role or self._trains(role):
+            self._copy_sharded()
             for target, source in self._merged:
-                # Layer by layer: a sharded base is never whole, only the copy is.
-                with whole(*source.parameters()):
-                    _hold(target, merged_weight(source, role))
-            self._held = role
+                # Layer by layer, so that a sharded base is never gathered as a whole.
+                with deepspeed.zero.GatheredParameters(list(source.parameters())):
+                    _set_weight(target, merged_weight(source, role))
+            self._role = role
         return self.model
 
     def release(self) -> None:
-        """Give back the memory of a role that trains: training needs it, and will change the weights."""
-        if self._held is not None and self._trains(self._held):
+        """Free the weights of a role that trains: training needs the memory, and changes the weights."""
+        if self._role is not None and self._trains(self._role):
             for target, _ in self._merged:
-                _hold(target, None)
-            self._held = None
+                _set_weight(target, None)
+            self._role = None
 
     def _trains(self, role: str) -> bool:
         return any(parameter.requires_grad for parameter in self._roles.role_parameters(role).values())
 
-    def _copy_whole(self) -> None:
-        """Once, what the copy cannot share with a base in pieces."""
+    def _copy_sharded(self) -> None:
+        """Copy the parameters that ZeRO-3 shards, at the first call."""
         for parameter, meta in self._copied.items():
             if not meta.is_meta:
                 continue
@@ -156,10 +160,10 @@ class MergedCopy:
             self._copied[parameter] = copied
 
 
-def _hold(target: Any, weight: Tensor | None) -> None:
-    """Let a linear layer of the copy have a copy of `weight`, or none."""
+def _set_weight(target: Any, weight: Tensor | None) -> None:
+    """Give a linear layer a copy of `weight`; None frees it."""
     if isinstance(target, Packed):
-        target.hold(weight)
+        target.set_weight(weight)
     elif weight is None:
         target.weight = nn.Parameter(torch.empty_like(target.weight, device="meta"), requires_grad=False)
     else:
@@ -167,14 +171,14 @@ def _hold(target: Any, weight: Tensor | None) -> None:
 
 
 def merged_weight(source: Any, role: str) -> Tensor:
-    """W + scaling * B A of `role`, or W alone where the layer has no adapter of it; fp32."""
+    """W + scaling * B A of `role`, (out, in), fp32; W alone if the layer has no adapter of `role`."""
     adapted = isinstance(source, LoraLayer) and role in source.scaling
     layer = source.get_base_layer() if isinstance(source, LoraLayer) else source
     weight: Tensor = layer.weight
     if isinstance(layer, Linear4bit | Linear8bitLt):
-        weight = dequantized_weight(layer).float()
-        if adapted:  # in place: the product alone and scaled would be two more tensors to write and read
-            a, b = (each[role].weight.float() for each in (source.lora_A, source.lora_B))
+        weight = dequantize_bnb_weight(weight, state=vars(layer).get("state")).float()
+        if adapted:  # in place, which saves two tensors of this size
+            a, b = source.lora_A[role].weight.float(), source.lora_B[role].weight.float()
             weight.addmm_(b, a, alpha=source.scaling[role])
     elif adapted:
         weight = source.get_delta_weight(role).float().add_(weight)

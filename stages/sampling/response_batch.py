@@ -20,17 +20,17 @@ from stages.models.token_statistics import TokenStatistics
 
 @dataclass(frozen=True)
 class ResponseBatch:
-    """Prompts left-padded and responses right-padded, so that responses begin at one column.
+    """Left-padded prompts and right-padded responses, so all responses begin in the same column.
 
     Attributes:
         input_ids: (B, P + R).
         attention_mask: (B, P + R).
         responses: (B, R) token ids.
         mask: (B, R) True on response tokens.
-        start: P - 1, the position whose output tells the first response token.
+        start: P - 1, the position whose output predicts the first response token.
         temperature: of the distribution that the responses were sampled from.
-        allowed: for each row and token the ids that could be sampled; None where all could.
-        vocabulary: V, what those ids are of.
+        allowed: for each row and token, the ids that could be sampled; None if all could.
+        vocabulary: V, the number of token ids.
     """
 
     input_ids: Tensor
@@ -44,13 +44,13 @@ class ResponseBatch:
 
     @cached_property
     def support(self) -> Tensor | None:
-        """(B, R, V) True on the tokens that could be sampled; None where all could."""
+        """(B, R, V) True on the tokens that could be sampled; None if all could."""
         if self.allowed is None:
             return None
         support = torch.zeros(*self.mask.shape, self.vocabulary, dtype=torch.bool)
-        for row, of_row in zip(support, self.allowed, strict=True):
-            for each, token_ids in zip(row, of_row, strict=False):
-                each[torch.from_numpy(token_ids)] = True
+        for row, row_ids in zip(support, self.allowed, strict=True):
+            for position, token_ids in zip(row, row_ids, strict=False):
+                position[torch.from_numpy(token_ids)] = True
         return support.to(self.mask.device)
 
 
@@ -59,7 +59,7 @@ def response_batch(
 ) -> ResponseBatch:
     """Pad prompts and their responses into one batch on `device`."""
     prompt_ids, prompt_mask = collate_prompts(list(prompts), pad_id)
-    tensors = [torch.tensor(response, dtype=torch.long) for response in responses]  # of none as well
+    tensors = [torch.tensor(response, dtype=torch.long) for response in responses]  # [] would be float
     response_ids = pad_sequence(tensors, batch_first=True, padding_value=pad_id)
     mask = pad_sequence([torch.ones_like(t, dtype=torch.bool) for t in tensors], batch_first=True)
     return ResponseBatch(
@@ -74,10 +74,10 @@ def response_batch(
 def response_statistics(
     model: RoleForward, role: str, batch: ResponseBatch, **options: Any
 ) -> TokenStatistics:
-    """Statistics of the response tokens under `role`, with the temperature and support of the sampling.
+    """Statistics of `role` on the response tokens, in the distribution that they were sampled from.
 
     Args:
-        options: what to compute beside log-probabilities (see `TokenQuery`).
+        wanted: what to compute beside log-probabilities (see `TokenQuery`).
     """
     query = TokenQuery(
         role,

@@ -1,15 +1,15 @@
-"""Sampling by vLLM on a GPU: its own copy of the base, and a role's adapter that is swapped as it trains.
+"""Sampling by vLLM on a GPU, from its own copy of the base. A role's adapter is written again as it trains.
 
-vLLM runs in this process, one engine for each rank on that rank's GPU. Its noise is its own: a response is
-a function of its seed, and of its batch by rounding alone, but not the response of the other engines.
+vLLM runs in this process, one engine per rank on that rank's GPU. It has its own noise: a response is a
+function of its seed, but differs from the response of other engines. The batch changes it by rounding alone.
 """
 
 from __future__ import annotations
 
-import functools
+import gc
 import itertools
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,16 +32,16 @@ from stages.models.base import compute_dtype
 from stages.models.roles import Role, Roles
 from stages.sampling.decoding import Response
 
-INSTALL = "install it on a machine with a GPU, in an environment of its own: pip install -e '.[vllm]'"
+INSTALL = "install it on a machine with a GPU, in its own environment: pip install -e '.[vllm]'"
 SHARE = "rollout.vllm.gpu_memory_utilization"
-CARD = "The adapter of a role as vLLM samples with it, until the role trains on.\n"
+CARD = "The adapter of a role, as vLLM samples with it until the role trains further.\n"
 
 
 def check_vllm(config: Experiment, stage: Stage) -> None:
-    """Check, before the base is loaded, that vLLM can run here where `stage` samples with it.
+    """Check that vLLM can run here if `stage` samples with it. The base need not be loaded.
 
     Raises:
-        UserError: vLLM or its plugin for NF4 is not installed, or there is no GPU that serves.
+        UserError: vLLM or its plugin for NF4 is not installed, or no GPU computes in bf16.
     """
     if stage not in config.rollouts or config.rollouts[stage][1].engine != "vllm":
         return
@@ -55,16 +55,8 @@ def check_vllm(config: Experiment, stage: Stage) -> None:
         raise UserError(f"{key}: its LoRA is for bf16, which this GPU does not compute in. Choose auto.")
 
 
-@functools.lru_cache(maxsize=1)
-def vllm_engine(
-    roles: Roles, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, rollout: Rollout
-) -> VllmEngine:
-    """The engine of this process; samplers share it, as it keeps the memory that it took."""
-    return VllmEngine(roles, tokenizer, ranks, rollout)
-
-
 class VllmEngine:
-    """Samples from vLLM's copy of the base, with a role's adapter beside it. Every rank must ask for it."""
+    """Samples from vLLM's copy of the base, with a role's adapter beside it. A `RolloutEngine`."""
 
     def __init__(
         self, roles: Roles, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, rollout: Rollout
@@ -74,7 +66,7 @@ class VllmEngine:
         Raises:
             UserError: `rollout.vllm` asks for more memory than is free.
         """
-        from vllm import LLM  # an extra, which few have
+        from vllm import LLM  # an optional extra
 
         _check_memory(rollout.vllm.gpu_memory_utilization, ranks.device)
         self._rollout, self._end = rollout, tokenizer.eos_token_id
@@ -82,27 +74,29 @@ class VllmEngine:
         base = roles.causal
         self._llm = LLM(
             base.name_or_path,
-            revision=commit_hash(base),
+            revision=vars(base.config).get("_commit_hash"),  # a local folder has none
             dtype=str(roles.dtype).removeprefix("torch."),
             quantization="bitsandbytes" if any(isinstance(m, Linear4bit) for m in base.modules()) else None,
             enable_lora=True,
             max_lora_rank=min(rank for rank in VLLM_LORA_RANKS if rank >= roles.lora_rank),
-            max_model_len=-1,  # as long as there is memory for
+            max_model_len=-1,  # as long as memory allows
             max_num_seqs=rollout.batch_size,
             gpu_memory_utilization=rollout.vllm.gpu_memory_utilization,
-            # Ranks are processes already, in a process group that vLLM joins; each has all of the model.
+            # The ranks exist already. vLLM joins their process group; each rank has the whole model.
             distributed_executor_backend="external_launcher",
-            seed=0,  # which it asks for then; requests bring their own
+            seed=0,  # required by that backend; requests have their own seeds
             logprobs_mode="processed_logprobs",  # after temperature, top-k and top-p
             return_sampling_mask=rollout.truncates,
         )
 
-    def respond(self, role: str, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Response]:
-        """Sample one response of `role`, as it is now, to each prompt. Under ZeRO-3 every rank must call.
-
-        Args:
-            prompts: token ids, not padded.
-            seeds: one for each prompt.
+    def respond(
+        self,
+        role: str,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        advance: Callable[[int], None],
+    ) -> list[Response]:
+        """See `RolloutEngine.respond`. All responses end at once.
 
         Raises:
             UserError: vLLM's memory does not hold the longest prompt and its response.
@@ -114,7 +108,19 @@ class VllmEngine:
             lora_request=self._request(role),
             use_tqdm=False,
         )
+        advance(len(outputs))
         return [_response(output.outputs[0]) for output in outputs]
+
+    def close(self) -> None:
+        """Stop vLLM, free its memory and delete the adapters' folders.
+
+        The process group stays, because training uses it.
+        """
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        self._adapters.close()
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def _sampling(self, seed: int) -> Any:
         from vllm import SamplingParams
@@ -125,35 +131,35 @@ class VllmEngine:
             top_p=self._rollout.top_p,
             seed=seed,
             max_tokens=self._rollout.max_new_tokens,
-            ignore_eos=True,  # a base's generation_config.json may name ends that are not ours
+            ignore_eos=True,  # the base's generation_config.json may name other end tokens
             stop_token_ids=[self._end],
             logprobs=0,  # of the sampled token alone
             detokenize=False,
         )
 
     def _request(self, role: str) -> Any:
-        """What asks for the adapter of `role`; None for the base, which has none."""
+        """The LoRA request for `role`; None for the base, which has no adapter."""
         from vllm.lora.request import LoRARequest
 
         if role == Role.BASE:
             return None
         number, folder = self._adapters.current(role)
-        # vLLM tells adapters apart by number, and by name and path what it has cached of a prompt.
+        # vLLM identifies an adapter by number, and cached prompts by name and path.
         return LoRARequest(folder.name, number, str(folder))
 
     def _check_length(self, longest: int) -> None:
-        """Raise UserError where vLLM would cut a response short of `max_new_tokens`, and not say so."""
-        share, room = self._rollout.vllm.gpu_memory_utilization, self._llm.model_config.max_model_len
-        if longest > room:
+        """Raise UserError if vLLM would silently cut a response short of `max_new_tokens`."""
+        share, capacity = self._rollout.vllm.gpu_memory_utilization, self._llm.model_config.max_model_len
+        if longest > capacity:
             raise UserError(
-                f"{SHARE}: {share:g} of the GPU holds {room} tokens of a prompt and its response, and "
+                f"{SHARE}: {share:g} of the GPU holds {capacity} tokens of a prompt and its response, and "
                 f"{longest} are needed. Raise it, or lower rollout.max_new_tokens or data.max_prompt_length."
             )
 
 
 @dataclass(frozen=True)
 class Version:
-    """A role's adapter at one time: its number, the folder that holds it, and its tensors."""
+    """A role's adapter at one time: its number for vLLM, its folder and its tensors."""
 
     number: int
     folder: Path
@@ -161,25 +167,29 @@ class Version:
 
 
 class Adapters:
-    """Roles' adapters as plain PEFT folders: after each change, under a new number and in a new folder."""
+    """Roles' adapters as plain PEFT folders. A changed adapter gets a new number and a new folder."""
 
     def __init__(self, roles: Roles, tokenizer: PreTrainedTokenizerBase) -> None:
         self._roles, self._tokenizer = roles, tokenizer
-        self._root = TemporaryDirectory(prefix="tristage-adapters-")  # for as long as this object lives
+        self._root = TemporaryDirectory(prefix="tristage-adapters-")
         self._numbers = itertools.count(1)
         self._versions: dict[str, Version] = {}
 
     def current(self, role: str) -> tuple[int, Path]:
-        """Number and folder of `role` as it is now. Under ZeRO-3 every rank must call."""
+        """Number and folder of the current adapter of `role`. Under ZeRO-3 every rank must call."""
         parameters = self._roles.role_parameters(role)
-        with whole(*parameters.values()):
-            tensors = {name: each.detach().to("cpu", copy=True) for name, each in parameters.items()}
+        with deepspeed.zero.GatheredParameters(list(parameters.values())):
+            tensors = {name: value.detach().to("cpu", copy=True) for name, value in parameters.items()}
         latest = self._versions.get(role)
         if latest is None or any(not torch.equal(latest.tensors[name], tensors[name]) for name in tensors):
             self._versions[role] = self._write(role, tensors)
             if latest is not None:
                 shutil.rmtree(latest.folder)
         return self._versions[role].number, self._versions[role].folder
+
+    def close(self) -> None:
+        """Delete all folders."""
+        self._root.cleanup()
 
     def _write(self, role: str, tensors: dict[str, Tensor]) -> Version:
         number, config = next(self._numbers), self._roles.peft_config(role)
@@ -191,14 +201,14 @@ class Adapters:
 
 def _response(completion: Any) -> Response:
     ids = list(completion.token_ids)
-    logprobs = [found[token].logprob for token, found in zip(ids, completion.logprobs, strict=True)]
-    mask = completion.sampling_mask  # None where every token could be sampled
-    support = [np.array(each, dtype=np.int32) for each in mask.token_ids] if mask else []
+    logprobs = [candidates[token].logprob for token, candidates in zip(ids, completion.logprobs, strict=True)]
+    mask = completion.sampling_mask  # None if every token could be sampled
+    support = [np.array(allowed, dtype=np.int32) for allowed in mask.token_ids] if mask else []
     return Response(ids, logprobs, support)
 
 
 def _check_memory(share: float, device: torch.device) -> None:
-    """Raise UserError where `share` of the GPU is more than is free; vLLM starts beside what trains."""
+    """Raise UserError if `share` of the GPU is more than is free. vLLM starts beside the training model."""
     torch.cuda.empty_cache()
     free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
     if share * total > free:

@@ -193,5 +193,311 @@ def run_side(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": seconds, "peak": peak_memory_bytes()}
 
 
+def sequences(arguments: argparse.Namespace, count: int) -> Iterator[list[int]]:
+    """Token ids of `count` responses, of half the longest length to all of it."""
+    import random
+
+    noise = random.Random(count)
+    for _ in range(count):
+        length = noise.randint(arguments.response // 2, arguments.response)
+        yield [noise.randrange(100, 380) for _ in range(length)]
+
+
+def prompt(arguments: argparse.Namespace, number: int) -> list[int]:
+    import random
+
+    noise = random.Random(f"prompt {number}")
+    return [noise.randrange(100, 380) for _ in range(arguments.prompt)]
+
+
+def timed(steps: int, step: Callable[[], Any]) -> Seconds:
+    import torch
+
+    seconds = []
+    for _ in range(1 + steps):
+        begin = time.perf_counter()
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    return seconds[1:]
+
+
+def our_roles(arguments: argparse.Namespace, *names: str) -> tuple[Any, Any]:
+    """Ranks, and roles over one NF4 base; those of `reward` and `critic` have a head."""
+    from configs.schema import Adapter, Base, DeepSpeed
+    from stages.distributed.process_group import init_distributed
+    from stages.models.base import load_base
+    from stages.models.roles import Roles
+
+    ranks = init_distributed(DeepSpeed())
+    dtype = "auto" if ranks.device.type == "cuda" else "float32"
+    roles = Roles(load_base(Base(model=arguments.model, compute_dtype=dtype), ranks.device))
+    for name in names:
+        roles.add_new(name, Adapter(r=16, alpha=32))
+        if name in ("reward", "critic"):
+            roles.add_head(name)
+    return ranks, roles
+
+
+def our_engine(arguments: argparse.Namespace, ranks: Any, roles: Any, training: Any, *trained: str) -> Any:
+    from configs.schema import DeepSpeed
+    from stages.training.engine import Engine
+
+    os.environ.setdefault("LOCAL_RANK", "0")
+    config = DeepSpeed(config=str(ROOT / "configs" / "deepspeed" / "zero0.json"))
+    return Engine(roles, dict.fromkeys(trained, 1e-4), training, 100, config, ranks)
+
+
+def sft_ours(arguments: argparse.Namespace) -> Seconds:
+    from configs.schema import Sft
+    from data.batches.tokenize import Demonstration
+    from stages import sft
+
+    ranks, roles = our_roles(arguments, "policy")
+    training = Sft(batch_size=arguments.batch, micro_batch_size=arguments.micro)
+    trainer = sft.SftTrainer(our_engine(arguments, ranks, roles, training, "policy"), 0, arguments.micro)
+    responses = enumerate(sequences(arguments, arguments.batch))
+    batch = [Demonstration(prompt(arguments, i), response) for i, response in responses]
+    return timed(arguments.steps, lambda: trainer.step(batch))
+
+
+def rm_ours(arguments: argparse.Namespace, completions: int = 2, pairs: bool = False) -> Seconds:
+    from itertools import combinations
+
+    from configs.schema import Rm
+    from data.batches.tokenize import Ranking
+    from stages import rm
+    from stages.models.base_checks import supports_block_mask
+
+    ranks, roles = our_roles(arguments, "reward")
+    roles.heads["reward"].bias.requires_grad_(False)
+    prompts = arguments.batch // completions
+    answers = list(sequences(arguments, prompts * completions))
+    batch = [
+        Ranking(
+            "",
+            prompt(arguments, i),
+            answers[i * completions : (i + 1) * completions],
+            list(range(completions)),
+        )
+        for i in range(prompts)
+    ]
+    if pairs:
+        batch = [
+            Ranking("", each.prompt_ids, [each.completion_ids[a], each.completion_ids[b]], [0, 1])
+            for each in batch
+            for a, b in combinations(range(completions), 2)
+        ]
+    training = Rm(batch_size=len(batch), micro_batch_size=arguments.micro)
+    engine = our_engine(arguments, ranks, roles, training, "reward")
+    shared = supports_block_mask(roles.causal) and not pairs
+    trainer = rm.RewardModelTrainer(engine, 0, arguments.micro, shared)
+    return timed(arguments.steps, lambda: trainer.step(batch))
+
+
+def kwise_rankings(arguments: argparse.Namespace) -> Seconds:
+    return rm_ours(arguments, completions=4)
+
+
+def kwise_pairs(arguments: argparse.Namespace) -> Seconds:
+    return rm_ours(arguments, completions=4, pairs=True)
+
+
+def ppo_shared(arguments: argparse.Namespace) -> Seconds:
+    return ppo_ours(arguments, critic="shared")
+
+
+def ppo_ours(arguments: argparse.Namespace, critic: Literal["adapter", "shared"] = "adapter") -> Seconds:
+    from configs.schema import Base, Data, Ppo, Rollout, Source
+    from data.batches.tokenize import Prompt
+    from stages import ppo
+    from stages.feedback.reward_model import RewardModel
+    from stages.models.base import load_tokenizer
+    from stages.models.role_models import RoleModels
+    from stages.sampling.sampler import open_sampler
+
+    own = critic == "adapter"
+    ranks, roles = our_roles(arguments, "policy", "reference", "reward", *["critic"] * own)
+    if not own:
+        roles.add_head("critic")
+    for name in ("reference", "reward"):
+        for parameter in roles.role_parameters(name).values():
+            parameter.requires_grad_(False)
+    settings = Ppo(
+        batch_size=arguments.batch,
+        micro_batch_size=arguments.micro,
+        epochs=1,
+        critic=critic,
+        rollout=Rollout(max_new_tokens=arguments.response, batch_size=arguments.batch),
+        missing_eos_penalty=None,
+    )
+    tokenizer = load_tokenizer(Base(model=arguments.model))
+    tokenizer.eos_token_id = None  # no response ends
+    engine = our_engine(arguments, ranks, roles, settings, "policy", "critic")
+    source = Source(path="prompts.jsonl")
+    reward_model = RewardModel(RoleModels((roles, tokenizer)), ranks, Data(sft=source, rm=source, ppo=source))
+    prompts = [Prompt("", "", prompt(arguments, i)) for i in range(arguments.batch)]
+    numbers = iter(range(1 + arguments.steps))
+    with open_sampler(roles, tokenizer, ranks, settings.rollout) as sampler:
+        trainer = ppo.PpoTrainer(engine, settings, sampler, reward_model, 0)
+        return timed(arguments.steps, lambda: trainer.iterate(next(numbers), prompts))
+
+
+def trl_options(arguments: argparse.Namespace, **options: Any) -> dict[str, Any]:
+    import torch
+
+    gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(ROOT / "runs" / "benchmarks" / "out"),
+        "use_cpu": not gpu,
+        "bf16": gpu,
+        "per_device_train_batch_size": arguments.micro,
+        "gradient_accumulation_steps": arguments.batch // arguments.micro,
+        "gradient_checkpointing": False,
+        "learning_rate": 1e-4,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        **options,
+    }
+
+
+def trl_model(arguments: argparse.Namespace, kind: str, nf4: bool, **options: Any) -> Any:
+    import torch
+    import transformers
+
+    gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if gpu else torch.float32
+    if nf4:
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    automatic = getattr(transformers, f"AutoModelFor{kind}")
+    device_map = {"": "cuda" if gpu else "cpu"}
+    return automatic.from_pretrained(arguments.model, dtype=dtype, device_map=device_map, **options)
+
+
+def lora(task: str | None) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type=task)
+
+
+def trl_timed(trainer: Any) -> Seconds:
+    """Seconds from the end of one step to that of the next, as `train` takes them."""
+    import torch
+    from transformers import TrainerCallback
+
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            ends.append(time.perf_counter())
+
+    trainer.add_callback(Clock())
+    trainer.train()
+    return [after - before for before, after in pairwise(ends)]
+
+
+def with_fp32_adapter(trainer: Any) -> Any:
+    """The trainer, with the adapter in fp32 as here: TRL rounds one over a quantized base to bf16.
+
+    CPUs without bf16 units would be many times slower in it; a GPU holds half as much of it and its moments.
+    """
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return trainer
+
+
+def trl_tokenizer(arguments: argparse.Namespace) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(arguments.model)
+
+
+def sft_trl(arguments: argparse.Namespace) -> Seconds:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    rows = []
+    for i, response in enumerate(sequences(arguments, arguments.batch)):
+        ids = prompt(arguments, i)
+        rows.append({"input_ids": ids + response, "completion_mask": [0] * len(ids) + [1] * len(response)})
+    options = trl_options(arguments, max_steps=1 + arguments.steps, max_length=4096)
+    trainer = SFTTrainer(
+        model=trl_model(arguments, "CausalLM", nf4=True),
+        args=SFTConfig(completion_only_loss=True, **options),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=trl_tokenizer(arguments),
+        peft_config=lora("CAUSAL_LM"),
+    )
+    return trl_timed(with_fp32_adapter(trainer))
+
+
+def rm_trl(arguments: argparse.Namespace) -> Seconds:
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
+    answers = list(sequences(arguments, arguments.batch))
+    rows = [
+        {
+            "chosen_ids": prompt(arguments, i) + answers[2 * i],
+            "rejected_ids": prompt(arguments, i) + answers[2 * i + 1],
+        }
+        for i in range(arguments.batch // 2)
+    ]
+    halves = {"per_device_train_batch_size": arguments.micro // 2}  # pairs
+    options = trl_options(arguments, max_steps=1 + arguments.steps, max_length=4096, **halves)
+    trainer = RewardTrainer(
+        model=trl_model(arguments, "SequenceClassification", nf4=True, num_labels=1),
+        args=RewardConfig(**options),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=trl_tokenizer(arguments),
+        peft_config=lora("SEQ_CLS"),
+    )
+    return trl_timed(with_fp32_adapter(trainer))
+
+
+def ppo_trl(arguments: argparse.Namespace) -> Seconds:
+    from datasets import Dataset
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    rows = [{"input_ids": prompt(arguments, i)} for i in range(arguments.batch)]
+    reward, value = (
+        trl_model(arguments, "SequenceClassification", nf4=False, num_labels=1) for _ in range(2)
+    )
+    return trl_timed(
+        PPOTrainer(
+            args=PPOConfig(
+                **trl_options(arguments),
+                total_episodes=arguments.batch * (1 + arguments.steps),
+                num_ppo_epochs=1,
+                num_mini_batches=1,
+                response_length=arguments.response,
+                local_rollout_forward_batch_size=arguments.batch,
+                num_sample_generations=0,
+                temperature=1.0,
+            ),
+            processing_class=trl_tokenizer(arguments),
+            model=trl_model(arguments, "CausalLM", nf4=False),
+            ref_model=None,
+            reward_model=reward,
+            value_model=value,
+            train_dataset=Dataset.from_list(rows),
+            eval_dataset=Dataset.from_list(rows),
+            peft_config=lora("CAUSAL_LM"),
+        )
+    )
+
+
 if __name__ == "__main__":
     sys.exit(main())

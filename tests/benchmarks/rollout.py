@@ -19,6 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from unittest.mock import patch
 
@@ -31,6 +32,7 @@ logs.silence()
 
 import torch  # noqa: E402
 from peft.tuners.lora import LoraLayer  # noqa: E402
+from transformers import PreTrainedTokenizerBase  # noqa: E402
 
 from configs.schema import Adapter, Base, DeepSpeed, Rollout  # noqa: E402
 from data.batches.collate import prompts as collate_prompts  # noqa: E402
@@ -40,7 +42,7 @@ from stages.models import onednn  # noqa: E402
 from stages.models.base import load_base, load_tokenizer  # noqa: E402
 from stages.models.roles import Roles  # noqa: E402
 from stages.sampling.decoding import Response  # noqa: E402
-from stages.sampling.sampler import Sampler  # noqa: E402
+from stages.sampling.rollout_engine import RolloutEngine, start_rollout_engine  # noqa: E402
 
 ENGINES = ("hf", "merged", "continuous")
 TARGET = 2.2
@@ -64,23 +66,30 @@ def main() -> None:
             # What PEFT's class has shows again; generate and hf come by here.
             vars(layer).pop("forward", None)
     print(f"{arguments.model} ({arguments.quantization}, {roles.dtype}), torch {torch.__version__}")
-    samplers: dict[str, Sampler] = {"generate": Plain(roles, tokenizer, ranks, Rollout())}
-    for name in ENGINES:
-        samplers[name] = Sampler(roles, tokenizer, ranks, Rollout(engine=name))
     responses: list[list[int]] = []
     for times, title in SHAPES:
         common = Counter(token for response in responses for token in response).most_common(1)
         tokenizer.eos_token_id = common[0][0] if common else None
-        for sampler in samplers.values():
-            lengths = {"max_new_tokens": arguments.new * times, "batch_size": arguments.prompts // times}
-            sampler.rollout = sampler.rollout.model_copy(update=lengths)
+        lengths = {"max_new_tokens": arguments.new * times, "batch_size": arguments.prompts // times}
         print(f"{arguments.prompts} prompts of {arguments.length} tokens, {times} for each row of a batch;")
         print(f"{arguments.new * times} new tokens each, {title}")
-        responses = measure(arguments, samplers)
+        with ExitStack() as stack:
+            engines: dict[str, RolloutEngine] = {"generate": Plain(roles, tokenizer, Rollout(**lengths))}
+            for name in ENGINES:
+                rollout = Rollout(engine=name, **lengths)
+                engine = start_rollout_engine(roles, tokenizer, ranks, rollout)
+                engines[name] = stack.enter_context(closing(engine))
+            responses = measure(arguments, engines, roles.vocabulary)
 
 
-class Plain(Sampler):
+class Plain:
     """What transformers does by itself, and bitsandbytes."""
+
+    def __init__(self, roles: Roles, tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> None:
+        self.roles, self.tokenizer, self.rollout = roles, tokenizer, rollout
+
+    def close(self) -> None:
+        """Free nothing."""
 
     @patch.object(onednn, "LARGE", math.inf)
     @torch.no_grad()
@@ -89,14 +98,14 @@ class Plain(Sampler):
         role: str,
         prompts: Sequence[list[int]],
         seeds: Sequence[int],
-        advance: Callable[[int], None] = lambda _: None,
+        advance: Callable[[int], None],
     ) -> list[Response]:
         self.roles.eval()
         self.roles.activate(role)
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         responses: list[Response] = []
         for chunk in micro_batches(prompts, self.rollout.batch_size):
-            input_ids, attention_mask = collate_prompts(chunk, pad).to(self.ranks.device)
+            input_ids, attention_mask = collate_prompts(chunk, pad).to(self.roles.causal.device)
             output = self.roles.causal.generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -107,23 +116,24 @@ class Plain(Sampler):
                 pad_token_id=pad,
             )
             rows = output[:, input_ids.shape[1] :].tolist()
-            responses += [Response(row[: row.index(end) + 1] if end in row else row) for row in rows]
-        return responses
+            responses += [row[: row.index(end) + 1] if end in row else row for row in rows]
+        return [Response(ids) for ids in responses]
 
 
-def measure(arguments: argparse.Namespace, samplers: dict[str, Sampler]) -> list[list[int]]:
+def measure(
+    arguments: argparse.Namespace, engines: dict[str, RolloutEngine], vocabulary: int
+) -> list[list[int]]:
     """Have the engines take turns, and print what each did in a second; returns what generate sampled."""
     torch.manual_seed(0)
-    vocabulary = samplers["hf"].roles.vocabulary
     prompts = torch.randint(vocabulary, (arguments.prompts, arguments.length)).tolist()
-    speeds: dict[str, list[float]] = {name: [] for name in samplers}
+    speeds: dict[str, list[float]] = {name: [] for name in engines}
     last: dict[str, list[list[int]]] = {}
     for turn in range(arguments.repeats + 1):
-        for name, sampler in samplers.items():
+        for name, engine in engines.items():
             begin = time.perf_counter()
-            responses = sampler.respond("policy", prompts, list(range(len(prompts))))
+            sampled = engine.respond("policy", prompts, list(range(len(prompts))), lambda _: None)
             seconds = time.perf_counter() - begin
-            last[name] = [response.ids for response in responses]
+            last[name] = [response.ids for response in sampled]
             if turn:  # the first warms up
                 speeds[name].append(sum(map(len, last[name])) / seconds)
     for name in ("generate", "hf"):

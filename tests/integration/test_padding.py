@@ -15,8 +15,7 @@ from data.batches.tokenize import Demonstration, Prompt, Ranking
 from stages import ppo, rm, sft
 from stages.distributed.ranks import Ranks
 from stages.models.base_checks import supports_block_mask
-from stages.models.roles import Role
-from stages.sampling.sampler import Sampler
+from stages.sampling.sampler import open_sampler
 from tests.support.engines import assert_same_gradients, engine_of, gradients_of
 from tests.support.roles import new_role, ppo_roles, reward_model_of, tiny_roles
 from tests.support.runs import untimed
@@ -71,10 +70,10 @@ def ppo_step(adapters: dict[str, Path], tiny_folder: Path) -> Callable[[int, int
         )
         roles = ppo_roles(adapters)
         engine = engine_of(roles, {"policy": 1e-3, "critic": 1e-3}, ranks, settings)
-        sampler = Sampler(roles, tokenizer, ranks, settings.rollout)
         reward_model = reward_model_of(roles, tokenizer, ranks)
-        trainer = ppo.PpoTrainer(engine, settings, sampler, reward_model, 2)
-        (metrics, _), gradients = gradients_of(engine, lambda: trainer.iterate(0, PROMPTS))
+        with open_sampler(roles, tokenizer, ranks, settings.rollout) as sampler:
+            trainer = ppo.PpoTrainer(engine, settings, sampler, reward_model, 2)
+            (metrics, _), gradients = gradients_of(engine, lambda: trainer.iterate(0, PROMPTS))
         return untimed(metrics), gradients
 
     return step

@@ -12,7 +12,6 @@ from configs.load import load_experiment
 from stages import ppo, setup
 from stages.context import Context
 from stages.distributed.ranks import Ranks
-from stages.sampling import vllm_engine
 from tests.integration.test_ppo_start import Recorder
 from tests.support import vllm_stub
 from tests.support.runs import TINY, checkpoint_tensors
@@ -33,8 +32,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[LLM]]:
     monkeypatch.setattr(setup, "check_vllm", lambda config, stage: None)
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    yield vllm_stub.install(monkeypatch)
-    vllm_engine.vllm_engine.cache_clear()
+    llms = vllm_stub.install(monkeypatch)
+    yield llms
+    assert not any(llm.running for llm in llms), "the stage closed its engine"
 
 
 def test_rollouts_follow_the_updates(

@@ -100,6 +100,22 @@ class Options:
 
 
 @dataclass
+class EngineCore:
+    """What holds vLLM's memory."""
+
+    running: bool = True
+
+    def shutdown(self) -> None:
+        assert self.running
+        self.running = False
+
+
+@dataclass
+class LLMEngine:
+    engine_core: EngineCore = field(default_factory=EngineCore)
+
+
+@dataclass
 class LLM:
     """Answers with tokens that its prompts' seeds give, one in six of them the end of the turn."""
 
@@ -108,6 +124,11 @@ class LLM:
     calls: list[Call] = field(default_factory=list)
     adapters: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     model_config: ModelConfig = field(default_factory=lambda: ModelConfig(ROOM))
+    llm_engine: LLMEngine = field(default_factory=LLMEngine)
+
+    @property
+    def running(self) -> bool:
+        return self.llm_engine.engine_core.running
 
     def generate(
         self,
@@ -117,6 +138,7 @@ class LLM:
         lora_request: LoRARequest | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
+        assert self.running
         assert all(prompt.keys() == {"prompt_token_ids"} for prompt in prompts)
         ids = [prompt["prompt_token_ids"] for prompt in prompts]
         adapter = None if lora_request is None else self._load(lora_request)
@@ -157,6 +179,7 @@ def install(patch: pytest.MonkeyPatch) -> list[LLM]:
     started: list[LLM] = []
 
     def start(model: str, **options: Any) -> LLM:
+        assert not any(llm.running for llm in started), "two engines would share one GPU"
         llm = LLM(model, Options(**options))
         assert llm.options.max_lora_rank in LORA_RANKS and llm.options.enable_lora
         started.append(llm)

@@ -19,20 +19,17 @@ from stages.feedback import evaluation
 from stages.feedback.evaluation import Answers, HeldOutEvaluation, answer
 from stages.maths.statistics import wins
 from stages.sampling.decoding import Response
-from stages.sampling.sampler import Sampler
-from tests.support.roles import CPU, ppo_roles, reward_model_of, role_output
+from stages.sampling.sampler import Sampler, open_sampler
+from tests.support.roles import CPU, ppo_roles, reward_model_of
 
 ALONE = Ranks(0, 1, CPU)
 NOTHING: Any = None  # where nothing asks it
+ROLLOUT = Rollout(max_new_tokens=6, batch_size=2)
 PROMPTS = [Prompt(text, text, ids) for text, ids in (("one", [5, 6, 7]), ("two", [8]), ("three", [9, 10]))]
 
 
-def sampler_of(roles: Any, tokenizer: Any, ranks: Ranks = ALONE) -> Sampler:
-    return Sampler(roles, tokenizer, ranks, Rollout(max_new_tokens=6, batch_size=2))
-
-
 def silent(ranks: Ranks = ALONE) -> Sampler:
-    return sampler_of(NOTHING, NOTHING, ranks)
+    return Sampler(NOTHING, NOTHING, ranks, ROLLOUT, NOTHING)
 
 
 class Silent:
@@ -52,14 +49,15 @@ def context_in(folder: Path, judge: str | None = "warmth") -> Context:
         name="test",
         base={"model": "tiny-random"},
         data=Data(sft=source, rm=source, ppo=source),
-        ppo=Ppo(rollout=Rollout(max_new_tokens=6, batch_size=2), micro_batch_size=2, judge=judge),
+        ppo=Ppo(rollout=ROLLOUT, micro_batch_size=2, judge=judge),
     )
     return Context(config, "ppo", folder, {}, Silent(), False, ALONE)
 
 
 def answered(folder: Path, roles: Any, tokenizer: Any, role: str) -> Answers:
-    sampler, reward_model = sampler_of(roles, tokenizer), reward_model_of(roles, tokenizer, ALONE)
-    return answer(context_in(folder), sampler, reward_model, role, PROMPTS)
+    reward_model = reward_model_of(roles, tokenizer, ALONE)
+    with open_sampler(roles, tokenizer, ALONE, ROLLOUT) as sampler:
+        return answer(context_in(folder), sampler, reward_model, role, PROMPTS)
 
 
 @pytest.fixture(scope="module")

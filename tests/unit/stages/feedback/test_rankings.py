@@ -15,7 +15,7 @@ from data.batches.tokenize import rankings as tokenize_rankings
 from stages.context import Context
 from stages.distributed.ranks import Ranks
 from stages.feedback import labellers, rankings
-from stages.feedback.rankings import collect_rankings
+from stages.feedback.rankings import read_rankings
 from stages.sampling.decoding import Response
 from stages.sampling.sampler import Sampler
 from tests.contract.bad_inputs.entry import flip
@@ -23,7 +23,7 @@ from tests.support.roles import CPU
 from tests.unit.stages.feedback.test_evaluation import context_in
 
 NOTHING: Any = None  # where nothing asks it
-SAMPLER = Sampler(NOTHING, NOTHING, Ranks(0, 1, CPU), Rollout())
+SAMPLER = Sampler(NOTHING, NOTHING, Ranks(0, 1, CPU), Rollout(), NOTHING)
 
 
 def resuming(folder) -> Context:
@@ -44,13 +44,13 @@ def row(split: str, answers: list[str], ranks: list[int]) -> dict:
 def test_answers_may_hold_any_character(odd, tmp_path):
     rows = [row("train", [f"a{odd}b", "c"], [0, 1]), row("held_out", ["d", f"{odd}e"], [0, 1])]
     rankings.write_sealed(tmp_path / "rankings.jsonl", rows)
-    assert collect_rankings(resuming(tmp_path), SAMPLER, "sft") == ([rows[0]], [rows[1]])
+    assert read_rankings(resuming(tmp_path)) == ([rows[0]], [rows[1]])
 
 
 def test_rankings_of_ties_alone_are_left_out(tmp_path):
     useful, useless = row("train", ["a", "b"], [0, 1]), row("train", ["a", "a"], [0, 0])
     rankings.write_sealed(tmp_path / "rankings.jsonl", [useless, useful])
-    assert collect_rankings(resuming(tmp_path), SAMPLER, "sft") == ([useful], [])
+    assert read_rankings(resuming(tmp_path)) == ([useful], [])
 
 
 def test_writing_leaves_nothing_else_behind(tmp_path):
@@ -103,10 +103,9 @@ def test_reward_model_learns_from_the_tokens_that_were_sampled(tmp_path, monkeyp
     end = tiny_tokenizer.eos_token_id
     sampled = [[40, 41, 42], [43, end], [44, 45, end], [46]]
     monkeypatch.setattr(Sampler, "shared", lambda *_: [Response(ids) for ids in sampled])
-    monkeypatch.setitem(labellers.LABELLERS, "file", {text: float(i) for i, text in enumerate(
-        Sampler(NOTHING, tiny_tokenizer, Ranks(0, 1, CPU), Rollout()).decode(sampled)
-    )}.__getitem__)  # fmt: skip
-    sampler = Sampler(NOTHING, tiny_tokenizer, Ranks(0, 1, CPU), Rollout())
+    sampler = Sampler(NOTHING, tiny_tokenizer, Ranks(0, 1, CPU), Rollout(), NOTHING)
+    scores = {text: float(i) for i, text in enumerate(sampler.decode(sampled))}
+    monkeypatch.setitem(labellers.LABELLERS, "file", scores.__getitem__)
     rows = rankings._rank(resuming(tmp_path), sampler, "sft", [Prompt("one", "one", [5])])
     (ranking,), _ = tokenize_rankings(rows, tiny_tokenizer, resuming(tmp_path).config.data)
     assert ranking.completion_ids == [[46], [44, 45, end], [43, end], [40, 41, 42]]
@@ -125,4 +124,4 @@ def test_rankings_that_are_not_those_collected_are_refused(name, damage, tmp_pat
     rankings.write_sealed(tmp_path / "rankings.jsonl", [row("train", ["a", "b"], [0, 1])])
     damage(tmp_path / name)
     with pytest.raises(UserError, match="rankings"):
-        collect_rankings(resuming(tmp_path), SAMPLER, "sft")
+        read_rankings(resuming(tmp_path))

@@ -16,12 +16,11 @@ from transformers.cache_utils import DynamicLayer
 from configs.schema import Rollout
 from stages.distributed.ranks import Ranks
 from stages.sampling.decoding import Response
-from stages.sampling.decoding_batch import ROOM, DecodingBatch, RoomyLayer, supports_joining
-from stages.sampling.sampler import Sampler
+from stages.sampling.decoding_batch import SPARE, DecodingBatch, PreallocatedLayer, supports_joining
+from stages.sampling.sampler import Sampler, open_sampler
 from tests.support.roles import CPU, ppo_roles
-from tests.support.sampling import sampled_ids
+from tests.support.sampling import ALONE, merged_copy_of, sample_responses
 
-ALONE = Ranks(0, 1, CPU)
 LENGTHS = (3, 17, 1, 9, 30, 2, 5)
 COUNT = 40
 VARIED = {"top_k": 4}  # makes the end of a turn likely
@@ -35,8 +34,9 @@ def roles(adapters):
 @pytest.fixture(scope="module")
 def tokenizer(roles, tiny_tokenizer):
     """The tiny one, with the commonest token as the end of a turn, so that responses differ in length."""
-    sampler = sampler_of(roles, tiny_tokenizer, "merged", batch_size=COUNT, max_new_tokens=20, **VARIED)
-    counts = Counter(id for each in sampled_ids(sampler, "policy", PROMPTS, SEEDS) for id in each)
+    rollout = Rollout(engine="merged", batch_size=COUNT, max_new_tokens=20, **VARIED)
+    responses = sample_responses(roles, tiny_tokenizer, rollout, PROMPTS, SEEDS)
+    counts = Counter(id for response in responses for id in response.ids)
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.eos_token_id = counts.most_common(1)[0][0]
     return tokenizer
@@ -55,10 +55,6 @@ def prompts_of_many_lengths() -> list[list[int]]:
 PROMPTS, SEEDS = prompts_of_many_lengths(), [7 * i + 1 for i in range(COUNT)]
 
 
-def sampler_of(roles, tokenizer, engine: str, **rollout: Any) -> Sampler:
-    return Sampler(roles, tokenizer, ALONE, Rollout(engine=engine, **rollout))
-
-
 def assert_same(ours: list[Response], theirs: list[Response]) -> None:
     assert [each.ids for each in ours] == [each.ids for each in theirs]
     for mine, other in zip(ours, theirs, strict=True):
@@ -66,18 +62,22 @@ def assert_same(ours: list[Response], theirs: list[Response]) -> None:
         assert [each.tolist() for each in mine.support] == [each.tolist() for each in other.support]
 
 
+Forwards = list[tuple[int, int, int]]
+
+
 @contextmanager
-def forwards_of(sampler: Sampler) -> Iterator[list[tuple[int, int, int]]]:
-    """(rows, new tokens of each, tokens in the mask) of each forward of the sampler's copy."""
-    found: list[tuple[int, int, int]] = []
+def watched_sampler(roles, tokenizer, engine: str, **rollout: Any) -> Iterator[tuple[Sampler, Forwards]]:
+    """A sampler, and (rows, new tokens of each, tokens in the mask) of each forward of its copy."""
+    forwards: Forwards = []
 
     def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        found.append((*kwargs["input_ids"].shape, kwargs["attention_mask"].shape[1]))
+        forwards.append((*kwargs["input_ids"].shape, kwargs["attention_mask"].shape[1]))
 
-    assert sampler.merged is not None
-    handle = sampler.merged.model.register_forward_pre_hook(note, with_kwargs=True)
-    yield found
-    handle.remove()
+    with open_sampler(roles, tokenizer, ALONE, Rollout(engine=engine, **rollout)) as sampler:
+        copy = merged_copy_of(sampler)
+        assert copy is not None
+        copy.model.register_forward_pre_hook(note, with_kwargs=True)
+        yield sampler, forwards
 
 
 @pytest.mark.parametrize("engine", ["hf", "merged"])
@@ -94,41 +94,44 @@ def forwards_of(sampler: Sampler) -> Iterator[list[tuple[int, int, int]]]:
     ids=str,
 )
 def test_it_samples_what_the_other_engines_sample(engine, options, roles, tokenizer) -> None:
-    ours = sampler_of(roles, tokenizer, "continuous", **options).respond("policy", PROMPTS, SEEDS)
-    theirs = sampler_of(roles, tokenizer, engine, **options | {"batch_size": 8})
-    assert_same(ours, theirs.respond("policy", PROMPTS, SEEDS))
+    ours = sample_responses(roles, tokenizer, Rollout(engine="continuous", **options), PROMPTS, SEEDS)
+    other = Rollout(engine=engine, **options | {"batch_size": 8})
+    assert_same(ours, sample_responses(roles, tokenizer, other, PROMPTS, SEEDS))
     assert len({len(each.ids) for each in ours}) > 1 or options["max_new_tokens"] == 1
 
 
 def test_responses_that_end_at_once_make_room(roles, tokenizer) -> None:
     """Among others, more responses than rows whose first token is the end of the turn."""
-    first = sampler_of(roles, tokenizer, "merged", max_new_tokens=1, batch_size=500)
-    found = sampled_ids(first, "policy", [[5]] * 2000, range(2000))
-    ended = [seed for seed, ids in enumerate(found) if ids == [tokenizer.eos_token_id]][:5]
+    one_token = Rollout(engine="merged", max_new_tokens=1, batch_size=500)
+    first = sample_responses(roles, tokenizer, one_token, [[5]] * 2000, range(2000))
+    ended = [seed for seed, each in enumerate(first) if each.ids == [tokenizer.eos_token_id]][:5]
     assert len(ended) == 5
     seeds = [*ended, 0, 1, *ended]
     options: dict[str, Any] = {"max_new_tokens": 20, "batch_size": 2}
-    ours = sampler_of(roles, tokenizer, "continuous", **options).respond("policy", [[5]] * 12, seeds)
+    continuous, hf = (Rollout(engine=engine, **options) for engine in ("continuous", "hf"))
+    ours = sample_responses(roles, tokenizer, continuous, [[5]] * 12, seeds)
     assert [len(each.ids) for each in ours].count(1) >= 10
-    assert_same(ours, sampler_of(roles, tokenizer, "hf", **options).respond("policy", [[5]] * 12, seeds))
+    assert_same(ours, sample_responses(roles, tokenizer, hf, [[5]] * 12, seeds))
 
 
 def test_no_prompts_no_responses(roles, tokenizer) -> None:
-    assert sampler_of(roles, tokenizer, "continuous").respond("policy", [], []) == []
+    assert sample_responses(roles, tokenizer, Rollout(engine="continuous"), [], []) == []
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_rows_in_flight_are_at_most_the_batch_size(batch_size, roles, tokenizer, monkeypatch) -> None:
     sizes: list[int] = []
-    extend = DecodingBatch.extend
+    extend = DecodingBatch.decode_step
 
     def noted(self: DecodingBatch, tokens: torch.Tensor) -> None:
         sizes.append(len(self.mask))
         extend(self, tokens)
 
-    monkeypatch.setattr(DecodingBatch, "extend", noted)
-    sampler = sampler_of(roles, tokenizer, "continuous", batch_size=batch_size, max_new_tokens=20)
-    with forwards_of(sampler) as forwards:
+    monkeypatch.setattr(DecodingBatch, "decode_step", noted)
+    with watched_sampler(roles, tokenizer, "continuous", batch_size=batch_size, max_new_tokens=20) as (
+        sampler,
+        forwards,
+    ):
         sampler.respond("policy", PROMPTS, SEEDS)
     assert max(sizes) == max(rows for rows, *_ in forwards) == batch_size
 
@@ -137,8 +140,7 @@ def test_it_takes_fewer_forwards_over_the_same_rows(roles, tokenizer) -> None:
     options = {"batch_size": 8, "max_new_tokens": 60, **VARIED}
     steps = {}
     for engine in ("merged", "continuous"):
-        sampler = sampler_of(roles, tokenizer, engine, **options)
-        with forwards_of(sampler) as forwards:
+        with watched_sampler(roles, tokenizer, engine, **options) as (sampler, forwards):
             responses = sampler.respond("policy", PROMPTS, SEEDS)
         steps[engine] = len(forwards)
         # A forward for each token but the last of a response, which nothing asks for.
@@ -150,8 +152,10 @@ def test_it_takes_fewer_forwards_over_the_same_rows(roles, tokenizer) -> None:
 
 def test_the_cache_is_as_wide_as_the_longest_sequence_in_flight(roles, tokenizer) -> None:
     prompts = [[10 + i % 5] * 4 for i in range(200)]
-    sampler = sampler_of(roles, tokenizer, "continuous", batch_size=6, max_new_tokens=30)
-    with forwards_of(sampler) as forwards:
+    with watched_sampler(roles, tokenizer, "continuous", batch_size=6, max_new_tokens=30) as (
+        sampler,
+        forwards,
+    ):
         sampler.respond("policy", prompts, range(200))
     assert len(forwards) > 5 * 34
     assert max(width for *_, width in forwards) < 34 + 30
@@ -159,31 +163,35 @@ def test_the_cache_is_as_wide_as_the_longest_sequence_in_flight(roles, tokenizer
 
 def test_the_cache_is_copied_once_for_many_tokens() -> None:
     """And holds what transformers' own holds, when rows have left it as well."""
-    ours, theirs, alive = RoomyLayer(), DynamicLayer(), list[torch.Tensor]()
-    for step in range(4 * ROOM):
-        shape = (2 if step > ROOM else 3, 2, 5 if step in (0, ROOM // 2) else 1, 4)
+    ours, theirs, alive = PreallocatedLayer(), DynamicLayer(), list[torch.Tensor]()
+    for step in range(4 * SPARE):
+        shape = (2 if step > SPARE else 3, 2, 5 if step in (0, SPARE // 2) else 1, 4)
         new = torch.rand(shape), torch.rand(shape)
         for held, expected in zip(ours.update(*new), theirs.update(*new), strict=True):
             assert torch.equal(held, expected)
         alive.append(ours.keys)
-        if step == ROOM:
+        if step == SPARE:
             ours.batch_select_indices(torch.tensor([2, 0]))
             theirs.batch_select_indices(torch.tensor([2, 0]))
-    # At first, with one token in ROOM + 1, and as rows have left.
+    # At first, with one token in SPARE + 1, and as rows have left.
     assert len({keys.data_ptr() for keys in alive}) == 5
 
 
 def test_a_prompt_asked_for_several_responses_is_read_once(roles, tokenizer) -> None:
-    sampler = sampler_of(roles, tokenizer, "continuous", batch_size=8, max_new_tokens=1)
-    with forwards_of(sampler) as forwards:
+    with watched_sampler(roles, tokenizer, "continuous", batch_size=8, max_new_tokens=1) as (
+        sampler,
+        forwards,
+    ):
         sampler.respond("policy", [[5, 6, 7]] * 12 + [[8, 9, 10]] * 4, range(16))
     assert [rows for rows, *_ in forwards] == [1, 2]
 
 
 def test_prompts_wait_for_a_quarter_of_the_rows(roles, tokenizer) -> None:
     """So that reading them, a forward of its own, is paid for fewer times."""
-    sampler = sampler_of(roles, tokenizer, "continuous", batch_size=16, max_new_tokens=60, **VARIED)
-    with forwards_of(sampler) as forwards:
+    with watched_sampler(roles, tokenizer, "continuous", batch_size=16, max_new_tokens=60, **VARIED) as (
+        sampler,
+        forwards,
+    ):
         sampler.respond("policy", [[i] for i in range(3, 163)], range(160))
     read = [rows for rows, new, past in forwards if new == past]
     assert read[0] == 16 and sum(read) == 160
@@ -193,8 +201,10 @@ def test_prompts_wait_for_a_quarter_of_the_rows(roles, tokenizer) -> None:
 def test_auto_is_continuous_where_prompts_wait(roles, tokenizer) -> None:
     counts = {}
     for engine in ("auto", "continuous", "merged"):
-        sampler = sampler_of(roles, tokenizer, engine, batch_size=8, max_new_tokens=60, **VARIED)
-        with forwards_of(sampler) as forwards:
+        with watched_sampler(roles, tokenizer, engine, batch_size=8, max_new_tokens=60, **VARIED) as (
+            sampler,
+            forwards,
+        ):
             sampler.shared("policy", PROMPTS, SEEDS)
         counts[engine] = len(forwards)
     assert counts["auto"] == counts["continuous"] < counts["merged"]
@@ -202,8 +212,10 @@ def test_auto_is_continuous_where_prompts_wait(roles, tokenizer) -> None:
 
 def test_every_response_is_told_as_it_ends(roles, tokenizer) -> None:
     advanced: list[int] = []
-    sampler = sampler_of(roles, tokenizer, "continuous", batch_size=4, max_new_tokens=8)
-    with forwards_of(sampler) as forwards:
+    with watched_sampler(roles, tokenizer, "continuous", batch_size=4, max_new_tokens=8) as (
+        sampler,
+        forwards,
+    ):
         sampler.shared("policy", PROMPTS, SEEDS, lambda ended: advanced.extend([len(forwards)] * ended))
     assert len(advanced) == COUNT
     assert advanced == sorted(advanced) and len(set(advanced)) > 5
@@ -222,9 +234,10 @@ class OneOfTwo(Ranks):
 @pytest.mark.parametrize("engine", ["merged", "continuous"])
 def test_a_rank_samples_its_share_without_the_other(engine, roles, tokenizer) -> None:
     rollout = Rollout(engine=engine, batch_size=4, max_new_tokens=20)
-    whole = Sampler(roles, tokenizer, ALONE, rollout).shared("policy", PROMPTS, SEEDS)
+    whole = sample_responses(roles, tokenizer, rollout, PROMPTS, SEEDS)
     for rank in (0, 1):
-        ours = Sampler(roles, tokenizer, OneOfTwo(rank, 2, CPU), rollout).shared("policy", PROMPTS, SEEDS)
+        with open_sampler(roles, tokenizer, OneOfTwo(rank, 2, CPU), rollout) as sampler:
+            ours = sampler.shared("policy", PROMPTS, SEEDS)
         assert_same(ours, whole[rank::2])
 
 

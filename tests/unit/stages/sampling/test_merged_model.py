@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import pytest
 import torch
 
 from configs.schema import Rollout
-from stages.distributed.ranks import Ranks
 from stages.sampling import merged_model
 from stages.sampling.merged_model import MergedCopy
-from stages.sampling.sampler import Sampler
-from tests.support.roles import CPU, base_hash, ppo_roles, role_output, tensors_of
-from tests.support.sampling import sampled_ids
+from stages.sampling.sampler import Sampler, open_sampler
+from tests.support.roles import base_hash, ppo_roles, tensors_of
+from tests.support.sampling import ALONE, merged_copy_of, response_ids
 
 ROLES = ("base", "policy", "reference")
-ALONE = Ranks(0, 1, CPU)
 IDS = torch.arange(10, 40).view(2, 15)
 PROMPTS = [[5, 6, 7], [8], [9, 10], [5, 6, 7]]
 
@@ -29,8 +29,14 @@ def copy_logits(copy: MergedCopy, role: str) -> torch.Tensor:
         return copy.load_role(role)(input_ids=IDS).logits
 
 
-def sampler_of(roles, tokenizer, engine: str, **rollout) -> Sampler:
-    return Sampler(roles, tokenizer, ALONE, Rollout(engine=engine, **({"max_new_tokens": 12} | rollout)))
+def sampler_of(roles, tokenizer, engine: str, **rollout) -> AbstractContextManager[Sampler]:
+    options = {"max_new_tokens": 12} | rollout
+    return open_sampler(roles, tokenizer, ALONE, Rollout(engine=engine, **options))
+
+
+def copy_of(roles, tokenizer, engine: str) -> MergedCopy | None:
+    with sampler_of(roles, tokenizer, engine) as sampler:
+        return merged_copy_of(sampler)
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-4), ("bfloat16", 0.15)])
@@ -85,20 +91,21 @@ def test_memory_is_given_back_between_rollouts_of_a_role_that_trains(
 ) -> None:
     if not packed:
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    sampler = sampler_of(ppo_roles(adapters), tiny_tokenizer, "merged")
-    copy = sampler.merged
-    assert copy is not None
+    engine = sampler_of(ppo_roles(adapters), tiny_tokenizer, "merged")
 
-    def held() -> int:
+    def held(copy: MergedCopy) -> int:
         modules = [target for target, _ in copy._merged]
         tensors = [module.packed if packed else module.weight for module in modules]
         return sum(tensor.numel() for tensor in tensors if not tensor.is_meta)
 
     sampled: dict[str, list[list[int]]] = {}
-    for role, stays in (("policy", False), ("reference", True), ("policy", False)):
-        responses = sampled_ids(sampler, role, PROMPTS, range(4))
-        assert sampled.setdefault(role, responses) == responses
-        assert (held() > 0) == stays
+    with engine as sampler:
+        copy = merged_copy_of(sampler)
+        assert copy is not None
+        for role, stays in (("policy", False), ("reference", True), ("policy", False)):
+            responses = response_ids(sampler.respond(role, PROMPTS, range(4)))
+            assert sampled.setdefault(role, responses) == responses
+            assert (held(copy) > 0) == stays
 
 
 def test_what_needs_no_copy_is_shared(adapters) -> None:
@@ -119,8 +126,10 @@ def test_what_needs_no_copy_is_shared(adapters) -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_both_engines_sample_the_same(role: str, adapters, tiny_tokenizer) -> None:
     roles, seeds = ppo_roles(adapters), [3, 1, 4, 5]
-    ours = sampler_of(roles, tiny_tokenizer, "merged").respond(role, PROMPTS, seeds)
-    theirs = sampler_of(roles, tiny_tokenizer, "hf").respond(role, PROMPTS, seeds)
+    with sampler_of(roles, tiny_tokenizer, "merged") as merged:
+        ours = merged.respond(role, PROMPTS, seeds)
+    with sampler_of(roles, tiny_tokenizer, "hf") as hf:
+        theirs = hf.respond(role, PROMPTS, seeds)
     assert [each.ids for each in ours] == [each.ids for each in theirs]
     assert ours[0].ids != ours[3].ids, "one prompt, two seeds"
     for mine, other in zip(ours, theirs, strict=True):
@@ -132,19 +141,19 @@ def test_rows_that_end_leave_the_others_as_they_were(adapters, tiny_tokenizer) -
     """Long responses, of which some end early: each is what it is when sampled alone."""
     roles, seeds = ppo_roles(adapters), list(range(30))
     prompts = [PROMPTS[i % 4] for i in seeds]
-    sampler = sampler_of(roles, tiny_tokenizer, "merged", max_new_tokens=100)
-    together = sampled_ids(sampler, "policy", prompts, seeds)
-    ended = [i for i in seeds if len(together[i]) < 100]
-    assert len({len(together[i]) for i in ended}) > 1, "responses must differ in length"
-    for i in (*ended, 0, 29):
-        assert sampled_ids(sampler, "policy", [prompts[i]], [seeds[i]]) == [together[i]]
+    with sampler_of(roles, tiny_tokenizer, "merged", max_new_tokens=100) as sampler:
+        together = response_ids(sampler.respond("policy", prompts, seeds))
+        ended = [i for i in seeds if len(together[i]) < 100]
+        assert len({len(together[i]) for i in ended}) > 1, "responses must differ in length"
+        for i in (*ended, 0, 29):
+            assert response_ids(sampler.respond("policy", [prompts[i]], [seeds[i]])) == [together[i]]
 
 
 def test_auto_does_without_the_copy_where_it_would_not_be_exact(adapters, tiny_tokenizer) -> None:
     """Products with an int8 base round activations to 8 bits as well, which the copy does not."""
     roles = ppo_roles(adapters, quantization="int8").eval()
-    assert sampler_of(roles, tiny_tokenizer, "auto").merged is None
-    copy = sampler_of(roles, tiny_tokenizer, "merged").merged
+    assert copy_of(roles, tiny_tokenizer, "auto") is None
+    copy = copy_of(roles, tiny_tokenizer, "merged")
     assert copy is not None
     ours, theirs = copy_logits(copy, "policy"), role_logits(roles, "policy")
     assert 1e-4 < (ours - theirs).abs().mean() < 0.1 * theirs.std()
@@ -154,10 +163,10 @@ def test_auto_does_without_the_copy_where_memory_is_short(
     adapters, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     roles = ppo_roles(adapters)
-    assert sampler_of(roles, tiny_tokenizer, "auto").merged is not None
+    assert copy_of(roles, tiny_tokenizer, "auto") is not None
     monkeypatch.setattr(
         merged_model.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000})
     )
-    assert sampler_of(roles, tiny_tokenizer, "auto").merged is None
-    assert sampler_of(roles, tiny_tokenizer, "merged").merged is not None, "it was asked for"
-    assert sampler_of(roles, tiny_tokenizer, "hf").merged is None
+    assert copy_of(roles, tiny_tokenizer, "auto") is None
+    assert copy_of(roles, tiny_tokenizer, "merged") is not None, "it was asked for"
+    assert copy_of(roles, tiny_tokenizer, "hf") is None

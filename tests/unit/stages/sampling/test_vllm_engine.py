@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,16 @@ from peft import PeftModel
 from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import Rollout, Stage
-from stages.distributed.ranks import Ranks
 from stages.models.roles import Roles
 from stages.sampling import vllm_engine
-from stages.sampling.sampler import Sampler
+from stages.sampling.sampler import Sampler, open_sampler
 from tests.contract.bad_inputs.entry import check_message
 from tests.support import vllm_stub
-from tests.support.roles import CPU, ppo_roles, role_output, tiny_roles
+from tests.support.roles import ppo_roles, tiny_roles
 from tests.support.runs import TINY
+from tests.support.sampling import ALONE, sample_responses
 from tests.support.vllm_stub import LLM, logprob_of
 
-ALONE = Ranks(0, 1, CPU)
 PROMPTS = [[5, 6, 7], [300], [10, 20, 30, 40], [8, 9]]
 SEEDS = [3, 2**62 + 1, 4, 1]
 GIB = 2**30
@@ -37,8 +37,9 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[LL
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * GIB, 10 * GIB))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    yield vllm_stub.install(monkeypatch)
-    vllm_engine.vllm_engine.cache_clear()
+    llms = vllm_stub.install(monkeypatch)
+    yield llms
+    assert not any(llm.running for llm in llms), "every engine is closed"
 
 
 @pytest.fixture
@@ -46,8 +47,8 @@ def roles(adapters: dict[str, Path]) -> Roles:
     return ppo_roles(adapters)
 
 
-def sampler_of(roles: Roles, tokenizer: Any, **rollout: Any) -> Sampler:
-    return Sampler(roles, tokenizer, ALONE, Rollout(engine="vllm", **({"max_new_tokens": 12} | rollout)))
+def sampler_of(roles: Roles, tokenizer: Any, **rollout: Any) -> AbstractContextManager[Sampler]:
+    return open_sampler(roles, tokenizer, ALONE, Rollout(engine="vllm", **({"max_new_tokens": 12} | rollout)))
 
 
 def train(roles: Roles, role: str = "policy") -> None:
@@ -60,21 +61,20 @@ def train(roles: Roles, role: str = "policy") -> None:
 
 
 def test_prompts_and_seeds_arrive_in_order(started, roles, tiny_tokenizer) -> None:
-    sampler = sampler_of(roles, tiny_tokenizer, batch_size=2, temperature=0.7)
-    responses = sampler.respond("policy", PROMPTS, SEEDS)
-    (call,) = started[0].calls
-    assert call.prompts == PROMPTS
-    assert [params.seed for params in call.params] == SEEDS
-    assert {(p.temperature, p.top_k, p.top_p, p.max_tokens) for p in call.params} == {(0.7, 0, 1.0, 12)}
-    assert all(params.stop_token_ids == [tiny_tokenizer.eos_token_id] for params in call.params)
-    alone = [sampler.respond("policy", [p], [seed])[0] for p, seed in zip(PROMPTS, SEEDS, strict=True)]
-    assert alone == responses
+    with sampler_of(roles, tiny_tokenizer, batch_size=2, temperature=0.7) as sampler:
+        responses = sampler.respond("policy", PROMPTS, SEEDS)
+        (call,) = started[0].calls
+        assert call.prompts == PROMPTS
+        assert [params.seed for params in call.params] == SEEDS
+        assert {(p.temperature, p.top_k, p.top_p, p.max_tokens) for p in call.params} == {(0.7, 0, 1.0, 12)}
+        assert all(params.stop_token_ids == [tiny_tokenizer.eos_token_id] for params in call.params)
+        alone = [sampler.respond("policy", [p], [seed])[0] for p, seed in zip(PROMPTS, SEEDS, strict=True)]
+        assert alone == responses
 
 
 def test_engine_is_the_base_with_room_for_the_adapters(started, roles, tiny_tokenizer, tiny_folder) -> None:
-    sampler_of(roles, tiny_tokenizer, batch_size=5, vllm={"gpu_memory_utilization": 0.4}).respond(
-        "policy", [[5]], [1]
-    )
+    with sampler_of(roles, tiny_tokenizer, batch_size=5, vllm={"gpu_memory_utilization": 0.4}):
+        pass
     (llm,) = started
     assert llm.model == str(tiny_folder)
     options = llm.options
@@ -88,15 +88,34 @@ def test_engine_is_the_base_with_room_for_the_adapters(started, roles, tiny_toke
 def test_base_that_is_not_quantized_is_loaded_as_it_is(started, adapters, tiny_tokenizer) -> None:
     roles = tiny_roles(quantization="none")
     roles.add_from("policy", adapters["sft"], trainable=True)
-    sampler_of(roles, tiny_tokenizer).respond("policy", [[5]], [1])
+    with sampler_of(roles, tiny_tokenizer):
+        pass
     assert started[0].options.quantization is None
 
 
-def test_samplers_of_one_stage_share_an_engine(started, roles, tiny_tokenizer) -> None:
+def test_engine_starts_once_and_stops_with_its_sampler(started, roles, tiny_tokenizer) -> None:
+    with sampler_of(roles, tiny_tokenizer) as sampler:
+        (llm,) = started
+        for _ in range(2):
+            sampler.respond("policy", [[5]], [1])
+        assert [call.request.lora_int_id for call in llm.calls] == [1, 1]
+        assert llm.running
+    assert not llm.running
+
+
+def test_engine_stops_if_sampling_fails(started, roles, tiny_tokenizer) -> None:
+    with pytest.raises(ZeroDivisionError), sampler_of(roles, tiny_tokenizer):
+        _ = 1 / 0
+    assert not started[0].running
+
+
+def test_next_sampler_starts_an_engine_of_its_own(started, roles, tiny_tokenizer) -> None:
+    answers = []
     for _ in range(2):
-        sampler_of(roles, tiny_tokenizer).respond("policy", [[5]], [1])
-    assert len(started) == 1
-    assert [call.request.lora_int_id for call in started[0].calls] == [1, 1]
+        with sampler_of(roles, tiny_tokenizer) as sampler:
+            answers.append(sampler.respond("policy", [[5]], [1]))
+    assert len(started) == 2
+    assert answers[0] == answers[1]
 
 
 # What is answered
@@ -104,7 +123,8 @@ def test_samplers_of_one_stage_share_an_engine(started, roles, tiny_tokenizer) -
 
 def test_responses_are_tokens_with_their_logprobs_to_the_end_of_turn(started, roles, tiny_tokenizer) -> None:
     seeds = list(range(40))
-    responses = sampler_of(roles, tiny_tokenizer).respond("policy", [[5, 6]] * 40, seeds)
+    with sampler_of(roles, tiny_tokenizer) as sampler:
+        responses = sampler.respond("policy", [[5, 6]] * 40, seeds)
     end = tiny_tokenizer.eos_token_id
     assert end == vllm_stub.END
     for seed, response in zip(seeds, responses, strict=True):
@@ -116,72 +136,72 @@ def test_responses_are_tokens_with_their_logprobs_to_the_end_of_turn(started, ro
 
 
 def test_tokens_that_could_be_sampled_are_kept(started, roles, tiny_tokenizer) -> None:
-    sampler = sampler_of(roles, tiny_tokenizer, top_k=3, top_p=0.9)
-    responses = sampler.respond("policy", PROMPTS, SEEDS)
-    assert started[0].options.return_sampling_mask
-    assert {(params.top_k, params.top_p) for params in started[0].calls[0].params} == {(3, 0.9)}
-    support = sampler.response_batch(PROMPTS, responses).support
-    assert support is not None
-    for row, response in zip(support, responses, strict=True):
-        for allowed, token in zip(row, response.ids, strict=False):
-            assert set(allowed.nonzero()[:, 0].tolist()) == {token, 5, 6}
+    with sampler_of(roles, tiny_tokenizer, top_k=3, top_p=0.9) as sampler:
+        responses = sampler.respond("policy", PROMPTS, SEEDS)
+        assert started[0].options.return_sampling_mask
+        assert {(params.top_k, params.top_p) for params in started[0].calls[0].params} == {(3, 0.9)}
+        support = sampler.response_batch(PROMPTS, responses).support
+        assert support is not None
+        for row, response in zip(support, responses, strict=True):
+            for allowed, token in zip(row, response.ids, strict=False):
+                assert set(allowed.nonzero()[:, 0].tolist()) == {token, 5, 6}
 
 
 # Adapters
 
 
 def test_adapter_is_the_role_as_it_is_now(started, adapters, roles, tiny_tokenizer) -> None:
-    sampler = sampler_of(roles, tiny_tokenizer)
-    sampler.respond("policy", [[5]], [1])
-    first = started[0].calls[0].request
-    sampler.respond("policy", [[5]], [1])
-    train(roles)
-    sampler.respond("policy", [[5]], [1])
-    before, same, after = started[0].calls
-    assert same.request == first, "nothing has changed"
-    assert after.request.lora_int_id > first.lora_int_id
-    assert after.request.lora_path != first.lora_path and after.request.lora_name != first.lora_name
-    assert before.adapter.keys() == after.adapter.keys()
-    for name, tensor in before.adapter.items():
-        assert torch.allclose(after.adapter[name], tensor + 0.01)
-    held = roles.role_parameters("policy")
-    for name, tensor in after.adapter.items():
-        inside = name.replace("base_model.model.", "causal.").replace(".weight", ".policy.weight")
-        assert torch.equal(tensor, held[inside])
+    with sampler_of(roles, tiny_tokenizer) as sampler:
+        sampler.respond("policy", [[5]], [1])
+        first = started[0].calls[0].request
+        sampler.respond("policy", [[5]], [1])
+        train(roles)
+        sampler.respond("policy", [[5]], [1])
+        before, same, after = started[0].calls
+        assert same.request == first, "nothing has changed"
+        assert after.request.lora_int_id > first.lora_int_id
+        assert after.request.lora_path != first.lora_path and after.request.lora_name != first.lora_name
+        assert before.adapter.keys() == after.adapter.keys()
+        for name, tensor in before.adapter.items():
+            assert torch.allclose(after.adapter[name], tensor + 0.01)
+        held = roles.role_parameters("policy")
+        for name, tensor in after.adapter.items():
+            inside = name.replace("base_model.model.", "causal.").replace(".weight", ".policy.weight")
+            assert torch.equal(tensor, held[inside])
 
 
 def test_folder_is_one_of_pefts_and_the_old_one_goes(started, roles, tiny_tokenizer) -> None:
-    sampler = sampler_of(roles, tiny_tokenizer)
-    folders = []
-    for _ in range(2):
-        train(roles)
-        sampler.respond("policy", [[5]], [1])
-        folders.append(Path(started[0].calls[-1].request.lora_path))
-    assert not folders[0].exists() and folders[1].is_dir()
-    assert list(folders[1].parent.iterdir()) == [folders[1]]
-    model = PeftModel.from_pretrained(tiny_roles().causal, str(folders[1]))
-    ids = torch.tensor([PROMPTS[0]])
-    with torch.no_grad():
-        expected = role_output(roles.eval(), "policy", ids)
-        assert torch.allclose(model(input_ids=ids).logits, expected, atol=1e-4)
+    with sampler_of(roles, tiny_tokenizer) as sampler:
+        folders = []
+        for _ in range(2):
+            train(roles)
+            sampler.respond("policy", [[5]], [1])
+            folders.append(Path(started[0].calls[-1].request.lora_path))
+        assert not folders[0].exists() and folders[1].is_dir()
+        assert list(folders[1].parent.iterdir()) == [folders[1]]
+        model = PeftModel.from_pretrained(tiny_roles().causal, str(folders[1]))
+        ids = torch.tensor([PROMPTS[0]])
+        with torch.no_grad():
+            expected = roles.eval()("policy", ids, torch.ones_like(ids))
+            assert torch.allclose(model(input_ids=ids).logits, expected, atol=1e-4)
 
 
 def test_roles_keep_adapters_of_their_own(started, roles, tiny_tokenizer) -> None:
-    sampler = sampler_of(roles, tiny_tokenizer)
-    train(roles)
-    for role in ("policy", "reference", "base", "policy", "reference"):
-        sampler.respond(role, [[5]], [1])
-    policy, reference, base, *again = started[0].calls
-    assert base.request is None, "the base has no adapter"
-    assert [call.request for call in again] == [policy.request, reference.request]
-    assert policy.request.lora_int_id != reference.request.lora_int_id
-    assert any(not torch.equal(policy.adapter[name], reference.adapter[name]) for name in policy.adapter)
+    with sampler_of(roles, tiny_tokenizer) as sampler:
+        train(roles)
+        for role in ("policy", "reference", "base", "policy", "reference"):
+            sampler.respond(role, [[5]], [1])
+        policy, reference, base, *again = started[0].calls
+        assert base.request is None, "the base has no adapter"
+        assert [call.request for call in again] == [policy.request, reference.request]
+        assert policy.request.lora_int_id != reference.request.lora_int_id
+        assert any(not torch.equal(policy.adapter[name], reference.adapter[name]) for name in policy.adapter)
 
 
 def test_adapters_go_with_the_engine(started, roles, tiny_tokenizer, tmp_path: Path) -> None:
-    sampler_of(roles, tiny_tokenizer).respond("policy", [[5]], [1])
-    assert len(list(tmp_path.glob("tristage-adapters-*"))) == 1
-    vllm_engine.vllm_engine.cache_clear()
+    with sampler_of(roles, tiny_tokenizer) as sampler:
+        sampler.respond("policy", [[5]], [1])
+        assert len(list(tmp_path.glob("tristage-adapters-*"))) == 1
     assert not list(tmp_path.glob("tristage-adapters-*"))
 
 
@@ -189,8 +209,9 @@ def test_adapters_go_with_the_engine(started, roles, tiny_tokenizer, tmp_path: P
 
 
 def test_more_memory_than_is_free(started, roles, tiny_tokenizer) -> None:
-    with pytest.raises(UserError) as caught:
-        sampler_of(roles, tiny_tokenizer, vllm={"gpu_memory_utilization": 0.7}).respond("policy", [[5]], [1])
+    too_much = sampler_of(roles, tiny_tokenizer, vllm={"gpu_memory_utilization": 0.7})
+    with pytest.raises(UserError) as caught, too_much:
+        pass
     check_message(
         str(caught.value),
         "rollout.vllm.gpu_memory_utilization: 0.7 of the GPU is 7.0 GiB",
@@ -200,16 +221,16 @@ def test_more_memory_than_is_free(started, roles, tiny_tokenizer) -> None:
 
 
 def test_prompt_that_the_cache_does_not_hold(started, roles, tiny_tokenizer) -> None:
-    sampler = sampler_of(roles, tiny_tokenizer)
-    sampler.respond("policy", [[5] * (vllm_stub.ROOM - 12)], [1])
-    with pytest.raises(UserError) as caught:
-        sampler.respond("policy", [[5], [5] * (vllm_stub.ROOM - 11)], [1, 2])
-    check_message(
-        str(caught.value),
-        "rollout.vllm.gpu_memory_utilization: 0.3 of the GPU holds 1024 tokens",
-        "1025 are needed. Raise it",
-    )
-    assert len(started[0].calls) == 1
+    with sampler_of(roles, tiny_tokenizer) as sampler:
+        sampler.respond("policy", [[5] * (vllm_stub.ROOM - 12)], [1])
+        with pytest.raises(UserError) as caught:
+            sampler.respond("policy", [[5], [5] * (vllm_stub.ROOM - 11)], [1, 2])
+        check_message(
+            str(caught.value),
+            "rollout.vllm.gpu_memory_utilization: 0.3 of the GPU holds 1024 tokens",
+            "1025 are needed. Raise it",
+        )
+        assert len(started[0].calls) == 1
 
 
 @pytest.fixture
@@ -277,6 +298,6 @@ def test_vllm_is_imported_only_where_it_is_asked_for(
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)  # which makes its import fail
     others = Rollout(engine="auto", max_new_tokens=4)
-    assert len(Sampler(roles, tiny_tokenizer, ALONE, others).respond("policy", [[5]], [1])) == 1
-    with pytest.raises(ImportError):
-        sampler_of(roles, tiny_tokenizer).respond("policy", [[5]], [1])
+    assert len(sample_responses(roles, tiny_tokenizer, others, [[5]], [1])) == 1
+    with pytest.raises(ImportError), sampler_of(roles, tiny_tokenizer):
+        pass

@@ -1,0 +1,12 @@
+"""The four roles of PPO, which these tests sample from."""
+
+import pytest
+
+from tests.support.roles import ppo_roles
+
+
+@pytest.fixture(scope="module")
+def roles(adapters):
+    roles = ppo_roles(adapters)
+    roles.eval()
+    return roles
