@@ -21,6 +21,7 @@ from stages.feedback.labellers import labeller
 from stages.feedback.reward_model import RewardModel
 from stages.maths.statistics import expected_best, kl_of_best, mean_with_interval
 from stages.models.role_models import RoleModels
+from stages.models.roles import Role
 from stages.sampling.sampler import Sampler, open_sampler
 from stages.setup import prepare
 from stages.training.throughput import Meter, peak_memory_bytes
@@ -86,8 +87,8 @@ Parts = Mapping[str, Sequence[Part]]  # by split
 def load_models(context: Context) -> RoleModels:
     """The SFT policy and the reward model, both frozen."""
     models = prepare(context)
-    models.policy_base.add_from(SFT, context.inputs["sft"], trainable=False)
-    models.reward_base.add_from(REWARD, context.inputs["rm"], trainable=False)
+    models.policy_base.add_from(Role.POLICY, context.inputs["sft"], trainable=False)
+    models.reward_base.add_from(Role.REWARD, context.inputs["rm"], trainable=False)
     models.eval()
     return models
 

@@ -47,11 +47,7 @@ def run(context: Context) -> Outcome:
     # 1. Four roles on one base, or on two.
     ranks, models = context.ranks, prepare(context)
     tokenizer = models.tokenizer
-    models.policy_base.add_from(Role.POLICY, context.inputs["sft"], trainable=True)
-    models.policy_base.add_from(Role.REFERENCE, context.inputs["sft"], trainable=False)
-    models.reward_base.add_from(Role.REWARD, context.inputs["rm"], trainable=False)
-    add_critic(context, models)
-    disable_dropout(models)  # the ratio compares two forwards of one policy
+    add_roles(context, models)
 
     # 2. Prompts.
     train, held_out = read_examples(
@@ -91,7 +87,7 @@ def run(context: Context) -> Outcome:
             if ppo.use_ema:
                 evaluation.of_policy()  # the average is the policy now
         else:
-            save_role(context, engine, POLICY, tokenizer)
+            save_role(context, engine, Role.POLICY, tokenizer)
         return Outcome(
             {
                 **evaluation.final(),
@@ -102,6 +98,15 @@ def run(context: Context) -> Outcome:
             },
             models.policy_base.base_digest,
         )
+
+
+def add_roles(context: Context, models: RoleModels) -> None:
+    """Add policy, reference, reward model and critic."""
+    models.policy_base.add_from(Role.POLICY, context.inputs["sft"], trainable=True)
+    models.policy_base.add_from(Role.REFERENCE, context.inputs["sft"], trainable=False)
+    models.reward_base.add_from(Role.REWARD, context.inputs["rm"], trainable=False)
+    add_critic(context, models)
+    disable_dropout(models)  # the ratio compares two forwards of one policy
 
 
 def add_critic(context: Context, models: RoleModels) -> None:

@@ -17,7 +17,7 @@ from data.batches import collate, tokenize
 from data.batches.sampler import micro_batches, seed_from, total_steps
 from data.examples import read_examples, tokenized
 from stages.context import Context, Outcome
-from stages.feedback.rankings import collect_rankings, has_rankings, read_rankings
+from stages.feedback.rankings import collect_rankings, has_rankings, read_collected_rankings
 from stages.feedback.reward_model import RewardModel
 from stages.maths.losses import ranking_loss
 from stages.maths.statistics import Means, add_means, mean_with_interval
@@ -49,17 +49,7 @@ def run(context: Context) -> Outcome:
     # 2. Rankings, collected or read. Records of an earlier attempt are truncated before new ones come.
     checkpoint = find_checkpoint(context)
     tokenizer = models.reward_tokenizer
-    if rm.rankings.labeller == "file":
-        train, held_out = read_examples(
-            config, "rm", "rankings", tokenize.rankings, tokenizer, context.tracker.note
-        )
-    else:
-        if not has_rankings(context):
-            with open_sampler(models.policy_base, models.tokenizer, ranks, rm.rankings.rollout) as sampler:
-                collect_rankings(context, sampler, SFT)
-        collected, unseen = read_rankings(context)
-        parts = reward_model.rankings(collected), reward_model.rankings(unseen)
-        train, held_out = tokenized(config.data, tokenize.rankings, tokenizer, parts, context.tracker.note)
+    train, held_out = read_rankings(context, models, reward_model)
 
     # 3. The engine and the loop, at the newest checkpoint if there is one.
     steps = total_steps(len(train), rm.batch_size, rm.epochs, rm.max_steps)
@@ -85,7 +75,7 @@ def run(context: Context) -> Outcome:
     # A new sampler, because ZeRO-3 has sharded the base since.
     with open_sampler(models.policy_base, models.tokenizer, ranks, rm.rankings.rollout) as sampler:
         mean, deviation = score_statistics(context, sampler, reward_model, held_out or train)
-    tensors = normalized(engine.role_tensors(ROLE), mean, deviation)
+    tensors = normalized(engine.role_tensors(Role.REWARD), mean, deviation)
     if ranks.rank == 0:
         write_role(context, models, Role.REWARD, tokenizer, tensors)
     ranks.barrier()
@@ -112,6 +102,22 @@ def add_reward_model(context: Context, models: RoleModels) -> None:
     else:
         roles.add_new(Role.REWARD, context.config.adapter)
     roles.heads[Role.REWARD].bias.requires_grad_(False)  # it cancels in differences of scores
+
+
+def read_rankings(
+    context: Context, models: RoleModels, reward_model: RewardModel
+) -> tuple[list[tokenize.Ranking], list[tokenize.Ranking]]:
+    """Training and held-out rankings, from `data.rm` or from the labeller, who ranks samples first."""
+    config, tokenizer, note = context.config, models.reward_tokenizer, context.tracker.note
+    if config.rm.rankings.labeller == "file":
+        return read_examples(config, "rm", "rankings", tokenize.rankings, tokenizer, note)
+    if not has_rankings(context):
+        rollout = config.rm.rankings.rollout
+        with open_sampler(models.policy_base, models.tokenizer, context.ranks, rollout) as sampler:
+            collect_rankings(context, sampler, Role.POLICY)
+    collected, held_out = read_collected_rankings(context)
+    parts = reward_model.rankings(collected), reward_model.rankings(held_out)
+    return tokenized(config.data, tokenize.rankings, tokenizer, parts, note)
 
 
 class RewardModelTrainer:

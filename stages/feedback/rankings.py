@@ -53,7 +53,7 @@ def collect_rankings(context: Context, sampler: Sampler, role: str) -> None:
     sampler.ranks.barrier()
 
 
-def read_rankings(context: Context) -> tuple[list[Row], list[Row]]:
+def read_collected_rankings(context: Context) -> tuple[list[Row], list[Row]]:
     """Training and held-out rankings in `folder/rankings.jsonl`. Those whose answers all tie are left out.
 
     Raises:

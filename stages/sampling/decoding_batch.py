@@ -38,7 +38,7 @@ def _append(cached: Tensor, new: Tensor) -> Tensor:
     """`cached` (B, H, T, D) followed by `new` (B, H, t, D); in place if spare memory follows `cached`."""
     begin = cached.shape[2] if cached.numel() else 0
     end = begin + new.shape[2]
-    whole = cached._base
+    whole = viewed_tensor(cached)
     if whole is not None and end <= whole.shape[2]:
         whole[:, :, begin:end] = new
     else:

@@ -100,7 +100,7 @@ class MergedCopy:
 
     def _shared(self, parameter: Any) -> nn.Parameter:
         """The base's parameter itself, or its one copy if ZeRO-3 shards it."""
-        if "ds_shape" not in vars(parameter):
+        if not is_partitioned(parameter):
             return parameter
         if parameter not in self._copied:
             empty = torch.empty(whole_shape(parameter), dtype=parameter.dtype, device="meta")
@@ -131,7 +131,7 @@ class MergedCopy:
             self._copy_sharded()
             for target, source in self._merged:
                 # Layer by layer, so that a sharded base is never gathered as a whole.
-                with deepspeed.zero.GatheredParameters(list(source.parameters())):
+                with whole(*source.parameters()):
                     _set_weight(target, merged_weight(source, role))
             self._role = role
         return self.model
@@ -176,7 +176,7 @@ def merged_weight(source: Any, role: str) -> Tensor:
     layer = source.get_base_layer() if isinstance(source, LoraLayer) else source
     weight: Tensor = layer.weight
     if isinstance(layer, Linear4bit | Linear8bitLt):
-        weight = dequantize_bnb_weight(weight, state=vars(layer).get("state")).float()
+        weight = dequantized_weight(layer).float()
         if adapted:  # in place, which saves two tensors of this size
             a, b = source.lora_A[role].weight.float(), source.lora_B[role].weight.float()
             weight.addmm_(b, a, alpha=source.scaling[role])

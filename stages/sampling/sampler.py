@@ -67,17 +67,13 @@ class Sampler:
         advance: Callable[[int], None] = lambda _: None,
     ) -> list[Response]:
         """Share the work among ranks: every rank gets all responses, in the order of `prompts`."""
-        found: list[tuple[int, Response]] = []
+
+        def respond(pairs: Sequence[tuple[list[int], int]]) -> list[Response]:
+            ids, its_seeds = zip(*pairs, strict=True)
+            return self.respond(role, ids, its_seeds, lambda ended: advance(ended * self.ranks.world))
+
         share = max(1, -(-len(prompts) // self.ranks.world))
-        for chunk in self.ranks.rounds(list(range(len(prompts))), share):
-            responses = self.respond(
-                role,
-                [prompts[i] for i in chunk.items],
-                [seeds[i] for i in chunk.items],
-                lambda ended: advance(ended * self.ranks.world),
-            )
-            found += list(zip(chunk.items, responses, strict=True)) * chunk.weight
-        return [response for _, response in sorted(self.ranks.gather(found), key=lambda pair: pair[0])]
+        return self.ranks.map_in_order(list(zip(prompts, seeds, strict=True)), share, respond)
 
     def response_batch(self, prompts: Sequence[list[int]], responses: Sequence[Response]) -> ResponseBatch:
         """One batch of prompts and the responses that were sampled to them."""

@@ -74,7 +74,7 @@ class VllmEngine:
         base = roles.causal
         self._llm = LLM(
             base.name_or_path,
-            revision=vars(base.config).get("_commit_hash"),  # a local folder has none
+            revision=commit_hash(base),
             dtype=str(roles.dtype).removeprefix("torch."),
             quantization="bitsandbytes" if any(isinstance(m, Linear4bit) for m in base.modules()) else None,
             enable_lora=True,
@@ -178,7 +178,7 @@ class Adapters:
     def current(self, role: str) -> tuple[int, Path]:
         """Number and folder of the current adapter of `role`. Under ZeRO-3 every rank must call."""
         parameters = self._roles.role_parameters(role)
-        with deepspeed.zero.GatheredParameters(list(parameters.values())):
+        with whole(*parameters.values()):
             tensors = {name: value.detach().to("cpu", copy=True) for name, value in parameters.items()}
         latest = self._versions.get(role)
         if latest is None or any(not torch.equal(latest.tensors[name], tensors[name]) for name in tensors):

@@ -106,7 +106,7 @@ def ppo_ours(arguments: argparse.Namespace, critic: Literal["adapter", "shared"]
     from stages.feedback.reward_model import RewardModel
     from stages.models.base import load_tokenizer
     from stages.models.role_models import RoleModels
-    from stages.sampling.sampler import Sampler
+    from stages.sampling.sampler import open_sampler
 
     own = critic == "adapter"
     ranks, roles = our_roles(arguments, "policy", "reference", "reward", *["critic"] * own)
@@ -128,8 +128,8 @@ def ppo_ours(arguments: argparse.Namespace, critic: Literal["adapter", "shared"]
     engine = our_engine(arguments, ranks, roles, settings, "policy", "critic")
     source = Source(path="prompts.jsonl")
     reward_model = RewardModel(RoleModels((roles, tokenizer)), ranks, Data(sft=source, rm=source, ppo=source))
-    sampler = Sampler(roles, tokenizer, ranks, settings.rollout)
-    trainer = ppo.PpoTrainer(engine, settings, sampler, reward_model, 0)
     prompts = [Prompt("", "", prompt(arguments, i)) for i in range(arguments.batch)]
     numbers = iter(range(1 + arguments.steps))
-    return timed(arguments.steps, lambda: trainer.iterate(next(numbers), prompts))
+    with open_sampler(roles, tokenizer, ranks, settings.rollout) as sampler:
+        trainer = ppo.PpoTrainer(engine, settings, sampler, reward_model, 0)
+        return timed(arguments.steps, lambda: trainer.iterate(next(numbers), prompts))

@@ -103,7 +103,7 @@ class Plain:
         self.roles.eval()
         self.roles.activate(role)
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        responses: list[Response] = []
+        ids: list[list[int]] = []
         for chunk in micro_batches(prompts, self.rollout.batch_size):
             input_ids, attention_mask = collate_prompts(chunk, pad).to(self.roles.causal.device)
             output = self.roles.causal.generate(
@@ -116,8 +116,8 @@ class Plain:
                 pad_token_id=pad,
             )
             rows = output[:, input_ids.shape[1] :].tolist()
-            responses += [row[: row.index(end) + 1] if end in row else row for row in rows]
-        return [Response(ids) for ids in responses]
+            ids += [row[: row.index(end) + 1] if end in row else row for row in rows]
+        return [Response(row) for row in ids]
 
 
 def measure(

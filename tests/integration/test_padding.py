@@ -15,6 +15,7 @@ from data.batches.tokenize import Demonstration, Prompt, Ranking
 from stages import ppo, rm, sft
 from stages.distributed.ranks import Ranks
 from stages.models.base_checks import supports_block_mask
+from stages.models.roles import Role
 from stages.sampling.sampler import open_sampler
 from tests.support.engines import assert_same_gradients, engine_of, gradients_of
 from tests.support.roles import new_role, ppo_roles, reward_model_of, tiny_roles

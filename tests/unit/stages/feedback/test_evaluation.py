@@ -20,7 +20,7 @@ from stages.feedback.evaluation import Answers, HeldOutEvaluation, answer
 from stages.maths.statistics import wins
 from stages.sampling.decoding import Response
 from stages.sampling.sampler import Sampler, open_sampler
-from tests.support.roles import CPU, ppo_roles, reward_model_of
+from tests.support.roles import CPU, ppo_roles, reward_model_of, role_output
 
 ALONE = Ranks(0, 1, CPU)
 NOTHING: Any = None  # where nothing asks it

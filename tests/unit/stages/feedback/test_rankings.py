@@ -15,7 +15,7 @@ from data.batches.tokenize import rankings as tokenize_rankings
 from stages.context import Context
 from stages.distributed.ranks import Ranks
 from stages.feedback import labellers, rankings
-from stages.feedback.rankings import read_rankings
+from stages.feedback.rankings import read_collected_rankings
 from stages.sampling.decoding import Response
 from stages.sampling.sampler import Sampler
 from tests.contract.bad_inputs.entry import flip
@@ -44,13 +44,13 @@ def row(split: str, answers: list[str], ranks: list[int]) -> dict:
 def test_answers_may_hold_any_character(odd, tmp_path):
     rows = [row("train", [f"a{odd}b", "c"], [0, 1]), row("held_out", ["d", f"{odd}e"], [0, 1])]
     rankings.write_sealed(tmp_path / "rankings.jsonl", rows)
-    assert read_rankings(resuming(tmp_path)) == ([rows[0]], [rows[1]])
+    assert read_collected_rankings(resuming(tmp_path)) == ([rows[0]], [rows[1]])
 
 
 def test_rankings_of_ties_alone_are_left_out(tmp_path):
     useful, useless = row("train", ["a", "b"], [0, 1]), row("train", ["a", "a"], [0, 0])
     rankings.write_sealed(tmp_path / "rankings.jsonl", [useless, useful])
-    assert read_rankings(resuming(tmp_path)) == ([useful], [])
+    assert read_collected_rankings(resuming(tmp_path)) == ([useful], [])
 
 
 def test_writing_leaves_nothing_else_behind(tmp_path):
@@ -124,4 +124,4 @@ def test_rankings_that_are_not_those_collected_are_refused(name, damage, tmp_pat
     rankings.write_sealed(tmp_path / "rankings.jsonl", [row("train", ["a", "b"], [0, 1])])
     damage(tmp_path / name)
     with pytest.raises(UserError, match="rankings"):
-        read_rankings(resuming(tmp_path))
+        read_collected_rankings(resuming(tmp_path))

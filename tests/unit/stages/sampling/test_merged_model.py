@@ -11,7 +11,7 @@ from configs.schema import Rollout
 from stages.sampling import merged_model
 from stages.sampling.merged_model import MergedCopy
 from stages.sampling.sampler import Sampler, open_sampler
-from tests.support.roles import base_hash, ppo_roles, tensors_of
+from tests.support.roles import base_hash, ppo_roles, role_output, tensors_of
 from tests.support.sampling import ALONE, merged_copy_of, response_ids
 
 ROLES = ("base", "policy", "reference")

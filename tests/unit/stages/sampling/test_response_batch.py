@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from stages.models.queries import Query
 from stages.sampling.response_batch import (
     ResponseBatch,
     response_batch,
@@ -111,8 +112,8 @@ def test_score_is_read_at_the_last_response_token():
     """A model that says each token's own id: the score is the id of the last one, pad tokens and all."""
     batch = response_batch([[5, 6], [7, 8, 9], [4]], [[11, 12], [13], [0, 14, 0]], 0, CPU)
 
-    def own_id(role, input_ids, attention_mask, position_ids, start):
-        return input_ids[:, start:].float()
+    def own_id(query: Query) -> torch.Tensor:
+        return query.input_ids[:, query.start :].float()
 
     assert sequence_scores(own_id, "reward", batch).tolist() == [12.0, 13.0, 0.0]
     assert state_values(own_id, "critic", batch)[0].tolist() == [6.0, 11.0, 12.0, 0.0]

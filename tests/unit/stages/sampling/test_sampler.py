@@ -11,7 +11,7 @@ from stages.sampling.response_batch import (
     response_statistics,
 )
 from stages.sampling.sampler import Sampler, open_sampler
-from tests.support.roles import CPU
+from tests.support.roles import CPU, role_output
 from tests.support.sampling import (
     ALONE,
     CHI_SQUARE_31,
