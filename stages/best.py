@@ -1,8 +1,8 @@
 """Best-of-n: the other way to use a reward model (Stiennon et al. 2020; Nakano et al. 2021, section 3.4).
 
-n answers of the SFT policy to each prompt, of which the reward model picks one. On training prompts the picks
-become demonstrations, for rejection-sampling fine-tuning (OpenAI's FeedME): SFT takes them as its data. On
-held-out prompts they show what score can be had at which KL without training.
+The SFT policy gives n answers to each prompt, and the reward model picks the best. On training prompts the
+picks become demonstrations: SFT trains on them (rejection-sampling fine-tuning, OpenAI's FeedME). On held-out
+prompts the picks show the score that is possible without training, and its KL.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from stages.setup import prepare
 from stages.training.throughput import Meter, peak_memory_bytes
 
 OUTPUT = "demonstrations"
-ANSWERS_AT_ONCE = 1024  # written together; what a kill can cost
+ANSWERS_AT_ONCE = 1024  # written together; the most that a kill can lose
 REMEDY = "Start over with --fresh."
 Row = dict[str, Any]
 
@@ -173,7 +173,7 @@ def answer(
     meter: Meter,
     prompts: Sequence[tokenize.Prompt],
 ) -> list[Row]:
-    """n answers to each prompt with the reward model's scores, and the judge's where there is one."""
+    """n answers to each prompt with the reward model's scores, and the judge's if there is one."""
     best, name = context.config.best, context.config.ppo.judge
     judge = labeller(name, "ppo.judge", sampler.ranks) if name else None
     asked = [prompt for prompt in prompts for _ in range(best.n)]
@@ -197,9 +197,9 @@ def answer(
 
 
 def demonstration(row: Row) -> Row | None:
-    """The prompt with the best of its answers that SFT can learn from; None where there is none.
+    """The prompt with its best useful answer; None if there is none.
 
-    That is one with text in it that ended its turn: SFT would teach an end to one that was cut.
+    A useful answer has text and ended its turn. SFT would teach a wrong end with an answer that was cut.
     """
     answers = zip(row["scores"], row["completions"], row["ended"], strict=True)
     useful = [(score, text) for score, text, ended in answers if ended and text]

@@ -37,7 +37,7 @@ def answer(
     role: str,
     prompts: Sequence[tokenize.Prompt],
 ) -> Answers:
-    """Sample one answer of `role` to each prompt, with the same noise whenever and whoever is asked."""
+    """Sample one answer of `role` to each prompt. The noise is the same for every role and at every step."""
     roles, ranks = sampler.roles, sampler.ranks
     ids = [prompt.prompt_ids for prompt in prompts]
     seeds = [seed_from(context.seed, "judgement", i, prompt) for i, prompt in enumerate(ids)]
@@ -65,7 +65,7 @@ def answer(
 
 
 class HeldOutEvaluation:
-    """What reward model and judge say of answers to the held-out prompts; nothing where there are none."""
+    """Scores of reward model and judge on answers to the held-out prompts; empty without such prompts."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class HeldOutEvaluation:
         self._judge = labeller(judge, "ppo.judge", sampler.ranks) if judge else None
 
     def of_policy(self) -> dict[str, float]:
-        """Mean `score`, `kl` and `length` of the policy as it is now, and `gold` where there is a judge."""
+        """Mean `score`, `kl` and `length` of the current policy, and `gold` if there is a judge."""
         if not self.prompts:
             return {}
         answers = self._latest = self._answer(Role.POLICY)
@@ -94,14 +94,14 @@ class HeldOutEvaluation:
         return {name: sum(values) / len(values) for name, values in means.items()}
 
     def final(self) -> dict[str, float]:
-        """Base, SFT policy and PPO policy beside one another, also written to `evaluation.jsonl`.
+        """Compare base, SFT policy and PPO policy, and write their answers to `evaluation.jsonl`.
 
-        The policy's latest answers to `of_policy` are taken, so it must not have changed since.
+        The policy's answers are those of the last `of_policy`, so it must not have changed since.
 
         Returns:
             Means with 95 % intervals over prompts. `win_rate` is the share of prompts where the judge
-            prefers the PPO answer to the SFT answer, a tie counting one half; without a judge, only the
-            reward model's own `rm_win_rate` is there.
+            prefers the PPO answer to the SFT answer, a tie counting one half. Without a judge, only the
+            reward model's `rm_win_rate` is returned.
         """
         if not self.prompts:
             return {}
@@ -129,7 +129,7 @@ class HeldOutEvaluation:
         return metrics
 
     def _gold(self, answers: Answers) -> list[float]:
-        """What the judge says of each answer; nothing where there is none."""
+        """The judge's score of each answer; empty without a judge."""
         return self._judge([prompt.text for prompt in self.prompts], answers.texts) if self._judge else []
 
     def _answer(self, role: str) -> Answers:

@@ -95,7 +95,7 @@ def _rank(context: Context, sampler: Sampler, role: str, prompts: list[tokenize.
 
 
 def write_sealed(file: Path, rows: list[Row]) -> None:
-    """Write rows, and before them, in the form of `sha256sum`, the SHA-256 of what the file will be."""
+    """Write the SHA-256 of the coming file, in the format of `sha256sum`, and then the file with `rows`."""
     text = json_lines(rows)
     digest = hashlib.sha256(text.encode()).hexdigest()
     write_text(file.with_suffix(".sha256"), f"{digest}  {file.name}\n")
@@ -103,7 +103,7 @@ def write_sealed(file: Path, rows: list[Row]) -> None:
 
 
 def _read(file: Path) -> list[Row]:
-    """The rankings that were collected; raises UserError where they, or a line, are not."""
+    """The collected rankings; raises UserError if the file or one of its lines is damaged."""
     seal = file.with_suffix(".sha256")
     if not seal.is_file():
         raise UserError(f"{seal} is missing, without which {file.name} may be damaged. {REMEDY}")

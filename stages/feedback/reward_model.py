@@ -1,4 +1,4 @@
-"""The reward model on what the policy sampled, in tokens of its own where the two tokenizers differ."""
+"""Scores of sampled responses by the reward model, in its own tokens if the two tokenizers differ."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Row = dict[str, Any]
 class RewardModel:
     """Scores of responses by the reward model.
 
-    Where the tokenizers differ, prompt and response are encoded again from their text, with the chat template
-    of the reward model's tokenizer.
+    If the tokenizers differ, prompt and response are encoded again from their text, with the chat template of
+    the reward model's tokenizer.
     """
 
     def __init__(self, models: RoleModels, ranks: Ranks, data: Data) -> None:
@@ -50,7 +50,7 @@ class RewardModel:
         return self.ranks.map_in_order(list(zip(prompts, responses, strict=True)), size, score)
 
     def rankings(self, rows: Sequence[Row]) -> list[Row]:
-        """Collected rankings with `completion_ids` that are the reward model's tokens, not the policy's."""
+        """Collected rankings with `completion_ids` in the reward model's tokens instead of the policy's."""
         if self.models.shares_tokens:
             return list(rows)
         return [

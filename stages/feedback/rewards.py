@@ -1,4 +1,4 @@
-"""What a response is worth: reward model, functions and endpoints added up, normalised, less penalties."""
+"""The reward of a response: the weighted sum of reward model, functions and endpoints, then penalties."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class Rewards:
         """The value of each response by the name of each term but the reward model.
 
         Raises:
-            UserError: a source fails, or does not give one number for each response. One that is not finite
-                is the update's to skip.
+            UserError: a source fails, or does not return one number for each response. The update
+                skips numbers that are not finite.
         """
         return {
             name: as_numbers(source(prompts, responses), len(responses), KEY, name)

@@ -31,10 +31,10 @@ def load_function(path: str, key: str) -> RewardFunction:
 
 
 def as_numbers(values: Sequence[Any], count: int, key: str, name: str) -> list[float]:
-    """What `name` gave for `count` completions, as floats, finite or not.
+    """The values that `name` returned for `count` completions, as floats, finite or not.
 
     Raises:
-        UserError: that is not one number for each.
+        UserError: the values are not one number for each completion.
     """
     numbers = [number for value in values if (number := _number(value)) is not None]
     if len(values) != count or len(numbers) != count:
