@@ -1,4 +1,4 @@
-"""The rank of this process and the address where ranks meet, from the launcher's environment variables."""
+"""The rank of this process and the rendezvous address, from the launcher's environment variables."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def loading(config: Base, part: str) -> Iterator[None]:
 def _reason(config: Base, error: Exception) -> str:
     if isinstance(error, ValueError) and "trust_remote_code" in str(error):
         key = f"{config.key}.trust_remote_code"
-        return f"it brings code of its own; read it, and set {key}: true if you trust it"
+        return f"it has its own code; read it, and set {key}: true if you trust it"
     kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
     reason = f"{kind}{' '.join(str(error).split())}"
     return reason if len(reason) <= 300 else f"{reason[:297]}..."
@@ -103,7 +103,7 @@ def check_architecture(config: Base, model_config: PretrainedConfig) -> None:
     """Raise UserError for a bidirectional model, such as BERT, or a model without LM head."""
     names = model_config.architectures or []
     if names and not any(name.endswith(GENERATORS) for name in names):
-        raise unusable(config, f"its config.json says {', '.join(names)}, no causal language model")
+        raise unusable(config, f"its config.json says {', '.join(names)}, not a causal language model")
 
 
 def check_loaded(config: Base, report: Mapping[str, Any]) -> None:
@@ -113,11 +113,10 @@ def check_loaded(config: Base, report: Mapping[str, Any]) -> None:
         report: transformers' `output_loading_info`.
     """
     if missing := sorted(report["missing_keys"]):
-        raise unusable(config, f"{len(missing)} weights of its config.json are missing: {_some(missing)}")
+        raise unusable(config, f"{len(missing)} weights of its config.json are missing: {_first(missing)}")
     if mismatched := sorted(name for name, *_ in report["mismatched_keys"]):
-        raise unusable(
-            config, f"{len(mismatched)} weights have not the shape of its config.json: {_some(mismatched)}"
-        )
+        count, names = len(mismatched), _first(mismatched)
+        raise unusable(config, f"{count} weights do not have the shape of its config.json: {names}")
 
 
 def check_fit(
@@ -179,7 +178,7 @@ def _lengths(experiment: Experiment, stage: Stage) -> dict[str, int]:
     return lengths
 
 
-def _some(names: list[str]) -> str:
+def _first(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 

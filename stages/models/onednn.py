@@ -21,9 +21,9 @@ CACHED_SHAPES = 32
 def use_onednn() -> None:
     """Make bitsandbytes use oneDNN on CPUs, in fp32 and if the weight is `LARGE`.
 
-    torch uses MKL for fp32 matrices. On AMD CPUs with AVX-512 (without it), MKL takes 1.12 (1.14) times as
-    long for 992 x 576 by 576 x 1536, and 1.49 (1.73) times as long for 256 x 2048 by 2048 x 8192. Measured
-    by tests/benchmarks/products.py.
+    torch uses MKL for fp32 matrices. On AMD CPUs with AVX-512, MKL takes 1.12 times as long for
+    992 x 576 by 576 x 1536, and 1.49 times for 256 x 2048 by 2048 x 8192. Without AVX-512, it takes 1.14 and
+    1.73 times as long. tests/benchmarks/products.py measures this.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE", "LRU_CACHE"):
         os.environ.setdefault(f"{name}_CAPACITY", str(CACHED_SHAPES))  # read at the first product

@@ -20,7 +20,7 @@ PROBE = "It's 10 o'clock.\nWhat now?"
 
 
 class RoleModels(nn.Module):
-    """One or two `Roles` behind one interface: each role runs on the base where it was added.
+    """One or two `Roles` behind one interface: each role runs on the base that it was added to.
 
     Attributes:
         policy_base, tokenizer: the experiment's base.
@@ -57,8 +57,8 @@ class RoleModels(nn.Module):
         roles = self.of(query.role)
         # Of two bases with one tokenizer, one may have more embeddings than tokens. A policy may sample these
         # ids, and the other base has no embedding for them.
-        known_ids = query.input_ids.clamp(max=roles.vocabulary - 1)
-        return roles(query=replace(query, input_ids=known_ids))  # by keyword: see Engine.__call__
+        valid_ids = query.input_ids.clamp(max=roles.vocabulary - 1)
+        return roles(query=replace(query, input_ids=valid_ids))  # by keyword: see Engine.__call__
 
 
 class RoleForward(Protocol):
@@ -78,7 +78,7 @@ def trainable(roles: Roles | RoleModels, names: Iterable[str]) -> dict[str, nn.P
 
 
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers, chat templates included, make the same ids of the same text."""
+    """Whether two tokenizers, chat templates included, give the same ids for the same text."""
 
     def traits(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
         ends = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -95,7 +95,7 @@ def check_critic(config: Experiment, tokenizers: Sequence[PreTrainedTokenizerBas
     """
     if config.ppo.critic == "adapter" and not same_tokens(tokenizers[0], tokenizers[-1]):
         raise UserError(
-            "ppo.critic: adapter puts the critic on rm.base, whose tokenizer makes other tokens than the "
+            "ppo.critic: adapter puts the critic on rm.base, whose tokenizer gives other tokens than the "
             "policy's. The critic cannot value the policy's tokens there. Set ppo.critic to shared, a head "
             "on the policy. No other stage has to run again for that."
         )

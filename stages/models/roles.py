@@ -33,7 +33,7 @@ from stages.models.token_statistics import (
 
 
 class Role(StrEnum):
-    """What one base serves as. A role has an adapter, a scalar head, or both; `BASE` has neither."""
+    """A use of the base. A role has an adapter, a scalar head, or both; `BASE` has neither."""
 
     POLICY = "policy"
     REFERENCE = "reference"  # the SFT policy, frozen

@@ -107,15 +107,15 @@ BASES: dict[str, tuple[Any, ...]] = {
         [edit(CONFIG, model_type="zork")],
         "has model type `zork` but Transformers does not recog",
     ),
-    "encoder": ([write(CONFIG, BERT)], "its config.json says BertForMaskedLM, no causal language model"),
-    "no head": ([edit(CONFIG, architectures=["LlamaModel"])], "says LlamaModel, no causal language model"),
-    "code": ([of_its_own(CONFIG, **OWN_MODEL)], "it brings code of its own", "base.trust_remote_code"),
+    "encoder": ([write(CONFIG, BERT)], "its config.json says BertForMaskedLM, not a causal language model"),
+    "no head": ([edit(CONFIG, architectures=["LlamaModel"])], "says LlamaModel, not a causal language model"),
+    "code": ([of_its_own(CONFIG, **OWN_MODEL)], "it has its own code", "base.trust_remote_code"),
     "missing weight": (
         [without_weight],
         "1 weights of its config.json are missing: model.layers.0.self_attn.q",
     ),
     "more layers": ([edit(CONFIG, num_hidden_layers=3)], "9 weights of its config.json are missing"),
-    "other shape": ([edit(CONFIG, hidden_size=32)], "weights have not the shape of its config.json"),
+    "other shape": ([edit(CONFIG, hidden_size=32)], "weights do not have the shape of its config.json"),
 }
 TOKENIZERS: dict[str, tuple[Any, ...]] = {
     "no folder": ([shutil.rmtree], "there is no such folder"),
@@ -126,7 +126,7 @@ TOKENIZERS: dict[str, tuple[Any, ...]] = {
     "empty tokenizer": ([write("tokenizer.json", b"{}")], "tokenizer: "),
     "binary tokenizer": ([write("tokenizer.json", b"\xff" * 99)], "tokenizer: "),
     "no end": ([without_end], "has no end-of-text token (eos_token). Set one in its tokenizer_config.json"),
-    "code": ([of_its_own(TOKENIZER, **OWN_TOKENIZER)], "it brings code of its own"),
+    "code": ([of_its_own(TOKENIZER, **OWN_TOKENIZER)], "it has its own code"),
 }
 ADAPTERS: dict[str, tuple[Any, ...]] = {
     "no weights": ([remove(ADAPTER)], f"it has no {ADAPTER}"),
