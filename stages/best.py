@@ -227,7 +227,8 @@ def best_of(rows: Sequence[Row], n: int) -> tuple[dict[str, float], list[dict[st
 def _scores(rows: Sequence[Row], k: int, end: str = "") -> dict[str, float]:
     """Mean reward score and gold score of the best of k, with intervals over prompts."""
     judges = {"rm_score": "scores"} | ({"gold": "gold"} if "gold" in rows[0] else {})
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, column in judges.items():
-        found |= mean_with_interval(f"{name}{end}", [expected_best(r["scores"], r[column], k) for r in rows])
-    return found
+        best = [expected_best(row["scores"], row[column], k) for row in rows]
+        metrics |= mean_with_interval(f"{name}{end}", best)
+    return metrics
