@@ -176,14 +176,14 @@ def answer(
     """n answers to each prompt with the reward model's scores, and the judge's if there is one."""
     best, name = context.config.best, context.config.ppo.judge
     judge = labeller(name, "ppo.judge", sampler.ranks) if name else None
-    asked = [prompt for prompt in prompts for _ in range(best.n)]
-    ids = [prompt.prompt_ids for prompt in asked]
+    repeated = [prompt for prompt in prompts for _ in range(best.n)]
+    ids = [prompt.prompt_ids for prompt in repeated]
     seeds = [seed_from(context.seed, "best", i % best.n, p) for i, p in enumerate(ids)]
     responses = sampler.shared(Role.POLICY, ids, seeds, context.tracker.advance)
-    scores = reward_model.shared(asked, responses, best.micro_batch_size)
+    scores = reward_model.shared(repeated, responses, best.micro_batch_size)
     texts = sampler.decode([response.ids for response in responses])
     meter.add(sum(len(p) + len(response.ids) for p, response in zip(ids, responses, strict=True)))
-    gold = judge([prompt.text for prompt in asked], texts) if judge else []
+    gold = judge([prompt.text for prompt in repeated], texts) if judge else []
     end = sampler.tokenizer.eos_token_id
     rows = []
     for number, prompt in enumerate(prompts):
@@ -227,8 +227,8 @@ def best_of(rows: Sequence[Row], n: int) -> tuple[dict[str, float], list[dict[st
 def _scores(rows: Sequence[Row], k: int, end: str = "") -> dict[str, float]:
     """Mean reward score and gold score of the best of k, with intervals over prompts."""
     judges = {"rm_score": "scores"} | ({"gold": "gold"} if "gold" in rows[0] else {})
-    metrics: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for name, column in judges.items():
-        best = [expected_best(row["scores"], row[column], k) for row in rows]
-        metrics |= mean_with_interval(f"{name}{end}", best)
-    return metrics
+        best_of_k = [expected_best(r["scores"], r[column], k) for r in rows]
+        figures |= mean_with_interval(f"{name}{end}", best_of_k)
+    return figures

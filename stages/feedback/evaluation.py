@@ -46,9 +46,9 @@ def answer(
 
     @torch.no_grad()
     def score_and_kl(pairs: list[tuple[tokenize.Prompt, Response]]) -> list[tuple[float, float]]:
-        asked, answers = zip(*pairs, strict=True)
-        batch = sampler.response_batch([prompt.prompt_ids for prompt in asked], answers)
-        scores = reward_model(asked, answers)
+        some, answers = zip(*pairs, strict=True)
+        batch = sampler.response_batch([prompt.prompt_ids for prompt in some], answers)
+        scores = reward_model(some, answers)
         logprobs = response_logprobs(roles, role, batch)
         ref_logprobs = response_logprobs(roles, Role.REFERENCE, batch)
         kl = torch.where(batch.mask, logprobs - ref_logprobs, 0.0).sum(1)

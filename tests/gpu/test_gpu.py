@@ -26,9 +26,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OVERRIDES = ("base.compute_dtype=bfloat16", "ppo.epochs=1", "ppo.minibatches=1", "ppo.micro_batch_size=3")
 
 
-def base_of(players: RoleModels) -> Roles:
-    """The roles over the policy's base, which bears another name where a reward model may have its own."""
-    return players if isinstance(players, Roles) else players.policy_base
+def base_of(models: RoleModels) -> Roles:
+    """The roles over the policy's base. A reward model may have a base of its own."""
+    return models if isinstance(models, Roles) else models.policy_base
 
 
 @pytest.fixture(scope="module")

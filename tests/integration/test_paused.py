@@ -197,7 +197,7 @@ def test_interrupted_under_deepspeed_and_resumed_is_as_if_never_interrupted(
     assert interrupted.returncode in ([128 + signum] if rank else [-signum, 1]), interrupted.stdout
     said = f"interrupted by {name} after step {step} of "
     assert interrupted.stdout.count(said) == 1 and "the same command resumes" in interrupted.stdout
-    assert "interrupted: ends after the step in hand" in interrupted.stdout
+    assert "interrupted: ends after the current step" in interrupted.stdout
     manifest = json.loads((ours / stage / "manifest.json").read_text())
     assert manifest["status"] == "interrupted" and f"after step {step} of" in manifest["error"]
     assert checkpoints(ours / stage) == [f"step-{int(step):06d}"]

@@ -167,7 +167,7 @@ def test_killed_after_the_last_checkpoint_repeats_nothing(
     ("how", "word"),
     [
         ("raise", "ZeroDivisionError: a fault of rank 1 alone"),
-        ("die", "died without a word"),
+        ("die", "died without a message"),
         ("hang", "killed_stage.py:"),
     ],
 )

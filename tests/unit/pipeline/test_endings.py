@@ -40,7 +40,7 @@ def test_a_rank_that_dies_a_little_after_its_connections_is_the_cause(tmp_path: 
     threading.Timer(0.4, peer.kill).start()
     found = cause(BROKEN, tmp_path, ranks(peer))
     assert isinstance(found, RankFailed)
-    assert f"rank 1 ({ranks(peer)[1]}) died without a word" in str(found)
+    assert f"rank 1 ({ranks(peer)[1]}) died without a message" in str(found)
 
 
 def test_a_rank_that_leaves_its_note_late_is_the_cause(tmp_path: Path, peer) -> None:

@@ -36,7 +36,7 @@ def test_a_deferred_signal_is_noted_and_ends_the_process_afterwards(
         send(signal.SIGTERM)
         time.sleep(0.2)
         assert noted() == signal.SIGTERM
-        assert capfd.readouterr().err.startswith("interrupted: ends after the step in hand")
+        assert capfd.readouterr().err.startswith("interrupted: ends after the current step")
     assert ended.value.exit_code == 143
 
 

@@ -21,7 +21,7 @@ from stages.sampling import vllm_engine
 from stages.sampling.sampler import Sampler, open_sampler
 from tests.contract.bad_inputs.entry import check_message
 from tests.support import vllm_stub
-from tests.support.roles import ppo_roles, tiny_roles
+from tests.support.roles import ppo_roles, role_output, tiny_roles
 from tests.support.runs import TINY
 from tests.support.sampling import ALONE, sample_responses
 from tests.support.vllm_stub import LLM, logprob_of
@@ -182,7 +182,7 @@ def test_folder_is_one_of_pefts_and_the_old_one_goes(started, roles, tiny_tokeni
         model = PeftModel.from_pretrained(tiny_roles().causal, str(folders[1]))
         ids = torch.tensor([PROMPTS[0]])
         with torch.no_grad():
-            expected = roles.eval()("policy", ids, torch.ones_like(ids))
+            expected = role_output(roles.eval(), "policy", ids)
             assert torch.allclose(model(input_ids=ids).logits, expected, atol=1e-4)
 
 
