@@ -99,8 +99,8 @@ class HeldOutEvaluation:
         The policy's answers are those of the last `of_policy`, so it must not have changed since.
 
         Returns:
-            Means with 95 % intervals over prompts. `win_rate` is the share of prompts where the judge
-            prefers the PPO answer to the SFT answer, a tie counting one half. Without a judge, only the
+            Means with 95 % intervals over prompts. `win_rate` is the share of prompts for which the judge
+            prefers the PPO answer to the SFT answer. A tie counts one half. Without a judge, only the
             reward model's `rm_win_rate` is returned.
         """
         if not self.prompts:
@@ -120,7 +120,7 @@ class HeldOutEvaluation:
         }
         gold: dict[str, list[float]] = {}
         if self._judge:
-            gold = {name: self._gold(each) for name, each in answers.items()}
+            gold = {name: self._gold(of_role) for name, of_role in answers.items()}
             for name, scores in gold.items():
                 metrics |= mean_with_interval(f"gold_{name}", scores)
             metrics |= mean_with_interval("win_rate", wins(gold["ppo"], gold["sft"]))
@@ -137,8 +137,8 @@ class HeldOutEvaluation:
 
     def _write(self, answers: dict[str, Answers], gold: dict[str, list[float]]) -> None:
         columns: dict[str, Sequence] = {"prompt": [prompt.text for prompt in self.prompts]}
-        columns |= {name: each.texts for name, each in answers.items()}
-        columns |= {f"score_{name}": each.scores for name, each in answers.items()}
+        columns |= {name: of_role.texts for name, of_role in answers.items()}
+        columns |= {f"score_{name}": of_role.scores for name, of_role in answers.items()}
         columns["kl"] = answers["ppo"].kl
         columns |= {f"gold_{name}": scores for name, scores in gold.items()}
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

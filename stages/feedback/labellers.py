@@ -35,19 +35,20 @@ LABELLERS: dict[str, Callable[[str], float]] = {"warmth": warmth}
 
 
 def labeller(name: str, key: str, ranks: Ranks) -> Labeller:
-    """The labeller that `key` of the configuration names: one of ours, or the user's own `module:function`.
+    """The labeller that the config key `key` names: a built-in one, or the user's `module:function`.
 
-    Every rank must call what this returns; rank 0 alone asks the function, which may be slow or random.
+    Every rank must call the labeller. Only rank 0 runs the function, because it may be slow or random.
 
     Raises:
-        UserError: there is no such function; when it is called, it gave no finite number for each answer.
+        UserError: there is no such function. The labeller raises it, too, if the function does not return
+            one finite number per answer.
     """
-    own = None if name in LABELLERS else load_function(name, key)
+    function = None if name in LABELLERS else load_function(name, key)
 
     def score(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        if own is None:
+        if function is None:
             return [LABELLERS[name](answer) for answer in answers]
-        scores = as_numbers(own(prompts, answers), len(answers), key, name)
+        scores = as_numbers(function(prompts, answers), len(answers), key, name)
         if not all(map(math.isfinite, scores)):
             raise UserError(f"{key}: {name} must give finite numbers; it gave {scores}"[:500])
         return scores
@@ -56,6 +57,6 @@ def labeller(name: str, key: str, ranks: Ranks) -> Labeller:
 
 
 def ranks_of(scores: list[float]) -> list[int]:
-    """Rank of each score, 0 for the best; equal scores share a rank, and ranks have no gaps."""
+    """Rank of each score: 0 is the best. Equal scores share a rank, and ranks have no gaps."""
     order = sorted(set(scores), reverse=True)
     return [order.index(score) for score in scores]

@@ -34,7 +34,7 @@ class RewardModel:
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> Tensor:
         """The score of each response in one batch of this rank: (B,), fp32."""
-        rows = [self._read(prompt, each.ids) for prompt, each in zip(prompts, responses, strict=True)]
+        rows = [self._read(prompt, response.ids) for prompt, response in zip(prompts, responses, strict=True)]
         prompt_ids, response_ids = zip(*rows, strict=True)
         pad_id = self.models.reward_tokenizer.pad_token_id
         return sequence_scores(

@@ -57,7 +57,7 @@ class MergedCopy:
 
     Attributes:
         model: the copy, on the meta device until `load_role`.
-        device: where the base is.
+        device: the device of the base.
     """
 
     def __init__(self, roles: Roles) -> None:

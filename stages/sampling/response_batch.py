@@ -77,7 +77,7 @@ def response_statistics(
     """Statistics of `role` on the response tokens, in the distribution that they were sampled from.
 
     Args:
-        wanted: what to compute beside log-probabilities (see `TokenQuery`).
+        options: what to compute beside log-probabilities (see `TokenQuery`).
     """
     query = TokenQuery(
         role,
