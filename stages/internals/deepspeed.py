@@ -46,8 +46,8 @@ def whole_shape(parameter: Tensor) -> torch.Size:
 def clear_gradient_shards(engine: Any) -> None:
     """Zero ZeRO-3's gradient buffers.
 
-    ZeRO-3 overwrites them only in the first backward of a step. A role whose turn comes in a later backward
-    would be added to what the step before left there.
+    ZeRO-3 overwrites a buffer only in the first backward of a step. If a role trains in a later backward, its
+    gradient would be added to that of the previous step. The public zero_grad leaves the buffers alone.
     """
     engine.optimizer.grad_partitions_flat_buffer.zero_()
 

@@ -15,5 +15,5 @@ def activate_adapter(layer: LoraLayer, name: str | None) -> None:
 
 
 def is_plain_lora(layer: LoraLayer, name: str) -> bool:
-    """Whether the adapter has no variant, such as DoRA, that computes otherwise."""
+    """Whether the adapter has no variant, such as DoRA, that has another formula."""
     return name not in layer.lora_variant

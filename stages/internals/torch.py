@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.distributed_c10d import _set_pg_timeout
@@ -15,5 +16,28 @@ def set_timeout(group: ProcessGroup, timeout: timedelta) -> None:
 
 
 def viewed_tensor(view: Tensor) -> Tensor | None:
-    """The tensor that `view` is a view of; None if it has its own memory. No public API tells."""
+    """The tensor that `view` is a view of; None if it has its own memory. torch has no public API for it."""
     return view._base
+
+
+def onednn_multiplies(dtype: torch.dtype) -> bool:
+    """Whether `onednn_linear` takes `dtype` on this CPU: fp32 always, bf16 if the CPU has AVX-512."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    in_bf16: bool = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or in_bf16
+
+
+def onednn_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """torch's linear on a CPU, (..., in) to (..., out). `weight` may be packed for oneDNN.
+
+    The public linear uses MKL in fp32, and takes no packed weight.
+    """
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
+    return product
+
+
+def packed_weight(weight: Tensor, rows: int) -> Tensor:
+    """`weight` (out, in) in the blocks that oneDNN's kernels read, for products of about `rows` rows."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return packed

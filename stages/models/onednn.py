@@ -9,6 +9,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from stages.internals.torch import onednn_linear
+
 # Elements of a weight. For smaller weights, oneDNN's gain does not make up for the milliseconds that it takes
 # to generate code for each new number of rows.
 LARGE = 2**18
@@ -29,26 +31,6 @@ def use_onednn() -> None:
         os.environ.setdefault(f"{name}_CAPACITY", str(CACHED_SHAPES))  # read at the first product
     if torch.backends.mkldnn.is_available():
         torch.library.register_kernel("bitsandbytes::gemm_4bit", "cpu", _gemm_4bit)
-
-
-def onednn_multiplies(dtype: torch.dtype) -> bool:
-    """Whether `onednn_linear` takes `dtype` on this CPU: fp32 always, bf16 if the CPU has AVX-512."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    in_bf16: bool = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype == torch.float32 or in_bf16
-
-
-def onednn_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """torch's linear on a CPU, (..., in) to (..., out). `weight` may be packed for oneDNN."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
-    return product
-
-
-def packed_weight(weight: Tensor, rows: int) -> Tensor:
-    """`weight` (out, in) in the blocks that oneDNN's kernels read, for products of about `rows` rows."""
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-    return packed
 
 
 def _gemm_4bit(

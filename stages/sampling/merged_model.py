@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from stages.distributed.zero3 import whole
 from stages.internals.bitsandbytes import dequantized_weight
 from stages.internals.deepspeed import is_partitioned, whole_shape
-from stages.models.onednn import onednn_linear, onednn_multiplies, packed_weight
+from stages.internals.torch import onednn_linear, onednn_multiplies, packed_weight
 from stages.models.roles import Roles
 
 MARGIN = 2.0  # free memory must hold this many copies, because training needs some of it

@@ -15,7 +15,7 @@ import torch
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from stages.models.onednn import onednn_linear  # noqa: E402
+from stages.internals.torch import onednn_linear  # noqa: E402
 
 # Widths in and out of linear layers: SmolLM2-135M's, Qwen2.5-0.5B's, and Llama-3.2-1B's.
 SHAPES = [

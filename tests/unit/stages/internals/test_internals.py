@@ -37,6 +37,12 @@ def test_torch_base_of_a_view() -> None:
     assert torch_internals.viewed_tensor(whole) is None
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a torch without oneDNN")
+def test_torch_onednn_operators() -> None:
+    for name in ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported"):
+        assert hasattr(torch.ops.mkldnn, name), name
+
+
 # DeepSpeed
 
 

@@ -67,12 +67,13 @@ def test_large_fp32_products_are_onednn_s(height, dtype, by_onednn):
 
 GROWTH = """
 import psutil, torch
-from stages.models.onednn import onednn_linear, use_onednn
+from stages.internals.torch import onednn_linear
+from stages.models.onednn import use_onednn
 use_onednn()
 weight = torch.randn(1024, 1024)
 def work(rows):
-    for each in rows:
-        onednn_linear(torch.zeros(each, 1024), weight, None)
+    for count in rows:
+        onednn_linear(torch.zeros(count, 1024), weight, None)
     return psutil.Process().memory_info().rss
 before = work([900, *range(100, 300)])
 print(work(range(300, 700)) - before)
@@ -91,8 +92,3 @@ def growth(**environment):
 def test_batches_of_many_sizes_do_not_fill_the_memory():
     assert growth(**dict.fromkeys(CAPACITIES, "1024")) > 400 * 2**20
     assert growth() < 200 * 2**20
-
-
-def test_private_operators_of_torch_that_call_onednn() -> None:
-    for name in ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported"):
-        assert hasattr(torch.ops.mkldnn, name), name
