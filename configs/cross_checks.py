@@ -1,4 +1,4 @@
-"""Checks across sections: values that are valid alone and contradict each other."""
+"""Checks across sections: values that are valid by themselves and contradict each other."""
 
 from __future__ import annotations
 

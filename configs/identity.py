@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from configs.schema import STAGES, Experiment, Stage, data_stage
 
-# Keys that change speed, memory or logging alone. Results stay the same, up to rounding.
+# Keys that change only speed, memory or logging. Results stay the same, up to rounding.
 SPEED_ONLY = ("micro_batch_size", "logging_steps", "eval_steps", "save_steps", "keep_checkpoints")
 SPEED_ONLY_NESTED = (
     "base.gradient_checkpointing",

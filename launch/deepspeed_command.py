@@ -24,7 +24,7 @@ class Launch:
         script: `launch/run_stage.py`.
         words: `--config`, `--run-dir`, overrides and switches to pass on.
         accelerators: number per machine; None for all, or for one process if the machine has none.
-        hostfile: machines and their slots in DeepSpeed's form; None for this machine alone.
+        hostfile: machines and their slots in DeepSpeed's form; None for only this machine.
     """
 
     script: Path
@@ -59,7 +59,7 @@ class Launch:
         for device in _named_devices():
             if not device.isdigit():
                 raise UserError(
-                    f"CUDA_VISIBLE_DEVICES: deepspeed takes numbers alone, not {device:.60}. Give those of "
+                    f"CUDA_VISIBLE_DEVICES: deepspeed takes only numbers, not {device:.60}. Give those of "
                     "`nvidia-smi -L`, or start stages by torchrun or plain python."
                 )
 
@@ -85,7 +85,7 @@ class Launch:
 
 
 def count_accelerators() -> int:
-    """Accelerators that torch can use; 0 on a machine with CPUs alone."""
+    """Accelerators that torch can use; 0 on a machine with only CPUs."""
     import torch
 
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0

@@ -79,7 +79,7 @@ def _launch(launch: Launch, stage: Stage, manifest: Path) -> int:
 def _forward_signals(group: int, manifest: Path) -> Iterator[list[int]]:
     """Forward SIGINT and SIGTERM to the processes of a stage; yields the list of received signals.
 
-    The first signal goes to rank 0 alone. Rank 0 ends training together with the other ranks, however long
+    The first signal goes only to rank 0. Rank 0 ends training together with the other ranks, however long
     their current step takes. The launcher would kill them after 30 seconds, and the `deepspeed` command
     would die and leave them behind. Before rank 0 exists, and from the second signal on, all processes of the
     group get SIGTERM.

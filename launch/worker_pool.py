@@ -19,7 +19,7 @@ class WorkerPool:
 
     Attributes:
         jobs: commands at a time. If there are several, each writes its output to LOG in its folder.
-        share: devices of each command; 0 on a machine with CPUs alone.
+        share: devices of each command; 0 on a machine with only CPUs.
         free: slots without a command.
         busy: folder and process of each other slot.
     """

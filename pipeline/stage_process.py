@@ -1,6 +1,6 @@
 """One stage in one process: plan it, open its folder, call its recipe, and record the result.
 
-Every rank runs this. Rank 0 alone decides and writes. The other ranks receive its decision over the process
+Every rank runs this. Only rank 0 decides and writes. The other ranks receive its decision over the process
 group.
 """
 

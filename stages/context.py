@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # `tristage plan` and `tristage status` import this module, a
 
 
 class Tracker(Protocol):
-    """Where a stage reports. Every rank calls it; it acts on rank 0 alone."""
+    """Where a stage reports. Every rank calls it; it acts only on rank 0."""
 
     def phase(self, title: str, total: int, done: int = 0) -> None:
         """Begin a progress display of `total` units, `done` of which are done."""

@@ -191,7 +191,7 @@ class PpoTrainer:
         seconds["time/update"] = watch.lap()
         if self.average:
             self.average.update()
-        if step >= ppo.critic_warmup:  # a held policy does not answer to the coefficient
+        if step >= ppo.critic_warmup:  # the coefficient has no effect on a policy that is held
             self.kl.update(metrics["objective/kl"], len(trajectory))
 
         # 5. Log.

@@ -108,7 +108,7 @@ class Ppo(Training):
         False, description="the result is the average; the last policy goes to adapter-last"
     )
     critic_warmup: Annotated[int, Field(ge=0)] = Field(
-        0, description="first iterations, which train the critic alone"
+        0, description="first iterations, which train only the critic"
     )
     max_approxkl: Positive | None = Field(
         None, description="end a rollout's updates once policy/approxkl_avg exceeds this"

@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     Attributes:
         input_ids: (B, T) long.
         attention_mask: (B, T) long, 1 on tokens, 0 on padding.
-        completion_mask: (B, T) bool, True on completion tokens alone.
+        completion_mask: (B, T) bool, True only on completion tokens.
     """
 
     input_ids: Tensor
@@ -35,7 +35,7 @@ class PackedBatch(NamedTuple):
     Attributes:
         input_ids: (B, T) long.
         position_ids: (B, T) long, starting at 0 in each example.
-        completion_mask: (B, T) bool, True on completion tokens alone. It is False on the first token of an
+        completion_mask: (B, T) bool, True only on completion tokens. It is False on the first token of an
             example, so that no example predicts the beginning of the next.
         attention_mask: (B, 1, T, T) bool, True if the token of the row attends to the token of the column:
             to itself and to earlier tokens of the same example. A mask for sdpa (and math), not for flash or

@@ -61,5 +61,5 @@ def total_steps(size: int, batch_size: int, epochs: float, max_steps: int | None
 
 
 def seed_from(*parts: Any) -> int:
-    """A 63-bit seed that depends on `parts` alone: (experiment seed, purpose, step, ...)."""
+    """A 63-bit seed that depends only on `parts`: (experiment seed, purpose, step, ...)."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

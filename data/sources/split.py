@@ -79,7 +79,7 @@ def _others(readers: Sequence[Stage], stage: Stage) -> str:
 
 
 def _unit(seed: int, purpose: str, key: str) -> float:
-    """A pseudo-random number in [0, 1) that depends on the arguments alone."""
+    """A pseudo-random number in [0, 1) that depends only on the arguments."""
     digest = hashlib.sha256(f"{seed}\n{purpose}\n{key}".encode()).digest()
     return int.from_bytes(digest[:6]) / 2**48
 

@@ -89,7 +89,7 @@ def _lineage(results: Results) -> Section:
     """The adapters and data that each result was trained on."""
     text = (
         f"Each result has the first {DIGITS} digits of the SHA-256 of its content. A config hash covers the "
-        "keys that influence a stage's result, without those that change speed alone."
+        "keys that influence a stage's result, without those that only change speed."
     )
     columns = ["Stage", "Trained on", "Data", "Config hash", "Result"]
     rows = [_lineage_row(results.run, manifest) for manifest in results.manifests.values()]

@@ -106,7 +106,7 @@ def _read(file: Path) -> list[Row]:
     """The collected rankings; raises UserError if the file or one of its lines is damaged."""
     seal = file.with_suffix(".sha256")
     if not seal.is_file():
-        raise UserError(f"{seal} is missing, without which {file.name} may be damaged. {REMEDY}")
+        raise UserError(f"{seal} is missing, so {file.name} cannot be checked. {REMEDY}")
     if seal.read_bytes() != f"{sha256(file)}  {file.name}\n".encode():
         raise UserError(f"{file}: damaged (its SHA-256 is not the one in {seal.name}). {REMEDY}")
     rows = read_json_lines(file, ["split", "prompt", "completions", "ranks"], remedy=REMEDY)

@@ -122,7 +122,7 @@ def load_tokenizer(config: Base) -> PreTrainedTokenizerBase:
             "Set one in its tokenizer_config.json."
         )
     if tokenizer.pad_token_id is None:
-        # Masks alone tell padding from tokens, so any token will do.
+        # Only masks tell padding from tokens, so any token will do.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

@@ -181,7 +181,7 @@ class Roles(nn.Module):
     def forward(self, query: ScalarQuery | TokenQuery) -> Tensor | TokenStatistics:
         """Answer `query`: scalars (B, T - start) in fp32, or `TokenStatistics`.
 
-        DeepSpeed's engine calls `forward` alone, so this one method serves both kinds of query.
+        DeepSpeed's engine calls only `forward`, so this one method serves both kinds of query.
         """
         self.activate(query.role)
         if isinstance(query, TokenQuery):

@@ -53,7 +53,7 @@ class ExperienceCollector:
         """One response of the policy to each of this rank's prompts.
 
         Args:
-            prompts: the global batch. The noise of a response depends on seed, step, index and prompt alone.
+            prompts: the global batch. The noise of a response depends only on seed, step, index and prompt.
         """
         rows = self.share(len(prompts))
         ids = [prompts[row].prompt_ids for row in rows]

@@ -1,6 +1,6 @@
 """Token-by-token decoding: by transformers' `generate`, or by continuous batching (`decode`).
 
-Both draw the same noise, so their responses differ by rounding alone. `decode` needs no other rank. It
+Both draw the same noise, so their responses differ only by rounding. `decode` needs no other rank. It
 prefills a prompt once, however many responses are asked of it. Waiting prompts take the rows of ended
 sequences.
 """

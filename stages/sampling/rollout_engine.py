@@ -41,7 +41,7 @@ class RolloutEngine(Protocol):
 
         Args:
             prompts: token ids, not padded.
-            seeds: one for each prompt. A response depends on its prompt and seed alone.
+            seeds: one for each prompt. A response depends only on its prompt and seed.
             advance: called with the number of responses that ended since its last call.
 
         Returns:

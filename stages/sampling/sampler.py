@@ -1,4 +1,4 @@
-"""Sampling from a role. The noise of a sample is a function of its seed alone, never of its batch.
+"""Sampling from a role. The noise of a sample is a function of its seed, never of its batch.
 
 How tokens are computed is the matter of a rollout engine; see `rollout_engine.py` to add one.
 """

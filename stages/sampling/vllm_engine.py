@@ -1,7 +1,7 @@
 """Sampling by vLLM on a GPU, from its own copy of the base. A role's adapter is written again as it trains.
 
 vLLM runs in this process, one engine per rank on that rank's GPU. It has its own noise: a response is a
-function of its seed, but differs from the response of other engines. The batch changes it by rounding alone.
+function of its seed, but differs from the response of other engines. The batch changes it only by rounding.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class VllmEngine:
             max_tokens=self._rollout.max_new_tokens,
             ignore_eos=True,  # the base's generation_config.json may name other end tokens
             stop_token_ids=[self._end],
-            logprobs=0,  # of the sampled token alone
+            logprobs=0,  # of the sampled token only
             detokenize=False,
         )
 

@@ -81,9 +81,9 @@ def test_visible_devices_survive_a_given_number(monkeypatch: pytest.MonkeyPatch)
         (
             None,
             "GPU-8f4f2c1a,GPU-0b1d",
-            "CUDA_VISIBLE_DEVICES: deepspeed takes numbers alone, not GPU-8f4f2c1a",
+            "CUDA_VISIBLE_DEVICES: deepspeed takes only numbers, not GPU-8f4f2c1a",
         ),
-        (1, "MIG-41b3", "CUDA_VISIBLE_DEVICES: deepspeed takes numbers alone, not MIG-41b3"),
+        (1, "MIG-41b3", "CUDA_VISIBLE_DEVICES: deepspeed takes only numbers, not MIG-41b3"),
         (4, "0,1", "--num-accelerators: 4, but this machine has 2. Ask for 2 at most."),
     ],
 )
