@@ -47,8 +47,8 @@ def main() -> int:
     return exit_status(app, "tristage")
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(show: bool) -> None:
+    if show:
         print(f"tristage {library_versions().get('tristage', 'is not installed')}")
         raise typer.Exit
 
@@ -71,7 +71,7 @@ class StartOptions(RequestOptions):
         typer.Option(
             min=1,
             metavar="N",
-            help="devices per machine, or per run of a sweep (default: all; 1 on CPU)",
+            help="devices per machine (default: all; 1 on CPU)",
             rich_help_panel=MACHINE,
         ),
     ] = None
@@ -119,7 +119,7 @@ class SweepOptions(StartOptions):
         typer.Option(
             min=1,
             metavar="N",
-            help="runs at a time; each gets its share of the machine",
+            help="runs at a time; each gets its share of the devices",
             rich_help_panel=SWEEP,
         ),
     ] = 1

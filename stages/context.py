@@ -93,7 +93,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage returns for its manifest. Its adapter lies in `folder/adapter`.
+    """What a stage returns for its manifest. Its output lies in `folder`.
 
     Attributes:
         metrics: the stage's own, and `steps`, `tokens_per_second` and `peak_memory_bytes`.

@@ -35,7 +35,7 @@ ACCEPTED: dict[Kind, str] = {
     "`conversations` (ShareGPT); any format of rankings, whose best completion is taken",
     "rankings": "`prompt`, `chosen` and `rejected`; `chosen` and `rejected` that begin alike (Anthropic HH's "
     "transcripts too); `conversations`, `chosen` and `rejected` (ShareGPT); `prompt` and `completions`, best "
-    "first, with `ranks` or `scores` if some tie. Prompts alone are ranked by `rm.rankings.labeller`",
+    "first, with `ranks` or `scores` if some tie. `rm.rankings.labeller` ranks rows that have only prompts",
     "prompts": "`prompt`; `messages`; any format of demonstrations or rankings, whose prompt is taken",
 }
 MAX_UNUSABLE_SHARE = 0.01  # published data has a few such rows (Anthropic HH 0.25 %); more mean a mistake

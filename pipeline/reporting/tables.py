@@ -102,7 +102,7 @@ def _lineage_row(run: RunDirectory, manifest: Manifest) -> list[Cell]:
     result = f"{path} {output.sha256[:DIGITS]}" if output else "none yet"
     return [
         Cell(STAGE_NAMES[manifest.stage]),
-        Cell("\n".join(inputs) or "the base alone"),
+        Cell("\n".join(inputs) or "only the base"),
         Cell(_source(manifest.config, manifest.stage)),
         Cell(manifest.config_hash[:DIGITS]),
         Cell(result),

@@ -58,8 +58,8 @@ def init_distributed(config: DeepSpeed) -> Ranks:
     if cuda:
         if local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"--num_accelerators: there is no GPU for rank {local_rank} of this machine, which has "
-                f"{torch.cuda.device_count()}. Start as many ranks as there are GPUs, or fewer."
+                f"this machine has {torch.cuda.device_count()} GPUs, none for local rank {local_rank}. "
+                "Start as many ranks as there are GPUs, or fewer."
             )
         torch.cuda.set_device(local_rank)
     else:

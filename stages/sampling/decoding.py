@@ -1,7 +1,7 @@
 """Token-by-token decoding: by transformers' `generate`, or by continuous batching (`decode`).
 
 Both draw the same noise, so their responses differ only by rounding. `decode` needs no other rank. It
-prefills a prompt once, however many responses are asked of it. Waiting prompts take the rows of ended
+prefills a prompt once, for any number of responses. Waiting prompts take the rows of ended
 sequences.
 """
 

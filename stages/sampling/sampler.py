@@ -1,6 +1,6 @@
 """Sampling from a role. The noise of a sample is a function of its seed, never of its batch.
 
-How tokens are computed is the matter of a rollout engine; see `rollout_engine.py` to add one.
+A rollout engine computes the tokens; see `rollout_engine.py` to add one.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from data.storage.files import remove_folder
 from data.storage.sealed_folder import SealedFolder, seal_fault
 
 FORMAT = 2  # of state.json; 1 had no `parts`
+OTHER_VERSION = "another version of Tristage wrote it"
 STATE_FILE, TENSORS_FILE = "state.json", "tensors.safetensors"
 KEYS = {"format": int, "step": int, "run": str, "base": str, "records": dict, "parts": dict}
 
@@ -139,7 +140,7 @@ def _content_fault(folder: Path, run: str) -> str | None:
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         return f"its content is damaged ({error!s:.200})"
     if isinstance(state, dict) and state.get("format", 1) != FORMAT:
-        return "another version of Tristage wrote it. Resume with that version, or start over with --fresh"
+        return OTHER_VERSION
     if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in KEYS.items()):
         return f"{STATE_FILE} is damaged (it must hold {', '.join(KEYS)})"
     if not all(isinstance(values, dict) for values in state["parts"].values()):

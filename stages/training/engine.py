@@ -44,8 +44,8 @@ class Counters:
         steps: optimizer steps done, skipped ones included.
         skipped: steps that changed nothing, because the norm of the gradient was not finite.
         skipped_in_row: skipped steps since the last one that was not.
-        held: roles that stand still for now.
-        released_at: of roles that stood still, the count of applied steps at their release.
+        held: roles whose learning rate is 0 for now.
+        released_at: for each released role, the count of applied steps at its release.
     """
 
     steps: int = 0
@@ -89,7 +89,7 @@ class Engine:
         if training.batch_size % ranks.world:
             raise UserError(
                 f"batch_size: {training.batch_size} is not divisible by the number of ranks, {ranks.world}. "
-                "Change batch_size or --num_accelerators."
+                "Change batch_size or the number of ranks."
             )
         self.models, self.ranks = models, ranks
         self.parameters = trainable(models, learning_rates)
@@ -146,12 +146,12 @@ class Engine:
             clear_gradient_shards(self.deepspeed)
 
     def hold(self, role: str) -> None:
-        """Let `role` stand still: its learning rate is 0 until `release`. Its gradients must be 0, too."""
+        """Set the learning rate of `role` to 0 until `release`. Its gradients must be 0, too."""
         if role not in self.counters.held:
             self.counters.held.append(role)
 
     def release(self, role: str) -> None:
-        """Let a held `role` learn as if the steps until now had not been; otherwise do nothing."""
+        """Train a held `role` again. Adam's bias correction does not count the steps before."""
         if role in self.counters.held:
             self.counters.held.remove(role)
             self.counters.released_at[role] = self.counters.applied

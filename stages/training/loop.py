@@ -1,4 +1,4 @@
-"""The loop that SFT, RM and PPO share: take steps, log, evaluate, save, and stop when told to."""
+"""The loop that SFT, RM and PPO share: take steps, log, evaluate, save, and stop at a signal."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from data.storage.records import record_faults
 from stages.context import Context
 from stages.models.base_checks import check_base
 from stages.models.role_models import RoleModels
-from stages.training.checkpoint import Checkpoint, newest_checkpoint
+from stages.training.checkpoint import OTHER_VERSION, Checkpoint, newest_checkpoint
 from stages.training.engine import Engine, load_parameters
 
 ENGINE = "engine"  # its part of a checkpoint
@@ -32,13 +32,19 @@ def find_checkpoint(context: Context) -> Checkpoint | None:
     """
     if not context.resume:
         return None
-    checkpoint, faults = newest_checkpoint(context.folder / "checkpoints", context.run_id)
+    root = context.folder / "checkpoints"
+    checkpoint, faults = newest_checkpoint(root, context.run_id)
+    if checkpoint is None and faults and all(fault.endswith(OTHER_VERSION) for fault in faults):
+        raise UserError(
+            f"{root}: another version of Tristage wrote these checkpoints. Resume with that version, or "
+            "start over with --fresh."
+        )
     for fault in faults:
         context.tracker.note(fault)
     if checkpoint is None and faults:
         raise UserError(
-            f"{context.folder / 'checkpoints'}: none of the checkpoints is good. Put the files back, or "
-            f"start over with --fresh. {faults[0]}"
+            f"{root}: none of the checkpoints is good. Restore the files, or start over with --fresh. "
+            f"{faults[0]}"
         )
     if checkpoint is None:
         context.tracker.rewind(-1)  # earlier records belong to steps that no checkpoint holds

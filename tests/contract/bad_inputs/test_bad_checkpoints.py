@@ -85,7 +85,7 @@ def test_checkpoint(name, damage, part, tmp_path):
         (
             "state.json",  # as it was before checkpoints had parts
             b'{"step": 2, "run": "ours", "optimizer_steps": 2, "base": "b", "memory": {}, "records": {}}',
-            "another version of Tristage wrote it. Resume with that version, or start over with --fresh",
+            "another version of Tristage wrote it",
         ),
         ("state.json", b"{", "its content is damaged"),
         ("tensors.safetensors", b"cos\nsystem\n(S'id'\ntR.", "its content is damaged"),

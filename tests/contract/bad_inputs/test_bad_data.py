@@ -94,7 +94,7 @@ FILES: list[tuple[Any, ...]] = [
 ROWS: list[tuple[Any, ...]] = [
     # The wrong format for the stage
     ({"prompt": "p"}, D, "the keys `prompt` hold no completion"),
-    ({"prompt": "p"}, R, "hold no completions to rank", "Prompts alone are ranked by `rm.rankings.labeller`"),
+    ({"prompt": "p"}, R, "hold no completions to rank", "`rm.rankings.labeller` ranks rows that have only"),
     (GOOD, R, "hold no completions to rank"),
     ({"text": "t"}, P, "no known format has these keys: `text`"),
     ({"prompt": "p", "chosen": "c"}, R, "`chosen` and `rejected` must both be present"),

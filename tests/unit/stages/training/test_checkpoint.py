@@ -70,6 +70,17 @@ def test_where_no_checkpoint_is_good_the_stage_does_not_start_over(tmp_path: Pat
         find_checkpoint(context)
 
 
+def test_checkpoints_of_another_version_are_refused_in_one_line(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("stages.training.checkpoint.FORMAT", 1)
+    save(tmp_path / "checkpoints", 1)
+    save(tmp_path / "checkpoints", 2)
+    monkeypatch.undo()
+    context = replace(context_in(tmp_path), resume=True, run_id="ours")
+    with pytest.raises(UserError, match="another version of Tristage wrote these checkpoints") as refused:
+        find_checkpoint(context)
+    assert "\n" not in str(refused.value) and "--fresh" in str(refused.value)
+
+
 def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
     folder = save(tmp_path, 50)
     found, complaints = newest_checkpoint(tmp_path, "ours")
