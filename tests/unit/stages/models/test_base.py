@@ -9,44 +9,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from configs.errors import UserError
 from configs.schema import Base
 from stages.models.base import compute_dtype, load_base, load_tokenizer
-from stages.models.queries import ScalarQuery, TokenQuery
 from stages.models.role_models import trainable
-from stages.models.roles import Role, Roles
-from tests.support.roles import (
-    CPU,
-    PPO_ROLES,
-    TRAINED,
-    base_hash,
-    ppo_roles,
-    role_output,
-    tiny_roles,
-)
-
-IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [50, 60, 70, 80, 90, 100]])
-MASK = torch.ones_like(IDS)
-LAYERS = 2 * 7  # two blocks of q, k, v, o, gate, up, down
-ALL = (*PPO_ROLES, Role.BASE)
-
-
-def out(roles: Roles, role: str, start: int = 0) -> torch.Tensor:
-    with torch.no_grad():
-        return role_output(roles, role, IDS, MASK, start=start)
-
-
-def loss_of(roles: Roles, role: str) -> torch.Tensor:
-    if role in roles.heads:
-        return roles(ScalarQuery(role, IDS, MASK)).square().mean()
-    return roles(TokenQuery(role, IDS, MASK, targets=IDS[:, 1:])).logprobs.square().mean()
-
-
-def gradients(roles: Roles) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in roles.named_parameters() if p.grad is not None}
-
-
-def is_trained(name: str, roles=TRAINED) -> bool:
-    """By the look of a name: `....lora_A.policy.weight`, `heads.critic.bias`."""
-    parts = name.split(".")
-    return parts[-2] in roles and (parts[0] == "heads" or parts[-3] in ("lora_A", "lora_B"))
+from stages.models.roles import Role
+from tests.support.role_probes import ALL, IDS, LAYERS, MASK, gradients, is_trained, loss_of, out
+from tests.support.roles import CPU, TRAINED, base_hash, ppo_roles, role_output, tiny_roles
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])

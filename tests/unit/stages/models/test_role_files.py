@@ -7,36 +7,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs.schema import Base
 from stages.models.base import load_base
-from stages.models.roles import Role, Roles
-from tests.support.roles import (
-    CPU,
-    new_role,
-    ppo_roles,
-    role_output,
-    save_role_of,
-    tensors_of,
-    tiny_roles,
-)
-
-IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [50, 60, 70, 80, 90, 100]])
-MASK = torch.ones_like(IDS)
-
-
-def out(roles: Roles, role: str, start: int = 0) -> torch.Tensor:
-    with torch.no_grad():
-        return role_output(roles, role, IDS, MASK, start=start)
-
-
-@pytest.fixture(scope="module")
-def four(adapters) -> Roles:
-    """PPO's roles, for tests that only look."""
-    return ppo_roles(adapters).eval()
-
-
-@pytest.fixture
-def fresh(adapters) -> Roles:
-    """PPO's roles, for tests that change them."""
-    return ppo_roles(adapters).train()
+from stages.models.roles import Role
+from tests.support.role_probes import IDS, MASK, out
+from tests.support.roles import CPU, new_role, save_role_of, tensors_of, tiny_roles
 
 
 def base_folder() -> str:

@@ -7,35 +7,8 @@ from configs.schema import Adapter, Base
 from stages.models.base import disable_dropout, load_base
 from stages.models.queries import ScalarQuery, TokenQuery
 from stages.models.roles import Role, Roles, ScalarHead
-from tests.support.roles import (
-    CPU,
-    PPO_ROLES,
-    TRAINED,
-    ppo_roles,
-    role_output,
-    tiny_roles,
-)
-
-IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [50, 60, 70, 80, 90, 100]])
-MASK = torch.ones_like(IDS)
-ALL = (*PPO_ROLES, Role.BASE)
-
-
-def out(roles: Roles, role: str, start: int = 0) -> torch.Tensor:
-    with torch.no_grad():
-        return role_output(roles, role, IDS, MASK, start=start)
-
-
-@pytest.fixture(scope="module")
-def four(adapters) -> Roles:
-    """PPO's roles, for tests that only look."""
-    return ppo_roles(adapters).eval()
-
-
-@pytest.fixture
-def fresh(adapters) -> Roles:
-    """PPO's roles, for tests that change them."""
-    return ppo_roles(adapters).train()
+from tests.support.role_probes import ALL, IDS, MASK, out
+from tests.support.roles import CPU, PPO_ROLES, TRAINED, role_output, tiny_roles
 
 
 def test_dropout_by_functions_is_disabled_too(fresh):
