@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from configs.errors import UserError
 from configs.schema import Stage
 from launch.deepspeed_command import Launch
 from pipeline.planning.batches import check_batches
@@ -38,8 +37,7 @@ def run_all(request: Request, launch: Launch, plans: Sequence[StagePlan]) -> int
             ranks, or this machine has too few devices.
     """
     for plan in plans:
-        if plan.action == "blocked":
-            raise UserError(f"stage {plan.stage}: {plan.why}.\n{plan.remedy}")
+        plan.check_runnable()
         if plan.action != "skip":
             launch.check_devices()
             check_batches(request.config, plan.stage, launch.world())

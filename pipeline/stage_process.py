@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from configs.errors import UserError
 from configs.schema import Experiment, Stage
 from pipeline.planning.batches import check_batches
 from pipeline.planning.plan import StagePlan, plan_stage, sealed_checkpoint
@@ -116,8 +115,7 @@ def _checked_plan(request: Request, stage: Stage, world: int) -> StagePlan:
         UserError: the stage is blocked, a file is missing, or a setting does not fit.
     """
     plan = plan_stage(request, stage)
-    if plan.action == "blocked":
-        raise UserError(f"stage {stage}: {plan.why}.\n{plan.remedy}")
+    plan.check_runnable()
     check_files(request.config, [plan])
     check_batches(request.config, stage, world)
     for line in plan.notes:

@@ -6,10 +6,11 @@ Planning reads the configuration and the run directory. It starts nothing and wr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from configs.errors import UserError
 from configs.identity import differences, stage_hash
 from configs.schema import STAGES, UPSTREAM, Stage
 from data.storage.files import PARTIAL
@@ -39,6 +40,11 @@ class StagePlan:
     set_aside: Path | None = None
     inputs: dict[Stage, Input] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def check_runnable(self) -> None:
+        """Raise UserError if the stage is blocked."""
+        if self.action == "blocked":
+            raise UserError(f"stage {self.stage}: {self.why}.\n{self.remedy}")
 
 
 def plan_stages(request: Request, stages: Sequence[Stage]) -> list[StagePlan]:
@@ -81,7 +87,7 @@ def plan_stage(
         return StagePlan(stage, "blocked", blocked.why, blocked.remedy)
     if plan.action == "skip" and manifest is not None:
         notes += tuple(manifest.record_faults(request.run.stage(stage)))
-    return StagePlan(stage, plan.action, plan.why, plan.remedy, plan.set_aside, inputs, notes)
+    return replace(plan, inputs=inputs, notes=notes)
 
 
 def stages_between(first: Stage, last: Stage) -> list[Stage]:
