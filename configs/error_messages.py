@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
+from configs.safe_text import REDACTED, may_hold_secret
 from configs.schema import Experiment
 
 Keys = tuple[str, ...]
@@ -33,6 +34,12 @@ def node_at(keys: Sequence[str]) -> Node | None:
 def shortened(text: str) -> str:
     """`text`, cut to the length that a message has room for."""
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
+
+def shown(value: Any) -> str:
+    """A value in a message: cut, and without what may be a secret."""
+    text = "null" if value is None else f"{value!r:.60}"
+    return REDACTED if may_hold_secret(repr(value)) else text
 
 
 def dotted(keys: Sequence[str]) -> str:
@@ -120,7 +127,7 @@ def reason(error: ErrorDetails, node: Node) -> str:
     if error["type"] == "missing":
         return "missing" + hint
     value = error["input"]
-    text = f"{'null' if value is None else f'{value!r:.60}'} is not allowed{hint}"
+    text = f"{shown(value)} is not allowed{hint}"
     if isinstance(value, str):
         choices = [str(choice) for choice in _choices(node)]
         return text + _did_you_mean(difflib.get_close_matches(value, choices, n=1))

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from configs import error_messages
 from configs.error_messages import Keys
+from configs.safe_text import REDACTED, may_hold_secret
 from configs.schema import DATA_FILES
 
 DEEPSPEED_CONFIG = ("deepspeed", "config")
@@ -83,6 +84,7 @@ class RawExperiment:
     def override(self, text: str) -> None:
         """Apply one `key=value`. The value is read as YAML."""
         dotted, equals, value = text.partition("=")
+        text = f"{dotted}={REDACTED}" if may_hold_secret(value) else text
         text = error_messages.shortened(text)
         keys = tuple(dotted.strip().split("."))
         if error_messages.node_at(keys) is None:
@@ -248,6 +250,8 @@ def _is_section(keys: Keys) -> bool:
 
 
 def _is_local_path(keys: Keys, value: str) -> bool:
+    if "://" in value:  # the schema refuses it
+        return False
     if keys in (DEEPSPEED_CONFIG, ("data", "chat_template")):
         return True
     if keys[-2:] == ("base", "model"):

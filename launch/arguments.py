@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
@@ -19,6 +18,7 @@ from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import Experiment
 from pipeline.planning.request import Caller, Request
+from pipeline.processes.streams import say
 from pipeline.state.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,10 +162,10 @@ def exit_status(app: typer.Typer, program: str) -> int:
     try:
         status: int | None = app(prog_name=program, standalone_mode=False)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     except typer.TyperException as error:
-        print(f"error: {_one_line(error, program)}", file=sys.stderr)
+        say(f"error: {_one_line(error, program)}", error=True)
         return 2
     return status or 0
 

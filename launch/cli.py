@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from configs.errors import UserError
 from configs.schema import STAGES, Stage
@@ -22,9 +21,11 @@ from pipeline.planning.batches import check_batches
 from pipeline.planning.plan import plan_stages, stages_between
 from pipeline.planning.preflight import check_files
 from pipeline.processes import logs
+from pipeline.processes.streams import protect_streams, say
 from pipeline.state.manifest import library_versions
 from pipeline.state.results import sweep_runs
 from pipeline.state.run_directory import RunDirectory
+from pipeline.terminal.console import SafeConsole
 from pipeline.terminal.show import print_plan, print_status
 
 RUN_STAGE = ROOT / "launch" / "run_stage.py"
@@ -44,12 +45,13 @@ app = typer.Typer(
 def main() -> int:
     """Returns the exit status: 0 done, 2 the user must fix something, else that of the failing stage."""
     logs.silence()
+    protect_streams()
     return exit_status(app, "tristage")
 
 
 def _print_version(show: bool) -> None:
     if show:
-        print(f"tristage {library_versions().get('tristage', 'is not installed')}")
+        say(f"tristage {library_versions().get('tristage', 'is not installed')}")
         raise typer.Exit
 
 
@@ -135,7 +137,7 @@ def run(options: RunOptions) -> int:
     if status == 0 and options.until == "ppo":
         return report(options)
     if status == 0:
-        print(f"next: {request.next_command(options.until)}")
+        say(f"next: {request.next_command(options.until)}")
     return status
 
 
@@ -156,7 +158,7 @@ def sweep(options: SweepOptions) -> int:
         return status  # a shared stage failed and has printed why
     from pipeline.reporting.sweep_report import write_sweep_report  # imports matplotlib
 
-    print(f"report: {write_sweep_report(request.run.path)}")
+    say(f"report: {write_sweep_report(request.run.path)}")
     return status
 
 
@@ -167,7 +169,7 @@ def plan(options: RunOptions) -> int:
     accelerators = options.num_accelerators or max(1, guess_accelerators())
     world = Launch(RUN_STAGE, [], accelerators, options.hostfile).world()
     plans = plan_stages(request, options.stages())
-    runnable = print_plan(Console(), request, plans, world)
+    runnable = print_plan(SafeConsole(), request, plans, world)
     check_files(request.config, plans)
     return 0 if runnable else 2
 
@@ -175,7 +177,7 @@ def plan(options: RunOptions) -> int:
 @command(app, "tristage status --run-dir runs/demo")
 def status(options: ExperimentOptions) -> int:
     """Show which stages have run, with their results."""
-    print_status(Console(), RunDirectory(options.run_directory()))
+    print_status(SafeConsole(), RunDirectory(options.run_directory()))
     return 0
 
 
@@ -184,7 +186,7 @@ def report(options: ExperimentOptions) -> int:
     """Write the report of a run."""
     from pipeline.reporting.report import write_report  # imports matplotlib
 
-    print(f"report: {write_report(options.run_directory())}")
+    say(f"report: {write_report(options.run_directory())}")
     return 0
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from pipeline.planning.plan import StagePlan
 from pipeline.planning.request import Request
 from pipeline.processes.parent_watch import SECONDS_TO_STOP
 from pipeline.processes.signals import SECONDS_TO_REPEAT, handled_by
+from pipeline.processes.streams import say
 from pipeline.state.manifest import read_manifest
 from pipeline.state.run_directory import RunDirectory
 
@@ -43,7 +43,7 @@ def run_all(request: Request, launch: Launch, plans: Sequence[StagePlan]) -> int
             check_batches(request.config, plan.stage, launch.world())
     for plan in plans:
         if plan.action == "skip":
-            print(f"stage {plan.stage}: {plan.why}", flush=True)
+            say(f"stage {plan.stage}: {plan.why}")
         elif status := _run_one(request.run, launch, plan.stage):
             return status
     return 0
@@ -56,9 +56,7 @@ def _run_one(run: RunDirectory, launch: Launch, stage: Stage) -> int:
         status = 1  # a launcher that is killed exits with 0
     if status:
         logs = run.logs(stage)
-        print(
-            f"stage {stage} ended with status {status}; its logs are in {logs}", file=sys.stderr, flush=True
-        )
+        say(f"stage {stage} ended with status {status}; its logs are in {logs}", error=True)
     return status
 
 

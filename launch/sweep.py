@@ -7,7 +7,6 @@ in `RUN/sweep`, whose `sft` and `rm` are links to those of `RUN`.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from launch.worker_pool import WorkerPool, not_writable
 from pipeline.planning.plan import StagePlan
 from pipeline.planning.request import Request
 from pipeline.processes.signals import WATCHED, handled_by
+from pipeline.processes.streams import say
 
 SHARED: tuple[Stage, ...] = ("sft", "rm")
 Job = tuple[Request, Launch, Sequence[StagePlan]]
@@ -111,18 +111,14 @@ def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], pool: WorkerPool
         while waiting or pool.busy:
             while waiting and pool.free:
                 number, (run, command) = waiting.popleft()
-                print(f"sweep: run {number} of {len(runs)}: {run.setting}, seed {run.seed}", flush=True)
+                say(f"sweep: run {number} of {len(runs)}: {run.setting}, seed {run.seed}")
                 link_shared(root[0].run.path, run.path)
                 pool.start(run.path, command)
             time.sleep(SECONDS_BETWEEN_POLLS)
             for folder, code in pool.ended():
                 by_signal = [signum for signum in WATCHED if code == 128 + signum]
                 if not (interrupted and by_signal):
-                    print(
-                        f"sweep: {pool.ending(folder, code)}",
-                        file=sys.stderr if code else None,
-                        flush=True,
-                    )
+                    say(f"sweep: {pool.ending(folder, code)}", error=bool(code))
                 if not interrupted:
                     status = code or status
                     noted += by_signal
@@ -130,9 +126,7 @@ def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], pool: WorkerPool
                     waiting.clear()
             if noted and not interrupted:
                 status, interrupted = 128 + noted[0], True
-                print(
-                    "sweep: interrupted; every run ends after its current step", file=sys.stderr, flush=True
-                )
+                say("sweep: interrupted; every run ends after its current step", error=True)
             while noted:
                 noted.popleft()
                 waiting.clear()

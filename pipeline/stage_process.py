@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from configs.schema import Experiment, Stage
 from pipeline.planning.batches import check_batches
 from pipeline.planning.plan import StagePlan, plan_stage, sealed_checkpoint
@@ -24,8 +22,10 @@ from pipeline.planning.preflight import check_files
 from pipeline.planning.request import Request
 from pipeline.processes import endings, logs
 from pipeline.processes.signals import Signals, handled_by, watched_signals
+from pipeline.processes.streams import say
 from pipeline.stage_record import begin_attempt, failed, finished
 from pipeline.state.manifest import Manifest, Process, owner_of, read_manifest
+from pipeline.terminal.console import SafeConsole
 from pipeline.terminal.progress import make_display
 from pipeline.terminal.summary import print_summary
 from pipeline.tracking.metric_files import FileSink
@@ -119,8 +119,8 @@ def _checked_plan(request: Request, stage: Stage, world: int) -> StagePlan:
     check_files(request.config, [plan])
     check_batches(request.config, stage, world)
     for line in plan.notes:
-        print(line, flush=True)
-    print(f"stage {stage}: {plan.why}", flush=True)
+        say(line)
+    say(f"stage {stage}: {plan.why}")
     if plan.action != "skip":
         check_mode()  # W&B's mode is checked before an old result is set aside
     return plan
@@ -219,7 +219,7 @@ def _attempt(
 def _print_end(request: Request, manifest: Manifest) -> None:
     """Print the result. `tristage run` continues by itself, so it needs no next command."""
     command = None if request.caller == "tristage" else request.next_command(manifest.stage)
-    print_summary(Console(), manifest, request.run.output(manifest.stage), command)
+    print_summary(SafeConsole(), manifest, request.run.output(manifest.stage), command)
 
 
 def _recipe(stage: Stage) -> Callable[[Context], Outcome]:

@@ -12,6 +12,7 @@ from data.storage.records import records
 from pipeline.planning.plan import StagePlan, sealed_checkpoint
 from pipeline.planning.request import Request
 from pipeline.processes import endings
+from pipeline.processes.streams import say
 from pipeline.state.manifest import (
     BaseModelId,
     Manifest,
@@ -37,7 +38,7 @@ def begin_attempt(request: Request, plan: StagePlan, world: int) -> Manifest:
     run, stage = request.run, plan.stage
     previous = read_manifest(run.manifest(stage)) if plan.action == "resume" else None
     if plan.set_aside:
-        print(f"stage {stage}: its old folder is kept as {run.set_aside(stage)}", flush=True)
+        say(f"stage {stage}: its old folder is kept as {run.set_aside(stage)}")
     run.stage(stage).mkdir(parents=True, exist_ok=True)
     sweep(run.stage(stage))
     endings.clear_notes(run.logs(stage))

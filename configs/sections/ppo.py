@@ -16,25 +16,27 @@ from configs.sections.values import (
     NonNegative,
     Positive,
     Section,
-    no_secret_in_url,
+    Text,
+    plain_url,
+    variable_name,
 )
 
 
 class Reward(Section):
     """One term of the reward. The reward is the weighted sum of its terms."""
 
-    source: Annotated[str, AfterValidator(no_secret_in_url)] = Field(
+    source: Annotated[str, AfterValidator(plain_url)] = Field(
         "rm",
         pattern=r"^(rm|https?://.+|[\w.]+:\w+)$",
         description="rm; a Python function `module:function`, which is imported; or the URL of an endpoint",
     )
     weight: float = 1.0
-    name: str | None = Field(None, description="its name in metrics; default: rm, the function or the host")
+    name: Text | None = Field(None, description="its name in metrics; default: rm, the function or the host")
     timeout_seconds: Positive = Field(30.0, description="limit of one request to an endpoint")
     retries: Annotated[int, Field(ge=0)] = Field(
         5, description="of a failed request, with exponential backoff"
     )
-    key_variable: str | None = Field(
+    key_variable: Annotated[str, AfterValidator(variable_name)] | None = Field(
         None, description="environment variable that holds the endpoint's bearer token"
     )
 

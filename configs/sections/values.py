@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+from configs.safe_text import may_hold_secret
+
+KEY_ELSEWHERE = "name the variable of a token in key_variable"
+HOST = re.compile(r"([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?")
 
 
 def _reject_boolean(value: Any) -> Any:
@@ -26,22 +32,35 @@ def _printable(text: str) -> str:
     return text
 
 
-def no_secret_in_url(source: str) -> str:
+def plain_url(source: str) -> str:
     """Refuse a URL that may hold a secret: configurations are saved, printed and sent to W&B."""
-    if "://" in source:
-        parts = urlsplit(source)
-        if "@" in parts.netloc:
-            raise ValueError(
-                "a URL with a user's name or password in it; name the variable of a token in key_variable"
-            )
-        if parts.query:
-            raise ValueError(
-                "a URL with a query, which may be a key; name the variable of a token in key_variable"
-            )
+    if "://" not in source:
+        return source
+    parts = urlsplit(source)
+    if "@" in parts.netloc:
+        raise ValueError(f"a URL with a user's name or password in it; {KEY_ELSEWHERE}")
+    if any(mark in source for mark in "?#;"):
+        raise ValueError(f"a URL with a query, parameters or a fragment, which may be a key; {KEY_ELSEWHERE}")
+    if not HOST.fullmatch(parts.netloc) or any(letter.isspace() or letter == "\\" for letter in source):
+        raise ValueError("a URL whose host and port are not readable; write https://HOST/PATH")
     return source
 
 
-Text = Annotated[str, AfterValidator(_printable)]
+def variable_name(text: str) -> str:
+    """Refuse what cannot be a variable's name, and do not repeat it: it may be the secret itself."""
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,99}", text):
+        raise ValueError("key_variable must be the name of an environment variable, such as SCORER_KEY")
+    return text
+
+
+def _no_url(text: str) -> str:
+    """Refuse a URL, a password or a token where a name or a path belongs. The message does not repeat it."""
+    if may_hold_secret(text):
+        raise ValueError("a URL, a password or a token; download the file, and give its path, or give a name")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_printable), AfterValidator(_no_url)]
 NotBoolean = BeforeValidator(
     _reject_boolean
 )  # stands last, so that the bounds before it enter the JSON schema

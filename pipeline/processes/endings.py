@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -18,8 +17,10 @@ from pathlib import Path
 import psutil
 
 from configs.errors import UserError
+from configs.safe_text import safe
 from data.storage.files import write_text
 from pipeline.processes.hangs import timed_out, where_hung, where_raised
+from pipeline.processes.streams import say
 from pipeline.state.manifest import Process
 from stages.context import Interrupted, Paused
 
@@ -75,7 +76,8 @@ def exit_code(error: BaseException) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    return str(error) if isinstance(error, RankFailed) else f"{type(error).__name__}: {error}"
+    """The message for manifests and notes, without secrets."""
+    return safe(str(error) if isinstance(error, RankFailed) else f"{type(error).__name__}: {error}")
 
 
 def report(error: BaseException, rank: int) -> None:
@@ -83,13 +85,13 @@ def report(error: BaseException, rank: int) -> None:
     logger.info("ended by %s", one_line(error), exc_info=error)
     if stopped(error):
         if rank == 0:
-            print(f"interrupted by {error}; the same command resumes", file=sys.stderr, flush=True)
+            say(f"interrupted by {error}; the same command resumes", error=True)
         return
     if rank != 0:
         time.sleep(RANK_ZERO_SPEAKS_FIRST_SECONDS)
-        print(f"rank {rank}:", file=sys.stderr)
+        say(f"rank {rank}:", error=True)
     if isinstance(error, UserError | RankFailed):
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say(f"error: {error}", error=True)
     else:
         traceback.print_exception(error)
 
@@ -138,7 +140,7 @@ def reporting_when_stuck(
             failed = _failed_peer(logs, peers, noted_only=True)
             if failed and not over.wait(SECONDS_TO_NOTICE):
                 record(failed)
-                print(f"error: {failed}", file=sys.stderr, flush=True)
+                say(f"error: {failed}", error=True)
                 os._exit(1)
 
     if len(peers) > 1:

@@ -14,6 +14,8 @@ import warnings
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from configs.safe_text import safe
+
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -75,15 +77,22 @@ def open_logs(folder: Path, rank: int) -> Path:
 
 def _file_handler(path: Path) -> logging.Handler:
     handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=OLD_LOGS, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_SafeFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     return handler
 
 
 def _terminal_handler() -> logging.Handler:
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_SafeFormatter("%(levelname)s %(name)s: %(message)s"))
     return handler
+
+
+class _SafeFormatter(logging.Formatter):
+    """Keeps secrets and escape sequences out of messages and tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return safe(super().format(record))
 
 
 class _Beginnings(logging.Filter):

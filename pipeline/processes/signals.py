@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from pipeline.processes.streams import say
 from stages.context import Interrupted
 
 WATCHED = (signal.SIGINT, signal.SIGTERM)
@@ -79,10 +79,9 @@ class Signals:
     def _say_noted(self) -> None:
         """Print no name: of two signals that arrive together, the later may be announced first."""
         if self.announce and self._deferring:
-            print(
+            say(
                 "interrupted: ends after the current step, with a checkpoint; interrupt again to end at once",
-                file=sys.stderr,
-                flush=True,
+                error=True,
             )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from configs.safe_text import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_QUOTE = 700
@@ -84,17 +85,10 @@ class Page:
 
 def quote(text: object, max_length: int = MAX_QUOTE) -> str:
     """Text of a model or a data set, made safe to show: control characters visible, long text cut."""
-    shown = "".join(_visible(letter) for letter in str(text))
+    shown = visible(str(text))
     if len(shown) <= max_length:
         return shown
     return f"{shown[:max_length].rstrip()} … [{len(shown) - max_length} more characters]"
-
-
-def _visible(letter: str) -> str:
-    """A control character as its visible symbol. Marks that change the direction of text are replaced."""
-    if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cs", "Cf"):
-        return letter
-    return chr(0x2400 + ord(letter)) if ord(letter) < 0x20 else "\ufffd"
 
 
 def markdown(text: str) -> str:
@@ -113,4 +107,4 @@ def render(page: Page, form: Literal["md", "html"]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["markdown"] = markdown
-    return environment.get_template(f"report.{form}.jinja").render(page=page)
+    return visible(environment.get_template(f"report.{form}.jinja").render(page=page))

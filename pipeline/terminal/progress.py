@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from pipeline.processes.streams import say
+from pipeline.terminal.console import SafeConsole
 from pipeline.terminal.format import show_figures, show_seconds
 
 SHARE_PER_LINE = 0.1
@@ -131,7 +133,7 @@ def _position(phase: _Phase, now: float) -> str:
 
 def make_display() -> Display:
     """The display that fits standard output."""
-    console = Console()
+    console = SafeConsole()
     if console.is_terminal:
         return LiveDisplay(console)
-    return PlainDisplay(lambda line: print(line, flush=True))
+    return PlainDisplay(say)

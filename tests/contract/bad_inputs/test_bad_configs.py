@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.contract.bad_inputs.entry import VALID, check_message, experiment, files, tristage
 
@@ -90,7 +91,12 @@ CONTRADICTIONS = [
     (["rm.use_best=true", "rm.eval_steps=30"], "eval_steps (30) must be a multiple of save_steps (50)"),
     (["ppo.kl_target=6", "ppo.kl_horizon=10"], "kl_horizon (10) must be above a fifth of batch_size (64)"),
     (["ppo.rewards=[{source: 'https://u:p@h/'}]"], "a URL with a user's name or password in it"),
-    (["ppo.rewards=[{source: 'https://h/?key=k'}]"], "a URL with a query"),
+    *(
+        ([f"ppo.rewards=[{{source: 'https://h/{mark}'}}]"], "a URL with a query, parameters or a fragment")
+        for mark in ("?key=k", "?", "#token=t", ";key=k", "x;k/y")
+    ),
+    (["ppo.rewards=[{source: 'https://u%3Ap%40h/'}]"], "a URL whose host and port are not readable"),
+    (["ppo.rewards=[{source: 'https://h:p/w@h/'}]"], "a URL whose host and port are not readable"),
     (["rm.base.model=tiny-random"], "rm.base: is the experiment's own base; leave rm.base out"),
     (["sft.packing=true", "base.attention=eager"], "sft.packing: packed examples are kept apart by a mask"),
     (["sft.packing=true", "base.attention=flash_attention_2"], "set base.attention to sdpa"),
@@ -194,6 +200,35 @@ def test_override(override, parts, tmp_path):
 @pytest.mark.parametrize(("overrides", "part"), CONTRADICTIONS, ids=lambda value: str(value)[:40])
 def test_contradiction(overrides, part, tmp_path):
     check_message(refused(tmp_path, VALID, *overrides), part)
+
+
+@pytest.mark.parametrize("key", ["data.sft.path", "base.model", "rm.base.model", "deepspeed.config",
+                                 "data.chat_template", "tracking.project", "data.rm.name"])  # fmt: skip
+@pytest.mark.parametrize("url", [
+    "http://user:S3CRET@host/x.jsonl", "HTTPS://S3CRET@host/", "https://user:a/S3CRET@host/", "s3://S3CRET@b/x",
+    "https://h/x?token=S3CRET", "https://h/x.jsonl?S3CRET", "https://h/x#token=S3CRET", "https://h/x;key=S3CRET",
+    "user:S3CRET@host/x.jsonl", "x.jsonl?token=S3CRET", "https://h/S3CRET",
+])  # fmt: skip
+@pytest.mark.parametrize("where", ["file", "command line"])
+def test_a_url_is_refused_and_not_repeated(where, url, key, tmp_path):
+    overrides = [f"{key}={url}"]
+    text = VALID
+    if where == "file":
+        tree = yaml.safe_load(VALID)
+        section = tree
+        for part in key.split(".")[:-1]:
+            section = section.setdefault(part, {})
+        section[key.split(".")[-1]] = url
+        text, overrides = yaml.safe_dump(tree), []
+    message = refused(tmp_path, text, *overrides)
+    check_message(message, f"{key}: a URL, a password or a token")
+    assert "S3CRET" not in message and message.count("\n") == 1
+
+
+def test_a_key_in_place_of_its_variable_is_not_repeated(tmp_path):
+    message = refused(tmp_path, VALID, "ppo.rewards=[{source: 'https://h/', key_variable: 'sk-S3CRET'}]")
+    check_message(message, "ppo.rewards[0]: ")
+    assert "S3CRET" not in message
 
 
 @pytest.mark.parametrize(("content", "parts"), [(content, parts) for content, *parts in FILES])

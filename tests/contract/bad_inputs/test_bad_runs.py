@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from configs.load import load_experiment
+from configs.load import dump_experiment, load_experiment
 from configs.schema import Experiment
+from pipeline.state.manifest import read_manifest
 from pipeline.state.run_directory import RunDirectory
 from tests.contract.bad_inputs.entry import VALID, check_message, experiment, files, flip, stage_run, tristage
 from tests.support.pipeline_runs import leave
@@ -161,6 +162,35 @@ def test_manifest(name, stage, ours):
     status, _, err = tristage("status", "--run-dir", run)
     assert status == 2
     check_message(err, "not a readable manifest")
+
+
+EVIL = "\x1b]0;title\x07\x1b[31mred\x9b2J\rover"
+
+
+@pytest.mark.parametrize("colours", [False, True])
+def test_text_of_a_manifest_does_not_act_on_the_terminal(colours, ours, monkeypatch):
+    file, _, run = ours
+    if colours:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    manifest = read_manifest(run / "sft/manifest.json")
+    assert manifest is not None
+    base = manifest.base.model_copy(update={"model": EVIL})
+    config = manifest.config | {"base": manifest.config["base"] | {"revision": EVIL}}
+    update = {"status": "failed", "error": EVIL, "base": base, "config": config, "config_hash": HASH}
+    manifest.model_copy(update=update).write(run / "sft/manifest.json")
+    (run / "config.yaml").write_text(dump_experiment(load_experiment(file)))
+    said = [
+        *tristage("status", "--run-dir", run),
+        *tristage("plan", "--config", file, "--run-dir", run),
+        *tristage("plan", "--config", file, "--run-dir", run, "--from", "rm"),
+        *stage_run(file, run, "rm"),
+        *tristage("report", "--run-dir", run),
+        *[page.read_text() for page in (run / "report").glob("*.[hm]*")],
+    ]
+    text = "".join(map(str, said))
+    assert text.count("␛[31mred") >= 3
+    for raw in ("\x1b]", "\x1b[31mred", "\x07", "\x9b", "\r"):
+        assert raw not in text
 
 
 def test_a_folder_for_a_manifest(ours):

@@ -56,6 +56,17 @@ def test_our_code_neither_unpickles_nor_trusts() -> None:
     assert found == []
 
 
+def test_our_code_prints_through_the_one_door() -> None:
+    """`say` and SafeConsole redact secrets and show control characters."""
+    doors = ("pipeline/processes/streams.py", "pipeline/terminal/console.py", "stages/models/demo_models.py")
+    found = [
+        place
+        for place, node in nodes()
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "Console", "sys.stdout.write")
+    ]
+    assert [place for place in found if not place.startswith(doors)] == []
+
+
 @pytest.mark.parametrize(
     ("name", "inside"),
     [

@@ -95,6 +95,19 @@ def test_second_run_does_nothing(run, capsys: pytest.CaptureFixture[str]) -> Non
     assert "finished" in capsys.readouterr().out
 
 
+def test_an_error_leaves_no_secret(
+    tmp_path: Path, run, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SCORER_TOKEN", "a-secret-of-ours")
+
+    def leak(context: Context) -> Outcome:
+        raise RuntimeError(f"bad header {os.environ['SCORER_TOKEN']} at https://me:pw123@host/\x1b[31m")
+
+    assert run(leak) == 1
+    error = manifest_of(tmp_path).error
+    assert error == "RuntimeError: bad header [redacted] at https://[redacted]@host/␛[31m"
+
+
 def test_force_keeps_the_old_folder(tmp_path: Path, run) -> None:
     run()
     assert run(force=True) == 0

@@ -32,6 +32,7 @@ class Service:
         self.asked: list[dict] = []
         self.keys: list[str | None] = []
         self.delay = 0.0  # seconds
+        self.redirect = ""  # to this URL
         service = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -41,7 +42,11 @@ class Service:
                 service.keys.append(self.headers["Authorization"])
                 time.sleep(service.delay)
                 text = json.dumps(service.answer).encode()
-                self.send_response(service.failures.pop(0) if service.failures else 200)
+                if service.redirect:
+                    self.send_response(307)
+                    self.send_header("Location", service.redirect)
+                else:
+                    self.send_response(service.failures.pop(0) if service.failures else 200)
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
                 self.wfile.write(text)
@@ -124,9 +129,27 @@ def test_bearer_token_comes_from_a_variable(service: Service, monkeypatch: pytes
     monkeypatch.delenv("SCORER_KEY", raising=False)
     with pytest.raises(UserError, match="SCORER_KEY is not set"):
         Rewards([term])
-    monkeypatch.setenv("SCORER_KEY", "secret")
+    monkeypatch.setenv("SCORER_KEY", "0dd-key-of-a-test\n")
     Rewards([term])(PROMPTS, RESPONSES)
-    assert service.keys == ["Bearer secret"]
+    assert service.keys == ["Bearer 0dd-key-of-a-test"]
+    assert str(UserError("401 for 0dd-key-of-a-test")) == "401 for [redacted]"
+
+
+@pytest.mark.parametrize("key", ["", " \n", "two\nlines", "schlüssel", "tab\tbed"])
+def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCORER_KEY", key)
+    with pytest.raises(UserError, match="SCORER_KEY is empty, or has line breaks") as caught:
+        Rewards([Reward(source="https://host/", key_variable="SCORER_KEY")])
+    assert not key.strip() or key not in str(caught.value)
+
+
+def test_a_redirect_is_refused_and_not_followed(service: Service) -> None:
+    service.redirect = "http://user:hidden@127.0.0.1:9/?token=hidden"
+    with pytest.raises(UserError, match="status 307, a redirect") as caught:
+        Rewards([Reward(source=service.url)])(PROMPTS, RESPONSES)
+    assert "hidden" not in str(caught.value) and len(service.asked) == 1
 
 
 @pytest.mark.parametrize("values", [[1.0], [1.0, None], ["1", 2.0], [torch.ones(2), 1.0]])
