@@ -14,6 +14,9 @@ from configs.errors import UserError
 from configs.schema import Stage
 
 SLOTS = re.compile("slots=[1-9][0-9]{0,5}")
+# A host name or an IPv4 address. DeepSpeed hands it to pdsh and ssh, which take other forms as options, files
+# or ranges of hosts, and what stands before a colon as a kind of connection.
+HOST = re.compile(r"(?!.{254})[A-Za-z0-9]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9_-]{0,62}))*\.?")
 
 
 @dataclass(frozen=True)
@@ -122,13 +125,18 @@ def read_slots(hostfile: Path) -> list[int]:
     if not hostfile.is_file():
         raise UserError(f"--hostfile: {hostfile} does not exist; launch/hostfile.example shows the form.")
     slots: dict[str, int] = {}
-    for number, line in enumerate(_text_of(hostfile).splitlines(), 1):
+    for number, line in enumerate(_text_of(hostfile).split("\n"), 1):  # as DeepSpeed splits it
         words = line.partition("#")[0].split()
         if not words:
             continue
         if len(words) != 2 or not SLOTS.fullmatch(words[1]):
             raise UserError(
                 f"{hostfile}: line {number}: expected `NAME slots=N`, found `{line.strip():.80}`. Correct it."
+            )
+        if not HOST.fullmatch(words[0]):
+            raise UserError(
+                f"{hostfile}: line {number}: {words[0]!r:.80} is not a host name or an IPv4 address. "
+                "Write a name of letters, digits, hyphens and dots; user and port belong into ~/.ssh/config."
             )
         if words[0] in slots:
             raise UserError(f"{hostfile}: line {number}: {words[0]:.80} is named twice. Add up its slots.")

@@ -12,6 +12,7 @@ import pytest
 
 from configs.errors import UserError
 from configs.load import load_experiment
+from launch.deepspeed_command import read_slots
 from stages.distributed.environment import check_rendezvous, rank_and_world
 from tests.contract.bad_inputs.entry import check_message, experiment, files, stage_run, tristage
 from tests.support.pipeline_runs import leave
@@ -143,3 +144,31 @@ def test_hostfile(content, part, tmp_path):
     status, _, err = tristage("plan", "--config", experiment(tmp_path), "--hostfile", hostfile)
     assert status == 2
     check_message(err, str(hostfile), part)
+
+
+HOSTS = (
+    "-oProxyCommand=touch${IFS}owned", "--help", "-", ".", ".a", "a..b", "$(id)", "`id`", "a;id", "a|id",
+    "a&id", "a,b", "node[1-3]", "^/etc/passwd", "ssh:a", "me@a", "a:22", "fe80::1", "a/b", "a\\b", "'a'",
+    '"a"', "a>b", "ä", "a\x1b[31m", "a\x00b", "a" * 64, "a." * 130 + "a", "a*", "~", "!a", "a=b", "-1", "_a",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "sweep"])
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_host_is_a_name_or_an_address(name, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("nothing may start"))
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text(f"one slots=1\n{name} slots=2\n")
+    words = ("--config", experiment(tmp_path), "--run-dir", tmp_path / "run", "--hostfile", hostfile)
+    status, _, err = tristage(command, *words)
+    assert status == 2 and not (tmp_path / "run").exists()
+    check_message(err, f"{hostfile}: line 2: ", "is not a host name or an IPv4 address")
+    assert "\x1b" not in err
+
+
+@pytest.mark.parametrize(
+    "name", ["node-1", "10.0.0.7", "gpu_3.cluster.example.org", "A1", "a" * 63, "a-", "node."]
+)
+def test_names_of_hosts_are_taken(name, tmp_path):
+    (tmp_path / "hosts").write_text(f"{name} slots=2 # of two\nother slots=1")
+    assert read_slots(tmp_path / "hosts") == [2, 1]
