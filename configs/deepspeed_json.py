@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
+from configs.regular_file import read_regular_file
 
 RESERVED = {
     "train_batch_size": "<stage>.batch_size",
@@ -23,6 +24,7 @@ RESERVED = {
     "amp": "base.compute_dtype",
     "torch_autocast": "base.compute_dtype",
 }
+MAX_BYTES = 2**20
 ZERO_SECTION = "zero_optimization"
 EXAMPLE = "configs/deepspeed/zero2.json shows the form"
 
@@ -47,7 +49,7 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
 
 def _parsed(path: Path) -> Any:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_regular_file(path, MAX_BYTES).decode("utf-8-sig")
         return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_reject_constant)
     except OSError as error:
         reason = f"{error.strerror}; name a DeepSpeed JSON, or leave the key out"

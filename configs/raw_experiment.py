@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from configs import error_messages
 from configs.error_messages import Keys
+from configs.regular_file import read_regular_file
 from configs.safe_text import REDACTED, may_hold_secret
 from configs.schema import DATA_FILES
 
@@ -45,7 +46,8 @@ class RawExperiment:
     def read(self) -> None:
         """Read the file. If it cannot be read, the tree stays empty and `broken` is set."""
         try:
-            tree, self.lines, duplicates = parse(self._content().decode("utf-8-sig"))
+            content = read_regular_file(self.file, MAX_FILE_BYTES)
+            tree, self.lines, duplicates = parse(content.decode("utf-8-sig"))
         except OSError as error:
             self._add_file_error(f"cannot be read: {error.strerror}; give the path of a YAML with --config")
         except UnicodeDecodeError as error:
@@ -69,13 +71,6 @@ class RawExperiment:
                 self._add_file_error(
                     f"holds {type(tree).__name__} {tree!r:.40}, not a mapping; write `key: value` lines"
                 )
-
-    def _content(self) -> bytes:
-        with self.file.open("rb") as stream:
-            content = stream.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            raise ValueError(f"longer than {MAX_FILE_BYTES:,} bytes; give the path of an experiment")
-        return content
 
     def _add_file_error(self, reason: str) -> None:
         self.broken = True

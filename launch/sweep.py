@@ -18,11 +18,12 @@ from configs.errors import UserError
 from configs.schema import Stage
 from launch.deepspeed_command import Launch
 from launch.stage_sequence import run_all
-from launch.worker_pool import WorkerPool, not_writable
+from launch.worker_pool import LOG, WorkerPool, not_writable
 from pipeline.planning.plan import StagePlan
 from pipeline.planning.request import Request
 from pipeline.processes.signals import WATCHED, handled_by
 from pipeline.processes.streams import say
+from pipeline.state.run_directory import PLAIN_REMEDY
 
 SHARED: tuple[Stage, ...] = ("sft", "rm")
 Job = tuple[Request, Launch, Sequence[StagePlan]]
@@ -138,8 +139,11 @@ def link_shared(root: Path, path: Path) -> None:
     """Link a run's `sft` and `rm` to those of the root. Relative links survive a move of the root.
 
     Raises:
-        UserError: `path` cannot be written.
+        UserError: `path` cannot be written, or is a link.
     """
+    for folder in (path.parent, path, path / LOG):
+        if folder.is_symlink():
+            raise UserError(f"{folder} is a link. {PLAIN_REMEDY}")
     try:
         path.mkdir(parents=True, exist_ok=True)
         for stage in SHARED:

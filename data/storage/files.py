@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from configs.errors import UserError
+from configs.regular_file import read_regular_file
 
 PARTIAL = ".partial"  # ending of hidden files and folders while they are written or removed
 
@@ -60,7 +61,7 @@ def sweep(folder: Path, name: str = "**/.*") -> None:
         name: glob pattern of the files and folders, without their ending.
     """
     for partial in list(folder.glob(f"{name}{PARTIAL}")):
-        if partial.is_dir():
+        if partial.is_dir() and not partial.is_symlink():
             shutil.rmtree(partial)
         else:
             partial.unlink(missing_ok=True)  # it may have been in a folder that is gone
@@ -90,7 +91,12 @@ def read_json_lines(
         UserError: a line is not a JSON object, or lacks a key.
     """
     # splitlines would also split at U+2028 and other characters that a JSON string may hold.
-    *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    try:
+        *lines, rest = read_regular_file(path).decode(errors="replace").split("\n")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}. Restore the file, or move it away."
+        ) from error
     if rest and not growing:
         lines.append(rest)
     rows = []

@@ -17,6 +17,7 @@ from data.storage.files import PARTIAL
 from pipeline.planning.request import Request
 from pipeline.planning.upstream import Blocked, check_upstream
 from pipeline.state.manifest import Input, Manifest, damage, owner_of, read_manifest
+from pipeline.state.run_directory import PLAIN_REMEDY, not_plain
 
 Action = Literal["run", "resume", "skip", "blocked"]
 
@@ -83,11 +84,18 @@ def plan_stage(
     try:
         inputs, notes = check_upstream(request, stage, pending)
         plan = _decide(request, stage, manifest, inputs, pending)
+        _check_writable_folder(request.run.stage(stage), plan)
     except Blocked as blocked:
         return StagePlan(stage, "blocked", blocked.why, blocked.remedy)
     if plan.action == "skip" and manifest is not None:
         notes += tuple(manifest.record_faults(request.run.stage(stage)))
     return replace(plan, inputs=inputs, notes=notes)
+
+
+def _check_writable_folder(folder: Path, plan: StagePlan) -> None:
+    """Refuse a folder with links, unless the stage gets a new one or writes nothing."""
+    if plan.action in ("run", "resume") and not plan.set_aside and (fault := not_plain(folder)):
+        raise Blocked(fault, PLAIN_REMEDY)
 
 
 def stages_between(first: Stage, last: Stage) -> list[Stage]:

@@ -41,6 +41,11 @@ REFUSED = {
     errno.EROFS: "could not be written, it is read-only",
     errno.EACCES: "could not be opened, permission is denied",
     errno.EPERM: "could not be opened, permission is denied",
+    errno.EISDIR: "could not be written, a folder is in its place",
+    errno.ENOTDIR: "could not be written, a file is in the place of its folder",
+    errno.EEXIST: "could not be written, something else is in its place",
+    errno.ELOOP: "could not be opened, a link is in its place",
+    errno.ENAMETOOLONG: "could not be written, its name is too long",
 }
 
 
@@ -54,7 +59,7 @@ def stopped(error: BaseException) -> bool:
 
 
 def explained(error: BaseException, folder: Path) -> BaseException:
-    """Turn a full disk or a closed folder into a UserError; return other errors unchanged."""
+    """Turn what a disk or a folder refuses into a UserError; return other errors unchanged."""
     match = re.search(r"\(os error (\d+)\)", str(error))  # tokenizers raises no OSError
     number = error.errno if isinstance(error, OSError) else int(match[1]) if match else None
     if isinstance(error, UserError) or number not in REFUSED:

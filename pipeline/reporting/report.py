@@ -8,6 +8,7 @@ from pathlib import Path
 from configs.schema import STAGES
 from data.storage.files import write_text
 from pipeline.reporting.figures import draw_all
+from pipeline.reporting.folder import report_folder
 from pipeline.reporting.missing import missing
 from pipeline.reporting.page import (
     Bullets,
@@ -43,14 +44,13 @@ def write_report(run_dir: Path) -> Path:
     """Write `run_dir/report` about a finished or unfinished run. Returns the path of its `index.html`.
 
     Raises:
-        UserError: `run_dir` is not a run directory, or a file in it is damaged.
+        UserError: `run_dir` is not a run directory, a file in it is damaged, or it cannot be written.
     """
     results = read_results(run_dir)
-    folder = run_dir / "report"
-    folder.mkdir(exist_ok=True)
-    page = build_page(results, draw_all(results, folder))
-    write_text(folder / "report.md", render(page, "md"))
-    write_text(folder / "index.html", render(page, "html"))
+    with report_folder(run_dir / "report") as folder:
+        page = build_page(results, draw_all(results, folder))
+        write_text(folder / "report.md", render(page, "md"))
+        write_text(folder / "index.html", render(page, "html"))
     return folder / "index.html"
 
 

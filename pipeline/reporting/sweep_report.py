@@ -15,6 +15,7 @@ from configs.errors import UserError
 from data.storage.files import write_json_lines, write_text
 from pipeline.reporting.figure_style import COLOURS, LOOK, PALE, new_figure
 from pipeline.reporting.figures import DOTS_PER_INCH
+from pipeline.reporting.folder import report_folder
 from pipeline.reporting.page import Cell, Page, Paragraph, Picture, Section, Table, quote, render
 from pipeline.state.results import Row, read_lines, read_results, sweep_runs
 from pipeline.terminal.format import show_number
@@ -63,19 +64,18 @@ def write_sweep_report(root: Path) -> Path:
     if not outcomes:
         raise UserError(f"{root}: it has no run of a sweep. Start one: tristage sweep --run-dir {root}")
     best_of_n = read_lines(root / "best" / "curve.jsonl", ["n", "kl", "rm_score"])
-    folder = root / "sweep" / "report"
-    folder.mkdir(exist_ok=True)
     finished = [outcome for outcome in outcomes if outcome.figures]
-    with matplotlib.rc_context(LOOK):
-        figure = frontier(finished, best_of_n)
-        figure.savefig(folder / FIGURE, dpi=DOTS_PER_INCH, metadata={"Software": None})
-    write_json_lines(
-        folder / "runs.jsonl",
-        [{"setting": run.setting, "seed": run.seed, **run.figures} for run in outcomes],
-    )
-    page = build_page(root, outcomes)
-    write_text(folder / "report.md", render(page, "md"))
-    write_text(folder / "index.html", render(page, "html"))
+    with report_folder(root / "sweep" / "report") as folder:
+        with matplotlib.rc_context(LOOK):
+            figure = frontier(finished, best_of_n)
+            figure.savefig(folder / FIGURE, dpi=DOTS_PER_INCH, metadata={"Software": None})
+        write_json_lines(
+            folder / "runs.jsonl",
+            [{"setting": run.setting, "seed": run.seed, **run.figures} for run in outcomes],
+        )
+        page = build_page(root, outcomes)
+        write_text(folder / "report.md", render(page, "md"))
+        write_text(folder / "index.html", render(page, "html"))
     return folder / "index.html"
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from configs.errors import UserError
+from configs.regular_file import read_regular_file
 from configs.schema import Base, Experiment, Stage
 from data.storage.files import sha256, stays_inside, write_text
 from data.storage.folder_digest import folder_digest
@@ -160,7 +161,7 @@ def read_manifest(path: Path) -> Manifest | None:
         UserError: the file is there but is not a manifest.
     """
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(read_regular_file(path))
         fault = manifest.fault(path)
     except (FileNotFoundError, NotADirectoryError):
         return None

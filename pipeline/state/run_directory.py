@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,35 @@ from filelock import FileLock, Timeout
 from configs.errors import UserError
 from configs.schema import Stage
 from data.storage.files import sweep, sync, write_text
+
+PLAIN_REMEDY = "Put a file or a folder in its place. Only the run directory itself may be a link."
+
+WANDB_LINKS = ("latest-run", "debug.log", "debug-internal.log")  # W&B replaces them, and never follows them
+
+
+def check_plain(folder: Path) -> None:
+    """Raise UserError if writing into `folder` could lead elsewhere; see `not_plain`."""
+    if fault := not_plain(folder):
+        raise UserError(f"{fault}. {PLAIN_REMEDY}")
+
+
+def not_plain(folder: Path) -> str | None:
+    """What is wrong with the first entry of `folder`, or with itself, that is neither file nor folder.
+
+    People share run directories. A link in one could name any file of the account that continues the run.
+    """
+    if folder.is_symlink():
+        return f"{folder} is a link"
+    for root, folders, files in os.walk(folder):
+        in_wandb = Path(root) == folder / "wandb"
+        for path in (Path(root) / name for name in (*folders, *files)):
+            if path.is_symlink() and not (in_wandb and path.name in WANDB_LINKS):
+                return f"{path} is a link"
+            if path.exists() and not path.is_file() and not path.is_dir():
+                return f"{path} is neither a file nor a folder"
+        if in_wandb:
+            folders.clear()  # W&B writes each attempt into a new folder
+    return None
 
 
 @dataclass(frozen=True)
@@ -43,7 +73,7 @@ class RunDirectory:
     def aside(self, stage: Stage) -> Path:
         """The next free name for a stage's old folder: `RUN/sft.old-1`, `RUN/sft.old-2`, ..."""
         number = 1
-        while (candidate := self.path / f"{stage}.old-{number}").exists():
+        while os.path.lexists(candidate := self.path / f"{stage}.old-{number}"):
             number += 1
         return candidate
 
