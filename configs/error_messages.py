@@ -102,7 +102,8 @@ def allowed(node: Node) -> str:
     if node["type"] == "array":
         return f"a list of {allowed(_resolved(node['items']))}"
     if node["type"] == "string":
-        return f"text matching {node['pattern']}" if "pattern" in node else "text"
+        length = f" of at most {node['maxLength']} letters" if "maxLength" in node else ""
+        return f"text{length}" + (f" matching {node['pattern']}" if "pattern" in node else "")
     bounds = [f"{sign} {node[bound]:g}" for bound, sign in BOUNDS.items() if bound in node]
     return " ".join([TYPES[node["type"]], " and ".join(bounds)]).rstrip()
 

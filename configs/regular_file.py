@@ -21,5 +21,5 @@ def read_regular_file(path: Path, most: int | None = None) -> bytes:
     with path.open("rb") as stream:
         content = stream.read() if most is None else stream.read(most + 1)
     if most is not None and len(content) > most:
-        raise ValueError(f"longer than {most:,} bytes")
+        raise ValueError(f"longer than {most:,} bytes; give the path of another file")
     return content

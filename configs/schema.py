@@ -57,7 +57,7 @@ __all__ = [
 class Experiment(Section):
     """One experiment. All stages share its bases, adapter and data, so stages cannot disagree."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     seed: Seed = Field(0, description="of the split, and of the noise and order of every stage")
     base: Base
     adapter: Adapter = Adapter()

@@ -27,6 +27,7 @@ from pipeline.state.results import sweep_runs
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.console import SafeConsole
 from pipeline.terminal.show import print_plan, print_status
+from pipeline.tracking.wandb_sink import check_mode
 
 RUN_STAGE = ROOT / "launch" / "run_stage.py"
 TRISTAGE = [sys.executable, "-P", "-m", "launch.cli"]  # -P: ignore a folder `launch` in the working directory
@@ -131,6 +132,7 @@ class SweepOptions(StartOptions):
 def run(options: RunOptions) -> int:
     """Run the stages one after another, each under its own deepspeed launch; skip finished ones."""
     request, launch = options.request("tristage"), options.launch()
+    check_mode()
     plans = plan_stages(request, options.stages())
     check_files(request.config, plans)
     status = run_all(request, launch, plans)
@@ -147,6 +149,7 @@ def sweep(options: SweepOptions) -> int:
     overrides, axes = sweeping.split_axes(options.overrides)
     options = replace(options, overrides=overrides)
     request, launch = options.request("tristage"), options.launch()
+    check_mode()
     runs = sweeping.runs_of(request.run.path, axes, options.seeds)
     pool, ranks = _pool(options, launch, len(runs))
     commands = [_run_command(options, run, request.config.name, ranks) for run in runs]
@@ -166,6 +169,7 @@ def sweep(options: SweepOptions) -> int:
 def plan(options: RunOptions) -> int:
     """Show which stages would run, resume or be skipped, and why; start nothing."""
     request = options.request("tristage")
+    check_mode()
     accelerators = options.num_accelerators or max(1, guess_accelerators())
     world = Launch(RUN_STAGE, [], accelerators, options.hostfile).world()
     plans = plan_stages(request, options.stages())

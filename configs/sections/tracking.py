@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from configs.sections.values import Count, Section, Text
+
+NAME = r"at most 128 letters, without any of / \ # ? % :"
+Name = Annotated[Text, Field(max_length=128, pattern=r"^[^/\\#?%:]*$")]  # W&B refuses others, once it starts
 
 
 class Tracking(Section):
@@ -15,9 +18,11 @@ class Tracking(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         "auto", description="auto: online if an API key is known, else offline"
     )
-    project: Text = "tristage"
-    entity: Text | None = None
-    group: Text | None = Field(None, description="default: the experiment's name")
-    tags: list[Text] = Field([])
+    project: Name = Field("tristage", description=NAME)
+    entity: Name | None = Field(None, description=NAME)
+    group: Annotated[Text, Field(max_length=128)] | None = Field(
+        None, description="at most 128 letters; default: the experiment's name"
+    )
+    tags: list[Annotated[Text, Field(max_length=64)]] = Field([], description="at most 64 letters each")
     artifacts: bool = Field(True, description="upload adapters as artifacts")
     sample_rows: Count = Field(4, description="samples recorded at each logging step")

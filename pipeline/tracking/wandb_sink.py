@@ -36,17 +36,22 @@ ROWS_PER_TABLE = 1000  # each upload of the table repeats all of its rows
 
 
 def make_wandb_sink(config: Experiment, manifest: Manifest, folder: Path) -> WandbSink | None:
-    """Return the sink for one stage, or None if W&B is disabled.
+    """Return the sink for one stage, or None if W&B is disabled or cannot start: tracking ends no stage.
 
     Raises:
         UserError: WANDB_MODE is not a known mode.
     """
-    with _temporary_files_in(folder / "wandb" / "tmp"):
-        mode = wandb_mode(config)
-        if mode == "disabled":
-            return None
-        _store_inside(folder)
-        return WandbSink.start(config, manifest, folder, mode)
+    check_mode()
+    try:
+        with _temporary_files_in(folder / "wandb" / "tmp"):
+            mode = wandb_mode(config)
+            if mode == "disabled":
+                return None
+            _store_inside(folder)
+            return WandbSink.start(config, manifest, folder, mode)
+    except Exception as error:  # a variable of W&B, its service, its folder; the files have everything
+        logger.warning("W&B could not be started (%s); only files are written", " ".join(str(error).split()))
+        return None
 
 
 def wandb_mode(config: Experiment) -> Mode | Literal["disabled"]:
@@ -75,11 +80,14 @@ def _is_disabled() -> bool:
 def _has_key() -> bool:
     """Whether the environment, W&B's settings or netrc have an API key.
 
-    `wandb.login` would call the server. Without a network, the process would then not end.
+    `wandb.login` would call the server. Without a network, the process would then not end. `wandb.setup`
+    would start W&B's process, and wait for ever if it does not start.
     """
     import wandb
 
-    settings = wandb.setup().settings
+    settings = wandb.Settings()
+    settings.update_from_system_settings()
+    settings.update_from_env_vars(dict(os.environ))
     if settings.api_key or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
@@ -160,7 +168,7 @@ class WandbSink:
 
         try:
             run = begin(mode)
-        except (wandb.Error, OSError) as error:
+        except Exception as error:  # of the server, the service or a setting, of many types
             logger.warning("W&B could not be started (%s); logging offline in %s", error, folder / "wandb")
             wandb.teardown()  # else its service reports that the run id is in use
             run = begin("offline")

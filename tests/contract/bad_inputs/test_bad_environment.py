@@ -48,6 +48,14 @@ def test_wandb_mode(value, tmp_path, monkeypatch):
     check_message(said.splitlines()[-1], f"error: WANDB_MODE={value[:40]}", "use one of online, offline")
 
 
+@pytest.mark.parametrize("command", ["plan", "run", "sweep"])
+def test_wandb_mode_is_told_before_anything_starts(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "of-line")
+    status, out, err = tristage(command, "--config", experiment(tmp_path), "--run-dir", tmp_path / "run")
+    assert (status, out) == (2, "") and not (tmp_path / "run").exists()
+    check_message(err, "error: WANDB_MODE=of-line")
+
+
 @pytest.mark.parametrize(
     ("given", "part"),
     [

@@ -119,8 +119,8 @@ def test_a_stale_lock_is_none(ours):
 LINKS = (
     "sft", "sft/logs", "sft/logs/rank0.log", "sft/logs/rank0.stack", "sft/logs/rank1.ended", "sft/wandb",
     "sft/metrics.jsonl", "sft/samples.jsonl", "sft/checkpoints", "sft/checkpoints/step-000002",
-    "sft/checkpoints/step-000001/seal.json", "sft/adapter", "sft/adapter/adapter_config.json", "sft/wandb/tmp",
-    "sft/manifest.json", "sft/.metrics.jsonl.x.partial",
+    "sft/checkpoints/step-000001/seal.json", "sft/adapter", "sft/adapter/adapter_config.json",
+    "sft/wandb/tmp", "sft/manifest.json", "sft/.metrics.jsonl.x.partial",
 )  # fmt: skip
 
 

@@ -91,6 +91,44 @@ def test_disabled_makes_no_sink(tmp_path: Path) -> None:
     assert make_wandb_sink(toy(tracking__wandb="disabled"), leave(tmp_path, "sft"), tmp_path / "sft") is None
 
 
+START = """
+import sys
+from pathlib import Path
+from pipeline.tracking.wandb_sink import make_wandb_sink
+from tests.support.pipeline_runs import leave, toy
+config = toy(tracking__wandb=sys.argv[2])
+sink = make_wandb_sink(config, leave(Path(sys.argv[1]), "sft", config=config), Path(sys.argv[1]) / "sft")
+if sink:
+    sink.log({"loss": 1.0}, 1)
+    sink.close(0)
+print("went on")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "mode"),
+    [
+        ("WANDB_RUN_ID", "a/b", "offline"),
+        ("WANDB_BASE_URL", "zork", "auto"),
+        ("WANDB_TAGS", "x" * 80, "offline"),
+        ("WANDB__SERVICE_WAIT", "0.0001", "auto"),
+        ("WANDB_CONFIG_DIR", "/dev/null", "auto"),
+    ],
+)
+def test_tracking_that_cannot_start_ends_no_stage(
+    name: str, value: str, mode: str, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert in_a_process(START, str(tmp_path), mode).splitlines()[-1] == "went on"
+
+
+def test_a_file_in_place_of_its_folder_ends_no_stage(tmp_path: Path) -> None:
+    manifest = leave(tmp_path, "sft")
+    (tmp_path / "sft/wandb").write_text("precious")
+    assert make_wandb_sink(toy(tracking__wandb="offline"), manifest, tmp_path / "sft") is None
+    assert (tmp_path / "sft/wandb").read_text() == "precious"
+
+
 def test_offline_run_is_complete_inside_the_folder_and_resumes_by_id(tmp_path: Path) -> None:
     config = toy(tracking__wandb="offline")
     leave(tmp_path, "sft", config=config)
