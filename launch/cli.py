@@ -20,7 +20,7 @@ from launch.worker_pool import WorkerPool
 from pipeline.planning.batches import check_batches
 from pipeline.planning.plan import plan_stages, stages_between
 from pipeline.planning.preflight import check_files
-from pipeline.processes import logs
+from pipeline.processes import logs, parent_watch
 from pipeline.processes.streams import protect_streams, say
 from pipeline.state.manifest import library_versions
 from pipeline.state.results import sweep_runs
@@ -47,6 +47,7 @@ def main() -> int:
     """Returns the exit status: 0 done, 2 the user must fix something, else that of the failing stage."""
     logs.silence()
     protect_streams()
+    parent_watch.follow_starter()
     return exit_status(app, "tristage")
 
 

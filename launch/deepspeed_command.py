@@ -12,6 +12,7 @@ from pathlib import Path
 
 from configs.errors import UserError
 from configs.schema import Stage
+from pipeline.processes.parent_watch import mark_of_this_process
 
 SLOTS = re.compile("slots=[1-9][0-9]{0,5}")
 # A host name or an IPv4 address. DeepSpeed hands it to pdsh and ssh, which take other forms as options, files
@@ -42,8 +43,8 @@ class Launch:
         return self.accelerators or max(1, count_accelerators())
 
     def environment(self) -> dict[str, str]:
-        """This process's environment, with its own `bin` first in PATH and the accelerator named."""
-        environment = dict(os.environ)
+        """This process's environment, with its mark, its `bin` first in PATH, and the accelerator named."""
+        environment = os.environ | mark_of_this_process()
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
         if self.hostfile is None and not count_accelerators():
             environment.setdefault("DS_ACCELERATOR", "cpu")

@@ -68,7 +68,17 @@ def _launch(launch: Launch, stage: Stage, manifest: Path) -> int:
         if received:
             _wait_for_group(process.pid)
             return 128 + received[0]
-    return 128 - status if status < 0 else status
+    return readable_status(status)
+
+
+def readable_status(status: int) -> int:
+    """128 + N for a process that signal N ended, as shells have it.
+
+    Popen gives -N. The launcher exits with the -N of its first failed rank, which the system makes 256 - N.
+    """
+    if status < 0:
+        return 128 - status
+    return 128 + 256 - status if 256 - signal.NSIG < status < 255 else status  # ssh fails with 255
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from configs.errors import UserError
+from pipeline.processes.parent_watch import mark_of_this_process
 
 LOG = "run.log"
 
@@ -82,7 +83,7 @@ class WorkerPool:
             process.terminate()  # at a SIGINT, Python would print a traceback while it is starting
 
     def _environment(self, slot: int) -> dict[str, str]:
-        environment = dict(os.environ)
+        environment = os.environ | mark_of_this_process()
         if self.jobs > 1 and self.share:
             begin = slot * self.share % len(self._devices)
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices[begin : begin + self.share])

@@ -12,11 +12,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 from pipeline.state.manifest import Process
 
 ASK_WHERE = signal.SIGUSR1  # a rank then writes its stack, see `logs.open_logs`
 SECONDS_TO_ANSWER = 1.0
 FRAME = re.compile(r'File "(.+)", line (\d+) in (.+)')  # of a stack whose most recent call comes first
+# States in which a process answers nobody.
+SILENT = {
+    psutil.STATUS_STOPPED: "stopped (SIGSTOP; `kill -CONT PID` continues it)",
+    psutil.STATUS_TRACING_STOP: "stopped by a debugger",
+    psutil.STATUS_DISK_SLEEP: "waiting for a disk or a device",
+}
 WAITS = ("/torch/distributed/", "/deepspeed/comm/")  # a rank in there waits for the others, too
 
 
@@ -28,18 +36,34 @@ def timed_out(message: str) -> bool:
 
 
 def where_hung(peers: Mapping[int, Process], logs: Path) -> Iterator[tuple[int, str]]:
-    """Rank and code line of each of `peers` on this machine that is in no collective."""
+    """Rank and place, or state, of each of `peers` on this machine that is in no collective."""
     here = {rank: process for rank, process in peers.items() if process.host == socket.gethostname()}
+    before = {rank: len(_stack(logs, rank)) for rank in here}  # a person may have asked, too
     for process in here.values():
         with suppress(ProcessLookupError):
             os.kill(process.pid, ASK_WHERE)
     time.sleep(SECONDS_TO_ANSWER)
-    for rank in here:
-        stack = logs / f"rank{rank}.stack"
-        frames = FRAME.findall(stack.read_text(errors="replace")) if stack.exists() else []
+    for rank, process in here.items():
+        frames = FRAME.findall(_stack(logs, rank)[before[rank] :])
         if frames and not any(part in file for file, *_ in frames for part in WAITS):
             file, line, function = frames[0]
             yield rank, f"{file}:{line}, in {function}"
+        elif not frames and (state := _state(process)) in SILENT:
+            yield rank, f"an unknown place: {process} is {SILENT[state]}"
+
+
+def _stack(logs: Path, rank: int) -> str:
+    """What a rank has written when it was asked where it is."""
+    stack = logs / f"rank{rank}.stack"
+    return stack.read_text(errors="replace") if stack.exists() else ""
+
+
+def _state(process: Process) -> str:
+    try:
+        state: str = psutil.Process(process.pid).status()
+    except psutil.NoSuchProcess:
+        return "gone"
+    return state
 
 
 def where_raised(error: BaseException) -> str:

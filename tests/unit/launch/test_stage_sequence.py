@@ -51,6 +51,25 @@ def test_cpu_gets_one_process_of_this_environment(cpu_only: None) -> None:
     assert environment["DS_ACCELERATOR"] == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("status", "readable"),
+    [
+        (0, 0),
+        (1, 1),
+        (2, 2),
+        (-9, 137),
+        (247, 137),
+        (241, 143),
+        (254, 130),
+        (255, 255),
+        (137, 137),
+        (130, 130),
+    ],
+)
+def test_a_killed_rank_ends_as_shells_say_it(status: int, readable: int) -> None:
+    assert stage_sequence.readable_status(status) == readable
+
+
 def test_every_launch_has_a_port_of_its_own(cpu_only: None) -> None:
     ports = []
     for command in (launch().command("sft"), launch().command("sft")):

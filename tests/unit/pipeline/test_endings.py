@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -101,6 +102,15 @@ def hanging(tmp_path: Path):
 def test_the_rank_that_the_others_waited_for_is_named_with_its_place(tmp_path: Path, hanging) -> None:
     found = cause(IN_VAIN, tmp_path, ranks(hanging))
     assert isinstance(found, RankFailed) and "rank 1 hung" in str(found) and "in stuck" in str(found)
+
+
+def test_a_stopped_rank_is_named(tmp_path: Path, hanging) -> None:
+    (tmp_path / "rank1.stack").write_text('File "old.py", line 1 in asked_before\n')
+    hanging.send_signal(signal.SIGSTOP)
+    found = cause(IN_VAIN, tmp_path, ranks(hanging))
+    assert isinstance(found, RankFailed)
+    assert "rank 1 hung: the others waited for it" in str(found) and "is stopped (SIGSTOP" in str(found)
+    assert str(hanging.pid) in str(found) and "asked_before" not in str(found)
 
 
 def test_of_ranks_that_gave_up_none_is_the_cause(tmp_path: Path, hanging) -> None:

@@ -22,6 +22,11 @@ time.sleep(60)
 # A process that starts the rest of its command line and waits, as launchers do.
 LAUNCHER = "import subprocess, sys; subprocess.run(sys.argv[2:])"
 START = [sys.executable, "-c", LAUNCHER]
+TRISTAGE = """
+import os, subprocess, sys
+from pipeline.processes.parent_watch import mark_of_this_process
+subprocess.run(sys.argv[1:], env=os.environ | mark_of_this_process(), start_new_session=True)
+"""
 MACHINE = "deepspeed.launcher.launch"
 
 
@@ -50,3 +55,30 @@ def test_a_rank_ends_with_each_process_of_its_launcher(
     processes[dies].kill()
     gone, _ = psutil.wait_procs(processes[2:], timeout=8 if launched else 3)
     assert bool(gone) == launched
+
+
+@pytest.mark.parametrize("local_rank", [{"LOCAL_RANK": "0"}, {}], ids=["rank", "run of a sweep"])
+def test_a_process_ends_with_the_tristage_that_started_it(local_rank: dict[str, str]) -> None:
+    kept = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"} | local_rank
+    command = [
+        sys.executable,
+        "-c",
+        TRISTAGE,
+        *START,
+        "deepspeed",
+        *START,
+        MACHINE,
+        sys.executable,
+        "-c",
+        RANK,
+    ]
+    top = subprocess.Popen(command, cwd=ROOT, env=kept, stdout=subprocess.PIPE, text=True)
+    assert top.stdout is not None and top.stdout.readline() == "begun\n"
+    processes = psutil.Process(top.pid).children(recursive=True)
+    top.kill()  # SIGKILL to `tristage` alone
+    top.wait()
+    gone, _ = psutil.wait_procs(processes[-1:], timeout=8)
+    for process in processes:
+        if process.is_running():
+            process.kill()
+    assert gone
