@@ -23,9 +23,12 @@ from configs.sections.training import Epochs, Rankings, Rm, Sft, Training
 from configs.sections.values import Section, Seed
 from configs.stage_names import ALL_STAGES, STAGES, UPSTREAM, Stage, data_stage
 
+MAX_NAME = 100  # letters of an experiment's name, of which W&B and file systems make longer ones
+
 __all__ = [
     "ALL_STAGES",
     "DATA_FILES",
+    "MAX_NAME",
     "STAGES",
     "UPSTREAM",
     "VLLM_LORA_RANKS",
@@ -57,7 +60,7 @@ __all__ = [
 class Experiment(Section):
     """One experiment. All stages share its bases, adapter and data, so stages cannot disagree."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME)]
     seed: Seed = Field(0, description="of the split, and of the noise and order of every stage")
     base: Base
     adapter: Adapter = Adapter()

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from configs.errors import UserError
-from configs.schema import STAGES, Stage
+from configs.schema import MAX_NAME, STAGES, Experiment, Stage
 from launch import sweep as sweeping
 from launch.arguments import ROOT, ExperimentOptions, RequestOptions, command, exit_status
 from launch.deepspeed_command import Launch, guess_accelerators, visible_devices
@@ -116,8 +116,11 @@ class SweepOptions(StartOptions):
     """A request for several PPO runs."""
 
     seeds: Annotated[
-        int, typer.Option(min=1, metavar="N", help="runs of each setting", rich_help_panel=SWEEP)
-    ] = 4
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="seeds 0 to N-1 of each setting (default: 4)", rich_help_panel=SWEEP
+        ),
+    ] = None
     jobs: Annotated[
         int,
         typer.Option(
@@ -147,13 +150,17 @@ def run(options: RunOptions) -> int:
 @command(app, "tristage sweep --seeds 4 --jobs 2 ppo.kl_coef=0,0.05")
 def sweep(options: SweepOptions) -> int:
     """Run PPO with several seeds and values of its settings, on one SFT policy and one reward model."""
-    overrides, axes = sweeping.split_axes(options.overrides)
+    overrides, seeds = sweeping.seeds_of(options.overrides, options.seeds)
+    overrides, axes = sweeping.split_axes(overrides)
     options = replace(options, overrides=overrides)
     request, launch = options.request("tristage"), options.launch()
     check_mode()
-    runs = sweeping.runs_of(request.run.path, axes, options.seeds)
+    runs = sweeping.runs_of(request.run.path, axes, seeds)
     pool, ranks = _pool(options, launch, len(runs))
-    commands = [_run_command(options, run, request.config.name, ranks) for run in runs]
+    commands, configs = zip(
+        *(_run_command(options, run, request.config.name, ranks) for run in runs), strict=True
+    )
+    sweeping.check_different(runs, configs)
     plans = plan_stages(request, [*STAGES, "best"])
     check_files(request.config, plans)
     shared = [plan for plan in plans if plan.stage != "ppo"]
@@ -195,19 +202,22 @@ def report(options: ExperimentOptions) -> int:
     return 0
 
 
-def _run_command(options: SweepOptions, run: sweeping.Run, name: str, ranks: int) -> Sequence[str]:
-    """The command of one run of the sweep of experiment `name`.
+def _run_command(
+    options: SweepOptions, run: sweeping.Run, name: str, ranks: int
+) -> tuple[Sequence[str], Experiment]:
+    """The command of one run of the sweep of experiment `name`, and what it trains.
 
     Raises:
         UserError: the run's configuration is wrong, or its batches do not divide by `ranks`.
     """
-    overrides = [*options.overrides, *run.overrides, f"name={name}-{run.name}"]
+    own_name = f"{name}-{run.name}"[:MAX_NAME].rstrip("-.")  # the run directory tells long ones apart
+    overrides = [*options.overrides, *run.overrides, f"name={own_name}"]
     run_options = replace(options, overrides=overrides, run_dir=run.path)
     config, _ = run_options.experiment()
     if not config.tracking.group:
         run_options = replace(run_options, overrides=[*overrides, f"tracking.group={name}"])
     check_batches(config, "ppo", ranks)
-    return [*TRISTAGE, "run", "--from", "ppo", *run_options.start_words()]
+    return [*TRISTAGE, "run", "--from", "ppo", *run_options.start_words()], config
 
 
 def _pool(options: SweepOptions, launch: Launch, runs: int) -> tuple[WorkerPool, int]:

@@ -6,7 +6,9 @@ in `RUN/sweep`, whose `sft` and `rm` are links to those of `RUN`.
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from itertools import product
 from pathlib import Path
 
 from configs.errors import UserError
-from configs.schema import Stage
+from configs.schema import Experiment, Stage
 from launch.deepspeed_command import Launch
 from launch.stage_sequence import run_all
 from launch.worker_pool import LOG, WorkerPool, not_writable
@@ -29,6 +31,10 @@ SHARED: tuple[Stage, ...] = ("sft", "rm")
 Job = tuple[Request, Launch, Sequence[StagePlan]]
 USER_ERROR = 2  # exit status
 SECONDS_BETWEEN_POLLS = 0.2
+DEFAULT_SEEDS, MOST_RUNS = 4, 500
+LONGEST_NAME = 200  # of a run's folder; file systems take 255 bytes
+SEED = "ppo.seed"
+SEEDS = re.compile("[0-9]{1,10}")
 
 
 @dataclass(frozen=True)
@@ -43,19 +49,20 @@ class Run:
     @property
     def name(self) -> str:
         """The folder's name in a form that an experiment may have."""
-        return self.path.name.replace("=", "_")
+        return re.sub("[^A-Za-z0-9._-]", "_", self.path.name)
 
 
 def split_axes(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Overrides of all runs, and the values of each `ppo.key=a,b,c` as overrides.
 
     Raises:
-        UserError: a key outside `ppo` has several values.
+        UserError: a key outside `ppo` has several values, one of them is empty, or a key is swept twice.
     """
-    fixed, axes = [], []
+    fixed: list[str] = []
+    axes: list[list[str]] = []
     for override in overrides:
         key, _, text = override.partition("=")
-        values = text.split(",")
+        values = [value.strip() for value in text.split(",")]
         if len(values) == 1 or text.startswith(("[", "{", '"', "'")):
             fixed.append(override)
         elif not key.startswith("ppo."):
@@ -63,13 +70,48 @@ def split_axes(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
                 f"{key}: a sweep shares SFT and reward model, so only keys of `ppo` can have several values. "
                 "Give one value, or make a run directory for each."
             )
+        elif not all(values) or any(axis[0].startswith(f"{key}=") for axis in axes):
+            raise UserError(
+                f"{key}: has an empty value, or several lists of values. Write {key}=VALUE,VALUE."
+            )
         else:
             axes.append([f"{key}={value}" for value in values])
     return fixed, axes
 
 
-def runs_of(root: Path, axes: Sequence[Sequence[str]], seeds: int) -> list[Run]:
-    """Every combination of values, with seeds 0, 1, ..."""
+def seeds_of(overrides: Sequence[str], number: int | None) -> tuple[list[str], list[int]]:
+    """The seeds of a sweep, and the overrides without them: those of `ppo.seed=5,6`, else 0 to `number` - 1.
+
+    Raises:
+        UserError: `ppo.seed` is not a list of different seeds, or `number` is given as well.
+    """
+    given = [override.partition("=")[2] for override in overrides if override.partition("=")[0] == SEED]
+    if not given:
+        return list(overrides), list(range(DEFAULT_SEEDS if number is None else number))
+    if number is not None or len(given) > 1:
+        raise UserError("ppo.seed and --seeds: both name the seeds of the sweep. Give one of them, once.")
+    seeds = [value.strip() for value in given[0].strip("[]").split(",")]
+    if not all(SEEDS.fullmatch(seed) for seed in seeds) or len({int(seed) for seed in seeds}) < len(seeds):
+        raise UserError(f"ppo.seed: {given[0]:.60} is not a list of different seeds. Write ppo.seed=5,6.")
+    rest = [override for override in overrides if override.partition("=")[0] != SEED]
+    return rest, [int(seed) for seed in seeds]
+
+
+def runs_of(root: Path, axes: Sequence[Sequence[str]], seeds: Sequence[int]) -> list[Run]:
+    """Every combination of values, with every seed.
+
+    Raises:
+        UserError: these are more than MOST_RUNS, or a run's name is too long.
+    """
+    settings = math.prod(map(len, axes))
+    if settings * len(seeds) > MOST_RUNS:
+        raise UserError(
+            f"sweep: {settings} settings with {len(seeds)} seeds each are more than {MOST_RUNS} runs. "
+            "Sweep fewer values or seeds."
+        )
+    longest = "-".join([*(max(_short(axis), key=len) for axis in axes), f"seed={max(seeds)}"])
+    if len(longest) > LONGEST_NAME:
+        raise UserError(f"sweep: {longest:.60}... is too long for the name of a run. Sweep fewer keys.")
     return [
         Run(
             (*combination, f"ppo.seed={seed}"),
@@ -78,8 +120,20 @@ def runs_of(root: Path, axes: Sequence[Sequence[str]], seeds: int) -> list[Run]:
             root / "sweep" / "-".join([*_short(combination), f"seed={seed}"]),
         )
         for combination in product(*axes)
-        for seed in range(seeds)
+        for seed in seeds
     ]
+
+
+def check_different(runs: Sequence[Run], configs: Sequence[Experiment]) -> None:
+    """Raise UserError if two runs are the same one, as those of `ppo.kl_coef=0.05,5e-2` are."""
+    known: dict[str, Run] = {}
+    for run, config in zip(runs, configs, strict=True):
+        same = known.setdefault(config.ppo.model_dump_json(), run)
+        if same is not run:
+            raise UserError(
+                f"sweep: the runs {same.path.name} and {run.path.name} have equal values. "
+                "Give each value once."
+            )
 
 
 def _short(overrides: Sequence[str]) -> list[str]:

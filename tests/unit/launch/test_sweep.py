@@ -23,12 +23,13 @@ from launch import sweep as sweeping
 from launch.arguments import DEFAULT_CONFIG as DEMO
 from launch.cli import main
 from launch.deepspeed_command import Launch
-from launch.sweep import link_shared, runs_of, split_axes, sweep
+from launch.sweep import link_shared, runs_of, seeds_of, split_axes, sweep
 from launch.worker_pool import WorkerPool
 from pipeline.planning.request import Request
 from pipeline.reporting.sweep_report import write_sweep_report
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.show import print_status
+from tests.contract.bad_inputs.entry import tristage
 from tests.support.finished_run import Run as MadeUp
 from tests.support.finished_run import interval, write_lines
 
@@ -57,13 +58,62 @@ def test_a_resolved_experiment_loads_again_whatever_best_is_left_to(tmp_path: Pa
 
 
 def test_every_combination_has_every_seed(tmp_path: Path) -> None:
-    runs = runs_of(tmp_path, [["ppo.kl_coef=0", "ppo.kl_coef=0.05"], ["ppo.lam=1"]], 2)
+    runs = runs_of(tmp_path, [["ppo.kl_coef=0", "ppo.kl_coef=0.05"], ["ppo.lam=1"]], [0, 1])
     assert [(run.setting, run.seed) for run in runs] == [
         ("kl_coef=0 lam=1", 0), ("kl_coef=0 lam=1", 1), ("kl_coef=0.05 lam=1", 0), ("kl_coef=0.05 lam=1", 1),
     ]  # fmt: skip
     assert runs[3].overrides == ("ppo.kl_coef=0.05", "ppo.lam=1", "ppo.seed=1")
     assert runs[3].path == tmp_path / "sweep" / "kl_coef=0.05-lam=1-seed=1"
     assert len({run.path for run in runs}) == 4
+
+
+def refused(tmp_path: Path, *words: str) -> str:
+    """The message of a `tristage sweep` that starts nothing."""
+    status, _, err = tristage("sweep", "--config", TINY, "--run-dir", tmp_path / "run", *words)
+    assert status == 2 and not (tmp_path / "run").exists()
+    assert err.count("\n") == 1
+    return err
+
+
+def test_seeds_are_those_that_are_given() -> None:
+    assert seeds_of(["ppo.lam=1"], None) == (["ppo.lam=1"], [0, 1, 2, 3])
+    assert seeds_of([], 2) == ([], [0, 1])
+    assert seeds_of(["ppo.seed=5,6", "ppo.lam=1,0"], None) == (["ppo.lam=1,0"], [5, 6])
+    assert seeds_of(["ppo.seed=[7, 3]"], None) == ([], [7, 3])
+    assert seeds_of(["ppo.seed=9"], None) == ([], [9])
+
+
+@pytest.mark.parametrize("value", ["5,5", "5,05", "5,", "", "a,b", "-1,2", "1.5", "1e3", "9" * 5000, "²"])
+def test_seeds_that_are_none_are_refused(value: str, tmp_path: Path) -> None:
+    assert "ppo.seed: " in refused(tmp_path, f"ppo.seed={value}")
+
+
+def test_seeds_are_named_in_one_way(tmp_path: Path) -> None:
+    assert "both name the seeds" in refused(tmp_path, "--seeds", "2", "ppo.seed=5,6")
+
+
+@pytest.mark.parametrize("values", ["0.05,0.05", "0.05,5e-2", "0,0.0", "0.05, 0.05"])
+def test_values_that_are_equal_are_refused(values: str, tmp_path: Path) -> None:
+    assert "have equal values. Give each value once" in refused(tmp_path, f"ppo.kl_coef={values}")
+
+
+@pytest.mark.parametrize("words", [["ppo.lam=1,"], ["ppo.lam=,1"], ["ppo.lam=1,0", "ppo.lam=0.9,0.8"]])
+def test_lists_that_are_incomplete_or_given_twice_are_refused(words: list[str], tmp_path: Path) -> None:
+    assert "Write ppo.lam=VALUE,VALUE" in refused(tmp_path, *words)
+
+
+@pytest.mark.parametrize("words", [["--seeds", "100000"], ["--seeds", "300", "ppo.lam=1,0"]])
+def test_too_many_runs_are_refused_at_once(words: list[str], tmp_path: Path) -> None:
+    begin = time.monotonic()
+    assert "are more than 500 runs" in refused(tmp_path, *words)
+    assert time.monotonic() - begin < 5
+
+
+def test_names_of_runs_are_names_of_experiments(tmp_path: Path) -> None:
+    runs = runs_of(tmp_path, [["ppo.judge=my:fn", "ppo.judge=warmth"]], [0])
+    assert [run.name for run in runs] == ["judge_my_fn-seed_0", "judge_warmth-seed_0"]
+    with pytest.raises(UserError, match="too long for the name of a run"):
+        runs_of(tmp_path, [[f"ppo.judge={'m' * 250}:f", "ppo.judge=warmth"]], [0])
 
 
 def test_runs_stand_on_the_shared_stages(tmp_path: Path) -> None:
@@ -100,7 +150,7 @@ def sweep_of(
 ) -> tuple[int, list[bool]]:
     """Sweep with a stand-in for each run; its status, and which of the runs came to their end."""
     monkeypatch.setattr(sweeping, "run_all", lambda _request, _launch, _plans: shared)
-    runs = runs_of(root, [], len(fates))
+    runs = runs_of(root, [], range(len(fates)))
     commands = [
         [sys.executable, "-c", STAND_IN, str(run.path), fate] for run, fate in zip(runs, fates, strict=True)
     ]
