@@ -23,9 +23,13 @@ RESERVED = {
     "bf16": "base.compute_dtype",
     "amp": "base.compute_dtype",
     "torch_autocast": "base.compute_dtype",
+    "steps_per_print": "<stage>.logging_steps",
 }
-MAX_BYTES = 2**20
+BOOLEAN = ("zero_allow_untested_optimizer", "wall_clock_breakdown", "memory_breakdown")
+DTYPES = ("fp32", "bf16", "fp16")  # of communication_data_type
+MAX_BYTES, MOST_FAULTS = 2**20, 5
 ZERO_SECTION = "zero_optimization"
+SUPPORTED = (ZERO_SECTION, "communication_data_type", *BOOLEAN)  # DeepSpeed ignores what it does not know
 EXAMPLE = "configs/deepspeed/zero2.json shows the form"
 
 
@@ -33,17 +37,18 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
     """Return the options of a DeepSpeed JSON. The experiment sets batch, optimizer and precision keys.
 
     Raises:
-        UserError: the file is missing, is not a JSON object, sets a key of RESERVED, or sets ZeRO options
-            that are not supported here.
+        UserError: the file is missing, is not a JSON object, sets a key of RESERVED, or sets options that are
+            not supported here.
     """
     options = _parsed(path)
     if not isinstance(options, dict):
         raise UserError(f"{path}: must hold a JSON object, not {reprlib.repr(options):.40}; {EXAMPLE}")
-    faults = [
-        f"{key}: set {RESERVED[key]} in the experiment instead" for key in options if key in RESERVED
-    ] + list(_zero_faults(options))
+    faults = [*_key_faults(options), *_zero_faults(options)]
     if faults:
-        raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
+        shown = faults[:MOST_FAULTS] + (
+            [f"and {len(faults) - MOST_FAULTS} more"] if faults[MOST_FAULTS:] else []
+        )
+        raise UserError("\n".join(f"{path}: {fault}" for fault in shown))
     return options
 
 
@@ -64,22 +69,36 @@ def _parsed(path: Path) -> Any:
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"{key!r:.60} is given twice")
-    return dict(pairs)
+    values = dict(pairs)
+    if len(values) < len(keys):
+        twice = next(key for key in values if keys.count(key) > 1)
+        raise ValueError(f"{twice!r:.60} is given twice")
+    return values
 
 
 def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
 
 
+def _key_faults(options: dict[str, Any]) -> Iterator[str]:
+    """Errors of the keys beside the ZeRO section, and of their values."""
+    for key, value in options.items():
+        if key in RESERVED:
+            yield f"{key}: set {RESERVED[key]} in the experiment instead"
+        elif key not in SUPPORTED:
+            similar = difflib.get_close_matches(key[:60], SUPPORTED, n=1)
+            hint = (
+                f"did you mean {similar[0]}?" if similar else f"leave it out; keys are {', '.join(SUPPORTED)}"
+            )
+            yield f"{key:.60}: unknown or unsupported key; {hint}"
+        elif key in BOOLEAN and not isinstance(value, bool):
+            yield f"{key}: {reprlib.repr(value):.40} is not allowed; write true or false"
+        elif key == "communication_data_type" and value not in DTYPES:
+            yield f"{key}: {reprlib.repr(value):.40} is not allowed; write one of {', '.join(DTYPES)}"
+
+
 def _zero_faults(options: dict[str, Any]) -> Iterator[str]:
-    """Errors of the ZeRO section. DeepSpeed would ignore a misspelt one and turn ZeRO off."""
-    for key in difflib.get_close_matches(
-        ZERO_SECTION, [key for key in options if key != ZERO_SECTION], n=1, cutoff=0.8
-    ):
-        yield f"{key}: unknown key; did you mean {ZERO_SECTION}?"
+    """Errors of the ZeRO section."""
     zero = options.get(ZERO_SECTION, {})
     if not isinstance(zero, dict):
         yield f'{ZERO_SECTION}: must be an object such as {{"stage": 2}}, not {reprlib.repr(zero):.40}'

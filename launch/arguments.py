@@ -59,7 +59,7 @@ class ExperimentOptions:
             UserError: the configuration is wrong.
         """
         config = load_experiment(self.config or DEFAULT_CONFIG, self.overrides)
-        return config, self.run_dir.resolve() if self.run_dir else ROOT / "runs" / config.name
+        return config, _readable(self.run_dir or ROOT / "runs" / config.name)
 
     def run_directory(self) -> Path:
         """The run directory. If `--run-dir` names it, the configuration is not read.
@@ -67,13 +67,34 @@ class ExperimentOptions:
         Raises:
             UserError: the configuration is wrong.
         """
-        return self.run_dir.resolve() if self.run_dir else self.experiment()[1]
+        return _readable(self.run_dir) if self.run_dir else self.experiment()[1]
 
     def words(self) -> list[str]:
         """These options as words of a command line."""
         config = ["--config", str(self.config)] if self.config else []
         run_dir = ["--run-dir", str(self.run_dir)] if self.run_dir else []
         return [*config, *run_dir, *self.overrides]
+
+
+def _readable(run_dir: Path) -> Path:
+    """The absolute path of a run directory.
+
+    Raises:
+        UserError: it is not UTF-8, or links to itself.
+    """
+    try:
+        path = run_dir.resolve()
+        str(path).encode()
+        path.exists()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"--run-dir: {run_dir}: this name is not UTF-8, or the locale is not, and libraries cannot "
+            "write there. Set LC_ALL=C.UTF-8, or give another --run-dir."
+        ) from None
+    except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"--run-dir: {run_dir!s:.100}: {reason:.100}. Give another --run-dir.") from None
+    return path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.console import SafeConsole
 from pipeline.terminal.show import print_plan, print_status
 from pipeline.tracking.wandb_sink import check_mode
+from stages.distributed.environment import check_accelerator
 
 RUN_STAGE = ROOT / "launch" / "run_stage.py"
 TRISTAGE = [sys.executable, "-P", "-m", "launch.cli"]  # -P: ignore a folder `launch` in the working directory
@@ -136,7 +137,7 @@ class SweepOptions(StartOptions):
 def run(options: RunOptions) -> int:
     """Run the stages one after another, each under its own deepspeed launch; skip finished ones."""
     request, launch = options.request("tristage"), options.launch()
-    check_mode()
+    _check_environment()
     plans = plan_stages(request, options.stages())
     check_files(request.config, plans)
     status = run_all(request, launch, plans)
@@ -154,7 +155,7 @@ def sweep(options: SweepOptions) -> int:
     overrides, axes = sweeping.split_axes(overrides)
     options = replace(options, overrides=overrides)
     request, launch = options.request("tristage"), options.launch()
-    check_mode()
+    _check_environment()
     runs = sweeping.runs_of(request.run.path, axes, seeds)
     pool, ranks = _pool(options, launch, len(runs))
     commands, configs = zip(
@@ -177,7 +178,7 @@ def sweep(options: SweepOptions) -> int:
 def plan(options: RunOptions) -> int:
     """Show which stages would run, resume or be skipped, and why; start nothing."""
     request = options.request("tristage")
-    check_mode()
+    _check_environment()
     accelerators = options.num_accelerators or max(1, guess_accelerators())
     world = Launch(RUN_STAGE, [], accelerators, options.hostfile).world()
     plans = plan_stages(request, options.stages())
@@ -200,6 +201,12 @@ def report(options: ExperimentOptions) -> int:
 
     say(f"report: {write_report(options.run_directory())}")
     return 0
+
+
+def _check_environment() -> None:
+    """Raise UserError if a variable that the stages will read has no valid value."""
+    check_mode()
+    check_accelerator()
 
 
 def _run_command(

@@ -32,7 +32,7 @@ from pipeline.tracking.metric_files import FileSink
 from pipeline.tracking.reporter import NullReporter, Reporter
 from pipeline.tracking.wandb_sink import check_mode, make_wandb_sink
 from stages.context import Context, Interrupted, Outcome, Paused
-from stages.distributed.environment import rank_and_world
+from stages.distributed.environment import check_accelerator, rank_and_world
 
 if TYPE_CHECKING:  # errors that the user must fix are reported before the slow import of torch
     from stages.distributed.ranks import Ranks
@@ -59,6 +59,7 @@ def run_stage(request: Request, stage: Stage) -> int:
     with watched_signals() as signals:
         try:
             rank, world = rank_and_world()
+            check_accelerator()
             signals.announce = rank == 0
             if rank == 0:
                 _lead(request, stage, world, signals)

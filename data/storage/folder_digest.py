@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 PIECE_BYTES = 2**20
@@ -15,7 +16,7 @@ def folder_digest(folder: Path) -> str | None:
     A large file enters with its length and 16 pieces of 1 MiB, including the first and the last. Different
     weights differ everywhere, and a plan should not read a base of many gigabytes.
     """
-    if not folder.is_absolute() or not folder.is_dir():
+    if not folder.is_absolute() or not os.path.isdir(folder):  # Path.is_dir fails at a name that is too long
         return None
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def _training_rows(config: Experiment, stage: Stage) -> int | None:
 
 
 def _lines(path: Path) -> int | None:
-    if path.suffix != ".jsonl" or not path.is_file():
+    if path.suffix != ".jsonl" or not os.path.isfile(path):
         return None
     with path.open("rb") as stream:
         return sum(1 for line in stream if line.strip())

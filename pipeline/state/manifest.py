@@ -195,7 +195,7 @@ def source_hashes(config: Experiment, stage: Stage) -> dict[str, str]:
         f"data.{stage}.path": config.data.source(stage).path,
         "data.chat_template": config.data.chat_template,
     }
-    hashes = {key: sha256(Path(file)) for key, file in files.items() if file and Path(file).is_file()}
+    hashes = {key: sha256(Path(file)) for key, file in files.items() if file and os.path.isfile(file)}
     digests = {f"{base.key}.model": folder_digest(Path(base.model)) for base in config.bases(stage)}
     return hashes | {key: digest for key, digest in digests.items() if digest}
 

@@ -82,7 +82,13 @@ def _row(sizes: Batches) -> list[str]:
 
 
 def print_status(console: Console, run: RunDirectory) -> None:
-    """Print the status and the results of each stage in a run directory."""
+    """Print the status and the results of each stage in a run directory.
+
+    Raises:
+        UserError: no stage has run there, or a manifest cannot be read.
+    """
+    if not any(read_manifest(run.manifest(stage)) for stage in ALL_STAGES):
+        raise UserError(f"{run.path}: no stage has run there. Run one first, or give another --run-dir.")
     console.print(Text(str(run.path)), soft_wrap=True)
     table = Table(box=None, pad_edge=False, show_header=False)
     for stage in ALL_STAGES:

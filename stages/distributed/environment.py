@@ -7,6 +7,7 @@ import os
 from configs.errors import UserError
 
 LARGEST_PORT = 65535
+ACCELERATORS = ("cpu", "cuda")
 REMEDY = "Start with `deepspeed`, `torchrun` or `tristage run`, or unset it for a single process."
 
 
@@ -30,6 +31,15 @@ def check_rendezvous() -> None:
     _text("MASTER_ADDR")
     if (port := _number("MASTER_PORT")) > LARGEST_PORT:
         raise UserError(f"MASTER_PORT={port}: ports end at {LARGEST_PORT}. {REMEDY}")
+
+
+def check_accelerator() -> None:
+    """Raise UserError if DS_ACCELERATOR names what this project has no code for."""
+    name = os.environ.get("DS_ACCELERATOR", "cpu")
+    if name not in ACCELERATORS:
+        raise UserError(
+            f"DS_ACCELERATOR={name:.40}: unknown; use one of {', '.join(ACCELERATORS)}, or unset it."
+        )
 
 
 def _text(name: str) -> str:

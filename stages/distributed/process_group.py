@@ -55,6 +55,8 @@ def init_distributed(config: DeepSpeed) -> Ranks:
     check_rendezvous()
     local_rank = int(os.environ["LOCAL_RANK"])
     cuda = torch.cuda.is_available()
+    if os.environ.get("DS_ACCELERATOR") == "cuda" and not cuda:
+        raise UserError("DS_ACCELERATOR=cuda: torch finds no GPU here. Unset it, or set it to cpu.")
     if cuda:
         if local_rank >= torch.cuda.device_count():
             raise UserError(

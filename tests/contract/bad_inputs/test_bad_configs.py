@@ -161,7 +161,28 @@ ZERO = [
     (b'{"zero_optimization": {}, "zero_optimization": {"stage": 3}}', "'zero_optimization' is given twice"),
     (b'{"train_batch_size": 8}', "train_batch_size: set <stage>.batch_size in the experiment instead"),
     (b'{"bf16": {"enabled": true}}', "bf16: set base.compute_dtype in the experiment instead"),
-    (b'{"zero_optimisation": {"stage": 3}}', "unknown key; did you mean zero_optimization?"),
+    (b'{"zero_optimisation": {"stage": 3}}', "unsupported key; did you mean zero_optimization?"),
+    *(
+        (f'{{"{key}": {{"enabled": true}}}}'.encode(), f"{key}: unknown or unsupported key; ")
+        for key in (
+            *("elasticity", "compression_training", "sparse_gradients", "curriculum_learning", "autotuning"),
+            *("progressive_layer_drop", "data_efficiency", "hybrid_engine", "tensorboard", "flops_profiler"),
+            *(
+                "gradient_allreduce_op",
+                "eigenvalue",
+                "zero_optimization ",
+                "Zero_Optimization",
+                "",
+                "$schema",
+            ),
+        )
+    ),
+    (b'{"wall_clock_breakdown": 1}', "wall_clock_breakdown: 1 is not allowed; write true or false"),
+    (b'{"communication_data_type": "int4"}', "communication_data_type: 'int4' is not allowed; write one of"),
+    (b'{"communication_data_type": [1]}', "communication_data_type: [1] is not allowed"),
+    (b'{"steps_per_print": 10}', "steps_per_print: set <stage>.logging_steps in the experiment instead"),
+    (json.dumps({f"k{i}": 1 for i in range(500)}).encode(), "k0: unknown or unsupported key", "and 495 more"),
+    (b"{" + b" " * 2**20 + b"}", "longer than 1,048,576 bytes"),
     (b'{"zero_optimization": true}', "zero_optimization: must be an object"),
     (b'{"zero_optimization": {"stage": 5}}', "zero_optimization.stage: 5 is not a ZeRO stage"),
     (b'{"zero_optimization": {"stage": "two"}}', "zero_optimization.stage: 'two' is not a ZeRO stage"),

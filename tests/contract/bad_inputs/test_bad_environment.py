@@ -48,6 +48,63 @@ def test_wandb_mode(value, tmp_path, monkeypatch):
     check_message(said.splitlines()[-1], f"error: WANDB_MODE={value[:40]}", "use one of online, offline")
 
 
+@pytest.mark.parametrize("name", ["zork", "xpu", "", "CPU", "x" * 10000])
+def test_accelerator(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", name)
+    for status, said in (
+        tristage("plan", "--config", experiment(tmp_path))[::2],
+        tristage("run", "--config", experiment(tmp_path), "--run-dir", tmp_path / "run")[::2],
+        stage_run(experiment(tmp_path), tmp_path / "run", "sft"),
+    ):
+        assert status == 2 and not (tmp_path / "run").exists()
+        check_message(said, f"error: DS_ACCELERATOR={name[:40]}: unknown; use one of cpu, cuda")
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "status", "report"])
+@pytest.mark.parametrize("name", ["loop", "loop/run", "x" * 300, "r\udcfcn", "r\udcfcn/below"])
+def test_a_run_directory_that_cannot_be(name, command, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    words = ["--config", experiment(tmp_path), "--run-dir", tmp_path / name]
+    status, out, err = tristage(command, *words)
+    assert (status, out) == (2, "")
+    check_message(err, "error: --run-dir: ", "give another --run-dir" if "\udcfc" in name else "Give another")
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jsonl", "loop.jsonl", "loop.jsonl/x.jsonl"])
+@pytest.mark.parametrize("key", ["data.sft.path", "base.model", "deepspeed.config", "data.chat_template"])
+def test_a_path_that_cannot_be(key, name, tmp_path):
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    words = ["--config", experiment(tmp_path), "--run-dir", tmp_path / "run"]
+    for command in ("plan", "run"):
+        status, _, err = tristage(command, *words, f"{key}={tmp_path / name}")
+        assert status == 2 and not (tmp_path / "run").exists()
+        check_message(err, f"{key}: ")
+
+
+@pytest.mark.parametrize("place", ["none", "file", "folder", "."])
+def test_status_of_what_is_no_run(place, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("precious")
+    status, out, err = tristage("status", "--run-dir", tmp_path / place)
+    assert (status, out) == (2, "")
+    check_message(err, f"error: {(tmp_path / place).resolve()}: no stage has run there")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero"])
+@pytest.mark.parametrize("what", ["config", "deepspeed.config", "hostfile", "manifest", "data.sft.path"])
+def test_what_never_ends_is_not_read(what, kind, tmp_path):
+    file, place = experiment(tmp_path), tmp_path / "endless.jsonl"
+    os.mkfifo(place) if kind == "pipe" else place.symlink_to(kind)
+    words = ["--config", place if what == "config" else file, "--run-dir", tmp_path / "run"]
+    words += [f"{what}={place}"] if "." in what else ["--hostfile", place] if what == "hostfile" else []
+    if what == "manifest":
+        (tmp_path / "run/sft").mkdir(parents=True)
+        place.rename(tmp_path / "run/sft/manifest.json")
+    status, _, err = tristage("plan", *words)
+    assert status == 2
+    check_message(err, "error: ")
+
+
 @pytest.mark.parametrize("command", ["plan", "run", "sweep"])
 def test_wandb_mode_is_told_before_anything_starts(command, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "of-line")
