@@ -104,8 +104,12 @@ def allowed(node: Node) -> str:
     if node["type"] == "string":
         length = f" of at most {node['maxLength']} letters" if "maxLength" in node else ""
         return f"text{length}" + (f" matching {node['pattern']}" if "pattern" in node else "")
-    bounds = [f"{sign} {node[bound]:g}" for bound, sign in BOUNDS.items() if bound in node]
+    bounds = [f"{sign} {_number(node[bound])}" for bound, sign in BOUNDS.items() if bound in node]
     return " ".join([TYPES[node["type"]], " and ".join(bounds)]).rstrip()
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
 def known_part(location: Sequence[int | str]) -> Keys:

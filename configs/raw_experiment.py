@@ -19,7 +19,7 @@ from configs.schema import DATA_FILES
 
 DEEPSPEED_CONFIG = ("deepspeed", "config")
 MAX_DEPTH = 8  # above the schema's depth; an anchor can make a YAML endless
-MAX_FILE_BYTES = 2**20  # far above any experiment, far below the weights of a model
+MAX_FILE_BYTES = 2**16  # far above any experiment; PyYAML reads 30 KB a second
 MAX_VALUES = 100_000  # after all anchors are expanded
 MAX_ERRORS_SHOWN = 20
 
@@ -183,6 +183,8 @@ def parse(text: str) -> tuple[Any, dict[Keys, int], list[tuple[Keys, int, int]]]
         yaml.YAMLError: the text is not YAML.
         ValueError: it is YAML, but nested too deeply or with anchors that expand to too many values.
     """
+    if len(text) > MAX_FILE_BYTES:
+        raise ValueError(f"longer than {MAX_FILE_BYTES:,} bytes")
     loader = yaml.SafeLoader(text)
     try:
         root = loader.get_single_node()
@@ -195,6 +197,8 @@ def parse(text: str) -> tuple[Any, dict[Keys, int], list[tuple[Keys, int, int]]]
                 duplicates.append((keys, lines[keys], line))
             lines.setdefault(keys, line)
         return (None if root is None else loader.construct_document(root)), lines, duplicates
+    except (AttributeError, IndexError, KeyError, TypeError) as error:  # of `!!bool maybe`, `!!int ''`, ...
+        raise ValueError("a value does not fit its tag; write plain values without !!") from error
     except RecursionError:
         raise ValueError("nested too deeply; an experiment has only sections within sections") from None
     finally:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from configs.sections.values import Count, Fraction, NonNegative, Section, Text
+from configs.sections.values import Count, Fraction, NonNegative, Section, Size, Text
 from configs.stage_names import Stage, data_stage
 
 DATA_FILES = (".jsonl", ".json", ".parquet")  # a source path with another ending names a hub dataset
@@ -63,8 +63,8 @@ class Data(Section):
     rm: Source
     ppo: Source
     shares: Shares = Shares()
-    max_length: Count = Field(1024, description="maximum tokens of prompt and response together")
-    max_prompt_length: Count = Field(512, description="maximum tokens of the prompt")
+    max_length: Size = Field(1024, description="maximum tokens of prompt and response together")
+    max_prompt_length: Size = Field(512, description="maximum tokens of the prompt")
     overlong: Literal["drop", "truncate"] = Field(
         "drop", description="what happens to an example that exceeds one of the two limits"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -14,8 +15,10 @@ from configs.sections.values import (
     Function,
     LearningRate,
     NonNegative,
+    NotBoolean,
     Positive,
     Section,
+    Size,
     Text,
     plain_url,
     variable_name,
@@ -30,15 +33,27 @@ class Reward(Section):
         pattern=r"^(rm|https?://.+|[\w.]+:\w+)$",
         description="rm; a Python function `module:function`, which is imported; or the URL of an endpoint",
     )
-    weight: float = 1.0
-    name: Text | None = Field(None, description="its name in metrics; default: rm, the function or the host")
-    timeout_seconds: Positive = Field(30.0, description="limit of one request to an endpoint")
-    retries: Annotated[int, Field(ge=0)] = Field(
+    weight: Annotated[float, Field(ge=-1e9, le=1e9), NotBoolean] = 1.0
+    name: Annotated[Text, Field(max_length=64, pattern=r"^[^/]*$")] | None = Field(
+        None,
+        description="its name in metrics, at most 64 letters, no /; default: rm, the function or the host",
+    )
+    timeout_seconds: Annotated[float, Field(gt=0, le=86_400), NotBoolean] = Field(
+        30.0, description="limit of one request to an endpoint"
+    )
+    retries: Annotated[int, Field(ge=0, le=1000), NotBoolean] = Field(
         5, description="of a failed request, with exponential backoff"
     )
     key_variable: Annotated[str, AfterValidator(variable_name)] | None = Field(
         None, description="environment variable that holds the endpoint's bearer token"
     )
+
+    @property
+    def own_name(self) -> str:
+        """What the term is called in metrics."""
+        if self.name or self.source == "rm":
+            return self.name or "rm"
+        return urlsplit(self.source).netloc if "://" in self.source else self.source.partition(":")[2]
 
 
 class Ppo(Training):
@@ -50,8 +65,8 @@ class Ppo(Training):
     iterations: Count = Field(
         100, description="number of rollouts of batch_size prompts; updates follow each one"
     )
-    epochs: Count = Field(2, description="passes over the responses of a rollout")
-    minibatches: Count = Field(1, description="optimizer steps per pass; must divide batch_size")
+    epochs: Size = Field(2, description="passes over the responses of a rollout")
+    minibatches: Size = Field(1, description="optimizer steps per pass; must divide batch_size")
     rollout: Rollout = Rollout()
     kl_coef: NonNegative = Field(
         0.05, description="beta, the weight of the KL; with kl_target, its initial value"
@@ -100,7 +115,7 @@ class Ppo(Training):
     ptx_coef: NonNegative = Field(
         0.0, description="PPO-ptx: weight of the demonstrations' loss in each update"
     )
-    ptx_batch_size: Count | None = Field(
+    ptx_batch_size: Size | None = Field(
         None, description="global: demonstrations per update; default: the responses per update"
     )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
@@ -126,6 +141,13 @@ class Ppo(Training):
     def _minibatches_divide(self) -> Ppo:
         if self.batch_size % self.minibatches:
             raise ValueError(f"minibatches ({self.minibatches}) must divide batch_size ({self.batch_size})")
+        return self
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Ppo:
+        names = [term.own_name for term in self.rewards]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two terms of rewards are called {max(names, key=names.count)}; set their name")
         return self
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from configs.sections.values import Count, NotBoolean, Positive, Section
+from configs.sections.values import NotBoolean, Section, Size
 
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM allocates memory for one of these ranks
 
@@ -30,10 +30,10 @@ class Rollout(Section):
         "support continuous batching), else hf",
     )
     vllm: Vllm = Vllm()
-    max_new_tokens: Count = Field(128, description="maximum tokens of a response")
-    batch_size: Count = Field(32, description="sequences decoded together on one rank")
-    temperature: Positive = 1.0
-    top_k: Count | None = Field(None, description="sample from the k likeliest tokens")
+    max_new_tokens: Size = Field(128, description="maximum tokens of a response")
+    batch_size: Size = Field(32, description="sequences decoded together on one rank")
+    temperature: Annotated[float, Field(gt=0, le=100), NotBoolean] = 1.0
+    top_k: Size | None = Field(None, description="sample from the k likeliest tokens")
     top_p: Annotated[float, Field(gt=0, le=1), NotBoolean] = Field(
         1.0, description="sample from the likeliest tokens whose probabilities sum to p"
     )

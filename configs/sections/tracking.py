@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from configs.sections.values import Count, Section, Text
+from configs.sections.values import Section, Size, Text
 
 NAME = r"at most 128 letters, without any of / \ # ? % :"
 Name = Annotated[Text, Field(max_length=128, pattern=r"^[^/\\#?%:]*$")]  # W&B refuses others, once it starts
@@ -25,4 +25,4 @@ class Tracking(Section):
     )
     tags: list[Annotated[Text, Field(max_length=64)]] = Field([], description="at most 64 letters each")
     artifacts: bool = Field(True, description="upload adapters as artifacts")
-    sample_rows: Count = Field(4, description="samples recorded at each logging step")
+    sample_rows: Size = Field(4, description="samples recorded at each logging step")

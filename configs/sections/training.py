@@ -19,6 +19,7 @@ from configs.sections.values import (
     Positive,
     Section,
     Seed,
+    Size,
 )
 
 
@@ -28,7 +29,7 @@ class Training(Section):
     learning_rate: LearningRate = 1e-4
     scheduler: Literal["linear", "cosine", "constant"] = "cosine"
     warmup_ratio: Fraction = Field(0.03, description="share of the steps with a rising learning rate")
-    weight_decay: NonNegative = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=100), NotBoolean] = 0.0
     adam_beta1: BelowOne = 0.9
     adam_beta2: BelowOne = 0.999
     adam_epsilon: Positive = 1e-8
@@ -38,8 +39,8 @@ class Training(Section):
     max_skipped_updates: Count = Field(
         10, description="stop after this number of updates in a row with a gradient that is not finite"
     )
-    batch_size: Count = Field(64, description="global: sequences (sft), prompts (rm, ppo) per step")
-    micro_batch_size: Count = Field(8, description="sequences in one forward pass of one rank")
+    batch_size: Size = Field(64, description="global: sequences (sft), prompts (rm, ppo) per step")
+    micro_batch_size: Size = Field(8, description="sequences in one forward pass of one rank")
     logging_steps: Count = Field(1, description="log metrics every N steps")
     eval_steps: Count | None = Field(None, description="evaluate every N steps; always at the end")
     save_steps: Count = Field(50, description="write a checkpoint every N steps")
@@ -86,7 +87,7 @@ class Rankings(Section):
         description="file: data.rm already holds rankings; warmth: the shipped labeller; or your own Python "
         "function `module:function`",
     )
-    completions: Annotated[int, Field(ge=2), NotBoolean] = Field(
+    completions: Annotated[int, Field(ge=2, le=1024), NotBoolean] = Field(
         4, description="K, the number of answers to rank per prompt"
     )
     rollout: Rollout = Rollout()
@@ -99,7 +100,7 @@ class Rm(Epochs):
         None, description="separate base for the reward model and PPO's critic; default: the experiment's"
     )
     rankings: Rankings = Rankings()
-    normalization_prompts: Count = Field(
+    normalization_prompts: Size = Field(
         64,
         description="held-out prompts. Their SFT samples get scores of mean 0 and standard deviation 1",
     )

@@ -65,12 +65,14 @@ NotBoolean = BeforeValidator(
     _reject_boolean
 )  # stands last, so that the bounds before it enter the JSON schema
 Function = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]  # module:function
-Count = Annotated[int, Field(ge=1), NotBoolean]
-Positive = Annotated[float, Field(gt=0), NotBoolean]
-NonNegative = Annotated[float, Field(ge=0), NotBoolean]
+# Bounds far above what can be meant, so that a slip does not fill the memory.
+Count = Annotated[int, Field(ge=1, le=10**9), NotBoolean]  # of steps and rows
+Size = Annotated[int, Field(ge=1, le=2**20), NotBoolean]  # of what is in memory at once: sequences, tokens
+Positive = Annotated[float, Field(gt=0, le=1e9), NotBoolean]
+NonNegative = Annotated[float, Field(ge=0, le=1e9), NotBoolean]
 Fraction = Annotated[float, Field(ge=0, le=1), NotBoolean]
 BelowOne = Annotated[float, Field(ge=0, lt=1), NotBoolean]
-Seed = Annotated[int, Field(ge=0), NotBoolean]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1), NotBoolean]
 LearningRate = Annotated[float, Field(gt=0, le=1), NotBoolean]  # the bound catches 1e4 written for 1e-4
 
 

@@ -24,7 +24,8 @@ from pipeline.reporting.figure_style import (
     interval,
     new_figure,
 )
-from pipeline.state.results import Results, Row
+from pipeline.state.results import Results
+from pipeline.state.rows import Row
 from pipeline.terminal.format import show_number
 
 DOTS_PER_INCH = 150

@@ -25,7 +25,8 @@ from pipeline.reporting.page import (
 from pipeline.reporting.tables import closing_sections, show_interval
 from pipeline.reporting.warnings import RULES, warnings
 from pipeline.state.manifest import BaseModelId
-from pipeline.state.results import Results, Row, read_results
+from pipeline.state.results import Results, read_results
+from pipeline.state.rows import Row
 from pipeline.terminal.format import show_number
 
 ANSWERS_SHOWN = 12

@@ -17,7 +17,8 @@ from pipeline.reporting.figure_style import COLOURS, LOOK, PALE, new_figure
 from pipeline.reporting.figures import DOTS_PER_INCH
 from pipeline.reporting.folder import report_folder
 from pipeline.reporting.page import Cell, Page, Paragraph, Picture, Section, Table, quote, render
-from pipeline.state.results import Row, read_lines, read_results, sweep_runs
+from pipeline.state.results import read_results, sweep_runs
+from pipeline.state.rows import CurveRow, Row, read_rows
 from pipeline.terminal.format import show_number
 
 FIGURE = "frontier.png"
@@ -63,7 +64,7 @@ def write_sweep_report(root: Path) -> Path:
     )
     if not outcomes:
         raise UserError(f"{root}: it has no run of a sweep. Start one: tristage sweep --run-dir {root}")
-    best_of_n = read_lines(root / "best" / "curve.jsonl", ["n", "kl", "rm_score"])
+    best_of_n = read_rows(root / "best" / "curve.jsonl", CurveRow)
     finished = [outcome for outcome in outcomes if outcome.figures]
     with report_folder(root / "sweep" / "report") as folder:
         with matplotlib.rc_context(LOOK):

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import ALL_STAGES, Experiment, Stage
-from data.storage.files import read_json_lines
 from pipeline.state.manifest import Manifest, read_manifest
+from pipeline.state.rows import (
+    CurveRow,
+    EvaluationRow,
+    MetricRow,
+    RankingRow,
+    Row,
+    SampleRow,
+    read_rows,
+)
 from pipeline.state.run_directory import RunDirectory
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -71,17 +76,12 @@ def read_results(run_dir: Path) -> Results:
         run=run,
         experiment=load_experiment(run.config_file),
         manifests={stage: manifest for stage, manifest in manifests.items() if manifest},
-        metrics={stage: read_lines(run.stage(stage) / "metrics.jsonl", ["step"]) for stage in ALL_STAGES},
-        samples=read_lines(run.stage("ppo") / "samples.jsonl", ["step", "prompt", "response"]),
-        evaluation=read_lines(run.stage("ppo") / "evaluation.jsonl", ["prompt", "base", "sft", "ppo"]),
-        rankings=read_lines(run.stage("rm") / "rankings.jsonl", ["prompt", "completions", "ranks"]),
-        best_of_n=read_lines(run.stage("best") / "curve.jsonl", ["n", "kl", "rm_score"]),
+        metrics={stage: read_rows(run.stage(stage) / "metrics.jsonl", MetricRow) for stage in ALL_STAGES},
+        samples=read_rows(run.stage("ppo") / "samples.jsonl", SampleRow),
+        evaluation=read_rows(run.stage("ppo") / "evaluation.jsonl", EvaluationRow),
+        rankings=read_rows(run.stage("rm") / "rankings.jsonl", RankingRow),
+        best_of_n=read_rows(run.stage("best") / "curve.jsonl", CurveRow),
     )
-
-
-def read_lines(path: Path, required: Sequence[str]) -> list[Row]:
-    """The objects of a JSONL file that a stage may still be writing; empty if there is no file."""
-    return read_json_lines(path, required, growing=True) if path.exists() else []
 
 
 def sweep_runs(root: Path) -> Iterator[Path]:

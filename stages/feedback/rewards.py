@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
@@ -62,9 +61,7 @@ class Rewards:
 
 def reward_name(term: Reward) -> str:
     """What a term is called in metrics."""
-    if term.name or term.source == RM:
-        return term.name or RM
-    return urlsplit(term.source).netloc if "://" in term.source else term.source.partition(":")[2]
+    return term.own_name
 
 
 def _source(term: Reward) -> RewardFunction:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from configs.errors import UserError
-from data.storage.files import sha256
-from pipeline.state.results import read_lines
+from data.storage.files import read_json_lines, sha256
+from pipeline.state.rows import MetricRow, read_rows
 from pipeline.tracking.metric_files import FileSink
 from stages.feedback import rankings
 from stages.training.checkpoint import Header, State, newest_checkpoint, save_checkpoint
@@ -132,7 +132,7 @@ RANKING = {"prompt": "p", "completions": ["a", "b"], "ranks": [0, 1], "split": "
 def test_half_a_last_line_is_dropped(name, half, tmp_path):
     whole = b'{"step": 1, "loss": 1.0, "prompt": "p", "response": "r"}\n'
     (tmp_path / name).write_bytes(whole + half)
-    assert [row["step"] for row in read_lines(tmp_path / name, ["step"])] == [1]
+    assert [row["step"] for row in read_json_lines(tmp_path / name, ["step"], growing=True)] == [1]
     sink = FileSink(tmp_path)
     sink.rewind(1)
     sink.close(0)
@@ -143,7 +143,7 @@ def test_half_a_last_line_is_dropped(name, half, tmp_path):
 def test_a_damaged_line_in_the_middle_is_named(line, tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + line + '\n{"step": 2}\n')
     with pytest.raises(UserError) as caught:
-        read_lines(tmp_path / "metrics.jsonl", ["step"])
+        read_rows(tmp_path / "metrics.jsonl", MetricRow)
     check_message(str(caught.value), f"{tmp_path}/metrics.jsonl, line 2: ", "Remove the line")
 
 

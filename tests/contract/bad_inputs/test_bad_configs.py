@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,55 @@ OVERRIDES = [
     ("ppo.rollout.vllm.gpu_memory_utilization=1.5", "a number > 0 and ≤ 1"),
     ("deepspeed.timeout_minutes=1e300", "deepspeed.timeout_minutes: '1e300' is not allowed"),
     (f"seed={'9' * 5000}", "seed: not YAML: Exceeds the limit"),
+    # Tags of YAML whose values do not fit
+    *(
+        (f"{key}=!!{tag}", f"{key}: ")
+        for key, tag in (
+            *(("sft.packing", "bool maybe"), ("seed", "int ''"), ("seed", "int x"), ("seed", "timestamp x")),
+            *(
+                ("sft", "set {a, b}"),
+                ("sft", "omap [a: 1]"),
+                ("sft", "pairs [1]"),
+                ("sft.epochs", "float ''"),
+            ),
+            *(
+                ("base.model", "binary x?"),
+                ("seed", "null 5"),
+                ("sft", "map x"),
+                ("sft", "seq x"),
+                ("sft", "bool [1]"),
+            ),
+        )
+    ),
+    # Sizes that cannot be meant
+    ("sft.batch_size=1000000000", "an integer ≥ 1 and ≤ 1,048,576"),
+    ("ppo.rollout.batch_size=1000000000", "an integer ≥ 1 and ≤ 1,048,576"),
+    ("ppo.rollout.max_new_tokens=1000000000", "an integer ≥ 1 and ≤ 1,048,576"),
+    ("data.max_length=1000000000000", "an integer ≥ 1 and ≤ 1,048,576"),
+    ("adapter.r=1000000", "an integer ≥ 1 and ≤ 16,384"),
+    ("rm.rankings.completions=1000000000", "an integer ≥ 2 and ≤ 1,024"),
+    ("best.n=1000000000", "an integer ≥ 2 and ≤ 65,536"),
+    (f"rm.normalization_prompts={10**24}", "an integer ≥ 1 and ≤ 1,048,576"),
+    (f"ppo.iterations={10**24}", "an integer ≥ 1 and ≤ 1,000,000,000"),
+    (f"seed={10**400}", "an integer ≥ 0 and ≤ 9,223,372,036,854,775,807"),
+    ("sft.weight_decay=1.0e+38", "a number ≥ 0 and ≤ 100"),
+    ("ppo.rollout.temperature=1.0e+300", "a number > 0 and ≤ 100"),
+    ("ppo.kl_coef=1.0e+300", "a number ≥ 0 and ≤ 1,000,000,000"),
+    ("adapter.alpha=1.0e+300", "a number > 0 and ≤ 1,000,000,000"),
+    (
+        "ppo.rewards=[{source: 'https://h/', timeout_seconds: 1.0e+300}]",
+        "ppo.rewards[0]: 1e+300 is not allowed",
+    ),
+    (
+        "ppo.rewards=[{source: 'https://h/', retries: 1000000000}]",
+        "ppo.rewards[0]: 1000000000 is not allowed",
+    ),
+    ("ppo.rewards=[{weight: 1.0e+308}]", "ppo.rewards[0]: 1e+308 is not allowed"),
+    ("ppo.rewards=[{weight: true}]", "ppo.rewards[0]: True is not allowed"),
+    (f"ppo.rewards=[{{name: {'x' * 300}}}]", "ppo.rewards[0]: 'xxx"),
+    ("ppo.rewards=[{name: a/mean}]", "ppo.rewards[0]: 'a/mean' is not allowed"),
+    ('ppo.rewards=[{name: "\\e[31m"}]', "ppo.rewards[0]: '\\x1b[31m' holds a control character"),
+    ("ppo.rewards=[{name: ''}]", "ppo.rewards[0]: '' is empty"),
     # Text that file names and terminals cannot hold
     ('data.sft.path="a\\0b.jsonl"', "data.sft.path: '", "control character"),
     ('base.model="\\ud800"', "base.model: '\\ud800' holds a control character or half of a surrogate pair"),
@@ -81,6 +131,9 @@ OVERRIDES = [
 CONTRADICTIONS = [
     (["data.sft.held_out=1.5"], "held_out (1.5) must be a share below 1 or a whole number of prompts"),
     (["data.shares.sft=0.9"], "the three shares must add up to at most 1"),
+    (["ppo.rewards=[{source: rm}, {source: rm}]"], "two terms of rewards are called rm; set their name"),
+    (["ppo.rewards=[{source: 'a:f'}, {source: 'b:f'}]"], "two terms of rewards are called f; set their name"),
+    (["ppo.rewards=[{source: 'a:f'}, {name: f}]"], "two terms of rewards are called f; set their name"),
     (["ppo.minibatches=3"], "minibatches (3) must divide batch_size (64)"),
     (["data.max_prompt_length=1024"], "max_prompt_length must be below max_length"),
     (
@@ -145,7 +198,7 @@ FILES = [
     ((VALID + "sft: " + "[" * 3000 + "]" * 3000).encode(), "nested too deeply"),
     ((VALID + "sft: " + "{a: " * 3000 + "1" + "}" * 3000).encode(), "nested too deeply"),
     ((VALID + "sft: &s {epochs: *s}\n").encode(), "sft.epochs"),
-    ((VALID + "#" * 2**20).encode(), "longer than 1,048,576 bytes; give the path of another file"),
+    ((VALID + "#" * 2**20).encode(), "longer than 65,536 bytes; give the path of another file"),
     ((VALID + "? [a]\n: 3\n").encode(), "line 8 column 3: found unhashable key"),
     ((VALID + "".join(f"k{i}: 1\n" for i in range(500))).encode(), "and 480 more"),
     ((VALID + "a: !!python/object/apply:os.system [id]\n").encode(), "could not determine a constructor"),
@@ -265,6 +318,21 @@ def test_file(content, parts, tmp_path):
     message = refused(tmp_path, content).splitlines()
     assert len(message) <= 21 and message[0].startswith(f"error: {tmp_path}/trial.yaml")
     check_message("\n".join(message[:1] + message[-1:]), *parts)
+
+
+@pytest.mark.parametrize("size", [50_000, 1_000_000])
+@pytest.mark.parametrize("where", ["file", "command line"])
+def test_a_long_list_is_told_soon_and_as_what_it_is(where, size, tmp_path):
+    values = f"[{'1,' * (size // 2)}]"
+    begin = time.monotonic()
+    if where == "file":
+        message = refused(tmp_path, VALID + f"adapter: {{target_modules: {values}}}\n")
+    else:
+        message = refused(tmp_path, VALID, f"adapter.target_modules={values}")
+    assert time.monotonic() - begin < 20
+    check_message(
+        message, "longer than 65,536 bytes" if size > 65_536 else "adapter.target_modules: [1, 1, 1"
+    )
 
 
 @pytest.mark.parametrize(("content", "parts"), [(content, parts) for content, *parts in ZERO])

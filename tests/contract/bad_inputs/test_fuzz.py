@@ -24,7 +24,7 @@ from data.sources.reading import BadRow
 from data.storage.sealed_folder import seal_fault
 from launch.deepspeed_command import read_slots
 from pipeline.state.manifest import damage, fingerprint, read_manifest
-from pipeline.state.results import read_lines
+from pipeline.state.rows import MetricRow, read_rows
 from stages.training.checkpoint import Header, State, newest_checkpoint, save_checkpoint
 from tests.contract.bad_inputs.entry import LONGEST, VALID
 from tests.contract.bad_inputs.test_bad_runs import MANIFEST
@@ -208,7 +208,7 @@ def test_journals(place, content):
     file = place / "metrics.jsonl"
     file.write_bytes(content)
     with told():
-        read_lines(file, ["step"])
+        read_rows(file, MetricRow)
 
 
 def test_fingerprints_are_of_files_inside(tmp_path):

@@ -36,7 +36,7 @@ def test_all_mistakes_are_reported_at_once_each_with_its_source(write):
         "limit, held_out; did you mean data.sft.held_out?",
         f"{file}: data.rm.path: missing; allowed: text (a .jsonl, .json or .parquet file, or the id of a hub "
         "dataset)",
-        f"{file}:9: sft.batch_size: 'lots' is not allowed; allowed: an integer ≥ 1 "
+        f"{file}:9: sft.batch_size: 'lots' is not allowed; allowed: an integer ≥ 1 and ≤ 1,048,576 "
         "(global: sequences (sft), prompts (rm, ppo) per step)",
         "command line (ppo.gamma=3): ppo.gamma: 3 is not allowed; allowed: a number ≥ 0 and ≤ 1 "
         "(discount of GAE)",
@@ -60,10 +60,13 @@ def test_a_key_in_the_wrong_section_names_the_right_one(minimal):
         ("seed", "no value; write seed=VALUE"),
         ("", "unknown key; allowed here: name, seed,"),
         ("=3", "unknown key"),
-        ("seed.x=1", "seed.x: unknown key; seed holds an integer ≥ 0, not keys"),
+        (
+            "seed.x=1",
+            "seed.x: unknown key; seed holds an integer ≥ 0 and ≤ 9,223,372,036,854,775,807, not keys",
+        ),
         ("pppo.gamma=1", "did you mean ppo?"),
         ("sft.epochs={", "sft.epochs: not YAML, line 1 column 2"),
-        ("name=", "name: null is not allowed; allowed: text matching"),
+        ("name=", "name: null is not allowed; allowed: text of at most 100 letters matching"),
         ("name=2024", "put quotes around it"),
         ("sft=3", "sft: 3 is not allowed; allowed: a section with the keys learning_rate"),
         ("adapter.target_modules=3", "3 is not allowed; allowed: all-linear or a list of text"),

@@ -9,10 +9,11 @@ import pytest
 
 from configs.errors import UserError
 from configs.identity import stage_hash
+from data.storage.files import read_json_lines
 from pipeline.reporting.page import markdown, quote
 from pipeline.reporting.report import write_report
 from pipeline.reporting.warnings import warnings
-from pipeline.state.results import read_lines, read_results
+from pipeline.state.results import read_results
 from tests.support.finished_run import COST, Run
 
 PICTURES = {"gold.png", "score-kl.png", "curves-sft.png", "curves-rm.png", "curves-ppo.png"}
@@ -243,13 +244,13 @@ def test_a_broken_line_is_named(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1}\n{"step": \n{"step": 3}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: damaged \(not JSON"):
-        read_lines(file, ["step"])
+        read_json_lines(file, ["step"], growing=True)
 
 
 def test_lines_end_at_line_feeds_alone(tmp_path):
     file = tmp_path / "evaluation.jsonl"
     file.write_text('{"prompt": "one\u2028line\x85still"}\n', encoding="utf-8")
-    assert read_lines(file, ["prompt"]) == [{"prompt": "one\u2028line\x85still"}]
+    assert read_json_lines(file, ["prompt"], growing=True) == [{"prompt": "one\u2028line\x85still"}]
 
 
 def test_markdown_escapes_what_is_markup():
