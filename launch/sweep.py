@@ -141,7 +141,7 @@ def _short(overrides: Sequence[str]) -> list[str]:
     return [override.removeprefix("ppo.") for override in overrides]
 
 
-def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], pool: WorkerPool) -> int:
+def run_sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], pool: WorkerPool) -> int:
     """Train the shared stages and best-of-n in `root`, then PPO in each run; skip what is finished.
 
     A run that fails does not end the others. After one that the user must fix (status 2), no other starts.
@@ -170,10 +170,10 @@ def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], pool: WorkerPool
                 link_shared(root[0].run.path, run.path)
                 pool.start(run.path, command)
             time.sleep(SECONDS_BETWEEN_POLLS)
-            for folder, code in pool.ended():
+            for folder, code in pool.poll():
                 by_signal = [signum for signum in WATCHED if code == 128 + signum]
                 if not (interrupted and by_signal):
-                    say(f"sweep: {pool.ending(folder, code)}", error=bool(code))
+                    say(f"sweep: {pool.end_message(folder, code)}", error=bool(code))
                 if not interrupted:
                     status = code or status
                     noted += by_signal

@@ -16,7 +16,7 @@ import psutil
 
 from pipeline.state.manifest import Process
 
-ASK_WHERE = signal.SIGUSR1  # a rank then writes its stack, see `logs.open_logs`
+STACK_SIGNAL = signal.SIGUSR1  # a rank then writes its stack, see `logs.open_logs`
 SECONDS_TO_ANSWER = 1.0
 FRAME = re.compile(r'File "(.+)", line (\d+) in (.+)')  # of a stack whose most recent call comes first
 # States in which a process answers nobody.
@@ -25,7 +25,7 @@ SILENT = {
     psutil.STATUS_TRACING_STOP: "stopped by a debugger",
     psutil.STATUS_DISK_SLEEP: "waiting for a disk or a device",
 }
-WAITS = ("/torch/distributed/", "/deepspeed/comm/")  # a rank in there waits for the others, too
+COLLECTIVE_PATHS = ("/torch/distributed/", "/deepspeed/comm/")  # a rank in there waits for the others, too
 
 
 def timed_out(message: str) -> bool:
@@ -41,11 +41,11 @@ def where_hung(peers: Mapping[int, Process], logs: Path) -> Iterator[tuple[int, 
     before = {rank: len(_stack(logs, rank)) for rank in here}  # a person may have asked, too
     for process in here.values():
         with suppress(ProcessLookupError):
-            os.kill(process.pid, ASK_WHERE)
+            os.kill(process.pid, STACK_SIGNAL)
     time.sleep(SECONDS_TO_ANSWER)
     for rank, process in here.items():
         frames = FRAME.findall(_stack(logs, rank)[before[rank] :])
-        if frames and not any(part in file for file, *_ in frames for part in WAITS):
+        if frames and not any(part in file for file, *_ in frames for part in COLLECTIVE_PATHS):
             file, line, function = frames[0]
             yield rank, f"{file}:{line}, in {function}"
         elif not frames and (state := _state(process)) in SILENT:

@@ -16,7 +16,7 @@ import psutil
 
 STARTER = "TRISTAGE_STARTED_BY"  # variable with the process id and start time of the nearest `tristage`
 DEEPSPEED = "deepspeed.launcher.launch"  # what the command `deepspeed` starts on each machine
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_POLLS = 1.0
 # An interrupted rank may be in a long operation, and then still has to write its manifest.
 SECONDS_TO_STOP = 90.0
 
@@ -47,7 +47,7 @@ def _follow(followed_lives: Callable[[], bool]) -> None:
 
 def _end_with(followed_lives: Callable[[], bool]) -> None:
     while followed_lives():
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(SECONDS_BETWEEN_POLLS)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(SECONDS_TO_STOP)
     os.kill(os.getpid(), signal.SIGKILL)
