@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
+from configs.errors import UserError
 from configs.identity import stage_hash
 from configs.load import dump_experiment
 from data.storage.files import sweep
@@ -22,7 +23,7 @@ from pipeline.state.manifest import (
     now,
     read_manifest,
 )
-from stages.context import Outcome
+from stages.context import Outcome, not_finite
 
 
 def begin_attempt(request: Request, plan: StagePlan, world: int) -> Manifest:
@@ -71,7 +72,14 @@ def finished(manifest: Manifest, outcome: Outcome, output: Path, seconds: float)
 
     Raises:
         FileNotFoundError: `output` is empty.
+        UserError: a final metric is not finite.
     """
+    if names := not_finite(outcome.metrics):
+        raise UserError(
+            f"stage {manifest.stage}: {names} of the result is not a finite number. metrics.jsonl and the "
+            "log show since when. Lower the learning rate of this stage, or train the stage before it again. "
+            "Then start over with --fresh."
+        )
     content = fingerprint(output)
     if not content.files:
         raise FileNotFoundError(f"stage {manifest.stage} left nothing in {output}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +14,8 @@ from configs.schema import Experiment, Stage
 
 if TYPE_CHECKING:  # `tristage plan` and `tristage status` import this module, and must not import torch
     from stages.distributed.ranks import Ranks
+
+NAMES_SHOWN = 3
 
 
 class Tracker(Protocol):
@@ -102,3 +105,11 @@ class Outcome:
 
     metrics: dict[str, float]
     base_digest: str | None = None
+
+
+def not_finite(metrics: Mapping[str, float]) -> str:
+    """The names of the metrics that are not finite, without their intervals; "" if all are."""
+    names = [name for name, value in metrics.items() if not math.isfinite(value)]
+    names = [name for name in names if not name.endswith(("_low", "_high"))] or names
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -34,6 +34,7 @@ from stages.training.engine import Engine
 from stages.training.export import save_role
 from stages.training.loop import StopTraining, TrainingLoop
 from stages.training.resume import find_checkpoint, seed_step, start_engine
+from stages.training.soundness import check_result
 from stages.training.throughput import Meter, Stopwatch, peak_memory_bytes
 
 Metrics = dict[str, float]
@@ -78,7 +79,8 @@ def run(context: Context) -> Outcome:
                 context.tracker.samples(samples[: config.tracking.sample_rows], step + 1)
             return metrics
 
-        loop.run(len(train), take_step, evaluation.of_policy)
+        _, after = loop.run(len(train), take_step, evaluation.of_policy)
+        check_result("ppo", engine, after)
 
         # 5. The result, judged on held-out prompts beside the base and the SFT policy.
         stopped = loop.progress.stopped is not None

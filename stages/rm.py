@@ -33,6 +33,7 @@ from stages.training.export import write_role
 from stages.training.loop import TrainingLoop
 from stages.training.metrics import reduce_means
 from stages.training.resume import find_checkpoint, seed_step, start_engine
+from stages.training.soundness import check_result
 from stages.training.throughput import Meter, peak_memory_bytes
 
 
@@ -71,6 +72,7 @@ def run(context: Context) -> Outcome:
     # 5. The result, on a scale where the SFT policy has mean 0 and deviation 1.
     if rm.use_best:
         after = loop.load_best()
+    check_result("rm", engine, after)
     models.eval()
     # A new sampler, because ZeRO-3 has sharded the base since.
     with open_sampler(models.policy_base, models.tokenizer, ranks, rm.rankings.rollout) as sampler:

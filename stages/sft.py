@@ -21,6 +21,7 @@ from stages.training.likelihood import Example, completion_logprobs, completion_
 from stages.training.loop import TrainingLoop
 from stages.training.metrics import reduce_means
 from stages.training.resume import find_checkpoint, seed_step, start_engine
+from stages.training.soundness import check_result
 from stages.training.throughput import Meter, peak_memory_bytes
 
 
@@ -62,6 +63,7 @@ def run(context: Context) -> Outcome:
     # 5. The result.
     if sft.use_best:
         after = loop.load_best()
+    check_result("sft", engine, after)
     save_role(context, engine, Role.POLICY, tokenizer)
     return Outcome(
         {

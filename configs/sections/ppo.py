@@ -135,6 +135,11 @@ class Ppo(Training):
                 f"kl_horizon ({self.kl_horizon:g}) must be above a fifth of batch_size ({self.batch_size}), "
                 "or kl_coef could turn negative"
             )
+        if self.critic_warmup >= self.iterations:
+            raise ValueError(
+                f"critic_warmup ({self.critic_warmup}) must be below iterations ({self.iterations}), or the "
+                "policy is never trained"
+            )
         if self.use_ema and self.ema_decay is None:
             raise ValueError("use_ema needs ema_decay, such as 0.9")
         if self.kl_in == "loss" and self.kl_estimator == "k1":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from configs.errors import UserError
 from configs.load import load_experiment
-from stages import sft
+from stages import setup, sft
 from stages.context import Context
 from stages.distributed.ranks import Ranks
 from tests.integration.test_ppo_start import Recorder
@@ -64,6 +65,36 @@ class Notes(Recorder):
 
     def note(self, message: str) -> None:
         self.notes.append(message)
+
+
+@pytest.mark.parametrize("held_out", [8, 0])
+def test_weights_that_overflow_are_no_result(held_out: int, ranks: Ranks, tmp_path: Path) -> None:
+    """The first update makes all weights huge, the second forward overflows, the rest is skipped."""
+    overflow = ["sft.weight_decay=1e38", "sft.eval_steps=null", f"data.sft.held_out={held_out}"]
+    with pytest.raises(UserError, match=r"stage sft: 5 of 6 updates .* skipped.*sft\.weight_decay"):
+        sft.run(Context(load_experiment(TINY, overflow), "sft", tmp_path, {}, Notes(), False, ranks))
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("held_out", "fault"),
+    [(8, "loss of held-out data is not a finite number before the first step"), (0, "none of 6 updates")],
+)
+def test_a_base_with_nan_trains_nothing(
+    held_out: int, fault: str, ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_base = setup.load_base
+
+    def spoilt(*arguments: Any) -> Any:
+        model = load_base(*arguments)
+        model.get_input_embeddings().weight.data[:, 0] = math.nan
+        return model
+
+    monkeypatch.setattr(setup, "load_base", spoilt)
+    config = load_experiment(TINY, ["sft.eval_steps=null", f"data.sft.held_out={held_out}"])
+    with pytest.raises(UserError, match=f"stage sft: {fault}"):
+        sft.run(Context(config, "sft", tmp_path, {}, Notes(), False, ranks))
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_stage_tells_and_stops_at_the_last_good_checkpoint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -141,6 +142,19 @@ def test_programs_error_is_a_traceback_and_status_1(
     assert run(fail) == 1
     assert "Traceback" in capsys.readouterr().err
     assert manifest_of(tmp_path).status == "failed"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_result_that_is_not_finite_is_a_failure(
+    tmp_path: Path, run, value: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spoilt(context: Context) -> Outcome:
+        return Outcome(train(context).metrics | {"kl": value, "kl_low": value, "kl_high": 1.0})
+
+    assert run(spoilt) == 2
+    assert "error: stage sft: kl of the result is not a finite number" in capsys.readouterr().err
+    assert manifest_of(tmp_path).status == "failed"
+    assert run(stage="rm") == 2, "the next stage does not start"
 
 
 def test_stage_without_adapter_is_a_failure(tmp_path: Path, run) -> None:
