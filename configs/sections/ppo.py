@@ -14,6 +14,7 @@ from configs.sections.values import (
     Function,
     LearningRate,
     NonNegative,
+    NotBoolean,
     Positive,
     Section,
     no_secret_in_url,
@@ -30,8 +31,10 @@ class Reward(Section):
     )
     weight: float = 1.0
     name: str | None = Field(None, description="its name in metrics; default: rm, the function or the host")
-    timeout_seconds: Positive = Field(30.0, description="limit of one request to an endpoint")
-    retries: Annotated[int, Field(ge=0)] = Field(
+    timeout_seconds: Annotated[float, Field(gt=0, le=86_400), NotBoolean] = Field(
+        30.0, description="limit of one request to an endpoint, from its start to the last byte of its answer"
+    )
+    retries: Annotated[int, Field(ge=0, le=1000), NotBoolean] = Field(
         5, description="of a failed request, with exponential backoff"
     )
     key_variable: str | None = Field(

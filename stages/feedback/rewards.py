@@ -12,7 +12,7 @@ from torch import Tensor
 from configs.errors import UserError
 from configs.schema import Ppo, Reward
 from stages.feedback.reward_endpoint import Endpoint
-from stages.feedback.user_functions import RewardFunction, as_numbers, load_function
+from stages.feedback.user_functions import RewardFunction, load_function
 from stages.maths.statistics import RunningMoments
 from stages.training.checkpoint import State
 
@@ -47,13 +47,9 @@ class Rewards:
         """The value of each response by the name of each term but the reward model.
 
         Raises:
-            UserError: a source fails, or does not return one number for each response. The update
-                skips numbers that are not finite.
+            UserError: a source fails, or does not return one finite number for each response.
         """
-        return {
-            name: as_numbers(source(prompts, responses), len(responses), KEY, name)
-            for name, source in self._sources.items()
-        }
+        return {name: source(prompts, responses) for name, source in self._sources.items()}
 
     def total(self, values: Mapping[str, Tensor]) -> Tensor:
         """(B,) the weighted sum of the terms' values, (B,) each."""

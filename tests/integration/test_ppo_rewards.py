@@ -9,21 +9,26 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from tests.support.ppo_runs import Run, run, same, weights
+from tests.support.ppo_runs import Run, run
 from tests.unit.stages.feedback.test_rewards import Service, service
 
 __all__ = ["run", "service"]  # fixtures
 
 
-def test_a_reward_that_is_no_number_skips_the_update_and_is_told(run: Run) -> None:
-    """One of eight rewards, which whitening spreads over all of them."""
+def test_a_reward_that_is_no_number_ends_the_stage(run: Run) -> None:
+    """Whitening would spread the one of eight over all of them, and every update would be skipped."""
     broken = "ppo.rewards=[{source: rm}, {source: 'tests.integration.test_ppo_rewards:broken'}]"
+    with pytest.raises(UserError, match=r"test_ppo_rewards:broken gave nan for completions\[0\]"):
+        run(broken)
+
+
+def test_a_reward_that_overflows_skips_the_rest_of_the_rollout(run: Run) -> None:
+    """Finite numbers of a function, whose square is not finite."""
+    huge = "ppo.rewards=[{source: 'tests.integration.test_ppo_rewards:huge'}]"
     with pytest.raises(UserError, match="3 updates in a row, up to step 3, the first at step 1"):
-        run(broken, "ppo.max_skipped_updates=3")
-    ran = run(broken, folder="on")
-    assert ran.column("skipped_updates") == [1, 2, 3], "the rest of a rollout's updates is left out"
-    assert ran.column("policy/updates") == [1] * 3
-    assert same(weights(ran.tensors(1), "policy"), weights(ran.tensors(3), "policy"))
+        run(huge, "ppo.max_skipped_updates=3")
+    with pytest.raises(UserError, match="stage ppo: none of 3 updates was made"):
+        run(huge, folder="on")
 
 
 def test_an_endpoints_key_is_not_written_down(
@@ -36,6 +41,11 @@ def test_an_endpoints_key_is_not_written_down(
     assert set(service.keys) == {"Bearer planted-secret"} and ran.rows[0]["rewards/reward_model/mean"] == 0.5
     written = [path for path in ran.folder.rglob("*") if path.is_file()]
     assert written and not [path for path in written if b"planted-secret" in path.read_bytes()]
+
+
+def huge(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """A reward function for the test above."""
+    return [1e30 * number for number in range(len(prompts))]
 
 
 def broken(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:

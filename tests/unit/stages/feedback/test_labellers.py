@@ -98,8 +98,8 @@ def test_the_users_own_is_given_prompts_and_answers_on_rank_0_alone(own: ModuleT
     ("name", "values", "word"),
     [
         ("my_judge:judge", [1.0], "must give a number for each of 2"),
-        ("my_judge:judge", [1.0, "x"], "must give a number for each of 2"),
-        ("my_judge:judge", [1.0, math.nan], "must give finite numbers"),
+        ("my_judge:judge", [1.0, "x"], r"gave 'x' for completions\[1\]"),
+        ("my_judge:judge", [1.0, math.nan], r"gave nan for completions\[1\]"),
         ("my_judge:jury", [], "the module 'my_judge' has no function 'jury'"),
         ("no_judge:judge", [], "cannot import 'no_judge'"),
     ],

@@ -1,0 +1,367 @@
+"""The user's reward functions, labellers, judges and endpoints: what they may return, raise and change."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from configs.errors import UserError
+from configs.schema import Reward
+from stages.distributed.ranks import Ranks
+from stages.feedback import reward_endpoint
+from stages.feedback.labellers import labeller
+from stages.feedback.rewards import Rewards
+from stages.feedback.user_functions import load_function
+from tests.contract.bad_inputs.entry import check_message
+
+PROMPTS, COMPLETIONS = ["a", "b"], ["short", "much longer"]
+Score = Callable[[str], list[float]]
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
+    """module(text) writes the user's module `theirs` and puts it on the path."""
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("theirs", None)
+
+    def write(text: str) -> Path:
+        file = tmp_path / "theirs.py"
+        file.write_text(f"import math, os, random, sys\nimport numpy as np\nimport torch\n{text}\n")
+        return file
+
+    yield write
+    sys.modules.pop("theirs", None)
+
+
+def score(key: str = "ppo.rewards") -> list[float]:
+    return load_function("theirs:score", key)(PROMPTS, COMPLETIONS)
+
+
+def refused(key: str = "ppo.rewards") -> str:
+    with pytest.raises(UserError) as caught:
+        score(key)
+    return str(caught.value)
+
+
+RETURNED = {
+    "[1.0, math.nan]": "gave nan for completions[1], 'much longer'. It must be a finite real number",
+    "[math.inf, 1.0]": "gave inf for completions[0], 'short'",
+    "[1.0, np.float32('nan')]": "for completions[1]",
+    "torch.tensor([1.0, math.nan])": "gave tensor(nan) for completions[1]",
+    "[10 ** 400, 1]": "for completions[0]",
+    "[True, 1.0]": "gave True for completions[0]",
+    "[1.0, np.bool_(True)]": "for completions[1]",
+    "torch.tensor([True, False])": "gave tensor(True) for completions[0]",
+    "['1', 2.0]": "gave '1' for completions[0]",
+    "[1.0, None]": "gave None for completions[1]",
+    "[1.0, 1j]": "gave 1j for completions[1]",
+    "[1.0, [2.0]]": "gave [2.0] for completions[1]",
+    "[torch.ones(2), 1.0]": "for completions[0]",
+    "[1.0]": "must give a number for each of 2 completions, gave 1",
+    "[]": "gave 0",
+    "[1.0, 2.0, 3.0]": "gave more",
+    "iter(lambda: 1.0, 2.0)": "gave more",
+    "(1.0 for _ in completions[1:])": "gave 1",
+    "{0: 1.0, 1: 2.0}": "gave a dict, not a list of one number per completion",
+    "{1.0, 2.0}": "gave a set, not a list",
+    "'12'": "gave a str, not a list",
+    "b'12'": "gave a bytes, not a list",
+    "1.5": "gave a float, not a list",
+    "None": "gave a NoneType, not a list",
+    "torch.tensor(1.0)": "raised TypeError: iteration over a 0-d tensor",
+}
+
+
+@pytest.mark.parametrize("returned", RETURNED)
+def test_what_a_function_returns(returned: str, module: Callable[[str], Path]) -> None:
+    module(f"def score(prompts, completions): return {returned}")
+    for key in ("ppo.rewards", "ppo.judge", "rm.rankings.labeller"):
+        check_message(refused(key), f"{key}: theirs:score ", RETURNED[returned])
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        "[1, 2.5]",
+        "(1.0, np.float32(2.5))",
+        "np.array([1.0, 2.5])",
+        "torch.tensor([1.0, 2.5], requires_grad=True) * 1.0",
+        "torch.tensor([[1.0], [2.5]])",
+        "(value for value in (1.0, 2.5))",
+    ],
+)
+def test_numbers_are_taken_as_they_come(returned: str, module: Callable[[str], Path]) -> None:
+    module(f"def score(prompts, completions): return {returned}")
+    assert score() == [1.0, 2.5] and all(type(each) is float for each in score())
+
+
+RAISED = {
+    "raise ValueError('no\\nluck')": "raised ValueError: no luck (",
+    "raise KeyError": "raised KeyError (",
+    "1 / 0": "raised ZeroDivisionError: division by zero (",
+    "torch.stack([])": "raised RuntimeError: ",  # torch's own lines are not the user's
+    "raise BaseException('any')": "raised BaseException: any (",
+    "score(prompts, completions)": "raised RecursionError: ",
+    "sys.exit()": "ended the process with status None (",
+    "sys.exit(0)": "ended the process with status 0 (",
+    "os._exit(0)": "ended the process with status 0 (",
+    "raise ValueError('x' * 10**6)": "raised ValueError: xxx",
+}
+
+
+@pytest.mark.parametrize("statement", RAISED)
+def test_what_a_function_raises(statement: str, module: Callable[[str], Path]) -> None:
+    file = module(f"def score(prompts, completions):\n    {statement}")
+    check_message(refused(), f"ppo.rewards: theirs:score {RAISED[statement]}", f"({file}, line 5, in score)")
+
+
+def test_a_users_error_keeps_its_stack_where_it_is_asked_for(
+    module: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module("def score(prompts, completions): return 1 / 0")
+    assert "TRISTAGE_DEBUG=1 shows the stack" in refused()
+    monkeypatch.setenv("TRISTAGE_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        score()
+
+
+IMPORTED = {
+    "import no_such_thing": ("cannot import 'theirs' of 'theirs:score', which raised ModuleNotFoundError", 4),
+    "1 / 0": ("which raised ZeroDivisionError: division by zero", 4),
+    "def score(": ("which raised SyntaxError", None),
+    "sys.exit(0)": ("which ended the process with status 0", 4),
+    "os._exit(0)": ("which ended the process with status 0", 4),
+    "other = 1": ("the module 'theirs' has no function 'score'", None),
+    "score = 1.0": ("the module 'theirs' has no function 'score'", None),
+    "def score(completions): return []": ("got an unexpected keyword argument 'prompts'", None),
+    "def score(prompts, completions, more): return []": ("missing a required argument: 'more'", None),
+    "async def score(prompts, completions): return [1, 2]": ("gave a coroutine, not a list", None),
+}
+
+
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
+@pytest.mark.parametrize("text", IMPORTED)
+def test_what_a_module_holds(text: str, module: Callable[[str], Path]) -> None:
+    file = module(text)
+    fault, line = IMPORTED[text]
+    check_message(refused(), "ppo.rewards: ", fault, f"({file}, line {line}, in <module>)" if line else "")
+
+
+@pytest.mark.parametrize("path", ["no_such:score", "no_such.below:score", "..:score", ".theirs:score"])
+def test_where_a_function_is(path: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_function(path, "ppo.judge")
+    check_message(str(caught.value), "ppo.judge: cannot import ")
+
+
+CHANGES = """
+def score(prompts, completions):
+    prompts[0] = "changed"
+    completions.clear()
+    random.seed(7); np.random.seed(7); torch.manual_seed(7)
+    os.chdir("/")
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    {end}
+"""
+
+
+def state() -> list[Any]:
+    """What functions share with the rest of the process."""
+    settings = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
+    noise = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]
+    return [*noise, *settings, torch.get_num_threads(), Path.cwd(), PROMPTS.copy(), COMPLETIONS.copy()]
+
+
+@pytest.mark.parametrize("end", ["return [1, 2]", "raise ValueError", "sys.exit(0)"])
+def test_what_a_function_changes_is_put_back(end: str, module: Callable[[str], Path]) -> None:
+    module(CHANGES.format(end=end))
+    exit_of_the_system = os._exit
+    before = state()
+    if end.startswith("return"):
+        assert score() == [1.0, 2.0]
+        labeller("theirs:score", "ppo.judge", Ranks(0, 1, torch.device("cpu")))(PROMPTS, COMPLETIONS)
+    else:
+        refused()
+    assert state() == before
+    assert os._exit is exit_of_the_system
+
+
+def test_what_an_import_changes_is_put_back(module: Callable[[str], Path]) -> None:
+    module(
+        "random.seed(7); torch.manual_seed(7); os.chdir('/')\ndef score(prompts, completions): return [1, 2]"
+    )
+    before = state()
+    assert score() == [1.0, 2.0]
+    assert state() == before
+
+
+def test_noise_of_a_function_depends_on_what_it_is_asked(module: Callable[[str], Path]) -> None:
+    """So a stage that resumes gets the same rewards as one that was never stopped."""
+    module(
+        "def score(prompts, completions):\n"
+        "    return [random.random() + np.random.rand(), torch.rand(1)][: len(completions)]"
+    )
+    first = score()
+    random.seed(1)
+    torch.manual_seed(1)
+    assert score() == first
+    assert load_function("theirs:score", "ppo.rewards")(PROMPTS, COMPLETIONS[::-1]) != first
+
+
+def test_a_forked_child_of_a_function_may_end(module: Callable[[str], Path]) -> None:
+    module(
+        "def score(prompts, completions):\n"
+        "    child = os.fork()\n"
+        "    if not child: os._exit(3)\n"
+        "    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])] * 2"
+    )
+    assert score() == [3.0, 3.0]
+
+
+# Endpoints
+
+HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
+
+
+def body(text: bytes, head: bytes = HEAD) -> bytes:
+    return head + b"Content-Length: %d\r\n\r\n" % len(text) + text
+
+
+@contextmanager
+def server(answer: bytes, pause: float = 0.0, repeat: int = 1) -> Iterator[str]:
+    """A service that sends `answer`, byte by byte if there is a `pause`; its URL."""
+
+    class Handler(StreamRequestHandler):
+        def handle(self) -> None:
+            head = iter(self.rfile.readline, b"\r\n")
+            length = dict(line.lower().split(b": ", 1) for line in list(head)[1:])[b"content-length"]
+            self.rfile.read(int(length))
+            try:
+                for part in [answer[i : i + 1] for i in range(len(answer))] if pause else [answer] * repeat:
+                    self.request.sendall(part)
+                    time.sleep(pause)
+            except OSError:  # the other side has left
+                pass
+
+    class Server(ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as service:
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{service.server_address[1]}/score"
+        service.shutdown()
+
+
+def asked(url: str, **settings: Any) -> list[float]:
+    rewards = Rewards([Reward(source=url, **{"retries": 0, "name": "service"} | settings)])
+    return rewards(PROMPTS, COMPLETIONS)["service"]
+
+
+ANSWERS = {
+    b'{"rewards": [1.0, NaN]}': "NaN is no number of JSON",
+    b'{"rewards": [1.0, Infinity]}': "Infinity is no number of JSON",
+    b'{"rewards": [1.0, -Infinity]}': "-Infinity is no number of JSON",
+    b'{"rewards": [1.0, 1e999]}': "gave inf for completions[1]",
+    b'{"rewards": [1.0, %s]}' % (b"9" * 400): "gave inf for completions[1]",
+    b'{"rewards": [1.0, %s]}' % (b"9" * 5000): "gave inf for completions[1]",
+    b'{"rewards": [true, 1.0]}': "gave True for completions[0]",
+    b'{"rewards": [1.0, "2"]}': "gave '2' for completions[1]",
+    b'{"rewards": [1.0, null]}': "gave None for completions[1]",
+    b'{"rewards": [1.0]}': "must give a number for each of 2 completions, gave 1",
+    b'{"rewards": {"0": 1, "1": 2}}': "its answer is b'{",
+    b'{"rewards": "12"}': "its answer is b'{",
+    b"[1.0, 2.0]": "its answer is b'[1.0, 2.0]'",
+    b"[" * 10**5 + b"]" * 10**5: "its answer is not JSON: maximum recursion depth",
+    b'{"rewards": ' + b"[" * 10**5 + b"]" * 10**5 + b"}": "its answer is not JSON: maximum recursion depth",
+    b"": "its answer is not JSON",
+    b"\xff\xfe\x00": "its answer is not JSON",
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: repr(answer[:30]))
+def test_what_an_endpoint_answers(answer: bytes) -> None:
+    with server(body(answer)) as url, pytest.raises(UserError) as caught:
+        asked(url)
+    check_message(str(caught.value), f"ppo.rewards: {url} ", ANSWERS[answer])
+
+
+def test_an_answer_without_end_is_not_read_whole() -> None:
+    with server(HEAD + b"\r\n", repeat=1) as url, pytest.raises(UserError, match="not JSON"):
+        asked(url)
+    endless = HEAD + b"\r\n" + b" " * 2**20
+    started = time.monotonic()
+    with server(endless, repeat=10**5) as url, pytest.raises(UserError, match="larger than 16 MiB"):
+        asked(url)
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize(
+    "answer", [HEAD + b"X-Drip: " + b"x" * 100, body(b" " * 100)], ids=["headers", "body"]
+)
+def test_a_drip_is_bound_by_the_whole_request(answer: bytes) -> None:
+    """Every byte comes well within the limit on silence."""
+    started = time.monotonic()
+    with (
+        server(answer, pause=0.05) as url,
+        pytest.raises(UserError, match=r"longer than timeout_seconds, 0\.5"),
+    ):
+        asked(url, timeout_seconds=0.5)
+    assert time.monotonic() - started < 4
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_refused_and_not_shown(status: int) -> None:
+    head = f"HTTP/1.1 {status} Moved\r\nLocation: http://127.0.0.1:9/?token=secret\r\n".encode()
+    with server(body(b"", head)) as url, pytest.raises(UserError) as caught:
+        asked(url)
+    check_message(str(caught.value), url, f"it redirects, with status {status}; give its final address")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 418, 501])
+def test_statuses_that_are_not_repeated(status: int) -> None:
+    with (
+        server(body(b"{}", b"HTTP/1.1 %d No\r\n" % status)) as url,
+        pytest.raises(UserError, match=str(status)),
+    ):
+        asked(url, retries=9)
+
+
+@pytest.mark.parametrize("key", ["", " ", "two words", "line\nbreak", "schlüssel"])
+def test_a_key_that_is_none(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCORER_KEY", key)
+    with pytest.raises(UserError) as caught:
+        Rewards([Reward(source="http://127.0.0.1:9/", key_variable="SCORER_KEY")])
+    check_message(str(caught.value), "the environment variable SCORER_KEY holds no bearer token")
+    assert not key.strip() or key not in str(caught.value)
+
+
+def test_a_line_break_after_a_key_is_not_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCORER_KEY", "planted-secret\n")
+    with server(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n") as url, pytest.raises(UserError) as caught:
+        asked(url, key_variable="SCORER_KEY")
+    assert "401" in str(caught.value) and "planted-secret" not in str(caught.value)
+
+
+def test_a_good_answer() -> None:
+    text = json.dumps({"rewards": [1, 2.5], "model": "x"}).encode()
+    with server(body(text)) as url:
+        assert asked(url) == [1.0, 2.5] and math.isfinite(sum(asked(url, timeout_seconds=86_400)))
+    assert reward_endpoint.MOST_BYTES == 16 * 2**20
