@@ -19,6 +19,7 @@ from launch.deepspeed_command import Launch, guess_accelerators, visible_devices
 from launch.stage_sequence import run_all
 from launch.worker_pool import WorkerPool
 from pipeline.planning.batches import check_batches
+from pipeline.planning.feedback_check import check_feedback
 from pipeline.planning.plan import plan_stages, stages_between
 from pipeline.planning.preflight import check_files
 from pipeline.processes import logs
@@ -131,6 +132,7 @@ def run(options: RunOptions) -> int:
     request, launch = options.request("tristage"), options.launch()
     plans = plan_stages(request, options.stages())
     check_files(request.config, plans)
+    check_feedback(request.config, plans)
     status = run_all(request, launch, plans)
     if status == 0 and options.until == "ppo":
         return report(options)
@@ -150,6 +152,7 @@ def sweep(options: SweepOptions) -> int:
     commands = [_run_command(options, run, request.config.name, ranks) for run in runs]
     plans = plan_stages(request, [*STAGES, "best"])
     check_files(request.config, plans)
+    check_feedback(request.config, plans)
     shared = [plan for plan in plans if plan.stage != "ppo"]
     status = sweeping.sweep((request, launch, shared), list(zip(runs, commands, strict=True)), pool)
     if not any(sweep_runs(request.run.path)):
@@ -169,6 +172,7 @@ def plan(options: RunOptions) -> int:
     plans = plan_stages(request, options.stages())
     runnable = print_plan(Console(), request, plans, world)
     check_files(request.config, plans)
+    check_feedback(request.config, plans)
     return 0 if runnable else 2
 
 

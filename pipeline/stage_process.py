@@ -19,6 +19,7 @@ from rich.console import Console
 
 from configs.schema import Experiment, Stage
 from pipeline.planning.batches import check_batches
+from pipeline.planning.feedback_check import check_feedback
 from pipeline.planning.plan import StagePlan, plan_stage, sealed_checkpoint
 from pipeline.planning.preflight import check_files
 from pipeline.planning.request import Request
@@ -112,11 +113,14 @@ def _checked_plan(request: Request, stage: Stage, world: int) -> StagePlan:
     """Plan the stage and print the decision.
 
     Raises:
-        UserError: the stage is blocked, a file is missing, or a setting does not fit.
+        UserError: the stage is blocked, a file is missing, a function of the user's fails, or a setting does
+            not fit.
     """
     plan = plan_stage(request, stage)
     plan.check_runnable()
     check_files(request.config, [plan])
+    if request.caller != "tristage":  # which asked for all stages before it started the first
+        check_feedback(request.config, [plan])
     check_batches(request.config, stage, world)
     for line in plan.notes:
         print(line, flush=True)

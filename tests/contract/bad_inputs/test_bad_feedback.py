@@ -20,13 +20,15 @@ import pytest
 import torch
 
 from configs.errors import UserError
+from configs.load import load_experiment
 from configs.schema import Reward
 from stages.distributed.ranks import Ranks
 from stages.feedback import reward_endpoint
 from stages.feedback.labellers import labeller
 from stages.feedback.rewards import Rewards
 from stages.feedback.user_functions import load_function
-from tests.contract.bad_inputs.entry import check_message
+from tests.contract.bad_inputs.entry import check_message, experiment, stage_run, tristage
+from tests.support.pipeline_runs import leave
 
 PROMPTS, COMPLETIONS = ["a", "b"], ["short", "much longer"]
 Score = Callable[[str], list[float]]
@@ -233,6 +235,51 @@ def test_a_forked_child_of_a_function_may_end(module: Callable[[str], Path]) -> 
         "    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])] * 2"
     )
     assert score() == [3.0, 3.0]
+
+
+ASKED_FIRST = {
+    "score = 1": "ppo.rewards: the module 'theirs' has no function 'score'",
+    "def score(prompts, completions): return [1 / len(text) for text in completions]": "division by zero",
+    "def score(prompts, completions): os._exit(0)": "theirs:score ended the process with status 0",
+    "def score(prompts, completions): os.kill(os.getpid(), 9)": "theirs:score ended its process with",
+    "print('noise')\nos.kill(os.getpid(), 9)": "theirs:score ended its process with status -9",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "text"), [("plan", "score = 1"), *(("run", text) for text in ASKED_FIRST)]
+)
+def test_functions_are_asked_before_anything_trains(
+    command: str, text: str, module: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    options: list[str | Path] = ["--config", experiment(tmp_path), "--run-dir", tmp_path / "run"]
+    status, _, err = tristage(command, *options, "ppo.rewards=[{source: rm}, {source: 'theirs:score'}]")
+    assert status == 2 and not (tmp_path / "run").exists()
+    check_message(err, "error: ppo.rewards: ", ASKED_FIRST[text])
+
+
+def test_every_source_is_asked_of_the_stages_that_run(tmp_path: Path) -> None:
+    options: list[str | Path] = ["--config", experiment(tmp_path), "--run-dir", tmp_path / "run"]
+    options += ["rm.rankings.labeller=no_labeller:f", "ppo.judge=no_judge:f"]
+    rewards = "ppo.rewards=[{source: 'no_reward:f'}, {source: 'http://127.0.0.1:9/', retries: 99}]"
+    status, _, err = tristage("plan", *options, rewards)
+    assert status == 2
+    check_message(
+        err, "rm.rankings.labeller: cannot import", "ppo.judge: cannot import", "ppo.rewards: cannot"
+    )
+    check_message(err, "ppo.rewards: http://127.0.0.1:9/ gave no rewards (ConnectionError")
+    assert tristage("plan", *options, rewards, "--until", "sft")[0] == 0
+
+
+def test_a_stage_by_itself_asks_as_well(tmp_path: Path) -> None:
+    file = experiment(tmp_path)
+    for stage in ("sft", "rm"):
+        leave(tmp_path / "run", stage, config=load_experiment(file))
+    status, said = stage_run(file, tmp_path / "run", "ppo", "ppo.judge=no_judge:f")
+    assert status == 2 and not (tmp_path / "run/ppo").exists()
+    check_message(said, "error: ppo.judge: cannot import 'no_judge'")
 
 
 # Endpoints
