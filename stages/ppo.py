@@ -1,4 +1,4 @@
-"""Stage 3, PPO against the reward model (Schulman et al. 2017; Ouyang et al. 2022, equation 2)."""
+"""Stage 3, PPO against a reward model or other rewards (Schulman et al. 2017; Ouyang et al. 2022, eq. 2)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Rows = list[dict[str, Any]]
 
 
 def run(context: Context) -> Outcome:
-    """Train the `policy` adapter against the reward model and write it to `folder/adapter`."""
+    """Train the `policy` adapter against the reward and write it to `folder/adapter`."""
     config, ppo = context.config, context.config.ppo
 
     # 1. Four roles on one base, or on two.
@@ -67,7 +67,7 @@ def run(context: Context) -> Outcome:
         trainer = PpoTrainer(engine, ppo, sampler, reward_model, context.seed, ptx)
         loop = TrainingLoop(context, ppo, engine, trainer.meter, ppo.iterations, trainer.parts)
         loop.resume(checkpoint)
-        evaluation = HeldOutEvaluation(context, sampler, reward_model, held_out)
+        evaluation = HeldOutEvaluation(context, sampler, reward_model, trainer.collector.rewards, held_out)
 
         # 4. Iterations: roll out, score, advantages, update, log.
         def take_step(step: int, picks: list[int]) -> Metrics:
@@ -103,10 +103,11 @@ def run(context: Context) -> Outcome:
 
 
 def add_roles(context: Context, models: RoleModels) -> None:
-    """Add policy, reference, reward model and critic."""
+    """Add policy, reference and critic, and the reward model if it is a term of the reward."""
     models.policy_base.add_from(Role.POLICY, context.inputs["sft"], trainable=True)
     models.policy_base.add_from(Role.REFERENCE, context.inputs["sft"], trainable=False)
-    models.reward_base.add_from(Role.REWARD, context.inputs["rm"], trainable=False)
+    if context.config.ppo.uses_reward_model:
+        models.reward_base.add_from(Role.REWARD, context.inputs["rm"], trainable=False)
     add_critic(context, models)
     disable_dropout(models)  # the ratio compares two forwards of one policy
 
@@ -115,9 +116,9 @@ def add_critic(context: Context, models: RoleModels) -> None:
     """Add the critic: adapter and head of the reward model, or a head on the policy's own hidden states."""
     if context.config.ppo.critic == "adapter":
         models.reward_base.add_from(Role.CRITIC, context.inputs["rm"], trainable=True)
-    elif models.shares_base:
+    elif models.shares_base and "rm" in context.config.upstream("ppo"):
         models.policy_base.add_head_from(Role.CRITIC, context.inputs["rm"])
-    else:  # the reward model's head reads the hidden states of another base
+    else:  # there is no reward model, or its head reads the hidden states of another base
         seed_step(context.seed, "critic head", 0, 0)
         models.policy_base.add_head(Role.CRITIC)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -17,8 +18,11 @@ from configs.sections.values import (
     NotBoolean,
     Positive,
     Section,
+    Text,
     no_secret_in_url,
 )
+
+RM = "rm"  # the source of a reward that is the reward model
 
 
 class Reward(Section):
@@ -30,7 +34,7 @@ class Reward(Section):
         description="rm; a Python function `module:function`, which is imported; or the URL of an endpoint",
     )
     weight: float = 1.0
-    name: str | None = Field(None, description="its name in metrics; default: rm, the function or the host")
+    name: Text | None = Field(None, description="its name in metrics; default: rm, the function or the host")
     timeout_seconds: Annotated[float, Field(gt=0, le=86_400), NotBoolean] = Field(
         30.0, description="limit of one request to an endpoint, from its start to the last byte of its answer"
     )
@@ -40,6 +44,13 @@ class Reward(Section):
     key_variable: str | None = Field(
         None, description="environment variable that holds the endpoint's bearer token"
     )
+
+    @property
+    def label(self) -> str:
+        """What the term is called in metrics."""
+        if self.name or self.source == RM:
+            return self.name or RM
+        return urlsplit(self.source).netloc if "://" in self.source else self.source.partition(":")[2]
 
 
 class Ppo(Training):
@@ -94,7 +105,7 @@ class Ppo(Training):
     critic: Literal["adapter", "shared"] = Field(
         "adapter",
         description="adapter: its own adapter and head, from the reward model; shared: a head on the policy "
-        "(a new head with rm.base)",
+        "(a new head with rm.base, or if no reward is rm)",
     )
     vf_coef: NonNegative = Field(0.1, description="weight of the critic's loss")
     entropy_coef: NonNegative = Field(0.0, description="weight of the entropy bonus in the policy's loss")
@@ -122,6 +133,26 @@ class Ppo(Training):
     judge: Literal["warmth"] | Function | None = Field(
         None, description="labeller (see rm.rankings) that scores held-out answers and is never optimised"
     )
+
+    @property
+    def uses_reward_model(self) -> bool:
+        """Whether the reward model's score is a term of the reward."""
+        return any(term.source == RM for term in self.rewards)
+
+    @property
+    def reward_figure(self) -> str:
+        """The final metric of what PPO optimises, without the role: a term alone, or the sum of all."""
+        alone = len(self.rewards) == 1 and self.rewards[0].weight == 1
+        return f"{self.rewards[0].label}_score" if alone else "reward_total"
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Ppo:
+        if any(term.label == RM != term.source for term in self.rewards):
+            raise ValueError("rewards: rm is the reward model; set another name for the term that is none")
+        labels = [term.label for term in self.rewards]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"rewards: two terms are called {max(labels, key=labels.count)}; set their name")
+        return self
 
     @model_validator(mode="after")
     def _minibatches_divide(self) -> Ppo:

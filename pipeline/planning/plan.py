@@ -12,7 +12,7 @@ from typing import Literal
 
 from configs.errors import UserError
 from configs.identity import differences, stage_hash
-from configs.schema import STAGES, UPSTREAM, Stage
+from configs.schema import STAGES, Stage
 from data.storage.files import PARTIAL
 from pipeline.planning.request import Request
 from pipeline.planning.upstream import Blocked, check_upstream
@@ -56,6 +56,9 @@ def plan_stages(request: Request, stages: Sequence[Stage]) -> list[StagePlan]:
     plans: list[StagePlan] = []
     pending: set[Stage] = set()
     for stage in stages:
+        if stage == "rm" and not _needed(request, stage, stages):
+            plans.append(StagePlan(stage, "skip", "not needed: neither ppo.rewards nor ppo.critic uses it"))
+            continue
         plan = plan_stage(request, stage, locked=request.run.is_locked(stage), pending=frozenset(pending))
         plans.append(plan)
         if plan.action != "skip":
@@ -88,6 +91,12 @@ def plan_stage(
     if plan.action == "skip" and manifest is not None:
         notes += tuple(manifest.record_faults(request.run.stage(stage)))
     return replace(plan, inputs=inputs, notes=notes)
+
+
+def _needed(request: Request, stage: Stage, stages: Sequence[Stage]) -> bool:
+    """Whether a later one of `stages` starts from `stage`, or there is none later."""
+    later = stages[stages.index(stage) + 1 :]
+    return not later or any(stage in request.config.upstream(each) for each in later)
 
 
 def stages_between(first: Stage, last: Stage) -> list[Stage]:
@@ -180,7 +189,7 @@ def _changes(
     for key, digest in manifest.sources.items():
         if present.get(key, digest) != digest:
             changes.append(f"{key}: the file's content is not what it was")
-    for upstream in UPSTREAM[stage]:
+    for upstream in request.config.upstream(stage):
         if upstream in pending:
             changes.append(f"{upstream} is to be trained before it")
         elif upstream not in manifest.inputs or manifest.inputs[upstream].sha256 != inputs[upstream].sha256:

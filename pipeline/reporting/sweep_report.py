@@ -16,13 +16,14 @@ from data.storage.files import write_json_lines, write_text
 from pipeline.reporting.figure_style import COLOURS, LOOK, PALE, new_figure
 from pipeline.reporting.figures import DOTS_PER_INCH
 from pipeline.reporting.page import Cell, Page, Paragraph, Picture, Section, Table, quote, render
+from pipeline.reporting.reward_words import is_reward_model
 from pipeline.state.results import Row, read_lines, read_results, sweep_runs
 from pipeline.terminal.format import show_number
 
 FIGURE = "frontier.png"
 MEASURES = {
     "gold_ppo": "gold score",
-    "rm_score_ppo": "reward model's score",
+    "reward_ppo": "reward",
     "distinct": "different answers per prompt",
 }
 # The palette of Okabe and Ito without green, which is best-of-n's.
@@ -32,22 +33,30 @@ MARKERS = "oDsv^P"
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one run: final figures ({} if it did not finish) and its first held-out answer."""
+    """The result of one run.
+
+    Attributes:
+        figures: the final ones; empty if it did not finish. `reward_sft` and `reward_ppo` are of what PPO
+            optimised.
+        answer: its first held-out answer.
+        of_reward_model: the reward is the reward model's score alone, as that of best-of-n is.
+    """
 
     setting: str
     seed: int
     figures: dict[str, float]
     answer: str
+    of_reward_model: bool
 
     @property
     def evaluated(self) -> bool:
         """Whether the run finished and had held-out prompts."""
-        return "rm_score_ppo" in self.figures
+        return "reward_ppo" in self.figures
 
     @property
     def collapsed(self) -> bool:
-        """Whether PPO scores worse than SFT, by the judge if the run has one, else by the reward model."""
-        measure = "gold" if "gold_ppo" in self.figures else "rm_score"
+        """Whether PPO scores worse than SFT, by the judge if the run has one, else by the reward."""
+        measure = "gold" if "gold_ppo" in self.figures else "reward"
         return self.figures[f"{measure}_ppo"] < self.figures[f"{measure}_sft"]
 
 
@@ -86,7 +95,11 @@ def read_outcome(run: Path) -> Outcome:
     figures, answers = results.figures("ppo"), [str(row["ppo"]) for row in results.evaluation]
     if figures and answers:
         figures["distinct"] = len(set(answers)) / len(answers)
-    return Outcome(settings.strip("-") or "as configured", int(seed), figures, answers[0] if answers else "")
+    ppo, setting = results.experiment.ppo, settings.strip("-") or "as configured"
+    for role in ("sft", "ppo"):
+        if f"{ppo.reward_figure}_{role}" in figures:
+            figures[f"reward_{role}"] = figures[f"{ppo.reward_figure}_{role}"]
+    return Outcome(setting, int(seed), figures, answers[0] if answers else "", is_reward_model(ppo))
 
 
 def frontier(outcomes: Sequence[Outcome], best_of_n: Sequence[Row]) -> Figure:
@@ -111,6 +124,8 @@ def frontier(outcomes: Sequence[Outcome], best_of_n: Sequence[Row]) -> Figure:
                 zorder=3,
             )
         name = measure.removesuffix("_ppo")
+        if name == "reward" and all(outcome.of_reward_model for outcome in outcomes):
+            name = "rm_score"
         points = [(row["kl"], row[name]) for row in best_of_n if name in row]
         if points:
             axes.plot(
@@ -126,7 +141,7 @@ def frontier(outcomes: Sequence[Outcome], best_of_n: Sequence[Row]) -> Figure:
 
 def build_page(root: Path, outcomes: Sequence[Outcome]) -> Page:
     """Build the page: a table of settings, the figure, and one answer of each run."""
-    columns = ["Setting", "Seeds", "Gold score", "Reward score", "KL", "Win rate", "Different", "Collapsed"]
+    columns = ["Setting", "Seeds", "Gold score", "Reward", "KL", "Win rate", "Different", "Collapsed"]
     rows = [
         _setting_row(setting, list(group))
         for setting, group in groupby(outcomes, lambda outcome: outcome.setting)
@@ -134,8 +149,8 @@ def build_page(root: Path, outcomes: Sequence[Outcome]) -> Page:
     reading = Paragraph(
         "Each cell has the mean over seeds, and the lowest and highest seed under it. A run has collapsed if "
         "its policy scores worse than the SFT policy. Different is the number of different answers per "
-        "held-out prompt; it is 1 if every prompt has its own answer. If the reward score rises with the KL "
-        "while the gold score falls, PPO over-optimises the reward model (Gao et al. 2022). If answers are "
+        "held-out prompt; it is 1 if every prompt has its own answer. If the reward rises with the KL "
+        "while the gold score falls, PPO over-optimises it (Gao et al. 2022). If answers are "
         "alike, the policy ignores the prompt. Best-of-n shows what the reward model achieves without "
         "training."
     )
@@ -148,7 +163,7 @@ def build_page(root: Path, outcomes: Sequence[Outcome]) -> Page:
         Section("Settings", [Table(columns, rows), reading]),
         Section(
             "Scores and variety against KL",
-            [Picture(FIGURE, "Gold score, reward score and variety against KL")],
+            [Picture(FIGURE, "Gold score, reward and variety against KL")],
         ),
         Section("One answer of each run", [samples]),
     ]
@@ -163,7 +178,7 @@ def _setting_row(setting: str, outcomes: Sequence[Outcome]) -> list[Cell]:
     if len(finished) < len(outcomes):
         seeds += f" of {len(outcomes)} finished"
     cells = [Cell(setting), Cell(seeds)]
-    for name in ("gold_ppo", "rm_score_ppo", "kl", "win_rate", "distinct"):
+    for name in ("gold_ppo", "reward_ppo", "kl", "win_rate", "distinct"):
         values = [outcome.figures[name] for outcome in finished if name in outcome.figures]
         if values:
             cells.append(

@@ -12,7 +12,7 @@ from pipeline.state.manifest import Manifest
 from pipeline.state.results import Results
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.format import show_number, show_seconds
-from pipeline.terminal.summary import KEY_FIGURES
+from pipeline.terminal.summary import KEY_FIGURES, term_label
 
 STAGE_NAMES: dict[Stage, str] = {"sft": "SFT", "rm": "Reward model", "ppo": "PPO", "best": "Best of n"}
 MORE_FIGURES = {
@@ -45,7 +45,8 @@ def show_interval(figures: dict[str, float], key: str) -> str:
 
 def _figures(results: Results, stage: Stage) -> list[list[Cell]]:
     """All final metrics of `stage` except its costs."""
-    figures, labels = results.figures(stage), KEY_FIGURES[stage] | MORE_FIGURES
+    figures = results.figures(stage)
+    labels = {name: term_label(name) for name in figures} | KEY_FIGURES[stage] | MORE_FIGURES
     names = [name for name in figures if name not in COSTS and not name.endswith(("_low", "_high"))]
     return [
         [

@@ -5,7 +5,8 @@ from __future__ import annotations
 from statistics import fmean
 
 from configs.identity import differences
-from configs.schema import Stage
+from configs.schema import Ppo, Stage
+from pipeline.reporting.reward_words import reward_words
 from pipeline.state.results import Results
 from pipeline.terminal.format import show_number
 from pipeline.terminal.summary import figure_with_interval
@@ -29,7 +30,7 @@ RULES = (
     "SFT did not lower the held-out loss.",
     "The interval of the reward model's held-out accuracy includes 0.5, which is guessing, or lies below.",
     "The gold intervals of PPO and SFT overlap, or PPO's interval lies below.",
-    "While PPO runs, the reward model's score of held-out answers rose and the gold score fell by more than "
+    "While PPO runs, the reward of held-out answers rose and the gold score fell by more than "
     f"{GOLD_MARGIN:g}.",
     f"The KL to the SFT policy is above {MAX_KL:.0f} nats per response, or significantly below 0.",
     f"In the last quarter of PPO, over {MAX_TRUNCATED_SHARE:.0%} of the responses reached the length limit.",
@@ -92,7 +93,7 @@ def _gold(results: Results) -> str | None:
             f"The gold intervals of SFT, {sft}, and PPO, {ppo}, overlap. "
             "By this measure PPO is not clearly better than SFT."
         )
-    return sentence + _over_optimised(figures)
+    return sentence + _over_optimised(figures, results.experiment.ppo)
 
 
 def _gold_during_training(results: Results) -> str | None:
@@ -103,18 +104,19 @@ def _gold_during_training(results: Results) -> str | None:
     if finished or not golds or not scores or golds[-1] > golds[0] - GOLD_MARGIN or scores[-1] <= scores[0]:
         return None
     return (
-        f"Up to iteration {steps[-1]} of PPO, the reward model's score of held-out answers rose from "
+        f"Up to iteration {steps[-1]} of PPO, the reward of held-out answers rose from "
         f"{show_number(scores[0])} to {show_number(scores[-1])} while the gold score fell from "
-        f"{show_number(golds[0])} to {show_number(golds[-1])}. The reward model is over-optimised. "
+        f"{show_number(golds[0])} to {show_number(golds[-1])}. The reward is over-optimised. "
         "Raise ppo.kl_coef."
     )
 
 
-def _over_optimised(figures: dict[str, float]) -> str:
-    low, high = figures.get("rm_score_ppo_low"), figures.get("rm_score_sft_high")
+def _over_optimised(figures: dict[str, float], ppo: Ppo) -> str:
+    reward = ppo.reward_figure
+    low, high = figures.get(f"{reward}_ppo_low"), figures.get(f"{reward}_sft_high")
     if low is None or high is None or low <= high:
         return ""
-    return " The reward model's score rose nevertheless, so the reward model is over-optimised."
+    return f" Nevertheless {reward_words(ppo)} rose, so it is over-optimised."
 
 
 def _kl(results: Results) -> str | None:
@@ -127,7 +129,7 @@ def _kl(results: Results) -> str | None:
     if kl > MAX_KL:
         return (
             f"The KL {where} is {show_number(kl)} nats per response, above {MAX_KL:.0f}. The policy is far "
-            "from the SFT policy, where the reward model has little data. Raise ppo.kl_coef or stop earlier."
+            "from the SFT policy, where a reward model has little data. Raise ppo.kl_coef or stop earlier."
         )
     if figures.get("kl_high", 0.0) < 0:
         return (
@@ -220,7 +222,7 @@ def _length(results: Results) -> str | None:
         return None
     return (
         f"The score rose while responses went from {show_number(lengths[0])} to {show_number(late)} tokens. "
-        "The reward model may score length. Look at samples; ppo.length_penalty counters it."
+        "The reward may score length. Look at samples; ppo.length_penalty counters it."
     )
 
 

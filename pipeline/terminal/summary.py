@@ -23,6 +23,8 @@ KEY_FIGURES: dict[Stage, dict[str, str]] = {
         "win_rate": "win rate against SFT",
         "rm_score_sft": "reward score, SFT",
         "rm_score_ppo": "reward score, PPO",
+        "reward_total_sft": "reward, sum of its terms, SFT",
+        "reward_total_ppo": "reward, sum of its terms, PPO",
         "kl": "KL to SFT, nats per response",
         "mean_length": "response length, tokens",
     },
@@ -36,16 +38,27 @@ KEY_FIGURES: dict[Stage, dict[str, str]] = {
     },
 }
 
+TERM_ENDS = ("_score_sft", "_score_ppo")
+
 
 def key_figures(manifest: Manifest) -> dict[str, str]:
     """Labels and values of the key figures, with their intervals."""
-    names = KEY_FIGURES[manifest.stage]
+    terms = [name for name in manifest.metrics if name.endswith(TERM_ENDS)]
+    names = {name: term_label(name) for name in terms} | KEY_FIGURES[manifest.stage]
     figures = {
         label: figure_with_interval(manifest.metrics, key)
         for key, label in names.items()
         if key in manifest.metrics
     }
     return figures | _cost(manifest.metrics)
+
+
+def term_label(name: str) -> str:
+    """The label of a reward's final metric, such as `length_score_ppo`; other names stay."""
+    for end, role in zip(TERM_ENDS, ("SFT", "PPO"), strict=True):
+        if name.endswith(end):
+            return f"reward {name.removesuffix(end)}, {role}"
+    return name.replace("_win_rate", ": win rate against SFT")
 
 
 def figure_with_interval(metrics: Mapping[str, float], key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
+from configs.load import load_experiment
+from stages import ppo
+from stages.context import Context
+from stages.distributed.ranks import Ranks
+from tests.integration.test_ppo_start import Recorder
 from tests.support.ppo_runs import Run, run
+from tests.support.runs import TINY
 from tests.unit.stages.feedback.test_rewards import Service, service
 
 __all__ = ["run", "service"]  # fixtures
@@ -60,6 +67,41 @@ def test_terms_of_the_reward_are_logged_apart_and_added_up(run: Run, monkeypatch
         expected = 2 * row["rewards/rm/mean"] + 0.5 * row["rewards/lengths/mean"]
         assert row["objective/scores"] == pytest.approx(expected, rel=1e-5)
         assert row["rewards/lengths/mean"] > 0
+
+
+@pytest.mark.parametrize("critic", ["shared", "adapter"])
+def test_a_function_alone_is_asked_about_held_out_answers(
+    critic: str, adapters: dict[str, Path], ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No figure is called the reward model's, and a shared critic needs none."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    function = "ppo.rewards=[{source: 'tests.integration.test_ppo_rewards:lengths'}]"
+    config = load_experiment(TINY, [function, f"ppo.critic={critic}", "ppo.iterations=1"])
+    inputs: dict[str, Path] = {stage: adapters[stage] for stage in config.upstream("ppo")}
+    assert ("rm" in inputs) == (critic == "adapter")
+    recorder = Recorder()
+    metrics = ppo.run(Context(config, "ppo", tmp_path, inputs, recorder, False, ranks)).metrics
+    rows = [json.loads(line) for line in (tmp_path / "evaluation.jsonl").read_text().splitlines()]
+    for role in ("sft", "ppo"):
+        expected = [1.0 + len(row[role]) for row in rows]
+        assert [row[f"score_{role}"] for row in rows] == expected
+        assert metrics[f"lengths_score_{role}"] == pytest.approx(sum(expected) / len(expected))
+    assert recorder.metrics[-1]["eval/score"] == metrics["lengths_score_ppo"]
+    assert {"lengths_win_rate", "lengths_score_ppo_low"} <= metrics.keys()
+    assert not [name for name in metrics if name.startswith(("rm_", "reward_"))]
+
+
+def test_every_term_has_its_own_held_out_figures(run: Run) -> None:
+    function = "{source: 'tests.integration.test_ppo_rewards:lengths', weight: 0.5}"
+    ran = run(f"ppo.rewards=[{{source: rm, weight: 2}}, {function}]", "data.ppo.held_out=8")
+    [row] = [row for row in ran.rows if "eval/score" in row][-1:]
+    expected = 2 * row["eval/rewards/rm"] + 0.5 * row["eval/rewards/lengths"]
+    assert row["eval/score"] == pytest.approx(expected, rel=1e-5)
+    for line in (ran.folder / "evaluation.jsonl").read_text().splitlines():
+        answer = json.loads(line)
+        assert answer["lengths_score_ppo"] == 1.0 + len(answer["ppo"])
+        total = 2 * answer["rm_score_ppo"] + 0.5 * answer["lengths_score_ppo"]
+        assert answer["score_ppo"] == pytest.approx(total, rel=1e-5)
 
 
 def lengths(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:

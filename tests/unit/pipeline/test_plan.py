@@ -8,6 +8,7 @@ import pytest
 
 from configs.errors import UserError
 from configs.identity import differences
+from configs.schema import Reward
 from pipeline.planning.plan import plan_stage, plan_stages, sealed_checkpoint, stages_between
 from tests.support.pipeline_runs import leave, request, toy
 
@@ -271,3 +272,16 @@ def test_a_configuration_of_another_version_still_plans() -> None:
 def test_stages_between() -> None:
     assert stages_between("rm", "ppo") == ["rm", "ppo"]
     assert stages_between("ppo", "sft") == []
+
+
+def test_ppo_may_do_without_a_reward_model(tmp_path: Path) -> None:
+    function = [Reward(source="my_rewards:score")]
+    without = toy(ppo__rewards=function, ppo__critic="shared")
+    leave(tmp_path, "sft", config=without)
+    rm, ppo = plan_stages(request(tmp_path, without), ["rm", "ppo"])
+    assert (rm.action, ppo.action) == ("skip", "run") and "not needed" in rm.why
+    assert set(ppo.inputs) == {"sft"}
+    assert plan_stages(request(tmp_path, without), ["rm"])[0].action == "run", "it was asked for"
+    assert plan_stages(request(tmp_path, without), ["rm", "ppo", "best"])[0].action == "run"
+    for needs in (toy(ppo__rewards=function), toy(ppo__critic="shared")):
+        assert plan_stages(request(tmp_path, needs), ["rm", "ppo"])[0].action == "run"

@@ -13,7 +13,7 @@ from pipeline.reporting.page import markdown, quote
 from pipeline.reporting.report import write_report
 from pipeline.reporting.warnings import warnings
 from pipeline.state.results import read_lines, read_results
-from tests.support.finished_run import COST, Run
+from tests.support.finished_run import COST, Run, interval
 
 PICTURES = {"gold.png", "score-kl.png", "curves-sft.png", "curves-rm.png", "curves-ppo.png"}
 HOSTILE = 'a|b <script>alert("1")</script>\n# **bold** \u202e\x07 end'
@@ -198,6 +198,46 @@ def test_without_a_judge_there_is_no_gold_figure(tmp_path):
     assert "The run has no gold score: no judge is set (ppo.judge)" in text
     assert "| Reward score of PPO | **1.43** |" in text
     assert "sft 0<br>(reward 0.00)" in text
+
+
+def of_terms(path, *terms, **figures):
+    """A run whose reward has these terms."""
+    run = Run(path, rewards=list(terms), critic="shared")
+    run.metrics["ppo"] = {n: v for n, v in run.metrics["ppo"].items() if not n.startswith("rm_score")}
+    run.metrics["ppo"] |= figures
+    for row in run.curves["ppo"]:
+        row |= {f"rewards/{name}/mean": row["step"] for name in ("score", "rm") if "objective/kl" in row}
+    return run
+
+
+def test_a_function_is_not_called_the_reward_model(tmp_path):
+    figures = interval("score_score_sft", 3.0, 0.1) | interval("score_score_ppo", 7.5, 0.2)
+    run = of_terms(tmp_path / "run", {"source": "my:score"}, **figures, score_win_rate=0.9)
+    run.stage("sft").stage("ppo").judge()
+    html, text = run.texts()
+    assert any('PPO optimises the reward "score" (my:score).' in shown for _, shown in Outline(html).texts)
+    assert "reward model" not in text.split("## How to read")[0], "headlines"
+    assert "| Reward score of PPO | **7.5** | 95 %: 7.3 to 7.7<br>SFT: 3 |" in text
+    assert "| PPO | reward score, PPO | 7.5 | 7.3 to 7.7 |" in text
+    assert "| PPO | score: win rate against SFT | 0.9 |  |" in text
+    assert "Stage rm has not run" not in text
+
+
+def test_each_of_several_terms_has_its_figures(tmp_path):
+    figures = {
+        f"{name}_{role}": 1.5
+        for name in ("rm_score", "score_score", "reward_total")
+        for role in ("sft", "ppo")
+    }
+    terms = {"source": "rm"}, {"source": "my:score", "weight": -0.5}
+    run = of_terms(tmp_path / "run", *terms, **figures)
+    html, text = run.whole().texts()
+    words = "the sum of 1 times the reward model's score and -0.5 times the reward"
+    assert words in text.replace("\\", "")
+    for label in ("Reward of PPO, the sum of its terms", "Reward rm of PPO", "Reward score of PPO"):
+        assert f"| {label} | **1.5** |" in text
+    run.stage("ppo", metrics=run.metrics["ppo"])
+    assert "curves-ppo.png" in html
 
 
 def test_missing_held_out_data_is_named(run):

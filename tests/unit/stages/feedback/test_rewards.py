@@ -17,7 +17,7 @@ import torch
 
 from configs.errors import UserError
 from configs.schema import Ppo, Reward
-from stages.feedback.rewards import Rewards, RewardShaper, reward_name
+from stages.feedback.rewards import Rewards, RewardShaper
 from stages.training.checkpoint import State
 
 PROMPTS, RESPONSES = ["a", "b"], ["short", "much longer"]
@@ -84,10 +84,10 @@ def test_terms_are_added_up_by_weight(module: ModuleType, service: Service) -> N
 
 
 def test_names() -> None:
-    assert reward_name(Reward()) == "rm"
-    assert reward_name(Reward(source="a.b:polite")) == "polite"
-    assert reward_name(Reward(source="https://scores.example/v1")) == "scores.example"
-    assert reward_name(Reward(source="a.b:polite", name="p")) == "p"
+    assert Reward().label == "rm"
+    assert Reward(source="a.b:polite").label == "polite"
+    assert Reward(source="https://scores.example/v1").label == "scores.example"
+    assert Reward(source="a.b:polite", name="p").label == "p"
 
 
 def test_reward_model_need_not_be_a_term(module: ModuleType) -> None:
@@ -156,8 +156,10 @@ def test_missing_functions_are_named(module: ModuleType, source: str, word: str)
 
 
 def test_two_terms_of_one_name_are_refused() -> None:
-    with pytest.raises(UserError, match="two terms are called rm"):
-        Rewards([Reward(), Reward(weight=2)])
+    with pytest.raises(ValueError, match="two terms are called rm; set their name"):
+        Ppo(rewards=[Reward(), Reward(weight=2)])
+    with pytest.raises(ValueError, match="rm is the reward model"):
+        Ppo(rewards=[Reward(source="my_rewards:rm")])
 
 
 def shaper(**settings) -> RewardShaper:
