@@ -14,6 +14,8 @@ from configs.load import load_experiment
 from stages import ppo
 from stages.context import Context
 from stages.distributed.ranks import Ranks
+from stages.sampling.decoding import Response
+from stages.sampling.sampler import Sampler
 from tests.integration.test_ppo_start import Recorder
 from tests.support.ppo_runs import Run, run
 from tests.support.runs import TINY
@@ -102,6 +104,29 @@ def test_every_term_has_its_own_held_out_figures(run: Run) -> None:
         assert answer["lengths_score_ppo"] == 1.0 + len(answer["ppo"])
         total = 2 * answer["rm_score_ppo"] + 0.5 * answer["lengths_score_ppo"]
         assert answer["score_ppo"] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_turn_is_ended_by_its_token_and_not_by_its_length(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two answers have the most tokens and an end, two have fewer and no end, four have fewer and an end."""
+    end, most = 2, 8
+    answers = [[5] * (most - 1) + [end]] * 2 + [[5] * 3] * 2 + [[5, 6, end]] * 4
+
+    def respond(self: Sampler, role: str, prompts: list, *_: object) -> list[Response]:
+        assert self.tokenizer.eos_token_id == end and len(prompts) == len(answers)
+        return [Response(list(ids), [-1.0] * len(ids)) for ids in answers]
+
+    monkeypatch.setattr(Sampler, "respond", respond)
+    zero = "ppo.rewards=[{source: 'tests.integration.test_ppo_rewards:zero'}]"
+    [row] = run(zero, "ppo.iterations=1", "ppo.missing_eos_penalty=4", "ppo.old_logprobs=recomputed").rows
+    assert row["completions/clipped_ratio"] == 2 / 8
+    assert row["objective/scores"] == -4 * 2 / 8
+
+
+def zero(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """A reward function for the test above."""
+    return [0.0] * len(prompts)
 
 
 def lengths(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
