@@ -109,9 +109,9 @@ def test_every_term_has_its_own_held_out_figures(run: Run) -> None:
 def test_a_turn_is_ended_by_its_token_and_not_by_its_length(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two answers have the most tokens and an end, two have fewer and no end, four have fewer and an end."""
+    """Two answers have the most tokens and an end, one has fewer and no end, five have fewer and an end."""
     end, most = 2, 8
-    answers = [[5] * (most - 1) + [end]] * 2 + [[5] * 3] * 2 + [[5, 6, end]] * 4
+    answers = [[5] * (most - 1) + [end]] * 2 + [[5] * 3] + [[5, 6, end]] * 5
 
     def respond(self: Sampler, role: str, prompts: list, *_: object) -> list[Response]:
         assert self.tokenizer.eos_token_id == end and len(prompts) == len(answers)
@@ -120,8 +120,8 @@ def test_a_turn_is_ended_by_its_token_and_not_by_its_length(
     monkeypatch.setattr(Sampler, "respond", respond)
     zero = "ppo.rewards=[{source: 'tests.integration.test_ppo_rewards:zero'}]"
     [row] = run(zero, "ppo.iterations=1", "ppo.missing_eos_penalty=4", "ppo.old_logprobs=recomputed").rows
-    assert row["completions/clipped_ratio"] == 2 / 8
-    assert row["objective/scores"] == -4 * 2 / 8
+    assert row["completions/clipped_ratio"] == 1 / 8
+    assert row["objective/scores"] == -4 * 1 / 8
 
 
 def zero(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
