@@ -110,6 +110,6 @@ class Outcome:
 def not_finite(metrics: Mapping[str, float]) -> str:
     """The names of the metrics that are not finite, without their intervals; "" if all are."""
     names = [name for name, value in metrics.items() if not math.isfinite(value)]
-    names = [name for name in names if not name.endswith(("_low", "_high"))] or names
+    names = [name for name in names if not name.endswith(("_low", "_high", "_n"))] or names
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + more

@@ -67,7 +67,7 @@ def run(context: Context) -> Outcome:
     save_role(context, engine, Role.POLICY, tokenizer)
     return Outcome(
         {
-            **{f"eval_{name}_before": value for name, value in before.items()},
+            **{f"eval_{name}_before": value for name, value in before.items() if name == "loss"},
             **{f"eval_{name}": value for name, value in after.items()},
             "steps": steps,
             "tokens_per_second": trainer.meter.tokens_per_second,
@@ -105,7 +105,10 @@ class SftTrainer:
 
     @torch.no_grad()
     def evaluate(self, held_out: Sequence[tokenize.Demonstration]) -> dict[str, float]:
-        """`loss`: negative log-likelihood per held-out completion token, in nats; {} without any."""
+        """`loss`: negative log-likelihood per held-out completion token, in nats; {} without any.
+
+        `loss_n` is the number of held-out demonstrations.
+        """
         if not held_out:
             return {}
         models, ranks = self.engine.models, self.engine.ranks
@@ -116,4 +119,4 @@ class SftTrainer:
             if round_.weight:
                 nll += masked_mean(-logprobs, mask)
         models.train()
-        return reduce_means({"loss": nll}, ranks)
+        return reduce_means({"loss": nll}, ranks) | {"loss_n": len(held_out)}

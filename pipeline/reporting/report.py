@@ -22,7 +22,7 @@ from pipeline.reporting.page import (
     render,
 )
 from pipeline.reporting.reward_words import is_reward_model, reward_words
-from pipeline.reporting.tables import closing_sections, show_interval
+from pipeline.reporting.tables import closing_sections, show_count, show_interval
 from pipeline.reporting.warnings import RULES, warnings
 from pipeline.state.manifest import BaseModelId
 from pipeline.state.results import Results, Row, read_results
@@ -115,11 +115,14 @@ def _reward_tiles(ppo: Ppo, figures: dict[str, float]) -> list[tuple[str, Cell]]
 def _tile(label: str, figures: dict[str, float], key: str, unit: str = "") -> list[tuple[str, Cell]]:
     if key not in figures:
         return []
-    bounds = show_interval(figures, key)
+    bounds, count = show_interval(figures, key), show_count(figures, key)
     return [
         (
             label,
-            Cell(show_number(figures[key]), "\n".join(filter(None, [bounds and f"95 %: {bounds}", unit]))),
+            Cell(
+                show_number(figures[key]),
+                "\n".join(filter(None, [bounds and f"95 %: {bounds}", count and f"n = {count}", unit])),
+            ),
         )
     ]
 

@@ -32,7 +32,7 @@ def closing_sections(results: Results) -> list[Section]:
     rows = [row for stage in results.manifests for row in _figures(results, stage)]
     if rows:
         sections.insert(
-            0, Section("Final figures", [Table(["Stage", "Figure", "Value", "95 % interval"], rows)])
+            0, Section("Final figures", [Table(["Stage", "Figure", "Value", "95 % interval", "n"], rows)])
         )
     return sections
 
@@ -43,17 +43,23 @@ def show_interval(figures: dict[str, float], key: str) -> str:
     return " to ".join(bounds) if len(bounds) == 2 else ""
 
 
+def show_count(figures: dict[str, float], key: str) -> str:
+    """The number of held-out prompts behind `key`, or "" if it is of none."""
+    return f"{figures[f'{key}_n']:.0f}" if f"{key}_n" in figures else ""
+
+
 def _figures(results: Results, stage: Stage) -> list[list[Cell]]:
     """All final metrics of `stage` except its costs."""
     figures = results.figures(stage)
     labels = {name: term_label(name) for name in figures} | KEY_FIGURES[stage] | MORE_FIGURES
-    names = [name for name in figures if name not in COSTS and not name.endswith(("_low", "_high"))]
+    names = [name for name in figures if name not in COSTS and not name.endswith(("_low", "_high", "_n"))]
     return [
         [
             Cell(STAGE_NAMES[stage]),
             Cell(labels.get(name, name)),
             Cell(show_number(figures[name])),
             Cell(show_interval(figures, name)),
+            Cell(show_count(figures, name)),
         ]
         for name in names
     ]

@@ -9,14 +9,13 @@ from configs.schema import Ppo, Stage
 from pipeline.reporting.reward_words import reward_words
 from pipeline.state.results import Results
 from pipeline.terminal.format import show_number
-from pipeline.terminal.summary import figure_with_interval
+from pipeline.terminal.summary import MIN_PROMPTS, MIN_STEPS, figure_with_interval, small_samples
 from stages.maths.statistics import repeated_bigrams
 
 MAX_KL = 15.0  # nats per response
 MAX_TRUNCATED_SHARE = 0.25  # of responses
 MAX_RATIO_DISTANCE = 0.1  # from 1
 GOLD_MARGIN = 0.05
-MIN_PROMPTS = 20
 MIN_SAMPLES = 8
 LAST_SHARE = 0.25  # of the iterations: the last quarter
 MIN_ENTROPY_SHARE = 0.3  # of the first entropy
@@ -44,7 +43,8 @@ RULES = (
     "While PPO runs, the last quarter of its samples is compared with the first.",
     "In the last quarter of PPO, the critic's explained variance is below 0.",
     "A training metric was not a finite number.",
-    f"An interval comes from fewer than {MIN_PROMPTS} held-out prompts.",
+    f"A stage made fewer than {MIN_STEPS} optimizer steps (PPO: iterations).",
+    f"A held-out figure comes from fewer than {MIN_PROMPTS} prompts.",
     "A stage was trained on another adapter, or with other settings, than the run directory now holds.",
     "A file of metrics, samples or answers differs from what its stage wrote.",
 )
@@ -55,6 +55,7 @@ def warnings(results: Results) -> list[str]:
     messages = [rule(results) for rule in OF_RUN]
     for stage in results.manifests:
         messages += [_not_finite(results, stage), _settings(results, stage), *_lineage(results, stage)]
+        messages += small_samples(results.manifests[stage]) if results.finished(stage) else []
         messages += results.manifests[stage].record_faults(results.run.stage(stage))
     return [message for message in messages if message]
 
@@ -246,13 +247,6 @@ def _repetition(results: Results) -> str | None:
     )
 
 
-def _few_prompts(results: Results) -> str | None:
-    count = len(results.evaluation)
-    if not results.finished("ppo") or not 0 < count < MIN_PROMPTS:
-        return None
-    return f"Only {count} held-out prompts were judged. Bootstrap intervals over so few are too narrow."
-
-
 def _not_finite(results: Results, stage: Stage) -> str | None:
     """Training metrics only: an evaluation without held-out data is NaN."""
     nulls = [(row["step"], name) for row in results.metrics[stage] for name in row if row[name] is None]
@@ -301,5 +295,4 @@ OF_RUN = (
     _length,
     _repetition,
     _critic,
-    _few_prompts,
 )

@@ -92,7 +92,7 @@ class HeldOutEvaluation:
         self._judge = labeller(judge, "ppo.judge", sampler.ranks) if judge else None
 
     def of_policy(self) -> dict[str, float]:
-        """Mean `score` (the sum of all terms), `kl` and `length` of the current policy.
+        """Mean `score` (the sum of all terms), `kl` and `length` of the current policy over `n` prompts.
 
         With several terms, also the mean of each, `rewards/LABEL`; with a judge, also `gold`.
         """
@@ -108,7 +108,7 @@ class HeldOutEvaluation:
             means |= {f"rewards/{name}": values for name, values in answers.terms.items()}
         if gold := self._gold(answers):
             means["gold"] = gold
-        return {name: sum(values) / len(values) for name, values in means.items()}
+        return {name: sum(values) / len(values) for name, values in means.items()} | {"n": len(self.prompts)}
 
     def final(self) -> dict[str, float]:
         """Compare base, SFT policy and PPO policy, and write their answers to `evaluation.jsonl`.

@@ -86,6 +86,9 @@ def test_manifest_has_the_figures(apart: Path, stage: str) -> None:
     assert {*ALWAYS, *plain} <= metrics.keys()
     for name in INTERVALS[stage]:
         assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]
+        assert metrics[f"{name}_n"] == 8
+    if stage == "sft":
+        assert metrics["eval_loss_n"] == 8
     assert metrics["wall_seconds"] > 0 and metrics["peak_memory_bytes"] > 1e8
 
 

@@ -15,11 +15,11 @@ COST = {"steps": 36.0, "wall_seconds": 245.0, "peak_memory_bytes": 1.5 * 2**30, 
 
 
 def interval(name, value, reach):
-    return {name: value, f"{name}_low": value - reach, f"{name}_high": value + reach}
+    return {name: value, f"{name}_low": value - reach, f"{name}_high": value + reach, f"{name}_n": 40}
 
 
 METRICS = {
-    "sft": {"eval_loss_before": 4.5592, "eval_loss": 2.1234, **COST},
+    "sft": {"eval_loss_before": 4.5592, "eval_loss": 2.1234, "eval_loss_n": 32, **COST},
     "rm": {
         **interval("accuracy", 0.7612, 0.05),
         **interval("margin", 1.2, 0.2),

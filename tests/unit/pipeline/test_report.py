@@ -73,8 +73,8 @@ def test_a_whole_run_shows_its_figures(run):
         assert shown in figures
         assert f"**{shown}**" in text
     rows = [row for table in tables(text) for row in table]
-    assert ["PPO", "gold score, PPO", "0.61", "0.54 to 0.68"] in rows
-    assert ["SFT", "held-out loss before", "4.559", ""] in rows
+    assert ["PPO", "gold score, PPO", "0.61", "0.54 to 0.68", "40"] in rows
+    assert ["SFT", "held-out loss before", "4.559", "", ""] in rows
     assert ["wall time", "4:05", "4:05", "4:05"] in rows
     assert ["peak memory, GiB per rank", "1.50", "1.50", "1.50"] in rows
     assert ["tokens per second", "123.4", "123.4", "123.4"] in rows
@@ -217,9 +217,9 @@ def test_a_function_is_not_called_the_reward_model(tmp_path):
     html, text = run.texts()
     assert any('PPO optimises the reward "score" (my:score).' in shown for _, shown in Outline(html).texts)
     assert "reward model" not in text.split("## How to read")[0], "headlines"
-    assert "| Reward score of PPO | **7.5** | 95 %: 7.3 to 7.7<br>SFT: 3 |" in text
-    assert "| PPO | reward score, PPO | 7.5 | 7.3 to 7.7 |" in text
-    assert "| PPO | score: win rate against SFT | 0.9 |  |" in text
+    assert "| Reward score of PPO | **7.5** | 95 %: 7.3 to 7.7<br>n = 40<br>SFT: 3 |" in text
+    assert "| PPO | reward score, PPO | 7.5 | 7.3 to 7.7 | 40 |" in text
+    assert "| PPO | score: win rate against SFT | 0.9 |  |  |" in text
     assert "Stage rm has not run" not in text
 
 

@@ -31,10 +31,6 @@ def late(name, value, count=4):
     return change
 
 
-def few(count):
-    return lambda run: setattr(run, "evaluation", run.evaluation[:count])
-
-
 def answers(text):
     def change(run):
         for row in run.evaluation:
@@ -83,8 +79,13 @@ def answers(text):
         (late("completions/mean_length", 24.0), None),
         (answers("so good so good so good"), "60% of their word pairs are repetitions, 0% at first"),
         (answers("so good"), None),
-        (few(19), "Only 19 held-out prompts"),
-        (few(20), None),
+        (figures("sft", eval_loss_n=19), "Stage sft was judged on only 19 held-out prompts"),
+        (figures("rm", accuracy_n=19), "Stage rm was judged on only 19 held-out prompts"),
+        (figures("ppo", kl_n=19), "Stage ppo was judged on only 19 held-out prompts"),
+        (figures("ppo", kl_n=20), None),
+        (figures("sft", steps=7), "Stage sft made only 7 optimizer steps"),
+        (figures("ppo", steps=7), "Stage ppo made only 7 iterations"),
+        (figures("rm", steps=8), None),
     ],
 )
 def test_each_rule_applies_exactly_at_its_limit(run, change, sentence):

@@ -120,7 +120,8 @@ def test_final_judgement_by_hand(canned, tmp_path):
         "win_rate": 2 / 3,  # won, won, lost
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-4)
-    assert set(metrics) == {f"{name}{end}" for name in expected for end in ("", "_low", "_high")}
+    assert set(metrics) == {f"{name}{end}" for name in expected for end in ("", "_low", "_high", "_n")}
+    assert {metrics[f"{name}_n"] for name in expected} == {3}
     rows = [json.loads(line) for line in (tmp_path / "evaluation.jsonl").read_text().splitlines()]
     assert len(rows) == 3
     assert rows[2] == {
@@ -171,6 +172,7 @@ def test_held_out_figures_by_hand(canned, tmp_path):
         "score": 2.0,
         "kl": 3.0,
         "length": 2.0,
+        "n": 3,
         "gold": (0.6249 + 0.2023 - 0.4767) / 3,
     }
     assert found == pytest.approx(expected, abs=1e-4)

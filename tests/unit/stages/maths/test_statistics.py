@@ -36,18 +36,18 @@ def test_a_mean_carries_no_gradient_and_nothing_from_outside_the_mask():
 
 
 def test_interval_of_equal_values_is_a_point():
-    assert mean_with_interval("x", [2.5, 2.5, 2.5]) == {"x": 2.5, "x_low": 2.5, "x_high": 2.5}
+    assert mean_with_interval("x", [2.5, 2.5, 2.5]) == {"x": 2.5, "x_low": 2.5, "x_high": 2.5, "x_n": 3}
 
 
 def test_interval_of_two_values_by_hand():
     # resampled means are 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4: both ends hold more than 2.5 %
-    assert mean_with_interval("x", [0, 1]) == {"x": 0.5, "x_low": 0.0, "x_high": 1.0}
+    assert mean_with_interval("x", [0, 1]) == {"x": 0.5, "x_low": 0.0, "x_high": 1.0, "x_n": 2}
 
 
 def test_interval_of_a_rare_success_by_hand():
     # of 10 values one is 1: a resampled mean is k/10 with k binomial(10, 0.1), P(k = 0) = 0.349,
     # P(k <= 2) = 0.930, P(k <= 3) = 0.987: the 97.5th percentile is 3/10
-    assert mean_with_interval("x", [1] + [0] * 9) == {"x": 0.1, "x_low": 0.0, "x_high": 0.3}
+    assert mean_with_interval("x", [1] + [0] * 9) == {"x": 0.1, "x_low": 0.0, "x_high": 0.3, "x_n": 10}
 
 
 def test_interval_is_a_function_of_values_and_seed():
