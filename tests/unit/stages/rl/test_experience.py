@@ -72,6 +72,26 @@ def test_advantages_by_hand() -> None:
     assert found.tolist()[0] == pytest.approx(ADVANTAGES)
 
 
+def test_whitening_does_not_amplify_what_is_no_signal() -> None:
+    """Two responses of two tokens. If their scores are equal, advantages only lose their mean."""
+    values = torch.tensor([[0.01, 0.02], [0.03, 0.0]])
+    batch = replace(trajectory(2, 2), values=values)
+    ppo, empty = Ppo(gamma=1.0, lam=1.0), torch.empty(2, 0)
+
+    def advantages(scores: list[float]) -> torch.Tensor:
+        rewards = torch.tensor([[0.0, score] for score in scores])
+        given = Experience(**vars(batch), scores=torch.tensor(scores), rewards=rewards, advantages=empty)
+        return with_advantages(given, ppo).advantages
+
+    # A = score - V, whose mean is score - 0.015
+    assert advantages([1.0, 1.0]).flatten().tolist() == pytest.approx(
+        [0.005, -0.005, -0.015, 0.015], abs=1e-6
+    )
+    varied = advantages([1.0, 1.1])
+    assert float(varied.mean()) == pytest.approx(0.0, abs=1e-5)
+    assert float(varied.std(unbiased=False)) == pytest.approx(1.0, abs=1e-4)
+
+
 def test_returns_of_the_critic_by_hand() -> None:
     """The loss is half the squared advantage where the critic still gives its old values."""
     given = experience()
