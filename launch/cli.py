@@ -83,14 +83,14 @@ class StartOptions(RequestOptions):
 
     def launch(self) -> Launch:
         """How each stage starts."""
-        words = [*self.switches(), *self.words()]
+        words = [*self.switches(), *self.arguments()]
         return Launch(RUN_STAGE, words, self.num_accelerators, self.hostfile)
 
-    def start_words(self) -> list[str]:
+    def start_arguments(self) -> list[str]:
         """These options as words of a `tristage run` command line."""
         number = [f"--num-accelerators={self.num_accelerators}"] if self.num_accelerators else []
         hostfile = [f"--hostfile={self.hostfile}"] if self.hostfile else []
-        return [*self.switches(), *number, *hostfile, *self.words()]
+        return [*self.switches(), *number, *hostfile, *self.arguments()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +204,7 @@ def _run_command(options: SweepOptions, run: sweeping.Run, name: str, ranks: int
     if not config.tracking.group:
         run_options = replace(run_options, overrides=[*overrides, f"tracking.group={name}"])
     check_batches(config, "ppo", ranks)
-    return [*TRISTAGE, "run", "--from", "ppo", *run_options.start_words()]
+    return [*TRISTAGE, "run", "--from", "ppo", *run_options.start_arguments()]
 
 
 def _pool(options: SweepOptions, launch: Launch, runs: int) -> tuple[WorkerPool, int]:
@@ -222,7 +222,7 @@ def _pool(options: SweepOptions, launch: Launch, runs: int) -> tuple[WorkerPool,
     if per_run and per_run > pool.share > 0:
         raise UserError(
             f"--num-accelerators: {per_run}, but of {jobs} runs at a time each has {pool.share}. "
-            f"Ask for {pool.share} at most, or for fewer --jobs."
+            f"Set it to {pool.share} or less, or lower --jobs."
         )
     return pool, per_run or pool.share or 1
 

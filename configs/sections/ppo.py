@@ -140,7 +140,7 @@ class Ppo(Training):
         return any(term.source == RM for term in self.rewards)
 
     @property
-    def reward_figure(self) -> str:
+    def reward_metric(self) -> str:
         """The final metric of what PPO optimises, without the role: a term alone, or the sum of all."""
         alone = len(self.rewards) == 1 and self.rewards[0].weight == 1
         return f"{self.rewards[0].label}_score" if alone else "reward_total"

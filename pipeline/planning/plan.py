@@ -140,7 +140,7 @@ def _plan_without_manifest(request: Request, stage: Stage) -> StagePlan:
 def _plan_finished(request: Request, stage: Stage, manifest: Manifest, changes: list[str]) -> StagePlan:
     aside = request.run.aside(stage)
     if changes:
-        return StagePlan(stage, "run", f"finished, but changed since: {'; '.join(changes)}", set_aside=aside)
+        return StagePlan(stage, "run", f"finished, but these changed: {'; '.join(changes)}", set_aside=aside)
     if request.force:
         return StagePlan(stage, "run", "finished, and runs again because of --force", set_aside=aside)
     problems = damage(request.run.output(stage), manifest.output.files) if manifest.output else []

@@ -33,16 +33,16 @@ DOTS_PER_INCH = 150
 
 def gold(results: Results) -> Figure | None:
     """Gold score of base, SFT and PPO with intervals, and the difference of PPO to SFT for each prompt."""
-    figures = results.figures("ppo")
-    roles = [role for role in ROLE_NAMES if f"gold_{role}" in figures]
+    metrics = results.final_metrics("ppo")
+    roles = [role for role in ROLE_NAMES if f"gold_{role}" in metrics]
     if not roles:
         return None
     pairs = [row for row in results.evaluation if _has(row, "gold_ppo", "gold_sft")]
     figure = new_figure(8.4, 3.4)
     panels = grid(figure, 1, 2 if pairs else 1)
     for x, role in enumerate(roles):
-        value = figures[f"gold_{role}"]
-        draw_role(panels[0], role, x, value, interval(figures, f"gold_{role}"))
+        value = metrics[f"gold_{role}"]
+        draw_role(panels[0], role, x, value, interval(metrics, f"gold_{role}"))
         panels[0].annotate(show_number(value), (x, value), (9, 0), textcoords="offset points", va="center")
     panels[0].set_title("Mean, with its 95 % interval")
     panels[0].set_ylabel(f"gold score ({results.experiment.ppo.judge})")
@@ -93,27 +93,27 @@ def score_against_kl(results: Results) -> Figure | None:
 
 def _held_out_measure(results: Results) -> str | None:
     """`gold` if a judge scored held-out prompts, else `score` if there are any, else None."""
-    figures, rows = results.figures("ppo"), results.metrics["ppo"]
-    reward = f"{results.experiment.ppo.reward_figure}_ppo"
-    if "gold_ppo" in figures or any(_has(row, "eval/gold") for row in rows):
+    metrics, rows = results.final_metrics("ppo"), results.metrics["ppo"]
+    reward = f"{results.experiment.ppo.reward_metric}_ppo"
+    if "gold_ppo" in metrics or any(_has(row, "eval/gold") for row in rows):
         return "gold"
-    return "score" if reward in figures or any(_has(row, "eval/score") for row in rows) else None
+    return "score" if reward in metrics or any(_has(row, "eval/score") for row in rows) else None
 
 
 def _draw_held_out(axes: Axes, results: Results, measure: str, last: int) -> None:
     """The path from SFT over the evaluations to the final policy. SFT and final policy have intervals."""
-    ppo_config, figures = results.experiment.ppo, results.figures("ppo")
+    ppo_config, metrics = results.experiment.ppo, results.final_metrics("ppo")
     axes.set_title("Held-out prompts")
     axes.set_ylabel(f"gold score ({ppo_config.judge})" if measure == "gold" else reward_label(ppo_config))
     rows = [row for row in results.metrics["ppo"] if _has(row, "eval/kl", f"eval/{measure}")]
     points = [(row["eval/kl"], row[f"eval/{measure}"]) for row in rows]
     _draw_dots(axes, points, rows, last)
-    figure = "gold" if measure == "gold" else ppo_config.reward_figure
+    figure = "gold" if measure == "gold" else ppo_config.reward_metric
     sft, ppo = f"{figure}_sft", f"{figure}_ppo"
-    if {sft, ppo, "kl"} <= figures.keys():
-        draw_role(axes, "sft", 0.0, figures[sft], interval(figures, sft))
-        draw_role(axes, "ppo", figures["kl"], figures[ppo], interval(figures, ppo), interval(figures, "kl"))
-        points = [(0.0, figures[sft]), *points, (figures["kl"], figures[ppo])]
+    if {sft, ppo, "kl"} <= metrics.keys():
+        draw_role(axes, "sft", 0.0, metrics[sft], interval(metrics, sft))
+        draw_role(axes, "ppo", metrics["kl"], metrics[ppo], interval(metrics, ppo), interval(metrics, "kl"))
+        points = [(0.0, metrics[sft]), *points, (metrics["kl"], metrics[ppo])]
     if measure == "gold" or is_reward_model(ppo_config):  # best of n is chosen by the reward model
         _draw_best_of_n(axes, results.best_of_n, "gold" if measure == "gold" else "rm_score")
     if axes.get_legend_handles_labels()[0]:

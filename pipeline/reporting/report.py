@@ -83,8 +83,8 @@ def build_page(results: Results, drawn: set[str]) -> Page:
 
 
 def _result(results: Results) -> Section | None:
-    """The most important figures."""
-    sft, rm, ppo = (results.figures(stage) for stage in STAGES)
+    """The most important metrics."""
+    sft, rm, ppo = (results.final_metrics(stage) for stage in STAGES)
     before = f", before: {show_number(sft['eval_loss_before'])}" if "eval_loss_before" in sft else ""
     tiles = [
         *_tile("SFT, held-out loss", sft, "eval_loss", f"nats per token{before}"),
@@ -99,28 +99,28 @@ def _result(results: Results) -> Section | None:
     return Section("Result", [Tiles(tiles)]) if tiles else None
 
 
-def _reward_tiles(ppo: Ppo, figures: dict[str, float]) -> list[tuple[str, Cell]]:
+def _reward_tiles(ppo: Ppo, metrics: dict[str, float]) -> list[tuple[str, Cell]]:
     """What PPO optimised, and its terms if there are several."""
     if is_reward_model(ppo):
-        return _tile("Reward score of PPO", figures, "rm_score_ppo", "SFT: mean 0, deviation 1")
-    keys = {ppo.reward_figure: "Reward of PPO, the sum of its terms"}
+        return _tile("Reward score of PPO", metrics, "rm_score_ppo", "SFT: mean 0, deviation 1")
+    keys = {ppo.reward_metric: "Reward of PPO, the sum of its terms"}
     keys |= {f"{term.label}_score": f"Reward {term.label} of PPO" for term in ppo.rewards}
     tiles = []
     for key, label in keys.items():
-        before = f"SFT: {show_number(figures[f'{key}_sft'])}" if f"{key}_sft" in figures else ""
-        tiles += _tile(label, figures, f"{key}_ppo", before)
+        before = f"SFT: {show_number(metrics[f'{key}_sft'])}" if f"{key}_sft" in metrics else ""
+        tiles += _tile(label, metrics, f"{key}_ppo", before)
     return tiles
 
 
-def _tile(label: str, figures: dict[str, float], key: str, unit: str = "") -> list[tuple[str, Cell]]:
-    if key not in figures:
+def _tile(label: str, metrics: dict[str, float], key: str, unit: str = "") -> list[tuple[str, Cell]]:
+    if key not in metrics:
         return []
-    bounds, count = show_interval(figures, key), show_count(figures, key)
+    bounds, count = show_interval(metrics, key), show_count(metrics, key)
     return [
         (
             label,
             Cell(
-                show_number(figures[key]),
+                show_number(metrics[key]),
                 "\n".join(filter(None, [bounds and f"95 %: {bounds}", count and f"n = {count}", unit])),
             ),
         )

@@ -1,4 +1,4 @@
-"""The tables at the end of a report: final figures, cost of each stage, lineage, versions."""
+"""The tables at the end of a report: final metrics, cost of each stage, lineage, versions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pipeline.state.manifest import Manifest
 from pipeline.state.results import Results
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.format import show_number, show_seconds
-from pipeline.terminal.summary import KEY_FIGURES, term_label
+from pipeline.terminal.summary import KEY_METRICS, term_label
 
 STAGE_NAMES: dict[Stage, str] = {"sft": "SFT", "rm": "Reward model", "ppo": "PPO", "best": "Best of n"}
-MORE_FIGURES = {
+MORE_METRICS = {
     "rm_win_rate": "win rate against SFT, by the reward model",
     "score_mean": "raw score of SFT samples, mean",
     "score_std": "raw score of SFT samples, standard deviation",
@@ -29,37 +29,37 @@ def closing_sections(results: Results) -> list[Section]:
     if not results.manifests:
         return []
     sections = [_stages(results), _lineage(results), _versions(results)]
-    rows = [row for stage in results.manifests for row in _figures(results, stage)]
+    rows = [row for stage in results.manifests for row in _metrics(results, stage)]
     if rows:
         sections.insert(
-            0, Section("Final figures", [Table(["Stage", "Figure", "Value", "95 % interval", "n"], rows)])
+            0, Section("Final metrics", [Table(["Stage", "Metric", "Value", "95 % interval", "n"], rows)])
         )
     return sections
 
 
-def show_interval(figures: dict[str, float], key: str) -> str:
+def show_interval(metrics: dict[str, float], key: str) -> str:
     """`0.7112 to 0.8112`, or "" if `key` has no interval."""
-    bounds = [show_number(figures[bound]) for bound in (f"{key}_low", f"{key}_high") if bound in figures]
+    bounds = [show_number(metrics[bound]) for bound in (f"{key}_low", f"{key}_high") if bound in metrics]
     return " to ".join(bounds) if len(bounds) == 2 else ""
 
 
-def show_count(figures: dict[str, float], key: str) -> str:
+def show_count(metrics: dict[str, float], key: str) -> str:
     """The number of held-out prompts behind `key`, or "" if it is of none."""
-    return f"{figures[f'{key}_n']:.0f}" if f"{key}_n" in figures else ""
+    return f"{metrics[f'{key}_n']:.0f}" if f"{key}_n" in metrics else ""
 
 
-def _figures(results: Results, stage: Stage) -> list[list[Cell]]:
+def _metrics(results: Results, stage: Stage) -> list[list[Cell]]:
     """All final metrics of `stage` except its costs."""
-    figures = results.figures(stage)
-    labels = {name: term_label(name) for name in figures} | KEY_FIGURES[stage] | MORE_FIGURES
-    names = [name for name in figures if name not in COSTS and not name.endswith(("_low", "_high", "_n"))]
+    metrics = results.final_metrics(stage)
+    labels = {name: term_label(name) for name in metrics} | KEY_METRICS[stage] | MORE_METRICS
+    names = [name for name in metrics if name not in COSTS and not name.endswith(("_low", "_high", "_n"))]
     return [
         [
             Cell(STAGE_NAMES[stage]),
             Cell(labels.get(name, name)),
-            Cell(show_number(figures[name])),
-            Cell(show_interval(figures, name)),
-            Cell(show_count(figures, name)),
+            Cell(show_number(metrics[name])),
+            Cell(show_interval(metrics, name)),
+            Cell(show_count(metrics, name)),
         ]
         for name in names
     ]

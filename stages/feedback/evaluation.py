@@ -50,7 +50,7 @@ def answer(
     ids = [prompt.prompt_ids for prompt in prompts]
     seeds = [seed_from(context.seed, "judgement", i, prompt) for i, prompt in enumerate(ids)]
     context.tracker.phase(f"ppo: answers of {role} to held-out prompts", len(ids))
-    responses = sampler.shared(role, ids, seeds, context.tracker.advance)
+    responses = sampler.respond_on_all_ranks(role, ids, seeds, context.tracker.advance)
 
     @torch.no_grad()
     def score_and_kl(pairs: list[tuple[tokenize.Prompt, Response]]) -> list[tuple[float, float]]:
@@ -91,7 +91,7 @@ class HeldOutEvaluation:
         judge = context.config.ppo.judge
         self._judge = labeller(judge, "ppo.judge", sampler.ranks) if judge else None
 
-    def of_policy(self) -> dict[str, float]:
+    def evaluate_policy(self) -> dict[str, float]:
         """Mean `score` (the sum of all terms), `kl` and `length` of the current policy over `n` prompts.
 
         With several terms, also the mean of each, `rewards/LABEL`; with a judge, also `gold`.
@@ -110,10 +110,10 @@ class HeldOutEvaluation:
             means["gold"] = gold
         return {name: sum(values) / len(values) for name, values in means.items()} | {"n": len(self.prompts)}
 
-    def final(self) -> dict[str, float]:
+    def compare_policies(self) -> dict[str, float]:
         """Compare base, SFT policy and PPO policy, and write their answers to `evaluation.jsonl`.
 
-        The policy's answers are those of the last `of_policy`, so it must not have changed since.
+        The policy's answers are those of the last `evaluate_policy`, so it must not have changed since.
 
         Returns:
             Means with 95 % intervals over prompts. `win_rate` is the share of prompts for which the judge
@@ -147,7 +147,7 @@ class HeldOutEvaluation:
     def _compare(self, sft: Answers, ppo: Answers) -> dict[str, float]:
         """Each term of the reward on the answers of both policies, and their sum if that is no term."""
         columns = {f"{name}_score": (sft.terms[name], ppo.terms[name]) for name in sft.terms}
-        if (figure := self.context.config.ppo.reward_figure) not in columns:
+        if (figure := self.context.config.ppo.reward_metric) not in columns:
             columns[figure] = (self._total(sft), self._total(ppo))
         metrics: dict[str, float] = {}
         for name, (before, after) in columns.items():

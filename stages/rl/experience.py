@@ -1,4 +1,4 @@
-"""PPO's experience: responses of the policy, and what roles and rewards say of them."""
+"""PPO's experience: responses of the policy, with their log-probabilities, values and reward terms."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class ExperienceCollector:
 
     @torch.no_grad()
     def score(self, prompts: Sequence[tokenize.Prompt], responses: list[Response]) -> Trajectory:
-        """What policy, reference, critic and rewards say of this rank's `responses`.
+        """Log-probabilities, values and reward terms of this rank's `responses`.
 
         The micro-batches are those of the first epoch's updates. Equal forwards give equal values, and, if
         log-probabilities are recomputed, a first ratio of exactly 1.
@@ -138,7 +138,7 @@ class ExperienceCollector:
         terms = dict.fromkeys(self.rewards.of_reward_model, scores)
         return terms | {name: torch.tensor(values, dtype=torch.float64) for name, values in others.items()}
 
-    def readable(self, trajectory: Trajectory, scores: Tensor) -> list[dict[str, Any]]:
+    def sample_rows(self, trajectory: Trajectory, scores: Tensor) -> list[dict[str, Any]]:
         """One row per response for people to read."""
         texts = self.sampler.decode([response.ids for response in trajectory.responses])
         columns = zip(trajectory.prompts, texts, scores.tolist(), trajectory.kl.tolist(), strict=True)

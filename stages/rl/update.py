@@ -186,7 +186,7 @@ class PpoUpdate:
 
 
 def with_advantages(experience: Experience, ppo: Ppo) -> Experience:
-    """The experience with its advantages: GAE on the whole batch, whitened if the config asks for it.
+    """The experience with its advantages: GAE on the whole batch, whitened if `whiten_advantages` is set.
 
     If all scores are equal, advantages are noise of the critic and KL penalties. They are centred only:
     whitening would scale the noise up to the size of a signal.

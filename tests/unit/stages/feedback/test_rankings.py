@@ -82,7 +82,7 @@ def test_samples_are_ranked_best_first_with_ties(tmp_path, monkeypatch):
 def test_samples_of_one_prompt_have_seeds_of_their_own(tmp_path, monkeypatch):
     asked: list[tuple] = []
 
-    def shared(sampler, role, prompts, seeds, advance):
+    def respond_on_all_ranks(sampler, role, prompts, seeds, advance):
         asked.extend(zip(map(tuple, prompts), seeds, strict=True))
         return [Response([0])] * len(prompts)
 
