@@ -12,7 +12,7 @@
 # WORKERS is the number of test processes, one core each: make test WORKERS=8
 
 SHELL := /bin/bash
-PYTHON ?= $(shell for each in python3.11 python3; do $$each -c '' 2>/dev/null && echo $$each && break; done)
+PYTHON ?= $(shell for python in python3.11 python3; do $$python -c '' 2>/dev/null && echo $$python && break; done)
 PIP_ARGS ?=
 EXTRAS ?= dev
 WORKERS ?= 2

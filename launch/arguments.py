@@ -69,7 +69,7 @@ class ExperimentOptions:
         """
         return self.run_dir.resolve() if self.run_dir else self.experiment()[1]
 
-    def words(self) -> list[str]:
+    def arguments(self) -> list[str]:
         """These options as words of a command line."""
         config = ["--config", str(self.config)] if self.config else []
         run_dir = ["--run-dir", str(self.run_dir)] if self.run_dir else []
@@ -99,7 +99,7 @@ class RequestOptions(ExperimentOptions):
         """
         config, run_dir = self.experiment()
         return Request(
-            config, RunDirectory(run_dir), shlex.join(self.words()), self.force, self.fresh, caller
+            config, RunDirectory(run_dir), shlex.join(self.arguments()), self.force, self.fresh, caller
         )
 
     def switches(self) -> list[str]:

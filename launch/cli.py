@@ -13,10 +13,10 @@ from rich.console import Console
 
 from configs.errors import UserError
 from configs.schema import STAGES, Stage
-from launch import sweep as sweeping
 from launch.arguments import ROOT, ExperimentOptions, RequestOptions, command, exit_status
 from launch.deepspeed_command import Launch, guess_accelerators, visible_devices
 from launch.stage_sequence import run_all
+from launch.sweep import Run, run_sweep, runs_of, split_axes
 from launch.worker_pool import WorkerPool
 from pipeline.planning.batches import check_batches
 from pipeline.planning.plan import plan_stages, stages_between
@@ -82,14 +82,14 @@ class StartOptions(RequestOptions):
 
     def launch(self) -> Launch:
         """How each stage starts."""
-        words = [*self.switches(), *self.words()]
+        words = [*self.switches(), *self.arguments()]
         return Launch(RUN_STAGE, words, self.num_accelerators, self.hostfile)
 
-    def start_words(self) -> list[str]:
+    def start_arguments(self) -> list[str]:
         """These options as words of a `tristage run` command line."""
         number = [f"--num-accelerators={self.num_accelerators}"] if self.num_accelerators else []
         hostfile = [f"--hostfile={self.hostfile}"] if self.hostfile else []
-        return [*self.switches(), *number, *hostfile, *self.words()]
+        return [*self.switches(), *number, *hostfile, *self.arguments()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,16 +142,16 @@ def run(options: RunOptions) -> int:
 @command(app, "tristage sweep --seeds 4 --jobs 2 ppo.kl_coef=0,0.05")
 def sweep(options: SweepOptions) -> int:
     """Run PPO with several seeds and values of its settings, on one SFT policy and one reward model."""
-    overrides, axes = sweeping.split_axes(options.overrides)
+    overrides, axes = split_axes(options.overrides)
     options = replace(options, overrides=overrides)
     request, launch = options.request("tristage"), options.launch()
-    runs = sweeping.runs_of(request.run.path, axes, options.seeds)
+    runs = runs_of(request.run.path, axes, options.seeds)
     pool, ranks = _pool(options, launch, len(runs))
     commands = [_run_command(options, run, request.config.name, ranks) for run in runs]
     plans = plan_stages(request, [*STAGES, "best"])
     check_files(request.config, plans)
     shared = [plan for plan in plans if plan.stage != "ppo"]
-    status = sweeping.sweep((request, launch, shared), list(zip(runs, commands, strict=True)), pool)
+    status = run_sweep((request, launch, shared), list(zip(runs, commands, strict=True)), pool)
     if not any(sweep_runs(request.run.path)):
         return status  # a shared stage failed and has printed why
     from pipeline.reporting.sweep_report import write_sweep_report  # imports matplotlib
@@ -188,7 +188,7 @@ def report(options: ExperimentOptions) -> int:
     return 0
 
 
-def _run_command(options: SweepOptions, run: sweeping.Run, name: str, ranks: int) -> Sequence[str]:
+def _run_command(options: SweepOptions, run: Run, name: str, ranks: int) -> Sequence[str]:
     """The command of one run of the sweep of experiment `name`.
 
     Raises:
@@ -200,7 +200,7 @@ def _run_command(options: SweepOptions, run: sweeping.Run, name: str, ranks: int
     if not config.tracking.group:
         run_options = replace(run_options, overrides=[*overrides, f"tracking.group={name}"])
     check_batches(config, "ppo", ranks)
-    return [*TRISTAGE, "run", "--from", "ppo", *run_options.start_words()]
+    return [*TRISTAGE, "run", "--from", "ppo", *run_options.start_arguments()]
 
 
 def _pool(options: SweepOptions, launch: Launch, runs: int) -> tuple[WorkerPool, int]:
@@ -218,7 +218,7 @@ def _pool(options: SweepOptions, launch: Launch, runs: int) -> tuple[WorkerPool,
     if per_run and per_run > pool.share > 0:
         raise UserError(
             f"--num-accelerators: {per_run}, but of {jobs} runs at a time each has {pool.share}. "
-            f"Ask for {pool.share} at most, or for fewer --jobs."
+            f"Set it to {pool.share} or less, or lower --jobs."
         )
     return pool, per_run or pool.share or 1
 

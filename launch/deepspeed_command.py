@@ -22,13 +22,13 @@ class Launch:
 
     Attributes:
         script: `launch/run_stage.py`.
-        words: `--config`, `--run-dir`, overrides and switches to pass on.
+        arguments: `--config`, `--run-dir`, overrides and switches to pass on.
         accelerators: number per machine; None for all, or for one process if the machine has none.
         hostfile: machines and their slots in DeepSpeed's form; None for only this machine.
     """
 
     script: Path
-    words: Sequence[str]
+    arguments: Sequence[str]
     accelerators: int | None = None
     hostfile: Path | None = None
 
@@ -54,7 +54,7 @@ class Launch:
         if self.accelerators and self.accelerators > available:
             raise UserError(
                 f"--num-accelerators: {self.accelerators}, but this machine has {available}. "
-                f"Ask for {available} at most."
+                f"Set it to {available} or less."
             )
         for device in _named_devices():
             if not device.isdigit():
@@ -72,7 +72,7 @@ class Launch:
             launcher += ["--num_accelerators", str(self.accelerators)] if self.accelerators else []
         else:
             launcher += ["--master_port", str(free_port()), *self._local_devices()]
-        return [*launcher, str(self.script), "--stage", stage, "--caller", "tristage", *self.words]
+        return [*launcher, str(self.script), "--stage", stage, "--caller", "tristage", *self.arguments]
 
     def _local_devices(self) -> list[str]:
         """Options that choose devices. Given a number, DeepSpeed ignores CUDA_VISIBLE_DEVICES."""

@@ -86,7 +86,7 @@ def _short(overrides: Sequence[str]) -> list[str]:
     return [override.removeprefix("ppo.") for override in overrides]
 
 
-def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], pool: WorkerPool) -> int:
+def run_sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], pool: WorkerPool) -> int:
     """Train the shared stages and best-of-n in `root`, then PPO in each run; skip what is finished.
 
     A run that fails does not end the others. After one that the user must fix (status 2), no other starts.
@@ -115,11 +115,11 @@ def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], pool: WorkerPool
                 link_shared(root[0].run.path, run.path)
                 pool.start(run.path, command)
             time.sleep(SECONDS_BETWEEN_POLLS)
-            for folder, code in pool.ended():
+            for folder, code in pool.poll():
                 by_signal = [signum for signum in WATCHED if code == 128 + signum]
                 if not (interrupted and by_signal):
                     print(
-                        f"sweep: {pool.ending(folder, code)}",
+                        f"sweep: {pool.end_message(folder, code)}",
                         file=sys.stderr if code else None,
                         flush=True,
                     )

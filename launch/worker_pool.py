@@ -60,7 +60,7 @@ class WorkerPool:
             raise not_writable(folder, error) from error
         self.busy[slot] = folder, process
 
-    def ended(self) -> list[tuple[Path, int]]:
+    def poll(self) -> list[tuple[Path, int]]:
         """Folder and exit status of each command that has ended since the last call."""
         ended = []
         for slot, (folder, process) in list(self.busy.items()):
@@ -71,13 +71,13 @@ class WorkerPool:
                 ended.append((folder, 128 - code if code < 0 else code))
         return ended
 
-    def ending(self, folder: Path, code: int) -> str:
+    def end_message(self, folder: Path, code: int) -> str:
         """The message about a command that has ended."""
         where = f"; its output is in {folder / LOG}" if self.jobs > 1 else ""
         return f"{folder.name} ended with status {code}{where}"
 
     def interrupt(self) -> None:
-        """Ask every running command to end after its current step; a second call ends it at once."""
+        """Send SIGTERM to the running commands: the first ends them after a step, a second at once."""
         for _, process in self.busy.values():
             process.terminate()  # at a SIGINT, Python would print a traceback while it is starting
 

@@ -61,9 +61,9 @@ def run_stage(request: Request, stage: Stage) -> int:
             rank, world = rank_and_world()
             signals.announce = rank == 0
             if rank == 0:
-                _lead(request, stage, world, signals)
+                _run_rank_zero(request, stage, world, signals)
             else:
-                _follow(request, stage, rank, signals)
+                _run_other_rank(request, stage, rank, signals)
             return 0
         except (Exception, KeyboardInterrupt, Interrupted) as caught:
             error = endings.explained(caught, request.run.stage(stage))
@@ -75,7 +75,7 @@ def run_stage(request: Request, stage: Stage) -> int:
             return endings.exit_code(error)
 
 
-def _lead(request: Request, stage: Stage, world: int, signals: Signals) -> None:
+def _run_rank_zero(request: Request, stage: Stage, world: int, signals: Signals) -> None:
     """Rank 0: decide, run the recipe, and record the result."""
     run = request.run
     with run.lock(stage, owner_of(read_manifest(run.manifest(stage)))):
@@ -97,7 +97,7 @@ def _lead(request: Request, stage: Stage, world: int, signals: Signals) -> None:
         _print_end(request, manifest)
 
 
-def _follow(request: Request, stage: Stage, rank: int, signals: Signals) -> None:
+def _run_other_rank(request: Request, stage: Stage, rank: int, signals: Signals) -> None:
     """Every other rank: check the files of its machine, then run the recipe with rank 0."""
     check_files(request.config, [plan_stage(request, stage)])
     with _process_group(request.config) as ranks:
@@ -128,7 +128,7 @@ def _checked_plan(request: Request, stage: Stage, world: int) -> StagePlan:
 
 @contextmanager
 def _process_group(config: Experiment) -> Iterator[Ranks]:
-    """Within, this process is one of the ranks of its job.
+    """Join the process group of the job as one of its ranks.
 
     A rank that fails does not leave the group: leaving may wait for the other ranks. A rank that pauses first
     waits for them: the launcher ends the other ranks as soon as one has ended.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from configs.identity import stage_hash
 from configs.load import dump_experiment
-from data.storage.files import sweep
+from data.storage.files import remove_partial_files
 from data.storage.records import records
 from pipeline.planning.plan import StagePlan, sealed_checkpoint
 from pipeline.planning.request import Request
@@ -39,7 +39,7 @@ def begin_attempt(request: Request, plan: StagePlan, world: int) -> Manifest:
     if plan.set_aside:
         print(f"stage {stage}: its old folder is kept as {run.set_aside(stage)}", flush=True)
     run.stage(stage).mkdir(parents=True, exist_ok=True)
-    sweep(run.stage(stage))
+    remove_partial_files(run.stage(stage))
     endings.clear_notes(run.logs(stage))
     run.write_config(dump_experiment(request.config))
     manifest = Manifest(

@@ -179,8 +179,8 @@ def answer(
     repeated = [prompt for prompt in prompts for _ in range(best.n)]
     ids = [prompt.prompt_ids for prompt in repeated]
     seeds = [seed_from(context.seed, "best", i % best.n, p) for i, p in enumerate(ids)]
-    responses = sampler.shared(Role.POLICY, ids, seeds, context.tracker.advance)
-    scores = reward_model.shared(repeated, responses, best.micro_batch_size)
+    responses = sampler.respond_on_all_ranks(Role.POLICY, ids, seeds, context.tracker.advance)
+    scores = reward_model.score_on_all_ranks(repeated, responses, best.micro_batch_size)
     texts = sampler.decode([response.ids for response in responses])
     meter.add(sum(len(p) + len(response.ids) for p, response in zip(ids, responses, strict=True)))
     gold = judge([prompt.text for prompt in repeated], texts) if judge else []
@@ -227,8 +227,8 @@ def best_of(rows: Sequence[Row], n: int) -> tuple[dict[str, float], list[dict[st
 def _scores(rows: Sequence[Row], k: int, end: str = "") -> dict[str, float]:
     """Mean reward score and gold score of the best of k, with intervals over prompts."""
     judges = {"rm_score": "scores"} | ({"gold": "gold"} if "gold" in rows[0] else {})
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, column in judges.items():
         best_of_k = [expected_best(r["scores"], r[column], k) for r in rows]
-        figures |= mean_with_interval(f"{name}{end}", best_of_k)
-    return figures
+        metrics |= mean_with_interval(f"{name}{end}", best_of_k)
+    return metrics

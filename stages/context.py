@@ -21,8 +21,8 @@ class Tracker(Protocol):
     def phase(self, title: str, total: int, done: int = 0) -> None:
         """Begin a progress display of `total` units, `done` of which are done."""
 
-    def advance(self, units: int = 1, **figures: float) -> None:
-        """Advance the progress display, and show `figures` beside it."""
+    def advance(self, units: int = 1, **metrics: float) -> None:
+        """Advance the progress display, and show `metrics` beside it."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics of optimizer step (PPO: iteration) `step`. Steps never decrease."""

@@ -78,19 +78,19 @@ def run(context: Context) -> Outcome:
                 context.tracker.samples(samples[: config.tracking.sample_rows], step + 1)
             return metrics
 
-        loop.run(len(train), take_step, evaluation.of_policy)
+        loop.run(len(train), take_step, evaluation.evaluate_policy)
 
         # 5. The result, judged on held-out prompts beside the base and the SFT policy.
         stopped = loop.progress.stopped is not None
         if trainer.average:
             trainer.average.save(context, tokenizer, ppo.use_ema)
             if ppo.use_ema:
-                evaluation.of_policy()  # the average is the policy now
+                evaluation.evaluate_policy()  # the average is the policy now
         else:
             save_role(context, engine, Role.POLICY, tokenizer)
         return Outcome(
             {
-                **evaluation.final(),
+                **evaluation.compare_policies(),
                 "steps": loop.progress.step - stopped,
                 "stopped_early": float(stopped),
                 "tokens_per_second": trainer.meter.tokens_per_second,
@@ -203,7 +203,7 @@ class PpoTrainer:
         metrics |= {"learning_rate": learning_rate, "policy/updates": len(updates)}
         metrics["val/explained_variance"] = self._explained_variance(experience)
         metrics |= seconds | self.speed.metrics(seconds, tokens, len(updates) / ppo.minibatches)
-        return metrics, collector.readable(trajectory, scores)
+        return metrics, collector.sample_rows(trajectory, scores)
 
     def _objective(
         self, trajectory: Trajectory, scores: torch.Tensor, non_score: torch.Tensor, ended: torch.Tensor

@@ -46,7 +46,7 @@ def run(context: Context) -> Outcome:
     add_reward_model(context, models)
     reward_model = RewardModel(models, ranks, config.data)
 
-    # 2. Rankings, collected or read. Records of an earlier attempt are truncated before new ones come.
+    # 2. Rankings, collected or read. Records of an earlier attempt are truncated before new ones are written.
     checkpoint = find_checkpoint(context)
     tokenizer = models.reward_tokenizer
     train, held_out = read_rankings(context, models, reward_model)
@@ -166,10 +166,10 @@ class RewardModelTrainer:
         }
 
     def _metrics_of_each(self, rankings: Sequence[tokenize.Ranking]) -> list[dict[str, float]]:
-        """Accuracy, margin and loss of each ranking alone, scored in one batch."""
+        """Accuracy, margin and loss per ranking, all scored in one batch."""
         scores, order = self._scores(self.engine.models, rankings)
-        alone = [ranking_loss(scores[i : i + 1], order[i : i + 1], 1) for i in range(len(rankings))]
-        return [{name: mean.value for name, mean in means.items()} for _, means in alone]
+        losses = [ranking_loss(scores[i : i + 1], order[i : i + 1], 1) for i in range(len(rankings))]
+        return [{name: mean.value for name, mean in means.items()} for _, means in losses]
 
     def _prompts_at_once(self, batch: Sequence[tokenize.Ranking]) -> int:
         return max(1, self.micro_batch_size // max(len(ranking.completion_ids) for ranking in batch))
@@ -212,8 +212,8 @@ def score_statistics(
     ids = [prompt.prompt_ids for prompt in prompts]
     seeds = [seed_from(context.seed, "normalization", i, prompt) for i, prompt in enumerate(ids)]
     context.tracker.phase("rm: normalizing", count)
-    responses = sampler.shared(Role.POLICY, ids, seeds, context.tracker.advance)
-    scores = reward_model.shared(prompts, responses, config.rm.micro_batch_size)
+    responses = sampler.respond_on_all_ranks(Role.POLICY, ids, seeds, context.tracker.advance)
+    scores = reward_model.score_on_all_ranks(prompts, responses, config.rm.micro_batch_size)
     values = torch.tensor(scores, dtype=torch.float64)
     return float(values.mean()), float(values.std(unbiased=False))
 

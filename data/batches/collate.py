@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data.batches.pack import Packed
+from data.batches.pack import PackedSequence
 
 
 class Batch(NamedTuple):
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
 
 class PackedBatch(NamedTuple):
-    """Packed sequences, padded on the right.
+    """PackedSequence sequences, padded on the right.
 
     Attributes:
         input_ids: (B, T) long.
@@ -101,7 +101,7 @@ def prompts(prompt_ids: Sequence[list[int]], pad_id: int) -> PromptBatch:
     return PromptBatch(torch.tensor(ids), torch.tensor(attention))
 
 
-def packed(rows: Sequence[Packed], pad_id: int) -> PackedBatch:
+def packed(rows: Sequence[PackedSequence], pad_id: int) -> PackedBatch:
     """Collate packed sequences. T is the length of the longest sequence."""
     segments = _padded([row.segment_ids for row in rows], -1)
     # Padding attends to itself: softmax over an empty set would give NaN.

@@ -13,7 +13,7 @@ from data.batches.tokenize import Demonstration
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedSequence:
     """Whole examples one after another. Example i has `seq_lengths[i]` tokens."""
 
     input_ids: list[int]
@@ -31,7 +31,7 @@ class Packed:
         return [number for number, length in enumerate(self.seq_lengths) for _ in range(length)]
 
 
-def pack(demonstrations: Sequence[Demonstration], max_length: int) -> list[Packed]:
+def pack(demonstrations: Sequence[Demonstration], max_length: int) -> list[PackedSequence]:
     """Pack demonstrations into sequences of at most `max_length` tokens without cutting any.
 
     Uses best fit decreasing over the whole set (Ding et al. 2024, "Fewer Truncations Improve Language
@@ -56,7 +56,7 @@ def pack(demonstrations: Sequence[Demonstration], max_length: int) -> list[Packe
     with _no_progress_bar():
         packed = pack_dataset(Dataset.from_list(rows), max_length, strategy="bfd", map_kwargs=whole_set)
     return [
-        Packed(row["input_ids"], [mark == 1 for mark in row["completion_mask"]], row["seq_lengths"])
+        PackedSequence(row["input_ids"], [mark == 1 for mark in row["completion_mask"]], row["seq_lengths"])
         for row in packed
     ]
 

@@ -122,7 +122,7 @@ def prompts(
     encoded = [_encode(row["prompt"], [], tokenizer, data, _where(row)) for row in rows]
     fitted = [_fit(prompt_ids, completions, data) for prompt_ids, completions in encoded]
     kept = [
-        Prompt(row["prompt"], last_words(row["prompt"]), fit.prompt_ids)
+        Prompt(row["prompt"], last_message_text(row["prompt"]), fit.prompt_ids)
         for row, fit in zip(rows, fitted, strict=True)
         if fit is not None
     ]
@@ -134,13 +134,13 @@ def answer(
 ) -> tuple[list[int], list[int]]:
     """Tokenize a prompt and a sampled answer. The answer gets an end-of-turn token only if it `ended`.
 
-    Every sampled answer must be scored, so an over-long one is truncated. In a chat it is tokenized alone:
-    otherwise one token could span the prompt's last line break and a line break at the answer's beginning.
+    Every sampled answer must be scored, so an over-long one is truncated. A chat's answer is tokenized by
+    itself: else one token could span the prompt's last line break and one at the answer's beginning.
     """
     if isinstance(prompt, str) and not data.chat:
         prompt_ids, (ids,) = _encode_text(prompt, [text], tokenizer)
     else:
-        where = f"the prompt {last_words(prompt)[:60]!r}"
+        where = f"the prompt {last_message_text(prompt)[:60]!r}"
         prompt_ids = _render(tokenizer, _turn("user", prompt), where, prompt=True)
         ids = _with_end(_text_ids(text.strip(), tokenizer, add_special_tokens=False), end_of_turn(tokenizer))
     ids = ids if ended else ids[:-1]
@@ -149,7 +149,7 @@ def answer(
     return fitted.prompt_ids, fitted.completion_ids[0]
 
 
-def last_words(prompt: Text) -> str:
+def last_message_text(prompt: Text) -> str:
     """A prompt for people to read: the text, or the content of the last message."""
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
@@ -173,7 +173,7 @@ Encoded = tuple[list[int], list[list[int]]]  # token ids of the prompt, and of e
 
 def _where(row: Row) -> str:
     """The name of a row in messages."""
-    return str(row.get("where", f"the prompt {last_words(row['prompt'])[:60]!r}"))
+    return str(row.get("where", f"the prompt {last_message_text(row['prompt'])[:60]!r}"))
 
 
 def _encode_ranking(row: Row, tokenizer: PreTrainedTokenizerBase, data: Data) -> Encoded:
@@ -221,7 +221,7 @@ def _turn(role: str, text: Text) -> list[Message]:
 def _encode_text(prompt: str, completions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Encoded:
     """Tokenize prompt + completion as one text, as TRL does.
 
-    If a token would span both (the prompt ends in a blank), the completion is tokenized alone. Generation
+    If a token would span both (the prompt ends in a blank), the completion is tokenized by itself. Generation
     continues exactly the prompt's tokens, so training must use them, too.
     """
     prompt_ids = _text_ids(prompt, tokenizer)
@@ -273,10 +273,10 @@ def _not_a_prefix(
     equal = [one == other for one, other in zip(prompt_ids, whole, strict=False)]
     first = (*equal, False).index(False)
     return (
-        f"{where}: the chat template renders the prompt differently alone and with its answer. Alone it ends "
-        f"with {tokenizer.decode(prompt_ids[first:])!r}; with the answer it continues with "
-        f"{tokenizer.decode(whole[first : first + 16])!r}. Set data.chat_template to a template that renders "
-        "the prompt the same way."
+        f"{where}: the chat template renders the prompt differently without and with its answer. "
+        f"Without it, the prompt ends with {tokenizer.decode(prompt_ids[first:])!r}; with the answer it "
+        f"continues with {tokenizer.decode(whole[first : first + 16])!r}. Set data.chat_template to a "
+        "template that renders the prompt the same way."
     )
 
 

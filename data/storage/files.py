@@ -49,11 +49,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder. Under its name, it is whole until it is gone."""
+    """Remove a folder. It is renamed first, so that no reader sees it half removed."""
     shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.old{PARTIAL}")))
 
 
-def sweep(folder: Path, name: str = "**/.*") -> None:
+def remove_partial_files(folder: Path, name: str = "**/.*") -> None:
     """Remove partial files that killed writers left in `folder`. No other process may be writing there.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a command asks for: an experiment, a run directory, and whether to repeat finished work."""
+"""A request to run stages: an experiment, a run directory, and whether to repeat finished work."""
 
 from __future__ import annotations
 

@@ -27,11 +27,11 @@ logger = logging.getLogger("tristage")
 
 # If one error strikes all ranks, rank 0 reports it. The launcher ends the other ranks as soon as rank 0
 # exits. A rank that is alive after this long has its own error to report.
-RANK_ZERO_SPEAKS_FIRST_SECONDS = 4.0
+SECONDS_BEFORE_OTHER_RANKS_REPORT = 4.0
 # The connections of a rank close before its death shows, or before its note is written.
-SECONDS_TO_LEARN_OF_A_PEER = 2.0
+SECONDS_TO_DETECT_FAILED_RANK = 2.0
 # A failed rank usually shows well before, by a broken collective or the launcher's signal.
-SECONDS_BETWEEN_LOOKS, SECONDS_TO_NOTICE = 1.0, 10.0
+SECONDS_BETWEEN_POLLS, SECONDS_TO_LEAVE_COLLECTIVE = 1.0, 10.0
 STOPPED = "interrupted"
 REFUSED = {
     errno.ENOSPC: "could not be written, no space is left on it",
@@ -86,7 +86,7 @@ def report(error: BaseException, rank: int) -> None:
             print(f"interrupted by {error}; the same command resumes", file=sys.stderr, flush=True)
         return
     if rank != 0:
-        time.sleep(RANK_ZERO_SPEAKS_FIRST_SECONDS)
+        time.sleep(SECONDS_BEFORE_OTHER_RANKS_REPORT)
         print(f"rank {rank}:", file=sys.stderr)
     if isinstance(error, UserError | RankFailed):
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -116,7 +116,7 @@ def cause(error: BaseException, logs: Path, peers: Sequence[Process]) -> BaseExc
     """
     if isinstance(error, UserError | Paused):
         return error  # all ranks read the same input, or all pause together
-    until = time.monotonic() + SECONDS_TO_LEARN_OF_A_PEER * (len(peers) > 1)
+    until = time.monotonic() + SECONDS_TO_DETECT_FAILED_RANK * (len(peers) > 1)
     while not (failed := _failed_peer(logs, peers)) and time.monotonic() < until:
         time.sleep(0.05)
     return _hung_rank(failed or error, error, logs, peers) or failed or error
@@ -126,7 +126,7 @@ def cause(error: BaseException, logs: Path, peers: Sequence[Process]) -> BaseExc
 def reporting_when_stuck(
     logs: Path, peers: Sequence[Process], record: Callable[[BaseException], None]
 ) -> Iterator[None]:
-    """Within, rank 0 reports a failed rank even if its own main thread never learns of it.
+    """Report a failed rank from rank 0, even if rank 0's main thread waits in a collective.
 
     gloo's collectives break when a rank leaves. NCCL's wait on, and no signal handler runs meanwhile. So a
     thread calls `record` after some seconds, prints the error and ends the process.
@@ -134,9 +134,9 @@ def reporting_when_stuck(
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(SECONDS_BETWEEN_LOOKS):
+        while not over.wait(SECONDS_BETWEEN_POLLS):
             failed = _failed_peer(logs, peers, noted_only=True)
-            if failed and not over.wait(SECONDS_TO_NOTICE):
+            if failed and not over.wait(SECONDS_TO_LEAVE_COLLECTIVE):
                 record(failed)
                 print(f"error: {failed}", file=sys.stderr, flush=True)
                 os._exit(1)

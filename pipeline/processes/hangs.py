@@ -14,10 +14,10 @@ from pathlib import Path
 
 from pipeline.state.manifest import Process
 
-ASK_WHERE = signal.SIGUSR1  # a rank then writes its stack, see `logs.open_logs`
+STACK_SIGNAL = signal.SIGUSR1  # a rank then writes its stack, see `logs.open_logs`
 SECONDS_TO_ANSWER = 1.0
 FRAME = re.compile(r'File "(.+)", line (\d+) in (.+)')  # of a stack whose most recent call comes first
-WAITS = ("/torch/distributed/", "/deepspeed/comm/")  # a rank in there waits for the others, too
+COLLECTIVE_PATHS = ("/torch/distributed/", "/deepspeed/comm/")  # a rank in there waits for the others, too
 
 
 def timed_out(message: str) -> bool:
@@ -32,12 +32,12 @@ def where_hung(peers: Mapping[int, Process], logs: Path) -> Iterator[tuple[int, 
     here = {rank: process for rank, process in peers.items() if process.host == socket.gethostname()}
     for process in here.values():
         with suppress(ProcessLookupError):
-            os.kill(process.pid, ASK_WHERE)
+            os.kill(process.pid, STACK_SIGNAL)
     time.sleep(SECONDS_TO_ANSWER)
     for rank in here:
         stack = logs / f"rank{rank}.stack"
         frames = FRAME.findall(stack.read_text(errors="replace")) if stack.exists() else []
-        if frames and not any(part in file for file, *_ in frames for part in WAITS):
+        if frames and not any(part in file for file, *_ in frames for part in COLLECTIVE_PATHS):
             file, line, function = frames[0]
             yield rank, f"{file}:{line}, in {function}"
 

@@ -14,7 +14,7 @@ import time
 import psutil
 
 DEEPSPEED = "deepspeed.launcher.launch"  # what the command `deepspeed` starts on each machine
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_POLLS = 1.0
 # An interrupted rank may be in a long operation, and then still has to write its manifest.
 SECONDS_TO_STOP = 90.0
 
@@ -27,7 +27,7 @@ def follow_launcher() -> None:
 
 def _follow(launcher: tuple[int, ...]) -> None:
     while _launcher() == launcher and not _lost(launcher):
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(SECONDS_BETWEEN_POLLS)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(SECONDS_TO_STOP)
     os.kill(os.getpid(), signal.SIGKILL)

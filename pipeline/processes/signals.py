@@ -35,7 +35,7 @@ class Signals:
 
     @contextmanager
     def deferred(self) -> Iterator[Callable[[], int]]:
-        """Within, the first signal is only noted. Yields a function that returns its number, or 0."""
+        """Note the first signal in place of raising. Yields a function that returns its number, or 0."""
         self._deferring = True
         try:
             yield lambda: self._noted
@@ -66,7 +66,7 @@ class Signals:
                 continue
             if not first:
                 first = time.monotonic()
-                self._say_noted()
+                self._announce_first()
             elif time.monotonic() - first > SECONDS_TO_REPEAT:
                 self._second = True
                 os.kill(os.getpid(), arrived[0])  # the handler may have been called before this was known
@@ -76,7 +76,7 @@ class Signals:
         self._ended = True
         raise Interrupted(signum)
 
-    def _say_noted(self) -> None:
+    def _announce_first(self) -> None:
         """Print no name: of two signals that arrive together, the later may be announced first."""
         if self.announce and self._deferring:
             print(
@@ -88,7 +88,7 @@ class Signals:
 
 @contextmanager
 def watched_signals() -> Iterator[Signals]:
-    """Within, the yielded Signals handle SIGINT and SIGTERM."""
+    """Let the yielded Signals handle SIGINT and SIGTERM."""
     signals = Signals()
     arrivals, wire = socket.socketpair()
     wire.setblocking(False)
@@ -107,7 +107,7 @@ def watched_signals() -> Iterator[Signals]:
 
 @contextmanager
 def handled_by(handler: Any) -> Iterator[None]:
-    """Within, `handler` (see `signal.signal`) handles SIGINT and SIGTERM."""
+    """Let `handler` (see `signal.signal`) handle SIGINT and SIGTERM."""
     before = {signum: signal.signal(signum, handler) for signum in WATCHED}
     try:
         yield

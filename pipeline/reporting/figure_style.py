@@ -50,9 +50,9 @@ def grid(figure: Figure, rows: int, count: int) -> list[Axes]:
     return [figure.add_subplot(rows, min(2, count), index + 1) for index in range(count)]
 
 
-def interval(figures: Mapping[str, float], key: str) -> tuple[float, float] | None:
+def interval(metrics: Mapping[str, float], key: str) -> tuple[float, float] | None:
     """`(low, high)` of the interval of `key`, or None."""
-    bounds = [figures[bound] for bound in (f"{key}_low", f"{key}_high") if bound in figures]
+    bounds = [metrics[bound] for bound in (f"{key}_low", f"{key}_high") if bound in metrics]
     return (bounds[0], bounds[1]) if len(bounds) == 2 else None
 
 

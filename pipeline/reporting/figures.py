@@ -32,16 +32,16 @@ DOTS_PER_INCH = 150
 
 def gold(results: Results) -> Figure | None:
     """Gold score of base, SFT and PPO with intervals, and the difference of PPO to SFT for each prompt."""
-    figures = results.figures("ppo")
-    roles = [role for role in ROLE_NAMES if f"gold_{role}" in figures]
+    metrics = results.final_metrics("ppo")
+    roles = [role for role in ROLE_NAMES if f"gold_{role}" in metrics]
     if not roles:
         return None
     pairs = [row for row in results.evaluation if _has(row, "gold_ppo", "gold_sft")]
     figure = new_figure(8.4, 3.4)
     panels = grid(figure, 1, 2 if pairs else 1)
     for x, role in enumerate(roles):
-        value = figures[f"gold_{role}"]
-        draw_role(panels[0], role, x, value, interval(figures, f"gold_{role}"))
+        value = metrics[f"gold_{role}"]
+        draw_role(panels[0], role, x, value, interval(metrics, f"gold_{role}"))
         panels[0].annotate(show_number(value), (x, value), (9, 0), textcoords="offset points", va="center")
     panels[0].set_title("Mean, with its 95 % interval")
     panels[0].set_ylabel(f"gold score ({results.experiment.ppo.judge})")
@@ -92,25 +92,25 @@ def score_against_kl(results: Results) -> Figure | None:
 
 def _held_out_measure(results: Results) -> str | None:
     """`gold` if a judge scored held-out prompts, else the reward model's `score` if it did, else None."""
-    figures, rows = results.figures("ppo"), results.metrics["ppo"]
-    if "gold_ppo" in figures or any(_has(row, "eval/gold") for row in rows):
+    metrics, rows = results.final_metrics("ppo"), results.metrics["ppo"]
+    if "gold_ppo" in metrics or any(_has(row, "eval/gold") for row in rows):
         return "gold"
-    return "score" if "rm_score_ppo" in figures or any(_has(row, "eval/score") for row in rows) else None
+    return "score" if "rm_score_ppo" in metrics or any(_has(row, "eval/score") for row in rows) else None
 
 
 def _draw_held_out(axes: Axes, results: Results, measure: str, last: int) -> None:
     """The path from SFT over the evaluations to the final policy. SFT and final policy have intervals."""
-    judge, figures = results.experiment.ppo.judge, results.figures("ppo")
+    judge, metrics = results.experiment.ppo.judge, results.final_metrics("ppo")
     axes.set_title("Held-out prompts")
     axes.set_ylabel(f"gold score ({judge})" if measure == "gold" else "reward model's score")
     rows = [row for row in results.metrics["ppo"] if _has(row, "eval/kl", f"eval/{measure}")]
     points = [(row["eval/kl"], row[f"eval/{measure}"]) for row in rows]
     _draw_dots(axes, points, rows, last)
     sft, ppo = ("gold_sft", "gold_ppo") if measure == "gold" else ("rm_score_sft", "rm_score_ppo")
-    if {sft, ppo, "kl"} <= figures.keys():
-        draw_role(axes, "sft", 0.0, figures[sft], interval(figures, sft))
-        draw_role(axes, "ppo", figures["kl"], figures[ppo], interval(figures, ppo), interval(figures, "kl"))
-        points = [(0.0, figures[sft]), *points, (figures["kl"], figures[ppo])]
+    if {sft, ppo, "kl"} <= metrics.keys():
+        draw_role(axes, "sft", 0.0, metrics[sft], interval(metrics, sft))
+        draw_role(axes, "ppo", metrics["kl"], metrics[ppo], interval(metrics, ppo), interval(metrics, "kl"))
+        points = [(0.0, metrics[sft]), *points, (metrics["kl"], metrics[ppo])]
     _draw_best_of_n(axes, results.best_of_n, "gold" if measure == "gold" else "rm_score")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best")

@@ -26,17 +26,17 @@ def _unfinished(results: Results, stage: Stage) -> str | None:
     else:
         state = "failed" if manifest.status == "failed" else f"was {manifest.status}"
     error = f" ({manifest.error})" if manifest.error else ""
-    return f"Stage {stage} {state}{error}. It has no final figures; its curves end where it ended."
+    return f"Stage {stage} {state}{error}. It has no final metrics; its curves end where it ended."
 
 
 def _no_held_out_loss(results: Results) -> str | None:
-    if not results.finished("sft") or "eval_loss" in results.figures("sft"):
+    if not results.finished("sft") or "eval_loss" in results.final_metrics("sft"):
         return None
     return "SFT has no held-out loss: no demonstrations were held out (data.sft.held_out)."
 
 
 def _no_accuracy(results: Results) -> str | None:
-    if not results.finished("rm") or "accuracy" in results.figures("rm"):
+    if not results.finished("rm") or "accuracy" in results.final_metrics("rm"):
         return None
     return "The reward model has no held-out accuracy: no rankings were held out (data.rm.held_out)."
 
@@ -46,7 +46,7 @@ def _no_evaluation(results: Results) -> str | None:
         return None
     if not results.evaluation:
         return "Base, SFT and PPO were not compared: no prompts were held out (data.ppo.held_out)."
-    if "gold_ppo" not in results.figures("ppo"):
+    if "gold_ppo" not in results.final_metrics("ppo"):
         return (
             "The run has no gold score: no judge is set (ppo.judge). The reward model's score, which PPO "
             "optimised, cannot show whether the answers improved."

@@ -83,7 +83,7 @@ def build_page(results: Results, drawn: set[str]) -> Page:
 
 def _result(results: Results) -> Section | None:
     """The most important figures."""
-    sft, rm, ppo = (results.figures(stage) for stage in STAGES)
+    sft, rm, ppo = (results.final_metrics(stage) for stage in STAGES)
     before = f", before: {show_number(sft['eval_loss_before'])}" if "eval_loss_before" in sft else ""
     tiles = [
         *_tile("SFT, held-out loss", sft, "eval_loss", f"nats per token{before}"),
@@ -98,14 +98,14 @@ def _result(results: Results) -> Section | None:
     return Section("Result", [Tiles(tiles)]) if tiles else None
 
 
-def _tile(label: str, figures: dict[str, float], key: str, unit: str = "") -> list[tuple[str, Cell]]:
-    if key not in figures:
+def _tile(label: str, metrics: dict[str, float], key: str, unit: str = "") -> list[tuple[str, Cell]]:
+    if key not in metrics:
         return []
-    bounds = show_interval(figures, key)
+    bounds = show_interval(metrics, key)
     return [
         (
             label,
-            Cell(show_number(figures[key]), "\n".join(filter(None, [bounds and f"95 %: {bounds}", unit]))),
+            Cell(show_number(metrics[key]), "\n".join(filter(None, [bounds and f"95 %: {bounds}", unit]))),
         )
     ]
 

@@ -31,24 +31,24 @@ MARKERS = "oDsv^P"
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The result of one run: final figures ({} if it did not finish) and its first held-out answer."""
+class SweepResult:
+    """The result of one run: final metrics ({} if it did not finish) and its first held-out answer."""
 
     setting: str
     seed: int
-    figures: dict[str, float]
+    metrics: dict[str, float]
     answer: str
 
     @property
     def evaluated(self) -> bool:
         """Whether the run finished and had held-out prompts."""
-        return "rm_score_ppo" in self.figures
+        return "rm_score_ppo" in self.metrics
 
     @property
     def collapsed(self) -> bool:
         """Whether PPO scores worse than SFT, by the judge if the run has one, else by the reward model."""
-        measure = "gold" if "gold_ppo" in self.figures else "rm_score"
-        return self.figures[f"{measure}_ppo"] < self.figures[f"{measure}_sft"]
+        measure = "gold" if "gold_ppo" in self.metrics else "rm_score"
+        return self.metrics[f"{measure}_ppo"] < self.metrics[f"{measure}_sft"]
 
 
 def write_sweep_report(root: Path) -> Path:
@@ -57,53 +57,53 @@ def write_sweep_report(root: Path) -> Path:
     Raises:
         UserError: `root` has no sweep.
     """
-    outcomes = sorted(
-        map(read_outcome, sweep_runs(root)), key=lambda outcome: (outcome.setting, outcome.seed)
-    )
-    if not outcomes:
+    results = sorted(map(read_result, sweep_runs(root)), key=lambda result: (result.setting, result.seed))
+    if not results:
         raise UserError(f"{root}: it has no run of a sweep. Start one: tristage sweep --run-dir {root}")
     best_of_n = read_lines(root / "best" / "curve.jsonl", ["n", "kl", "rm_score"])
     folder = root / "sweep" / "report"
     folder.mkdir(exist_ok=True)
-    finished = [outcome for outcome in outcomes if outcome.figures]
+    finished = [result for result in results if result.metrics]
     with matplotlib.rc_context(LOOK):
         figure = frontier(finished, best_of_n)
         figure.savefig(folder / FIGURE, dpi=DOTS_PER_INCH, metadata={"Software": None})
     write_json_lines(
         folder / "runs.jsonl",
-        [{"setting": run.setting, "seed": run.seed, **run.figures} for run in outcomes],
+        [{"setting": run.setting, "seed": run.seed, **run.metrics} for run in results],
     )
-    page = build_page(root, outcomes)
+    page = build_page(root, results)
     write_text(folder / "report.md", render(page, "md"))
     write_text(folder / "index.html", render(page, "html"))
     return folder / "index.html"
 
 
-def read_outcome(run: Path) -> Outcome:
+def read_result(run: Path) -> SweepResult:
     """Read the run directory of one run. Its name is `SETTING-seed=N`."""
-    results = read_results(run)
+    run_results = read_results(run)
     settings, _, seed = run.name.rpartition("seed=")
-    figures, answers = results.figures("ppo"), [str(row["ppo"]) for row in results.evaluation]
-    if figures and answers:
-        figures["distinct"] = len(set(answers)) / len(answers)
-    return Outcome(settings.strip("-") or "as configured", int(seed), figures, answers[0] if answers else "")
+    metrics, answers = run_results.final_metrics("ppo"), [str(row["ppo"]) for row in run_results.evaluation]
+    if metrics and answers:
+        metrics["distinct"] = len(set(answers)) / len(answers)
+    return SweepResult(
+        settings.strip("-") or "as configured", int(seed), metrics, answers[0] if answers else ""
+    )
 
 
-def frontier(outcomes: Sequence[Outcome], best_of_n: Sequence[Row]) -> Figure:
+def frontier(results: Sequence[SweepResult], best_of_n: Sequence[Row]) -> Figure:
     """Scores and variety against the KL: one point per run, one colour and marker per setting."""
     figure = new_figure(12.0, 3.9)
     panels = list(figure.subplots(1, len(MEASURES)))
-    settings = list(dict.fromkeys(outcome.setting for outcome in outcomes))
+    settings = list(dict.fromkeys(result.setting for result in results))
     for axes, (measure, label) in zip(panels, MEASURES.items(), strict=True):
         for number, setting in enumerate(settings):
-            figures = [
-                outcome.figures
-                for outcome in outcomes
-                if outcome.setting == setting and measure in outcome.figures
+            finished = [
+                result.metrics
+                for result in results
+                if result.setting == setting and measure in result.metrics
             ]
             axes.scatter(
-                [metrics["kl"] for metrics in figures],
-                [metrics[measure] for metrics in figures],
+                [metrics["kl"] for metrics in finished],
+                [metrics[measure] for metrics in finished],
                 color=PALETTE[number % len(PALETTE)],
                 marker=MARKERS[number % len(MARKERS)],
                 s=48,
@@ -124,12 +124,12 @@ def frontier(outcomes: Sequence[Outcome], best_of_n: Sequence[Row]) -> Figure:
     return figure
 
 
-def build_page(root: Path, outcomes: Sequence[Outcome]) -> Page:
+def build_page(root: Path, results: Sequence[SweepResult]) -> Page:
     """Build the page: a table of settings, the figure, and one answer of each run."""
     columns = ["Setting", "Seeds", "Gold score", "Reward score", "KL", "Win rate", "Different", "Collapsed"]
     rows = [
         _setting_row(setting, list(group))
-        for setting, group in groupby(outcomes, lambda outcome: outcome.setting)
+        for setting, group in groupby(results, lambda result: result.setting)
     ]
     reading = Paragraph(
         "Each cell has the mean over seeds, and the lowest and highest seed under it. A run has collapsed if "
@@ -141,7 +141,7 @@ def build_page(root: Path, outcomes: Sequence[Outcome]) -> Page:
     )
     samples = Table(
         ["Setting", "Seed", "First held-out answer"],
-        [[Cell(run.setting), Cell(str(run.seed)), Cell(quote(run.answer))] for run in outcomes],
+        [[Cell(run.setting), Cell(str(run.seed)), Cell(quote(run.answer))] for run in results],
         "prose",
     )
     sections = [
@@ -153,24 +153,24 @@ def build_page(root: Path, outcomes: Sequence[Outcome]) -> Page:
         Section("One answer of each run", [samples]),
     ]
     return Page(
-        f"Sweep of {root.name}", f"{len(outcomes)} PPO runs on one SFT policy and reward model", sections
+        f"Sweep of {root.name}", f"{len(results)} PPO runs on one SFT policy and reward model", sections
     )
 
 
-def _setting_row(setting: str, outcomes: Sequence[Outcome]) -> list[Cell]:
-    finished = [outcome for outcome in outcomes if outcome.figures]
+def _setting_row(setting: str, results: Sequence[SweepResult]) -> list[Cell]:
+    finished = [result for result in results if result.metrics]
     seeds = str(len(finished))
-    if len(finished) < len(outcomes):
-        seeds += f" of {len(outcomes)} finished"
+    if len(finished) < len(results):
+        seeds += f" of {len(results)} finished"
     cells = [Cell(setting), Cell(seeds)]
     for name in ("gold_ppo", "rm_score_ppo", "kl", "win_rate", "distinct"):
-        values = [outcome.figures[name] for outcome in finished if name in outcome.figures]
+        values = [result.metrics[name] for result in finished if name in result.metrics]
         if values:
             cells.append(
                 Cell(show_number(fmean(values)), f"{show_number(min(values))} to {show_number(max(values))}")
             )
         else:
             cells.append(Cell("–"))
-    evaluated = [outcome for outcome in finished if outcome.evaluated]
-    collapsed = sum(outcome.collapsed for outcome in evaluated)
+    evaluated = [result for result in finished if result.evaluated]
+    collapsed = sum(result.collapsed for result in evaluated)
     return [*cells, Cell(f"{collapsed} of {len(evaluated)}" if evaluated else "–")]

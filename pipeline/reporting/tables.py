@@ -1,4 +1,4 @@
-"""The tables at the end of a report: final figures, cost of each stage, lineage, versions."""
+"""The tables at the end of a report: final metrics, cost of each stage, lineage, versions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pipeline.state.manifest import Manifest
 from pipeline.state.results import Results
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.format import show_number, show_seconds
-from pipeline.terminal.summary import KEY_FIGURES
+from pipeline.terminal.summary import KEY_METRICS
 
 STAGE_NAMES: dict[Stage, str] = {"sft": "SFT", "rm": "Reward model", "ppo": "PPO", "best": "Best of n"}
-MORE_FIGURES = {
+MORE_METRICS = {
     "rm_win_rate": "win rate against SFT, by the reward model",
     "score_mean": "raw score of SFT samples, mean",
     "score_std": "raw score of SFT samples, standard deviation",
@@ -32,27 +32,27 @@ def closing_sections(results: Results) -> list[Section]:
     rows = [row for stage in results.manifests for row in _figures(results, stage)]
     if rows:
         sections.insert(
-            0, Section("Final figures", [Table(["Stage", "Figure", "Value", "95 % interval"], rows)])
+            0, Section("Final metrics", [Table(["Stage", "Metric", "Value", "95 % interval"], rows)])
         )
     return sections
 
 
-def show_interval(figures: dict[str, float], key: str) -> str:
+def show_interval(metrics: dict[str, float], key: str) -> str:
     """`0.7112 to 0.8112`, or "" if `key` has no interval."""
-    bounds = [show_number(figures[bound]) for bound in (f"{key}_low", f"{key}_high") if bound in figures]
+    bounds = [show_number(metrics[bound]) for bound in (f"{key}_low", f"{key}_high") if bound in metrics]
     return " to ".join(bounds) if len(bounds) == 2 else ""
 
 
 def _figures(results: Results, stage: Stage) -> list[list[Cell]]:
     """All final metrics of `stage` except its costs."""
-    figures, labels = results.figures(stage), KEY_FIGURES[stage] | MORE_FIGURES
-    names = [name for name in figures if name not in COSTS and not name.endswith(("_low", "_high"))]
+    metrics, labels = results.final_metrics(stage), KEY_METRICS[stage] | MORE_METRICS
+    names = [name for name in metrics if name not in COSTS and not name.endswith(("_low", "_high"))]
     return [
         [
             Cell(STAGE_NAMES[stage]),
             Cell(labels.get(name, name)),
-            Cell(show_number(figures[name])),
-            Cell(show_interval(figures, name)),
+            Cell(show_number(metrics[name])),
+            Cell(show_interval(metrics, name)),
         ]
         for name in names
     ]

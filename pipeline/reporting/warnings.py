@@ -8,7 +8,7 @@ from configs.identity import differences
 from configs.schema import Stage
 from pipeline.state.results import Results
 from pipeline.terminal.format import show_number
-from pipeline.terminal.summary import figure_with_interval
+from pipeline.terminal.summary import metric_with_interval
 from stages.maths.statistics import repeated_bigrams
 
 MAX_KL = 15.0  # nats per response
@@ -59,8 +59,8 @@ def warnings(results: Results) -> list[str]:
 
 
 def _sft(results: Results) -> str | None:
-    figures = results.figures("sft")
-    before, after = figures.get("eval_loss_before"), figures.get("eval_loss")
+    metrics = results.final_metrics("sft")
+    before, after = metrics.get("eval_loss_before"), metrics.get("eval_loss")
     if before is None or after is None or after < before:
         return None
     return (
@@ -70,36 +70,36 @@ def _sft(results: Results) -> str | None:
 
 
 def _accuracy(results: Results) -> str | None:
-    figures = results.figures("rm")
-    if "accuracy_low" not in figures or figures["accuracy_low"] > 0.5:
+    metrics = results.final_metrics("rm")
+    if "accuracy_low" not in metrics or metrics["accuracy_low"] > 0.5:
         return None
     return (
-        f"The reward model's accuracy on held-out rankings is {figure_with_interval(figures, 'accuracy')}, "
+        f"The reward model's accuracy on held-out rankings is {metric_with_interval(metrics, 'accuracy')}, "
         "which is not clearly above 0.5. It may be guessing, and PPO would optimise noise."
     )
 
 
 def _gold(results: Results) -> str | None:
-    figures = results.figures("ppo")
+    metrics = results.final_metrics("ppo")
     needed = ("gold_sft_low", "gold_sft_high", "gold_ppo_low", "gold_ppo_high")
-    if any(name not in figures for name in needed) or figures["gold_ppo_low"] > figures["gold_sft_high"]:
+    if any(name not in metrics for name in needed) or metrics["gold_ppo_low"] > metrics["gold_sft_high"]:
         return None
-    sft, ppo = (figure_with_interval(figures, f"gold_{role}") for role in ("sft", "ppo"))
-    if figures["gold_ppo_high"] < figures["gold_sft_low"]:
+    sft, ppo = (metric_with_interval(metrics, f"gold_{role}") for role in ("sft", "ppo"))
+    if metrics["gold_ppo_high"] < metrics["gold_sft_low"]:
         sentence = f"The gold score fell from {sft} (SFT) to {ppo} (PPO). PPO made the answers worse."
     else:
         sentence = (
             f"The gold intervals of SFT, {sft}, and PPO, {ppo}, overlap. "
             "By this measure PPO is not clearly better than SFT."
         )
-    return sentence + _over_optimised(figures)
+    return sentence + _over_optimised(metrics)
 
 
 def _gold_during_training(results: Results) -> str | None:
     """Compare the evaluations during PPO. The first one is of the SFT policy."""
     steps, golds = results.curve("ppo", "eval/gold")
     _, scores = results.curve("ppo", "eval/score")
-    finished = "gold_ppo" in results.figures("ppo")  # then `_gold` judges the result
+    finished = "gold_ppo" in results.final_metrics("ppo")  # then `_gold` judges the result
     if finished or not golds or not scores or golds[-1] > golds[0] - GOLD_MARGIN or scores[-1] <= scores[0]:
         return None
     return (
@@ -110,28 +110,28 @@ def _gold_during_training(results: Results) -> str | None:
     )
 
 
-def _over_optimised(figures: dict[str, float]) -> str:
-    low, high = figures.get("rm_score_ppo_low"), figures.get("rm_score_sft_high")
+def _over_optimised(metrics: dict[str, float]) -> str:
+    low, high = metrics.get("rm_score_ppo_low"), metrics.get("rm_score_sft_high")
     if low is None or high is None or low <= high:
         return ""
     return " The reward model's score rose nevertheless, so the reward model is over-optimised."
 
 
 def _kl(results: Results) -> str | None:
-    figures = results.figures("ppo")
+    metrics = results.final_metrics("ppo")
     steps, values = results.curve("ppo", "objective/kl")
-    if "kl" not in figures and not steps:
+    if "kl" not in metrics and not steps:
         return None
-    kl = figures.get("kl", values[-1] if values else 0.0)
-    where = "on held-out prompts" if "kl" in figures else f"of iteration {steps[-1]}"
+    kl = metrics.get("kl", values[-1] if values else 0.0)
+    where = "on held-out prompts" if "kl" in metrics else f"of iteration {steps[-1]}"
     if kl > MAX_KL:
         return (
             f"The KL {where} is {show_number(kl)} nats per response, above {MAX_KL:.0f}. The policy is far "
             "from the SFT policy, where the reward model has little data. Raise ppo.kl_coef or stop earlier."
         )
-    if figures.get("kl_high", 0.0) < 0:
+    if metrics.get("kl_high", 0.0) < 0:
         return (
-            f"The KL {where} is {figure_with_interval(figures, 'kl')} nats per response. A KL cannot be "
+            f"The KL {where} is {metric_with_interval(metrics, 'kl')} nats per response. A KL cannot be "
             "negative, so responses and log-probabilities do not come from the same policy."
         )
     return None

@@ -41,7 +41,7 @@ class Results:
     def finished(self, stage: Stage) -> bool:
         return stage in self.manifests and self.manifests[stage].status == "finished"
 
-    def figures(self, stage: Stage) -> dict[str, float]:
+    def final_metrics(self, stage: Stage) -> dict[str, float]:
         """The final metrics of `stage`, NaN left out; empty until it is finished."""
         if not self.finished(stage):
             return {}

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from configs.errors import UserError
 from configs.schema import Stage
-from data.storage.files import sweep, sync, write_text
+from data.storage.files import remove_partial_files, sync, write_text
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class RunDirectory:
     def write_config(self, text: str) -> None:
         """Write `config.yaml`. Stages that run at the same time take turns, and keep each other's files."""
         with FileLock(self.path / ".config.lock", is_singleton=False):
-            sweep(self.path, f".{self.config_file.name}.*")
+            remove_partial_files(self.path, f".{self.config_file.name}.*")
             write_text(self.config_file, text)
 
     def set_aside(self, stage: Stage) -> Path:

@@ -35,8 +35,7 @@ def show_number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 or value.is_integer() else f"{value:.4g}"
 
 
-def show_figures(figures: Mapping[str, float]) -> str:
+def show_metrics(metrics: Mapping[str, float]) -> str:
     """The metrics of SHOWN by short names, or all metrics if none is in SHOWN."""
-    shown = {short: figures[name] for name, short in SHOWN.items() if name in figures}
-    figures = shown or figures
-    return "  ".join(f"{name} {show_number(value)}" for name, value in figures.items())
+    shown = {short: metrics[name] for name, short in SHOWN.items() if name in metrics} or metrics
+    return "  ".join(f"{name} {show_number(value)}" for name, value in shown.items())

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from pipeline.terminal.format import show_figures, show_seconds
+from pipeline.terminal.format import show_metrics, show_seconds
 
 SHARE_PER_LINE = 0.1
 SECONDS_PER_LINE = 30.0
@@ -31,7 +31,7 @@ class Display(Protocol):
 
     def phase(self, title: str, total: int, done: int) -> None: ...
 
-    def advance(self, units: int, figures: Mapping[str, float]) -> None: ...
+    def advance(self, units: int, metrics: Mapping[str, float]) -> None: ...
 
     def note(self, message: str) -> None: ...
 
@@ -49,20 +49,20 @@ class LiveDisplay:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}", style="cyan"),
+            TextColumn("{task.fields[metrics]}", style="cyan"),
             console=console,
         )
         self._open: list[TaskID] = []
 
     def phase(self, title: str, total: int, done: int) -> None:
         self._progress.start()
-        self._open.append(self._progress.add_task(title, total=total, completed=done, figures=""))
+        self._open.append(self._progress.add_task(title, total=total, completed=done, metrics=""))
 
-    def advance(self, units: int, figures: Mapping[str, float]) -> None:
+    def advance(self, units: int, metrics: Mapping[str, float]) -> None:
         if not self._open:
             return
         task = self._open[-1]
-        self._progress.update(task, advance=units, figures=show_figures(figures))
+        self._progress.update(task, advance=units, metrics=show_metrics(metrics))
         if self._progress.tasks[self._progress.task_ids.index(task)].finished:
             self._open.pop()
             if self._open:  # remove the bar of an evaluation within training
@@ -101,7 +101,7 @@ class PlainDisplay:
         if done:
             self._write(f"{title} resumes from {done}/{total}")
 
-    def advance(self, units: int, figures: Mapping[str, float]) -> None:
+    def advance(self, units: int, metrics: Mapping[str, float]) -> None:
         if not self._open:
             return
         phase, now = self._open[-1], self._clock()
@@ -110,7 +110,7 @@ class PlainDisplay:
         due = phase.done - phase.printed >= SHARE_PER_LINE * phase.total
         if due or finished or now - phase.printed_at >= SECONDS_PER_LINE:
             phase.printed, phase.printed_at = phase.done, now
-            self._write(f"{phase.title} {_position(phase, now)}  {show_figures(figures)}".rstrip())
+            self._write(f"{phase.title} {_position(phase, now)}  {show_metrics(metrics)}".rstrip())
         if finished:
             self._open.pop()
 

@@ -17,7 +17,7 @@ from pipeline.planning.request import Request
 from pipeline.state.manifest import Manifest, read_manifest
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.format import show_seconds
-from pipeline.terminal.summary import key_figures
+from pipeline.terminal.summary import key_metrics
 
 COLORS = {"run": "green", "resume": "yellow", "skip": "dim", "blocked": "red"}
 
@@ -91,12 +91,12 @@ def print_status(console: Console, run: RunDirectory) -> None:
             if stage in STAGES:
                 table.add_row(stage, "not run", "")
             continue
-        figures = key_figures(manifest) or {"time": show_seconds(manifest.wall_seconds)}
+        shown = key_metrics(manifest) or {"time": show_seconds(manifest.wall_seconds)}
         if manifest.error:
-            figures["error"] = manifest.error
+            shown["error"] = manifest.error
         for fault in manifest.record_faults(run.stage(stage)):
-            figures["damaged"] = fault
-        lines = Text("\n").join(Text(f"{label}: {value}") for label, value in figures.items())
+            shown["damaged"] = fault
+        lines = Text("\n").join(Text(f"{label}: {value}") for label, value in shown.items())
         table.add_row(stage, Text(_state(run, manifest)), lines)
     console.print(table)
 

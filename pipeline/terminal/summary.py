@@ -1,4 +1,4 @@
-"""Key figures of a stage, shown when it ends and in `tristage status`."""
+"""Key metrics of a stage, shown when it ends and in `tristage status`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from configs.schema import Stage
 from pipeline.state.manifest import Manifest
 from pipeline.terminal.format import show_number, show_seconds
 
-KEY_FIGURES: dict[Stage, dict[str, str]] = {
+KEY_METRICS: dict[Stage, dict[str, str]] = {
     "sft": {"eval_loss_before": "held-out loss before", "eval_loss": "held-out loss after"},
     "rm": {"accuracy": "held-out accuracy", "margin": "margin", "eval_loss": "held-out loss"},
     "ppo": {
@@ -37,18 +37,18 @@ KEY_FIGURES: dict[Stage, dict[str, str]] = {
 }
 
 
-def key_figures(manifest: Manifest) -> dict[str, str]:
-    """Labels and values of the key figures, with their intervals."""
-    names = KEY_FIGURES[manifest.stage]
-    figures = {
-        label: figure_with_interval(manifest.metrics, key)
+def key_metrics(manifest: Manifest) -> dict[str, str]:
+    """Labels and values of the key metrics, with their intervals."""
+    names = KEY_METRICS[manifest.stage]
+    shown = {
+        label: metric_with_interval(manifest.metrics, key)
         for key, label in names.items()
         if key in manifest.metrics
     }
-    return figures | _cost(manifest.metrics)
+    return shown | _cost(manifest.metrics)
 
 
-def figure_with_interval(metrics: Mapping[str, float], key: str) -> str:
+def metric_with_interval(metrics: Mapping[str, float], key: str) -> str:
     """`0.74 [0.70, 0.78]`, or `0.74` without an interval."""
     value = show_number(metrics[key])
     if f"{key}_low" not in metrics or f"{key}_high" not in metrics:
@@ -57,9 +57,9 @@ def figure_with_interval(metrics: Mapping[str, float], key: str) -> str:
 
 
 def print_summary(console: Console, manifest: Manifest, output: Path, next_command: str | None) -> None:
-    """Print the end of a stage: its key figures, the path of its output, the next command."""
+    """Print the end of a stage: its key metrics, the path of its output, the next command."""
     table = Table(title=f"stage {manifest.stage} finished", title_justify="left", show_header=False, box=None)
-    for label, value in key_figures(manifest).items():
+    for label, value in key_metrics(manifest).items():
         table.add_row(Text(label), Text(value, style="bold"))
     console.print(table)
     console.print(Text(f"{output.name}: {output}"), soft_wrap=True)
@@ -68,11 +68,11 @@ def print_summary(console: Console, manifest: Manifest, output: Path, next_comma
 
 
 def _cost(metrics: Mapping[str, float]) -> dict[str, str]:
-    figures = {}
+    shown = {}
     if "steps" in metrics:
-        figures["steps"] = show_number(metrics["steps"])
+        shown["steps"] = show_number(metrics["steps"])
     if "wall_seconds" in metrics:
-        figures["time"] = show_seconds(metrics["wall_seconds"])
+        shown["time"] = show_seconds(metrics["wall_seconds"])
     if "peak_memory_bytes" in metrics:
-        figures["peak memory"] = f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB"
-    return figures
+        shown["peak memory"] = f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB"
+    return shown

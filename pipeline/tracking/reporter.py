@@ -40,8 +40,8 @@ class Reporter:
         logger.info("phase %s: %d of %d", title, done, total)
         self._display.phase(title, total, done)
 
-    def advance(self, units: int = 1, **figures: float) -> None:
-        self._display.advance(units, figures)
+    def advance(self, units: int = 1, **metrics: float) -> None:
+        self._display.advance(units, metrics)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         for sink in self._sinks:
@@ -78,7 +78,7 @@ class NullReporter:
     def phase(self, title: str, total: int, done: int = 0) -> None:
         pass
 
-    def advance(self, units: int = 1, **figures: float) -> None:
+    def advance(self, units: int = 1, **metrics: float) -> None:
         pass
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

@@ -27,15 +27,15 @@ def gather_again_in_backward(model: nn.Module) -> None:
     """
     for layer in model.modules():
         if isinstance(layer, Linear4bit):
-            layer.forward = partial(_product, layer)
+            layer.forward = partial(_linear_4bit, layer)
 
 
-def _product(layer: Linear4bit, x: Tensor) -> Tensor:
-    output: Tensor = _Product.apply(x, layer)
+def _linear_4bit(layer: Linear4bit, x: Tensor) -> Tensor:
+    output: Tensor = _Linear4bitFunction.apply(x, layer)
     return output
 
 
-class _Product(torch.autograd.Function):
+class _Linear4bitFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Linear4bit) -> Tensor:
         ctx.layer = layer
@@ -52,7 +52,7 @@ class _Product(torch.autograd.Function):
 
 @contextlib.contextmanager
 def whole(*parameters: Tensor | None) -> Iterator[None]:
-    """Within, `parameters` are whole on every rank, for reading only. Every rank must enter.
+    """Gather `parameters` whole on every rank, for reading only. Every rank must enter.
 
     Under ZeRO-3, changes are lost on exit. `None` stands for a bias that a layer does not have.
     """
@@ -63,7 +63,7 @@ def whole(*parameters: Tensor | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_for_writing(*parameters: nn.Parameter) -> Iterator[None]:
-    """Within, `parameters` are whole. On exit, each rank keeps its shard of rank 0's. All ranks enter."""
+    """Gather `parameters` whole. On exit, each rank keeps its shard of rank 0's. Every rank must enter."""
     # Not only shards: a small parameter that every rank holds has a shard beside it, which must follow.
     managed = [parameter for parameter in parameters if is_partitioned(parameter)]
     gathered = deepspeed.zero.GatheredParameters(managed, modifier_rank=0)

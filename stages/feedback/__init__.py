@@ -1,1 +1,1 @@
-"""Who says how good an answer is: reward model, labellers, functions, endpoints."""
+"""Scores of answers: reward model, labellers, functions, endpoints."""

@@ -42,7 +42,7 @@ def answer(
     ids = [prompt.prompt_ids for prompt in prompts]
     seeds = [seed_from(context.seed, "judgement", i, prompt) for i, prompt in enumerate(ids)]
     context.tracker.phase(f"ppo: answers of {role} to held-out prompts", len(ids))
-    responses = sampler.shared(role, ids, seeds, context.tracker.advance)
+    responses = sampler.respond_on_all_ranks(role, ids, seeds, context.tracker.advance)
 
     @torch.no_grad()
     def score_and_kl(pairs: list[tuple[tokenize.Prompt, Response]]) -> list[tuple[float, float]]:
@@ -79,7 +79,7 @@ class HeldOutEvaluation:
         judge = context.config.ppo.judge
         self._judge = labeller(judge, "ppo.judge", sampler.ranks) if judge else None
 
-    def of_policy(self) -> dict[str, float]:
+    def evaluate_policy(self) -> dict[str, float]:
         """Mean `score`, `kl` and `length` of the current policy, and `gold` if there is a judge."""
         if not self.prompts:
             return {}
@@ -93,10 +93,10 @@ class HeldOutEvaluation:
             means["gold"] = gold
         return {name: sum(values) / len(values) for name, values in means.items()}
 
-    def final(self) -> dict[str, float]:
+    def compare_policies(self) -> dict[str, float]:
         """Compare base, SFT policy and PPO policy, and write their answers to `evaluation.jsonl`.
 
-        The policy's answers are those of the last `of_policy`, so it must not have changed since.
+        The policy's answers are those of the last `evaluate_policy`, so it must not have changed since.
 
         Returns:
             Means with 95 % intervals over prompts. `win_rate` is the share of prompts for which the judge

@@ -19,7 +19,7 @@ from stages.sampling.sampler import Sampler
 
 Row = dict[str, Any]
 REMEDY = (
-    "Put the file back, or start over with --fresh; for rankings of your own, data.rm.path names the file."
+    "Restore the file, or start over with --fresh; for rankings of your own, data.rm.path names the file."
 )
 FILE = "rankings.jsonl"
 SPLITS = ("train", "held_out")
@@ -73,7 +73,7 @@ def _rank(context: Context, sampler: Sampler, role: str, prompts: list[tokenize.
     label = labeller(rankings.labeller, "rm.rankings.labeller", sampler.ranks)
     ids = [prompt.prompt_ids for prompt in prompts for _ in range(rankings.completions)]
     seeds = [seed_from(context.seed, "rankings", i % rankings.completions, p) for i, p in enumerate(ids)]
-    sampled = sampler.shared(role, ids, seeds, context.tracker.advance)
+    sampled = sampler.respond_on_all_ranks(role, ids, seeds, context.tracker.advance)
     responses = [response.ids for response in sampled]
     texts = sampler.decode(responses)
     labels = label([prompt.text for prompt in prompts for _ in range(rankings.completions)], texts)

@@ -41,7 +41,9 @@ class RewardModel:
             self.models, Role.REWARD, response_batch(prompt_ids, response_ids, pad_id, self.ranks.device)
         )
 
-    def shared(self, prompts: Sequence[Prompt], responses: Sequence[Response], size: int) -> list[float]:
+    def score_on_all_ranks(
+        self, prompts: Sequence[Prompt], responses: Sequence[Response], size: int
+    ) -> list[float]:
         """Share the work among ranks, `size` at once on a rank: every rank gets all scores, in order."""
 
         def score(pairs: list[tuple[Prompt, Response]]) -> list[float]:

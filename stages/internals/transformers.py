@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 
 def attention_implementation(model: PreTrainedModel) -> str:
-    """The attention that is in use, such as sdpa. The public config holds what was asked for."""
+    """The attention that is in use, such as sdpa. The public config holds what the user chose."""
     return str(model.config._attn_implementation)
 
 

@@ -1,8 +1,8 @@
 """The losses of the three stages as pure functions of tensors.
 
 A loss is the sum of its terms divided by `normalizer`, the number of terms in the global batch. So the parts
-of a batch, cut into micro-batches and ranks, add up to the same loss. Metrics are `Mean`s, which hold the
-sum and the number of terms of the part at hand. `(B, T)` tensors are per token; masks are True on tokens
+of a batch, cut into micro-batches and ranks, add up to the same loss. Metrics are `Mean`s: the sum and
+the number of terms of the part. `(B, T)` tensors are per token; masks are True on tokens
 that count.
 """
 

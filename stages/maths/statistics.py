@@ -15,7 +15,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean that knows what it is divided by, so that the means of parts of a batch add up to its own.
+    """A sum and the count that divides it. Means of the parts of a batch add up to the mean of the batch.
 
     Attributes:
         total: sum of the terms, a number or a scalar tensor.

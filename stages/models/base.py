@@ -122,7 +122,7 @@ def load_tokenizer(config: Base) -> PreTrainedTokenizerBase:
             "Set one in its tokenizer_config.json."
         )
     if tokenizer.pad_token_id is None:
-        # Only masks tell padding from tokens, so any token will do.
+        # Masks mark padding, so any token can be the pad token.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

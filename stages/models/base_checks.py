@@ -162,7 +162,7 @@ def check_packing(base: PreTrainedModel) -> None:
     """Raise UserError for a base that cannot keep the examples of a packed row apart."""
     if not supports_block_mask(base):
         raise UserError(
-            "sft.packing: this base cannot tell packed examples apart (it is recurrent, or its attention is "
+            "sft.packing: this base cannot separate packed examples (it is recurrent, or its attention is "
             "not plain sdpa). Set sft.packing to false, or use another base."
         )
 

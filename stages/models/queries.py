@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """A batch for one role, and the position from which its output is asked for.
+    """A batch for one role, and the position at which its output starts.
 
     Attributes:
         role: whose adapter and head compute the output.
@@ -28,12 +28,12 @@ class Query:
 
 @dataclass(frozen=True, eq=False)
 class ScalarQuery(Query):
-    """Asks for the scalar head of `role`: (B, T - start), fp32."""
+    """The output of the scalar head of `role`: (B, T - start), fp32."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TokenQuery(Query):
-    """Asks for `TokenStatistics` of `targets`: their log-probabilities, and more on request.
+    """`TokenStatistics` of `targets`: their log-probabilities, and what the flags select.
 
     Attributes:
         targets: (B, R), R = T - start - 1: the token after each position but the last.

@@ -55,8 +55,8 @@ class RoleModels(nn.Module):
     def forward(self, query: ScalarQuery | TokenQuery) -> Any:
         """`Roles.forward` of the query's role."""
         roles = self.of(query.role)
-        # Of two bases with one tokenizer, one may have more embeddings than tokens. A policy may sample these
-        # ids, and the other base has no embedding for them.
+        # Two bases with one tokenizer may differ in their number of embeddings. The policy may sample an id
+        # for which the other base has none.
         valid_ids = query.input_ids.clamp(max=roles.vocabulary - 1)
         return roles(query=replace(query, input_ids=valid_ids))  # by keyword: see Engine.__call__
 
@@ -88,7 +88,7 @@ def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) ->
 
 
 def check_critic(config: Experiment, tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
-    """Check that the critic reads the policy's tokens: it values each of them.
+    """Check that the critic's base has the policy's tokenizer, because the critic reads its tokens.
 
     Raises:
         UserError: the critic is an adapter on a base with another tokenizer than the policy's.

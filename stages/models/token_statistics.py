@@ -23,7 +23,7 @@ SCALED = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scal
 
 
 class TokenStatistics(NamedTuple):
-    """`logprobs`, `entropy`, `is_top1` are (B, R), `values` (B, R + 1); (0,) if not asked for."""
+    """`logprobs`, `entropy`, `is_top1`: (B, R); `values`: (B, R + 1); (0,) if not selected."""
 
     logprobs: Tensor
     entropy: Tensor
@@ -40,7 +40,7 @@ def statistics_of_hidden_states(
         hidden: (B, R, H) last hidden states.
 
     Returns:
-        (B, R) each, or (0,) if the query does not ask for it. The first two are fp32, the third is bool.
+        (B, R) each, or (0,) if the query does not select it. The first two are fp32, the third is bool.
     """
     head = causal.get_output_embeddings()
     by_tiles = type(head) is nn.Linear and query.support is None
@@ -59,7 +59,7 @@ def _by_tiles(
 ) -> tuple[Tensor, Tensor, Tensor]:
     flags = {"entropy": query.entropy, "is_top1": query.is_top1}
     with whole(head.weight, head.bias):
-        logprobs, entropy, _, _, is_top1 = Chunked.apply(
+        logprobs, entropy, _, _, is_top1 = ShardedLogProb.apply(
             hidden.reshape(-1, hidden.shape[-1]),
             head.weight,
             head.bias,
@@ -103,7 +103,7 @@ def _softcap(causal: PreTrainedModel) -> float | None:
     return cap
 
 
-class Chunked(ChunkedLogProbFunction):
+class ShardedLogProb(ChunkedLogProbFunction):
     """TRL's function. Its backward gathers a sharded head only if transformers set up ZeRO-3 itself."""
 
     @staticmethod

@@ -35,8 +35,8 @@ class PolicyAverage:
     def save(self, context: Context, tokenizer: PreTrainedTokenizerBase, use_average: bool) -> None:
         """Write the policy and its average. Every rank must call.
 
-        The one that is the result goes to `adapter`, and is the policy afterwards. The other goes to
-        `adapter-last` or `adapter-ema`.
+        `use_average` selects the result: it goes to `adapter`, and is the policy afterwards. The other goes
+        to `adapter-last` or `adapter-ema`.
         """
         policy = self._engine.role_tensors(Role.POLICY)
         if use_average:

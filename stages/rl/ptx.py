@@ -19,7 +19,7 @@ from stages.training.likelihood import completion_logprobs, completion_tokens
 
 
 def make_ptx(context: Context, engine: Engine, tokenizer: PreTrainedTokenizerBase) -> Ptx | None:
-    """PPO-ptx over the training demonstrations of the SFT stage; None if the config does not ask for it."""
+    """PPO-ptx over the training demonstrations of the SFT stage; None if `ptx_coef` is 0."""
     ppo = context.config.ppo
     if not ppo.ptx_coef:
         return None

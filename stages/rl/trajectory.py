@@ -1,4 +1,4 @@
-"""A batch of prompts and responses, with what PPO knows of each response token."""
+"""A batch of prompts and responses, with the tensors that PPO computes for each response token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stages.sampling.decoding import Response
 
 @dataclass(frozen=True)
 class Trajectory:
-    """B prompts, their responses, and what the roles and the rewards say of them.
+    """B prompts, their responses, and their log-probabilities, values and reward terms.
 
     Tensors lie on the CPU. Rows are padded on the right with 0 to R, the longest response.
 
@@ -26,7 +26,7 @@ class Trajectory:
             model's, at least by rounding.
         logprobs: (B, R) of the policy before its update.
         ref_logprobs: (B, R) of the reference.
-        values: (B, R) of the critic before each token; (B, 0) until the critic has been asked.
+        values: (B, R) of the critic before each token; (B, 0) until they are computed.
         terms: (B,) each, the terms of the reward by name.
     """
 
@@ -58,7 +58,7 @@ class Trajectory:
 
     @property
     def has_values(self) -> bool:
-        """Whether the critic has been asked."""
+        """Whether the critic's values are computed."""
         return self.values.shape[1] > 0
 
     @property

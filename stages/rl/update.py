@@ -186,7 +186,7 @@ class PpoUpdate:
 
 
 def with_advantages(experience: Experience, ppo: Ppo) -> Experience:
-    """The experience with its advantages: GAE on the whole batch, whitened if the config asks for it."""
+    """The experience with its advantages: GAE on the whole batch, whitened if `whiten_advantages` is set."""
     mask = experience.mask
     advantages, _ = gae(experience.rewards, experience.values, mask, ppo.gamma, ppo.lam)
     return replace(experience, advantages=whiten(advantages, mask) if ppo.whiten_advantages else advantages)

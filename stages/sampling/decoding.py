@@ -66,7 +66,7 @@ class Limits:
     end: int
     pad: int
 
-    def reached(self, ids: list[int]) -> bool:
+    def is_complete(self, ids: list[int]) -> bool:
         """Whether a response of these tokens is complete."""
         return ids[-1] == self.end or len(ids) == self.max_new_tokens
 
@@ -234,7 +234,7 @@ def decode(
         token_sampler.sample(batch.logits)
         token_sampler.append_to([responses[i] for i in running])
         tokens = token_sampler.tokens
-        ended = [i for i in running if limits.reached(responses[i].ids)]
+        ended = [i for i in running if limits.is_complete(responses[i].ids)]
         yield from ((i, responses[i]) for i in ended)
         if ended:
             rows = [row for row, i in enumerate(running) if i not in ended]

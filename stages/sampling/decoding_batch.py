@@ -133,7 +133,7 @@ def _at_width(width: int, tensor: Tensor, axis: int) -> Tensor:
 
 
 def check_joinable(experiment: Experiment, stage: Stage, model_config: PretrainedConfig) -> None:
-    """Raise UserError if `stage` asks for continuous batching and the policy's model does not support it."""
+    """Raise UserError if `stage` uses continuous batching and the policy's model does not support it."""
     key, rollout = experiment.rollouts.get(stage, ("", None))
     if rollout and rollout.engine == "continuous" and not supports_joining(model_config):
         raise UserError(

@@ -27,7 +27,7 @@ MARGIN = 2.0  # free memory must hold this many copies, because training needs s
 ROWS = 32  # the rows of a decoding step, roughly. oneDNN packs weights for this number.
 
 
-class Packed(nn.Linear):
+class PackedLinear(nn.Linear):
     """A linear layer for CPUs. Its weight is packed once into the blocks that oneDNN's kernels read.
 
     A decoding step has few rows, so packing the weight for each product would cost more than the product.
@@ -53,7 +53,7 @@ class MergedCopy:
 
     Linear weights are W + scaling * B A, summed in fp32 (Hu et al. 2021, equation 3). Other parameters are
     shared with the base. Two kinds are copied: sharded ones under ZeRO-3, and the LM head if weights are
-    `Packed`. Base and adapters are only read.
+    `PackedLinear`. Base and adapters are only read.
 
     Attributes:
         model: the copy, on the meta device until `load_role`.
@@ -84,7 +84,7 @@ class MergedCopy:
         packed = self._packs and (quantized or (adapted_or_head and type(layer) is nn.Linear))
         if quantized or packed:
             # Before quantization, the base's class may have been another one with a transposed weight.
-            kind = Packed if packed else nn.Linear
+            kind = PackedLinear if packed else nn.Linear
             linear = kind(layer.in_features, layer.out_features, layer.bias is not None, "meta", self._dtype)
             self.model.set_submodule(name, linear)
         target: Any = self.model.get_submodule(name)
@@ -162,7 +162,7 @@ class MergedCopy:
 
 def _set_weight(target: Any, weight: Tensor | None) -> None:
     """Give a linear layer a copy of `weight`; None frees it."""
-    if isinstance(target, Packed):
+    if isinstance(target, PackedLinear):
         target.set_weight(weight)
     elif weight is None:
         target.weight = nn.Parameter(torch.empty_like(target.weight, device="meta"), requires_grad=False)
@@ -171,7 +171,7 @@ def _set_weight(target: Any, weight: Tensor | None) -> None:
 
 
 def merged_weight(source: Any, role: str) -> Tensor:
-    """W + scaling * B A of `role`, (out, in), fp32; W alone if the layer has no adapter of `role`."""
+    """W + scaling * B A of `role`, (out, in), fp32; only W if the layer has no adapter of `role`."""
     adapted = isinstance(source, LoraLayer) and role in source.scaling
     layer = source.get_base_layer() if isinstance(source, LoraLayer) else source
     weight: Tensor = layer.weight

@@ -137,7 +137,7 @@ class GenerateEngine:
         return responses
 
     def close(self) -> None:
-        """Free nothing: the base is training's."""
+        """Do nothing: training still uses the base."""
 
 
 class MergedEngine:

@@ -59,7 +59,7 @@ class Sampler:
         """Sample one response of `role` to each prompt of this rank; see `RolloutEngine.respond`."""
         return self.engine.respond(role, prompts, seeds, advance)
 
-    def shared(
+    def respond_on_all_ranks(
         self,
         role: str,
         prompts: Sequence[list[int]],

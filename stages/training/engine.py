@@ -267,7 +267,7 @@ def load_parameters(models: RoleModels, tensors: Mapping[str, Tensor], names: It
             if name not in tensors or tensors[name].shape != parameter.shape:
                 raise UserError(
                     f"the newest checkpoint is of another adapter or base: {name} is not in it, or not of "
-                    "this shape. Put the stage's own checkpoint back, or start over with --fresh."
+                    "this shape. Restore the stage's own checkpoint, or start over with --fresh."
                 )
             parameter.copy_(tensors[name])
 

@@ -13,19 +13,23 @@ from stages.models.role_models import RoleForward
 from stages.models.roles import Role
 from stages.models.token_statistics import TokenStatistics
 
-Example = tokenize.Demonstration | pack.Packed
+Example = tokenize.Demonstration | pack.PackedSequence
 
 
 def sequence_length(example: Example) -> int:
     """Number of tokens of prompt and completion."""
-    if isinstance(example, pack.Packed):
+    if isinstance(example, pack.PackedSequence):
         return len(example.input_ids)
     return len(example.prompt_ids) + len(example.completion_ids)
 
 
 def completion_tokens(example: Example) -> int:
     """Number of completion tokens, over which the loss is averaged."""
-    return sum(example.completion_mask) if isinstance(example, pack.Packed) else len(example.completion_ids)
+    return (
+        sum(example.completion_mask)
+        if isinstance(example, pack.PackedSequence)
+        else len(example.completion_ids)
+    )
 
 
 def completion_logprobs(
@@ -57,6 +61,6 @@ def completion_logprobs(
 
 
 def _collate(examples: Sequence[Example], pad_id: int) -> collate.Batch | collate.PackedBatch:
-    if isinstance(examples[0], pack.Packed):
+    if isinstance(examples[0], pack.PackedSequence):
         return collate.packed(examples, pad_id)  # type: ignore[arg-type]
     return collate.sequences([(each.prompt_ids, each.completion_ids) for each in examples], pad_id)  # type: ignore[union-attr]

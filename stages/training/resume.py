@@ -25,7 +25,7 @@ def seed_step(seed: int, stage: str, step: int, rank: int) -> None:
 
 
 def find_checkpoint(context: Context) -> Checkpoint | None:
-    """The checkpoint to resume from, if the context asks for one and it exists. Every rank must call.
+    """The checkpoint to resume from, if the stage resumes and it exists. Every rank must call.
 
     Raises:
         UserError: checkpoints exist, and none of them is good.

@@ -89,7 +89,7 @@ class Plain:
         self.roles, self.tokenizer, self.rollout = roles, tokenizer, rollout
 
     def close(self) -> None:
-        """Free nothing."""
+        """Do nothing."""
 
     @patch.object(onednn, "LARGE", math.inf)
     @torch.no_grad()

@@ -98,16 +98,16 @@ def test_parts_that_are_there_are_kept(context: Context, ranks, monkeypatch: pyt
     assert len(files) > 3
     for file in files[2:]:
         file.unlink()
-    asked: list[int] = []
-    shared = Sampler.shared
+    numbers_of_prompts: list[int] = []
+    respond = Sampler.respond_on_all_ranks
 
     def counted(self: Sampler, role: str, prompts, *rest) -> list[Response]:
-        asked.append(len(prompts))
-        return shared(self, role, prompts, *rest)
+        numbers_of_prompts.append(len(prompts))
+        return respond(self, role, prompts, *rest)
 
-    monkeypatch.setattr(Sampler, "shared", counted)
+    monkeypatch.setattr(Sampler, "respond_on_all_ranks", counted)
     resumed = best.run(replace(context, resume=True))
-    assert len(asked) == len(files) - 2
+    assert len(numbers_of_prompts) == len(files) - 2
     assert {file: file.read_text() for file in files} == before
     timeless = ("tokens_per_second", "peak_memory_bytes")
     same = {name: value for name, value in whole.metrics.items() if name not in timeless}

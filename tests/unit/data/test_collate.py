@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from data.batches import collate
-from data.batches.pack import Packed, pack
+from data.batches.pack import PackedSequence, pack
 from data.batches.tokenize import Demonstration
 from stages.models.demo_models import embedded_model
 
@@ -82,7 +82,10 @@ def test_an_example_that_would_be_cut_is_an_error():
 
 
 def test_packed_batch():
-    rows = [Packed([1, 2, 3, 4], [False, True, False, True], [2, 2]), Packed([5, 6], [False, True], [2])]
+    rows = [
+        PackedSequence([1, 2, 3, 4], [False, True, False, True], [2, 2]),
+        PackedSequence([5, 6], [False, True], [2]),
+    ]
     batch = collate.packed(rows, pad_id=PAD)
     assert batch.input_ids.tolist() == [[1, 2, 3, 4], [5, 6, 9, 9]]
     assert batch.position_ids.tolist() == [[0, 1, 0, 1], [0, 1, 0, 0]]

@@ -236,7 +236,8 @@ def test_template_whose_prompt_is_not_a_prefix_is_an_error(toy):
     )
     row = {"prompt": "ab", "completion": "cd", "where": "a.jsonl, line 3"}
     with pytest.raises(
-        UserError, match=r"line 3: .* Alone it ends with 'x ?y'; with the answer it continues with 'c ?d'"
+        UserError,
+        match=r"line 3: .* Without it, the prompt ends with 'x ?y'; with the answer it continues with 'c ?d'",
     ):
         demonstrations([row], toy, config(chat=True))
 

@@ -54,7 +54,7 @@ import ctypes, sys
 from pathlib import Path
 from pipeline.processes import endings
 from pipeline.state.manifest import Process
-endings.SECONDS_BETWEEN_LOOKS, endings.SECONDS_TO_NOTICE = 0.05, 0.3
+endings.SECONDS_BETWEEN_POLLS, endings.SECONDS_TO_LEAVE_COLLECTIVE = 0.05, 0.3
 logs, what = Path(sys.argv[1]), sys.argv[2]
 with endings.reporting_when_stuck(logs, [Process.this()] * 2, lambda error: print("recorded:", error)):
     endings.leave_note(logs, 1, ZeroDivisionError("its own") if what == "failed" else KeyboardInterrupt())
@@ -126,7 +126,7 @@ def test_rank_0_knows_where_it_hung(tmp_path: Path, peer) -> None:
 def test_where_the_others_live_the_error_is_rank_zeros_own(
     tmp_path: Path, peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endings, "SECONDS_TO_LEARN_OF_A_PEER", 0.2)
+    monkeypatch.setattr(endings, "SECONDS_TO_DETECT_FAILED_RANK", 0.2)
     assert cause(BROKEN, tmp_path, ranks(peer)) is BROKEN
 
 
@@ -134,7 +134,7 @@ def test_where_the_others_live_the_error_is_rank_zeros_own(
 def test_nobody_is_waited_for_who_could_not_be_the_cause(tmp_path: Path, error: Exception) -> None:
     begin = time.monotonic()
     assert cause(error, tmp_path, []) is error
-    assert time.monotonic() - begin < endings.SECONDS_TO_LEARN_OF_A_PEER
+    assert time.monotonic() - begin < endings.SECONDS_TO_DETECT_FAILED_RANK
 
 
 @pytest.mark.parametrize(

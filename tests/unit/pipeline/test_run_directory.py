@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from data.storage.files import remove_folder, sweep, write_text
+from data.storage.files import remove_folder, remove_partial_files, write_text
 from pipeline.state.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -106,7 +106,7 @@ def test_what_killed_writers_left_is_swept_up_and_nothing_else(tmp_path: Path) -
     kept = ["manifest.json", "mine.partial", ".sft.lock"]
     for name in left + kept:
         (tmp_path / name).touch()
-    sweep(tmp_path)
+    remove_partial_files(tmp_path)
     assert {path.name for path in tmp_path.rglob("*")} == {*kept, "checkpoints"}
 
 

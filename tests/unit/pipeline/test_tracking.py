@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.terminal.format import show_figures, show_number, show_seconds
+from pipeline.terminal.format import show_metrics, show_number, show_seconds
 from pipeline.terminal.progress import LiveDisplay, PlainDisplay
 from pipeline.tracking.metric_files import FileSink, JsonLines
 from pipeline.tracking.reporter import NullReporter, Reporter
@@ -151,8 +151,8 @@ def test_live_display_shows_and_survives_nested_phases() -> None:
 
 def test_figures_that_matter_come_first_by_short_names() -> None:
     figures = {"grad_norm": 3.0, "tokens_per_second": 1234.5, "objective/kl": 0.12345}
-    assert show_figures(figures) == "KL 0.1235  tok/s 1234"
-    assert show_figures({"other": 1.0}) == "other 1"
+    assert show_metrics(figures) == "KL 0.1235  tok/s 1234"
+    assert show_metrics({"other": 1.0}) == "other 1"
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_writing_leaves_nothing_else_behind(tmp_path):
 def test_samples_are_ranked_best_first_with_ties(tmp_path, monkeypatch):
     # K = 4 answers to each of two prompts, in the order in which they were sampled
     answers = ["It rains.", "great", "It rains.", "Terrible.", "fine", "bad", "great", "good"]
-    monkeypatch.setattr(Sampler, "shared", lambda *_: [Response([i]) for i in range(8)])
+    monkeypatch.setattr(Sampler, "respond_on_all_ranks", lambda *_: [Response([i]) for i in range(8)])
     monkeypatch.setattr(Sampler, "decode", lambda _, responses: [answers[i] for (i,) in responses])
     monkeypatch.setitem(labellers.LABELLERS, "file", {  # what the config names here by default
         "It rains.": 0.0, "great": 3.0, "Terrible.": -2.0, "fine": 1.0, "bad": -1.0, "good": 2.0,
@@ -82,11 +82,11 @@ def test_samples_are_ranked_best_first_with_ties(tmp_path, monkeypatch):
 def test_samples_of_one_prompt_have_seeds_of_their_own(tmp_path, monkeypatch):
     asked: list[tuple] = []
 
-    def shared(sampler, role, prompts, seeds, advance):
+    def respond_on_all_ranks(sampler, role, prompts, seeds, advance):
         asked.extend(zip(map(tuple, prompts), seeds, strict=True))
         return [Response([0])] * len(prompts)
 
-    monkeypatch.setattr(Sampler, "shared", shared)
+    monkeypatch.setattr(Sampler, "respond_on_all_ranks", respond_on_all_ranks)
     monkeypatch.setattr(Sampler, "decode", lambda _, responses: ["a"] * len(responses))
     monkeypatch.setitem(labellers.LABELLERS, "file", lambda _: 0.0)
     one, two = Prompt("one", "one", [5]), Prompt("two", "two", [6])
@@ -102,7 +102,7 @@ def test_reward_model_learns_from_the_tokens_that_were_sampled(tmp_path, monkeyp
     """An answer that ran into its limit has no end-of-turn token, and gets none on the way."""
     end = tiny_tokenizer.eos_token_id
     sampled = [[40, 41, 42], [43, end], [44, 45, end], [46]]
-    monkeypatch.setattr(Sampler, "shared", lambda *_: [Response(ids) for ids in sampled])
+    monkeypatch.setattr(Sampler, "respond_on_all_ranks", lambda *_: [Response(ids) for ids in sampled])
     sampler = Sampler(NOTHING, tiny_tokenizer, Ranks(0, 1, CPU), Rollout(), NOTHING)
     scores = {text: float(i) for i, text in enumerate(sampler.decode(sampled))}
     monkeypatch.setitem(labellers.LABELLERS, "file", scores.__getitem__)

@@ -79,7 +79,9 @@ def test_tokens_that_were_sampled_are_scored_as_they_are(
     asked = tiny_tokenizer.decode(prompts[0].prompt_ids)
     expected = [naive(models, f"{asked}The sun was shining.{end}") for end in ("<|im_end|>", "")]
     assert RewardModel(models, ALONE, DATA)(prompts, responses).tolist() == pytest.approx(expected, abs=1e-5)
-    assert RewardModel(models, ALONE, DATA).shared(prompts, responses, 1) == pytest.approx(expected, abs=1e-5)
+    assert RewardModel(models, ALONE, DATA).score_on_all_ranks(prompts, responses, 1) == pytest.approx(
+        expected, abs=1e-5
+    )
 
 
 def test_text_is_scored_where_the_tokenizers_differ(folders: dict[str, Path], tiny_tokenizer: Any) -> None:

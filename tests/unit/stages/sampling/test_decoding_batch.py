@@ -205,7 +205,7 @@ def test_auto_is_continuous_where_prompts_wait(roles, tokenizer) -> None:
             sampler,
             forwards,
         ):
-            sampler.shared("policy", PROMPTS, SEEDS)
+            sampler.respond_on_all_ranks("policy", PROMPTS, SEEDS)
         counts[engine] = len(forwards)
     assert counts["auto"] == counts["continuous"] < counts["merged"]
 
@@ -216,7 +216,9 @@ def test_every_response_is_told_as_it_ends(roles, tokenizer) -> None:
         sampler,
         forwards,
     ):
-        sampler.shared("policy", PROMPTS, SEEDS, lambda ended: advanced.extend([len(forwards)] * ended))
+        sampler.respond_on_all_ranks(
+            "policy", PROMPTS, SEEDS, lambda ended: advanced.extend([len(forwards)] * ended)
+        )
     assert len(advanced) == COUNT
     assert advanced == sorted(advanced) and len(set(advanced)) > 5
 
@@ -237,7 +239,7 @@ def test_a_rank_samples_its_share_without_the_other(engine, roles, tokenizer) ->
     whole = sample_responses(roles, tokenizer, rollout, PROMPTS, SEEDS)
     for rank in (0, 1):
         with open_sampler(roles, tokenizer, OneOfTwo(rank, 2, CPU), rollout) as sampler:
-            ours = sampler.shared("policy", PROMPTS, SEEDS)
+            ours = sampler.respond_on_all_ranks("policy", PROMPTS, SEEDS)
         assert_same(ours, whole[rank::2])
 
 

@@ -54,7 +54,7 @@ def test_logits_are_the_roles_own(
         for parameter in roles.role_parameters("policy").values():
             parameter.mul_(1.5)  # no longer its reference
     copy = MergedCopy(roles)
-    assert any(isinstance(module, merged_model.Packed) for module in copy.model.modules()) == packed
+    assert any(isinstance(module, merged_model.PackedLinear) for module in copy.model.modules()) == packed
     found = {role: copy_logits(copy, role) for role in ROLES}
     for role in ROLES:
         torch.testing.assert_close(found[role], role_logits(roles, role), rtol=0, atol=rounding)

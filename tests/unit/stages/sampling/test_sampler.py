@@ -169,7 +169,7 @@ def test_sharing_keeps_the_order_of_prompts(batch_size, roles, tiny_tokenizer):
     rollout = Rollout(max_new_tokens=4, batch_size=batch_size)
     advanced: list[int] = []
     with open_sampler(roles, tiny_tokenizer, ALONE, rollout) as sampler:
-        found = sampler.shared("policy", PROMPTS, range(7), advanced.append)
+        found = sampler.respond_on_all_ranks("policy", PROMPTS, range(7), advanced.append)
     assert [each.ids for each in found] == draw(roles, tiny_tokenizer, PROMPTS, range(7), max_new_tokens=4)
     assert sum(advanced) == 7
 

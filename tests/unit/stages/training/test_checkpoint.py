@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from configs.errors import UserError
 from data.storage import sealed_folder
-from data.storage.files import sweep
+from data.storage.files import remove_partial_files
 from data.storage.sealed_folder import SealedFolder, seal_fault
 from stages.training import checkpoint
 from stages.training.checkpoint import Header, State, newest_checkpoint, save_checkpoint
@@ -274,7 +274,7 @@ def test_killed_before_any_step_of_the_write_there_is_the_older_checkpoint_or_th
         root = tmp_path / f"run-{event}"
         shutil.copytree(older, root)
         killed = killed_at(event, root, partial(save_checkpoint, root, header, parts, 1))
-        sweep(root)
+        remove_partial_files(root)
         found, complaints = newest_checkpoint(root, "ours")
         assert found is not None and found.step in (10, 20) and complaints == []
         assert same_bytes(found.part("engine").tensors, tensors(found.step))
