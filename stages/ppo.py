@@ -214,6 +214,7 @@ class PpoTrainer:
             scores, non_score: (B,) the score of a response, and the sum of its KL penalties.
             ended: (B,) True if a response ended its turn.
         """
+        support_size = trajectory.support_size
         return {
             "objective/kl": float(trajectory.kl.mean()),
             "objective/kl_coef": self.kl.coef,
@@ -224,6 +225,7 @@ class PpoTrainer:
             **{f"rewards/{name}/mean": float(term.mean()) for name, term in trajectory.terms.items()},
             "completions/mean_length": float(trajectory.lengths.float().mean()),
             "completions/clipped_ratio": 1 - float(ended.float().mean()),
+            **({} if support_size is None else {"rollout/support_size": support_size}),
         }
 
     def _limit_kl(self, metrics: Metrics) -> None:

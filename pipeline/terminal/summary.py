@@ -24,6 +24,7 @@ KEY_METRICS: dict[Stage, dict[str, str]] = {
         "rm_score_sft": "reward score, SFT",
         "rm_score_ppo": "reward score, PPO",
         "kl": "KL to SFT, nats per response",
+        "kl_sft": "KL of truncation alone",
         "mean_length": "response length, tokens",
     },
     "best": {

@@ -50,7 +50,7 @@ def answer(
         batch = sampler.response_batch([prompt.prompt_ids for prompt in some], answers)
         scores = reward_model(some, answers)
         logprobs = response_logprobs(roles, role, batch)
-        ref_logprobs = response_logprobs(roles, Role.REFERENCE, batch)
+        ref_logprobs = response_logprobs(roles, Role.REFERENCE, batch.untruncated)
         kl = torch.where(batch.mask, logprobs - ref_logprobs, 0.0).sum(1)
         return list(zip(scores.tolist(), kl.tolist(), strict=True))
 
@@ -101,7 +101,8 @@ class HeldOutEvaluation:
         Returns:
             Means with 95 % intervals over prompts. `win_rate` is the share of prompts for which the judge
             prefers the PPO answer to the SFT answer. A tie counts one half. Without a judge, only the
-            reward model's `rm_win_rate` is returned.
+            reward model's `rm_win_rate` is returned. With top-k or top-p, `kl_sft` is the KL of the SFT
+            policy's truncated sampling to its full distribution.
         """
         if not self.prompts:
             return {}
@@ -118,6 +119,8 @@ class HeldOutEvaluation:
             **mean_with_interval("kl", ppo.kl),
             **mean_with_interval("mean_length", ppo.lengths),
         }
+        if self.sampler.rollout.truncates:
+            metrics |= mean_with_interval("kl_sft", sft.kl)
         gold: dict[str, list[float]] = {}
         if self._judge:
             gold = {name: self._gold(of_role) for name, of_role in answers.items()}

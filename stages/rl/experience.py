@@ -133,7 +133,7 @@ class ExperienceCollector:
 
     def _role_outputs(self, batch: ResponseBatch) -> RoleOutputs:
         models = self.reward_model.models
-        ref_logprobs = response_logprobs(models, Role.REFERENCE, batch)
+        ref_logprobs = response_logprobs(models, Role.REFERENCE, batch.untruncated)
         if self.shared_critic:
             policy = response_statistics(models, Role.POLICY, batch, values=Role.CRITIC)
             return RoleOutputs(ref_logprobs, policy.logprobs, policy.values)
