@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +25,7 @@ from pipeline.planning.preflight import check_files
 from pipeline.planning.request import Request
 from pipeline.processes import endings, logs
 from pipeline.processes.signals import Signals, handled_by, watched_signals
-from pipeline.stage_record import begin_attempt, failed, finished
+from pipeline.stage_record import begin_attempt, failed, finished, restore_previous
 from pipeline.state.manifest import Manifest, Process, owner_of, read_manifest
 from pipeline.terminal.progress import make_display
 from pipeline.terminal.summary import print_summary
@@ -86,6 +87,7 @@ def _run_rank_zero(request: Request, stage: Stage, world: int, signals: Signals)
                     ranks.broadcast(None)
             return
         with _process_group(request.config) as ranks:
+            config_before = run.read_config()
             manifest = begin_attempt(request, plan, world)
             logs.open_logs(run.logs(stage), rank=0)
             order = _order(request, plan, manifest)
@@ -93,7 +95,13 @@ def _run_rank_zero(request: Request, stage: Stage, world: int, signals: Signals)
             peers = ranks.gather([Process.this()])
             reporter = _reporter(request, manifest, order.resume)
             context = _context(request, stage, order, ranks, reporter, signals)
-            manifest = _attempt(request, manifest, context, reporter, peers)
+            try:
+                manifest = _attempt(request, manifest, context, reporter, peers)
+            except Exception:
+                with handled_by(signal.SIG_IGN):
+                    if note := restore_previous(request, plan, config_before):
+                        print(note, file=sys.stderr, flush=True)
+                raise
         _print_end(request, manifest)
 
 
