@@ -49,7 +49,7 @@ def run(context: Context) -> Outcome:
     # 2. Rankings, collected or read. Records of an earlier attempt are truncated before new ones are written.
     checkpoint = find_checkpoint(context)
     tokenizer = models.reward_tokenizer
-    train, held_out = read_rankings(context, models, reward_model)
+    train, held_out = read_rankings(context, models, reward_model, record_samples=checkpoint is None)
 
     # 3. The engine and the loop, at the newest checkpoint if there is one.
     steps = total_steps(len(train), rm.batch_size, rm.epochs, rm.max_steps)
@@ -105,9 +105,13 @@ def add_reward_model(context: Context, models: RoleModels) -> None:
 
 
 def read_rankings(
-    context: Context, models: RoleModels, reward_model: RewardModel
+    context: Context, models: RoleModels, reward_model: RewardModel, record_samples: bool
 ) -> tuple[list[tokenize.Ranking], list[tokenize.Ranking]]:
-    """Training and held-out rankings, from `data.rm` or from the labeller, who ranks samples first."""
+    """Training and held-out rankings, from `data.rm` or from the labeller, who ranks samples first.
+
+    Args:
+        record_samples: record some collected rankings. A checkpoint has them on record already.
+    """
     config, tokenizer, note = context.config, models.reward_tokenizer, context.tracker.note
     if config.rm.rankings.labeller == "file":
         return read_examples(config, "rm", "rankings", tokenize.rankings, tokenizer, note)
@@ -115,7 +119,7 @@ def read_rankings(
         rollout = config.rm.rankings.rollout
         with open_sampler(models.policy_base, models.tokenizer, context.ranks, rollout) as sampler:
             collect_rankings(context, sampler, Role.POLICY)
-    collected, held_out = read_collected_rankings(context)
+    collected, held_out = read_collected_rankings(context, record_samples)
     parts = reward_model.rankings(collected), reward_model.rankings(held_out)
     return tokenized(config.data, tokenize.rankings, tokenizer, parts, note)
 

@@ -48,18 +48,22 @@ def collect_rankings(context: Context, sampler: Sampler, role: str) -> None:
     ]
     if sampler.ranks.rank == 0:
         write_sealed(context.folder / FILE, ranked)
-        shown = ranked[:: max(1, len(ranked) // 16)]
-        context.tracker.samples([{name: row[name] for name in READABLE} for row in shown], 0)
     sampler.ranks.barrier()
 
 
-def read_collected_rankings(context: Context) -> tuple[list[Row], list[Row]]:
+def read_collected_rankings(context: Context, record_samples: bool) -> tuple[list[Row], list[Row]]:
     """Training and held-out rankings in `folder/rankings.jsonl`. Those whose answers all tie are left out.
+
+    Args:
+        record_samples: record some of them as samples of step 0.
 
     Raises:
         UserError: the file is not what this stage collected; its SHA-256 is in `folder/rankings.sha256`.
     """
     collected = _read(context.folder / FILE)
+    if record_samples:
+        shown = collected[:: max(1, len(collected) // 16)]
+        context.tracker.samples([{name: row[name] for name in READABLE} for row in shown], 0)
     useful = [row for row in collected if max(row["ranks"]) > 0]
     tied = len(collected) - len(useful)
     context.tracker.note(f"{len(collected)} rankings in {FILE}; {tied} left out: all their answers tie")

@@ -44,13 +44,26 @@ def row(split: str, answers: list[str], ranks: list[int]) -> dict:
 def test_answers_may_hold_any_character(odd, tmp_path):
     rows = [row("train", [f"a{odd}b", "c"], [0, 1]), row("held_out", ["d", f"{odd}e"], [0, 1])]
     rankings.write_sealed(tmp_path / "rankings.jsonl", rows)
-    assert read_collected_rankings(resuming(tmp_path)) == ([rows[0]], [rows[1]])
+    assert read_collected_rankings(resuming(tmp_path), record_samples=False) == ([rows[0]], [rows[1]])
 
 
 def test_rankings_of_ties_alone_are_left_out(tmp_path):
     useful, useless = row("train", ["a", "b"], [0, 1]), row("train", ["a", "a"], [0, 0])
     rankings.write_sealed(tmp_path / "rankings.jsonl", [useless, useful])
-    assert read_collected_rankings(resuming(tmp_path)) == ([useful], [])
+    assert read_collected_rankings(resuming(tmp_path), record_samples=False) == ([useful], [])
+
+
+def test_an_attempt_without_a_checkpoint_records_samples_again(tmp_path, monkeypatch):
+    """A kill between collection and first checkpoint loses the samples that the killed attempt recorded."""
+    rows = [row("train", [f"a{number}", "b"], [0, 1]) for number in range(40)]
+    rankings.write_sealed(tmp_path / "rankings.jsonl", rows)
+    recorded = []
+    context = resuming(tmp_path)
+    monkeypatch.setattr(context.tracker, "samples", lambda samples, step: recorded.append((step, samples)))
+    read_collected_rankings(context, record_samples=False)
+    assert recorded == []
+    read_collected_rankings(context, record_samples=True)
+    assert recorded == [(0, [{name: row[name] for name in rankings.READABLE} for row in rows[::2]])]
 
 
 def test_writing_leaves_nothing_else_behind(tmp_path):
@@ -124,4 +137,4 @@ def test_rankings_that_are_not_those_collected_are_refused(name, damage, tmp_pat
     rankings.write_sealed(tmp_path / "rankings.jsonl", [row("train", ["a", "b"], [0, 1])])
     damage(tmp_path / name)
     with pytest.raises(UserError, match="rankings"):
-        read_collected_rankings(resuming(tmp_path))
+        read_collected_rankings(resuming(tmp_path), record_samples=False)
