@@ -19,7 +19,8 @@ from configs.error_messages import all_keys
 from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import Experiment, Source
-from data.sources.formats import ACCEPTED, load_rows, normalise
+from data.sources.formats import ACCEPTED, normalise
+from data.sources.loading import load_rows
 from data.sources.reading import BadRow
 from data.storage.sealed_folder import seal_fault
 from launch.deepspeed_command import read_slots
