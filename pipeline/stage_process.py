@@ -45,6 +45,7 @@ class StageOrder:
 
     inputs: dict[str, Path]
     bases: dict[Stage, str]
+    sources: dict[str, str]
     resume: bool
     run_id: str
 
@@ -158,6 +159,7 @@ def _order(request: Request, plan: StagePlan, manifest: Manifest) -> StageOrder:
     return StageOrder(
         inputs={stage: request.run.path / adapter.path for stage, adapter in plan.inputs.items()},
         bases={stage: used.base_digest for stage, used in upstream.items() if used and used.base_digest},
+        sources=manifest.sources,
         resume=plan.action == "resume",
         run_id=manifest.run_id,
     )
@@ -186,6 +188,7 @@ def _context(
         folder=request.run.stage(stage),
         inputs=order.inputs,
         bases=order.bases,
+        sources=order.sources,
         tracker=tracker,
         resume=order.resume,
         ranks=ranks,

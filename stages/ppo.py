@@ -50,9 +50,7 @@ def run(context: Context) -> Outcome:
     add_roles(context, models)
 
     # 2. Prompts.
-    train, held_out = read_examples(
-        config, "ppo", "prompts", tokenize.prompts, tokenizer, context.tracker.note
-    )
+    train, held_out, counts = read_examples(context.data("ppo"), "prompts", tokenize.prompts, tokenizer)
 
     # 3. The engine and the loop, at the newest checkpoint if there is one.
     critic_rate = ppo.critic_learning_rate or ppo.learning_rate
@@ -91,6 +89,7 @@ def run(context: Context) -> Outcome:
         return Outcome(
             {
                 **evaluation.compare_policies(),
+                **counts,
                 "steps": loop.progress.step - stopped,
                 "stopped_early": float(stopped),
                 "tokens_per_second": trainer.meter.tokens_per_second,

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data.batches import collate, tokenize
 from data.batches.sampler import micro_batches, seed_from, total_steps
-from data.examples import read_examples, tokenized
+from data.examples import Examples, read_examples, tokenized
 from stages.context import Context, Outcome
 from stages.feedback.rankings import collect_rankings, has_rankings, read_collected_rankings
 from stages.feedback.reward_model import RewardModel
@@ -49,7 +49,7 @@ def run(context: Context) -> Outcome:
     # 2. Rankings, collected or read. Records of an earlier attempt are truncated before new ones are written.
     checkpoint = find_checkpoint(context)
     tokenizer = models.reward_tokenizer
-    train, held_out = read_rankings(context, models, reward_model, record_samples=checkpoint is None)
+    train, held_out, counts = read_rankings(context, models, reward_model, record_samples=checkpoint is None)
 
     # 3. The engine and the loop, at the newest checkpoint if there is one.
     steps = total_steps(len(train), rm.batch_size, rm.epochs, rm.max_steps)
@@ -84,6 +84,7 @@ def run(context: Context) -> Outcome:
             **{name.replace("loss", "eval_loss"): value for name, value in after.items()},
             "score_mean": mean,
             "score_std": deviation,
+            **counts,
             "steps": steps,
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": ranks.max(peak_memory_bytes()),
@@ -106,7 +107,7 @@ def add_reward_model(context: Context, models: RoleModels) -> None:
 
 def read_rankings(
     context: Context, models: RoleModels, reward_model: RewardModel, record_samples: bool
-) -> tuple[list[tokenize.Ranking], list[tokenize.Ranking]]:
+) -> Examples[tokenize.Ranking]:
     """Training and held-out rankings, from `data.rm` or from the labeller, who ranks samples first.
 
     Args:
@@ -114,7 +115,7 @@ def read_rankings(
     """
     config, tokenizer, note = context.config, models.reward_tokenizer, context.tracker.note
     if config.rm.rankings.labeller == "file":
-        return read_examples(config, "rm", "rankings", tokenize.rankings, tokenizer, note)
+        return read_examples(context.data("rm"), "rankings", tokenize.rankings, tokenizer)
     if not has_rankings(context):
         rollout = config.rm.rankings.rollout
         with open_sampler(models.policy_base, models.tokenizer, context.ranks, rollout) as sampler:

@@ -7,7 +7,7 @@ includes the template's generation prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jinja2
@@ -15,8 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
 from configs.schema import Data
+from data.batches.fit import Counts, Encoded, Fitted, count, fit_to_limits
+from data.batches.turns import NotAPrefix, learned_turns
 from data.sources.formats import Row
 from data.sources.messages import Message, Text, cut
+from data.sources.order import without_copies
+from data.sources.text import collapsed
 
 # English has about 4 characters per token. Text far above the limits need not be tokenized as a whole.
 CHARACTERS_PER_TOKEN = 64
@@ -25,10 +29,21 @@ QUIET = {"verbose": False}  # no warning about long sequences: this module handl
 
 @dataclass(frozen=True)
 class Demonstration:
-    """Token ids of a prompt and of its completion, which includes the end-of-turn token."""
+    """Token ids of a prompt and of its completion, which includes the end-of-turn token.
+
+    A conversation of which several assistant turns are learned is a prompt up to the first of them, and a
+    completion that is the rest. `learned` then tells which tokens of the completion are learned; None is all.
+    """
 
     prompt_ids: list[int]
     completion_ids: list[int]
+    learned: list[bool] | None = None
+
+    @property
+    def completion_mask(self) -> list[bool]:
+        """True on the tokens of prompt and completion that are learned."""
+        learned = [True] * len(self.completion_ids) if self.learned is None else self.learned
+        return [False] * len(self.prompt_ids) + learned
 
 
 @dataclass(frozen=True)
@@ -48,21 +63,6 @@ class Prompt:
     prompt: Text
     text: str
     prompt_ids: list[int]
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Number of examples by outcome. Truncated examples count as kept, too."""
-
-    kept: int = 0
-    truncated: int = 0
-    dropped: int = 0
-
-    def __str__(self) -> str:
-        return (
-            f"{self.kept:,} of {self.kept + self.dropped:,} examples kept, {self.truncated:,} of them "
-            f"truncated; over-long and dropped: {self.dropped:,}"
-        )
 
 
 def apply_template(tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
@@ -90,43 +90,85 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
 def demonstrations(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
 ) -> tuple[list[Demonstration], Counts]:
-    """Tokenize rows with `prompt` and `completion`. `_fit` has the rule for over-long ones."""
-    encoded = [_encode(row["prompt"], [row["completion"]], tokenizer, data, _where(row)) for row in rows]
-    fitted = [_fit(prompt_ids, completions, data) for prompt_ids, completions in encoded]
-    kept = [Demonstration(fit.prompt_ids, fit.completion_ids[0]) for fit in fitted if fit is not None]
-    return kept, _counts(encoded, fitted, data)
+    """Tokenize rows with `prompt` and `completion`. `fit_to_limits` has the rule for over-long ones.
+
+    If a row has `learned` turns before its completion, `data.train_on` tells whether they are learned, too.
+    """
+    encoded: list[Encoded] = []
+    masks: list[list[bool] | None] = []
+    for row in rows:
+        if "learned" in row and data.train_on == "all":
+            prompt_ids, completion_ids, learned = _encode_turns(row, tokenizer, data)
+            encoded.append((prompt_ids, [completion_ids]))
+            masks.append(learned)
+        else:
+            encoded.append(_encode(row["prompt"], [row["completion"]], tokenizer, data, _where(row)))
+            masks.append(None)
+    fitted = [fit_to_limits(prompt_ids, completions, data) for prompt_ids, completions in encoded]
+    kept = [
+        Demonstration(fit.prompt_ids, fit.completion_ids[0], mask and mask[: len(fit.completion_ids[0])])
+        for fit, mask in zip(fitted, masks, strict=True)
+        if fit is not None
+    ]
+    return kept, count(encoded, fitted, data)
 
 
 def rankings(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
 ) -> tuple[list[Ranking], Counts]:
-    """Tokenize rows with `prompt`, `completions` and `ranks`. `_fit` has the rule for over-long ones.
+    """Tokenize rows with `prompt`, `completions` and `ranks`. `fit_to_limits` has the rule for long ones.
 
     A row may have `completion_ids`, the tokens that the policy sampled. They are used unchanged, so that the
     reward model sees what was sampled. An answer that did not end its turn gets no end-of-turn token.
     """
     encoded = [_encode_ranking(row, tokenizer, data) for row in rows]
-    fitted = [_fit(prompt_ids, completions, data) for prompt_ids, completions in encoded]
-    kept = [
-        Ranking(row["prompt"], fit.prompt_ids, fit.completion_ids, row["ranks"])
-        for row, fit in zip(rows, fitted, strict=True)
-        if fit is not None
-    ]
-    return kept, _counts(encoded, fitted, data)
+    fitted = [fit_to_limits(prompt_ids, completions, data) for prompt_ids, completions in encoded]
+    counts = count(encoded, fitted, data)
+    found = [(row, fit, _ranking(row, fit)) for row, fit in zip(rows, fitted, strict=True) if fit is not None]
+    useful = [(row, fit, ranking) for row, fit, ranking in found if len(set(ranking.ranks)) > 1]
+    if found and not useful:
+        raise UserError(
+            f"none of the {len(found)} rankings has two different completions of different rank in the "
+            "tokens that are kept. Raise data.max_length, or give other rankings."
+        )
+    return [ranking for _, _, ranking in useful], replace(
+        counts,
+        kept=len(useful),
+        truncated=sum(fit.truncated for _, fit, _ in useful),
+        without_pair=len(found) - len(useful),
+        copies=sum(len(row["ranks"]) - len(ranking.ranks) for row, _, ranking in useful),
+    )
+
+
+def _ranking(row: Row, fit: Fitted) -> Ranking:
+    """The ranking without completions that are ranked apart from a copy, in text or in the tokens kept."""
+    texts = [collapsed(last_message_text(completion)) for completion in row["completions"]]
+    ids, ranks = fit.completion_ids, row["ranks"]
+    kept = without_copies(texts, ranks)
+    again = without_copies(
+        [tuple(ids[position]) for position in kept], [ranks[position] for position in kept]
+    )
+    kept = [kept[position] for position in again]
+    return Ranking(
+        row["prompt"],
+        fit.prompt_ids,
+        [ids[position] for position in kept],
+        [ranks[position] for position in kept],
+    )
 
 
 def prompts(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
 ) -> tuple[list[Prompt], Counts]:
-    """Tokenize rows with `prompt`. `_fit` has the rule for over-long ones."""
+    """Tokenize rows with `prompt`. `fit_to_limits` has the rule for over-long ones."""
     encoded = [_encode(row["prompt"], [], tokenizer, data, _where(row)) for row in rows]
-    fitted = [_fit(prompt_ids, completions, data) for prompt_ids, completions in encoded]
+    fitted = [fit_to_limits(prompt_ids, completions, data) for prompt_ids, completions in encoded]
     kept = [
         Prompt(row["prompt"], last_message_text(row["prompt"]), fit.prompt_ids)
         for row, fit in zip(rows, fitted, strict=True)
         if fit is not None
     ]
-    return kept, _counts(encoded, fitted, data)
+    return kept, count(encoded, fitted, data)
 
 
 def answer(
@@ -144,7 +186,7 @@ def answer(
         prompt_ids = _render(tokenizer, _turn("user", prompt), where, prompt=True)
         ids = _with_end(_text_ids(text.strip(), tokenizer, add_special_tokens=False), end_of_turn(tokenizer))
     ids = ids if ended else ids[:-1]
-    fitted = _fit(prompt_ids, [ids], data.model_copy(update={"overlong": "truncate"}))
+    fitted = fit_to_limits(prompt_ids, [ids], data.model_copy(update={"overlong": "truncate"}))
     assert fitted is not None
     return fitted.prompt_ids, fitted.completion_ids[0]
 
@@ -168,9 +210,6 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
-Encoded = tuple[list[int], list[list[int]]]  # token ids of the prompt, and of each completion
-
-
 def _where(row: Row) -> str:
     """The name of a row in messages."""
     return str(row.get("where", f"the prompt {last_message_text(row['prompt'])[:60]!r}"))
@@ -191,10 +230,31 @@ def _encode(
     shortened = [cut(text, longest) for text in (prompt, *completions)]
     if shortened != [prompt, *completions]:
         encoded = _encode_whole(shortened[0], shortened[1:], tokenizer, data, where)
-        fitted = _fit(*encoded, data)
+        fitted = fit_to_limits(*encoded, data)
         if fitted is None or fitted.truncated:
             return encoded
     return _encode_whole(prompt, completions, tokenizer, data, where)
+
+
+def _encode_turns(
+    row: Row, tokenizer: PreTrainedTokenizerBase, data: Data
+) -> tuple[list[int], list[int], list[bool]]:
+    """Token ids of a conversation up to its first learned turn and after, and which of these are learned."""
+    messages = cut([*row["prompt"], *row["completion"]], CHARACTERS_PER_TOKEN * data.max_length)
+    assert not isinstance(messages, str)
+    where = _where(row)
+    try:
+        return learned_turns(
+            lambda part, prompt: _render(tokenizer, part, where, prompt=prompt),
+            messages,
+            [*row["learned"], len(messages) - 1],
+            end_of_turn(tokenizer),
+        )
+    except NotAPrefix as error:
+        reason = _not_a_prefix(tokenizer, error.alone, error.whole, where)
+        raise UserError(
+            f"{reason} Or set data.train_on to last, so that only the last turn is learned."
+        ) from None
 
 
 def _encode_whole(
@@ -278,41 +338,3 @@ def _not_a_prefix(
         f"continues with {tokenizer.decode(whole[first : first + 16])!r}. Set data.chat_template to a "
         "template that renders the prompt the same way."
     )
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    prompt_ids: list[int]
-    completion_ids: list[list[int]]
-    truncated: bool
-
-
-def _fit(prompt_ids: list[int], completions: list[list[int]], data: Data) -> _Fitted | None:
-    """Apply the rule for over-long examples. None means that the example is dropped.
-
-    An example is over-long if its prompt has more than `max_prompt_length` tokens, or prompt and longest
-    completion together more than `max_length`. `overlong: drop` drops it. `overlong: truncate` keeps the last
-    `max_prompt_length` tokens of the prompt, which include the template's generation prompt, and as many
-    first tokens of each completion as fit. A truncated completion has no end-of-turn token.
-    """
-    longest = max((len(ids) for ids in completions), default=0)
-    if len(prompt_ids) <= data.max_prompt_length and len(prompt_ids) + longest <= data.max_length:
-        return _Fitted(prompt_ids, completions, truncated=False)
-    if data.overlong == "drop":
-        return None
-    prompt_ids = prompt_ids[-data.max_prompt_length :]
-    room = data.max_length - len(prompt_ids)
-    return _Fitted(prompt_ids, [ids[:room] for ids in completions], truncated=True)
-
-
-def _counts(encoded: Sequence[Encoded], fitted: Sequence[_Fitted | None], data: Data) -> Counts:
-    kept = [fit for fit in fitted if fit is not None]
-    if encoded and not kept:
-        prompt = min(len(prompt_ids) for prompt_ids, _ in encoded)
-        whole = min(len(ids) + max(map(len, answers), default=0) for ids, answers in encoded)
-        raise UserError(
-            f"none of the {len(encoded)} examples fits: the shortest prompt has {prompt} tokens "
-            f"(data.max_prompt_length: {data.max_prompt_length}), the shortest example {whole} "
-            f"(data.max_length: {data.max_length}). Raise these limits, or set data.overlong to truncate."
-        )
-    return Counts(len(kept), sum(fit.truncated for fit in kept), len(fitted) - len(kept))

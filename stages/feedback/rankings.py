@@ -9,9 +9,7 @@ from typing import Any
 from configs.errors import UserError
 from data.batches import tokenize
 from data.batches.sampler import seed_from
-from data.examples import tokenized
-from data.sources.formats import load_rows
-from data.sources.split import stage_split
+from data.examples import read_examples
 from data.storage.files import json_lines, read_json_lines, sha256, write_text
 from stages.context import Context
 from stages.feedback.labellers import labeller, ranks_of
@@ -34,9 +32,7 @@ def has_rankings(context: Context) -> bool:
 def collect_rankings(context: Context, sampler: Sampler, role: str) -> None:
     """Rank samples of `role` for training and held-out prompts; write them to `folder/rankings.jsonl`."""
     config = context.config
-    rows = load_rows(config.data.rm, "prompts", context.tracker.note)
-    splits = stage_split(config.data, "rm", rows, config.seed)
-    parts = tokenized(config.data, tokenize.prompts, sampler.tokenizer, splits, context.tracker.note)
+    parts = read_examples(context.data("rm"), "prompts", tokenize.prompts, sampler.tokenizer)[:2]
     context.tracker.phase(
         f"rm: sampling {config.rm.rankings.completions} answers a prompt",
         sum(map(len, parts)) * config.rm.rankings.completions,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs.load import load_experiment
+from data.sources.formats import normalise
 from data.storage.files import write_json_lines
 from stages import best
 from stages.context import Context
@@ -44,8 +45,10 @@ def test_kl_of_the_best_of_uniform_answers() -> None:
 def test_only_answers_that_ended_become_demonstrations() -> None:
     row = {"prompt": "p", "completions": ["cut", "good", "bad"], "scores": [9.0, 2.0, 1.0]}
     assert best.demonstration(row | {"ended": [False, True, True]}) == {
-        "prompt": "p", "completion": "good", "score": 2.0,
+        "prompt": "p", "completion": "good", "rm_score": 2.0,
     }  # fmt: skip
+    read = normalise(best.demonstration(row | {"ended": [True] * 3}) or {}, "demonstrations")
+    assert read == {"prompt": "p", "completion": "cut"}, "SFT reads what `best` writes"
     assert best.demonstration(row | {"ended": [False] * 3}) is None
     assert best.demonstration(row | {"ended": [True] * 3, "completions": ["", "", ""]}) is None
     chat = [{"role": "user", "content": "p"}]

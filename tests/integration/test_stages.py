@@ -87,6 +87,10 @@ def test_manifest_has_the_figures(apart: Path, stage: str) -> None:
     for name in INTERVALS[stage]:
         assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]
     assert metrics["wall_seconds"] > 0 and metrics["peak_memory_bytes"] > 1e8
+    kept = metrics["examples"] + metrics["examples_held_out"]
+    assert (
+        metrics["examples_held_out"] == 8 and kept == metrics["rows_read"] - metrics["rows_of_other_stages"]
+    )
 
 
 def test_ppo_leaves_answers_to_look_at(apart: Path) -> None:
