@@ -119,16 +119,21 @@ def _first_fault(file: Path, packed: bool) -> str:
 
 
 def weight_fault(weight: Tensor) -> str:
-    """Why `weight` cannot have been trained, or ""."""
+    """Why `weight` cannot be of a model that was trained, or ""."""
+    # A bias, and the offset of a norm, may be zero. A matrix of zeros lets nothing through.
+    zero = weight.dim() > 1 and weight.numel() > 0 and not weight.any()
+    return number_fault(weight) or ("is all zero" if zero else "")
+
+
+def number_fault(weight: Tensor) -> str:
+    """Why nothing can be computed with `weight`, or ""."""
     if not weight.is_floating_point():
         return f"holds integers ({weight.dtype})"
     if not weight.numel():
         return ""
-    low, high = (weight.float() if weight.itemsize == 1 else weight).aminmax()  # one pass, no copy
-    if not (low.isfinite() and high.isfinite()):
-        return "holds NaN or infinity"
-    # A bias, and the offset of a norm, may be zero. A matrix of zeros lets nothing through.
-    return "is all zero" if weight.dim() > 1 and low == high == 0 else ""
+    # Two numbers of one pass show it: NaN spreads. aminmax has no 8-bit floats.
+    low, high = (weight.float() if weight.itemsize == 1 else weight).aminmax()
+    return "" if low.isfinite() and high.isfinite() else "holds NaN or infinity"
 
 
 def _shards(config: Base, source: str) -> list[str]:

@@ -1,70 +1,40 @@
-"""Models and adapters that cannot serve, made of the tiny one; none of their files is unpickled."""
+"""Models that cannot be the base, made of the tiny one; none of their files is unpickled."""
 
 from __future__ import annotations
 
 import json
-import os
-import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from configs.errors import UserError
 from configs.schema import Adapter, Base, Experiment
 from stages.models.base import load_base, load_config, load_tokenizer
 from stages.models.base_checks import check_fit
 from stages.sampling.decoding_batch import check_joinable
-from tests.contract.bad_inputs.entry import check_message, files
+from tests.contract.bad_inputs.entry import check_message
+from tests.contract.bad_inputs.model_damage import (
+    WEIGHTS,
+    Damage,
+    change_weight,
+    check_refusal,
+    damaged,
+    edit,
+    halve,
+    plant,
+    remove,
+    with_one,
+    write,
+)
 from tests.support.roles import new_role, save_role_of, tiny_roles
 
 CPU = torch.device("cpu")
-WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer_config.json"
+CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 ADAPTER = "adapter_model.safetensors"
-Damage = Callable[[Path], Any]
-
-
-class Plant:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.target}",)
-
-
-def plant(name: str) -> Damage:
-    return lambda folder: (folder / name).write_bytes(pickle.dumps(Plant(folder.parent / "EXECUTED")))
-
-
-def edit(name: str, **changes: Any) -> Damage:
-    def change(folder: Path) -> None:
-        file = folder / name
-        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-    return change
-
-
-def write(name: str, content: bytes) -> Damage:
-    return lambda folder: (folder / name).write_bytes(content)
-
-
-def remove(*names: str) -> Damage:
-    def change(folder: Path) -> None:
-        for name in names:
-            (folder / name).unlink(missing_ok=True)
-
-    return change
-
-
-def halve(name: str) -> Damage:
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:5000])
 
 
 def without_weight(folder: Path) -> None:
@@ -83,27 +53,6 @@ def of_its_own(name: str, **changes: Any) -> Damage:
     def change(folder: Path) -> None:
         edit(name, **changes)(folder)
         (folder / "code.py").write_text(f"open({str(folder.parent / 'EXECUTED')!r}, 'w')\nclass C: pass\n")
-
-    return change
-
-
-def change_weight(name: str, change: Callable[[Tensor], Tensor]) -> Damage:
-    """Write the weights again, with `change` made to the weight `name`."""
-
-    def damage(folder: Path) -> None:
-        weights = load_file(folder / WEIGHTS)
-        weights[name] = change(weights[name])
-        save_file(weights, folder / WEIGHTS, {"format": "pt"})
-
-    return damage
-
-
-def with_one(value: float) -> Callable[[Tensor], Tensor]:
-    """Puts `value` in the middle of a weight."""
-
-    def change(weight: Tensor) -> Tensor:
-        weight.view(-1)[weight.numel() // 2] = value
-        return weight
 
     return change
 
@@ -258,36 +207,6 @@ TOKENIZERS: dict[str, tuple[Any, ...]] = {
     "no end": ([without_end], "has no end-of-text token (eos_token). Set one in its tokenizer_config.json"),
     "code": ([of_its_own(TOKENIZER, **OWN_TOKENIZER)], "it has its own code"),
 }
-ADAPTERS: dict[str, tuple[Any, ...]] = {
-    "no weights": ([remove(ADAPTER)], f"it has no {ADAPTER}"),
-    "pickle": ([remove(ADAPTER), plant("adapter_model.bin")], f"it has no {ADAPTER}"),
-    "no config": ([remove("adapter_config.json")], "it has no adapter_config.json"),
-    "truncated": ([halve(ADAPTER)], f"{ADAPTER} is damaged or cut off"),
-    "head": ([write("head.safetensors", b"x")], "head.safetensors is damaged or cut off"),
-    "config no JSON": ([write("adapter_config.json", b"{")], "Expecting property name"),
-    "other rank": ([edit("adapter_config.json", r=8)], "size mismatch"),
-    "other layers": (
-        [edit("adapter_config.json", target_modules=["q_proj"])],
-        "it holds 28 weights, but on this",
-    ),
-    "no layers": ([edit("adapter_config.json", target_modules=["zork"])], "not found in the base model"),
-    "other method": ([edit("adapter_config.json", peft_type="ZORK")], "ZORK"),
-}
-
-
-def damaged(source: Path, target: Path, damages: list[Damage]) -> dict[str, bytes]:
-    shutil.copytree(source, target)
-    for damage in damages:
-        damage(target)
-    return files(target) if target.exists() else {}
-
-
-def check_refusal(action: Callable[[], Any], folder: Path, before: dict[str, bytes], *parts: str) -> None:
-    with pytest.raises(UserError) as caught:
-        action()
-    check_message(str(caught.value), str(folder), *parts)
-    assert (files(folder) if folder.exists() else {}) == before
-    assert not (folder.parent / "EXECUTED").exists()
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -305,15 +224,6 @@ def test_tokenizer(name, tiny_folder, tmp_path):
     folder = tmp_path / "model"
     before = damaged(tiny_folder, folder, damages)
     check_refusal(lambda: load_tokenizer(Base(model=str(folder))), folder, before, "base.model: ", *parts)
-
-
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_adapter(name, adapters, tmp_path):
-    damages, *parts = ADAPTERS[name]
-    folder = tmp_path / "adapter"
-    before = damaged(adapters["sft"], folder, damages)
-    roles = tiny_roles()
-    check_refusal(lambda: roles.add_from("policy", folder, trainable=True), folder, before, *parts)
 
 
 def test_pickle_beside_safetensors_is_passed_over(tiny_folder, adapters, tmp_path):
