@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
 from configs.schema import Data, Experiment, Stage
+from data.batches.encoding import encoder_of
 from data.batches.fit import Counts
 from data.sources.formats import Kind, Row
 from data.sources.loading import load_rows
@@ -105,7 +106,9 @@ def tokenized(
     parts: tuple[Any, Any],
     note: Note,
 ) -> Examples[Example]:
-    """Tokenize `(training, held_out)` rows. `note` is called with the counts of both."""
+    """Tokenize `(training, held_out)` rows. `note` is called with remarks on them and the counts of both."""
+    for remark in _remarks([*parts[0], *parts[1]], tokenizer, data):
+        note(remark)
     train, train_counts = tokenize(parts[0], tokenizer, data)
     note(f"training: {train_counts}")
     if not len(parts[1]):
@@ -113,3 +116,25 @@ def tokenized(
     held_out, held_out_counts = tokenize(parts[1], tokenizer, data)
     note(f"held out: {held_out_counts}")
     return Examples(train, held_out, train_counts.as_figures(held_out_counts))
+
+
+def _remarks(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data) -> Iterator[str]:
+    """What a person might not expect of the way in which `rows` become tokens."""
+    plain = sum(isinstance(row["prompt"], str) for row in rows)
+    if plain and not data.chat and tokenizer.chat_template is not None:
+        yield (
+            f"{plain:,} prompts are plain text, and the chat template of this base is not used for them. Set "
+            "data.chat to true if they are turns of a chat."
+        )
+    found = [tokens for row in rows if (tokens := set(encoder_of(tokenizer).found("\n".join(_texts(row)))))]
+    if found:
+        yield (
+            f"{len(found):,} rows hold special tokens, such as {min(found[0])}. They are read as plain text: "
+            "only the chat template writes control tokens."
+        )
+
+
+def _texts(row: Row) -> Iterator[str]:
+    """Every text of a row."""
+    for text in (row["prompt"], row.get("completion", ""), *row.get("completions", ())):
+        yield from [text] if isinstance(text, str) else (message["content"] for message in text)

@@ -1,7 +1,7 @@
 """Turn rows into token ids: chat templates, the end-of-turn token, and the rule for over-long examples.
 
 A completion ends with the tokenizer's end-of-sequence token, which is learned. In a conversation, the prompt
-includes the template's generation prompt.
+includes the template's generation prompt. Special tokens in the texts of rows are text (see `encoding`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
 from configs.schema import Data
+from data.batches.encoding import encoder_of
 from data.batches.fit import Counts, Encoded, Fitted, count, fit_to_limits
+from data.batches.template_check import check_template
 from data.batches.turns import NotAPrefix, learned_turns
 from data.sources.formats import Row
 from data.sources.messages import Message, Text, cut
@@ -24,7 +25,6 @@ from data.sources.text import collapsed
 
 # English has about 4 characters per token. Text far above the limits need not be tokenized as a whole.
 CHARACTERS_PER_TOKEN = 64
-QUIET = {"verbose": False}  # no warning about long sequences: this module handles them
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
     """Set the template of `data.chat_template` on `tokenizer`, if there is one.
 
     Raises:
-        UserError: the file cannot be read, or the template fails on a short conversation.
+        UserError: the file cannot be read, or the template does not render a short conversation whole.
     """
     if data.chat_template is None:
         return
@@ -84,7 +84,7 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
         raise UserError(
             f"data.chat_template: cannot read {file}: {error}. Name a Jinja file in UTF-8, or none."
         ) from error
-    _render(tokenizer, [{"role": "user", "content": "Hello"}], f"data.chat_template, {file}", prompt=True)
+    check_template(tokenizer, ["user"], f"data.chat_template, {file}")
 
 
 def demonstrations(
@@ -179,12 +179,13 @@ def answer(
     Every sampled answer must be scored, so an over-long one is truncated. A chat's answer is tokenized by
     itself: else one token could span the prompt's last line break and one at the answer's beginning.
     """
+    where = f"the prompt {last_message_text(prompt)[:60]!r}"
     if isinstance(prompt, str) and not data.chat:
-        prompt_ids, (ids,) = _encode_text(prompt, [text], tokenizer)
+        prompt_ids, (ids,) = _encode_text(prompt, [text], tokenizer, where)
     else:
-        where = f"the prompt {last_message_text(prompt)[:60]!r}"
-        prompt_ids = _render(tokenizer, _turn("user", prompt), where, prompt=True)
-        ids = _with_end(_text_ids(text.strip(), tokenizer, add_special_tokens=False), end_of_turn(tokenizer))
+        prompt_ids, _ = _encode_conversation(_turn("user", prompt), [], tokenizer, where)
+        ids = encoder_of(tokenizer).text(text.strip(), where, add_special_tokens=False)
+        ids = _with_end(ids, end_of_turn(tokenizer))
     ids = ids if ended else ids[:-1]
     fitted = fit_to_limits(prompt_ids, [ids], data.model_copy(update={"overlong": "truncate"}))
     assert fitted is not None
@@ -243,9 +244,10 @@ def _encode_turns(
     messages = cut([*row["prompt"], *row["completion"]], CHARACTERS_PER_TOKEN * data.max_length)
     assert not isinstance(messages, str)
     where = _where(row)
+    check_template(tokenizer, [message["role"] for message in row["prompt"]], where)
     try:
         return learned_turns(
-            lambda part, prompt: _render(tokenizer, part, where, prompt=prompt),
+            lambda part, prompt: encoder_of(tokenizer).conversations([(part, prompt)], where)[0],
             messages,
             [*row["learned"], len(messages) - 1],
             end_of_turn(tokenizer),
@@ -262,42 +264,49 @@ def _encode_whole(
 ) -> Encoded:
     """Token ids of a row whose texts are all strings or all lists of messages."""
     if isinstance(prompt, str) and not data.chat:
-        return _encode_text(prompt, [str(completion) for completion in completions], tokenizer)
-    prompt_messages = _turn("user", prompt)
-    prompt_ids = _render(tokenizer, prompt_messages, where, prompt=True)
-    answers = []
-    for completion in completions:
-        whole = _render(tokenizer, prompt_messages + _turn("assistant", completion), where, prompt=False)
+        # Some data sets end an answer with the text of the end-of-turn token, which is added here.
+        texts = [str(completion).removesuffix(str(tokenizer.eos_token)) for completion in completions]
+        return _encode_text(prompt, texts, tokenizer, where)
+    answers = [_turn("assistant", completion) for completion in completions]
+    return _encode_conversation(_turn("user", prompt), answers, tokenizer, where)
+
+
+def _encode_conversation(
+    prompt: list[Message], answers: Sequence[list[Message]], tokenizer: PreTrainedTokenizerBase, where: str
+) -> Encoded:
+    """Token ids of a prompt, which end with the generation prompt, and of each answer to it."""
+    check_template(tokenizer, [message["role"] for message in prompt], where)
+    conversations = [(prompt, True), *((prompt + answer, False) for answer in answers)]
+    prompt_ids, *wholes = encoder_of(tokenizer).conversations(conversations, where)
+    for whole in wholes:
         if whole[: len(prompt_ids)] != prompt_ids:
             raise UserError(_not_a_prefix(tokenizer, prompt_ids, whole, where))
-        answers.append(_with_end(whole[len(prompt_ids) :], end_of_turn(tokenizer)))
-    return prompt_ids, answers
+    return prompt_ids, [_with_end(whole[len(prompt_ids) :], end_of_turn(tokenizer)) for whole in wholes]
 
 
 def _turn(role: str, text: Text) -> list[Message]:
     return [{"role": role, "content": text}] if isinstance(text, str) else text
 
 
-def _encode_text(prompt: str, completions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Encoded:
+def _encode_text(
+    prompt: str, completions: Sequence[str], tokenizer: PreTrainedTokenizerBase, where: str
+) -> Encoded:
     """Tokenize prompt + completion as one text, as TRL does.
 
     If a token would span both (the prompt ends in a blank), the completion is tokenized by itself. Generation
     continues exactly the prompt's tokens, so training must use them, too.
     """
-    prompt_ids = _text_ids(prompt, tokenizer)
+    encoder = encoder_of(tokenizer)
+    prompt_ids = encoder.text(prompt, where)
     answers = []
     for completion in completions:
-        ids = _text_ids(prompt + completion, tokenizer)
+        ids = encoder.text(prompt + completion, where)
         if ids[: len(prompt_ids)] == prompt_ids:
             ids = ids[len(prompt_ids) :]
         else:
-            ids = _text_ids(completion, tokenizer, add_special_tokens=False)
+            ids = encoder.text(completion, where, add_special_tokens=False)
         answers.append(_with_end(ids, end_of_turn(tokenizer)))
     return prompt_ids, answers
-
-
-def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool = True) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=add_special_tokens, **QUIET)["input_ids"])
 
 
 def _with_end(ids: list[int], end: int) -> list[int]:
@@ -305,26 +314,6 @@ def _with_end(ids: list[int], end: int) -> list[int]:
     if end not in ids:
         return [*ids, end]
     return ids[: len(ids) - ids[::-1].index(end)]
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], where: str, *, prompt: bool
-) -> list[int]:
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"{where}: this is a conversation, but the tokenizer of {tokenizer.name_or_path} has no chat "
-            "template. Set data.chat_template to a Jinja file, or use a base model for chat."
-        )
-    try:
-        encoding = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=prompt, return_dict=True, tokenizer_kwargs=QUIET
-        )
-    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{where}: the chat template failed on it: {error!s:.200}. Correct the row, or set "
-            "data.chat_template to a template that accepts it."
-        ) from error
-    return list(encoding["input_ids"])
 
 
 def _not_a_prefix(
