@@ -13,10 +13,10 @@ from rich.console import Console
 
 from configs.errors import UserError
 from configs.schema import STAGES, Stage
-from launch import sweep as sweeping
 from launch.arguments import ROOT, ExperimentOptions, RequestOptions, command, exit_status
 from launch.deepspeed_command import Launch, guess_accelerators, visible_devices
 from launch.stage_sequence import run_all
+from launch.sweep import Run, run_sweep, runs_of, split_axes
 from launch.worker_pool import WorkerPool
 from pipeline.planning.batches import check_batches
 from pipeline.planning.feedback_check import check_feedback
@@ -144,17 +144,17 @@ def run(options: RunOptions) -> int:
 @command(app, "tristage sweep --seeds 4 --jobs 2 ppo.kl_coef=0,0.05")
 def sweep(options: SweepOptions) -> int:
     """Run PPO with several seeds and values of its settings, on one SFT policy and one reward model."""
-    overrides, axes = sweeping.split_axes(options.overrides)
+    overrides, axes = split_axes(options.overrides)
     options = replace(options, overrides=overrides)
     request, launch = options.request("tristage"), options.launch()
-    runs = sweeping.runs_of(request.run.path, axes, options.seeds)
+    runs = runs_of(request.run.path, axes, options.seeds)
     pool, ranks = _pool(options, launch, len(runs))
     commands = [_run_command(options, run, request.config.name, ranks) for run in runs]
     plans = plan_stages(request, [*STAGES, "best"])
     check_files(request.config, plans)
     check_feedback(request.config, plans)
     shared = [plan for plan in plans if plan.stage != "ppo"]
-    status = sweeping.sweep((request, launch, shared), list(zip(runs, commands, strict=True)), pool)
+    status = run_sweep((request, launch, shared), list(zip(runs, commands, strict=True)), pool)
     if not any(sweep_runs(request.run.path)):
         return status  # a shared stage failed and has printed why
     from pipeline.reporting.sweep_report import write_sweep_report  # imports matplotlib
@@ -192,7 +192,7 @@ def report(options: ExperimentOptions) -> int:
     return 0
 
 
-def _run_command(options: SweepOptions, run: sweeping.Run, name: str, ranks: int) -> Sequence[str]:
+def _run_command(options: SweepOptions, run: Run, name: str, ranks: int) -> Sequence[str]:
     """The command of one run of the sweep of experiment `name`.
 
     Raises:

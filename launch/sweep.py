@@ -86,7 +86,7 @@ def _short(overrides: Sequence[str]) -> list[str]:
     return [override.removeprefix("ppo.") for override in overrides]
 
 
-def sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], pool: WorkerPool) -> int:
+def run_sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], pool: WorkerPool) -> int:
     """Train the shared stages and best-of-n in `root`, then PPO in each run; skip what is finished.
 
     A run that fails does not end the others. After one that the user must fix (status 2), no other starts.

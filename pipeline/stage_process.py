@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,7 +26,7 @@ from pipeline.planning.preflight import check_files
 from pipeline.planning.request import Request
 from pipeline.processes import endings, logs
 from pipeline.processes.signals import Signals, handled_by, watched_signals
-from pipeline.stage_record import begin_attempt, failed, finished
+from pipeline.stage_record import begin_attempt, failed, finished, restore_previous
 from pipeline.state.manifest import Manifest, Process, owner_of, read_manifest
 from pipeline.terminal.progress import make_display
 from pipeline.terminal.summary import print_summary
@@ -45,6 +46,7 @@ class StageOrder:
 
     inputs: dict[str, Path]
     bases: dict[Stage, str]
+    sources: dict[str, str]
     resume: bool
     run_id: str
 
@@ -87,6 +89,7 @@ def _run_rank_zero(request: Request, stage: Stage, world: int, signals: Signals)
                     ranks.broadcast(None)
             return
         with _process_group(request.config) as ranks:
+            config_before = run.read_config()
             manifest = begin_attempt(request, plan, world)
             logs.open_logs(run.logs(stage), rank=0)
             order = _order(request, plan, manifest)
@@ -94,7 +97,13 @@ def _run_rank_zero(request: Request, stage: Stage, world: int, signals: Signals)
             peers = ranks.gather([Process.this()])
             reporter = _reporter(request, manifest, order.resume)
             context = _context(request, stage, order, ranks, reporter, signals)
-            manifest = _attempt(request, manifest, context, reporter, peers)
+            try:
+                manifest = _attempt(request, manifest, context, reporter, peers)
+            except Exception:
+                with handled_by(signal.SIG_IGN):
+                    if note := restore_previous(request, plan, config_before):
+                        print(note, file=sys.stderr, flush=True)
+                raise
         _print_end(request, manifest)
 
 
@@ -154,6 +163,7 @@ def _order(request: Request, plan: StagePlan, manifest: Manifest) -> StageOrder:
     return StageOrder(
         inputs={stage: request.run.path / adapter.path for stage, adapter in plan.inputs.items()},
         bases={stage: used.base_digest for stage, used in upstream.items() if used and used.base_digest},
+        sources=manifest.sources,
         resume=plan.action == "resume",
         run_id=manifest.run_id,
     )
@@ -182,6 +192,7 @@ def _context(
         folder=request.run.stage(stage),
         inputs=order.inputs,
         bases=order.bases,
+        sources=order.sources,
         tracker=tracker,
         resume=order.resume,
         ranks=ranks,

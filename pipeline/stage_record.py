@@ -63,6 +63,30 @@ def begin_attempt(request: Request, plan: StagePlan, world: int) -> Manifest:
     return manifest
 
 
+def restore_previous(request: Request, plan: StagePlan, config: str | None) -> str | None:
+    """If an attempt failed before it left anything, restore the result that it set aside.
+
+    Args:
+        config: the text of the run's `config.yaml` before the attempt.
+
+    Returns:
+        A line about it for the user; None if the attempt's folder stays.
+    """
+    run, stage = request.run, plan.stage
+    if plan.set_aside is None or not plan.set_aside.is_dir() or _left_something(run.stage(stage)):
+        return None
+    failed_attempt = run.restore(stage, plan.set_aside)
+    if config is not None:
+        run.write_config(config)
+    return f"stage {stage}: its earlier result is back in place; the failed attempt is {failed_attempt}"
+
+
+def _left_something(folder: Path) -> bool:
+    """Whether an attempt left records, rankings, checkpoints or an adapter."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+    return any(path.relative_to(folder).parts[0] not in ("manifest.json", "logs", "wandb") for path in paths)
+
+
 def finished(manifest: Manifest, outcome: Outcome, output: Path, seconds: float) -> Manifest:
     """The manifest after the attempt succeeds.
 

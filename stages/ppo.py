@@ -51,9 +51,7 @@ def run(context: Context) -> Outcome:
     add_roles(context, models)
 
     # 2. Prompts.
-    train, held_out = read_examples(
-        config, "ppo", "prompts", tokenize.prompts, tokenizer, context.tracker.note
-    )
+    train, held_out, counts = read_examples(context.data("ppo"), "prompts", tokenize.prompts, tokenizer)
 
     # 3. The engine and the loop, at the newest checkpoint if there is one.
     critic_rate = ppo.critic_learning_rate or ppo.learning_rate
@@ -93,6 +91,7 @@ def run(context: Context) -> Outcome:
         return Outcome(
             {
                 **evaluation.compare_policies(),
+                **counts,
                 "steps": loop.progress.step - stopped,
                 "stopped_early": float(stopped),
                 "tokens_per_second": trainer.meter.tokens_per_second,
@@ -217,6 +216,7 @@ class PpoTrainer:
             scores, non_score: (B,) the score of a response, and the sum of its KL penalties.
             ended: (B,) True if a response ended its turn.
         """
+        support_size = trajectory.support_size
         return {
             "objective/kl": float(trajectory.kl.mean()),
             "objective/kl_coef": self.kl.coef,
@@ -227,6 +227,7 @@ class PpoTrainer:
             **{f"rewards/{name}/mean": float(term.mean()) for name, term in trajectory.terms.items()},
             "completions/mean_length": float(trajectory.lengths.float().mean()),
             "completions/clipped_ratio": 1 - float(ended.float().mean()),
+            **({} if support_size is None else {"rollout/support_size": support_size}),
         }
 
     def _limit_kl(self, metrics: Metrics) -> None:

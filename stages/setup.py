@@ -8,8 +8,9 @@ from configs.schema import Base
 from data.batches.tokenize import apply_template
 from stages.context import Context
 from stages.distributed.ranks import Ranks
-from stages.models.base import base_digest, load_base, load_config, load_tokenizer
+from stages.models.base import base_digest, load_base, load_config, load_tokenizer, model_folder
 from stages.models.base_checks import check_base, check_fit
+from stages.models.base_files import check_weights
 from stages.models.role_models import RoleModels, check_critic
 from stages.models.roles import Roles
 from stages.sampling.decoding_batch import check_joinable
@@ -29,6 +30,7 @@ def prepare(context: Context) -> RoleModels:
     if ranks.rank == 0:
         for base in bases:
             load_tokenizer(base)  # rank 0 builds an embedded model for all
+            check_weights(base, model_folder(base))  # and reads the weights: the cache tells the others
     ranks.barrier()
     deepspeed_options(config.deepspeed)
     model_configs = [load_config(base) for base in bases]

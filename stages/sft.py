@@ -36,8 +36,8 @@ def run(context: Context) -> Outcome:
     models.policy_base.add_new(Role.POLICY, config.adapter)
 
     # 2. Demonstrations, packed or one per row.
-    train, held_out = read_examples(
-        config, "sft", "demonstrations", tokenize.demonstrations, tokenizer, context.tracker.note
+    train, held_out, counts = read_examples(
+        context.data("sft"), "demonstrations", tokenize.demonstrations, tokenizer
     )
     if sft.packing:
         check_packing(models.policy_base.causal)
@@ -69,6 +69,7 @@ def run(context: Context) -> Outcome:
         {
             **{f"eval_{name}_before": value for name, value in before.items() if name == "loss"},
             **{f"eval_{name}": value for name, value in after.items()},
+            **counts,
             "steps": steps,
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": ranks.max(peak_memory_bytes()),

@@ -176,6 +176,11 @@ class Ppo(Training):
             )
         if self.use_ema and self.ema_decay is None:
             raise ValueError("use_ema needs ema_decay, such as 0.9")
+        if self.kl_estimator == "k3" and self.rollout.truncates:
+            raise ValueError(
+                "kl_estimator: k3 is biased if rollout.top_k or rollout.top_p exclude tokens. Use k1, or "
+                "sample from all tokens"
+            )
         if self.kl_in == "loss" and self.kl_estimator == "k1":
             raise ValueError("kl_in: loss needs kl_estimator: k3. The gradient of k1 always has mean 0")
         return self

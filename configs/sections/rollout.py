@@ -20,7 +20,7 @@ class Vllm(Section):
 
 
 class Rollout(Section):
-    """How a policy is sampled. Log-probabilities belong to the distribution that was sampled from."""
+    """How a policy is sampled. Its log-probabilities are those of the distribution that was sampled from."""
 
     engine: Literal["auto", "hf", "merged", "continuous", "vllm"] = Field(
         "auto",

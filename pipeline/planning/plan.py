@@ -160,11 +160,11 @@ def _plan_unfinished(request: Request, stage: Stage, manifest: Manifest, changes
         return StagePlan(stage, "run", f"{state}; starts over because of --fresh", set_aside=aside)
     if changes and checkpoint:
         raise Blocked(
-            f"{state} at {checkpoint.name}, and changed since: {'; '.join(changes)}",
+            f"{state} at {checkpoint.name}, but these changed: {'; '.join(changes)}",
             f"Restore these to resume, or start over: {request.command(stage, '--fresh')}",
         )
     if changes:
-        why = f"{state} before any checkpoint, and changed since: {'; '.join(changes)}"
+        why = f"{state} before any checkpoint, but these changed: {'; '.join(changes)}"
         return StagePlan(stage, "run", why, set_aside=aside)
     start = f"from {checkpoint.name}" if checkpoint else "from its start, as it has no checkpoint yet"
     return StagePlan(stage, "resume", f"{state}; resumes {start}")

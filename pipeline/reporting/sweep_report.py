@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from configs.errors import UserError
 from data.storage.files import write_json_lines, write_text
 from pipeline.reporting.figure_style import COLOURS, LOOK, PALE, new_figure
-from pipeline.reporting.metrics import DOTS_PER_INCH
+from pipeline.reporting.figures import DOTS_PER_INCH
 from pipeline.reporting.page import Cell, Page, Paragraph, Picture, Section, Table, quote, render
 from pipeline.reporting.reward_words import is_reward_model
 from pipeline.state.results import Row, read_lines, read_results, sweep_runs

@@ -19,6 +19,14 @@ MORE_METRICS = {
     "rm_win_rate": "win rate against SFT, by the reward model",
     "score_mean": "raw score of SFT samples, mean",
     "score_std": "raw score of SFT samples, standard deviation",
+    "rows_read": "rows read",
+    "rows_left_out": "rows left out: nothing to learn",
+    "rows_of_other_stages": "rows whose prompts belong to other stages",
+    "examples": "training examples",
+    "examples_held_out": "held-out examples",
+    "examples_truncated": "examples truncated",
+    "examples_too_long": "examples dropped: over-long",
+    "examples_without_pair": "rankings dropped: completions are the same",
 }
 COSTS = ("steps", "wall_seconds", "peak_memory_bytes", "tokens_per_second")
 DIGITS = 12

@@ -19,6 +19,7 @@ GOLD_MARGIN = 0.05
 MIN_SAMPLES = 8
 LAST_SHARE = 0.25  # of the iterations: the last quarter
 MIN_ENTROPY_SHARE = 0.3  # of the first entropy
+MIN_SUPPORT_SHARE = 0.5  # of the first number of tokens that top-k and top-p keep
 MAX_CLIPPED_SHARE = 0.3  # of tokens
 LENGTH_FACTOR = 2.0
 MAX_MORE_REPETITION = 0.1  # of word pairs
@@ -37,6 +38,8 @@ RULES = (
     f"In the last quarter of PPO, the KL is over {RUNAWAY_KL_FACTOR:g} times the KL of the quarter before, "
     f"and above {RUNAWAY_MIN_KL:g} nats.",
     f"In the last quarter of PPO, the entropy is below {MIN_ENTROPY_SHARE:.0%} of its first value.",
+    f"In the last quarter of PPO, top-k and top-p keep fewer than {MIN_SUPPORT_SHARE:.0%} of the tokens that "
+    "they kept at first.",
     f"In the last quarter of PPO, over {MAX_CLIPPED_SHARE:.0%} of the tokens' ratios were clipped.",
     f"In PPO the score rose while the response length changed by a factor of over {LENGTH_FACTOR:g}.",
     f"PPO's held-out answers repeat over {MAX_MORE_REPETITION:.0%} more of their word pairs than SFT's. "
@@ -125,12 +128,14 @@ def _kl(results: Results) -> str | None:
     steps, values = results.curve("ppo", "objective/kl")
     if "kl" not in metrics and not steps:
         return None
-    kl = metrics.get("kl", values[-1] if values else 0.0)
+    kl = metrics.get("kl", values[-1] if values else 0.0) - metrics.get("kl_sft", 0.0)
     where = "on held-out prompts" if "kl" in metrics else f"of iteration {steps[-1]}"
     if kl > MAX_KL:
+        above_truncation = " beyond that of truncation alone" if "kl_sft" in metrics else ""
         return (
-            f"The KL {where} is {show_number(kl)} nats per response, above {MAX_KL:.0f}. The policy is far "
-            "from the SFT policy, where a reward model has little data. Raise ppo.kl_coef or stop earlier."
+            f"The KL {where} is {show_number(kl)} nats per response{above_truncation}, above {MAX_KL:.0f}. "
+            "The policy is far from the SFT policy, where a reward model has little data. "
+            "Raise ppo.kl_coef or stop earlier."
         )
     if metrics.get("kl_high", 0.0) < 0:
         return (
@@ -197,6 +202,18 @@ def _entropy(results: Results) -> str | None:
         f"The entropy has collapsed, from {show_number(values[0])} to {show_number(late)} nats per token. "
         "Samples are nearly all the same, so PPO has little to learn from. Raise ppo.kl_coef or "
         "ppo.entropy_coef, or lower ppo.learning_rate."
+    )
+
+
+def _support(results: Results) -> str | None:
+    _, values = results.curve("ppo", "rollout/support_size")
+    late = _last_quarter(results, "rollout/support_size")
+    if late is None or late >= MIN_SUPPORT_SHARE * values[0]:
+        return None
+    return (
+        f"Top-k and top-p keep {show_number(late)} tokens to sample from, {show_number(values[0])} at first. "
+        "The policy explores little, and tokens outside get no gradient. Raise ppo.kl_coef, or sample with "
+        "ppo.rollout.temperature in place of top_p."
     )
 
 
@@ -291,6 +308,7 @@ OF_RUN = (
     _truncated,
     _ratio,
     _entropy,
+    _support,
     _clipped,
     _length,
     _repetition,

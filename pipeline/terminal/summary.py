@@ -26,6 +26,7 @@ KEY_METRICS: dict[Stage, dict[str, str]] = {
         "reward_total_sft": "reward, sum of its terms, SFT",
         "reward_total_ppo": "reward, sum of its terms, PPO",
         "kl": "KL to SFT, nats per response",
+        "kl_sft": "KL of truncation alone",
         "mean_length": "response length, tokens",
     },
     "best": {

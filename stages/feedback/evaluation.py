@@ -58,7 +58,7 @@ def answer(
         batch = sampler.response_batch([prompt.prompt_ids for prompt in some], answers)
         scores = reward_model(some, answers) if rewards.uses_reward_model else torch.zeros(len(some))
         logprobs = response_logprobs(roles, role, batch)
-        ref_logprobs = response_logprobs(roles, Role.REFERENCE, batch)
+        ref_logprobs = response_logprobs(roles, Role.REFERENCE, batch.untruncated)
         kl = torch.where(batch.mask, logprobs - ref_logprobs, 0.0).sum(1)
         return list(zip(scores.tolist(), kl.tolist(), strict=True))
 
@@ -119,7 +119,8 @@ class HeldOutEvaluation:
             Means with 95 % intervals over prompts. `win_rate` is the share of prompts for which the judge
             prefers the PPO answer to the SFT answer. A tie counts one half. Each term of the reward has its
             `LABEL_score_sft`, `LABEL_score_ppo` and `LABEL_win_rate`. Their weighted sum, if it is more than
-            the only term, has `reward_total_sft`, `reward_total_ppo` and `reward_total_win_rate`.
+            the only term, has `reward_total_sft`, `reward_total_ppo` and `reward_total_win_rate`. With top-k
+            or top-p, `kl_sft` is the KL of the SFT policy's truncated sampling to its full distribution.
         """
         if not self.prompts:
             return {}
@@ -134,6 +135,8 @@ class HeldOutEvaluation:
             **mean_with_interval("kl", ppo.kl),
             **mean_with_interval("mean_length", ppo.lengths),
         }
+        if self.sampler.rollout.truncates:
+            metrics |= mean_with_interval("kl_sft", sft.kl)
         gold: dict[str, list[float]] = {}
         if self._judge:
             gold = {name: self._gold(of_role) for name, of_role in answers.items()}

@@ -23,7 +23,15 @@ from configs.schema import Base
 from data.storage.folder_digest import folder_digest
 from stages.internals.bitsandbytes import keep_packing
 from stages.internals.transformers import commit_hash
-from stages.models.base_checks import check_architecture, check_folder, check_loaded, loading, local_folder
+from stages.models.base_checks import (
+    check_architecture,
+    check_folder,
+    check_loaded,
+    check_logits,
+    loading,
+    local_folder,
+)
+from stages.models.base_files import check_files, check_weights
 from stages.models.demo_models import EMBEDDED, embedded_model
 from stages.models.onednn import use_onednn
 
@@ -60,6 +68,7 @@ def load_base(config: Base, device: torch.device) -> PreTrainedModel:
         use_onednn()
     check_folder(config)
     check_architecture(config, load_config(config))
+    check_weights(config, model_folder(config))
     with loading(config, "weights"):
         model, loading_report = AutoModelForCausalLM.from_pretrained(
             model_folder(config),
@@ -79,6 +88,7 @@ def load_base(config: Base, device: torch.device) -> PreTrainedModel:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     # Sampling defaults of a hub model (top-k, repetition penalty) would make samples off-policy.
     model.generation_config = GenerationConfig()
+    check_logits(config, model)
     return model
 
 
@@ -86,8 +96,10 @@ def load_config(config: Base) -> PretrainedConfig:
     """The base's `config.json`.
 
     Raises:
-        UserError: there is no such model, or transformers does not know its type.
+        UserError: there is no such model, transformers does not know its type, or a file beside it would
+            change what is loaded.
     """
+    check_files(config, model_folder(config))
     with loading(config, "config.json"):
         return AutoConfig.from_pretrained(
             model_folder(config), revision=config.revision, trust_remote_code=config.trust_remote_code

@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from configs.errors import UserError
+from data.storage.file_cache import cache_dir
 from data.storage.files import sha256
 
 CONVERTER_VERSION = 1  # part of the folder's name; raise it when a builder's output changes
@@ -80,7 +81,7 @@ def embedded_model(name: str) -> Path:
     """
     if name not in EMBEDDED:
         raise EmbeddedModelError(f"no embedded model is called {name!r}; choose from {sorted(EMBEDDED)}")
-    folder = _cache_dir() / f"{name}-v{CONVERTER_VERSION}"
+    folder = cache_dir() / f"{name}-v{CONVERTER_VERSION}"
     if not _faults(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -101,12 +102,6 @@ def embedded_model(name: str) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     return folder
-
-
-def _cache_dir() -> Path:
-    if folder := os.environ.get("TRISTAGE_CACHE"):
-        return Path(folder).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tristage"
 
 
 def _faults(folder: Path) -> list[str]:

@@ -141,7 +141,7 @@ class Roles(nn.Module):
             if (folder / HEAD_FILE).exists():
                 self.add_head_from(role, folder)
         self._after_adding(role, trainable=trainable)
-        check_adapter(folder, sum(name.startswith("causal.") for name in self.role_parameters(role)))
+        check_adapter(folder, role, self.role_parameters(role))
 
     def add_head(self, role: str) -> None:
         """Give `role` a new scalar head, small and random, in place of the LM head."""
@@ -152,6 +152,9 @@ class Roles(nn.Module):
         with loading_adapter(folder):
             self.add_head(role)
             self.heads[role].load_state_dict(load_file(folder / HEAD_FILE))
+        check_adapter(
+            folder, role, [name for name in self.role_parameters(role) if name.startswith("heads.")]
+        )
 
     def _after_adding(self, role: str, *, trainable: bool) -> None:
         layers = [module for module in self.causal.modules() if isinstance(module, LoraLayer)]

@@ -125,7 +125,7 @@ class TrainingLoop:
         Raises:
             UserError: too many updates in a row had a gradient that is not finite, the evaluation before
                 the first step is not finite, or nothing is held out to choose the best checkpoint by.
-            Paused: SIGINT or SIGTERM arrived. The current step was finished and saved, whatever `save_steps` says.
+            Paused: SIGINT or SIGTERM arrived. The current step was finished and saved.
         """
         progress, tracker = self.progress, self.context.tracker
         if progress.before is None:

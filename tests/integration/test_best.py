@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs.load import load_experiment
+from data.sources.formats import normalise
 from data.storage.files import write_json_lines
 from stages import best
 from stages.context import Context
@@ -44,8 +45,10 @@ def test_kl_of_the_best_of_uniform_answers() -> None:
 def test_only_answers_that_ended_become_demonstrations() -> None:
     row = {"prompt": "p", "completions": ["cut", "good", "bad"], "scores": [9.0, 2.0, 1.0]}
     assert best.demonstration(row | {"ended": [False, True, True]}) == {
-        "prompt": "p", "completion": "good", "score": 2.0,
+        "prompt": "p", "completion": "good", "rm_score": 2.0,
     }  # fmt: skip
+    read = normalise(best.demonstration(row | {"ended": [True] * 3}) or {}, "demonstrations")
+    assert read == {"prompt": "p", "completion": "cut"}, "SFT reads what `best` writes"
     assert best.demonstration(row | {"ended": [False] * 3}) is None
     assert best.demonstration(row | {"ended": [True] * 3, "completions": ["", "", ""]}) is None
     chat = [{"role": "user", "content": "p"}]
@@ -98,16 +101,16 @@ def test_parts_that_are_there_are_kept(context: Context, ranks, monkeypatch: pyt
     assert len(files) > 3
     for file in files[2:]:
         file.unlink()
-    asked: list[int] = []
-    shared = Sampler.shared
+    numbers_of_prompts: list[int] = []
+    respond = Sampler.respond_on_all_ranks
 
     def counted(self: Sampler, role: str, prompts, *rest) -> list[Response]:
-        asked.append(len(prompts))
-        return shared(self, role, prompts, *rest)
+        numbers_of_prompts.append(len(prompts))
+        return respond(self, role, prompts, *rest)
 
-    monkeypatch.setattr(Sampler, "shared", counted)
+    monkeypatch.setattr(Sampler, "respond_on_all_ranks", counted)
     resumed = best.run(replace(context, resume=True))
-    assert len(asked) == len(files) - 2
+    assert len(numbers_of_prompts) == len(files) - 2
     assert {file: file.read_text() for file in files} == before
     timeless = ("tokens_per_second", "peak_memory_bytes")
     same = {name: value for name, value in whole.metrics.items() if name not in timeless}

@@ -82,8 +82,10 @@ def test_samples_are_warped_and_so_are_their_log_probabilities(run: Run) -> None
     warped = ("ppo.rollout.temperature=0.7", "ppo.rollout.top_k=20", "ppo.rollout.top_p=0.9")
     options = (RECOMPUTED, *warped)
     plain, ran = run("ppo.minibatches=1", "ppo.epochs=1"), run(*options, folder="warped")
-    first = ran.rows[0]
-    assert first["objective/kl"] == 0.0
+    first, colder = ran.rows[0], run(RECOMPUTED, "ppo.rollout.temperature=0.7", folder="colder").rows[0]
+    assert first["objective/kl"] > 0.0, "the reference is whole: truncation alone is a distance"
+    assert colder["objective/kl"] == 0.0 and "rollout/support_size" not in colder
+    assert 1 < first["rollout/support_size"] <= 20
     assert max(ran.column("rollout/logprob_difference")) < 1e-5
     assert first["objective/entropy"] < plain.rows[0]["objective/entropy"] - 0.5
     assert first["objective/entropy"] < math.log(20)

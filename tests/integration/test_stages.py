@@ -90,6 +90,10 @@ def test_manifest_has_the_figures(apart: Path, stage: str) -> None:
     if stage == "sft":
         assert metrics["eval_loss_n"] == 8
     assert metrics["wall_seconds"] > 0 and metrics["peak_memory_bytes"] > 1e8
+    kept = metrics["examples"] + metrics["examples_held_out"]
+    assert (
+        metrics["examples_held_out"] == 8 and kept == metrics["rows_read"] - metrics["rows_of_other_stages"]
+    )
 
 
 def test_ppo_leaves_answers_to_look_at(apart: Path) -> None:
@@ -218,7 +222,7 @@ def test_finished_stage_says_so(apart: Path) -> None:
 def test_changed_stage_runs_again_and_those_downstream_notice(apart: Path, tmp_path: Path) -> None:
     run_dir = copy_upstream(apart, "ppo", tmp_path)
     done = run_stage("sft", run_dir, *OVERRIDES, "sft.max_steps=1")
-    assert "changed since: sft.max_steps: 6 -> 1" in done.stdout
+    assert "but these changed: sft.max_steps: 6 -> 1" in done.stdout
     assert rows(run_dir / "sft" / "metrics.jsonl")[-1]["step"] == 1
     done = run_stage("ppo", run_dir, *OVERRIDES, "sft.max_steps=1", status=2)
     assert "stage rm, which was trained on another sft adapter" in done.stdout and "--stage rm" in done.stdout

@@ -91,6 +91,8 @@ CONTRADICTIONS = [
     (["ppo.kl_target=6", "ppo.kl_horizon=10"], "kl_horizon (10) must be above a fifth of batch_size (64)"),
     (["ppo.rewards=[{source: 'https://u:p@h/'}]"], "a URL with a user's name or password in it"),
     (["ppo.rewards=[{source: 'https://h/?key=k'}]"], "a URL with a query"),
+    (["ppo.kl_estimator=k3", "ppo.rollout.top_p=0.9"], "kl_estimator: k3 is biased if rollout.top_k or"),
+    (["ppo.kl_estimator=k3", "ppo.rollout.top_k=9"], "kl_estimator: k3 is biased if rollout.top_k or"),
     (["rm.base.model=tiny-random"], "rm.base: is the experiment's own base; leave rm.base out"),
     (["sft.packing=true", "base.attention=eager"], "sft.packing: packed examples are kept apart by a mask"),
     (["sft.packing=true", "base.attention=flash_attention_2"], "set base.attention to sdpa"),

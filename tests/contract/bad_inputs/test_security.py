@@ -17,7 +17,7 @@ import pytest
 from data.storage.files import stays_inside
 from pipeline.state.manifest import read_manifest
 from tests.contract.bad_inputs.entry import files
-from tests.contract.bad_inputs.test_bad_models import Plant
+from tests.contract.bad_inputs.model_damage import Plant
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("configs", "data", "stages", "pipeline", "launch")

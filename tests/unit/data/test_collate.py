@@ -12,10 +12,9 @@ from stages.models.demo_models import embedded_model
 PAD = 9
 
 
-def test_sequences_are_padded_on_the_right():
-    batch = collate.sequences(
-        [([1, 2], [3, 9]), ([4], [5])], pad_id=PAD
-    )  # a completion may hold the pad token
+def test_demonstrations_are_padded_on_the_right():
+    rows = [Demonstration([1, 2], [3, 9]), Demonstration([4], [5])]  # a completion may hold the pad token
+    batch = collate.demonstrations(rows, pad_id=PAD)
     assert batch.input_ids.tolist() == [[1, 2, 3, 9], [4, 5, 9, 9]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert batch.completion_mask.tolist() == [[False, False, True, True], [False, True, False, False]]
@@ -30,7 +29,7 @@ def test_prompts_are_padded_on_the_left():
 
 
 def test_batches_move_as_a_whole():
-    batch = collate.sequences([([1], [2])], pad_id=PAD).to("meta")
+    batch = collate.demonstrations([Demonstration([1], [2])], pad_id=PAD).to("meta")
     assert isinstance(batch, collate.Batch) and {tensor.device.type for tensor in batch} == {"meta"}
 
 

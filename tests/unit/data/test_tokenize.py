@@ -7,8 +7,8 @@ from trl.data_utils import apply_chat_template
 
 from configs.errors import UserError
 from configs.schema import Data, Source
+from data.batches.fit import Counts
 from data.batches.tokenize import (
-    Counts,
     Demonstration,
     Prompt,
     Ranking,
@@ -112,8 +112,8 @@ def test_rankings_share_the_prompt(chatml):
 
 
 def test_sampled_tokens_are_used_unchanged(toy):
-    row = {"prompt": "ab", "completions": ["c", "d"], "completion_ids": [[4, END], [5, 5]], "ranks": [0, 0]}
-    assert rankings([row], toy, config())[0] == [Ranking("ab", [2, 3], [[4, END], [5, 5]], [0, 0])]
+    row = {"prompt": "ab", "completions": ["c", "d"], "completion_ids": [[4, END], [5, 5]], "ranks": [0, 1]}
+    assert rankings([row], toy, config())[0] == [Ranking("ab", [2, 3], [[4, END], [5, 5]], [0, 1])]
 
 
 def test_prompts(chatml, toy):
@@ -154,6 +154,38 @@ def test_a_ranking_is_over_long_when_any_answer_is(toy):
     kept, counts = rankings([row, fits], toy, config(overlong="truncate", **LENGTHS))
     assert kept[0].completion_ids == [[4, END], [4, 5, 6, 7, 8]]
     assert counts == Counts(kept=2, truncated=1)
+
+
+def test_completions_that_are_equal_once_truncated_make_no_pair(toy):
+    data = config(overlong="truncate", **LENGTHS)
+    cut = {"prompt": "ab", "completions": ["cdefgh", "cdefgi"], "ranks": [0, 1]}
+    apart = {"prompt": "ab", "completions": ["c", "d"], "ranks": [0, 1]}
+    kept, counts = rankings([cut, apart], toy, data)
+    assert kept == [Ranking("ab", [2, 3], [[4, END], [5, END]], [0, 1])]
+    assert counts == Counts(kept=1, truncated=0, without_pair=1)
+    assert "dropped as their completions are the same: 1" in str(counts)
+    with pytest.raises(UserError, match="none of the 1 rankings has two different completions"):
+        rankings([cut], toy, data)
+
+
+@pytest.mark.parametrize(
+    ("completions", "ranks", "left"),
+    [
+        ("cce", [0, 1, 2], ([4, 6], [0, 2])),  # next to each other: the first stays
+        ("cec", [0, 1, 2], ([], [])),  # a contradiction: none stays, and one answer makes no pair
+        ("cecf", [0, 1, 2, 3], ([6, 7], [1, 3])),
+        ("cce", [0, 0, 1], ([4, 4, 6], [0, 0, 1])),  # a tie makes no pair of the copies
+    ],
+)
+def test_copies_that_are_ranked_apart_are_dropped_and_counted(toy, completions, ranks, left):
+    row = {"prompt": "ab", "completions": list(completions), "ranks": ranks}
+    other = {"prompt": "ab", "completions": ["c", "d"], "ranks": [0, 1]}
+    kept, counts = rankings([row, other], toy, config())
+    ids, left_ranks = left
+    expected = [Ranking("ab", [2, 3], [[token, END] for token in ids], left_ranks)] if ids else []
+    assert kept == [*expected, Ranking("ab", [2, 3], [[4, END], [5, END]], [0, 1])]
+    assert counts.without_pair == (not ids)
+    assert counts.copies == (len(completions) - len(ids) if ids else 0)
 
 
 def test_over_long_prompts(toy):

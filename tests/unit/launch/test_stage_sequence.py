@@ -84,7 +84,7 @@ def test_visible_devices_survive_a_given_number(monkeypatch: pytest.MonkeyPatch)
             "CUDA_VISIBLE_DEVICES: deepspeed takes only numbers, not GPU-8f4f2c1a",
         ),
         (1, "MIG-41b3", "CUDA_VISIBLE_DEVICES: deepspeed takes only numbers, not MIG-41b3"),
-        (4, "0,1", "--num-accelerators: 4, but this machine has 2. Ask for 2 at most."),
+        (4, "0,1", "--num-accelerators: 4, but this machine has 2. Set it to 2 or less."),
     ],
 )
 def test_devices_that_deepspeed_cannot_be_told(

@@ -23,7 +23,7 @@ from launch import sweep as sweeping
 from launch.arguments import DEFAULT_CONFIG as DEMO
 from launch.cli import main
 from launch.deepspeed_command import Launch
-from launch.sweep import link_shared, runs_of, split_axes, sweep
+from launch.sweep import link_shared, run_sweep, runs_of, split_axes
 from launch.worker_pool import WorkerPool
 from pipeline.planning.request import Request
 from pipeline.reporting.sweep_report import write_sweep_report
@@ -105,7 +105,7 @@ def sweep_of(
         [sys.executable, "-c", STAND_IN, str(run.path), fate] for run, fate in zip(runs, fates, strict=True)
     ]
     request = Request(load_experiment(TINY), RunDirectory(root), "")
-    status = sweep((request, Launch(Path(), []), []), list(zip(runs, commands, strict=True)), pool)
+    status = run_sweep((request, Launch(Path(), []), []), list(zip(runs, commands, strict=True)), pool)
     return status, [(run.path / "ended").exists() for run in runs]
 
 
@@ -202,7 +202,7 @@ def test_the_command_starts_every_run_and_reports(
     shared: list[sweeping.Job] = []
     started: list[tuple[sweeping.Run, list[str]]] = []
 
-    def sweep(root: sweeping.Job, runs: list[tuple[sweeping.Run, list[str]]], pool: WorkerPool) -> int:
+    def run_sweep(root: sweeping.Job, runs: list[tuple[sweeping.Run, list[str]]], pool: WorkerPool) -> int:
         shared.append(root)
         assert pool.free == [0, 1, 2, 3], "more places than runs would only make shares small"
         for run, command in [] if fails else runs:
@@ -211,7 +211,7 @@ def test_the_command_starts_every_run_and_reports(
             MadeUp(run.path).stage("ppo").judge()
         return fails
 
-    monkeypatch.setattr(sweeping, "sweep", sweep)
+    monkeypatch.setattr("launch.cli.run_sweep", run_sweep)
     words = ["--config", str(TINY), "--run-dir", str(tmp_path / "run"), "--seeds", "2", "sft.epochs=2"]
     words += ["--jobs", "9", "--num-accelerators", "1", "--force"]
     monkeypatch.setattr("sys.argv", ["tristage", "sweep", *words, "ppo.kl_coef=0,0.05"])

@@ -84,6 +84,28 @@ def test_edited_file_is_noticed_and_a_missing_one_is_left_to_the_stage(key: str,
     assert plan_stage(request(tmp_path, config), "sft").action == "skip"
 
 
+def test_a_folder_of_data_is_noticed_when_a_file_comes_goes_or_changes(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("a")
+    config = toy(data__sft__path=str(folder))
+    leave(tmp_path, "sft", config=config)
+    assert plan_stage(request(tmp_path, config), "sft").action == "skip"
+
+    def check_changed() -> None:
+        plan = plan_stage(request(tmp_path, config), "sft")
+        assert plan.action == "run" and "data.sft.path: the file's content" in plan.why
+
+    (folder / "b.jsonl").touch()
+    check_changed()
+    (folder / "a.jsonl").unlink()
+    check_changed()
+    (folder / "b.jsonl").rename(folder / "a.jsonl")
+    check_changed()
+    (folder / "a.jsonl").write_text("a")
+    assert plan_stage(request(tmp_path, config), "sft").action == "skip"
+
+
 def test_interrupted_run_whose_data_was_edited_is_blocked(tmp_path: Path) -> None:
     file = tmp_path / "sft.jsonl"
     file.write_text("before")

@@ -261,7 +261,7 @@ def test_an_interrupted_stage_is_named_and_its_curves_are_drawn(run):
     with (run.path / "ppo" / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 9, "objec')
     html, text = run.texts()
-    assert "Stage ppo failed (ValueError: &lt;b&gt;). It has no final figures" in html
+    assert "Stage ppo failed (ValueError: &lt;b&gt;). It has no final metrics" in html
     assert "curves-ppo.png" in html
     assert "gold.png" not in html
     assert ["PPO", "sft/adapter sftsftsftsft<br>rm/adapter rmrmrmrmrmrm"] in [

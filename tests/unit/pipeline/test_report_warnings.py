@@ -31,6 +31,16 @@ def late(name, value, count=4):
     return change
 
 
+def kept_tokens(first, last):
+    """Top-k and top-p keep `first` tokens, and `last` in the last quarter of the 16 iterations."""
+
+    def change(run):
+        late("rollout/support_size", first, count=16)(run)
+        late("rollout/support_size", last)(run)
+
+    return change
+
+
 def answers(text):
     def change(run):
         for row in run.evaluation:
@@ -72,6 +82,10 @@ def answers(text):
         (late("objective/kl", 7.97), None),
         (late("objective/entropy", 0.7), "entropy has collapsed, from 2.35 to 0.7"),
         (late("objective/entropy", 0.71), None),
+        (kept_tokens(20.0, 9.9), "keep 9.9 tokens to sample from, 20 at first"),
+        (kept_tokens(20.0, 10.0), None),
+        (figures("ppo", kl=17.01, kl_sft=2.0), "is 15.01 nats per response beyond that of truncation alone"),
+        (figures("ppo", kl=17.0, kl_sft=2.0), None),
         (late("policy/clipfrac_avg", 0.31), "31% of the tokens' ratios were clipped"),
         (late("policy/clipfrac_avg", 0.3), None),
         (late("completions/mean_length", 24.5), "went from 12.2 to 24.5 tokens"),

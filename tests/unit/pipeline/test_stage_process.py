@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -155,6 +156,32 @@ def test_a_result_that_is_not_finite_is_a_failure(
     assert "error: stage sft: kl of the result is not a finite number" in capsys.readouterr().err
     assert manifest_of(tmp_path).status == "failed"
     assert run(stage="rm") == 2, "the next stage does not start"
+
+
+def test_a_failure_before_the_first_step_restores_the_finished_result(
+    tmp_path: Path, run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(context: Context) -> Outcome:
+        raise UserError("rows.jsonl: row 3: no prompt")
+
+    assert run() == 0
+    config, manifest = (tmp_path / "config.yaml").read_text(), manifest_of(tmp_path)
+    assert run(refuse, config=toy(sft__epochs=9)) == 2
+    assert "its earlier result is back in place" in capsys.readouterr().err
+    assert manifest_of(tmp_path) == manifest and (tmp_path / "config.yaml").read_text() == config
+    failed = json.loads((tmp_path / "sft.failed-1" / "manifest.json").read_text())
+    assert failed["status"] == "failed" and not (tmp_path / "sft.old-1").exists()
+    assert run(pytest.fail) == 0, "with the first configuration, the stage is finished"
+
+
+def test_a_failure_after_the_first_step_stays_in_place(tmp_path: Path, run) -> None:
+    def fail(context: Context) -> Outcome:
+        context.tracker.log({"loss": 9.0}, 1)
+        raise ZeroDivisionError
+
+    assert run() == 0
+    assert run(fail, config=toy(sft__epochs=9)) == 1
+    assert manifest_of(tmp_path).status == "failed" and (tmp_path / "sft.old-1").is_dir()
 
 
 def test_stage_without_adapter_is_a_failure(tmp_path: Path, run) -> None:

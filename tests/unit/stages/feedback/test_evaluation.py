@@ -106,7 +106,7 @@ def canned(monkeypatch) -> list[str]:
 
 
 def test_final_judgement_by_hand(canned, tmp_path):
-    metrics = HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, REWARDS, PROMPTS).final()
+    metrics = HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, REWARDS, PROMPTS).compare_policies()
     assert sorted(canned) == ["base", "policy", "reference"]
     expected = {
         "rm_score_sft": 1.0,  # (0 + 1 + 2) / 3
@@ -149,12 +149,14 @@ def test_a_judge_of_the_users_own_sees_prompts_and_answers(canned, tmp_path, mon
     evaluation = HeldOutEvaluation(
         context_in(tmp_path, judge="my_judge:judge"), silent(), NOTHING, REWARDS, PROMPTS
     )
-    assert evaluation.of_policy()["gold"] == pytest.approx(1 / 3)
-    assert evaluation.final()["win_rate"] == pytest.approx(2 / 3)  # a tie, a tie, and won
+    assert evaluation.evaluate_policy()["gold"] == pytest.approx(1 / 3)
+    assert evaluation.compare_policies()["win_rate"] == pytest.approx(2 / 3)  # a tie, a tie, and won
 
 
 def test_without_a_judge_there_is_no_gold(canned, tmp_path):
-    metrics = HeldOutEvaluation(context_in(tmp_path, judge=None), silent(), NOTHING, REWARDS, PROMPTS).final()
+    metrics = HeldOutEvaluation(
+        context_in(tmp_path, judge=None), silent(), NOTHING, REWARDS, PROMPTS
+    ).compare_policies()
     assert "rm_win_rate" in metrics
     assert not [name for name in metrics if "gold" in name or name.startswith("win_rate")]
     assert "gold" not in (tmp_path / "evaluation.jsonl").read_text()
@@ -162,12 +164,12 @@ def test_without_a_judge_there_is_no_gold(canned, tmp_path):
         "gold"
         not in HeldOutEvaluation(
             context_in(tmp_path, judge=None), silent(), NOTHING, REWARDS, PROMPTS
-        ).of_policy()
+        ).evaluate_policy()
     )
 
 
 def test_held_out_figures_by_hand(canned, tmp_path):
-    found = HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, REWARDS, PROMPTS).of_policy()
+    found = HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, REWARDS, PROMPTS).evaluate_policy()
     expected = {
         "score": 2.0,
         "kl": 3.0,
@@ -181,23 +183,26 @@ def test_held_out_figures_by_hand(canned, tmp_path):
 
 def test_final_judgement_takes_the_latest_answers_of_the_policy(canned, tmp_path):
     judge = HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, REWARDS, PROMPTS)
-    judge.of_policy()
-    judge.of_policy()
-    metrics = judge.final()
+    judge.evaluate_policy()
+    judge.evaluate_policy()
+    metrics = judge.compare_policies()
     assert canned == ["policy", "policy", "base", "reference"]
-    assert metrics == HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, REWARDS, PROMPTS).final()
+    assert (
+        metrics
+        == HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, REWARDS, PROMPTS).compare_policies()
+    )
 
 
 def test_other_ranks_write_nothing(canned, tmp_path):
     HeldOutEvaluation(
         context_in(tmp_path, judge=None), silent(Ranks(1, 2, CPU)), NOTHING, REWARDS, PROMPTS
-    ).final()
+    ).compare_policies()
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_held_out_is_no_judgement(canned, tmp_path):
-    assert HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, REWARDS, []).final() == {}
-    assert HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, REWARDS, []).of_policy() == {}
+    assert HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, REWARDS, []).compare_policies() == {}
+    assert HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, REWARDS, []).evaluate_policy() == {}
     assert not list(tmp_path.iterdir())
     assert canned == []
 
@@ -218,7 +223,7 @@ def test_kl_and_scores_of_an_answer_equal_the_naive_ones(adapters, tiny_tokenize
         for parameter in roles.role_parameters("policy").values():
             parameter.mul_(1.2)  # no longer its reference
     given = [[30, 31, 32, 2], [40], [50, 2]]
-    monkeypatch.setattr(Sampler, "shared", lambda *_: [Response(ids) for ids in given])
+    monkeypatch.setattr(Sampler, "respond_on_all_ranks", lambda *_: [Response(ids) for ids in given])
     found = answered(tmp_path, roles, tiny_tokenizer, "policy")
     assert found.lengths == [4, 1, 2]
     for i, (prompt, response) in enumerate(zip(PROMPTS, given, strict=True)):
