@@ -18,7 +18,7 @@ from stages.feedback import labellers, rankings
 from stages.feedback.rankings import read_collected_rankings
 from stages.sampling.decoding import Response
 from stages.sampling.sampler import Sampler
-from tests.contract.bad_inputs.entry import flip
+from tests.contract.bad_inputs.entry import check_message, flip
 from tests.support.roles import CPU
 from tests.unit.stages.feedback.test_evaluation import context_in
 
@@ -51,6 +51,19 @@ def test_rankings_of_ties_alone_are_left_out(tmp_path):
     useful, useless = row("train", ["a", "b"], [0, 1]), row("train", ["a", "a"], [0, 0])
     rankings.write_sealed(tmp_path / "rankings.jsonl", [useless, useful])
     assert read_collected_rankings(resuming(tmp_path)) == ([useful], [])
+
+
+@pytest.mark.parametrize("held_out", [[0, 0], [0, 1]])
+def test_training_rankings_that_all_tie_are_an_error(held_out, tmp_path):
+    rows = [row("train", ["a", "a"], [0, 0])] * 3 + [row("held_out", ["a", "b"], held_out)]
+    rankings.write_sealed(tmp_path / "rankings.jsonl", rows)
+    with pytest.raises(UserError) as caught:
+        read_collected_rankings(resuming(tmp_path))
+    check_message(
+        str(caught.value),
+        f"{tmp_path}/rankings.jsonl: no training ranking prefers one answer to another",
+        "Name another rm.rankings.labeller",
+    )
 
 
 def test_writing_leaves_nothing_else_behind(tmp_path):
