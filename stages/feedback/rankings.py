@@ -54,7 +54,8 @@ def read_collected_rankings(context: Context, record_samples: bool) -> tuple[lis
         record_samples: record some of them as samples of step 0.
 
     Raises:
-        UserError: the file is not what this stage collected; its SHA-256 is in `folder/rankings.sha256`.
+        UserError: the file is not what this stage collected; its SHA-256 is in `folder/rankings.sha256`. Or
+            all training rankings tie.
     """
     collected = _read(context.folder / FILE)
     if record_samples:
@@ -64,6 +65,12 @@ def read_collected_rankings(context: Context, record_samples: bool) -> tuple[lis
     tied = len(collected) - len(useful)
     context.tracker.note(f"{len(collected)} rankings in {FILE}; {tied} left out: all their answers tie")
     train, held_out = ([row for row in useful if row["split"] == split] for split in SPLITS)
+    if collected and not train:
+        raise UserError(
+            f"{context.folder / FILE}: no training ranking prefers one answer to another: the labeller "
+            f"{context.config.rm.rankings.labeller} gave all answers to each prompt one label. Name another "
+            "rm.rankings.labeller, or raise rm.rankings.completions, and start over with --fresh."
+        )
     return train, held_out
 
 

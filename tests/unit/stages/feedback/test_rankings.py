@@ -18,7 +18,7 @@ from stages.feedback import labellers, rankings
 from stages.feedback.rankings import read_collected_rankings
 from stages.sampling.decoding import Response
 from stages.sampling.sampler import Sampler
-from tests.contract.bad_inputs.entry import flip
+from tests.contract.bad_inputs.entry import check_message, flip
 from tests.support.roles import CPU
 from tests.unit.stages.feedback.test_evaluation import context_in
 
@@ -64,6 +64,19 @@ def test_an_attempt_without_a_checkpoint_records_samples_again(tmp_path, monkeyp
     assert recorded == []
     read_collected_rankings(context, record_samples=True)
     assert recorded == [(0, [{name: row[name] for name in rankings.READABLE} for row in rows[::2]])]
+
+
+@pytest.mark.parametrize("held_out", [[0, 0], [0, 1]])
+def test_training_rankings_that_all_tie_are_an_error(held_out, tmp_path):
+    rows = [row("train", ["a", "a"], [0, 0])] * 3 + [row("held_out", ["a", "b"], held_out)]
+    rankings.write_sealed(tmp_path / "rankings.jsonl", rows)
+    with pytest.raises(UserError) as caught:
+        read_collected_rankings(resuming(tmp_path))
+    check_message(
+        str(caught.value),
+        f"{tmp_path}/rankings.jsonl: no training ranking prefers one answer to another",
+        "Name another rm.rankings.labeller",
+    )
 
 
 def test_writing_leaves_nothing_else_behind(tmp_path):
