@@ -8,6 +8,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import torch
 from transformers import PreTrainedModel
 
@@ -121,16 +122,32 @@ def _embedding(base: PreTrainedModel, targets: str | list[str]) -> str:
 
 
 def check_memory(share: float, device: torch.device) -> None:
-    """Raise UserError if `share` of the GPU is more than is free. vLLM starts beside the training model.
+    """Raise UserError unless vLLM can start beside the training model with `share` of the device's memory.
 
-    On a CPU, vLLM checks that itself.
+    On a CPU, vLLM counts what the process holds already as a part of its share.
     """
-    if device.type != "cuda":
-        return
-    torch.cuda.empty_cache()
-    free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
+    free, total, held = _gpu_memory(device) if device.type == "cuda" else _cpu_memory()
+    owner = "GPU" if device.type == "cuda" else "CPU"
+    asked = f"{SHARE}: {share:g} of the {owner}'s memory is {share * total:.1f} GiB"
     if share * total > free:
         raise UserError(
-            f"{SHARE}: {share:g} of the GPU is {share * total:.1f} GiB, and {free:.1f} GiB of {total:.1f} "
-            "are free. Lower it, or choose another rollout.engine."
+            f"{asked}, and {free:.1f} GiB of {total:.1f} are free. "
+            "Lower it, or choose another rollout.engine."
         )
+    if share * total <= held:
+        raise UserError(f"{asked}, and this process already holds {held:.1f} GiB of it. Raise it.")
+
+
+def _gpu_memory(device: torch.device) -> tuple[float, float, float]:
+    """GiB that are free, all of them, and those that count as vLLM's already."""
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return free / 2**30, total / 2**30, 0.0
+
+
+def _cpu_memory() -> tuple[float, float, float]:
+    """As `_gpu_memory`."""
+    from vllm.platforms import current_platform
+
+    free, held = psutil.virtual_memory().available, psutil.Process().memory_info().rss
+    return free / 2**30, current_platform.get_device_total_memory() / 2**30, held / 2**30

@@ -215,6 +215,9 @@ class Platform:
     def is_sleep_mode_available(self) -> bool:
         return self.device_type == "cuda"
 
+    def get_device_total_memory(self, device_id: int = 0) -> int:
+        return 10 * 2**30
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:

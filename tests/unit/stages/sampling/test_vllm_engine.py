@@ -9,9 +9,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from peft import PeftModel
@@ -35,7 +37,10 @@ GIB = 2**30
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[LLM]]:
-    """The engines that a test starts, on a CPU."""
+    """The engines that a test starts, on a CPU of 10 GiB."""
+    held = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=GIB))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=6 * GIB))
+    monkeypatch.setattr(psutil, "Process", lambda: held)
     monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -315,10 +320,30 @@ def test_more_memory_than_is_free(gpu, roles, tiny_tokenizer) -> None:
         on_gpu(roles, tiny_tokenizer, gpu_memory_utilization=0.7)
     check_message(
         str(caught.value),
-        "rollout.vllm.gpu_memory_utilization: 0.7 of the GPU is 7.0 GiB",
+        "rollout.vllm.gpu_memory_utilization: 0.7 of the GPU's memory is 7.0 GiB",
         "6.0 GiB of 10.0 are free. Lower it",
     )
     assert not gpu
+
+
+@pytest.mark.parametrize(
+    ("share", "reason"),
+    [
+        (0.5, "0.5 of the CPU's memory is 5.0 GiB, and 4.0 GiB of 10.0 are free. Lower it"),
+        (0.1, "0.1 of the CPU's memory is 1.0 GiB, and this process already holds 2.0 GiB of it. Raise it."),
+    ],
+)
+def test_memory_of_a_cpu(share, reason, started, roles, tiny_tokenizer, monkeypatch) -> None:
+    held = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=2 * GIB))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=4 * GIB))
+    monkeypatch.setattr(psutil, "Process", lambda: held)
+    with (
+        pytest.raises(UserError) as caught,
+        sampler_of(roles, tiny_tokenizer, vllm={"gpu_memory_utilization": share}),
+    ):
+        pass
+    check_message(str(caught.value), f"rollout.vllm.gpu_memory_utilization: {reason}")
+    assert not started
 
 
 def test_base_that_vllm_does_not_run(started, roles, tiny_tokenizer, monkeypatch) -> None:
