@@ -99,7 +99,8 @@ def check_vllm_adapter(config: Experiment, stage: Stage, base: PreTrainedModel, 
     if name := _embedding(base, config.adapter.target_modules):
         reason = f"vllm takes no adapter on {name}; leave it out of adapter.target_modules"
         raise UserError(f"{key}.engine: {reason}, or choose auto.")
-    if folder is None or not _section(config, stage):
+    section = _section(config, stage)
+    if folder is None or section is None:
         return
     with loading_adapter(folder):
         written = json.loads((folder / "adapter_config.json").read_text())
@@ -108,7 +109,7 @@ def check_vllm_adapter(config: Experiment, stage: Stage, base: PreTrainedModel, 
     if refusal:
         raise UserError(
             f"{folder}: vllm does not take this adapter: {refusal.rstrip('.')}. "
-            f"Train it without that, or set {key}.engine to auto."
+            f"Train it without that, or set {section[0]}.engine to auto."
         )
 
 

@@ -45,3 +45,8 @@ def train(roles: Roles) -> None:
     with torch.no_grad():
         for parameter in roles.role_parameters("policy").values():
             parameter.add_(0.02)
+
+
+def letters(prompts: list[str], completions: list[str]) -> list[float]:
+    """A labeller that tells random text apart."""
+    return [float(sum(letter.isalpha() for letter in completion)) for completion in completions]

@@ -42,7 +42,7 @@ LARGEST_DIFFERENCE = 0.05 if GPU else 1e-5
 @pytest.fixture(scope="module")
 def overrides(wide_folder: Path) -> tuple[str, ...]:
     base = ["base.compute_dtype=auto"] if GPU else [f"base.model={wide_folder}", "base.quantization=none"]
-    rankings = f"rm.rankings={{labeller: warmth, completions: 2, rollout: {VLLM}}}"
+    rankings = f"rm.rankings={{labeller: 'tests.vllm.samples:letters', completions: 2, rollout: {VLLM}}}"
     return (*base, f"ppo.rollout={VLLM}", rankings, "ppo.learning_rate=1e-3", "ppo.eval_steps=null")
 
 
