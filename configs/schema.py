@@ -17,7 +17,7 @@ from configs.sections.best import Best
 from configs.sections.data import DATA_FILES, Data, Shares, Source
 from configs.sections.deepspeed import DeepSpeed
 from configs.sections.ppo import Ppo, Reward
-from configs.sections.rollout import VLLM_LORA_RANKS, Rollout, Vllm
+from configs.sections.rollout import EMBEDDINGS, VLLM_LORA_RANKS, Rollout, Vllm
 from configs.sections.tracking import Tracking
 from configs.sections.training import Epochs, Rankings, Rm, Sft, Training
 from configs.sections.values import Section, Seed
@@ -26,6 +26,7 @@ from configs.stage_names import ALL_STAGES, STAGES, UPSTREAM, Stage, data_stage
 __all__ = [
     "ALL_STAGES",
     "DATA_FILES",
+    "EMBEDDINGS",
     "STAGES",
     "UPSTREAM",
     "VLLM_LORA_RANKS",

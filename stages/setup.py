@@ -14,7 +14,7 @@ from stages.models.base_files import check_weights
 from stages.models.role_models import RoleModels, check_critic
 from stages.models.roles import Roles
 from stages.sampling.decoding_batch import check_joinable
-from stages.sampling.vllm_engine import check_vllm
+from stages.sampling.vllm_checks import check_vllm, check_vllm_adapter
 from stages.training.optimizer import deepspeed_options
 
 
@@ -25,7 +25,7 @@ def prepare(context: Context) -> RoleModels:
         UserError: a base, tokenizer or vLLM is not usable, or an upstream stage was trained on another base.
     """
     config, ranks = context.config, context.ranks
-    check_vllm(config, context.stage)
+    check_vllm(config, context.stage, ranks.device)
     bases = config.bases(context.stage)
     if ranks.rank == 0:
         for base in bases:
@@ -41,6 +41,7 @@ def prepare(context: Context) -> RoleModels:
         check_critic(config, tokenizers)
     roles = [_roles(context, base, ranks) for base in bases]
     models = RoleModels(*zip(roles, tokenizers, strict=True))
+    check_vllm_adapter(config, context.stage, models.policy_base.causal, context.inputs.get("sft"))
     for stage, trained_on in context.bases.items():
         roles_of_stage = models.reward_base if stage == "rm" else models.policy_base
         check_base(config, stage, trained_on, roles_of_stage.base_digest)

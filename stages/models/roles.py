@@ -106,7 +106,8 @@ class Roles(nn.Module):
     @property
     def lora_rank(self) -> int:
         """The largest rank among the adapters."""
-        return max(config.r for config in self._peft[0].peft_config.values())
+        configs = self._peft[0].peft_config.values()
+        return max(rank for config in configs for rank in (config.r, *config.rank_pattern.values()))
 
     def add_new(self, role: str, adapter: Adapter) -> None:
         """Give `role` a fresh trainable adapter; B is zero, so it starts as the base itself.

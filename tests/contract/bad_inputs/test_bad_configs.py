@@ -37,6 +37,7 @@ OVERRIDES = [
     ("sft.epochs=1e308", "sft.epochs: '1e308' is not allowed"),
     ("ppo.kl_coef=.inf", "ppo.kl_coef: inf is not allowed"),
     ("data.sft.limit=0", "data.sft.limit: 0 is not allowed"),
+    ("ppo.rollout.vllm.enforce_eager=maybe", "true or false"),
     ("ppo.rollout.vllm.gpu_memory_utilization=1.5", "a number > 0 and ≤ 1"),
     ("deepspeed.timeout_minutes=1e300", "deepspeed.timeout_minutes: '1e300' is not allowed"),
     (f"seed={'9' * 5000}", "seed: not YAML: Exceeds the limit"),
@@ -102,11 +103,19 @@ CONTRADICTIONS = [
     ),
     (
         [VLLM, "base.compute_dtype=float32"],
-        "ppo.rollout.engine: vllm's LoRA computes in bf16; set base.compu",
+        "ppo.rollout.engine: vllm computes in bf16 on an NF4 base; set base.compute_dtype to auto, or",
     ),
     (
         [VLLM, "base.trust_remote_code=true"],
         "ppo.rollout.engine: vllm does not run the code that base.trust_",
+    ),
+    (
+        [VLLM, "base.quantization=none", "adapter.target_modules=[q_proj, lm_head]"],
+        "ppo.rollout.engine: vllm takes no adapter on lm_head; leave it out of adapter.target_modules",
+    ),
+    (
+        [VLLM, "base.quantization=none", "adapter.target_modules=[model.embed_tokens]"],
+        "ppo.rollout.engine: vllm takes no adapter on model.embed_tokens; leave it out",
     ),
     ([VLLM, "adapter.r=513"], "ppo.rollout.engine: vllm takes adapters up to rank 512; lower adapter.r"),
     ([VLLM, "ppo.rollout.temperature=0.001"], "ppo.rollout.temperature: vllm raises values below 0.01"),

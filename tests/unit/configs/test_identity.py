@@ -33,6 +33,7 @@ def trial(minimal: Path, *overrides: str) -> Experiment:
         ("rm.rankings.rollout.engine=merged", set()),
         ("ppo.rollout.engine=vllm", {"ppo"}),
         ("ppo.rollout.vllm.gpu_memory_utilization=0.5", set()),
+        ("ppo.rollout.vllm.enforce_eager=true", set()),
         ("ppo.rollout.engine=continuous", set()),
         ("base.gradient_checkpointing=true", set()),
         ("sft.micro_batch_size=1", set()),
