@@ -1,4 +1,4 @@
-"""vLLM beside the model that trains, on a CUDA GPU: both say the same of a response, whatever was updated."""
+"""vLLM beside the training model on a CUDA GPU: both give the same log-probabilities after each update."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OVERRIDES = ("base.compute_dtype=auto", "ppo.rollout.engine=vllm", "ppo.learning
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A finished run whose rollouts are vLLM's, every stage in this process."""
+    """A finished run with vLLM rollouts. Every stage ran in this process."""
     folder = tmp_path_factory.mktemp("vllm")
     environment = dict(os.environ)
     request = Request(load_experiment(TINY, OVERRIDES), RunDirectory(folder))
@@ -42,7 +42,7 @@ def test_stage_finishes(run_dir: Path) -> None:
 
 
 def test_vllm_says_what_the_model_that_trains_says(run_dir: Path) -> None:
-    """A stale adapter, another temperature or a shifted token would each be off by far more."""
+    """A stale adapter, another temperature or a shifted token would exceed the limit by far."""
     logged = rows(run_dir / "ppo" / "metrics.jsonl")
     differences = [row["rollout/logprob_difference"] for row in logged if "rollout/logprob_difference" in row]
     assert len(differences) > 1

@@ -35,10 +35,10 @@ from tests.support.runs import (
     launcher,
     rows,
     run_stage,
+    stage_arguments,
     start,
     start_warm,
     untimed,
-    words,
 )
 
 OVERRIDES = ("adapter.dropout=0.1", "sft.save_steps=4", "ppo.save_steps=3")
@@ -163,7 +163,7 @@ def test_best_checkpoint_needs_an_evaluation(
 
 def run(ranks: int, stage: Stage, run_dir: Path) -> str:
     """A stage under `deepspeed`, which must end well; returns what it says."""
-    done = start([*launcher(ranks), RUN_STAGE, *words(stage, run_dir, *OVERRIDES)])
+    done = start([*launcher(ranks), RUN_STAGE, *stage_arguments(stage, run_dir, *OVERRIDES)])
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -186,10 +186,10 @@ def test_interrupted_under_deepspeed_and_resumed_is_as_if_never_interrupted(
     upstream: Path, tmp_path: Path, ranks: int, stage: Stage, when: str
 ) -> None:
     whole, ours = (copy_upstream(upstream, stage, tmp_path / name) for name in ("whole", "ours"))
-    undisturbed = start_warm([RUN_STAGE, *words(stage, whole, *OVERRIDES)], ranks)
+    undisturbed = start_warm([RUN_STAGE, *stage_arguments(stage, whole, *OVERRIDES)], ranks)
     assert undisturbed.returncode == 0, undisturbed.stdout
 
-    interrupted = start([*launcher(ranks), KILLED_STAGE, when, *words(stage, ours, *OVERRIDES)])
+    interrupted = start([*launcher(ranks), KILLED_STAGE, when, *stage_arguments(stage, ours, *OVERRIDES)])
     name, step, *rank = when.split("@")
     signum = signal.Signals[name]
     # A signal that is sent to all processes kills the `deepspeed` command, too, unless the process that it

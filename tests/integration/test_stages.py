@@ -30,9 +30,9 @@ from tests.support.runs import (
     launcher,
     rows,
     run_stage,
+    stage_arguments,
     start,
     start_warm,
-    words,
 )
 
 OVERRIDES = ("ppo.judge=warmth", "adapter.dropout=0.1")
@@ -52,7 +52,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose stages were launched one by one."""
     run_dir = tmp_path_factory.mktemp("apart")
     for stage in STAGES:
-        done = start([*launcher(1), RUN_STAGE, *words(stage, run_dir, *OVERRIDES)])
+        done = start([*launcher(1), RUN_STAGE, *stage_arguments(stage, run_dir, *OVERRIDES)])
         assert done.returncode == 0, done.stdout
     return run_dir
 
@@ -133,7 +133,7 @@ def test_killed_and_resumed_is_as_if_never_killed(
     apart: Path, tmp_path: Path, stage: Stage, step: int
 ) -> None:
     run_dir = copy_upstream(apart, stage, tmp_path)
-    command = words(stage, run_dir, *OVERRIDES)
+    command = stage_arguments(stage, run_dir, *OVERRIDES)
     killed = start_warm([KILLED_STAGE, str(step), *command])
     assert killed.returncode == -signal.SIGKILL, killed.stdout
     checkpoints = sorted(path.name for path in (run_dir / stage / "checkpoints").glob("step-*"))
@@ -154,7 +154,7 @@ def test_killed_after_the_last_checkpoint_repeats_nothing(
     apart: Path, tmp_path: Path, stage: Stage, steps: int
 ) -> None:
     run_dir = copy_upstream(apart, stage, tmp_path)
-    killed = start_warm([KILLED_STAGE, "end", *words(stage, run_dir, *OVERRIDES)])
+    killed = start_warm([KILLED_STAGE, "end", *stage_arguments(stage, run_dir, *OVERRIDES)])
     assert killed.returncode == -signal.SIGKILL, killed.stdout
     assert (run_dir / stage / "checkpoints" / f"step-{steps:06d}").exists()
     assert not (run_dir / stage / "adapter").exists()
@@ -172,7 +172,7 @@ def test_killed_after_the_last_checkpoint_repeats_nothing(
     ],
 )
 def test_the_rank_that_failed_is_named_and_the_stage_resumes(tmp_path: Path, how: str, word: str) -> None:
-    command = words("sft", tmp_path, "sft.save_steps=1", "deepspeed.timeout_minutes=0.4")
+    command = stage_arguments("sft", tmp_path, "sft.save_steps=1", "deepspeed.timeout_minutes=0.4")
     failed = start([*launcher(2), KILLED_STAGE, how, *command])
     assert failed.returncode not in (0, 130, 143), failed.stdout
     manifest = json.loads((tmp_path / "sft" / "manifest.json").read_text())
@@ -231,7 +231,7 @@ def test_missing_upstream_is_named(apart: Path, tmp_path: Path) -> None:
 def test_a_disk_that_takes_no_more_is_told_and_loses_nothing(apart: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands in for a full disk: it strikes in the first checkpoint."""
     limited = ["bash", "-c", 'ulimit -f 64 && exec "$@"', "bash"]
-    done = start([*limited, sys.executable, RUN_STAGE, *words("sft", tmp_path, *OVERRIDES)])
+    done = start([*limited, sys.executable, RUN_STAGE, *stage_arguments("sft", tmp_path, *OVERRIDES)])
     assert done.returncode == 2 and "Traceback" not in done.stdout, done.stdout
     assert f"error: {tmp_path / 'sft'}: could not be written" in done.stdout
     assert not list((tmp_path / "sft" / "checkpoints").iterdir())

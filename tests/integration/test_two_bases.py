@@ -35,9 +35,9 @@ from tests.support.runs import (
     copy_upstream,
     rows,
     run_stage,
+    stage_arguments,
     start_warm,
     untimed,
-    words,
 )
 
 SHORT = ("ppo.iterations=3", "ppo.keep_checkpoints=9", "ppo.eval_steps=null", "data.ppo.held_out=4")
@@ -247,7 +247,7 @@ def test_two_sharded_ranks_give_the_same_figures(bases: Bases, whole: Path, tmp_
     overrides = (*bases.own(bases.wider), f"deepspeed.config={tmp_path / 'zero.json'}")
     for stage in ("rm", "ppo"):
         run_dir = copy_upstream(whole, stage, tmp_path / stage)
-        done = start_warm([RUN_STAGE, *words(stage, run_dir, *overrides)], ranks=2)
+        done = start_warm([RUN_STAGE, *stage_arguments(stage, run_dir, *overrides)], ranks=2)
         assert done.returncode == 0, done.stdout
         ours, theirs = rows(run_dir / stage / "metrics.jsonl"), rows(whole / stage / "metrics.jsonl")
         for row, expected in zip(ours, theirs, strict=True):

@@ -1,7 +1,7 @@
-"""vLLM's interface as far as it is used, for machines without it: what is asked is checked and remembered.
+"""The part of vLLM's interface that is used, for machines without it. The stub checks and records calls.
 
-Signatures and what they refuse are those of vLLM 0.32. Tokens are a function of the seed alone; adapters are
-read when a number is first asked for and kept by number, as vLLM does.
+Signatures and refusals are those of vLLM 0.32. Tokens depend only on the seed. Adapters are
+read at the first request with their number and kept by number, as in vLLM.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class ModelConfig:
 
 @dataclass
 class Call:
-    """One call of `generate`: what was asked, and the adapter that vLLM would have answered with."""
+    """One call of `generate`: its arguments, and the adapter that vLLM would use."""
 
     prompts: list[list[int]]
     params: list[SamplingParams]
@@ -101,7 +101,7 @@ class Options:
 
 @dataclass
 class EngineCore:
-    """What holds vLLM's memory."""
+    """Owns vLLM's memory."""
 
     running: bool = True
 
@@ -117,7 +117,7 @@ class LLMEngine:
 
 @dataclass
 class LLM:
-    """Answers with tokens that its prompts' seeds give, one in six of them the end of the turn."""
+    """Samples tokens from the seeds of the prompts. One token in six ends the turn."""
 
     model: str
     options: Options
@@ -143,8 +143,8 @@ class LLM:
         ids = [prompt["prompt_token_ids"] for prompt in prompts]
         adapter = None if lora_request is None else self._load(lora_request)
         self.calls.append(Call(ids, list(sampling_params), lora_request, adapter))
-        answered = zip(ids, sampling_params, strict=True)
-        return [RequestOutput(prompt, [self._complete(params)]) for prompt, params in answered]
+        requests = zip(ids, sampling_params, strict=True)
+        return [RequestOutput(prompt, [self._complete(params)]) for prompt, params in requests]
 
     def _load(self, request: LoRARequest) -> dict[str, Tensor]:
         assert request.lora_int_id >= 1
@@ -157,28 +157,31 @@ class LLM:
     def _complete(self, params: SamplingParams) -> Completion:
         assert params.ignore_eos and params.logprobs == 0 and not params.detokenize
         assert params.top_k >= 1 or not self.options.return_sampling_mask
-        draw = random.Random(params.seed)
+        generator = random.Random(params.seed)
         ids: list[int] = []
         while len(ids) < params.max_tokens and not set(ids) & set(params.stop_token_ids):
-            ids.append(END if draw.random() < 1 / 6 else draw.randrange(3, 380))
+            ids.append(END if generator.random() < 1 / 6 else generator.randrange(3, 380))
         masks = [[token, 5, 6] for token in ids]
         return Completion(
             tuple(ids),
-            [{token: Logprob(logprob_of(params.seed, at, token))} for at, token in enumerate(ids)],
+            [
+                {token: Logprob(logprob_of(params.seed, position, token))}
+                for position, token in enumerate(ids)
+            ],
             SamplingMask(masks) if self.options.return_sampling_mask else None,
         )
 
 
 def logprob_of(seed: int, position: int, token: int) -> float:
-    """What the stub says of a token; no two are alike."""
+    """The stub's log-probability of a token. It differs for each seed, position and token."""
     return -random.Random(f"{seed} {position} {token}").random()
 
 
 def install(patch: pytest.MonkeyPatch) -> list[LLM]:
-    """Make `import vllm` find the stub; returns the engines that will be started."""
+    """Make `import vllm` import the stub; returns the list of engines, which grows as they start."""
     started: list[LLM] = []
 
-    def start(model: str, **options: Any) -> LLM:
+    def start_llm(model: str, **options: Any) -> LLM:
         assert not any(llm.running for llm in started), "two engines would share one GPU"
         llm = LLM(model, Options(**options))
         assert llm.options.max_lora_rank in LORA_RANKS and llm.options.enable_lora
@@ -186,7 +189,7 @@ def install(patch: pytest.MonkeyPatch) -> list[LLM]:
         return llm
 
     contents: dict[str, dict[str, Any]] = {
-        "vllm": {"LLM": start, "SamplingParams": SamplingParams},
+        "vllm": {"LLM": start_llm, "SamplingParams": SamplingParams},
         "vllm.lora": {},
         "vllm.lora.request": {"LoRARequest": LoRARequest},
     }

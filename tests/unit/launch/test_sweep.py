@@ -208,7 +208,7 @@ def test_the_command_starts_every_run_and_reports(
         for run, command in [] if fails else runs:
             started.append((run, command))
             run.path.mkdir(parents=True)
-            MadeUp(run.path).stage("ppo").judge()
+            MadeUp(run.path).stage("ppo").write_evaluation()
         return fails
 
     monkeypatch.setattr("launch.cli.run_sweep", run_sweep)
@@ -270,7 +270,7 @@ def made_up(root: Path) -> None:
         if gold is not None:
             run.metrics["ppo"] |= interval("gold_ppo", gold, 0.05)
             run.evaluation = [row | ({"ppo": "Good."} if gold < 0 else {}) for row in run.evaluation]
-        run.whole()
+        run.complete()
         if gold is None:
             run.stage("ppo", status="failed", metrics={})
     (root / "best").mkdir()
@@ -302,7 +302,7 @@ def test_report_of_runs_that_nothing_was_held_out_for(tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     run = MadeUp(tmp_path / "sweep" / "seed=0")
     run.metrics["ppo"], run.evaluation = {"steps": 16.0}, []
-    run.whole()
+    run.complete()
     row = write_sweep_report(tmp_path).with_name("report.md").read_text()
     assert re.search(r"\| as configured \| 1 \|( – \|){6}", row)
 
@@ -315,7 +315,7 @@ def test_report_without_a_sweep_says_how_to_start_one(tmp_path: Path) -> None:
 def test_report_of_a_run_shows_best_of_n_beside_ppo(tmp_path: Path) -> None:
     from pipeline.reporting.report import write_report
 
-    run = MadeUp(tmp_path / "run").whole()
+    run = MadeUp(tmp_path / "run").complete()
     alone = write_report(run.path).with_name("score-kl.png").read_bytes()
     run.stage("best")
     write_lines(

@@ -58,5 +58,7 @@ def test_texts_of_one_row_are_as_each_alone(kind: str) -> None:
 def test_other_bases_are_refused(kind: str, attention: str, changes: dict[str, object]) -> None:
     model = base(kind, attention, **changes)
     assert not supports_block_mask(model)
-    with pytest.raises(UserError, match=r"sft\.packing: this base cannot separate .* Set sft\.packing to false"):
+    with pytest.raises(
+        UserError, match=r"sft\.packing: this base cannot separate .* Set sft\.packing to false"
+    ):
         check_packing(model)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from configs.schema import Base
 from stages.models.base import load_base
 from stages.models.roles import Role
-from tests.support.role_probes import IDS, MASK, out
+from tests.support.role_probes import IDS, MASK, output_of
 from tests.support.roles import CPU, new_role, save_role_of, tensors_of, tiny_roles
 
 
@@ -23,7 +23,7 @@ def test_saved_adapter_is_a_plain_peft_adapter(adapters, four):
     model = PeftModel.from_pretrained(base, str(adapters["sft"])).eval()
     with torch.no_grad():
         found = model(input_ids=IDS, attention_mask=MASK).logits
-    assert torch.equal(found, out(four, "policy"))
+    assert torch.equal(found, output_of(four, "policy"))
     assert AutoTokenizer.from_pretrained(adapters["sft"]).eos_token_id == 2
 
 
@@ -31,11 +31,11 @@ def test_saved_adapter_is_a_plain_peft_adapter(adapters, four):
 @pytest.mark.parametrize("other", ["policy", "reward", "critic", "sft"])
 def test_role_that_is_saved_and_loaded_as_another_is_the_same(role, head, other, tiny_tokenizer, tmp_path):
     source = new_role(tiny_roles(), role, 3, head=head)
-    expected = out(source, role)
+    expected = output_of(source, role)
     folder = save_role_of(source, role, tmp_path / "adapter", tiny_tokenizer)
     roles = new_role(tiny_roles(), "first", 4)  # so that it is not the first adapter either
     roles.add_from(other, folder, trainable=False)
-    assert torch.equal(out(roles, other), expected)
+    assert torch.equal(output_of(roles, other), expected)
     assert (other in roles.heads) == head
     again = save_role_of(roles, other, tmp_path / "again", tiny_tokenizer)
     for name in ("adapter_model.safetensors", *["head.safetensors"] * head):
@@ -44,12 +44,12 @@ def test_role_that_is_saved_and_loaded_as_another_is_the_same(role, head, other,
 
 def test_saving_changes_nothing_in_the_roles(fresh, tiny_tokenizer, tmp_path):
     before = tensors_of(fresh, "policy"), {n: p.requires_grad for n, p in fresh.named_parameters()}
-    expected = out(fresh, "policy")
+    expected = output_of(fresh, "policy")
     save_role_of(fresh, "policy", tmp_path / "adapter", tiny_tokenizer)
     after = tensors_of(fresh, "policy"), {n: p.requires_grad for n, p in fresh.named_parameters()}
     assert after[1] == before[1]
     torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
-    assert torch.equal(out(fresh, "policy"), expected)
+    assert torch.equal(output_of(fresh, "policy"), expected)
 
 
 def test_adapter_folder_remembers_its_config(adapters, four):

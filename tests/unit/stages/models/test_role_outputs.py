@@ -7,7 +7,7 @@ from configs.schema import Adapter, Base
 from stages.models.base import disable_dropout, load_base
 from stages.models.queries import ScalarQuery, TokenQuery
 from stages.models.roles import Role, Roles, ScalarHead
-from tests.support.role_probes import ALL, IDS, MASK, out
+from tests.support.role_probes import ALL_ROLES, IDS, MASK, output_of
 from tests.support.roles import CPU, PPO_ROLES, TRAINED, role_output, tiny_roles
 
 
@@ -16,9 +16,9 @@ def test_dropout_by_functions_is_disabled_too(fresh):
     for module in fresh.modules():
         if "attention_dropout" in vars(module):
             module.attention_dropout = 0.5
-    assert not torch.equal(out(fresh, "policy"), out(fresh, "policy"))
+    assert not torch.equal(output_of(fresh, "policy"), output_of(fresh, "policy"))
     disable_dropout(fresh)
-    assert fresh.training and torch.equal(out(fresh, "policy"), out(fresh, "policy"))
+    assert fresh.training and torch.equal(output_of(fresh, "policy"), output_of(fresh, "policy"))
 
 
 def test_base_role_is_the_model_without_adapters(adapters):
@@ -28,47 +28,47 @@ def test_base_role_is_the_model_without_adapters(adapters):
     roles = Roles(plain)
     for role, source in PPO_ROLES.items():
         roles.add_from(role, adapters[source], trainable=role in TRAINED)
-    assert not torch.allclose(out(roles, "policy"), expected, atol=0.1)
-    assert torch.equal(out(roles, Role.BASE), expected)
-    out(roles, "critic")
-    assert torch.equal(out(roles, Role.BASE), expected)
+    assert not torch.allclose(output_of(roles, "policy"), expected, atol=0.1)
+    assert torch.equal(output_of(roles, Role.BASE), expected)
+    output_of(roles, "critic")
+    assert torch.equal(output_of(roles, Role.BASE), expected)
 
 
 def test_fresh_adapter_starts_as_the_base_and_a_trained_one_is_itself_again_after_others(four):
     roles = tiny_roles()
-    expected = out(roles, Role.BASE)
+    expected = output_of(roles, Role.BASE)
     roles.add_new("policy", Adapter(r=4))
-    assert torch.equal(out(roles, "policy"), expected)
-    outputs = {role: out(four, role) for role in ALL}
-    for role in reversed(ALL):
-        assert torch.equal(out(four, role), outputs[role])
+    assert torch.equal(output_of(roles, "policy"), expected)
+    outputs = {role: output_of(four, role) for role in ALL_ROLES}
+    for role in reversed(ALL_ROLES):
+        assert torch.equal(output_of(four, role), outputs[role])
 
 
 def test_policy_is_the_reference_and_critic_the_reward_model_before_any_update(four):
-    assert torch.equal(out(four, "policy"), out(four, "reference"))
-    assert torch.equal(out(four, "critic"), out(four, "reward"))
+    assert torch.equal(output_of(four, "policy"), output_of(four, "reference"))
+    assert torch.equal(output_of(four, "critic"), output_of(four, "reward"))
 
 
 def test_changing_the_policy_leaves_the_reference_alone(fresh):
-    outputs = {role: out(fresh, role) for role in ALL}
+    outputs = {role: output_of(fresh, role) for role in ALL_ROLES}
     with torch.no_grad():
         for parameter in fresh.role_parameters("policy").values():
             parameter.mul_(1.5)
-    changed = [role for role in ALL if not torch.equal(out(fresh, role), outputs[role])]
+    changed = [role for role in ALL_ROLES if not torch.equal(output_of(fresh, role), outputs[role])]
     assert changed == ["policy"]
 
 
-@pytest.mark.parametrize("role", ALL)
+@pytest.mark.parametrize("role", ALL_ROLES)
 @pytest.mark.parametrize("start", [1, 4, 5])
 def test_starting_later_is_a_slice_of_the_whole(role, start, four):
-    whole, part = out(four, role), out(four, role, start)
+    whole, part = output_of(four, role), output_of(four, role, start)
     assert part.shape[1] == IDS.shape[1] - start
     torch.testing.assert_close(part, whole[:, start:], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("role", ALL)
+@pytest.mark.parametrize("role", ALL_ROLES)
 def test_padding_on_either_side_changes_nothing(role, four):
-    whole = out(four, role)
+    whole = output_of(four, role)
     pad = torch.zeros(2, 3, dtype=torch.long)
     with torch.no_grad():
         left = role_output(four, role, torch.cat([pad, IDS], 1), torch.cat([pad, MASK], 1))[:, 3:]
@@ -98,7 +98,7 @@ def test_packed_sequences_are_as_if_alone(four):
     for role in ("policy", "reward"):
         with torch.no_grad():
             packed = role_output(four, role, ids, blocks, positions)
-        expected = out(four, role)
+        expected = output_of(four, role)
         torch.testing.assert_close(packed.reshape(expected.shape), expected, rtol=1e-5, atol=1e-5)
 
 

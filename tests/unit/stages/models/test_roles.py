@@ -11,7 +11,16 @@ from configs.schema import Adapter, Base
 from stages.models.base import load_base
 from stages.models.role_models import trainable
 from stages.models.roles import Role, Roles
-from tests.support.role_probes import ALL, IDS, LAYERS, MASK, gradients, is_trained, loss_of, out
+from tests.support.role_probes import (
+    ALL_ROLES,
+    IDS,
+    LAYERS,
+    MASK,
+    gradients_by_name,
+    is_trained,
+    loss_of,
+    output_of,
+)
 from tests.support.roles import (
     CPU,
     PPO_ROLES,
@@ -38,12 +47,12 @@ def test_only_the_intended_parameters_require_gradients(four):
     )  # A and B of every layer, for two roles; weight and bias of a head
 
 
-@pytest.mark.parametrize("role", ALL)
+@pytest.mark.parametrize("role", ALL_ROLES)
 def test_activating_and_forwarding_leave_requires_grad_alone(role, four):
     before = {name: parameter.requires_grad for name, parameter in four.named_parameters()}
     four.activate(role)
     assert {name: parameter.requires_grad for name, parameter in four.named_parameters()} == before
-    out(four, role)
+    output_of(four, role)
     role_output(four, role, IDS, MASK)
     assert {name: parameter.requires_grad for name, parameter in four.named_parameters()} == before
 
@@ -64,7 +73,7 @@ def test_backward_reaches_the_active_role_alone(role, fresh):
     assert loss.requires_grad == (role in TRAINED)
     if role in TRAINED:
         loss.backward()
-    reached = gradients(fresh)
+    reached = gradients_by_name(fresh)
     assert set(reached) == {
         name for name, _ in fresh.named_parameters() if is_trained(name, {role} & set(TRAINED))
     }
@@ -116,7 +125,7 @@ def test_fresh_adapter_takes_its_settings(dropout):
     roles = new_role(tiny_roles(), "policy", 0, r=2, alpha=6.0, dropout=dropout).train()
     config = roles.peft_config("policy")
     assert (config.r, config.lora_alpha, config.lora_dropout) == (2, 6.0, dropout)
-    assert torch.equal(out(roles, "policy"), out(roles, "policy")) == (dropout == 0)
+    assert torch.equal(output_of(roles, "policy"), output_of(roles, "policy")) == (dropout == 0)
 
 
 def test_target_modules_that_match_nothing():
@@ -146,7 +155,7 @@ def test_fresh_adapters_are_fp32_over_a_bf16_base():
     roles.add_new("reward", Adapter(r=4))
     roles.add_head("reward")
     assert {parameter.dtype for parameter in roles.role_parameters("reward").values()} == {torch.float32}
-    assert out(roles, "reward").dtype == torch.float32
+    assert output_of(roles, "reward").dtype == torch.float32
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -166,7 +175,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(dropout, tiny_tokenizer
         torch.manual_seed(0)
         for role in ("policy", "critic"):  # each backward before the next forward, as PPO does
             loss_of(roles, role).backward()
-        found.append(gradients(roles))
+        found.append(gradients_by_name(roles))
         calls.append(len(seen))
     assert calls == [2, 4]  # checkpointing was at work: every block ran again in backward
     plain, recomputed = found
