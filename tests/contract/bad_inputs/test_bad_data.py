@@ -31,8 +31,8 @@ def parquet(rows, damage=0):
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows), sink)
     content = bytearray(sink.getvalue().to_pybytes())
-    for at in range(len(content) // 4, len(content) // 4 + damage):
-        content[at] ^= 0x5A
+    for position in range(len(content) // 4, len(content) // 4 + damage):
+        content[position] ^= 0x5A
     return bytes(content)
 
 
@@ -146,7 +146,7 @@ ROWS: list[tuple[Any, ...]] = [
 ]
 
 
-def refused(path, kind):
+def load_error(path, kind):
     with pytest.raises(UserError) as caught:
         load_rows(Source(path=str(path)), kind, print)
     return str(caught.value)
@@ -161,7 +161,7 @@ def test_file(name, content, kind, parts, tmp_path):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    message = refused(path, kind)
+    message = load_error(path, kind)
     check_message(message, *parts)
     assert message.startswith(str(path))
     assert content is None or path.read_bytes() == content
@@ -169,7 +169,7 @@ def test_file(name, content, kind, parts, tmp_path):
 
 def test_folder_for_a_file(tmp_path):
     (tmp_path / "a.jsonl").mkdir()
-    check_message(refused(tmp_path / "a.jsonl", D), "there is no such file")
+    check_message(load_error(tmp_path / "a.jsonl", D), "there is no such file")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_folder_for_a_file(tmp_path):
 def test_row(row, kind, parts, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(GOOD | K | {"messages": None}) + "\n" + json.dumps(row) + "\n")
-    message = refused(path, kind)
+    message = load_error(path, kind)
     check_message(message, f"{path}: 1 of 2 rows cannot serve as {kind}.\n  line 2: ", *parts, "Accepted as")
 
 

@@ -1,4 +1,4 @@
-"""Whatever a file holds, reading it succeeds or ends in an error for the user."""
+"""Reading a file with any content succeeds or raises an error for the user."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ scalars = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just(10**400)
     | st.text(st.characters(codec=None, categories=["Cs", "Cc", "L"]), max_size=8)
 )  # fmt: skip
-known = st.sampled_from([*sorted({keys[-1] for keys in all_keys()}), "x"])
+known_keys = st.sampled_from([*sorted({keys[-1] for keys in all_keys()}), "x"])
 roles = st.sampled_from(["system", "user", "assistant", "human", "gpt", "robot"]) | scalars
 messages = st.lists(st.fixed_dictionaries({"role": roles, "content": scalars}) | scalars, max_size=4)
 ROW_KEYS = (
@@ -47,32 +47,32 @@ row_values = scalars | messages | st.lists(scalars | messages, max_size=4)
 rows = st.dictionaries(row_keys, row_values, max_size=5)
 trees = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(known, inner, max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(known_keys, inner, max_size=5),
     max_leaves=15,
 )
 contents = st.binary(max_size=200) | st.text(max_size=100).map(lambda text: text.encode(errors="replace"))
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
 def mutated(content: bytes) -> st.SearchStrategy[bytes]:
-    """`content` cut somewhere, with some bytes of it replaced."""
-    places = st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=4)
+    """`content` truncated at any byte, with some bytes replaced."""
+    edits_strategy = st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=4)
 
     def change(cut: int, edits: list[tuple[int, int]]) -> bytes:
         changed = bytearray(content)
-        for at, value in edits:
-            changed[at] = value
+        for position, value in edits:
+            changed[position] = value
         return bytes(changed[:cut])
 
-    return st.builds(change, st.integers(0, len(content)) | st.just(len(content)), places)
+    return st.builds(change, st.integers(0, len(content)) | st.just(len(content)), edits_strategy)
 
 
 @contextlib.contextmanager
-def told():
+def user_error_or_success():
     """Success, or an error for the user of reasonable length."""
     try:
         yield
@@ -81,41 +81,41 @@ def told():
 
 
 @quick
-@given(tree=trees, overrides=st.lists(st.tuples(known, known, trees), max_size=2))
-def test_configuration_trees(place, tree, overrides):
-    file = place / "tree.yaml"
+@given(tree=trees, overrides=st.lists(st.tuples(known_keys, known_keys, trees), max_size=2))
+def test_configuration_trees(folder, tree, overrides):
+    file = folder / "tree.yaml"
     file.write_text(yaml.safe_dump(tree, allow_unicode=False))
-    words = [f"{one}.{other}={json.dumps(value)}" for one, other, value in overrides]
-    with told():
-        load_experiment(file, words)
+    override_texts = [f"{section}.{key}={json.dumps(value)}" for section, key, value in overrides]
+    with user_error_or_success():
+        load_experiment(file, override_texts)
 
 
 @quick
 @given(keys=st.sampled_from(list(all_keys())), value=trees)
-def test_one_wrong_value_in_a_good_configuration(place, keys, value):
-    file = place / "good.yaml"
+def test_one_wrong_value_in_a_good_configuration(folder, keys, value):
+    file = folder / "good.yaml"
     file.write_text(VALID)
-    with told():
+    with user_error_or_success():
         experiment = load_experiment(file, [f"{'.'.join(keys)}={json.dumps(value)}"])
         assert Experiment.model_validate(experiment.model_dump(mode="json")) == experiment
 
 
 @quick
 @given(content=contents | mutated(VALID.encode()))
-def test_configuration_bytes(place, content):
-    file = place / "bytes.yaml"
+def test_configuration_bytes(folder, content):
+    file = folder / "bytes.yaml"
     file.write_bytes(content)
-    with told():
+    with user_error_or_success():
         load_experiment(file)
 
 
 @quick
 @given(content=contents | trees.map(lambda tree: json.dumps(tree).encode())
        | mutated(b'{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}'))  # fmt: skip
-def test_deepspeed_json(place, content):
-    file = place / "zero.json"
+def test_deepspeed_json(folder, content):
+    file = folder / "zero.json"
     file.write_bytes(content)
-    with told():
+    with user_error_or_success():
         assert isinstance(read_deepspeed_json(file), dict)
 
 
@@ -123,29 +123,29 @@ def test_deepspeed_json(place, content):
 @given(row=rows, kind=st.sampled_from(sorted(ACCEPTED)))
 def test_rows(row: dict[str, Any], kind: Any):
     try:
-        found = normalise(row, kind)
+        normalised = normalise(row, kind)
     except BadRow as fault:
         assert 0 < len(str(fault)) < LONGEST
         return
-    json.dumps(found, ensure_ascii=False).encode()
-    assert found["prompt"]
+    json.dumps(normalised, ensure_ascii=False).encode()
+    assert normalised["prompt"]
     if kind == "rankings":
-        assert len(found["ranks"]) == len(found["completions"]) >= 2 and found["ranks"] == sorted(
-            found["ranks"]
-        )
+        assert len(normalised["ranks"]) == len(normalised["completions"]) >= 2 and normalised[
+            "ranks"
+        ] == sorted(normalised["ranks"])
 
 
 @quick
 @given(
     suffix=st.sampled_from([".jsonl", ".json"]),
-    content=contents | st.lists(rows | trees, max_size=4).map(lambda each: json.dumps(each).encode())
-    | st.lists(rows, max_size=3).map(lambda each: b"".join(json.dumps(row).encode() + b"\n" for row in each)),
+    content=contents | st.lists(rows | trees, max_size=4).map(lambda content: json.dumps(content).encode())
+    | st.lists(rows, max_size=3).map(lambda part: b"".join(json.dumps(row).encode() + b"\n" for row in part)),
     kind=st.sampled_from(sorted(ACCEPTED)),
 )  # fmt: skip
-def test_data_bytes(place, suffix, content, kind):
-    file = place / f"data{suffix}"
+def test_data_bytes(folder, suffix, content, kind):
+    file = folder / f"data{suffix}"
     file.write_bytes(content)
-    with told():
+    with user_error_or_success():
         load_rows(Source(path=str(file)), kind, lambda note: None)
 
 
@@ -157,10 +157,10 @@ def parquet() -> bytes:
 
 @quick
 @given(content=mutated(parquet()))
-def test_parquet_bytes(place, content):
-    file = place / "data.parquet"
+def test_parquet_bytes(folder, content):
+    file = folder / "data.parquet"
     file.write_bytes(content)
-    with told():
+    with user_error_or_success():
         load_rows(Source(path=str(file)), "demonstrations", lambda note: None)
 
 
@@ -168,14 +168,14 @@ def test_parquet_bytes(place, content):
 @given(content=contents | mutated(json.dumps(MANIFEST).encode())
        | st.tuples(st.sampled_from([*MANIFEST, "metrics", "inputs"]), trees)
        .map(lambda change: json.dumps({**MANIFEST, change[0]: change[1]}).encode()))  # fmt: skip
-def test_manifests(place, content):
-    file = place / "manifest.json"
+def test_manifests(folder, content):
+    file = folder / "manifest.json"
     file.write_bytes(content)
-    with told():
+    with user_error_or_success():
         manifest = read_manifest(file)
         assert manifest is not None
         if manifest.output:
-            damage(place, manifest.output.files)
+            damage(folder, manifest.output.files)
 
 
 @quick
@@ -183,31 +183,31 @@ def test_manifests(place, content):
     content=contents | trees.map(lambda tree: json.dumps(tree).encode()),
     name=st.sampled_from(["seal", "state"]),
 )
-def test_seals_and_states(place, content, name):
-    root = place / "checkpoints"
+def test_seals_and_states(folder, content, name):
+    root = folder / "checkpoints"
     save_checkpoint(root, Header(1, "", "b", {}), {"engine": State({"steps": 1})}, 1)
     (root / "step-000001" / f"{name}.json").write_bytes(content)
-    found, complaints = newest_checkpoint(root, "")
-    assert (found is None) == bool(complaints)
-    assert (seal_fault(root / "step-000001") is None) or complaints
+    checkpoint, faults = newest_checkpoint(root, "")
+    assert (checkpoint is None) == bool(faults)
+    assert (seal_fault(root / "step-000001") is None) or faults
 
 
 @quick
 @given(content=contents | mutated(b"one slots=2\ntwo slots=4 # the other\n"))
-def test_hostfiles(place, content):
-    file = place / "hosts"
+def test_hostfiles(folder, content):
+    file = folder / "hosts"
     file.write_bytes(content)
-    with told():
+    with user_error_or_success():
         slots = read_slots(file)
         assert slots and all(number > 0 for number in slots)
 
 
 @quick
 @given(content=contents | trees.map(lambda tree: json.dumps(tree).encode() + b"\n"))
-def test_journals(place, content):
-    file = place / "metrics.jsonl"
+def test_journals(folder, content):
+    file = folder / "metrics.jsonl"
     file.write_bytes(content)
-    with told():
+    with user_error_or_success():
         read_lines(file, ["step"])
 
 

@@ -1,4 +1,4 @@
-"""Very long rows and very many: time and memory stay in proportion."""
+"""Very long rows and very many rows: time and memory stay in proportion."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from data.sources.formats import load_rows
 
 ROOT = Path(__file__).resolve().parents[3]
 ROWS = 1_000_000
-KIBIBYTES_PER_ROW = 0.7  # of Python's own, for a row of about 70 characters
+KIBIBYTES_PER_ROW = 0.7  # of Python objects, for a row of about 70 characters
 COUNT = """
 import resource, sys
 from configs.schema import Source
@@ -27,8 +27,8 @@ print(len(rows), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-def peak() -> int:
-    """Bytes of memory of this process at its highest."""
+def peak_memory() -> int:
+    """Peak memory of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
@@ -43,12 +43,12 @@ def test_a_row_of_many_megabytes(text, overlong, tmp_path, tiny_tokenizer):
     )
     sources = {stage: Source(path=str(path)) for stage in ("sft", "rm", "ppo")}
     config = Data(**sources, chat=True, overlong=overlong)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what came before
-    begin, memory = time.monotonic(), peak()
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
+    started, memory_before = time.monotonic(), peak_memory()
     rows = load_rows(config.sft, "demonstrations", print)
     kept, counts = tokenize.demonstrations(rows, tiny_tokenizer, config)
-    assert time.monotonic() - begin < 10
-    assert peak() - memory < 8 * len(text) + 240 * 2**20
+    assert time.monotonic() - started < 10
+    assert peak_memory() - memory_before < 8 * len(text) + 240 * 2**20
     assert (counts.dropped, counts.truncated) == ((1, 0) if overlong == "drop" else (0, 1))
     assert len(kept[0].prompt_ids) <= config.max_prompt_length
 
@@ -58,9 +58,9 @@ def test_cutting_out_the_middle_changes_nothing_that_is_kept(tiny_tokenizer, mon
     sources = {stage: Source(path="a.jsonl") for stage in ("sft", "rm", "ppo")}
     config = Data(**sources, overlong="truncate", max_length=64, max_prompt_length=32)
     rows = [{"prompt": text, "completion": text}]
-    cut, _ = tokenize.demonstrations(rows, tiny_tokenizer, config)
+    kept, _ = tokenize.demonstrations(rows, tiny_tokenizer, config)
     monkeypatch.setattr(tokenize, "CHARACTERS_PER_TOKEN", 10**9)
-    assert cut == tokenize.demonstrations(rows, tiny_tokenizer, config)[0]
+    assert kept == tokenize.demonstrations(rows, tiny_tokenizer, config)[0]
 
 
 @pytest.mark.slow
@@ -69,8 +69,8 @@ def test_a_million_rows(tmp_path):
     with path.open("w") as stream:
         for n in range(ROWS):
             stream.write(f'{{"prompt": "What is {n} plus one?", "completion": "It is {n + 1}."}}\n')
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", COUNT, path], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
     )
-    count, kibibytes = map(int, done.stdout.split())
+    count, kibibytes = map(int, result.stdout.split())
     assert count == ROWS and kibibytes < ROWS * KIBIBYTES_PER_ROW
