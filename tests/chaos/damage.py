@@ -198,19 +198,19 @@ def manifest_of(run: Path, stage: Stage) -> Manifest:
     return manifest
 
 
-def table(cases: list[Case]) -> str:
+def table(damaged: list[Case]) -> str:
     """Numbers of damaged and detected files by kind of file and damage."""
-    names = list(dict.fromkeys(case.damage for case in cases))
+    names = list(dict.fromkeys(case.damage for case in damaged))
     lines = [f"| stage | file | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
-    for state, kind in dict.fromkeys((case.state, case.kind) for case in cases):
-        of_state_and_kind = [case for case in cases if (case.state, case.kind) == (state, kind)]
+    for state, kind in dict.fromkeys((case.state, case.kind) for case in damaged):
+        of_state_and_kind = [case for case in damaged if (case.state, case.kind) == (state, kind)]
         cells = []
         for name in names:
             detections = [case.fault is None for case in of_state_and_kind if case.damage == name]
             cells.append(f"{sum(detections)} of {len(detections)}" if detections else "")
         lines.append(f"| {state} | {kind} | {' | '.join(cells)} |")
-    detected = sum(case.fault is None for case in cases)
-    return "\n".join([*lines, f"\n{detected} of {len(cases)} damaged files detected"])
+    detected = sum(case.fault is None for case in damaged)
+    return "\n".join([*lines, f"\n{detected} of {len(damaged)} damaged files detected"])
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What the reward terms and their shaping do to a PPO run."""
+"""Effects of the reward terms and their shaping on a PPO run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["run", "service"]  # fixtures
 
 
 def test_a_reward_that_is_no_number_skips_the_update_and_is_told(run: Run) -> None:
-    """One of eight rewards, which whitening spreads over all of them."""
-    broken = "ppo.rewards=[{source: rm}, {source: 'tests.integration.test_ppo_rewards:broken'}]"
+    """One of eight rewards is NaN, and whitening spreads it to all."""
+    options = "ppo.rewards=[{source: rm}, {source: 'tests.integration.test_ppo_rewards:nan_for_the_first'}]"
     with pytest.raises(UserError, match="3 updates in a row, up to step 3, the first at step 1"):
-        run(broken, "ppo.max_skipped_updates=3")
-    ran = run(broken, folder="on")
-    assert ran.column("skipped_updates") == [1, 2, 3], "the rest of a rollout's updates is left out"
-    assert ran.column("policy/updates") == [1] * 3
-    assert same(weights(ran.tensors(1), "policy"), weights(ran.tensors(3), "policy"))
+        run(options, "ppo.max_skipped_updates=3")
+    ppo = run(options, folder="on")
+    assert ppo.column("skipped_updates") == [1, 2, 3], "the remaining updates of a rollout are skipped"
+    assert ppo.column("policy/updates") == [1] * 3
+    assert same(weights(ppo.tensors(1), "policy"), weights(ppo.tensors(3), "policy"))
 
 
 def test_an_endpoints_key_is_not_written_down(
@@ -32,21 +32,21 @@ def test_an_endpoints_key_is_not_written_down(
     monkeypatch.setenv("SCORER_KEY", "planted-secret")
     service.answer = {"rewards": [0.5] * 8}
     term = f"{{source: '{service.url}', key_variable: SCORER_KEY, name: reward_model}}"
-    ran = run(f"ppo.rewards=[{{source: rm}}, {term}]")
-    assert set(service.keys) == {"Bearer planted-secret"} and ran.rows[0]["rewards/reward_model/mean"] == 0.5
-    written = [path for path in ran.folder.rglob("*") if path.is_file()]
-    assert written and not [path for path in written if b"planted-secret" in path.read_bytes()]
+    ppo = run(f"ppo.rewards=[{{source: rm}}, {term}]")
+    assert set(service.keys) == {"Bearer planted-secret"} and ppo.rows[0]["rewards/reward_model/mean"] == 0.5
+    files = [path for path in ppo.folder.rglob("*") if path.is_file()]
+    assert files and not [path for path in files if b"planted-secret" in path.read_bytes()]
 
 
-def broken(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+def nan_for_the_first(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
     """A reward function for the test above."""
     return [math.nan, *[0.0] * (len(prompts) - 1)]
 
 
 def test_terms_of_the_reward_are_logged_apart_and_added_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     function = "{source: 'tests.integration.test_ppo_rewards:lengths', weight: 0.5}"
-    ran = run(f"ppo.rewards=[{{source: rm, weight: 2}}, {function}]", "ppo.missing_eos_penalty=null")
-    for row in ran.rows:
+    ppo = run(f"ppo.rewards=[{{source: rm, weight: 2}}, {function}]", "ppo.missing_eos_penalty=null")
+    for row in ppo.rows:
         expected = 2 * row["rewards/rm/mean"] + 0.5 * row["rewards/lengths/mean"]
         assert row["objective/scores"] == pytest.approx(expected, rel=1e-5)
         assert row["rewards/lengths/mean"] > 0
@@ -65,6 +65,6 @@ def test_length_penalty_lowers_scores_by_length(run: Run) -> None:
 
 
 def test_normalised_rewards_are_remembered(run: Run) -> None:
-    ran = run("ppo.normalize_rewards=true", "ppo.missing_eos_penalty=null")
-    assert ran.column("objective/scores")[0] == pytest.approx(0.0, abs=1e-5)
-    assert [ran.values(step, "rewards")["count"] for step in (1, 2, 3)] == [8, 16, 24]
+    ppo = run("ppo.normalize_rewards=true", "ppo.missing_eos_penalty=null")
+    assert ppo.column("objective/scores")[0] == pytest.approx(0.0, abs=1e-5)
+    assert [ppo.values(step, "rewards")["count"] for step in (1, 2, 3)] == [8, 16, 24]

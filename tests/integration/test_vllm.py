@@ -1,4 +1,4 @@
-"""PPO that samples with vLLM: each rollout is with the policy as the last update left it."""
+"""PPO that samples with vLLM: each rollout uses the policy after the last update."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ OVERRIDES = (
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[LLM]]:
-    """The engines that a run starts, on a machine that looks as if it had a GPU for them."""
+def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[LLM]]:
+    """The vLLM engines that a run starts. The machine appears to have a GPU."""
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**30))
     monkeypatch.setattr(setup, "check_vllm", lambda config, stage: None)
@@ -38,22 +38,25 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[LLM]]:
 
 
 def test_rollouts_follow_the_updates(
-    started: list[LLM], adapters: dict[str, Path], ranks: Ranks, tmp_path: Path
+    engines: list[LLM], adapters: dict[str, Path], ranks: Ranks, tmp_path: Path
 ) -> None:
     recorder = Recorder()
     config = load_experiment(TINY, OVERRIDES)
     ppo.run(Context(config, "ppo", tmp_path, adapters, recorder, False, ranks))
-    (llm,) = started
-    # The held-out prompts are judged before and after the rollouts; at the end base and SFT policy, too.
-    asked = [call.request.lora_name if call.request else "base" for call in llm.calls]
+    (llm,) = engines
+    # Held-out prompts are answered before and after the rollouts, at the end also by the base and the SFT
+    # policy.
+    adapter_names = [call.request.lora_name if call.request else "base" for call in llm.calls]
     rollouts = ["policy-1", "policy-2", "policy-3"]
-    assert asked == ["policy-1", *rollouts, "policy-4", "base", "reference-5"]
+    assert adapter_names == ["policy-1", *rollouts, "policy-4", "base", "reference-5"]
     for step, call in enumerate(llm.calls[2:5], 1):
         saved = checkpoint_tensors(tmp_path, step)
         assert call.adapter
         for name, tensor in call.adapter.items():
-            inside = name.replace("base_model.model.", "causal.").replace(".weight", ".policy.weight")
-            assert torch.equal(tensor, saved[inside])
+            own_name = name.replace("base_model.model.", "causal.").replace(".weight", ".policy.weight")
+            assert torch.equal(tensor, saved[own_name])
     first = next(row for row in recorder.metrics if "objective/kl" in row)
-    assert first["objective/kl"] == 0.0 and first["val/ratio"] == 1.0, "of the model that trains, not vLLM's"
+    assert first["objective/kl"] == 0.0 and first["val/ratio"] == 1.0, (
+        "from the training model, not from vLLM"
+    )
     assert first["rollout/logprob_difference"] > 0
