@@ -54,7 +54,7 @@ def main() -> int:
     minutes = (time.monotonic() - begin) / 60
     print(f"\n{table(lives)}\n\nseed {arguments.seed}, {len(lives)} stages, {minutes:.1f} minutes")
     if any(life.faults for life in lives):
-        print(f"kept to be looked at: {folder}")
+        print(f"kept for inspection: {folder}")
         return 1
     shutil.rmtree(folder)
     return 0

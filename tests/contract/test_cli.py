@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.pipeline_runs import leave
+from tests.support.pipeline_runs import write_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "configs/tiny.yaml")
@@ -149,7 +149,7 @@ def test_run_stops_before_starting_if_upstream_is_missing(tmp_path: Path) -> Non
 
 
 def test_status_needs_no_configuration(tmp_path: Path) -> None:
-    leave(tmp_path, "sft")
+    write_stage(tmp_path, "sft")
     result = tristage("status", "--run-dir", str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert "finished" in result.stdout and "not run" in result.stdout

@@ -22,7 +22,7 @@ from configs.schema import STAGES, Stage
 from tests.support.runs import ROOT, assert_same_result, files, metrics, rows, start_warm
 
 RECIPES = ROOT / "tests" / "support" / "recipes.py"
-COMBINATIONS = [(2, 2), (3, 2)]  # ZeRO 0 on two ranks: see the run that changes its ZeRO stage
+COMBINATIONS = [(2, 2), (3, 2)]  # ZeRO 0 on two ranks begins the run that changes ZeRO stages
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
 # Options that change the optimizer, restore parameters after training, or act on one rank only.
 OPTIONS = (

@@ -46,7 +46,7 @@ def alone(config: Experiment) -> Iterator[Ranks]:
     yield Ranks(0, 1, torch.device("cpu"))
 
 
-def leave(
+def write_stage(
     run: Path,
     stage: Stage,
     status: Status = "finished",
@@ -55,7 +55,7 @@ def leave(
     weights: str = "weights",
     checkpoint: int | None = None,
 ) -> Manifest:
-    """Leave a stage in `run` as if it had ended with `status`, trained on the adapters that are there."""
+    """Write a stage into `run` as if it had ended with `status`, trained on the adapters there."""
     config = config or toy()
     folder = run / stage
     adapter = folder / "adapter"

@@ -14,7 +14,7 @@ from configs.errors import UserError
 from configs.load import load_experiment
 from stages.distributed.environment import check_rendezvous, rank_and_world
 from tests.contract.bad_inputs.entry import check_message, experiment, files, stage_run, tristage
-from tests.support.pipeline_runs import leave
+from tests.support.pipeline_runs import write_stage
 
 ROOT = Path(__file__).resolve().parents[3]
 JOB = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -39,7 +39,7 @@ def no_job(monkeypatch):
 def test_wandb_mode(value, tmp_path, monkeypatch):
     """The error comes before a finished stage that is to run again is set aside."""
     file = experiment(tmp_path)
-    leave(tmp_path / "run", "sft", config=load_experiment(file))
+    write_stage(tmp_path / "run", "sft", config=load_experiment(file))
     before = files(tmp_path / "run")
     monkeypatch.setenv("WANDB_MODE", value)
     status, output = stage_run(file, tmp_path / "run", "sft", force=True)

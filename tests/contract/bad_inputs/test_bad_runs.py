@@ -17,7 +17,7 @@ from configs.load import load_experiment
 from configs.schema import Experiment
 from pipeline.state.run_directory import RunDirectory
 from tests.contract.bad_inputs.entry import VALID, check_message, experiment, files, flip, stage_run, tristage
-from tests.support.pipeline_runs import leave
+from tests.support.pipeline_runs import write_stage
 
 NOBODY = 65534
 HASH = "0" * 64
@@ -28,7 +28,7 @@ def sft_run(tmp_path: Path) -> tuple[Path, Experiment, Path]:
     """An experiment and its run, in which sft has finished."""
     file = experiment(tmp_path)
     config = load_experiment(file)
-    leave(tmp_path / "run", "sft", config=config)
+    write_stage(tmp_path / "run", "sft", config=config)
     return file, config, tmp_path / "run"
 
 
@@ -191,7 +191,7 @@ def test_adapter_with_a_flipped_bit(sft_run):
 
 def test_adapter_of_another_run(sft_run, tmp_path):
     file, config, run = sft_run
-    leave(tmp_path / "other", "sft", config=config, weights="others")
+    write_stage(tmp_path / "other", "sft", config=config, weights="others")
     shutil.rmtree(run / "sft/adapter")
     shutil.copytree(tmp_path / "other/sft/adapter", run / "sft/adapter")
     check_message(stage_error(file, run, "rm"), "is not the file that the stage wrote")
@@ -220,7 +220,7 @@ def test_other_files_in_the_folder_of_the_base(name, tiny_folder, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(tiny_folder, model)
     file = experiment(tmp_path, VALID.replace("tiny-random", str(model)))
-    leave(tmp_path / "run", "sft", config=load_experiment(file))
+    write_stage(tmp_path / "run", "sft", config=load_experiment(file))
     flip(model / name, -2)
     message = stage_error(file, tmp_path / "run", "rm")
     check_message(

@@ -77,7 +77,7 @@ def test_rankings(example, prompt, completions):
 
 
 @pytest.mark.parametrize(
-    ("given", "ranks"),
+    ("ranking", "ranks"),
     [
         ({"ranks": [0, 1, 1, 2]}, [0, 1, 1, 2]),
         ({"ranks": [1, 2, 2, 5]}, [0, 1, 1, 2]),
@@ -85,8 +85,8 @@ def test_rankings(example, prompt, completions):
         ({"ranks": [0, 0, 0, 1], "scores": [1, 2, 3, 4]}, [0, 0, 0, 1]),
     ],
 )
-def test_equal_ranks_or_scores_are_ties(given, ranks):
-    row = normalise({"prompt": "p", "completions": ["a", "b", "c", "d"], **given}, "rankings")
+def test_equal_ranks_or_scores_are_ties(ranking, ranks):
+    row = normalise({"prompt": "p", "completions": ["a", "b", "c", "d"], **ranking}, "rankings")
     assert row["ranks"] == ranks
 
 
@@ -163,7 +163,7 @@ def test_fault(example, kind, fault):
     assert isinstance(caught.value, UnusableRow) == ((example, kind, fault) in NOTHING_TO_LEARN)
 
 
-# Loading: what becomes of bad rows
+# Loading: how bad rows are handled
 
 
 def write(path, rows):

@@ -107,12 +107,12 @@ def test_missing_file_is_named(tmp_path, name):
         load_rows(Source(path=str(tmp_path / name)), "prompts", print)
 
 
-# The hub, of which there is none here
+# The hub, replaced by a stub
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A hub with one dataset; returns the calls that it got."""
+    """Replace the hub by one with one dataset; returns the list of its calls."""
     calls = []
 
     def load_dataset(path, name=None, *, split, revision=None):

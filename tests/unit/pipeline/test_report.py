@@ -1,4 +1,4 @@
-"""The report of a run directory, with finished and unfinished stages, and with hostile texts of models."""
+"""The report of a run directory with finished and unfinished stages, and with hostile model output."""
 
 import math
 import re
@@ -60,9 +60,9 @@ def tables(text):
 
 
 def size(png):
-    head = png.read_bytes()[:24]
-    assert head[:8] == b"\x89PNG\r\n\x1a\n"
-    return unpack(">II", head[16:24])
+    header = png.read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    return unpack(">II", header[16:24])
 
 
 def test_a_whole_run_shows_its_figures(run):
@@ -190,7 +190,9 @@ def test_a_run_that_has_not_begun_has_a_page(run):
 def test_without_a_judge_there_is_no_gold_figure(tmp_path):
     run = Run(tmp_path / "run", judge=None)
     run.metrics["ppo"] = {name: value for name, value in run.metrics["ppo"].items() if "gold" not in name}
-    run.evaluation = [{k: v for k, v in row.items() if not k.startswith("gold")} for row in run.evaluation]
+    run.evaluation = [
+        {name: value for name, value in row.items() if not name.startswith("gold")} for row in run.evaluation
+    ]
     for row in run.curves["ppo"]:
         row.pop("eval/gold", None)
     html, text = run.complete().texts()
@@ -201,8 +203,8 @@ def test_without_a_judge_there_is_no_gold_figure(tmp_path):
 
 
 def test_missing_held_out_data_is_named(run):
-    nothing = {"eval_loss_before": math.nan, "eval_loss": math.nan, **COST}
-    run.metrics = {"sft": nothing, "rm": dict(COST), "ppo": dict(COST)}
+    no_losses = {"eval_loss_before": math.nan, "eval_loss": math.nan, **COST}
+    run.metrics = {"sft": no_losses, "rm": dict(COST), "ppo": dict(COST)}
     run.curves["sft"] = [row for row in run.curves["sft"] if "loss" in row]
     run.curves["sft"] += [{"step": 36, "eval/loss": None}]
     run.evaluation = []

@@ -17,11 +17,11 @@ def test_a_good_run_has_no_warnings(run):
     assert "no warnings" in html
 
 
-def figures(stage, **changes):
+def set_metrics(stage, **changes):
     return lambda run: run.metrics[stage].update(changes)
 
 
-def late(name, value, count=4):
+def in_last_iterations(name, value, count=4):
     """Set a PPO metric in the last `count` of the 16 iterations."""
 
     def change(run):
@@ -31,11 +31,11 @@ def late(name, value, count=4):
     return change
 
 
-def few(count):
+def keep_prompts(count):
     return lambda run: setattr(run, "evaluation", run.evaluation[:count])
 
 
-def answers(text):
+def set_answers(text):
     def change(run):
         for row in run.evaluation:
             row["ppo"] = text
@@ -46,45 +46,48 @@ def answers(text):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (figures("sft", eval_loss=4.5592), "SFT did not lower the held-out loss"),
-        (figures("sft", eval_loss=4.5591), None),
-        (figures("rm", accuracy_low=0.5), "not clearly above 0.5"),
-        (figures("rm", accuracy_low=0.501), None),
-        (figures("ppo", gold_ppo_low=0.2), "overlap"),
-        (figures("ppo", gold_ppo_low=0.201), None),
-        (figures("ppo", gold_ppo_low=-0.5, gold_ppo=-0.4, gold_ppo_high=-0.3), "made the answers worse"),
-        (figures("ppo", kl=15.01), "15.01 nats per response, above 15"),
-        (figures("ppo", kl=15.0), None),
-        (figures("ppo", kl=-0.3, kl_low=-0.5, kl_high=-0.1), "A KL cannot be negative"),
-        (figures("ppo", kl=-0.3, kl_low=-0.7, kl_high=0.1), None),
-        (late("completions/clipped_ratio", 0.26), "26% of the responses reached the limit of 128 tokens"),
-        (late("completions/clipped_ratio", 0.25), None),
-        (late("completions/clipped_ratio", 0.26, count=3), None),
-        (late("val/ratio", 1.11, count=1), "was 1.11 at iteration 16"),
-        (late("val/ratio", 0.89, count=1), "was 0.89 at iteration 16"),
-        (late("val/ratio", 1.09), None),
-        (late("val/explained_variance", -0.01), "explained variance is -0.01"),
-        (late("val/explained_variance", 0.0), None),
+        (set_metrics("sft", eval_loss=4.5592), "SFT did not lower the held-out loss"),
+        (set_metrics("sft", eval_loss=4.5591), None),
+        (set_metrics("rm", accuracy_low=0.5), "not clearly above 0.5"),
+        (set_metrics("rm", accuracy_low=0.501), None),
+        (set_metrics("ppo", gold_ppo_low=0.2), "overlap"),
+        (set_metrics("ppo", gold_ppo_low=0.201), None),
+        (set_metrics("ppo", gold_ppo_low=-0.5, gold_ppo=-0.4, gold_ppo_high=-0.3), "made the answers worse"),
+        (set_metrics("ppo", kl=15.01), "15.01 nats per response, above 15"),
+        (set_metrics("ppo", kl=15.0), None),
+        (set_metrics("ppo", kl=-0.3, kl_low=-0.5, kl_high=-0.1), "A KL cannot be negative"),
+        (set_metrics("ppo", kl=-0.3, kl_low=-0.7, kl_high=0.1), None),
         (
-            late("loss/policy_avg", None, count=2),
+            in_last_iterations("completions/clipped_ratio", 0.26),
+            "26% of the responses reached the limit of 128 tokens",
+        ),
+        (in_last_iterations("completions/clipped_ratio", 0.25), None),
+        (in_last_iterations("completions/clipped_ratio", 0.26, count=3), None),
+        (in_last_iterations("val/ratio", 1.11, count=1), "was 1.11 at iteration 16"),
+        (in_last_iterations("val/ratio", 0.89, count=1), "was 0.89 at iteration 16"),
+        (in_last_iterations("val/ratio", 1.09), None),
+        (in_last_iterations("val/explained_variance", -0.01), "explained variance is -0.01"),
+        (in_last_iterations("val/explained_variance", 0.0), None),
+        (
+            in_last_iterations("loss/policy_avg", None, count=2),
             "loss/policy_avg of stage ppo was not a finite number at step 15",
         ),
         (
-            late("objective/kl", 8.0),
+            in_last_iterations("objective/kl", 8.0),
             "rising fast: 8 nats per response in the last quarter of PPO, 3.99",
         ),
-        (late("objective/kl", 7.97), None),
-        (late("objective/entropy", 0.7), "entropy has collapsed, from 2.35 to 0.7"),
-        (late("objective/entropy", 0.71), None),
-        (late("policy/clipfrac_avg", 0.31), "31% of the tokens' ratios were clipped"),
-        (late("policy/clipfrac_avg", 0.3), None),
-        (late("completions/mean_length", 24.5), "went from 12.2 to 24.5 tokens"),
-        (late("completions/mean_length", 6.0), "went from 12.2 to 6 tokens"),
-        (late("completions/mean_length", 24.0), None),
-        (answers("so good so good so good"), "60% of their word pairs are repetitions, 0% at first"),
-        (answers("so good"), None),
-        (few(19), "Only 19 held-out prompts"),
-        (few(20), None),
+        (in_last_iterations("objective/kl", 7.97), None),
+        (in_last_iterations("objective/entropy", 0.7), "entropy has collapsed, from 2.35 to 0.7"),
+        (in_last_iterations("objective/entropy", 0.71), None),
+        (in_last_iterations("policy/clipfrac_avg", 0.31), "31% of the tokens' ratios were clipped"),
+        (in_last_iterations("policy/clipfrac_avg", 0.3), None),
+        (in_last_iterations("completions/mean_length", 24.5), "went from 12.2 to 24.5 tokens"),
+        (in_last_iterations("completions/mean_length", 6.0), "went from 12.2 to 6 tokens"),
+        (in_last_iterations("completions/mean_length", 24.0), None),
+        (set_answers("so good so good so good"), "60% of their word pairs are repetitions, 0% at first"),
+        (set_answers("so good"), None),
+        (keep_prompts(19), "Only 19 held-out prompts"),
+        (keep_prompts(20), None),
     ],
 )
 def test_each_rule_applies_exactly_at_its_limit(run, change, sentence):
@@ -135,7 +138,7 @@ def test_over_optimisation_is_named_if_only_the_reward_rose(run, low, mentioned)
 def test_without_held_out_prompts_the_kl_is_that_of_the_last_iteration(run):
     run.metrics["ppo"] = dict(COST)
     run.evaluation = []
-    late("objective/kl", 15.5, count=1)(run)
+    in_last_iterations("objective/kl", 15.5, count=1)(run)
     run.complete()
     [sentence] = warnings(read_results(run.path))
     assert "of iteration 16 is 15.5 nats" in sentence

@@ -1,4 +1,4 @@
-"""The judgement: who wins, what is written beside it, and that a policy is at KL 0 from itself."""
+"""Evaluation: wins, the written answers, and KL 0 of a policy from itself."""
 
 import json
 import math
@@ -23,16 +23,16 @@ from stages.sampling.sampler import Sampler, open_sampler
 from tests.support.roles import CPU, ppo_roles, reward_model_of, role_output
 
 ALONE = Ranks(0, 1, CPU)
-NOTHING: Any = None  # where nothing asks it
+NOTHING: Any = None  # for unused arguments
 ROLLOUT = Rollout(max_new_tokens=6, batch_size=2)
 PROMPTS = [Prompt(text, text, ids) for text, ids in (("one", [5, 6, 7]), ("two", [8]), ("three", [9, 10]))]
 
 
-def silent(ranks: Ranks = ALONE) -> Sampler:
+def unused_sampler(ranks: Ranks = ALONE) -> Sampler:
     return Sampler(NOTHING, NOTHING, ranks, ROLLOUT, NOTHING)
 
 
-class Silent:
+class SilentTracker:
     """A tracker that reports nowhere."""
 
     def phase(self, title: str, total: int, done: int = 0) -> None: ...
@@ -51,10 +51,10 @@ def context_in(folder: Path, judge: str | None = "warmth") -> Context:
         data=Data(sft=source, rm=source, ppo=source),
         ppo=Ppo(rollout=ROLLOUT, micro_batch_size=2, judge=judge),
     )
-    return Context(config, "ppo", folder, {}, Silent(), False, ALONE)
+    return Context(config, "ppo", folder, {}, SilentTracker(), False, ALONE)
 
 
-def answered(folder: Path, roles: Any, tokenizer: Any, role: str) -> Answers:
+def answers_of(folder: Path, roles: Any, tokenizer: Any, role: str) -> Answers:
     reward_model = reward_model_of(roles, tokenizer, ALONE)
     with open_sampler(roles, tokenizer, ALONE, ROLLOUT) as sampler:
         return answer(context_in(folder), sampler, reward_model, role, PROMPTS)
@@ -70,10 +70,10 @@ def test_wins_by_hand():
 
 
 def test_wins_of_the_two_sides_add_up_to_one():
-    ours, theirs = [0.3, -0.2, 0.0, 5.0], [0.3, 0.2, -0.0, 4.0]
-    pairs = zip(wins(ours, theirs), wins(theirs, ours), strict=True)
+    first, second = [0.3, -0.2, 0.0, 5.0], [0.3, 0.2, -0.0, 4.0]
+    pairs = zip(wins(first, second), wins(second, first), strict=True)
     assert [sum(pair) for pair in pairs] == [1.0] * 4
-    assert wins(ours, ours) == [0.5] * 4
+    assert wins(first, first) == [0.5] * 4
 
 
 def test_wins_need_equally_many():
@@ -89,21 +89,21 @@ CANNED = {
 
 
 @pytest.fixture
-def canned(monkeypatch) -> list[str]:
-    """Roles that give canned answers; the list is of who was asked."""
-    asked: list[str] = []
+def asked_roles(monkeypatch) -> list[str]:
+    """Make roles give canned answers; returns the list of the roles that answered."""
+    roles: list[str] = []
 
-    def give(context, sampler, reward_model, role: str, prompts: Sequence[Prompt]) -> Answers:
-        asked.append(role)
+    def give_canned_answers(context, sampler, reward_model, role: str, prompts: Sequence[Prompt]) -> Answers:
+        roles.append(role)
         return CANNED[role]
 
-    monkeypatch.setattr(evaluation, "answer", give)
-    return asked
+    monkeypatch.setattr(evaluation, "answer", give_canned_answers)
+    return roles
 
 
-def test_final_judgement_by_hand(canned, tmp_path):
-    metrics = HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, PROMPTS).compare_policies()
-    assert sorted(canned) == ["base", "policy", "reference"]
+def test_final_judgement_by_hand(asked_roles, tmp_path):
+    metrics = HeldOutEvaluation(context_in(tmp_path), unused_sampler(), NOTHING, PROMPTS).compare_policies()
+    assert sorted(asked_roles) == ["base", "policy", "reference"]
     expected = {
         "rm_score_sft": 1.0,  # (0 + 1 + 2) / 3
         "rm_score_ppo": 2.0,  # (3 + 2 + 1) / 3
@@ -134,21 +134,23 @@ def test_final_judgement_by_hand(canned, tmp_path):
     }
 
 
-def test_a_judge_of_the_users_own_sees_prompts_and_answers(canned, tmp_path, monkeypatch):
+def test_a_judge_of_the_users_own_sees_prompts_and_answers(asked_roles, tmp_path, monkeypatch):
     module = ModuleType("my_judge")
     vars(module)["judge"] = lambda prompts, completions: [
         float(prompt == "three" and answer == "Terrible.")
         for prompt, answer in zip(prompts, completions, strict=True)
     ]
     monkeypatch.setitem(sys.modules, "my_judge", module)
-    evaluation = HeldOutEvaluation(context_in(tmp_path, judge="my_judge:judge"), silent(), NOTHING, PROMPTS)
+    evaluation = HeldOutEvaluation(
+        context_in(tmp_path, judge="my_judge:judge"), unused_sampler(), NOTHING, PROMPTS
+    )
     assert evaluation.evaluate_policy()["gold"] == pytest.approx(1 / 3)
     assert evaluation.compare_policies()["win_rate"] == pytest.approx(2 / 3)  # a tie, a tie, and won
 
 
-def test_without_a_judge_there_is_no_gold(canned, tmp_path):
+def test_without_a_judge_there_is_no_gold(asked_roles, tmp_path):
     metrics = HeldOutEvaluation(
-        context_in(tmp_path, judge=None), silent(), NOTHING, PROMPTS
+        context_in(tmp_path, judge=None), unused_sampler(), NOTHING, PROMPTS
     ).compare_policies()
     assert "rm_win_rate" in metrics
     assert not [name for name in metrics if "gold" in name or name.startswith("win_rate")]
@@ -156,54 +158,60 @@ def test_without_a_judge_there_is_no_gold(canned, tmp_path):
     assert (
         "gold"
         not in HeldOutEvaluation(
-            context_in(tmp_path, judge=None), silent(), NOTHING, PROMPTS
+            context_in(tmp_path, judge=None), unused_sampler(), NOTHING, PROMPTS
         ).evaluate_policy()
     )
 
 
-def test_held_out_figures_by_hand(canned, tmp_path):
-    found = HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, PROMPTS).evaluate_policy()
+def test_held_out_figures_by_hand(asked_roles, tmp_path):
+    metrics = HeldOutEvaluation(context_in(tmp_path), unused_sampler(), NOTHING, PROMPTS).evaluate_policy()
     expected = {
         "score": 2.0,
         "kl": 3.0,
         "length": 2.0,
         "gold": (0.6249 + 0.2023 - 0.4767) / 3,
     }
-    assert found == pytest.approx(expected, abs=1e-4)
-    assert canned == ["policy"]
+    assert metrics == pytest.approx(expected, abs=1e-4)
+    assert asked_roles == ["policy"]
 
 
-def test_final_judgement_takes_the_latest_answers_of_the_policy(canned, tmp_path):
-    judge = HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, PROMPTS)
+def test_final_judgement_takes_the_latest_answers_of_the_policy(asked_roles, tmp_path):
+    judge = HeldOutEvaluation(context_in(tmp_path), unused_sampler(), NOTHING, PROMPTS)
     judge.evaluate_policy()
     judge.evaluate_policy()
     metrics = judge.compare_policies()
-    assert canned == ["policy", "policy", "base", "reference"]
-    assert metrics == HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, PROMPTS).compare_policies()
+    assert asked_roles == ["policy", "policy", "base", "reference"]
+    assert (
+        metrics
+        == HeldOutEvaluation(context_in(tmp_path), unused_sampler(), NOTHING, PROMPTS).compare_policies()
+    )
 
 
-def test_other_ranks_write_nothing(canned, tmp_path):
+def test_other_ranks_write_nothing(asked_roles, tmp_path):
     HeldOutEvaluation(
-        context_in(tmp_path, judge=None), silent(Ranks(1, 2, CPU)), NOTHING, PROMPTS
+        context_in(tmp_path, judge=None), unused_sampler(Ranks(1, 2, CPU)), NOTHING, PROMPTS
     ).compare_policies()
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_held_out_is_no_judgement(canned, tmp_path):
-    assert HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, []).compare_policies() == {}
-    assert HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, []).evaluate_policy() == {}
+def test_nothing_held_out_is_no_judgement(asked_roles, tmp_path):
+    assert HeldOutEvaluation(context_in(tmp_path), unused_sampler(), NOTHING, []).compare_policies() == {}
+    assert HeldOutEvaluation(context_in(tmp_path), unused_sampler(), NOTHING, []).evaluate_policy() == {}
     assert not list(tmp_path.iterdir())
-    assert canned == []
+    assert asked_roles == []
 
 
 def test_reference_is_at_kl_0_from_itself_and_others_are_not(roles, tiny_tokenizer, tmp_path):
-    found = answered(tmp_path, roles, tiny_tokenizer, "reference")
-    assert found.kl == [0.0, 0.0, 0.0]
-    same = answered(tmp_path, roles, tiny_tokenizer, "policy")
-    assert (same.texts, same.kl) == (found.texts, [0.0, 0.0, 0.0])  # the policy before its first update
-    base = answered(tmp_path, roles, tiny_tokenizer, "base")
+    reference = answers_of(tmp_path, roles, tiny_tokenizer, "reference")
+    assert reference.kl == [0.0, 0.0, 0.0]
+    policy = answers_of(tmp_path, roles, tiny_tokenizer, "policy")
+    assert (policy.texts, policy.kl) == (
+        reference.texts,
+        [0.0, 0.0, 0.0],
+    )  # the policy before its first update
+    base = answers_of(tmp_path, roles, tiny_tokenizer, "base")
     assert all(kl != 0 and math.isfinite(kl) for kl in base.kl)
-    assert base.texts != found.texts
+    assert base.texts != reference.texts
 
 
 def test_kl_and_scores_of_an_answer_equal_the_naive_ones(adapters, tiny_tokenizer, tmp_path, monkeypatch):
@@ -211,25 +219,27 @@ def test_kl_and_scores_of_an_answer_equal_the_naive_ones(adapters, tiny_tokenize
     with torch.no_grad():
         for parameter in roles.role_parameters("policy").values():
             parameter.mul_(1.2)  # no longer its reference
-    given = [[30, 31, 32, 2], [40], [50, 2]]
-    monkeypatch.setattr(Sampler, "respond_on_all_ranks", lambda *_: [Response(ids) for ids in given])
-    found = answered(tmp_path, roles, tiny_tokenizer, "policy")
-    assert found.lengths == [4, 1, 2]
-    for i, (prompt, response) in enumerate(zip(PROMPTS, given, strict=True)):
+    responses = [[30, 31, 32, 2], [40], [50, 2]]
+    monkeypatch.setattr(Sampler, "respond_on_all_ranks", lambda *_: [Response(ids) for ids in responses])
+    answers = answers_of(tmp_path, roles, tiny_tokenizer, "policy")
+    assert answers.lengths == [4, 1, 2]
+    for i, (prompt, response) in enumerate(zip(PROMPTS, responses, strict=True)):
         ids = torch.tensor([prompt.prompt_ids + response])
         with torch.no_grad():
-            steps = {
+            logprobs = {
                 role: role_output(roles, role, ids)[0, len(prompt.prompt_ids) - 1 : -1].log_softmax(-1)
                 for role in ("policy", "reference")
             }
             score = role_output(roles, "reward", ids)[0, -1].item()
-        kl = sum(float(steps["policy"][t, id] - steps["reference"][t, id]) for t, id in enumerate(response))
-        assert found.kl[i] == pytest.approx(kl, abs=1e-4)
+        kl = sum(
+            float(logprobs["policy"][t, id] - logprobs["reference"][t, id]) for t, id in enumerate(response)
+        )
+        assert answers.kl[i] == pytest.approx(kl, abs=1e-4)
         assert abs(kl) > 1e-2
-        assert found.scores[i] == pytest.approx(score, abs=1e-5)
+        assert answers.scores[i] == pytest.approx(score, abs=1e-5)
 
 
 def test_evaluation_does_not_depend_on_when_it_is_done(roles, tiny_tokenizer, tmp_path):
-    first = answered(tmp_path, roles, tiny_tokenizer, "policy")
+    first = answers_of(tmp_path, roles, tiny_tokenizer, "policy")
     torch.manual_seed(99)
-    assert answered(tmp_path, roles, tiny_tokenizer, "policy") == first
+    assert answers_of(tmp_path, roles, tiny_tokenizer, "policy") == first

@@ -1,4 +1,4 @@
-"""The base is loaded as the config says, and nothing that roles do changes its bytes."""
+"""The base is loaded as the config says, and roles do not change its bytes."""
 
 import shutil
 
@@ -53,11 +53,11 @@ def test_base_hash_sees_every_part_of_the_quantized_weights():
     state = weight.quant_state
     parts = [weight.data, state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
     parts += [roles.causal.model.norm.weight.data, roles.causal.get_input_embeddings().weight.data]
-    seen = {base_hash(roles)}
+    hashes = {base_hash(roles)}
     for part in parts:
         part.view(-1)[:1].add_(1)
-        seen.add(base_hash(roles))
-    assert len(seen) == len(parts) + 1
+        hashes.add(base_hash(roles))
+    assert len(hashes) == len(parts) + 1
 
 
 def test_nf4_base_is_quantized_twice_and_a_third_of_the_size():
@@ -88,8 +88,8 @@ def test_quantized_bases_are_near_the_real_one(tiny_folder):
         expected = model(input_ids=IDS, attention_mask=MASK).logits
     errors = {}
     for quantization in ("none", "int8", "nf4"):
-        found = output_of(tiny_roles(quantization=quantization).eval(), Role.BASE)
-        errors[quantization] = ((found - expected).norm() / expected.norm()).item()
+        actual = output_of(tiny_roles(quantization=quantization).eval(), Role.BASE)
+        errors[quantization] = ((actual - expected).norm() / expected.norm()).item()
     assert errors["none"] == 0.0
     assert 0 < errors["int8"] < 0.05 < errors["nf4"] < 0.4
 

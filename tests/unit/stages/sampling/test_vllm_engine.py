@@ -1,4 +1,4 @@
-"""vLLM is asked for what a rollout is, with the adapter as it is now; its answers are read as they stand."""
+"""vLLM gets the rollout's options and the current adapter. Its answers are used unchanged."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ GIB = 2**30
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[LLM]]:
-    """The engines that a test starts, on a GPU of 10 GiB of which 6 are free."""
+def engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[LLM]]:
+    """The engines that a test starts, on a GPU with 6 of 10 GiB free."""
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * GIB, 10 * GIB))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -51,31 +51,36 @@ def sampler_of(roles: Roles, tokenizer: Any, **rollout: Any) -> AbstractContextM
     return open_sampler(roles, tokenizer, ALONE, Rollout(engine="vllm", **({"max_new_tokens": 12} | rollout)))
 
 
-def train(roles: Roles, role: str = "policy") -> None:
+def change_weights(roles: Roles, role: str = "policy") -> None:
     with torch.no_grad():
         for parameter in roles.role_parameters(role).values():
             parameter.add_(0.01)
 
 
-# What is asked
+# Calls
 
 
-def test_prompts_and_seeds_arrive_in_order(started, roles, tiny_tokenizer) -> None:
+def test_prompts_and_seeds_arrive_in_order(engines, roles, tiny_tokenizer) -> None:
     with sampler_of(roles, tiny_tokenizer, batch_size=2, temperature=0.7) as sampler:
         responses = sampler.respond("policy", PROMPTS, SEEDS)
-        (call,) = started[0].calls
+        (call,) = engines[0].calls
         assert call.prompts == PROMPTS
         assert [params.seed for params in call.params] == SEEDS
-        assert {(p.temperature, p.top_k, p.top_p, p.max_tokens) for p in call.params} == {(0.7, 0, 1.0, 12)}
+        assert {
+            (prompt.temperature, prompt.top_k, prompt.top_p, prompt.max_tokens) for prompt in call.params
+        } == {(0.7, 0, 1.0, 12)}
         assert all(params.stop_token_ids == [tiny_tokenizer.eos_token_id] for params in call.params)
-        alone = [sampler.respond("policy", [p], [seed])[0] for p, seed in zip(PROMPTS, SEEDS, strict=True)]
+        alone = [
+            sampler.respond("policy", [prompt], [seed])[0]
+            for prompt, seed in zip(PROMPTS, SEEDS, strict=True)
+        ]
         assert alone == responses
 
 
-def test_engine_is_the_base_with_room_for_the_adapters(started, roles, tiny_tokenizer, tiny_folder) -> None:
+def test_engine_is_the_base_with_room_for_the_adapters(engines, roles, tiny_tokenizer, tiny_folder) -> None:
     with sampler_of(roles, tiny_tokenizer, batch_size=5, vllm={"gpu_memory_utilization": 0.4}):
         pass
-    (llm,) = started
+    (llm,) = engines
     assert llm.model == str(tiny_folder)
     options = llm.options
     assert (options.dtype, options.quantization) == ("float32", "bitsandbytes")
@@ -85,17 +90,17 @@ def test_engine_is_the_base_with_room_for_the_adapters(started, roles, tiny_toke
     assert options.logprobs_mode == "processed_logprobs" and not options.return_sampling_mask
 
 
-def test_base_that_is_not_quantized_is_loaded_as_it_is(started, adapters, tiny_tokenizer) -> None:
+def test_base_that_is_not_quantized_is_loaded_as_it_is(engines, adapters, tiny_tokenizer) -> None:
     roles = tiny_roles(quantization="none")
     roles.add_from("policy", adapters["sft"], trainable=True)
     with sampler_of(roles, tiny_tokenizer):
         pass
-    assert started[0].options.quantization is None
+    assert engines[0].options.quantization is None
 
 
-def test_engine_starts_once_and_stops_with_its_sampler(started, roles, tiny_tokenizer) -> None:
+def test_engine_starts_once_and_stops_with_its_sampler(engines, roles, tiny_tokenizer) -> None:
     with sampler_of(roles, tiny_tokenizer) as sampler:
-        (llm,) = started
+        (llm,) = engines
         for _ in range(2):
             sampler.respond("policy", [[5]], [1])
         assert [call.request.lora_int_id for call in llm.calls] == [1, 1]
@@ -103,25 +108,25 @@ def test_engine_starts_once_and_stops_with_its_sampler(started, roles, tiny_toke
     assert not llm.running
 
 
-def test_engine_stops_if_sampling_fails(started, roles, tiny_tokenizer) -> None:
+def test_engine_stops_if_sampling_fails(engines, roles, tiny_tokenizer) -> None:
     with pytest.raises(ZeroDivisionError), sampler_of(roles, tiny_tokenizer):
         _ = 1 / 0
-    assert not started[0].running
+    assert not engines[0].running
 
 
-def test_next_sampler_starts_an_engine_of_its_own(started, roles, tiny_tokenizer) -> None:
+def test_next_sampler_starts_an_engine_of_its_own(engines, roles, tiny_tokenizer) -> None:
     answers = []
     for _ in range(2):
         with sampler_of(roles, tiny_tokenizer) as sampler:
             answers.append(sampler.respond("policy", [[5]], [1]))
-    assert len(started) == 2
+    assert len(engines) == 2
     assert answers[0] == answers[1]
 
 
-# What is answered
+# Answers
 
 
-def test_responses_are_tokens_with_their_logprobs_to_the_end_of_turn(started, roles, tiny_tokenizer) -> None:
+def test_responses_are_tokens_with_their_logprobs_to_the_end_of_turn(engines, roles, tiny_tokenizer) -> None:
     seeds = list(range(40))
     with sampler_of(roles, tiny_tokenizer) as sampler:
         responses = sampler.respond("policy", [[5, 6]] * 40, seeds)
@@ -130,16 +135,18 @@ def test_responses_are_tokens_with_their_logprobs_to_the_end_of_turn(started, ro
     for seed, response in zip(seeds, responses, strict=True):
         assert response.ids[-1] == end or len(response.ids) == 12
         assert end not in response.ids[:-1]
-        assert response.logprobs == [logprob_of(seed, at, token) for at, token in enumerate(response.ids)]
+        assert response.logprobs == [
+            logprob_of(seed, position, token) for position, token in enumerate(response.ids)
+        ]
         assert response.support == []
     assert {response.ids[-1] == end for response in responses} == {True, False}
 
 
-def test_tokens_that_could_be_sampled_are_kept(started, roles, tiny_tokenizer) -> None:
+def test_tokens_that_could_be_sampled_are_kept(engines, roles, tiny_tokenizer) -> None:
     with sampler_of(roles, tiny_tokenizer, top_k=3, top_p=0.9) as sampler:
         responses = sampler.respond("policy", PROMPTS, SEEDS)
-        assert started[0].options.return_sampling_mask
-        assert {(params.top_k, params.top_p) for params in started[0].calls[0].params} == {(3, 0.9)}
+        assert engines[0].options.return_sampling_mask
+        assert {(params.top_k, params.top_p) for params in engines[0].calls[0].params} == {(3, 0.9)}
         support = sampler.response_batch(PROMPTS, responses).support
         assert support is not None
         for row, response in zip(support, responses, strict=True):
@@ -150,33 +157,33 @@ def test_tokens_that_could_be_sampled_are_kept(started, roles, tiny_tokenizer) -
 # Adapters
 
 
-def test_adapter_is_the_role_as_it_is_now(started, adapters, roles, tiny_tokenizer) -> None:
+def test_adapter_is_the_role_as_it_is_now(engines, adapters, roles, tiny_tokenizer) -> None:
     with sampler_of(roles, tiny_tokenizer) as sampler:
         sampler.respond("policy", [[5]], [1])
-        first = started[0].calls[0].request
+        first = engines[0].calls[0].request
         sampler.respond("policy", [[5]], [1])
-        train(roles)
+        change_weights(roles)
         sampler.respond("policy", [[5]], [1])
-        before, same, after = started[0].calls
+        before, same, after = engines[0].calls
         assert same.request == first, "nothing has changed"
         assert after.request.lora_int_id > first.lora_int_id
         assert after.request.lora_path != first.lora_path and after.request.lora_name != first.lora_name
         assert before.adapter.keys() == after.adapter.keys()
         for name, tensor in before.adapter.items():
             assert torch.allclose(after.adapter[name], tensor + 0.01)
-        held = roles.role_parameters("policy")
+        parameters = roles.role_parameters("policy")
         for name, tensor in after.adapter.items():
-            inside = name.replace("base_model.model.", "causal.").replace(".weight", ".policy.weight")
-            assert torch.equal(tensor, held[inside])
+            own_name = name.replace("base_model.model.", "causal.").replace(".weight", ".policy.weight")
+            assert torch.equal(tensor, parameters[own_name])
 
 
-def test_folder_is_one_of_pefts_and_the_old_one_goes(started, roles, tiny_tokenizer) -> None:
+def test_folder_is_one_of_pefts_and_the_old_one_goes(engines, roles, tiny_tokenizer) -> None:
     with sampler_of(roles, tiny_tokenizer) as sampler:
         folders = []
         for _ in range(2):
-            train(roles)
+            change_weights(roles)
             sampler.respond("policy", [[5]], [1])
-            folders.append(Path(started[0].calls[-1].request.lora_path))
+            folders.append(Path(engines[0].calls[-1].request.lora_path))
         assert not folders[0].exists() and folders[1].is_dir()
         assert list(folders[1].parent.iterdir()) == [folders[1]]
         model = PeftModel.from_pretrained(tiny_roles().causal, str(folders[1]))
@@ -186,41 +193,41 @@ def test_folder_is_one_of_pefts_and_the_old_one_goes(started, roles, tiny_tokeni
             assert torch.allclose(model(input_ids=ids).logits, expected, atol=1e-4)
 
 
-def test_roles_keep_adapters_of_their_own(started, roles, tiny_tokenizer) -> None:
+def test_roles_keep_adapters_of_their_own(engines, roles, tiny_tokenizer) -> None:
     with sampler_of(roles, tiny_tokenizer) as sampler:
-        train(roles)
+        change_weights(roles)
         for role in ("policy", "reference", "base", "policy", "reference"):
             sampler.respond(role, [[5]], [1])
-        policy, reference, base, *again = started[0].calls
+        policy, reference, base, *again = engines[0].calls
         assert base.request is None, "the base has no adapter"
         assert [call.request for call in again] == [policy.request, reference.request]
         assert policy.request.lora_int_id != reference.request.lora_int_id
         assert any(not torch.equal(policy.adapter[name], reference.adapter[name]) for name in policy.adapter)
 
 
-def test_adapters_go_with_the_engine(started, roles, tiny_tokenizer, tmp_path: Path) -> None:
+def test_adapters_go_with_the_engine(engines, roles, tiny_tokenizer, tmp_path: Path) -> None:
     with sampler_of(roles, tiny_tokenizer) as sampler:
         sampler.respond("policy", [[5]], [1])
         assert len(list(tmp_path.glob("tristage-adapters-*"))) == 1
     assert not list(tmp_path.glob("tristage-adapters-*"))
 
 
-# What cannot be
+# Refusals
 
 
-def test_more_memory_than_is_free(started, roles, tiny_tokenizer) -> None:
-    too_much = sampler_of(roles, tiny_tokenizer, vllm={"gpu_memory_utilization": 0.7})
-    with pytest.raises(UserError) as caught, too_much:
+def test_more_memory_than_is_free(engines, roles, tiny_tokenizer) -> None:
+    sampler = sampler_of(roles, tiny_tokenizer, vllm={"gpu_memory_utilization": 0.7})
+    with pytest.raises(UserError) as caught, sampler:
         pass
     check_message(
         str(caught.value),
         "rollout.vllm.gpu_memory_utilization: 0.7 of the GPU is 7.0 GiB",
         "6.0 GiB of 10.0 are free. Lower it",
     )
-    assert not started
+    assert not engines
 
 
-def test_prompt_that_the_cache_does_not_hold(started, roles, tiny_tokenizer) -> None:
+def test_prompt_that_the_cache_does_not_hold(engines, roles, tiny_tokenizer) -> None:
     with sampler_of(roles, tiny_tokenizer) as sampler:
         sampler.respond("policy", [[5] * (vllm_stub.ROOM - 12)], [1])
         with pytest.raises(UserError) as caught:
@@ -230,17 +237,17 @@ def test_prompt_that_the_cache_does_not_hold(started, roles, tiny_tokenizer) -> 
             "rollout.vllm.gpu_memory_utilization: 0.3 of the GPU holds 1024 tokens",
             "1025 are needed. Raise it",
         )
-        assert len(started[0].calls) == 1
+        assert len(engines[0].calls) == 1
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A machine that has all that vLLM needs, until a test takes something away."""
-    has: dict[str, Any] = {"modules": {"vllm", "vllm_bnb_plugin"}, "gpu": True, "bf16": True}
-    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: name if name in has["modules"] else None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has["gpu"])
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has["bf16"])
-    return has
+    """A machine that has all that vLLM needs. A test removes some of it."""
+    available: dict[str, Any] = {"modules": {"vllm", "vllm_bnb_plugin"}, "gpu": True, "bf16": True}
+    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: name if name in available["modules"] else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available["gpu"])
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: available["bf16"])
+    return available
 
 
 def check(stage: Stage, *overrides: str) -> None:
@@ -249,7 +256,7 @@ def check(stage: Stage, *overrides: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("without", "parts"),
+    ("missing", "parts"),
     [
         ({"modules": set()}, ["there is no Python module vllm here; install it", "pip install -e '.[vllm]'"]),
         ({"modules": {"vllm"}}, ["there is no Python module vllm_bnb_plugin here; install it"]),
@@ -258,9 +265,9 @@ def check(stage: Stage, *overrides: str) -> None:
     ],
     ids=["vllm", "plugin", "gpu", "bf16"],
 )
-def test_machine_without(without, parts, machine) -> None:
+def test_machine_without(missing, parts, machine) -> None:
     check("ppo", "ppo.rollout.engine=vllm")
-    machine.update(without)
+    machine.update(missing)
     with pytest.raises(UserError) as caught:
         check("ppo", "ppo.rollout.engine=vllm")
     check_message(str(caught.value), "ppo.rollout.engine: vllm: ", *parts)
@@ -294,10 +301,10 @@ def test_plugin_is_for_a_quantized_base_alone(machine) -> None:
 
 
 def test_vllm_is_imported_only_where_it_is_asked_for(
-    started, roles, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
+    engines, roles, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)  # which makes its import fail
-    others = Rollout(engine="auto", max_new_tokens=4)
-    assert len(sample_responses(roles, tiny_tokenizer, others, [[5]], [1])) == 1
+    auto = Rollout(engine="auto", max_new_tokens=4)
+    assert len(sample_responses(roles, tiny_tokenizer, auto, [[5]], [1])) == 1
     with pytest.raises(ImportError), sampler_of(roles, tiny_tokenizer):
         pass
