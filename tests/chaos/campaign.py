@@ -132,7 +132,7 @@ class Watch:
         self._run_id: str | None = None
 
     def after_a_kill(self, attempt: Attempt) -> list[str]:
-        faults = [f"orphan process: {words}" for words in attempt.orphans()]
+        faults = [f"orphan process: {command_line}" for command_line in attempt.orphans()]
         faults += [f"temporary file: {name}" for name in attempt.temporary_files()]
         if self._stays_locked():
             faults.append("the stage is locked, but no process runs it")

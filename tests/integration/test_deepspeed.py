@@ -41,7 +41,7 @@ pytestmark = pytest.mark.distributed
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """The shipped JSON of a ZeRO stage. At stage 3, DeepSpeed keeps no gathered parameter for its next use."""
+    """The shipped JSON of a ZeRO stage. At stage 3, DeepSpeed keeps no gathered parameter after its use."""
     folder = tmp_path_factory.mktemp("deepspeed")
     for zero in (0, 2, 3):
         options = json.loads((ROOT / "configs" / "deepspeed" / f"zero{zero}.json").read_text())

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from stages.rl import experience
-from tests.support.ppo_runs import Run, run, same, weights
+from tests.support.ppo_runs import Run, run, same_tensors, weights
 from tests.support.runs import untimed
 
 __all__ = ["run"]  # a fixture
@@ -47,7 +47,7 @@ def test_one_forward_of_the_critic_scores_and_trains(
     separate = run("ppo.minibatches=1", *options, folder="twice")
     assert set(scored_roles) == {"critic"}
     assert list(map(untimed, deferred.rows)) == list(map(untimed, separate.rows))
-    assert same(deferred.tensors(3), separate.tensors(3))
+    assert same_tensors(deferred.tensors(3), separate.tensors(3))
     variances = deferred.column("val/explained_variance")
     assert all(map(math.isfinite, variances)) and len(set(variances)) == 3
 
@@ -62,9 +62,9 @@ def test_critic_warmup_trains_the_critic_alone(run: Run, adapters: dict[str, Pat
         name.replace("causal.", "base_model.model.").replace(".policy", ""): tensor
         for name, tensor in policy.items()
     }
-    assert same(trained, initial)
-    assert not same(weights(ppo.tensors(1), "critic"), weights(ppo.tensors(2), "critic"))
-    assert not same(weights(ppo.tensors(2), "policy"), weights(ppo.tensors(3), "policy"))
+    assert same_tensors(trained, initial)
+    assert not same_tensors(weights(ppo.tensors(1), "critic"), weights(ppo.tensors(2), "critic"))
+    assert not same_tensors(weights(ppo.tensors(2), "policy"), weights(ppo.tensors(3), "policy"))
     assert ppo.column("val/ratio")[:2] == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
@@ -75,7 +75,7 @@ def test_policy_starts_as_if_the_critics_warmup_had_not_been(run: Run) -> None:
     before, after = (weights(ppo.tensors(step), "policy") for step in (2, 3))
     learning_rates = ppo.column("learning_rate")
     assert learning_rates[:2] == [0.0, 0.0] and learning_rates[2] > 0 and "loss/ptx_avg" not in ppo.rows[1]
-    assert same(weights(ppo.tensors(1), "policy"), before), "demonstrations do not change it, either"
+    assert same_tensors(weights(ppo.tensors(1), "policy"), before), "demonstrations do not change it, either"
     moved = max(float((after[name] - before[name]).abs().max()) for name in before)
     assert moved == pytest.approx(learning_rates[2], rel=0.02)
 
@@ -83,7 +83,7 @@ def test_policy_starts_as_if_the_critics_warmup_had_not_been(run: Run) -> None:
 def test_critic_has_a_learning_rate_of_its_own(run: Run) -> None:
     options = ("ppo.minibatches=1", "ppo.epochs=1", "ppo.max_grad_norm=0")
     plain, still = run(*options), run(*options, "ppo.critic_learning_rate=1e-12", folder="still")
-    assert same(weights(plain.tensors(1), "policy"), weights(still.tensors(1), "policy"))
+    assert same_tensors(weights(plain.tensors(1), "policy"), weights(still.tensors(1), "policy"))
     moved = {
         name: float((tensor - still.tensors(1)[name]).abs().max())
         for name, tensor in weights(plain.tensors(1), "critic").items()
@@ -94,7 +94,7 @@ def test_critic_has_a_learning_rate_of_its_own(run: Run) -> None:
 def test_values_are_clipped_about_the_old_ones(run: Run) -> None:
     plain, tight = run("ppo.clip_range_value=null"), run("ppo.clip_range_value=1e-6", folder="tight")
     assert plain.column("val/clipfrac_avg") == [0.0] * 3 and tight.column("val/clipfrac_avg")[0] > 0
-    assert not same(weights(plain.tensors(1), "critic"), weights(tight.tensors(1), "critic"))
+    assert not same_tensors(weights(plain.tensors(1), "critic"), weights(tight.tensors(1), "critic"))
 
 
 def test_shared_critic_is_a_head_on_the_policy(run: Run, adapters: dict[str, Path]) -> None:
@@ -103,7 +103,7 @@ def test_shared_critic_is_a_head_on_the_policy(run: Run, adapters: dict[str, Pat
     names = {name for name in ppo.tensors(3) if not name.startswith("exp_avg")}
     assert {name for name in names if "critic" in name} == {"heads.critic.weight", "heads.critic.bias"}
     assert not torch.equal(ppo.tensors(1)["heads.critic.weight"], head["weight"])
-    assert not same(weights(ppo.tensors(1), "policy"), weights(ppo.tensors(2), "policy"))
+    assert not same_tensors(weights(ppo.tensors(1), "policy"), weights(ppo.tensors(2), "policy"))
     first = run("ppo.critic=shared", "ppo.minibatches=1", "ppo.epochs=1", folder="once").rows[0]
     assert first["val/ratio"] == 1.0 and first["val/clipfrac_avg"] == 0.0 and first["objective/kl"] == 0.0
 
@@ -112,7 +112,7 @@ def test_value_loss_reaches_a_shared_trunk_once_the_critic_is_warm(
     run: Run, adapters: dict[str, Path]
 ) -> None:
     ppo = run("ppo.critic=shared", "ppo.critic_warmup=2")
-    assert same(weights(ppo.tensors(1), "policy"), weights(ppo.tensors(2), "policy"))
+    assert same_tensors(weights(ppo.tensors(1), "policy"), weights(ppo.tensors(2), "policy"))
     assert not torch.equal(ppo.tensors(1)["heads.critic.weight"], ppo.tensors(2)["heads.critic.weight"])
     assert ppo.column("val/ratio")[:2] == pytest.approx([1.0, 1.0], abs=1e-5)
     options = ("ppo.critic=shared", "ppo.minibatches=1", "ppo.epochs=1", "ppo.max_grad_norm=0")
@@ -120,7 +120,7 @@ def test_value_loss_reaches_a_shared_trunk_once_the_critic_is_warm(
         run(*options, f"ppo.vf_coef={weight}", folder=f"vf-{weight}") for weight in (0, 10)
     )
     assert without.column("objective/kl")[0] == with_values.column("objective/kl")[0]
-    assert not same(weights(with_values.tensors(1), "policy"), weights(without.tensors(1), "policy"))
+    assert not same_tensors(weights(with_values.tensors(1), "policy"), weights(without.tensors(1), "policy"))
 
 
 def test_shared_critic_resumes(run: Run, tmp_path: Path) -> None:

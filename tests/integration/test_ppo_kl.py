@@ -10,7 +10,7 @@ import torch
 
 from stages.rl import update
 from tests.integration.test_ppo_start import RECOMPUTED
-from tests.support.ppo_runs import Run, adapter, run, same, weights
+from tests.support.ppo_runs import Run, adapter, run, same_tensors, weights
 
 __all__ = ["run"]  # a fixture
 
@@ -33,8 +33,10 @@ def test_kl_in_the_loss_is_out_of_the_reward(run: Run) -> None:
     assert ppo.column("objective/non_score_reward") == [0.0] * 3
     kl = ppo.column("loss/kl_avg")
     assert min(kl) > 0, "the policy has moved from the second minibatch on, and k3 is never negative"
-    held = run("ppo.kl_in=loss", "ppo.kl_estimator=k3", "ppo.kl_coef=100", folder="held")
-    assert held.column("loss/kl_avg")[-1] < 0.5 * kl[-1], "a large coefficient holds the policy back"
+    large_coefficient = run("ppo.kl_in=loss", "ppo.kl_estimator=k3", "ppo.kl_coef=100", folder="held")
+    assert large_coefficient.column("loss/kl_avg")[-1] < 0.5 * kl[-1], (
+        "a large coefficient holds the policy back"
+    )
 
 
 def test_k3_in_the_reward_is_never_a_bonus(run: Run) -> None:
@@ -69,24 +71,24 @@ def test_kl_above_the_limit_ends_the_run_with_the_last_good_policy(
     ppo = run(*options)
     iterations = [row for row in ppo.rows if "objective/kl" in row]
     assert len(iterations) == 2 and "loss/policy_avg" not in iterations[1], "the second one is not trained on"
-    assert same(adapter(ppo.folder / "adapter"), adapter(adapters["sft"]))
+    assert same_tensors(adapter(ppo.folder / "adapter"), adapter(adapters["sft"]))
     assert "not within ppo.max_kl" in ppo.values(2, "loop")["stopped"]
     assert ppo.rows[-1]["eval/kl"] == 0.0, "the judge scores the policy that is kept"
     (ppo.folder / "adapter" / "adapter_model.safetensors").unlink()
     resumed = run(*options, resume=True)
     assert not resumed.rows, "a stopped run does not continue when it is resumed"
-    assert same(adapter(resumed.folder / "adapter"), adapter(adapters["sft"]))
+    assert same_tensors(adapter(resumed.folder / "adapter"), adapter(adapters["sft"]))
 
 
 def test_average_goes_back_with_the_policy(run: Run, adapters: dict[str, Path]) -> None:
     ppo = run("ppo.max_kl=1e-9", "ppo.ema_decay=0.5", "ppo.use_ema=true", "ppo.seed=2", RECOMPUTED)
     assert len(ppo.column("objective/kl")) == 2, "the policy and its average have moved before they go back"
-    assert same(adapter(ppo.folder / "adapter"), adapter(adapters["sft"]))
+    assert same_tensors(adapter(ppo.folder / "adapter"), adapter(adapters["sft"]))
 
 
 def test_kl_within_the_limit_changes_nothing(run: Run) -> None:
     limited, free = run("ppo.max_kl=1e9"), run(folder="free")
-    assert same(adapter(limited.folder / "adapter"), adapter(free.folder / "adapter"))
+    assert same_tensors(adapter(limited.folder / "adapter"), adapter(free.folder / "adapter"))
 
 
 def test_average_of_the_policy_by_hand(run: Run) -> None:
@@ -98,5 +100,5 @@ def test_average_of_the_policy_by_hand(run: Run) -> None:
         expected = 0.75 * (0.75 * first + 0.25 * policies[1][name]) + 0.25 * policies[2][name]
         assert torch.allclose(average[peft_name], expected, atol=1e-6), name
     chosen = run("ppo.ema_decay=0.75", "ppo.use_ema=true", folder="chosen")
-    assert same(adapter(chosen.folder / "adapter"), average)
-    assert same(adapter(chosen.folder / "adapter-last"), adapter(ppo.folder / "adapter"))
+    assert same_tensors(adapter(chosen.folder / "adapter"), average)
+    assert same_tensors(adapter(chosen.folder / "adapter-last"), adapter(ppo.folder / "adapter"))

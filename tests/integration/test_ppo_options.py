@@ -13,7 +13,7 @@ from stages import sft
 from stages.context import Context
 from stages.distributed.ranks import Ranks
 from tests.integration.test_ppo_start import RECOMPUTED, Recorder
-from tests.support.ppo_runs import Run, run, same, weights
+from tests.support.ppo_runs import Run, run, same_tensors, weights
 from tests.support.runs import TINY, untimed
 
 __all__ = ["run"]  # a fixture
@@ -59,7 +59,7 @@ def test_ptx_holds_the_loss_on_demonstrations(
 def test_option_changes_the_update_and_not_the_samples(run: Run, option: str) -> None:
     plain, other = run(), run(f"ppo.{option}", folder="other")
     assert other.column("objective/scores")[0] == plain.column("objective/scores")[0]
-    assert not same(weights(other.tensors(1), "policy"), weights(plain.tensors(1), "policy"))
+    assert not same_tensors(weights(other.tensors(1), "policy"), weights(plain.tensors(1), "policy"))
 
 
 def test_resumed_run_goes_on_with_what_it_remembered(run: Run, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_resumed_run_goes_on_with_what_it_remembered(run: Run, tmp_path: Path) -
         for name, tensor in expected.items()
         if name.startswith("engine/")
     }
-    assert same(resumed.tensors(3), expected)
+    assert same_tensors(resumed.tensors(3), expected)
 
 
 def test_samples_are_warped_and_so_are_their_log_probabilities(run: Run) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from tests.support.ppo_runs import Run, run, same, weights
+from tests.support.ppo_runs import Run, run, same_tensors, weights
 from tests.unit.stages.feedback.test_rewards import Service, service
 
 __all__ = ["run", "service"]  # fixtures
@@ -23,7 +23,7 @@ def test_a_reward_that_is_no_number_skips_the_update_and_is_told(run: Run) -> No
     ppo = run(options, folder="on")
     assert ppo.column("skipped_updates") == [1, 2, 3], "the remaining updates of a rollout are skipped"
     assert ppo.column("policy/updates") == [1] * 3
-    assert same(weights(ppo.tensors(1), "policy"), weights(ppo.tensors(3), "policy"))
+    assert same_tensors(weights(ppo.tensors(1), "policy"), weights(ppo.tensors(3), "policy"))
 
 
 def test_an_endpoints_key_is_not_written_down(

@@ -87,11 +87,11 @@ class Bases:
         steps = [row for row in recorder.metrics if "learning_rate" in row]
         return RecipeRun(folder, outcome, steps, trained)
 
-    def own(self, base: Path) -> tuple[str, ...]:
+    def overrides_of(self, base: Path) -> tuple[str, ...]:
         return *SHORT, f"rm.base={{model: {base}, compute_dtype: float32}}"
 
     def config(self, base: Path, *overrides: str) -> Experiment:
-        return load_experiment(TINY, [*self.own(base), *overrides])
+        return load_experiment(TINY, [*self.overrides_of(base), *overrides])
 
     def reward_model(self, base: Path) -> Path:
         """The adapter of a reward model on `base`, trained once."""
@@ -196,7 +196,7 @@ def wider_run(bases: Bases, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The three stages from their entry point, on one rank, the reward model on the wider base."""
     run_dir = tmp_path_factory.mktemp("whole")
     for stage in STAGES:
-        run_stage(stage, run_dir, *bases.own(bases.wider))
+        run_stage(stage, run_dir, *bases.overrides_of(bases.wider))
     return run_dir
 
 
@@ -208,7 +208,10 @@ def test_manifests_say_which_base_each_adapter_is_for(bases: Bases, wider_run: P
     assert digests[0] == digests[2] != digests[1]
     assert manifests["rm"]["sources"]["rm.base.model"] == manifests["ppo"]["sources"]["rm.base.model"]
     assert "rm.base.model" not in manifests["sft"]["sources"]
-    assert "finished with this configuration" in run_stage("ppo", wider_run, *bases.own(bases.wider)).stdout
+    assert (
+        "finished with this configuration"
+        in run_stage("ppo", wider_run, *bases.overrides_of(bases.wider)).stdout
+    )
     page = (write_report(wider_run).parent / "report.md").read_text()
     assert f"reward model on {bases.wider} (nf4)" in page.replace("\\", "")
 
@@ -229,7 +232,7 @@ def test_another_base_than_the_reward_models_is_refused(
         changed / "model.safetensors",
         {"format": "pt"},
     )
-    refused = run_stage("ppo", run_dir, *bases.own(changed), status=2)
+    refused = run_stage("ppo", run_dir, *bases.overrides_of(changed), status=2)
     assert f"the files of {changed} are not those that stage rm was trained on" in refused.stdout
     assert not (run_dir / "ppo").exists()
 
@@ -254,7 +257,7 @@ def test_two_sharded_ranks_give_the_same_figures(bases: Bases, wider_run: Path, 
     options = json.loads((ROOT / "configs" / "deepspeed" / "zero3.json").read_text())
     options["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     (tmp_path / "zero.json").write_text(json.dumps(options))
-    overrides = (*bases.own(bases.wider), f"deepspeed.config={tmp_path / 'zero.json'}")
+    overrides = (*bases.overrides_of(bases.wider), f"deepspeed.config={tmp_path / 'zero.json'}")
     for stage in ("rm", "ppo"):
         run_dir = copy_upstream(wider_run, stage, tmp_path / stage)
         result = start_warm([RUN_STAGE, *stage_arguments(stage, run_dir, *overrides)], ranks=2)

@@ -43,7 +43,7 @@ def trainer_at(zero: int, ranks: Ranks, tensors: Mapping[str, Tensor] | None = N
     return sft.SftTrainer(Engine(models_of(roles), {"policy": 1e-3}, training, 10, config, ranks), 0, 1)
 
 
-def same(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+def same_tensors(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
     assert actual and actual.keys() == expected.keys()
     return all(torch.equal(tensor, expected[name]) for name, tensor in actual.items())
 
@@ -76,13 +76,15 @@ def check_nothing_of_a_bad_update_remains(zero: int, factor: float, ranks: Ranks
         trainer.step(BATCHES[0])
     before = spoiled.engine.state_dict().tensors
     spoiled_step(spoiled, factor)
-    assert same(spoiled.engine.state_dict().tensors, before), "the bad update changed weights or moments"
+    assert same_tensors(spoiled.engine.state_dict().tensors, before), (
+        "the bad update changed weights or moments"
+    )
     assert counts(spoiled) == (2, 1, 1)
     for trainer in (spoiled, undisturbed):
         trainer.step(BATCHES[2])
     assert counts(spoiled)[1:] == (1, 0)
-    assert not same(spoiled.engine.state_dict().tensors, before)
-    assert same(spoiled.engine.state_dict().tensors, undisturbed.engine.state_dict().tensors), (
+    assert not same_tensors(spoiled.engine.state_dict().tensors, before)
+    assert same_tensors(spoiled.engine.state_dict().tensors, undisturbed.engine.state_dict().tensors), (
         "gradients of the bad update were left"
     )
 
@@ -96,10 +98,10 @@ def check_resumed_after_a_bad_update(zero: int, ranks: Ranks) -> None:
     assert state.values["steps"] == 2
     resumed = trainer_at(zero, ranks, state.tensors)
     resumed.engine.load_state_dict(state)
-    assert same(resumed.engine.state_dict().tensors, state.tensors)
+    assert same_tensors(resumed.engine.state_dict().tensors, state.tensors)
     for trainer in (uninterrupted, resumed):
         trainer.step(BATCHES[2])
-    assert same(resumed.engine.state_dict().tensors, uninterrupted.engine.state_dict().tensors)
+    assert same_tensors(resumed.engine.state_dict().tensors, uninterrupted.engine.state_dict().tensors)
     assert counts(resumed) == (3, 1, 0)
 
 
@@ -110,9 +112,9 @@ def check_parameters_are_replaced(zero: int, ranks: Ranks) -> None:
         before = trainer.engine.role_tensors("policy")
         replaced = {name: tensor + 1 for name, tensor in before.items()}
         trainer.engine.set_parameters(replaced)
-        assert same(trainer.engine.role_tensors("policy"), replaced)
+        assert same_tensors(trainer.engine.role_tensors("policy"), replaced)
         trainer.step(batch)
-        assert not same(trainer.engine.role_tensors("policy"), replaced), "the step changed nothing"
+        assert not same_tensors(trainer.engine.role_tensors("policy"), replaced), "the step changed nothing"
 
 
 def main() -> None:

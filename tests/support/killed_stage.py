@@ -53,15 +53,15 @@ def after(last: int, action: Callable[[], None]) -> None:
     FileSink.log = log_and_act  # type: ignore[method-assign]
 
 
-def end_rank_1(how: str) -> None:
+def end_rank_1(failure: str) -> None:
     """End rank 1 after its second step, when its first is in a checkpoint. Rank 1 has a `NullReporter`."""
     steps = count(1)
 
     def advance(self: NullReporter, units: int = 1, **figures: float) -> None:
         if "learning_rate" in figures and next(steps) == 2:
-            if how == "die":
+            if failure == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if how == "hang":
+            if failure == "hang":
                 time.sleep(600)
             raise ZeroDivisionError("a fault of rank 1 alone")
 

@@ -41,7 +41,7 @@ def request(run: Path, config: Experiment | None = None, **options: Any) -> Requ
 
 
 @contextmanager
-def alone(config: Experiment) -> Iterator[Ranks]:
+def single_rank(config: Experiment) -> Iterator[Ranks]:
     """Replaces the process group of a stage's process: one rank, which joins nothing."""
     yield Ranks(0, 1, torch.device("cpu"))
 

@@ -62,7 +62,7 @@ def weights(tensors: Mapping[str, torch.Tensor], role: str) -> dict[str, torch.T
     }
 
 
-def same(actual: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> bool:
+def same_tensors(actual: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> bool:
     assert actual and actual.keys() == expected.keys()
     return all(torch.equal(tensor, expected[name]) for name, tensor in actual.items())
 

@@ -19,7 +19,7 @@ from pipeline.planning.request import Request
 from pipeline.processes import logs
 from pipeline.stage_process import run_stage
 from pipeline.state.run_directory import RunDirectory
-from tests.support.pipeline_runs import alone
+from tests.support.pipeline_runs import single_rank
 
 MOST_LINES = 9  # five bad rows, the heading and the remedy
 LONGEST = 3000
@@ -63,7 +63,7 @@ def stage_run(file: Path, run_dir: Path, stage: Any, *overrides: str, **switches
     """Run `run_stage` inside this process without a process group; returns exit status and output."""
     output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage_process, "_process_group", alone)
+        patch.setattr(stage_process, "_process_group", single_rank)
         patch.setattr(logs, "open_logs", lambda folder, rank: folder)
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             request = Request(load_experiment(file, overrides), RunDirectory(run_dir), **switches)

@@ -70,8 +70,8 @@ def test_parquet_gaps_and_messages(tmp_path):
 def test_bad_line_is_named(tmp_path, line, fault):
     if line.startswith(b"["):
         fault = "a JSON object is expected, not list"
-    good = b'{"prompt": "p", "completion": "c"}\n'
-    (tmp_path / "a.jsonl").write_bytes(good + line + b"\n" + good)
+    good_line = b'{"prompt": "p", "completion": "c"}\n'
+    (tmp_path / "a.jsonl").write_bytes(good_line + line + b"\n" + good_line)
     rows = list(read(Source(path=f"{tmp_path}/a.jsonl")))
     assert isinstance(rows[1][1], BadRow) and fault in str(rows[1][1])
     with pytest.raises(UserError, match=r"a\.jsonl: 1 of 3 rows cannot serve as demonstrations") as caught:

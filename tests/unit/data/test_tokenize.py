@@ -89,11 +89,11 @@ def test_prompt_tokens_of_plain_text_are_those_that_generation_sees(chatml):
     """The blank would merge with the next word. The prompt must keep its tokens without the completion."""
     row = {"prompt": "The sky is ", "completion": "blue"}
     joined = chatml("The sky is blue")["input_ids"]
-    alone = chatml("The sky is ")["input_ids"]
-    assert joined[: len(alone)] != alone
+    prompt_ids = chatml("The sky is ")["input_ids"]
+    assert joined[: len(prompt_ids)] != prompt_ids
     ((demonstration,), _) = demonstrations([row], chatml, config())
     ((prompt,), _) = prompts([row], chatml, config())
-    assert demonstration.prompt_ids == prompt.prompt_ids == alone
+    assert demonstration.prompt_ids == prompt.prompt_ids == prompt_ids
     assert chatml.decode(demonstration.completion_ids) == "blue<|im_end|>"
 
 

@@ -102,8 +102,8 @@ def test_own_damaged_adapter_is_named_and_not_trained_again_unasked(tmp_path: Pa
     plan = plan_stage(request(tmp_path), "sft")
     assert plan.action == "blocked" and "--stage sft" in plan.remedy and "--force" in plan.remedy
     assert "adapter_model.safetensors" in plan.why
-    again = plan_stage(request(tmp_path, force=True), "sft")
-    assert (again.action, again.set_aside) == ("run", tmp_path / "sft.old-1")
+    forced = plan_stage(request(tmp_path, force=True), "sft")
+    assert (forced.action, forced.set_aside) == ("run", tmp_path / "sft.old-1")
 
 
 @pytest.mark.parametrize("status", ["interrupted", "failed", "running"])

@@ -24,7 +24,7 @@ from pipeline.stage_process import run_stage
 from pipeline.state.manifest import Manifest, read_manifest, source_hashes
 from pipeline.state.run_directory import RunDirectory
 from stages.context import Context, Outcome, Paused
-from tests.support.pipeline_runs import alone, toy, write_stage
+from tests.support.pipeline_runs import single_rank, toy, write_stage
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 Recipe = Callable[[Context], Outcome]
@@ -48,7 +48,7 @@ def run(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: p
     shutil.copytree(CONFIGS / "deepspeed", "deepspeed")
     for stage in STAGES:
         Path(f"{stage}.jsonl").touch()
-    monkeypatch.setattr(stage_process, "_process_group", alone)
+    monkeypatch.setattr(stage_process, "_process_group", single_rank)
     monkeypatch.setattr(logs, "open_logs", lambda folder, rank: folder)
 
     def call_run_stage(

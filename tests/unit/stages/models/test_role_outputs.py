@@ -75,10 +75,14 @@ def test_padding_on_either_side_changes_nothing(role, roles_of_ppo):
     expected = output_of(roles_of_ppo, role)
     pad = torch.zeros(2, 3, dtype=torch.long)
     with torch.no_grad():
-        left = role_output(roles_of_ppo, role, torch.cat([pad, IDS], 1), torch.cat([pad, MASK], 1))[:, 3:]
-        right = role_output(roles_of_ppo, role, torch.cat([IDS, pad], 1), torch.cat([MASK, pad], 1))[:, :-3]
-    torch.testing.assert_close(left, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(right, expected, rtol=1e-5, atol=1e-5)
+        padded_left = role_output(roles_of_ppo, role, torch.cat([pad, IDS], 1), torch.cat([pad, MASK], 1))[
+            :, 3:
+        ]
+        padded_right = role_output(roles_of_ppo, role, torch.cat([IDS, pad], 1), torch.cat([MASK, pad], 1))[
+            :, :-3
+        ]
+    torch.testing.assert_close(padded_left, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(padded_right, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_positions_are_counted_from_the_mask(roles_of_ppo):

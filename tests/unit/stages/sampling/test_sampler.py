@@ -88,8 +88,8 @@ def test_response_depends_on_prompt_and_seed_alone(roles, tiny_tokenizer):
     for batch_size in (1, 2, 3):
         assert sample_ids(roles, tiny_tokenizer, PROMPTS, seeds, batch_size=batch_size) == expected
     assert sample_ids(roles, tiny_tokenizer, PROMPTS[::-1], seeds[::-1]) == expected[::-1]
-    others = [[20] * 30, PROMPTS[3], [1]]  # other padding and other prompts in the batch
-    assert sample_ids(roles, tiny_tokenizer, others, [1, seeds[3], 2])[1] == expected[3]
+    other_prompts = [[20] * 30, PROMPTS[3], [1]]  # other padding and other prompts in the batch
+    assert sample_ids(roles, tiny_tokenizer, other_prompts, [1, seeds[3], 2])[1] == expected[3]
 
 
 def test_same_seed_same_response_whatever_torch_drew_before(roles, tiny_tokenizer):

@@ -70,11 +70,11 @@ def test_prompts_and_seeds_arrive_in_order(engines, roles, tiny_tokenizer) -> No
             (prompt.temperature, prompt.top_k, prompt.top_p, prompt.max_tokens) for prompt in call.params
         } == {(0.7, 0, 1.0, 12)}
         assert all(params.stop_token_ids == [tiny_tokenizer.eos_token_id] for params in call.params)
-        alone = [
+        one_by_one = [
             sampler.respond("policy", [prompt], [seed])[0]
             for prompt, seed in zip(PROMPTS, SEEDS, strict=True)
         ]
-        assert alone == responses
+        assert one_by_one == responses
 
 
 def test_engine_is_the_base_with_room_for_the_adapters(engines, roles, tiny_tokenizer, tiny_folder) -> None:
@@ -164,8 +164,8 @@ def test_adapter_is_the_role_as_it_is_now(engines, adapters, roles, tiny_tokeniz
         sampler.respond("policy", [[5]], [1])
         change_weights(roles)
         sampler.respond("policy", [[5]], [1])
-        before, same, after = engines[0].calls
-        assert same.request == first, "nothing has changed"
+        before, unchanged, after = engines[0].calls
+        assert unchanged.request == first, "nothing has changed"
         assert after.request.lora_int_id > first.lora_int_id
         assert after.request.lora_path != first.lora_path and after.request.lora_name != first.lora_name
         assert before.adapter.keys() == after.adapter.keys()
@@ -198,9 +198,9 @@ def test_roles_keep_adapters_of_their_own(engines, roles, tiny_tokenizer) -> Non
         change_weights(roles)
         for role in ("policy", "reference", "base", "policy", "reference"):
             sampler.respond(role, [[5]], [1])
-        policy, reference, base, *again = engines[0].calls
+        policy, reference, base, *repeated = engines[0].calls
         assert base.request is None, "the base has no adapter"
-        assert [call.request for call in again] == [policy.request, reference.request]
+        assert [call.request for call in repeated] == [policy.request, reference.request]
         assert policy.request.lora_int_id != reference.request.lora_int_id
         assert any(not torch.equal(policy.adapter[name], reference.adapter[name]) for name in policy.adapter)
 

@@ -202,10 +202,10 @@ def test_damaged_checkpoint_is_passed_over_and_the_file_named(name, damage, tmp_
 
 def test_any_flipped_bit_of_the_seal_is_noticed(tmp_path):
     folder = save(tmp_path, 1)
-    good = (folder / "seal.json").read_bytes()
+    intact = (folder / "seal.json").read_bytes()
     assert seal_fault(folder) is None
-    for bit in range(8 * len(good)):
-        data = bytearray(good)
+    for bit in range(8 * len(intact)):
+        data = bytearray(intact)
         data[bit // 8] ^= 1 << bit % 8
         (folder / "seal.json").write_bytes(data)
         assert seal_fault(folder) is not None, bit
