@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, a model cache of the session's own, quiet libraries, the tiny model."""
+"""All tests share this: one thread, a model cache for the session, quiet libraries, the tiny model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Embedded models are built for this session, unless TRISTAGE_CACHE says where to keep them."""
+    """Build embedded models for this session, unless TRISTAGE_CACHE says where to keep them."""
     with pytest.MonkeyPatch.context() as patch:
         if "TRISTAGE_CACHE" not in os.environ:
             base = tmp_path_factory.getbasetemp()

@@ -1,4 +1,4 @@
-"""What the reward terms and their shaping do to a PPO run."""
+"""Effects of the reward terms and their shaping on a PPO run."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def test_an_endpoints_key_is_not_written_down(
     monkeypatch.setenv("SCORER_KEY", "planted-secret")
     service.answer = {"rewards": [0.5] * 8}
     term = f"{{source: '{service.url}', key_variable: SCORER_KEY, name: reward_model}}"
-    ran = run(f"ppo.rewards=[{{source: rm}}, {term}]")
-    assert set(service.keys) == {"Bearer planted-secret"} and ran.rows[0]["rewards/reward_model/mean"] == 0.5
-    written = [path for path in ran.folder.rglob("*") if path.is_file()]
-    assert written and not [path for path in written if b"planted-secret" in path.read_bytes()]
+    ppo = run(f"ppo.rewards=[{{source: rm}}, {term}]")
+    assert set(service.keys) == {"Bearer planted-secret"} and ppo.rows[0]["rewards/reward_model/mean"] == 0.5
+    files = [path for path in ppo.folder.rglob("*") if path.is_file()]
+    assert files and not [path for path in files if b"planted-secret" in path.read_bytes()]
 
 
 def huge(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
@@ -64,8 +64,8 @@ def broken(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
 
 def test_terms_of_the_reward_are_logged_apart_and_added_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     function = "{source: 'tests.integration.test_ppo_rewards:lengths', weight: 0.5}"
-    ran = run(f"ppo.rewards=[{{source: rm, weight: 2}}, {function}]", "ppo.missing_eos_penalty=null")
-    for row in ran.rows:
+    ppo = run(f"ppo.rewards=[{{source: rm, weight: 2}}, {function}]", "ppo.missing_eos_penalty=null")
+    for row in ppo.rows:
         expected = 2 * row["rewards/rm/mean"] + 0.5 * row["rewards/lengths/mean"]
         assert row["objective/scores"] == pytest.approx(expected, rel=1e-5)
         assert row["rewards/lengths/mean"] > 0
@@ -142,6 +142,6 @@ def test_length_penalty_lowers_scores_by_length(run: Run) -> None:
 
 
 def test_normalised_rewards_are_remembered(run: Run) -> None:
-    ran = run("ppo.normalize_rewards=true", "ppo.missing_eos_penalty=null")
-    assert ran.column("objective/scores")[0] == pytest.approx(0.0, abs=1e-5)
-    assert [ran.values(step, "rewards")["count"] for step in (1, 2, 3)] == [8, 16, 24]
+    ppo = run("ppo.normalize_rewards=true", "ppo.missing_eos_penalty=null")
+    assert ppo.column("objective/scores")[0] == pytest.approx(0.0, abs=1e-5)
+    assert [ppo.values(step, "rewards")["count"] for step in (1, 2, 3)] == [8, 16, 24]

@@ -26,8 +26,8 @@ from tests.support.runs import (
     launcher,
     metrics,
     rows,
+    stage_arguments,
     start,
-    words,
 )
 
 STAGE = [sys.executable, str(RUN_STAGE)]
@@ -78,10 +78,10 @@ def test_resumed_run_is_the_uninterrupted_one(
     run_dir: Path, overrides: tuple[str, ...], tmp_path: Path
 ) -> None:
     ours = copy_upstream(run_dir, "ppo", tmp_path / "run")
-    killed = start([*KILLED, "2", *words("ppo", ours, *overrides)])
+    killed = start([*KILLED, "2", *stage_arguments("ppo", ours, *overrides)])
     assert killed.returncode == -9, killed.stdout
     assert (ours / "ppo" / "checkpoints" / "step-000001").is_dir()
-    resumed = start([*STAGE, *words("ppo", ours, *overrides)])
+    resumed = start([*STAGE, *stage_arguments("ppo", ours, *overrides)])
     assert resumed.returncode == 0, resumed.stdout
     assert files(ours / "ppo" / "adapter") == files(run_dir / "ppo" / "adapter")
     assert rows(ours / "ppo" / "samples.jsonl") == rows(run_dir / "ppo" / "samples.jsonl")
@@ -92,7 +92,7 @@ def test_two_ranks_sample_what_one_does(run_dir: Path, overrides: tuple[str, ...
     """Each rank has an engine. Both join the group of the ranks, and leave it to training."""
     ours = copy_upstream(run_dir, "ppo", tmp_path / "run")
     script = STAGE[-1]
-    done = start([*launcher(2), script, *words("ppo", ours, *overrides)])
+    done = start([*launcher(2), script, *stage_arguments("ppo", ours, *overrides)])
     assert done.returncode == 0, done.stdout
     alone, both = (rows(folder / "ppo" / "samples.jsonl") for folder in (run_dir, ours))
     assert [row["response"] for row in both] == [row["response"] for row in alone]

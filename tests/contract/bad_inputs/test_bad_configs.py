@@ -1,4 +1,4 @@
-"""Bad experiments: the message of `tristage plan` about each. It changes no file."""
+"""Bad experiments: the message of `tristage plan` about each. The command changes no file."""
 
 from __future__ import annotations
 
@@ -181,14 +181,14 @@ ZERO = [
 ]
 
 
-def refused(tmp_path: Path, text: str | bytes, *words: str) -> str:
-    """The message of `tristage plan` about an experiment that it refuses without changing a file."""
+def plan_error(tmp_path: Path, text: str | bytes, *arguments: str) -> str:
+    """The message with which `tristage plan` refuses an experiment. The command changes no file."""
     file = experiment(tmp_path, text)
     before = files(tmp_path)
-    status, out, err = tristage("plan", "--config", file, "--run-dir", tmp_path / "run", *words)
-    assert status == 2 and "Traceback" not in out
+    status, stdout, stderr = tristage("plan", "--config", file, "--run-dir", tmp_path / "run", *arguments)
+    assert status == 2 and "Traceback" not in stdout
     assert files(tmp_path) == before and not (tmp_path / "run").exists()
-    return err
+    return stderr
 
 
 @pytest.mark.parametrize(
@@ -197,19 +197,19 @@ def refused(tmp_path: Path, text: str | bytes, *words: str) -> str:
     ids=lambda value: str(value)[:30],
 )
 def test_override(override, parts, tmp_path):
-    message = refused(tmp_path, VALID, override)
+    message = plan_error(tmp_path, VALID, override)
     check_message(message, "command line (", *parts)
     assert message.count("\n") == 1
 
 
 @pytest.mark.parametrize(("overrides", "part"), CONTRADICTIONS, ids=lambda value: str(value)[:40])
 def test_contradiction(overrides, part, tmp_path):
-    check_message(refused(tmp_path, VALID, *overrides), part)
+    check_message(plan_error(tmp_path, VALID, *overrides), part)
 
 
 @pytest.mark.parametrize(("content", "parts"), [(content, parts) for content, *parts in FILES])
 def test_file(content, parts, tmp_path):
-    message = refused(tmp_path, content).splitlines()
+    message = plan_error(tmp_path, content).splitlines()
     assert len(message) <= 21 and message[0].startswith(f"error: {tmp_path}/trial.yaml")
     check_message("\n".join(message[:1] + message[-1:]), *parts)
 
@@ -219,7 +219,7 @@ def test_deepspeed_json(content, parts, tmp_path):
     zero = tmp_path / "zero.json"
     if content is not None:
         zero.write_bytes(content)
-    check_message(refused(tmp_path, VALID, f"deepspeed.config={zero}"), str(zero), *parts)
+    check_message(plan_error(tmp_path, VALID, f"deepspeed.config={zero}"), str(zero), *parts)
 
 
 def test_an_error_of_deepspeed_is_a_message_too(tmp_path):
@@ -237,28 +237,28 @@ def test_an_error_of_deepspeed_is_a_message_too(tmp_path):
 def test_stage_1_is_fine(tmp_path):
     zero = tmp_path / "zero.json"
     zero.write_text('{"zero_optimization": {"stage": 1}}')
-    status, _, err = tristage("plan", "--config", experiment(tmp_path), f"deepspeed.config={zero}")
-    assert (status, err) == (0, "")
+    status, _, stderr = tristage("plan", "--config", experiment(tmp_path), f"deepspeed.config={zero}")
+    assert (status, stderr) == (0, "")
 
 
 def test_batch_size_that_ranks_do_not_divide(tmp_path):
-    status, out, _ = tristage("plan", "--config", experiment(tmp_path), "--num-accelerators", "3")
+    status, stdout, _ = tristage("plan", "--config", experiment(tmp_path), "--num-accelerators", "3")
     assert status == 2
-    assert "sft.batch_size: 64 cannot be shared equally by 3 ranks" in out
+    assert "sft.batch_size: 64 cannot be shared equally by 3 ranks" in stdout
 
 
 @pytest.mark.parametrize("name", ["none.yaml", ".", "none/../trial.yaml"])
 def test_no_such_config(name, tmp_path):
-    status, _, err = tristage("plan", "--config", tmp_path / name)
+    status, _, stderr = tristage("plan", "--config", tmp_path / name)
     assert status == 2
-    check_message(err, f"error: {tmp_path}", "cannot be read", "give the path of a YAML with --config")
+    check_message(stderr, f"error: {tmp_path}", "cannot be read", "give the path of a YAML with --config")
 
 
 def test_all_missing_files_are_named_at_once(tmp_path):
     file = experiment(tmp_path, VALID + "deepspeed: {config: z.json}\n")
     (tmp_path / "rm.jsonl").unlink()
     (tmp_path / "ppo.jsonl").unlink()
-    status, _, err = tristage(
+    status, _, stderr = tristage(
         "run",
         "--config",
         file,
@@ -272,6 +272,6 @@ def test_all_missing_files_are_named_at_once(tmp_path):
     missing = [
         f"data.{stage}.path: {tmp_path}/{stage}.jsonl: there is no such file" for stage in ("rm", "ppo")
     ]
-    check_message(err, *missing, "base.model: /no/model: there is no such folder")
-    check_message(err, "rm.base.model: /none: there is no such folder")
-    check_message(err, "data.chat_template: ", f"cannot read {tmp_path}/z.json")
+    check_message(stderr, *missing, "base.model: /no/model: there is no such folder")
+    check_message(stderr, "rm.base.model: /none: there is no such folder")
+    check_message(stderr, "data.chat_template: ", f"cannot read {tmp_path}/z.json")

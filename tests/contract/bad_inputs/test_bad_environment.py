@@ -1,4 +1,4 @@
-"""What surrounds a run: variables of launchers and of W&B, hostfiles, ports."""
+"""The environment of a run: variables of launchers and of W&B, hostfiles, ports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from configs.errors import UserError
 from configs.load import load_experiment
 from stages.distributed.environment import check_rendezvous, rank_and_world
 from tests.contract.bad_inputs.entry import check_message, experiment, files, stage_run, tristage
-from tests.support.pipeline_runs import leave
+from tests.support.pipeline_runs import write_stage
 
 ROOT = Path(__file__).resolve().parents[3]
 JOB = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -37,18 +37,18 @@ def no_job(monkeypatch):
 
 @pytest.mark.parametrize("value", ["of-line", "ONLINE", "1", "x" * 10000])
 def test_wandb_mode(value, tmp_path, monkeypatch):
-    """Told before a finished stage that is to run again has been set aside."""
+    """The error comes before a finished stage that is to run again is set aside."""
     file = experiment(tmp_path)
-    leave(tmp_path / "run", "sft", config=load_experiment(file))
+    write_stage(tmp_path / "run", "sft", config=load_experiment(file))
     before = files(tmp_path / "run")
     monkeypatch.setenv("WANDB_MODE", value)
-    status, said = stage_run(file, tmp_path / "run", "sft", force=True)
+    status, output = stage_run(file, tmp_path / "run", "sft", force=True)
     assert status == 2 and files(tmp_path / "run") == before
-    check_message(said.splitlines()[-1], f"error: WANDB_MODE={value[:40]}", "use one of online, offline")
+    check_message(output.splitlines()[-1], f"error: WANDB_MODE={value[:40]}", "use one of online, offline")
 
 
 @pytest.mark.parametrize(
-    ("given", "part"),
+    ("variables", "part"),
     [
         ({"RANK": "0"}, "WORLD_SIZE is not set, though RANK is"),
         ({"RANK": "1"}, "WORLD_SIZE is not set, though RANK is"),
@@ -60,14 +60,14 @@ def test_wandb_mode(value, tmp_path, monkeypatch):
         ({"RANK": "9" * 5000, "WORLD_SIZE": "2"}, "RANK=9999"),
     ],
 )
-def test_half_a_job(given, part, tmp_path, monkeypatch):
-    for name, value in given.items():
+def test_half_a_job(variables, part, tmp_path, monkeypatch):
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError):
         rank_and_world()
-    status, said = stage_run(experiment(tmp_path), tmp_path / "run", "sft")
+    status, output = stage_run(experiment(tmp_path), tmp_path / "run", "sft")
     assert status == 2 and not (tmp_path / "run").exists()
-    check_message(said, f"error: {part}", "Start with `deepspeed`, `torchrun` or `tristage run`")
+    check_message(output, f"error: {part}", "Start with `deepspeed`, `torchrun` or `tristage run`")
 
 
 @pytest.mark.parametrize(
@@ -87,11 +87,11 @@ def test_nowhere_to_meet(changes, part, monkeypatch):
     check_message(str(caught.value), part)
 
 
-def joined(port: str, then: str = "") -> subprocess.CompletedProcess[str]:
-    """A process that joins a job of its own at a port, and runs some more code."""
+def join_process_group(port: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a process that joins a job of one rank at a port, and then runs `code`."""
     job = dict(zip(JOB, ("0", "1", "0", "127.0.0.1", port), strict=True))
     return subprocess.run(
-        [sys.executable, "-c", f"{JOIN}\n{then}"],
+        [sys.executable, "-c", f"{JOIN}\n{code}"],
         cwd=ROOT,
         env={**os.environ, **job, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"},
         capture_output=True,
@@ -105,19 +105,20 @@ def test_port_taken():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        done = joined(port)
-    message = done.stdout.strip().splitlines()[-1]
+        result = join_process_group(port)
+    message = result.stdout.strip().splitlines()[-1]
     check_message(message, "MASTER_ADDR, MASTER_PORT: ", f"127.0.0.1:{port}", "--master_port")
 
 
 def test_what_a_job_on_one_machine_opens_is_open_to_that_machine_alone():
-    done = joined(
+    result = join_process_group(
         "0",
         "import psutil, torch; torch.distributed.all_reduce(torch.ones(1))\n"
-        "open_to = psutil.Process().net_connections('inet')\n"
-        "print(*sorted({each.laddr.ip for each in open_to if each.status == psutil.CONN_LISTEN}))",
+        "connections = psutil.Process().net_connections('inet')\n"
+        "listening = [end for end in connections if end.status == psutil.CONN_LISTEN]\n"
+        "print(*sorted({end.laddr.ip for end in listening}))",
     )
-    assert done.stdout.strip().splitlines()[-1] == "127.0.0.1", done.stdout + done.stderr
+    assert result.stdout.strip().splitlines()[-1] == "127.0.0.1", result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(
@@ -140,6 +141,6 @@ def test_hostfile(content, part, tmp_path):
     hostfile = tmp_path / "hosts"
     if content is not None:
         hostfile.write_bytes(content)
-    status, _, err = tristage("plan", "--config", experiment(tmp_path), "--hostfile", hostfile)
+    status, _, stderr = tristage("plan", "--config", experiment(tmp_path), "--hostfile", hostfile)
     assert status == 2
-    check_message(err, str(hostfile), part)
+    check_message(stderr, str(hostfile), part)

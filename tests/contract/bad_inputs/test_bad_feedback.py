@@ -19,7 +19,7 @@ from stages.distributed.ranks import Ranks
 from stages.feedback.labellers import labeller
 from stages.feedback.user_functions import load_function
 from tests.contract.bad_inputs.entry import check_message, experiment, stage_run, tristage
-from tests.support.pipeline_runs import leave
+from tests.support.pipeline_runs import write_stage
 
 PROMPTS, COMPLETIONS = ["a", "b"], ["short", "much longer"]
 Score = Callable[[str], list[float]]
@@ -267,7 +267,7 @@ def test_every_source_is_asked_of_the_stages_that_run(tmp_path: Path) -> None:
 def test_a_stage_by_itself_asks_as_well(tmp_path: Path) -> None:
     file = experiment(tmp_path)
     for stage in ("sft", "rm"):
-        leave(tmp_path / "run", stage, config=load_experiment(file))
+        write_stage(tmp_path / "run", stage, config=load_experiment(file))
     status, said = stage_run(file, tmp_path / "run", "ppo", "ppo.judge=no_judge:f")
     assert status == 2 and not (tmp_path / "run/ppo").exists()
     check_message(said, "error: ppo.judge: cannot import 'no_judge'")

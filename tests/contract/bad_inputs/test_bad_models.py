@@ -49,7 +49,7 @@ def without_end(folder: Path) -> None:
     (folder / TOKENIZER).write_text(json.dumps(config))
 
 
-def of_its_own(name: str, **changes: Any) -> Damage:
+def with_custom_code(name: str, **changes: Any) -> Damage:
     def change(folder: Path) -> None:
         edit(name, **changes)(folder)
         (folder / "code.py").write_text(f"open({str(folder.parent / 'EXECUTED')!r}, 'w')\nclass C: pass\n")
@@ -106,7 +106,7 @@ BASES: dict[str, tuple[Any, ...]] = {
     ),
     "encoder": ([write(CONFIG, BERT)], "its config.json says BertForMaskedLM, not a causal language model"),
     "no head": ([edit(CONFIG, architectures=["LlamaModel"])], "says LlamaModel, not a causal language model"),
-    "code": ([of_its_own(CONFIG, **OWN_MODEL)], "it has its own code", "base.trust_remote_code"),
+    "code": ([with_custom_code(CONFIG, **OWN_MODEL)], "it has its own code", "base.trust_remote_code"),
     "missing weight": (
         [without_weight],
         "1 weights of its config.json are missing: model.layers.0.self_attn.q",
@@ -205,7 +205,7 @@ TOKENIZERS: dict[str, tuple[Any, ...]] = {
     "empty tokenizer": ([write("tokenizer.json", b"{}")], "tokenizer: "),
     "binary tokenizer": ([write("tokenizer.json", b"\xff" * 99)], "tokenizer: "),
     "no end": ([without_end], "has no end-of-text token (eos_token). Set one in its tokenizer_config.json"),
-    "code": ([of_its_own(TOKENIZER, **OWN_TOKENIZER)], "it has its own code"),
+    "code": ([with_custom_code(TOKENIZER, **OWN_TOKENIZER)], "it has its own code"),
 }
 
 
@@ -324,9 +324,9 @@ def test_context_window(stage, data, part):
 
 def test_tokenizer_of_another_model(tiny_folder, tmp_path):
     damaged(tiny_folder, tmp_path / "model", [edit(CONFIG, vocab_size=300)])
-    config, known = experiment(), load_config(Base(model=str(tmp_path / "model")))
+    config, model_config = experiment(), load_config(Base(model=str(tmp_path / "model")))
     with pytest.raises(UserError) as caught:
-        check_fit(config, "sft", config.base, known, load_tokenizer(config.base))
+        check_fit(config, "sft", config.base, model_config, load_tokenizer(config.base))
     check_message(
         str(caught.value), "has token 383, but the model only 300 embeddings", "copy both from the same"
     )
@@ -343,12 +343,12 @@ def test_tokenizer_of_another_model(tiny_folder, tmp_path):
 )
 def test_continuous_sampling_of_a_sliding_window(stage, section, key, tiny_folder, tmp_path):
     damaged(tiny_folder, tmp_path / "model", [edit(CONFIG, sliding_window=8)])
-    known = load_config(Base(model=str(tmp_path / "model")))
+    model_config = load_config(Base(model=str(tmp_path / "model")))
     config = experiment(max_length=256, max_prompt_length=64)
-    check_joinable(config, stage, known)  # `auto` has its chunks there
+    check_joinable(config, stage, model_config)  # `auto` samples in chunks there
     config = Experiment.model_validate(config.model_dump() | section)
     with pytest.raises(UserError) as caught:
-        check_joinable(config, stage, known)
+        check_joinable(config, stage, model_config)
     check_message(
         str(caught.value), f"{key}: continuous, but 'tiny-random' does not keep", "Set it to auto or merged"
     )

@@ -1,4 +1,4 @@
-"""Run directories that were damaged, swapped or are in use: what is said, and that nothing changes."""
+"""Run directories that are damaged, swapped or in use: the message, and that nothing changes."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from configs.load import load_experiment
 from configs.schema import Experiment
 from pipeline.state.run_directory import RunDirectory
 from tests.contract.bad_inputs.entry import VALID, check_message, experiment, files, flip, stage_run, tristage
-from tests.support.pipeline_runs import leave
+from tests.support.pipeline_runs import write_stage
 
 NOBODY = 65534
 HASH = "0" * 64
 
 
 @pytest.fixture
-def ours(tmp_path: Path) -> tuple[Path, Experiment, Path]:
-    """An experiment, and a run of it in which sft has finished."""
+def sft_run(tmp_path: Path) -> tuple[Path, Experiment, Path]:
+    """An experiment and its run, in which sft has finished."""
     file = experiment(tmp_path)
     config = load_experiment(file)
-    leave(tmp_path / "run", "sft", config=config)
+    write_stage(tmp_path / "run", "sft", config=config)
     return file, config, tmp_path / "run"
 
 
-def refused(file: Path, run: Path, stage: str, *overrides: str, **switches: bool) -> str:
-    """What `run_stage` says when it refuses, having changed nothing."""
+def stage_error(file: Path, run: Path, stage: str, *overrides: str, **switches: bool) -> str:
+    """The output with which `run_stage` refuses. It changes nothing."""
     before = files(run) if run.is_dir() else {}
-    status, said = stage_run(file, run, stage, *overrides, **switches)
-    assert status == 2, said
+    status, output = stage_run(file, run, stage, *overrides, **switches)
+    assert status == 2, output
     assert (files(run) if run.is_dir() else {}) == before
-    return said
+    return output
 
 
 # The directory itself
 
 
 @contextmanager
-def mortal() -> Iterator[None]:
-    """Root may write everywhere; be somebody who may not."""
+def unprivileged() -> Iterator[None]:
+    """Become a user without root's rights, who may not write everywhere."""
     if os.geteuid() != 0:
         yield
         return
@@ -58,14 +58,14 @@ def mortal() -> Iterator[None]:
 
 
 def test_read_only_folder() -> None:
-    folder = Path(tempfile.mkdtemp())  # not tmp_path, which others may not even enter
+    folder = Path(tempfile.mkdtemp())  # not tmp_path, which other users may not enter
     for name in ("run", "locked"):
         (folder / name).mkdir()
-    with RunDirectory(folder / "locked").lock("sft"):  # whose imports others may not read
+    with RunDirectory(folder / "locked").lock("sft"):  # as root: other users may not read what this imports
         pass
     for path in (folder, folder / "run", folder / "locked", folder / "locked/.sft.lock"):
         path.chmod(0o555)
-    with mortal():
+    with unprivileged():
         for name, action in {
             "new": lambda run: run.lock("sft").__enter__(),
             "run": lambda run: run.lock("sft").__enter__(),
@@ -83,29 +83,31 @@ def test_read_only_folder() -> None:
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_a_file_where_the_run_should_be(name, tmp_path):
     (tmp_path / "file").write_text("precious")
-    status, said = stage_run(experiment(tmp_path), tmp_path / name, "sft")
+    status, output = stage_run(experiment(tmp_path), tmp_path / name, "sft")
     assert status == 2 and (tmp_path / "file").read_text() == "precious"
-    check_message(said, f"error: {tmp_path}/{name}: cannot be a run directory: ", "Choose another --run-dir")
+    check_message(
+        output, f"error: {tmp_path}/{name}: cannot be a run directory: ", "Choose another --run-dir"
+    )
 
 
 def test_a_file_where_the_stage_should_be(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/sft").write_text("precious")
-    said = refused(experiment(tmp_path), tmp_path / "run", "sft")
-    check_message(said, f"{tmp_path}/run/sft is a file where its folder should be", "Move the file away")
+    message = stage_error(experiment(tmp_path), tmp_path / "run", "sft")
+    check_message(message, f"{tmp_path}/run/sft is a file where its folder should be", "Move the file away")
 
 
 @pytest.mark.parametrize("stage", ["sft", "rm"])
-def test_two_processes(stage, ours):
-    file, _, run = ours
+def test_two_processes(stage, sft_run):
+    file, _, run = sft_run
     with RunDirectory(run).lock(stage):
         check_message(
-            refused(file, run, stage), f"{run}/{stage}: stage {stage} is being run by", "Wait until it"
+            stage_error(file, run, stage), f"{run}/{stage}: stage {stage} is being run by", "Wait until it"
         )
 
 
-def test_a_stale_lock_is_none(ours):
-    file, _, run = ours
+def test_a_stale_lock_is_none(sft_run):
+    file, _, run = sft_run
     (run / ".sft.lock").write_text("12345")
     assert stage_run(file, run, "sft")[0] == 0
 
@@ -113,9 +115,9 @@ def test_a_stale_lock_is_none(ours):
 # Manifests
 
 
-def escaping(path: str, at: str) -> bytes:
+def manifest_with_path(path: str, section: str) -> bytes:
     tree = json.loads(json.dumps(MANIFEST))
-    if at == "output":
+    if section == "output":
         tree["output"]["files"] = {path: HASH}
     else:
         tree["inputs"] = {"sft": {"path": path, "sha256": HASH}}
@@ -142,57 +144,57 @@ MANIFESTS = {
     "status": json.dumps(MANIFEST | {"status": "fine"}).encode(),
     "deep": b'{"config": ' + b"[" * 10**5 + b"]" * 10**5 + b"}",
     "long": json.dumps(MANIFEST | {"stage": "x" * 10**5}).encode(),
-    "files above": escaping("../../secret", "output"),
-    "absolute files": escaping("/etc/passwd", "output"),
-    "inputs above": escaping("../../x", "input"),
+    "files above": manifest_with_path("../../secret", "output"),
+    "absolute files": manifest_with_path("/etc/passwd", "output"),
+    "inputs above": manifest_with_path("../../x", "input"),
 }
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
 @pytest.mark.parametrize("stage", ["sft", "rm"])
-def test_manifest(name, stage, ours):
-    file, _, run = ours
+def test_manifest(name, stage, sft_run):
+    file, _, run = sft_run
     (run / "sft/manifest.json").write_bytes(MANIFESTS[name])
     check_message(
-        refused(file, run, stage),
+        stage_error(file, run, stage),
         f"error: {run}/sft/manifest.json: not a readable manifest (",
         f"Restore the file, or move the folder {run}/sft away",
     )
-    status, _, err = tristage("status", "--run-dir", run)
+    status, _, stderr = tristage("status", "--run-dir", run)
     assert status == 2
-    check_message(err, "not a readable manifest")
+    check_message(stderr, "not a readable manifest")
 
 
-def test_a_folder_for_a_manifest(ours):
-    file, _, run = ours
+def test_a_folder_for_a_manifest(sft_run):
+    file, _, run = sft_run
     (run / "sft/manifest.json").unlink()
     (run / "sft/manifest.json").mkdir()
-    check_message(refused(file, run, "rm"), "manifest.json: cannot be read: Is a directory")
+    check_message(stage_error(file, run, "rm"), "manifest.json: cannot be read: Is a directory")
 
 
 # Adapters upstream, and the base under them
 
 
-def test_adapter_missing(ours):
-    file, _, run = ours
+def test_adapter_missing(sft_run):
+    file, _, run = sft_run
     (run / "sft/adapter/adapter_model.safetensors").unlink()
     check_message(
-        refused(file, run, "rm"), "adapter_model.safetensors is missing", "Restore the file, or train sft"
+        stage_error(file, run, "rm"), "adapter_model.safetensors is missing", "Restore the file, or train sft"
     )
 
 
-def test_adapter_with_a_flipped_bit(ours):
-    file, _, run = ours
+def test_adapter_with_a_flipped_bit(sft_run):
+    file, _, run = sft_run
     flip(run / "sft/adapter/adapter_model.safetensors")
-    check_message(refused(file, run, "rm"), "is not the file that the stage wrote (its SHA-256 differs)")
+    check_message(stage_error(file, run, "rm"), "is not the file that the stage wrote (its SHA-256 differs)")
 
 
-def test_adapter_of_another_run(ours, tmp_path):
-    file, config, run = ours
-    leave(tmp_path / "other", "sft", config=config, weights="others")
+def test_adapter_of_another_run(sft_run, tmp_path):
+    file, config, run = sft_run
+    write_stage(tmp_path / "other", "sft", config=config, weights="others")
     shutil.rmtree(run / "sft/adapter")
     shutil.copytree(tmp_path / "other/sft/adapter", run / "sft/adapter")
-    check_message(refused(file, run, "rm"), "is not the file that the stage wrote")
+    check_message(stage_error(file, run, "rm"), "is not the file that the stage wrote")
 
 
 @pytest.mark.parametrize(
@@ -208,9 +210,9 @@ def test_adapter_of_another_run(ours, tmp_path):
         ("adapter.target_modules=[q_proj]", "adapter.target_modules: all-linear -> ['q_proj']"),
     ],
 )
-def test_another_base_or_adapter(override, part, ours):
-    file, _, run = ours
-    check_message(refused(file, run, "rm", override), part, "Restore the setting, or train sft again")
+def test_another_base_or_adapter(override, part, sft_run):
+    file, _, run = sft_run
+    check_message(stage_error(file, run, "rm", override), part, "Restore the setting, or train sft again")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -218,9 +220,9 @@ def test_other_files_in_the_folder_of_the_base(name, tiny_folder, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(tiny_folder, model)
     file = experiment(tmp_path, VALID.replace("tiny-random", str(model)))
-    leave(tmp_path / "run", "sft", config=load_experiment(file))
+    write_stage(tmp_path / "run", "sft", config=load_experiment(file))
     flip(model / name, -2)
-    said = refused(file, tmp_path / "run", "rm")
+    message = stage_error(file, tmp_path / "run", "rm")
     check_message(
-        said, f"the files of {model} are not those that stage sft was trained on", "train sft again"
+        message, f"the files of {model} are not those that stage sft was trained on", "train sft again"
     )

@@ -281,7 +281,7 @@ def test_fault(example, kind, fault):
     assert isinstance(caught.value, LeftOut) == ((example, kind, fault) in SAYS_SO_ITSELF)
 
 
-# Loading: what becomes of bad rows
+# Loading: how bad rows are handled
 
 
 def write(path, rows):

@@ -71,8 +71,8 @@ def test_parquet_gaps_and_messages(tmp_path):
 def test_bad_line_is_named(tmp_path, line, fault):
     if line.startswith(b"["):
         fault = "a JSON object is expected, not list"
-    good = b'{"prompt": "p", "completion": "c"}\n'
-    (tmp_path / "a.jsonl").write_bytes(good + line + b"\n" + good)
+    good_line = b'{"prompt": "p", "completion": "c"}\n'
+    (tmp_path / "a.jsonl").write_bytes(good_line + line + b"\n" + good_line)
     rows = list(read(Source(path=f"{tmp_path}/a.jsonl")))
     assert isinstance(rows[1][1], BadRow) and fault in str(rows[1][1])
     with pytest.raises(UserError, match=r"a\.jsonl: 1 of 3 rows cannot serve as demonstrations") as caught:
@@ -108,12 +108,12 @@ def test_missing_file_is_named(tmp_path, name):
         load_rows(Source(path=str(tmp_path / name)), "prompts", print)
 
 
-# The hub, of which there is none here
+# The hub, replaced by a stub
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A hub with one dataset; returns the calls that it got."""
+    """Replace the hub by one with one dataset; returns the list of its calls."""
     calls = []
 
     def load_dataset(path, name=None, *, split, revision=None):

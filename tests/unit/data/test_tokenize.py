@@ -1,4 +1,4 @@
-"""From rows to token ids: checked by decoding them, and by counting on a toy vocabulary."""
+"""Rows become token ids. The tests decode them, or count on a toy vocabulary."""
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -20,7 +20,7 @@ from data.batches.tokenize import (
 )
 from stages.models.demo_models import embedded_model
 
-ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Sky?"}]
+QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Sky?"}]
 BLUE = [{"role": "assistant", "content": "Blue."}]
 GREEN = [{"role": "assistant", "content": "Green."}]
 RENDERED = (
@@ -50,7 +50,7 @@ def config(**changes):
 
 
 def test_conversation_is_rendered_by_the_template(chatml):
-    row = {"prompt": ASKED, "completion": BLUE}
+    row = {"prompt": QUESTION, "completion": BLUE}
     ((demonstration,), counts) = demonstrations([row], chatml, config())
     assert chatml.decode(demonstration.prompt_ids) == RENDERED
     assert chatml.decode(demonstration.completion_ids) == "Blue.<|im_end|>"  # and no line break after it
@@ -59,7 +59,7 @@ def test_conversation_is_rendered_by_the_template(chatml):
 
 
 def test_prompt_and_completion_equal_trls_up_to_the_end_of_the_turn(chatml):
-    row = {"prompt": ASKED, "completion": BLUE}
+    row = {"prompt": QUESTION, "completion": BLUE}
     ((demonstration,), _) = demonstrations([row], chatml, config())
     expected = apply_chat_template(row, chatml)
     assert chatml.decode(demonstration.prompt_ids) == expected["prompt"]
@@ -86,14 +86,14 @@ def test_strings_are_plain_text_without_data_chat(chatml, toy):
 
 
 def test_prompt_tokens_of_plain_text_are_those_that_generation_sees(chatml):
-    """The blank would merge with the next word. The prompt must keep the tokens that it has alone."""
+    """The blank would merge with the next word. The prompt must keep its tokens without the completion."""
     row = {"prompt": "The sky is ", "completion": "blue"}
     joined = chatml("The sky is blue")["input_ids"]
-    alone = chatml("The sky is ")["input_ids"]
-    assert joined[: len(alone)] != alone
+    prompt_ids = chatml("The sky is ")["input_ids"]
+    assert joined[: len(prompt_ids)] != prompt_ids
     ((demonstration,), _) = demonstrations([row], chatml, config())
     ((prompt,), _) = prompts([row], chatml, config())
-    assert demonstration.prompt_ids == prompt.prompt_ids == alone
+    assert demonstration.prompt_ids == prompt.prompt_ids == prompt_ids
     assert chatml.decode(demonstration.completion_ids) == "blue<|im_end|>"
 
 
@@ -104,9 +104,9 @@ def test_end_is_not_added_twice(chatml):
 
 
 def test_rankings_share_the_prompt(chatml):
-    row = {"prompt": ASKED, "completions": [BLUE, GREEN], "ranks": [0, 1]}
+    row = {"prompt": QUESTION, "completions": [BLUE, GREEN], "ranks": [0, 1]}
     ((ranking,), counts) = rankings([row], chatml, config())
-    assert (ranking.prompt, ranking.ranks, counts) == (ASKED, [0, 1], Counts(kept=1))
+    assert (ranking.prompt, ranking.ranks, counts) == (QUESTION, [0, 1], Counts(kept=1))
     assert chatml.decode(ranking.prompt_ids) == RENDERED
     assert [chatml.decode(ids) for ids in ranking.completion_ids] == ["Blue.<|im_end|>", "Green.<|im_end|>"]
 
@@ -117,8 +117,8 @@ def test_sampled_tokens_are_used_unchanged(toy):
 
 
 def test_prompts(chatml, toy):
-    ((prompt,), _) = prompts([{"prompt": ASKED}], chatml, config())
-    assert (prompt.prompt, prompt.text) == (ASKED, "Sky?")
+    ((prompt,), _) = prompts([{"prompt": QUESTION}], chatml, config())
+    assert (prompt.prompt, prompt.text) == (QUESTION, "Sky?")
     assert chatml.decode(prompt.prompt_ids) == RENDERED
     assert prompts([{"prompt": "ab"}], toy, config())[0] == [Prompt("ab", "ab", [2, 3])]
 
@@ -229,7 +229,7 @@ def test_template_from_a_file(toy, tmp_path):
     apply_template(toy, config(chat_template=f"{tmp_path}/plain.jinja"))
     ((demonstration,), _) = demonstrations([{"prompt": "ab", "completion": "c"}], toy, config(chat=True))
     assert demonstration == Demonstration([2, 3, END], [4, END])
-    apply_template(toy, config())  # no template of its own: leaves the tokenizer's alone
+    apply_template(toy, config())  # without a template, the tokenizer keeps its own
     assert toy.chat_template is not None
 
 
@@ -250,7 +250,7 @@ def test_bad_template_is_named(toy, tmp_path, content, message):
 
 
 def test_conversation_without_a_template_is_an_error(toy):
-    row = {"prompt": ASKED, "completion": BLUE, "where": "a.jsonl, line 3"}
+    row = {"prompt": QUESTION, "completion": BLUE, "where": "a.jsonl, line 3"}
     with pytest.raises(UserError, match=r"a\.jsonl, line 3: .* no chat template. Set data\.chat_template"):
         demonstrations([row], toy, config())
 
@@ -258,7 +258,7 @@ def test_conversation_without_a_template_is_an_error(toy):
 def test_row_that_the_template_refuses_is_named(toy):
     toy.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(UserError, match=r"line 3: the chat template failed on it: System role not supported"):
-        prompts([{"prompt": ASKED, "where": "a.jsonl, line 3"}], toy, config())
+        prompts([{"prompt": QUESTION, "where": "a.jsonl, line 3"}], toy, config())
 
 
 def test_template_whose_prompt_is_not_a_prefix_is_an_error(toy):

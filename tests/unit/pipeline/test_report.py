@@ -1,4 +1,4 @@
-"""The report of a run directory, with finished and unfinished stages, and with hostile texts of models."""
+"""The report of a run directory with finished and unfinished stages, and with hostile model output."""
 
 import math
 import re
@@ -60,13 +60,13 @@ def tables(text):
 
 
 def size(png):
-    head = png.read_bytes()[:24]
-    assert head[:8] == b"\x89PNG\r\n\x1a\n"
-    return unpack(">II", head[16:24])
+    header = png.read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    return unpack(">II", header[16:24])
 
 
 def test_a_whole_run_shows_its_figures(run):
-    html, text = run.whole().texts()
+    html, text = run.complete().texts()
     outline = Outline(html)
     figures = [text_of_tag for tag, text_of_tag in outline.texts if tag == "span"]
     for shown in ("2.123", "0.7612", "-0.2", "0.12", "0.61", "0.7812", "6.25"):
@@ -91,7 +91,7 @@ def test_a_whole_run_shows_its_figures(run):
 
 
 def test_pictures_are_beside_the_page_and_are_linked(run):
-    html, text = run.whole().texts()
+    html, text = run.complete().texts()
     folder = run.path / "report"
     assert {path.name for path in folder.glob("*.png")} == PICTURES
     assert set(Outline(html).pictures) == PICTURES
@@ -104,7 +104,7 @@ def test_pictures_are_beside_the_page_and_are_linked(run):
 
 
 def test_the_same_run_gives_the_same_report(run):
-    run.whole().texts()
+    run.complete().texts()
     before = {path.name: path.read_bytes() for path in (run.path / "report").iterdir()}
     run.texts()
     assert {path.name: path.read_bytes() for path in (run.path / "report").iterdir()} == before
@@ -112,7 +112,7 @@ def test_the_same_run_gives_the_same_report(run):
 
 def test_markdown_tables_are_whole(run):
     run.evaluation[3]["ppo"] = HOSTILE
-    _, text = run.whole().texts()
+    _, text = run.complete().texts()
     parsed = tables(text)
     assert len(parsed) == 8
     for table in parsed:
@@ -124,7 +124,7 @@ def test_markdown_tables_are_whole(run):
 def test_texts_of_models_are_escaped(run):
     run.evaluation[3]["ppo"] = HOSTILE
     run.evaluation[4]["prompt"] = "<img src=x onerror=alert(1)>"
-    html, text = run.whole().texts()
+    html, text = run.complete().texts()
     outline = Outline(html)
     assert "script" not in outline.tags
     assert set(outline.pictures) == PICTURES
@@ -136,7 +136,7 @@ def test_texts_of_models_are_escaped(run):
 
 
 def test_answers_are_the_first_held_out_prompts(run):
-    html, text = run.whole().texts()
+    html, text = run.complete().texts()
     answers = next(table for table in tables(text) if table[0] == ["Prompt", "Base", "SFT", "PPO"])
     assert [row[0] for row in answers[2:]] == [f"held-out prompt {number}" for number in range(12)]
     assert answers[2][1:3] == ["base 0<br>(gold -0.20, reward -0.50)", "sft 0<br>(gold 0.10, reward 0.00)"]
@@ -144,7 +144,7 @@ def test_answers_are_the_first_held_out_prompts(run):
 
 
 def test_rankings_come_from_the_held_out_part(run):
-    _, text = run.whole().texts()
+    _, text = run.complete().texts()
     rankings = next(table for table in tables(text) if table[0] == ["Prompt", "Rank", "Answer"])
     assert len(rankings) == 2 + 3 * 3
     assert rankings[2] == ["held\\_out prompt 0", "1", "Glad to hear it!<br>(labeller 0.60)"]
@@ -152,7 +152,7 @@ def test_rankings_come_from_the_held_out_part(run):
 
 
 def test_samples_during_training_go_from_first_to_last_iteration(run):
-    _, text = run.whole().texts()
+    _, text = run.complete().texts()
     table = next(table for table in tables(text) if table[0] == ["Iteration", "Prompt", "Response"])
     assert [row[0] for row in table[2:]] == ["1", "4", "7", "10", "13", "16"]
     assert table[2][2] == "Reply 1.0<br>(reward 0.25, KL 1.50)"
@@ -173,7 +173,7 @@ def test_a_run_with_sft_alone_says_what_is_missing(run):
 
 
 def test_pictures_of_an_older_report_are_removed(run):
-    run.whole().texts()
+    run.complete().texts()
     for file in (run.path / "ppo").iterdir():
         file.unlink()
     html, _ = run.texts()
@@ -190,10 +190,12 @@ def test_a_run_that_has_not_begun_has_a_page(run):
 def test_without_a_judge_there_is_no_gold_figure(tmp_path):
     run = Run(tmp_path / "run", judge=None)
     run.metrics["ppo"] = {name: value for name, value in run.metrics["ppo"].items() if "gold" not in name}
-    run.evaluation = [{k: v for k, v in row.items() if not k.startswith("gold")} for row in run.evaluation]
+    run.evaluation = [
+        {name: value for name, value in row.items() if not name.startswith("gold")} for row in run.evaluation
+    ]
     for row in run.curves["ppo"]:
         row.pop("eval/gold", None)
-    html, text = run.whole().texts()
+    html, text = run.complete().texts()
     assert set(Outline(html).pictures) == PICTURES - {"gold.png"}
     assert "The run has no gold score: no judge is set (ppo.judge)" in text
     assert "| Reward score of PPO | **1.43** |" in text
@@ -241,12 +243,12 @@ def test_each_of_several_terms_has_its_figures(tmp_path):
 
 
 def test_missing_held_out_data_is_named(run):
-    nothing = {"eval_loss_before": math.nan, "eval_loss": math.nan, **COST}
-    run.metrics = {"sft": nothing, "rm": dict(COST), "ppo": dict(COST)}
+    no_losses = {"eval_loss_before": math.nan, "eval_loss": math.nan, **COST}
+    run.metrics = {"sft": no_losses, "rm": dict(COST), "ppo": dict(COST)}
     run.curves["sft"] = [row for row in run.curves["sft"] if "loss" in row]
     run.curves["sft"] += [{"step": 36, "eval/loss": None}]
     run.evaluation = []
-    html, text = run.whole().texts()
+    html, text = run.complete().texts()
     for key in ("data.sft.held_out", "data.rm.held_out", "data.ppo.held_out"):
         assert key in html
     assert "nan" not in text.lower()

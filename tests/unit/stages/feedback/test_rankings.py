@@ -1,4 +1,4 @@
-"""Collected rankings: best first, with ties, and read back whatever the answers hold."""
+"""Collected rankings: best first, with ties, and read back with any text in the answers."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.contract.bad_inputs.entry import check_message, flip
 from tests.support.roles import CPU
 from tests.unit.stages.feedback.test_evaluation import context_in
 
-NOTHING: Any = None  # where nothing asks it
+NOTHING: Any = None  # for unused arguments
 SAMPLER = Sampler(NOTHING, NOTHING, Ranks(0, 1, CPU), Rollout(), NOTHING)
 
 
@@ -40,9 +40,9 @@ def row(split: str, answers: list[str], ranks: list[int]) -> dict:
     }
 
 
-@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x85", "\x0b", "\r", "\n", "\x1c"])
-def test_answers_may_hold_any_character(odd, tmp_path):
-    rows = [row("train", [f"a{odd}b", "c"], [0, 1]), row("held_out", ["d", f"{odd}e"], [0, 1])]
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\r", "\n", "\x1c"])
+def test_answers_may_hold_any_character(character, tmp_path):
+    rows = [row("train", [f"a{character}b", "c"], [0, 1]), row("held_out", ["d", f"{character}e"], [0, 1])]
     rankings.write_sealed(tmp_path / "rankings.jsonl", rows)
     assert read_collected_rankings(resuming(tmp_path), record_samples=False) == ([rows[0]], [rows[1]])
 
@@ -106,10 +106,10 @@ def test_samples_are_ranked_best_first_with_ties(tmp_path, monkeypatch):
 
 
 def test_samples_of_one_prompt_have_seeds_of_their_own(tmp_path, monkeypatch):
-    asked: list[tuple] = []
+    sampled: list[tuple] = []
 
     def respond_on_all_ranks(sampler, role, prompts, seeds, advance):
-        asked.extend(zip(map(tuple, prompts), seeds, strict=True))
+        sampled.extend(zip(map(tuple, prompts), seeds, strict=True))
         return [Response([0])] * len(prompts)
 
     monkeypatch.setattr(Sampler, "respond_on_all_ranks", respond_on_all_ranks)
@@ -117,15 +117,15 @@ def test_samples_of_one_prompt_have_seeds_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setitem(labellers.LABELLERS, "file", lambda _: 0.0)
     one, two = Prompt("one", "one", [5]), Prompt("two", "two", [6])
     rankings._rank(resuming(tmp_path), SAMPLER, "sft", [one, two])
-    assert len(set(asked)) == 8
-    both = asked.copy()
-    asked.clear()
+    assert len(set(sampled)) == 8
+    sampled_together = sampled.copy()
+    sampled.clear()
     rankings._rank(resuming(tmp_path), SAMPLER, "sft", [two])
-    assert asked == both[4:]  # whatever other prompts there are
+    assert sampled == sampled_together[4:]  # whatever other prompts there are
 
 
 def test_reward_model_learns_from_the_tokens_that_were_sampled(tmp_path, monkeypatch, tiny_tokenizer):
-    """An answer that ran into its limit has no end-of-turn token, and gets none on the way."""
+    """An answer that reached its limit has no end-of-turn token, and collecting it adds none."""
     end = tiny_tokenizer.eos_token_id
     sampled = [[40, 41, 42], [43, end], [44, 45, end], [46]]
     monkeypatch.setattr(Sampler, "respond_on_all_ranks", lambda *_: [Response(ids) for ids in sampled])

@@ -1,4 +1,4 @@
-"""Terms of the reward: functions, a real HTTP endpoint that fails now and then, and what is made of them."""
+"""Terms of the reward: functions, a real HTTP endpoint that fails at times, and the shaping of their sum."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ PROMPTS, RESPONSES = ["a", "b"], ["short", "much longer"]
 
 
 class Service:
-    """An endpoint whose first answers are `failures`; keeps what it was asked."""
+    """An endpoint whose first answers are `failures`. It records its requests."""
 
     def __init__(self) -> None:
         self.failures: list[int] = []
         self.answer: object = {"rewards": [1.0, 2.0]}
-        self.asked: list[dict] = []
+        self.requests: list[dict] = []
         self.keys: list[str | None] = []
         self.delay = 0.0  # seconds
         service = self
@@ -37,7 +37,7 @@ class Service:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                service.asked.append(json.loads(body))
+                service.requests.append(json.loads(body))
                 service.keys.append(self.headers["Authorization"])
                 time.sleep(service.delay)
                 text = json.dumps(service.answer).encode()
@@ -73,10 +73,10 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_terms_are_added_up_by_weight(module: ModuleType, service: Service) -> None:
     terms = [Reward(), Reward(source="my_rewards:length", weight=0.5), Reward(source=service.url, weight=-1)]
     rewards = Rewards(terms)
-    found = rewards(PROMPTS, RESPONSES)
+    actual = rewards(PROMPTS, RESPONSES)
     host = service.url.split("/")[2]
-    assert found == {"length": [5.0, 11.0], host: [1.0, 2.0]}
-    assert service.asked == [{"prompts": PROMPTS, "completions": RESPONSES}]
+    assert actual == {"length": [5.0, 11.0], host: [1.0, 2.0]}
+    assert service.requests == [{"prompts": PROMPTS, "completions": RESPONSES}]
     assert rewards.uses_reward_model
     values = {"rm": torch.tensor([3.0, 0.0]), "length": torch.tensor([5.0, 2.0])}
     values[host] = torch.tensor([1.0, 4.0])
@@ -97,14 +97,14 @@ def test_reward_model_need_not_be_a_term(module: ModuleType) -> None:
 def test_endpoint_is_asked_again_when_it_fails(service: Service) -> None:
     service.failures = [503, 500]
     assert list(Rewards([Reward(source=service.url)])(PROMPTS, RESPONSES).values()) == [[1.0, 2.0]]
-    assert len(service.asked) == 3
+    assert len(service.requests) == 3
 
 
 def test_endpoint_that_goes_on_failing_is_an_error_that_names_it(service: Service) -> None:
     service.failures = [500] * 9
     with pytest.raises(UserError, match=service.url):
         Rewards([Reward(source=service.url, retries=1)])(PROMPTS, RESPONSES)
-    assert len(service.asked) == 2
+    assert len(service.requests) == 2
 
 
 @pytest.mark.parametrize("answer", [{}, [1, 2], {"rewards": 3}, {"rewards": [1.0]}, {"rewards": [1.0, "x"]}])
@@ -148,10 +148,10 @@ def test_the_reward_models_term_may_have_a_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "word"), [("no_such:f", "cannot import"), ("my_rewards:f", "no function")]
+    ("source", "reason"), [("no_such:f", "cannot import"), ("my_rewards:f", "no function")]
 )
-def test_missing_functions_are_named(module: ModuleType, source: str, word: str) -> None:
-    with pytest.raises(UserError, match=word):
+def test_missing_functions_are_named(module: ModuleType, source: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
         Rewards([Reward(source=source)])
 
 
@@ -166,9 +166,9 @@ def shaper(**settings) -> RewardShaper:
     return RewardShaper(Ppo(**({"missing_eos_penalty": None} | settings)))
 
 
-def shape(totals: list[float], by: RewardShaper | None = None, **settings) -> list[float]:
+def shape(totals: list[float], shaper_used: RewardShaper | None = None, **settings) -> list[float]:
     lengths, ended = torch.tensor([2, 5]), torch.tensor([True, False])
-    return (by or shaper(**settings)).shape(torch.tensor(totals), lengths, ended).tolist()
+    return (shaper_used or shaper(**settings)).shape(torch.tensor(totals), lengths, ended).tolist()
 
 
 def test_penalties_by_hand() -> None:
