@@ -19,9 +19,9 @@ from launch.stage_sequence import run_all
 from launch.sweep import Run, run_sweep, runs_of, split_axes
 from launch.worker_pool import WorkerPool
 from pipeline.planning.batches import check_batches
-from pipeline.planning.feedback_check import check_feedback
 from pipeline.planning.plan import plan_stages, stages_between
 from pipeline.planning.preflight import check_files
+from pipeline.planning.stage_checks import check_stages
 from pipeline.processes import logs
 from pipeline.state.manifest import library_versions
 from pipeline.state.results import sweep_runs
@@ -132,7 +132,7 @@ def run(options: RunOptions) -> int:
     request, launch = options.request("tristage"), options.launch()
     plans = plan_stages(request, options.stages())
     check_files(request.config, plans)
-    check_feedback(request.config, plans)
+    check_stages(request.config, plans)
     status = run_all(request, launch, plans)
     if status == 0 and options.until == "ppo":
         return report(options)
@@ -152,7 +152,7 @@ def sweep(options: SweepOptions) -> int:
     commands = [_run_command(options, run, request.config.name, ranks) for run in runs]
     plans = plan_stages(request, [*STAGES, "best"])
     check_files(request.config, plans)
-    check_feedback(request.config, plans)
+    check_stages(request.config, plans)
     shared = [plan for plan in plans if plan.stage != "ppo"]
     status = run_sweep((request, launch, shared), list(zip(runs, commands, strict=True)), pool)
     if not any(sweep_runs(request.run.path)):
@@ -172,7 +172,8 @@ def plan(options: RunOptions) -> int:
     plans = plan_stages(request, options.stages())
     runnable = print_plan(Console(), request, plans, world)
     check_files(request.config, plans)
-    check_feedback(request.config, plans)
+    for remark in check_stages(request.config, plans):
+        print(remark)
     return 0 if runnable else 2
 
 

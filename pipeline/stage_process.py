@@ -20,10 +20,10 @@ from rich.console import Console
 
 from configs.schema import Experiment, Stage
 from pipeline.planning.batches import check_batches
-from pipeline.planning.feedback_check import check_feedback
 from pipeline.planning.plan import StagePlan, plan_stage, sealed_checkpoint
 from pipeline.planning.preflight import check_files
 from pipeline.planning.request import Request
+from pipeline.planning.stage_checks import check_feedback
 from pipeline.processes import endings, logs
 from pipeline.processes.signals import Signals, handled_by, watched_signals
 from pipeline.stage_record import begin_attempt, failed, finished, restore_previous
@@ -128,9 +128,12 @@ def _checked_plan(request: Request, stage: Stage, world: int) -> StagePlan:
     plan = plan_stage(request, stage)
     plan.check_runnable()
     check_files(request.config, [plan])
-    if request.caller != "tristage":  # which asked for all stages before it started the first
-        check_feedback(request.config, [plan])
     check_batches(request.config, stage, world)
+    if request.caller != "tristage":  # which checked all stages before it started the first
+        check_feedback(request.config, plan)
+        if plan.action != "skip":
+            check_material = importlib.import_module("stages.preflight").check_material  # imports torch
+            check_material(request.config, stage)
     for line in plan.notes:
         print(line, flush=True)
     print(f"stage {stage}: {plan.why}", flush=True)

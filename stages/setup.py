@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from configs.schema import Base
+from configs.schema import Base, Experiment, Stage
 from data.batches.tokenize import apply_template
 from stages.context import Context
 from stages.distributed.ranks import Ranks
@@ -33,10 +33,8 @@ def prepare(context: Context) -> RoleModels:
             check_weights(base, model_folder(base))  # and reads the weights: the cache tells the others
     ranks.barrier()
     deepspeed_options(config.deepspeed)
-    model_configs = [load_config(base) for base in bases]
-    pairs = zip(bases, model_configs, strict=True)
-    tokenizers = [_tokenizer(context, base, model_config) for base, model_config in pairs]
-    check_joinable(config, context.stage, model_configs[0])
+    tokenizers = [load_checked_tokenizer(config, context.stage, base) for base in bases]
+    check_joinable(config, context.stage, load_config(bases[0]))
     if context.stage == "ppo":
         check_critic(config, tokenizers)
     roles = [_roles(context, base, ranks) for base in bases]
@@ -48,10 +46,15 @@ def prepare(context: Context) -> RoleModels:
     return models
 
 
-def _tokenizer(context: Context, base: Base, model_config: PretrainedConfig) -> PreTrainedTokenizerBase:
+def load_checked_tokenizer(config: Experiment, stage: Stage, base: Base) -> PreTrainedTokenizerBase:
+    """The tokenizer of a stage's base, with the experiment's chat template.
+
+    Raises:
+        UserError: tokenizer, template or the base's `config.json` is not usable, or they do not fit together.
+    """
     tokenizer = load_tokenizer(base)
-    check_fit(context.config, context.stage, base, model_config, tokenizer)
-    apply_template(tokenizer, context.config.data)
+    check_fit(config, stage, base, load_config(base), tokenizer)
+    apply_template(tokenizer, config.data)
     return tokenizer
 
 

@@ -63,3 +63,22 @@ def adapters(tiny_folder: Path, tiny_tokenizer, tmp_path_factory: pytest.TempPat
         roles = new_role(tiny_roles(), name, seed, head=head)
         save_role_of(roles, name, root / name, tiny_tokenizer)
     return {name: root / name for name in ("sft", "rm")}
+
+
+@pytest.fixture(autouse=True)
+def preflight_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tristage` checks what stages will read in a process of its own, which takes seconds to start."""
+    from pipeline.planning import stage_checks
+
+    run_preflight = stage_checks.run_preflight
+
+    def run(config, stages):
+        if any(stage_checks._calls_users_code(config, stage) for stage in stages):
+            return run_preflight(config, stages)
+        from stages.preflight import check_material
+
+        for stage in stages:
+            check_material(config, stage)
+        return []
+
+    monkeypatch.setattr(stage_checks, "run_preflight", run)

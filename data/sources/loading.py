@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from configs.errors import UserError
@@ -78,6 +79,26 @@ def load_rows(
     return Loaded(rows, total, len(left_out), others)
 
 
+def first_rows(source: Source, kind: Kind, count: int) -> list[Row]:
+    """The usable rows among the first `count` of a source, as `load_rows` returns them.
+
+    Raises:
+        UserError: there are no rows, or one cannot be read.
+    """
+    rows, faults = list[Row](), _Faults()
+    for place, example in islice(read(source), count):
+        try:
+            if isinstance(example, BadRow):
+                raise example
+            row = normalise(example, kind, frozenset(source.ignore_columns))
+            rows.append({**row, "where": f"{describe(source)}, {place}"})
+        except BadRow as fault:
+            faults.add(place, fault)
+    if faults.unreadable or not rows:
+        _check(source, kind, len(rows) + faults.count, faults)
+    return rows
+
+
 Fault = tuple[str, str]  # place and reason
 
 
@@ -86,6 +107,10 @@ class _Faults:
     unreadable: list[Fault] = field(default_factory=list)
     unusable: list[Fault] = field(default_factory=list)
     left_out: list[Fault] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return len(self.unreadable) + len(self.unusable) + len(self.left_out)
 
     def add(self, place: str, fault: BadRow) -> None:
         if isinstance(fault, LeftOut):

@@ -37,6 +37,11 @@ def describe(source: Source) -> str:
     return f"{source.path} ({', '.join(part for part in (source.name, source.split) if part)})"
 
 
+def is_local(source: Source) -> bool:
+    """Whether the source is a file or folder of this machine, and not a data set of the hub."""
+    return source.path.endswith(DATA_FILES) or os.path.exists(source.path)
+
+
 def read(source: Source) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
     """Yield `(place, row)` of each row. `place` is "line 3" or "row 3" (from 1).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -32,7 +33,7 @@ from stages.models.base_checks import (
     local_folder,
 )
 from stages.models.base_files import check_files, check_weights
-from stages.models.demo_models import EMBEDDED, embedded_model
+from stages.models.demo_models import EMBEDDED, embedded_model, is_built
 from stages.models.onednn import use_onednn
 
 
@@ -142,6 +143,15 @@ def load_tokenizer(config: Base) -> PreTrainedTokenizerBase:
 def model_folder(config: Base) -> str:
     """The folder or hub id to load from. An embedded model is written to its folder on first use."""
     return str(embedded_model(config.model)) if config.model in EMBEDDED else config.model
+
+
+def is_downloaded(config: Base) -> bool:
+    """Whether the base is on this machine: its folder, or its `config.json` in the hub's cache."""
+    if config.model in EMBEDDED:
+        return is_built(config.model)
+    if local_folder(config) is not None:
+        return True
+    return isinstance(try_to_load_from_cache(config.model, "config.json", revision=config.revision), str)
 
 
 def base_digest(config: Base, model: PreTrainedModel) -> str:

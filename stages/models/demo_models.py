@@ -81,7 +81,7 @@ def embedded_model(name: str) -> Path:
     """
     if name not in EMBEDDED:
         raise EmbeddedModelError(f"no embedded model is called {name!r}; choose from {sorted(EMBEDDED)}")
-    folder = cache_dir() / f"{name}-v{CONVERTER_VERSION}"
+    folder = _folder(name)
     if not _faults(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -102,6 +102,15 @@ def embedded_model(name: str) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     return folder
+
+
+def is_built(name: str) -> bool:
+    """Whether the cache holds the embedded model `name`, or it takes no download to build it."""
+    return name == "tiny-random" or _folder(name).is_dir()
+
+
+def _folder(name: str) -> Path:
+    return cache_dir() / f"{name}-v{CONVERTER_VERSION}"
 
 
 def _faults(folder: Path) -> list[str]:

@@ -215,7 +215,7 @@ def of_terms(path, *terms, **figures):
 def test_a_function_is_not_called_the_reward_model(tmp_path):
     figures = interval("score_score_sft", 3.0, 0.1) | interval("score_score_ppo", 7.5, 0.2)
     run = of_terms(tmp_path / "run", {"source": "my:score"}, **figures, score_win_rate=0.9)
-    run.stage("sft").stage("ppo").judge()
+    run.stage("sft").stage("ppo").write_evaluation()
     html, text = run.texts()
     assert any('PPO optimises the reward "score" (my:score).' in shown for _, shown in Outline(html).texts)
     assert "reward model" not in text.split("## How to read")[0], "headlines"
@@ -233,7 +233,7 @@ def test_each_of_several_terms_has_its_figures(tmp_path):
     }
     terms = {"source": "rm"}, {"source": "my:score", "weight": -0.5}
     run = of_terms(tmp_path / "run", *terms, **figures)
-    html, text = run.whole().texts()
+    html, text = run.complete().texts()
     words = "the sum of 1 times the reward model's score and -0.5 times the reward"
     assert words in text.replace("\\", "")
     for label in ("Reward of PPO, the sum of its terms", "Reward rm of PPO", "Reward score of PPO"):
