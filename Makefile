@@ -1,10 +1,11 @@
 # make demo     run the whole pipeline with a real model on a CPU: SFT, reward model, PPO, report (runs/demo/report)
 # make test     run the test suite
+# make test-vllm  run the vLLM engine on this CPU, in an environment of its own (.venv-vllm); see docs/vllm.md
 # make chaos    damage every file of a tiny run; kill its stages KILLS times, resume them, compare the results
 # make audit    ask the registry for known vulnerabilities of the pinned versions
 # make lint     check style, types, and who imports whom
 # make setup    create the environment in .venv; the other targets call it
-# make clean    remove .venv and caches, but not runs/
+# make clean    remove .venv, .venv-vllm and caches, but not runs/
 #
 # PIP_ARGS is passed to pip. A machine without a GPU can skip the CUDA packages:
 #   make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -21,6 +22,8 @@ SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+VLLM_VENV := .venv-vllm
+VLLM_INSTALLED := $(VLLM_VENV)/installed
 
 # The constraints also hold in the environments in which pip builds packages. Older and newer pips read different names.
 export PIP_CONSTRAINT := constraints.txt
@@ -29,7 +32,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # deepspeed starts ninja, and tristage starts deepspeed, by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test chaos audit lint clean
+.PHONY: setup demo test test-vllm test-vllm-here chaos audit lint clean
 
 setup: $(INSTALLED)
 
@@ -46,6 +49,23 @@ demo: setup
 # Files run in the order of the folders. Long files come first, so that the workers end together.
 test: setup
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=20 $(PYTEST_ARGS)
+
+# vLLM needs other versions than constraints.txt.
+test-vllm test-vllm-here $(VLLM_INSTALLED): export PIP_CONSTRAINT :=
+test-vllm test-vllm-here $(VLLM_INSTALLED): export PIP_BUILD_CONSTRAINT :=
+
+test-vllm:
+	@obstacle="$$($(PYTHON) tests/vllm/processor.py)" || exit 1; \
+	if [ -n "$$obstacle" ]; then echo "test-vllm: skipped: $$obstacle"; else $(MAKE) --no-print-directory test-vllm-here; fi
+
+test-vllm-here: $(VLLM_INSTALLED)
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -q --durations=20 tests/vllm $(PYTEST_ARGS)
+
+$(VLLM_INSTALLED): pyproject.toml tests/vllm/requirements.txt
+	$(PYTHON) -m venv --clear $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install $(PIP_ARGS) --no-deps -r tests/vllm/requirements.txt
+	$(VLLM_VENV)/bin/python -m pip install $(PIP_ARGS) --no-deps --no-build-isolation -e .
+	@touch $@
 
 chaos: setup
 	$(BIN)/python -m tests.chaos.damage --seed $(SEED)
@@ -64,5 +84,5 @@ audit:
 	$(VENV)/audit/bin/pip-audit --no-deps --disable-pip --requirement constraints.txt
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

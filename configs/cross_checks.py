@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from configs.schema import STAGES, VLLM_LORA_RANKS, Epochs, Experiment, Rollout, Stage
+from configs.schema import EMBEDDINGS, STAGES, VLLM_LORA_RANKS, Epochs, Experiment, Rollout, Stage
 
 Keys = tuple[str, ...]
 
@@ -90,12 +90,19 @@ def _vllm(experiment: Experiment, section: Keys, rollout: Rollout) -> Iterator[t
     engine, temperature, top_p = ((*section, key) for key in ("engine", "temperature", "top_p"))
     if base.quantization == "int8":
         yield engine, "vllm does not load an int8 base; set base.quantization to nf4 or none, or choose auto"
-    if base.compute_dtype == "float32":
-        yield engine, "vllm's LoRA computes in bf16; set base.compute_dtype to auto, or choose auto"
+    if base.quantization == "nf4" and base.compute_dtype == "float32":
+        reason = (
+            "vllm computes in bf16 on an NF4 base; set base.compute_dtype to auto, or quantization to none"
+        )
+        yield engine, f"{reason}, or choose auto"
     if base.trust_remote_code:
         yield engine, "vllm does not run the code that base.trust_remote_code trusts; choose auto"
     if experiment.adapter.r > max_rank:
         yield engine, f"vllm takes adapters up to rank {max_rank}; lower adapter.r, or choose auto"
+    named = [] if experiment.adapter.target_modules == "all-linear" else experiment.adapter.target_modules
+    if embeddings := [name for name in named if name.rsplit(".", 1)[-1] in EMBEDDINGS]:
+        reason = f"vllm takes no adapter on {embeddings[0]}; leave it out of adapter.target_modules"
+        yield engine, f"{reason}, or choose auto"
     if rollout.temperature < 0.01:
         yield temperature, "vllm raises values below 0.01 to 0.01; raise it, or choose engine auto"
     if rollout.top_p < 1 and rollout.top_k is None:

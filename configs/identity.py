@@ -19,13 +19,16 @@ SPEED_ONLY_NESTED = (
     "rm.rankings.rollout.batch_size",
     "rm.rankings.rollout.engine",
     "rm.rankings.rollout.vllm.gpu_memory_utilization",
+    "rm.rankings.rollout.vllm.enforce_eager",
     "ppo.old_logprobs",
     "ppo.rollout.batch_size",
     "ppo.rollout.engine",
     "ppo.rollout.vllm.gpu_memory_utilization",
+    "ppo.rollout.vllm.enforce_eager",
     "best.rollout.batch_size",
     "best.rollout.engine",
     "best.rollout.vllm.gpu_memory_utilization",
+    "best.rollout.vllm.enforce_eager",
 )
 SOURCE_KEYS = ("path", "name", "split", "revision")
 REQUEST_KEYS = ("timeout_seconds", "retries", "key_variable")  # of ppo.rewards: how to call an endpoint

@@ -253,6 +253,8 @@ def _is_local_path(keys: Keys, value: str) -> bool:
         return False
     if keys in (DEEPSPEED_CONFIG, ("data", "chat_template")):
         return True
+    named_as_a_path = value.startswith((".", "/", "~"))
     if keys[-2:] == ("base", "model"):
-        return value.startswith((".", "/", "~"))
-    return keys[0] == "data" and keys[-1] == "path" and value.lower().endswith(DATA_FILES)
+        return named_as_a_path
+    is_file = named_as_a_path or value.lower().endswith(DATA_FILES)
+    return keys[0] == "data" and keys[-1] == "path" and is_file

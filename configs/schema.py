@@ -17,7 +17,7 @@ from configs.sections.best import Best
 from configs.sections.data import DATA_FILES, Data, Shares, Source
 from configs.sections.deepspeed import DeepSpeed
 from configs.sections.ppo import Ppo, Reward
-from configs.sections.rollout import VLLM_LORA_RANKS, Rollout, Vllm
+from configs.sections.rollout import EMBEDDINGS, VLLM_LORA_RANKS, Rollout, Vllm
 from configs.sections.tracking import Tracking
 from configs.sections.training import Epochs, Rankings, Rm, Sft, Training
 from configs.sections.values import Section, Seed
@@ -28,6 +28,7 @@ MAX_NAME = 100  # letters of an experiment's name, of which W&B and file systems
 __all__ = [
     "ALL_STAGES",
     "DATA_FILES",
+    "EMBEDDINGS",
     "MAX_NAME",
     "STAGES",
     "UPSTREAM",
@@ -78,7 +79,13 @@ class Experiment(Section):
 
     def bases(self, stage: Stage) -> list[Base]:
         """The bases that `stage` loads: the policy's, and the reward model's if it has a separate one."""
-        return [self.base] if stage == "sft" or self.rm.base is None else [self.base, self.rm.base]
+        with_reward_model = stage == "rm" or "rm" in self.upstream(stage)
+        return [self.base, self.rm.base] if with_reward_model and self.rm.base else [self.base]
+
+    def upstream(self, stage: Stage) -> tuple[Stage, ...]:
+        """The stages that `stage` starts from. PPO may do without a reward model."""
+        without = stage == "ppo" and self.ppo.critic == "shared" and not self.ppo.uses_reward_model
+        return tuple(each for each in UPSTREAM[stage] if not (without and each == "rm"))
 
     @property
     def rollouts(self) -> dict[Stage, tuple[str, Rollout]]:

@@ -7,6 +7,7 @@ from typing import Literal
 Stage = Literal["sft", "rm", "ppo", "best"]
 STAGES: tuple[Stage, ...] = ("sft", "rm", "ppo")  # trained in this order
 ALL_STAGES: tuple[Stage, ...] = (*STAGES, "best")  # best-of-n: beside PPO, on its prompts
+# PPO needs no rm in some experiments: see `Experiment.upstream`.
 UPSTREAM: dict[Stage, tuple[Stage, ...]] = {
     "sft": (),
     "rm": ("sft",),

@@ -20,6 +20,7 @@ from launch.worker_pool import WorkerPool
 from pipeline.planning.batches import check_batches
 from pipeline.planning.plan import plan_stages, stages_between
 from pipeline.planning.preflight import check_files
+from pipeline.planning.stage_checks import check_stages
 from pipeline.processes import logs, parent_watch
 from pipeline.processes.streams import protect_streams, say
 from pipeline.state.manifest import library_versions
@@ -140,6 +141,7 @@ def run(options: RunOptions) -> int:
     _check_environment()
     plans = plan_stages(request, options.stages())
     check_files(request.config, plans)
+    check_stages(request.config, plans)
     status = run_all(request, launch, plans)
     if status == 0 and options.until == "ppo":
         return report(options)
@@ -164,6 +166,7 @@ def sweep(options: SweepOptions) -> int:
     check_different(runs, configs)
     plans = plan_stages(request, [*STAGES, "best"])
     check_files(request.config, plans)
+    check_stages(request.config, plans)
     shared = [plan for plan in plans if plan.stage != "ppo"]
     status = run_sweep((request, launch, shared), list(zip(runs, commands, strict=True)), pool)
     if not any(sweep_runs(request.run.path)):
@@ -184,6 +187,8 @@ def plan(options: RunOptions) -> int:
     plans = plan_stages(request, options.stages())
     runnable = print_plan(SafeConsole(), request, plans, world)
     check_files(request.config, plans)
+    for remark in check_stages(request.config, plans):
+        say(remark)
     return 0 if runnable else 2
 
 

@@ -78,7 +78,7 @@ class WorkerPool:
         return f"{folder.name} ended with status {code}{where}"
 
     def interrupt(self) -> None:
-        """Send SIGTERM to every running command: the first ends it after its current step, a second at once."""
+        """Send SIGTERM to the running commands: the first ends them after a step, a second at once."""
         for _, process in self.busy.values():
             process.terminate()  # at a SIGINT, Python would print a traceback while it is starting
 

@@ -20,10 +20,11 @@ from pipeline.planning.batches import check_batches
 from pipeline.planning.plan import StagePlan, plan_stage, sealed_checkpoint
 from pipeline.planning.preflight import check_files
 from pipeline.planning.request import Request
+from pipeline.planning.stage_checks import check_feedback
 from pipeline.processes import endings, logs
 from pipeline.processes.signals import Signals, handled_by, watched_signals
 from pipeline.processes.streams import say
-from pipeline.stage_record import begin_attempt, failed, finished
+from pipeline.stage_record import begin_attempt, failed, finished, restore_previous
 from pipeline.state.manifest import Manifest, Process, owner_of, read_manifest
 from pipeline.terminal.console import SafeConsole
 from pipeline.terminal.progress import make_display
@@ -44,6 +45,7 @@ class StageOrder:
 
     inputs: dict[str, Path]
     bases: dict[Stage, str]
+    sources: dict[str, str]
     resume: bool
     run_id: str
 
@@ -87,6 +89,7 @@ def _run_rank_zero(request: Request, stage: Stage, world: int, signals: Signals)
                     ranks.broadcast(None)
             return
         with _process_group(request.config) as ranks:
+            config_before = run.read_config()
             manifest = begin_attempt(request, plan, world)
             logs.open_logs(run.logs(stage), rank=0)
             order = _order(request, plan, manifest)
@@ -94,7 +97,13 @@ def _run_rank_zero(request: Request, stage: Stage, world: int, signals: Signals)
             peers = ranks.gather([Process.this()])
             reporter = _reporter(request, manifest, order.resume)
             context = _context(request, stage, order, ranks, reporter, signals)
-            manifest = _attempt(request, manifest, context, reporter, peers)
+            try:
+                manifest = _attempt(request, manifest, context, reporter, peers)
+            except Exception:
+                with handled_by(signal.SIG_IGN):
+                    if note := restore_previous(request, plan, config_before):
+                        say(note, error=True)
+                raise
         _print_end(request, manifest)
 
 
@@ -113,12 +122,18 @@ def _checked_plan(request: Request, stage: Stage, world: int) -> StagePlan:
     """Plan the stage and print the decision.
 
     Raises:
-        UserError: the stage is blocked, a file is missing, or a setting does not fit.
+        UserError: the stage is blocked, a file is missing, a function of the user's fails, or a setting does
+            not fit.
     """
     plan = plan_stage(request, stage)
     plan.check_runnable()
     check_files(request.config, [plan])
     check_batches(request.config, stage, world)
+    if request.caller != "tristage":  # which checked all stages before it started the first
+        check_feedback(request.config, plan)
+        if plan.action != "skip":
+            check_material = importlib.import_module("stages.preflight").check_material  # imports torch
+            check_material(request.config, stage)
     for line in plan.notes:
         say(line)
     say(f"stage {stage}: {plan.why}")
@@ -151,6 +166,7 @@ def _order(request: Request, plan: StagePlan, manifest: Manifest) -> StageOrder:
     return StageOrder(
         inputs={stage: request.run.path / adapter.path for stage, adapter in plan.inputs.items()},
         bases={stage: used.base_digest for stage, used in upstream.items() if used and used.base_digest},
+        sources=manifest.sources,
         resume=plan.action == "resume",
         run_id=manifest.run_id,
     )
@@ -179,6 +195,7 @@ def _context(
         folder=request.run.stage(stage),
         inputs=order.inputs,
         bases=order.bases,
+        sources=order.sources,
         tracker=tracker,
         resume=order.resume,
         ranks=ranks,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
+from configs.errors import UserError
 from configs.identity import stage_hash
 from configs.load import dump_experiment
 from data.storage.files import remove_partial_files
@@ -23,7 +24,7 @@ from pipeline.state.manifest import (
     now,
     read_manifest,
 )
-from stages.context import Outcome
+from stages.context import Outcome, not_finite
 
 
 def begin_attempt(request: Request, plan: StagePlan, world: int) -> Manifest:
@@ -63,6 +64,30 @@ def begin_attempt(request: Request, plan: StagePlan, world: int) -> Manifest:
     return manifest
 
 
+def restore_previous(request: Request, plan: StagePlan, config: str | None) -> str | None:
+    """If an attempt failed before it left anything, restore the result that it set aside.
+
+    Args:
+        config: the text of the run's `config.yaml` before the attempt.
+
+    Returns:
+        A line about it for the user; None if the attempt's folder stays.
+    """
+    run, stage = request.run, plan.stage
+    if plan.set_aside is None or not plan.set_aside.is_dir() or _left_something(run.stage(stage)):
+        return None
+    failed_attempt = run.restore(stage, plan.set_aside)
+    if config is not None:
+        run.write_config(config)
+    return f"stage {stage}: its earlier result is back in place; the failed attempt is {failed_attempt}"
+
+
+def _left_something(folder: Path) -> bool:
+    """Whether an attempt left records, rankings, checkpoints or an adapter."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+    return any(path.relative_to(folder).parts[0] not in ("manifest.json", "logs", "wandb") for path in paths)
+
+
 def finished(manifest: Manifest, outcome: Outcome, output: Path, seconds: float) -> Manifest:
     """The manifest after the attempt succeeds.
 
@@ -72,7 +97,14 @@ def finished(manifest: Manifest, outcome: Outcome, output: Path, seconds: float)
 
     Raises:
         FileNotFoundError: `output` is empty.
+        UserError: a final metric is not finite.
     """
+    if names := not_finite(outcome.metrics):
+        raise UserError(
+            f"stage {manifest.stage}: {names} of the result is not a finite number. metrics.jsonl and the "
+            "log show since when. Lower the learning rate of this stage, or train the stage before it again. "
+            "Then start over with --fresh."
+        )
     content = fingerprint(output)
     if not content.files:
         raise FileNotFoundError(f"stage {manifest.stage} left nothing in {output}")

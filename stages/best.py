@@ -38,8 +38,8 @@ def run(context: Context) -> Outcome:
     models = load_models(context)
 
     # 2. The prompts of PPO.
-    train, held_out = read_examples(
-        context.config, "ppo", "prompts", tokenize.prompts, models.tokenizer, context.tracker.note
+    train, held_out, counts = read_examples(
+        context.data("ppo"), "prompts", tokenize.prompts, models.tokenizer
     )
 
     # 3. n answers to each prompt, with scores. Parts that an earlier attempt wrote are kept.
@@ -64,6 +64,7 @@ def run(context: Context) -> Outcome:
     return Outcome(
         {
             **metrics,
+            **counts,
             "demonstrations": len(demonstrations),
             "steps": len(train) + len(held_out),
             "tokens_per_second": meter.tokens_per_second,
@@ -208,7 +209,7 @@ def demonstration(row: Row) -> Row | None:
     score, text = max(useful)
     chat = not isinstance(row["prompt"], str)
     completion = [{"role": "assistant", "content": text}] if chat else text
-    return {"prompt": row["prompt"], "completion": completion, "score": score}
+    return {"prompt": row["prompt"], "completion": completion, "rm_score": score}
 
 
 def best_of(rows: Sequence[Row], n: int) -> tuple[dict[str, float], list[dict[str, float]]]:

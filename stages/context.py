@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -12,7 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from configs.schema import Experiment, Stage
 
 if TYPE_CHECKING:  # `tristage plan` and `tristage status` import this module, and must not import torch
+    from data.examples import StageData
     from stages.distributed.ranks import Ranks
+
+NAMES_SHOWN = 3
 
 
 class Tracker(Protocol):
@@ -68,6 +72,7 @@ class Context:
         resume: resume from the newest good checkpoint in `folder`, if there is one.
         ranks: the processes of the job, which have joined their process group.
         bases: identity of the base (see `base_digest`) that each upstream stage was trained on, by name.
+        sources: digest of each local source when the stage was planned, by configuration key.
         run_id: shared by all attempts at this stage and by its checkpoints.
         signals_deferred: within it, SIGINT and SIGTERM do not end the process at once. It yields a function
             that returns the number of the signal that this rank received, or 0.
@@ -81,6 +86,7 @@ class Context:
     resume: bool
     ranks: Ranks
     bases: Mapping[Stage, str] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
     run_id: str = ""
     signals_deferred: Callable[[], AbstractContextManager[Callable[[], int]]] = no_signals
 
@@ -89,6 +95,12 @@ class Context:
         """Seed of all noise in this stage. The split of prompts uses the experiment's seed instead."""
         own: int | None = getattr(self.config, self.stage).seed
         return self.config.seed if own is None else own
+
+    def data(self, stage: Stage) -> StageData:
+        """The data of `stage`, read under the digests of this stage's plan."""
+        from data.examples import StageData  # imports transformers
+
+        return StageData(self.config, stage, self.tracker.note, self.sources)
 
 
 @dataclass(frozen=True)
@@ -102,3 +114,11 @@ class Outcome:
 
     metrics: dict[str, float]
     base_digest: str | None = None
+
+
+def not_finite(metrics: Mapping[str, float]) -> str:
+    """The names of the metrics that are not finite, without their intervals; "" if all are."""
+    names = [name for name, value in metrics.items() if not math.isfinite(value)]
+    names = [name for name in names if not name.endswith(("_low", "_high", "_n"))] or names
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -1,4 +1,4 @@
-"""Stage 3, PPO against the reward model (Schulman et al. 2017; Ouyang et al. 2022, equation 2)."""
+"""Stage 3, PPO against a reward model or other rewards (Schulman et al. 2017; Ouyang et al. 2022, eq. 2)."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from stages.training.engine import Engine
 from stages.training.export import save_role
 from stages.training.loop import StopTraining, TrainingLoop
 from stages.training.resume import find_checkpoint, seed_step, start_engine
+from stages.training.soundness import check_result
 from stages.training.throughput import Meter, Stopwatch, peak_memory_bytes
 
 Metrics = dict[str, float]
@@ -41,7 +42,7 @@ Rows = list[dict[str, Any]]
 
 
 def run(context: Context) -> Outcome:
-    """Train the `policy` adapter against the reward model and write it to `folder/adapter`."""
+    """Train the `policy` adapter against the reward and write it to `folder/adapter`."""
     config, ppo = context.config, context.config.ppo
 
     # 1. Four roles on one base, or on two.
@@ -50,9 +51,7 @@ def run(context: Context) -> Outcome:
     add_roles(context, models)
 
     # 2. Prompts.
-    train, held_out = read_examples(
-        config, "ppo", "prompts", tokenize.prompts, tokenizer, context.tracker.note
-    )
+    train, held_out, counts = read_examples(context.data("ppo"), "prompts", tokenize.prompts, tokenizer)
 
     # 3. The engine and the loop, at the newest checkpoint if there is one.
     critic_rate = ppo.critic_learning_rate or ppo.learning_rate
@@ -66,7 +65,7 @@ def run(context: Context) -> Outcome:
         trainer = PpoTrainer(engine, ppo, sampler, reward_model, context.seed, ptx)
         loop = TrainingLoop(context, ppo, engine, trainer.meter, ppo.iterations, trainer.parts)
         loop.resume(checkpoint)
-        evaluation = HeldOutEvaluation(context, sampler, reward_model, held_out)
+        evaluation = HeldOutEvaluation(context, sampler, reward_model, trainer.collector.rewards, held_out)
 
         # 4. Iterations: roll out, score, advantages, update, log.
         def take_step(step: int, picks: list[int]) -> Metrics:
@@ -78,7 +77,8 @@ def run(context: Context) -> Outcome:
                 context.tracker.samples(samples[: config.tracking.sample_rows], step + 1)
             return metrics
 
-        loop.run(len(train), take_step, evaluation.evaluate_policy)
+        _, after = loop.run(len(train), take_step, evaluation.evaluate_policy)
+        check_result("ppo", engine, after)
 
         # 5. The result, judged on held-out prompts beside the base and the SFT policy.
         stopped = loop.progress.stopped is not None
@@ -91,6 +91,7 @@ def run(context: Context) -> Outcome:
         return Outcome(
             {
                 **evaluation.compare_policies(),
+                **counts,
                 "steps": loop.progress.step - stopped,
                 "stopped_early": float(stopped),
                 "tokens_per_second": trainer.meter.tokens_per_second,
@@ -101,10 +102,11 @@ def run(context: Context) -> Outcome:
 
 
 def add_roles(context: Context, models: RoleModels) -> None:
-    """Add policy, reference, reward model and critic."""
+    """Add policy, reference and critic, and the reward model if it is a term of the reward."""
     models.policy_base.add_from(Role.POLICY, context.inputs["sft"], trainable=True)
     models.policy_base.add_from(Role.REFERENCE, context.inputs["sft"], trainable=False)
-    models.reward_base.add_from(Role.REWARD, context.inputs["rm"], trainable=False)
+    if context.config.ppo.uses_reward_model:
+        models.reward_base.add_from(Role.REWARD, context.inputs["rm"], trainable=False)
     add_critic(context, models)
     disable_dropout(models)  # the ratio compares two forwards of one policy
 
@@ -113,9 +115,9 @@ def add_critic(context: Context, models: RoleModels) -> None:
     """Add the critic: adapter and head of the reward model, or a head on the policy's own hidden states."""
     if context.config.ppo.critic == "adapter":
         models.reward_base.add_from(Role.CRITIC, context.inputs["rm"], trainable=True)
-    elif models.shares_base:
+    elif models.shares_base and "rm" in context.config.upstream("ppo"):
         models.policy_base.add_head_from(Role.CRITIC, context.inputs["rm"])
-    else:  # the reward model's head reads the hidden states of another base
+    else:  # there is no reward model, or its head reads the hidden states of another base
         seed_step(context.seed, "critic head", 0, 0)
         models.policy_base.add_head(Role.CRITIC)
 
@@ -214,6 +216,7 @@ class PpoTrainer:
             scores, non_score: (B,) the score of a response, and the sum of its KL penalties.
             ended: (B,) True if a response ended its turn.
         """
+        support_size = trajectory.support_size
         return {
             "objective/kl": float(trajectory.kl.mean()),
             "objective/kl_coef": self.kl.coef,
@@ -224,6 +227,7 @@ class PpoTrainer:
             **{f"rewards/{name}/mean": float(term.mean()) for name, term in trajectory.terms.items()},
             "completions/mean_length": float(trajectory.lengths.float().mean()),
             "completions/clipped_ratio": 1 - float(ended.float().mean()),
+            **({} if support_size is None else {"rollout/support_size": support_size}),
         }
 
     def _limit_kl(self, metrics: Metrics) -> None:

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data.batches import collate, tokenize
 from data.batches.sampler import micro_batches, seed_from, total_steps
-from data.examples import read_examples, tokenized
+from data.examples import Examples, read_examples, tokenized
 from stages.context import Context, Outcome
 from stages.feedback.rankings import collect_rankings, has_rankings, read_collected_rankings
 from stages.feedback.reward_model import RewardModel
@@ -33,6 +33,7 @@ from stages.training.export import write_role
 from stages.training.loop import TrainingLoop
 from stages.training.metrics import reduce_means
 from stages.training.resume import find_checkpoint, seed_step, start_engine
+from stages.training.soundness import check_result
 from stages.training.throughput import Meter, peak_memory_bytes
 
 
@@ -49,7 +50,7 @@ def run(context: Context) -> Outcome:
     # 2. Rankings, collected or read. Records of an earlier attempt are truncated before new ones are written.
     checkpoint = find_checkpoint(context)
     tokenizer = models.reward_tokenizer
-    train, held_out = read_rankings(context, models, reward_model)
+    train, held_out, counts = read_rankings(context, models, reward_model, record_samples=checkpoint is None)
 
     # 3. The engine and the loop, at the newest checkpoint if there is one.
     steps = total_steps(len(train), rm.batch_size, rm.epochs, rm.max_steps)
@@ -71,6 +72,7 @@ def run(context: Context) -> Outcome:
     # 5. The result, on a scale where the SFT policy has mean 0 and deviation 1.
     if rm.use_best:
         after = loop.load_best()
+    check_result("rm", engine, after)
     models.eval()
     # A new sampler, because ZeRO-3 has sharded the base since.
     with open_sampler(models.policy_base, models.tokenizer, ranks, rm.rankings.rollout) as sampler:
@@ -84,6 +86,7 @@ def run(context: Context) -> Outcome:
             **{name.replace("loss", "eval_loss"): value for name, value in after.items()},
             "score_mean": mean,
             "score_std": deviation,
+            **counts,
             "steps": steps,
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": ranks.max(peak_memory_bytes()),
@@ -105,17 +108,21 @@ def add_reward_model(context: Context, models: RoleModels) -> None:
 
 
 def read_rankings(
-    context: Context, models: RoleModels, reward_model: RewardModel
-) -> tuple[list[tokenize.Ranking], list[tokenize.Ranking]]:
-    """Training and held-out rankings, from `data.rm` or from the labeller, who ranks samples first."""
+    context: Context, models: RoleModels, reward_model: RewardModel, record_samples: bool
+) -> Examples[tokenize.Ranking]:
+    """Training and held-out rankings, from `data.rm` or from the labeller, who ranks samples first.
+
+    Args:
+        record_samples: record some collected rankings. A checkpoint has them on record already.
+    """
     config, tokenizer, note = context.config, models.reward_tokenizer, context.tracker.note
     if config.rm.rankings.labeller == "file":
-        return read_examples(config, "rm", "rankings", tokenize.rankings, tokenizer, note)
+        return read_examples(context.data("rm"), "rankings", tokenize.rankings, tokenizer)
     if not has_rankings(context):
         rollout = config.rm.rankings.rollout
         with open_sampler(models.policy_base, models.tokenizer, context.ranks, rollout) as sampler:
             collect_rankings(context, sampler, Role.POLICY)
-    collected, held_out = read_collected_rankings(context)
+    collected, held_out = read_collected_rankings(context, record_samples)
     parts = reward_model.rankings(collected), reward_model.rankings(held_out)
     return tokenized(config.data, tokenize.rankings, tokenizer, parts, note)
 

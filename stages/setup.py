@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from configs.schema import Base
+from configs.schema import Base, Experiment, Stage
 from data.batches.tokenize import apply_template
 from stages.context import Context
 from stages.distributed.ranks import Ranks
-from stages.models.base import base_digest, load_base, load_config, load_tokenizer
+from stages.models.base import base_digest, load_base, load_config, load_tokenizer, model_folder
 from stages.models.base_checks import check_base, check_fit
+from stages.models.base_files import check_weights
 from stages.models.role_models import RoleModels, check_critic
 from stages.models.roles import Roles
 from stages.sampling.decoding_batch import check_joinable
-from stages.sampling.vllm_engine import check_vllm
+from stages.sampling.vllm_checks import check_vllm, check_vllm_adapter
 from stages.training.optimizer import deepspeed_options
 
 
@@ -24,31 +25,36 @@ def prepare(context: Context) -> RoleModels:
         UserError: a base, tokenizer or vLLM is not usable, or an upstream stage was trained on another base.
     """
     config, ranks = context.config, context.ranks
-    check_vllm(config, context.stage)
+    check_vllm(config, context.stage, ranks.device)
     bases = config.bases(context.stage)
     if ranks.rank == 0:
         for base in bases:
             load_tokenizer(base)  # rank 0 builds an embedded model for all
+            check_weights(base, model_folder(base))  # and reads the weights: the cache tells the others
     ranks.barrier()
     deepspeed_options(config.deepspeed)
-    model_configs = [load_config(base) for base in bases]
-    pairs = zip(bases, model_configs, strict=True)
-    tokenizers = [_tokenizer(context, base, model_config) for base, model_config in pairs]
-    check_joinable(config, context.stage, model_configs[0])
+    tokenizers = [load_checked_tokenizer(config, context.stage, base) for base in bases]
+    check_joinable(config, context.stage, load_config(bases[0]))
     if context.stage == "ppo":
         check_critic(config, tokenizers)
     roles = [_roles(context, base, ranks) for base in bases]
     models = RoleModels(*zip(roles, tokenizers, strict=True))
+    check_vllm_adapter(config, context.stage, models.policy_base.causal, context.inputs.get("sft"))
     for stage, trained_on in context.bases.items():
         roles_of_stage = models.reward_base if stage == "rm" else models.policy_base
         check_base(config, stage, trained_on, roles_of_stage.base_digest)
     return models
 
 
-def _tokenizer(context: Context, base: Base, model_config: PretrainedConfig) -> PreTrainedTokenizerBase:
+def load_checked_tokenizer(config: Experiment, stage: Stage, base: Base) -> PreTrainedTokenizerBase:
+    """The tokenizer of a stage's base, with the experiment's chat template.
+
+    Raises:
+        UserError: tokenizer, template or the base's `config.json` is not usable, or they do not fit together.
+    """
     tokenizer = load_tokenizer(base)
-    check_fit(context.config, context.stage, base, model_config, tokenizer)
-    apply_template(tokenizer, context.config.data)
+    check_fit(config, stage, base, load_config(base), tokenizer)
+    apply_template(tokenizer, config.data)
     return tokenizer
 
 

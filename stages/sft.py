@@ -21,6 +21,7 @@ from stages.training.likelihood import Example, completion_logprobs, completion_
 from stages.training.loop import TrainingLoop
 from stages.training.metrics import reduce_means
 from stages.training.resume import find_checkpoint, seed_step, start_engine
+from stages.training.soundness import check_result
 from stages.training.throughput import Meter, peak_memory_bytes
 
 
@@ -35,8 +36,8 @@ def run(context: Context) -> Outcome:
     models.policy_base.add_new(Role.POLICY, config.adapter)
 
     # 2. Demonstrations, packed or one per row.
-    train, held_out = read_examples(
-        config, "sft", "demonstrations", tokenize.demonstrations, tokenizer, context.tracker.note
+    train, held_out, counts = read_examples(
+        context.data("sft"), "demonstrations", tokenize.demonstrations, tokenizer
     )
     if sft.packing:
         check_packing(models.policy_base.causal)
@@ -62,11 +63,13 @@ def run(context: Context) -> Outcome:
     # 5. The result.
     if sft.use_best:
         after = loop.load_best()
+    check_result("sft", engine, after)
     save_role(context, engine, Role.POLICY, tokenizer)
     return Outcome(
         {
-            **{f"eval_{name}_before": value for name, value in before.items()},
+            **{f"eval_{name}_before": value for name, value in before.items() if name == "loss"},
             **{f"eval_{name}": value for name, value in after.items()},
+            **counts,
             "steps": steps,
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": ranks.max(peak_memory_bytes()),
@@ -103,7 +106,10 @@ class SftTrainer:
 
     @torch.no_grad()
     def evaluate(self, held_out: Sequence[tokenize.Demonstration]) -> dict[str, float]:
-        """`loss`: negative log-likelihood per held-out completion token, in nats; {} without any."""
+        """`loss`: negative log-likelihood per held-out completion token, in nats; {} without any.
+
+        `loss_n` is the number of held-out demonstrations.
+        """
         if not held_out:
             return {}
         models, ranks = self.engine.models, self.engine.ranks
@@ -114,4 +120,4 @@ class SftTrainer:
             if round_.weight:
                 nll += masked_mean(-logprobs, mask)
         models.train()
-        return reduce_means({"loss": nll}, ranks)
+        return reduce_means({"loss": nll}, ranks) | {"loss_n": len(held_out)}

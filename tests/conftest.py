@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, a model cache of the session's own, quiet libraries, the tiny model."""
+"""All tests share this: one thread, a model cache for the session, quiet libraries, the tiny model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Embedded models are built for this session, unless TRISTAGE_CACHE says where to keep them."""
+    """Build embedded models for this session, unless TRISTAGE_CACHE says where to keep them."""
     with pytest.MonkeyPatch.context() as patch:
         if "TRISTAGE_CACHE" not in os.environ:
             base = tmp_path_factory.getbasetemp()
@@ -63,3 +63,22 @@ def adapters(tiny_folder: Path, tiny_tokenizer, tmp_path_factory: pytest.TempPat
         roles = new_role(tiny_roles(), name, seed, head=head)
         save_role_of(roles, name, root / name, tiny_tokenizer)
     return {name: root / name for name in ("sft", "rm")}
+
+
+@pytest.fixture(autouse=True)
+def preflight_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tristage` checks what stages will read in a process of its own, which takes seconds to start."""
+    from pipeline.planning import stage_checks
+
+    run_preflight = stage_checks.run_preflight
+
+    def run(config, stages):
+        if any(stage_checks._calls_users_code(config, stage) for stage in stages):
+            return run_preflight(config, stages)
+        from stages.preflight import check_material
+
+        for stage in stages:
+            check_material(config, stage)
+        return []
+
+    monkeypatch.setattr(stage_checks, "run_preflight", run)

@@ -19,7 +19,12 @@ class Source(Section):
     name: Text | None = Field(None, description="configuration of a hub dataset")
     split: Text = Field("train", description="split of a hub dataset")
     revision: Text | None = Field(None, description="branch, tag or commit of a hub dataset")
-    limit: Count | None = Field(None, description="maximum number of rows to use")
+    limit: Count | None = Field(
+        None, description="maximum number of rows to use, held-out ones included, of the stage's own prompts"
+    )
+    ignore_columns: tuple[Text, ...] = Field(
+        (), description="keys of rows and messages to ignore; other keys that no format uses are refused"
+    )
     held_out: NonNegative = Field(
         0.1, description="prompts kept for evaluation: below 1 a share, from 1 on a number"
     )
@@ -67,6 +72,9 @@ class Data(Section):
     max_prompt_length: Size = Field(512, description="maximum tokens of the prompt")
     overlong: Literal["drop", "truncate"] = Field(
         "drop", description="what happens to an example that exceeds one of the two limits"
+    )
+    train_on: Literal["all", "last"] = Field(
+        "all", description="the assistant turns of a conversation that SFT learns: all, or the last one"
     )
     chat: bool = Field(False, description="treat plain strings as user and assistant turns of a chat")
     chat_template: Text | None = Field(

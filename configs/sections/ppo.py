@@ -24,6 +24,8 @@ from configs.sections.values import (
     variable_name,
 )
 
+RM = "rm"  # the source of a reward that is the reward model
+
 
 class Reward(Section):
     """One term of the reward. The reward is the weighted sum of its terms."""
@@ -39,7 +41,7 @@ class Reward(Section):
         description="its name in metrics, at most 64 letters, no /; default: rm, the function or the host",
     )
     timeout_seconds: Annotated[float, Field(gt=0, le=86_400), NotBoolean] = Field(
-        30.0, description="limit of one request to an endpoint"
+        30.0, description="limit of one request to an endpoint, from its start to the last byte of its answer"
     )
     retries: Annotated[int, Field(ge=0, le=1000), NotBoolean] = Field(
         5, description="of a failed request, with exponential backoff"
@@ -49,10 +51,10 @@ class Reward(Section):
     )
 
     @property
-    def own_name(self) -> str:
+    def label(self) -> str:
         """What the term is called in metrics."""
-        if self.name or self.source == "rm":
-            return self.name or "rm"
+        if self.name or self.source == RM:
+            return self.name or RM
         return urlsplit(self.source).netloc if "://" in self.source else self.source.partition(":")[2]
 
 
@@ -108,7 +110,7 @@ class Ppo(Training):
     critic: Literal["adapter", "shared"] = Field(
         "adapter",
         description="adapter: its own adapter and head, from the reward model; shared: a head on the policy "
-        "(a new head with rm.base)",
+        "(a new head with rm.base, or if no reward is rm)",
     )
     vf_coef: NonNegative = Field(0.1, description="weight of the critic's loss")
     entropy_coef: NonNegative = Field(0.0, description="weight of the entropy bonus in the policy's loss")
@@ -137,17 +139,30 @@ class Ppo(Training):
         None, description="labeller (see rm.rankings) that scores held-out answers and is never optimised"
     )
 
+    @property
+    def uses_reward_model(self) -> bool:
+        """Whether the reward model's score is a term of the reward."""
+        return any(term.source == RM for term in self.rewards)
+
+    @property
+    def reward_metric(self) -> str:
+        """The final metric of what PPO optimises, without the role: a term alone, or the sum of all."""
+        alone = len(self.rewards) == 1 and self.rewards[0].weight == 1
+        return f"{self.rewards[0].label}_score" if alone else "reward_total"
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Ppo:
+        if any(term.label == RM != term.source for term in self.rewards):
+            raise ValueError("rewards: rm is the reward model; set another name for the term that is none")
+        labels = [term.label for term in self.rewards]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"rewards: two terms are called {max(labels, key=labels.count)}; set their name")
+        return self
+
     @model_validator(mode="after")
     def _minibatches_divide(self) -> Ppo:
         if self.batch_size % self.minibatches:
             raise ValueError(f"minibatches ({self.minibatches}) must divide batch_size ({self.batch_size})")
-        return self
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> Ppo:
-        names = [term.own_name for term in self.rewards]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two terms of rewards are called {max(names, key=names.count)}; set their name")
         return self
 
     @model_validator(mode="after")
@@ -159,8 +174,18 @@ class Ppo(Training):
                 f"kl_horizon ({self.kl_horizon:g}) must be above a fifth of batch_size ({self.batch_size}), "
                 "or kl_coef could turn negative"
             )
+        if self.critic_warmup >= self.iterations:
+            raise ValueError(
+                f"critic_warmup ({self.critic_warmup}) must be below iterations ({self.iterations}), or the "
+                "policy is never trained"
+            )
         if self.use_ema and self.ema_decay is None:
             raise ValueError("use_ema needs ema_decay, such as 0.9")
+        if self.kl_estimator == "k3" and self.rollout.truncates:
+            raise ValueError(
+                "kl_estimator: k3 is biased if rollout.top_k or rollout.top_p exclude tokens. Use k1, or "
+                "sample from all tokens"
+            )
         if self.kl_in == "loss" and self.kl_estimator == "k1":
             raise ValueError("kl_in: loss needs kl_estimator: k3. The gradient of k1 always has mean 0")
         return self

@@ -9,24 +9,29 @@ from pydantic import Field
 from configs.sections.values import NotBoolean, Section, Size
 
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM allocates memory for one of these ranks
+# Usual names of embeddings and LM head, which get no adapter in vLLM. A stage asks its base for the names.
+EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
 class Vllm(Section):
-    """GPU memory that the engine vllm holds while the stage runs."""
+    """How the engine vllm runs."""
 
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), NotBoolean] = Field(
-        0.3, description="share of a GPU's memory for vLLM's own copy of the base and its cache"
+        0.3, description="share of the device's memory for vLLM's own copy of the base and its cache"
+    )
+    enforce_eager: bool = Field(
+        False, description="no compilation, no CUDA graphs: vLLM starts sooner and samples more slowly"
     )
 
 
 class Rollout(Section):
-    """How a policy is sampled. Log-probabilities belong to the distribution that was sampled from."""
+    """How a policy is sampled. Its log-probabilities are those of the distribution that was sampled from."""
 
     engine: Literal["auto", "hf", "merged", "continuous", "vllm"] = Field(
         "auto",
         description="hf: transformers' generate on the quantized base; merged: a dequantized copy with the "
-        "adapter folded in, which is faster; continuous: that copy with continuous batching; vllm: vLLM on a "
-        "GPU (an extra); auto: continuous if the copy fits in free memory (merged if the base does not "
+        "adapter folded in, which is faster; continuous: that copy with continuous batching; vllm: vLLM "
+        "(an extra); auto: continuous if the copy fits in free memory (merged if the base does not "
         "support continuous batching), else hf",
     )
     vllm: Vllm = Vllm()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from data.batches.pack import PackedSequence
+from data.batches.tokenize import Demonstration
 
 
 class Batch(NamedTuple):
@@ -18,7 +19,7 @@ class Batch(NamedTuple):
     Attributes:
         input_ids: (B, T) long.
         attention_mask: (B, T) long, 1 on tokens, 0 on padding.
-        completion_mask: (B, T) bool, True only on completion tokens.
+        completion_mask: (B, T) bool, True only on completion tokens that are learned.
     """
 
     input_ids: Tensor
@@ -81,16 +82,14 @@ class PromptBatch(NamedTuple):
         return PromptBatch(*(tensor.to(device) for tensor in self))
 
 
-def sequences(pairs: Sequence[tuple[list[int], list[int]]], pad_id: int) -> Batch:
-    """Collate `(prompt_ids, completion_ids)` pairs. T is the length of the longest pair."""
-    width = max(len(prompt) + len(completion) for prompt, completion in pairs)
-    ids, attention, completion_mask = [], [], []
-    for prompt, completion in pairs:
-        padding = width - len(prompt) - len(completion)
-        ids.append(prompt + completion + [pad_id] * padding)
-        attention.append([1] * (width - padding) + [0] * padding)
-        completion_mask.append([False] * len(prompt) + [True] * len(completion) + [False] * padding)
-    return Batch(torch.tensor(ids), torch.tensor(attention), torch.tensor(completion_mask))
+def demonstrations(rows: Sequence[Demonstration], pad_id: int) -> Batch:
+    """Collate demonstrations. T is the length of the longest one."""
+    ids = [row.prompt_ids + row.completion_ids for row in rows]
+    return Batch(
+        _padded(ids, pad_id),
+        _padded([[1] * len(row) for row in ids], 0),
+        _padded([row.completion_mask for row in rows], 0).bool(),
+    )
 
 
 def prompts(prompt_ids: Sequence[list[int]], pad_id: int) -> PromptBatch:

@@ -43,7 +43,7 @@ def pack(demonstrations: Sequence[Demonstration], max_length: int) -> list[Packe
     rows = [
         {
             "input_ids": example.prompt_ids + example.completion_ids,
-            "completion_mask": [0] * len(example.prompt_ids) + [1] * len(example.completion_ids),
+            "completion_mask": list(map(int, example.completion_mask)),
         }
         for example in demonstrations
     ]

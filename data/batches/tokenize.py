@@ -1,34 +1,49 @@
 """Turn rows into token ids: chat templates, the end-of-turn token, and the rule for over-long examples.
 
 A completion ends with the tokenizer's end-of-sequence token, which is learned. In a conversation, the prompt
-includes the template's generation prompt.
+includes the template's generation prompt. Special tokens in the texts of rows are text (see `encoding`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
 from configs.schema import Data
+from data.batches.encoding import encoder_of
+from data.batches.fit import Counts, Encoded, Fitted, count, fit_to_limits
+from data.batches.template_check import check_template
+from data.batches.turns import NotAPrefix, learned_turns
 from data.sources.formats import Row
 from data.sources.messages import Message, Text, cut
+from data.sources.order import without_copies
+from data.sources.text import collapsed
 
 # English has about 4 characters per token. Text far above the limits need not be tokenized as a whole.
 CHARACTERS_PER_TOKEN = 64
-QUIET = {"verbose": False}  # no warning about long sequences: this module handles them
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """Token ids of a prompt and of its completion, which includes the end-of-turn token."""
+    """Token ids of a prompt and of its completion, which includes the end-of-turn token.
+
+    A conversation of which several assistant turns are learned is a prompt up to the first of them, and a
+    completion that is the rest. `learned` then tells which tokens of the completion are learned; None is all.
+    """
 
     prompt_ids: list[int]
     completion_ids: list[int]
+    learned: list[bool] | None = None
+
+    @property
+    def completion_mask(self) -> list[bool]:
+        """True on the tokens of prompt and completion that are learned."""
+        learned = [True] * len(self.completion_ids) if self.learned is None else self.learned
+        return [False] * len(self.prompt_ids) + learned
 
 
 @dataclass(frozen=True)
@@ -50,26 +65,11 @@ class Prompt:
     prompt_ids: list[int]
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Number of examples by outcome. Truncated examples count as kept, too."""
-
-    kept: int = 0
-    truncated: int = 0
-    dropped: int = 0
-
-    def __str__(self) -> str:
-        return (
-            f"{self.kept:,} of {self.kept + self.dropped:,} examples kept, {self.truncated:,} of them "
-            f"truncated; over-long and dropped: {self.dropped:,}"
-        )
-
-
 def apply_template(tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
     """Set the template of `data.chat_template` on `tokenizer`, if there is one.
 
     Raises:
-        UserError: the file cannot be read, or the template fails on a short conversation.
+        UserError: the file cannot be read, or the template does not render a short conversation whole.
     """
     if data.chat_template is None:
         return
@@ -84,49 +84,91 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
         raise UserError(
             f"data.chat_template: cannot read {file}: {error}. Name a Jinja file in UTF-8, or none."
         ) from error
-    _render(tokenizer, [{"role": "user", "content": "Hello"}], f"data.chat_template, {file}", prompt=True)
+    check_template(tokenizer, ["user"], f"data.chat_template, {file}")
 
 
 def demonstrations(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
 ) -> tuple[list[Demonstration], Counts]:
-    """Tokenize rows with `prompt` and `completion`. `_fit` has the rule for over-long ones."""
-    encoded = [_encode(row["prompt"], [row["completion"]], tokenizer, data, _where(row)) for row in rows]
-    fitted = [_fit(prompt_ids, completions, data) for prompt_ids, completions in encoded]
-    kept = [Demonstration(fit.prompt_ids, fit.completion_ids[0]) for fit in fitted if fit is not None]
-    return kept, _counts(encoded, fitted, data)
+    """Tokenize rows with `prompt` and `completion`. `fit_to_limits` has the rule for over-long ones.
+
+    If a row has `learned` turns before its completion, `data.train_on` tells whether they are learned, too.
+    """
+    encoded: list[Encoded] = []
+    masks: list[list[bool] | None] = []
+    for row in rows:
+        if "learned" in row and data.train_on == "all":
+            prompt_ids, completion_ids, learned = _encode_turns(row, tokenizer, data)
+            encoded.append((prompt_ids, [completion_ids]))
+            masks.append(learned)
+        else:
+            encoded.append(_encode(row["prompt"], [row["completion"]], tokenizer, data, _where(row)))
+            masks.append(None)
+    fitted = [fit_to_limits(prompt_ids, completions, data) for prompt_ids, completions in encoded]
+    kept = [
+        Demonstration(fit.prompt_ids, fit.completion_ids[0], mask and mask[: len(fit.completion_ids[0])])
+        for fit, mask in zip(fitted, masks, strict=True)
+        if fit is not None
+    ]
+    return kept, count(encoded, fitted, data)
 
 
 def rankings(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
 ) -> tuple[list[Ranking], Counts]:
-    """Tokenize rows with `prompt`, `completions` and `ranks`. `_fit` has the rule for over-long ones.
+    """Tokenize rows with `prompt`, `completions` and `ranks`. `fit_to_limits` has the rule for long ones.
 
     A row may have `completion_ids`, the tokens that the policy sampled. They are used unchanged, so that the
     reward model sees what was sampled. An answer that did not end its turn gets no end-of-turn token.
     """
     encoded = [_encode_ranking(row, tokenizer, data) for row in rows]
-    fitted = [_fit(prompt_ids, completions, data) for prompt_ids, completions in encoded]
-    kept = [
-        Ranking(row["prompt"], fit.prompt_ids, fit.completion_ids, row["ranks"])
-        for row, fit in zip(rows, fitted, strict=True)
-        if fit is not None
-    ]
-    return kept, _counts(encoded, fitted, data)
+    fitted = [fit_to_limits(prompt_ids, completions, data) for prompt_ids, completions in encoded]
+    counts = count(encoded, fitted, data)
+    found = [(row, fit, _ranking(row, fit)) for row, fit in zip(rows, fitted, strict=True) if fit is not None]
+    useful = [(row, fit, ranking) for row, fit, ranking in found if len(set(ranking.ranks)) > 1]
+    if found and not useful:
+        raise UserError(
+            f"none of the {len(found)} rankings has two different completions of different rank in the "
+            "tokens that are kept. Raise data.max_length, or give other rankings."
+        )
+    return [ranking for _, _, ranking in useful], replace(
+        counts,
+        kept=len(useful),
+        truncated=sum(fit.truncated for _, fit, _ in useful),
+        without_pair=len(found) - len(useful),
+        copies=sum(len(row["ranks"]) - len(ranking.ranks) for row, _, ranking in useful),
+    )
+
+
+def _ranking(row: Row, fit: Fitted) -> Ranking:
+    """The ranking without completions that are ranked apart from a copy, in text or in the tokens kept."""
+    texts = [collapsed(last_message_text(completion)) for completion in row["completions"]]
+    ids, ranks = fit.completion_ids, row["ranks"]
+    kept = without_copies(texts, ranks)
+    again = without_copies(
+        [tuple(ids[position]) for position in kept], [ranks[position] for position in kept]
+    )
+    kept = [kept[position] for position in again]
+    return Ranking(
+        row["prompt"],
+        fit.prompt_ids,
+        [ids[position] for position in kept],
+        [ranks[position] for position in kept],
+    )
 
 
 def prompts(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
 ) -> tuple[list[Prompt], Counts]:
-    """Tokenize rows with `prompt`. `_fit` has the rule for over-long ones."""
+    """Tokenize rows with `prompt`. `fit_to_limits` has the rule for over-long ones."""
     encoded = [_encode(row["prompt"], [], tokenizer, data, _where(row)) for row in rows]
-    fitted = [_fit(prompt_ids, completions, data) for prompt_ids, completions in encoded]
+    fitted = [fit_to_limits(prompt_ids, completions, data) for prompt_ids, completions in encoded]
     kept = [
         Prompt(row["prompt"], last_message_text(row["prompt"]), fit.prompt_ids)
         for row, fit in zip(rows, fitted, strict=True)
         if fit is not None
     ]
-    return kept, _counts(encoded, fitted, data)
+    return kept, count(encoded, fitted, data)
 
 
 def answer(
@@ -134,17 +176,18 @@ def answer(
 ) -> tuple[list[int], list[int]]:
     """Tokenize a prompt and a sampled answer. The answer gets an end-of-turn token only if it `ended`.
 
-    Every sampled answer must be scored, so an over-long one is truncated. In a chat it is tokenized by itself:
-    otherwise one token could span the prompt's last line break and a line break at the answer's beginning.
+    Every sampled answer must be scored, so an over-long one is truncated. A chat's answer is tokenized by
+    itself: else one token could span the prompt's last line break and one at the answer's beginning.
     """
+    where = f"the prompt {last_message_text(prompt)[:60]!r}"
     if isinstance(prompt, str) and not data.chat:
-        prompt_ids, (ids,) = _encode_text(prompt, [text], tokenizer)
+        prompt_ids, (ids,) = _encode_text(prompt, [text], tokenizer, where)
     else:
-        where = f"the prompt {last_message_text(prompt)[:60]!r}"
-        prompt_ids = _render(tokenizer, _turn("user", prompt), where, prompt=True)
-        ids = _with_end(_text_ids(text.strip(), tokenizer, add_special_tokens=False), end_of_turn(tokenizer))
+        prompt_ids, _ = _encode_conversation(_turn("user", prompt), [], tokenizer, where)
+        ids = encoder_of(tokenizer).text(text.strip(), where, add_special_tokens=False)
+        ids = _with_end(ids, end_of_turn(tokenizer))
     ids = ids if ended else ids[:-1]
-    fitted = _fit(prompt_ids, [ids], data.model_copy(update={"overlong": "truncate"}))
+    fitted = fit_to_limits(prompt_ids, [ids], data.model_copy(update={"overlong": "truncate"}))
     assert fitted is not None
     return fitted.prompt_ids, fitted.completion_ids[0]
 
@@ -168,9 +211,6 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
-Encoded = tuple[list[int], list[list[int]]]  # token ids of the prompt, and of each completion
-
-
 def _where(row: Row) -> str:
     """The name of a row in messages."""
     return str(row.get("where", f"the prompt {last_message_text(row['prompt'])[:60]!r}"))
@@ -191,10 +231,32 @@ def _encode(
     shortened = [cut(text, longest) for text in (prompt, *completions)]
     if shortened != [prompt, *completions]:
         encoded = _encode_whole(shortened[0], shortened[1:], tokenizer, data, where)
-        fitted = _fit(*encoded, data)
+        fitted = fit_to_limits(*encoded, data)
         if fitted is None or fitted.truncated:
             return encoded
     return _encode_whole(prompt, completions, tokenizer, data, where)
+
+
+def _encode_turns(
+    row: Row, tokenizer: PreTrainedTokenizerBase, data: Data
+) -> tuple[list[int], list[int], list[bool]]:
+    """Token ids of a conversation up to its first learned turn and after, and which of these are learned."""
+    messages = cut([*row["prompt"], *row["completion"]], CHARACTERS_PER_TOKEN * data.max_length)
+    assert not isinstance(messages, str)
+    where = _where(row)
+    check_template(tokenizer, [message["role"] for message in row["prompt"]], where)
+    try:
+        return learned_turns(
+            lambda part, prompt: encoder_of(tokenizer).conversations([(part, prompt)], where)[0],
+            messages,
+            [*row["learned"], len(messages) - 1],
+            end_of_turn(tokenizer),
+        )
+    except NotAPrefix as error:
+        reason = _not_a_prefix(tokenizer, error.alone, error.whole, where)
+        raise UserError(
+            f"{reason} Or set data.train_on to last, so that only the last turn is learned."
+        ) from None
 
 
 def _encode_whole(
@@ -202,42 +264,49 @@ def _encode_whole(
 ) -> Encoded:
     """Token ids of a row whose texts are all strings or all lists of messages."""
     if isinstance(prompt, str) and not data.chat:
-        return _encode_text(prompt, [str(completion) for completion in completions], tokenizer)
-    prompt_messages = _turn("user", prompt)
-    prompt_ids = _render(tokenizer, prompt_messages, where, prompt=True)
-    answers = []
-    for completion in completions:
-        whole = _render(tokenizer, prompt_messages + _turn("assistant", completion), where, prompt=False)
+        # Some data sets end an answer with the text of the end-of-turn token, which is added here.
+        texts = [str(completion).removesuffix(str(tokenizer.eos_token)) for completion in completions]
+        return _encode_text(prompt, texts, tokenizer, where)
+    answers = [_turn("assistant", completion) for completion in completions]
+    return _encode_conversation(_turn("user", prompt), answers, tokenizer, where)
+
+
+def _encode_conversation(
+    prompt: list[Message], answers: Sequence[list[Message]], tokenizer: PreTrainedTokenizerBase, where: str
+) -> Encoded:
+    """Token ids of a prompt, which end with the generation prompt, and of each answer to it."""
+    check_template(tokenizer, [message["role"] for message in prompt], where)
+    conversations = [(prompt, True), *((prompt + answer, False) for answer in answers)]
+    prompt_ids, *wholes = encoder_of(tokenizer).conversations(conversations, where)
+    for whole in wholes:
         if whole[: len(prompt_ids)] != prompt_ids:
             raise UserError(_not_a_prefix(tokenizer, prompt_ids, whole, where))
-        answers.append(_with_end(whole[len(prompt_ids) :], end_of_turn(tokenizer)))
-    return prompt_ids, answers
+    return prompt_ids, [_with_end(whole[len(prompt_ids) :], end_of_turn(tokenizer)) for whole in wholes]
 
 
 def _turn(role: str, text: Text) -> list[Message]:
     return [{"role": role, "content": text}] if isinstance(text, str) else text
 
 
-def _encode_text(prompt: str, completions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Encoded:
+def _encode_text(
+    prompt: str, completions: Sequence[str], tokenizer: PreTrainedTokenizerBase, where: str
+) -> Encoded:
     """Tokenize prompt + completion as one text, as TRL does.
 
     If a token would span both (the prompt ends in a blank), the completion is tokenized by itself. Generation
     continues exactly the prompt's tokens, so training must use them, too.
     """
-    prompt_ids = _text_ids(prompt, tokenizer)
+    encoder = encoder_of(tokenizer)
+    prompt_ids = encoder.text(prompt, where)
     answers = []
     for completion in completions:
-        ids = _text_ids(prompt + completion, tokenizer)
+        ids = encoder.text(prompt + completion, where)
         if ids[: len(prompt_ids)] == prompt_ids:
             ids = ids[len(prompt_ids) :]
         else:
-            ids = _text_ids(completion, tokenizer, add_special_tokens=False)
+            ids = encoder.text(completion, where, add_special_tokens=False)
         answers.append(_with_end(ids, end_of_turn(tokenizer)))
     return prompt_ids, answers
-
-
-def _text_ids(text: str, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool = True) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=add_special_tokens, **QUIET)["input_ids"])
 
 
 def _with_end(ids: list[int], end: int) -> list[int]:
@@ -247,72 +316,14 @@ def _with_end(ids: list[int], end: int) -> list[int]:
     return ids[: len(ids) - ids[::-1].index(end)]
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], where: str, *, prompt: bool
-) -> list[int]:
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"{where}: this is a conversation, but the tokenizer of {tokenizer.name_or_path} has no chat "
-            "template. Set data.chat_template to a Jinja file, or use a base model for chat."
-        )
-    try:
-        encoding = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=prompt, return_dict=True, tokenizer_kwargs=QUIET
-        )
-    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{where}: the chat template failed on it: {error!s:.200}. Correct the row, or set "
-            "data.chat_template to a template that accepts it."
-        ) from error
-    return list(encoding["input_ids"])
-
-
 def _not_a_prefix(
     tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], whole: list[int], where: str
 ) -> str:
     equal = [one == other for one, other in zip(prompt_ids, whole, strict=False)]
     first = (*equal, False).index(False)
     return (
-        f"{where}: the chat template renders the prompt differently without and with its answer. Without it, the prompt ends "
-        f"with {tokenizer.decode(prompt_ids[first:])!r}; with the answer it continues with "
-        f"{tokenizer.decode(whole[first : first + 16])!r}. Set data.chat_template to a template that renders "
-        "the prompt the same way."
+        f"{where}: the chat template renders the prompt differently without and with its answer. "
+        f"Without it, the prompt ends with {tokenizer.decode(prompt_ids[first:])!r}; with the answer it "
+        f"continues with {tokenizer.decode(whole[first : first + 16])!r}. Set data.chat_template to a "
+        "template that renders the prompt the same way."
     )
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    prompt_ids: list[int]
-    completion_ids: list[list[int]]
-    truncated: bool
-
-
-def _fit(prompt_ids: list[int], completions: list[list[int]], data: Data) -> _Fitted | None:
-    """Apply the rule for over-long examples. None means that the example is dropped.
-
-    An example is over-long if its prompt has more than `max_prompt_length` tokens, or prompt and longest
-    completion together more than `max_length`. `overlong: drop` drops it. `overlong: truncate` keeps the last
-    `max_prompt_length` tokens of the prompt, which include the template's generation prompt, and as many
-    first tokens of each completion as fit. A truncated completion has no end-of-turn token.
-    """
-    longest = max((len(ids) for ids in completions), default=0)
-    if len(prompt_ids) <= data.max_prompt_length and len(prompt_ids) + longest <= data.max_length:
-        return _Fitted(prompt_ids, completions, truncated=False)
-    if data.overlong == "drop":
-        return None
-    prompt_ids = prompt_ids[-data.max_prompt_length :]
-    room = data.max_length - len(prompt_ids)
-    return _Fitted(prompt_ids, [ids[:room] for ids in completions], truncated=True)
-
-
-def _counts(encoded: Sequence[Encoded], fitted: Sequence[_Fitted | None], data: Data) -> Counts:
-    kept = [fit for fit in fitted if fit is not None]
-    if encoded and not kept:
-        prompt = min(len(prompt_ids) for prompt_ids, _ in encoded)
-        whole = min(len(ids) + max(map(len, answers), default=0) for ids, answers in encoded)
-        raise UserError(
-            f"none of the {len(encoded)} examples fits: the shortest prompt has {prompt} tokens "
-            f"(data.max_prompt_length: {data.max_prompt_length}), the shortest example {whole} "
-            f"(data.max_length: {data.max_length}). Raise these limits, or set data.overlong to truncate."
-        )
-    return Counts(len(kept), sum(fit.truncated for fit in kept), len(fitted) - len(kept))

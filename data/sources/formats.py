@@ -1,195 +1,91 @@
 """Convert rows of all accepted formats to one form: `prompt`, and its completions.
 
-Accepted are TRL's formats (prompt-completion, `messages`, prompt-only, preferences with an explicit or
-implicit prompt; text or role/content messages), K-wise rankings, Anthropic HH transcripts, Alpaca and
-ShareGPT. Text stays text. A conversation becomes a list of {"role", "content"} messages.
+`FORMATS` is the table of formats, each with the keys that it uses; docs/datasets.md has an example of each.
+Text stays text. A conversation becomes a list of {"role", "content"} messages.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from trl.data_utils import extract_prompt
 
-from configs.errors import UserError
-from configs.schema import Source
+from data.sources.keys import REMEDY, Fields, check_keys, read_fields, unused_keys
 from data.sources.messages import (
     Message,
     Text,
     check_completion,
     check_prompt,
-    listed,
-    read_string,
+    is_learned,
     read_text,
-    shown,
+    without_weights,
 )
-from data.sources.reading import BadRow, UnusableRow, describe, read
+from data.sources.order import (
+    PAIR_SCORES,
+    RANKS,
+    SCORES,
+    ranks_of_completions,
+    ranks_of_pair,
+    rated_good,
+    without_copies,
+)
+from data.sources.reading import BadRow, LeftOut, UnusableRow
+from data.sources.text import collapsed, is_blank, listed, read_string
 
 Kind = Literal["demonstrations", "rankings", "prompts"]
-Row = dict[str, Any]  # prompt: Text; completion: Text, or completions: list[Text] and ranks: list[int]; where
+# prompt: Text; completion: Text, or completions: list[Text] and ranks: list[int]; where;
+# learned: positions of earlier assistant turns in `prompt` that SFT learns, too, if there are any
+Row = dict[str, Any]
 
 ACCEPTED: dict[Kind, str] = {
     "demonstrations": "`prompt` and `completion`; `messages`; `instruction`, `input` and `output` (Alpaca); "
     "`conversations` (ShareGPT); any format of rankings, whose best completion is taken",
     "rankings": "`prompt`, `chosen` and `rejected`; `chosen` and `rejected` that begin alike (Anthropic HH's "
     "transcripts too); `conversations`, `chosen` and `rejected` (ShareGPT); `prompt` and `completions`, best "
-    "first, with `ranks` or `scores` if some tie. `rm.rankings.labeller` ranks rows that have only prompts",
+    "first or with `ranks` or `scores`. `rm.rankings.labeller` ranks rows that have only prompts",
     "prompts": "`prompt`; `messages`; any format of demonstrations or rankings, whose prompt is taken",
 }
-MAX_UNUSABLE_SHARE = 0.01  # published data has a few such rows (Anthropic HH 0.25 %); more mean a mistake
-MAX_ROWS_SHOWN = 5
 
 
-def load_rows(source: Source, kind: Kind, note: Callable[[str], None]) -> list[Row]:
-    """Return the rows of `source` as demonstrations, rankings or prompts.
+@dataclass(frozen=True)
+class Format:
+    """One form of a row, which its keys tell.
 
-    demonstrations: {"prompt", "completion", "where"}
-    rankings: {"prompt", "completions", "ranks", "where"}: completions best first, equal ranks tie
-    prompts: {"prompt", "where"}
-
-    A prompt and its completions are either all text or all lists of messages. A completion is one assistant
-    turn. `where` names the row in messages. Rows without anything to learn (UnusableRow) are left out, and
-    `note` is called with a line about them.
-
-    Raises:
-        UserError: there are no rows, a row cannot be read, or over 1 % are unusable. The message has the
-            places and reasons of the first five.
+    Attributes:
+        name: in messages.
+        required: the keys that tell it.
+        optional: the other keys that it uses.
+        read: returns the prompt and the completions, in the order in which they stand.
+        ranks: returns the rank of each completion, 0 for the best.
+        learns_earlier_turns: SFT learns the assistant's turns in the prompt, too.
     """
-    rows: list[Row] = []
-    unreadable: list[str] = []
-    unusable: list[str] = []
-    for place, example in read(source):
-        try:
-            if isinstance(example, BadRow):
-                raise example
-            rows.append({**normalise(example, kind), "where": f"{describe(source)}, {place}"})
-        except UnusableRow as fault:
-            unusable.append(f"{place}: {fault}")
-        except BadRow as fault:
-            unreadable.append(f"{place}: {fault}")
-    total = len(rows) + len(unreadable) + len(unusable)
-    if total == 0:
-        raise UserError(f"{describe(source)}: it holds no rows. Point `data` at a source that has some.")
-    if unreadable or len(unusable) > MAX_UNUSABLE_SHARE * total:
-        bad = unreadable + unusable
-        raise UserError(
-            f"{describe(source)}: {len(bad)} of {total} rows cannot serve as {kind}.\n{_listed(bad)}\n"
-            f"Correct or remove them. Accepted as {kind}: {ACCEPTED[kind]}."
-        )
-    if unusable:
-        note(f"{describe(source)}: left out {len(unusable)} of {total} rows.\n{_listed(unusable)}")
-    return rows
+
+    name: str
+    required: frozenset[str]
+    optional: frozenset[str]
+    read: Callable[[Fields], tuple[Text, list[Text]]]
+    ranks: Callable[[Fields, int], list[int]] = lambda fields, count: list(range(count))
+    learns_earlier_turns: bool = False
+
+    @property
+    def used(self) -> frozenset[str]:
+        return self.required | self.optional
 
 
-def _listed(faults: Sequence[str]) -> str:
-    lines = [f"  {fault}" for fault in faults[:MAX_ROWS_SHOWN]]
-    if len(faults) > MAX_ROWS_SHOWN:
-        lines.append(f"  and {len(faults) - MAX_ROWS_SHOWN} more")
-    return "\n".join(lines)
+def _ranking(fields: Fields) -> tuple[Text, list[Text]]:
+    if not isinstance(fields["completions"], list) or not ("prompt" in fields or "messages" in fields):
+        raise BadRow("`completions` must be a list, and the row must have a `prompt`")
+    return _prompt(fields), [read_text(text, "completions") for text in fields["completions"]]
 
 
-def normalise(example: Mapping[str, Any], kind: Kind) -> Row:
-    """Convert `example` to the form of its kind (see `load_rows`), without `where`.
-
-    Raises:
-        BadRow: the row does not have the form of any accepted format.
-        UnusableRow: it has, but there is nothing to learn from it.
-    """
-    fields = {key: value for key, value in example.items() if value is not None}  # Arrow adds nulls
-    if kind != "prompts":
-        _check_unlabelled(fields)
-    row = _alpaca(fields) if "instruction" in fields else fields
-    prompt, completions = _same_type(*_prompt_and_completions(row))
-    needed = {"prompts": 0, "demonstrations": 1, "rankings": 2}[kind]
-    if len(completions) < needed:
-        raise _missing(fields, completions, kind)
-    used = completions if kind == "rankings" else completions[:needed]
-    check_prompt(prompt)
-    for completion in used:
-        check_completion(completion)
-    if kind == "prompts":
-        return {"prompt": prompt}
-    if kind == "demonstrations":
-        return {"prompt": prompt, "completion": used[0]}
-    ranks = _ranks(row, len(used))
-    if len(set(ranks)) == 1:
-        raise UnusableRow("all completions tie, so no pair is left to learn from")
-    if all(completion == used[0] for completion in used):
-        raise UnusableRow("all completions are the same (`chosen` equals `rejected`)")
-    return {"prompt": prompt, "completions": used, "ranks": ranks}
-
-
-def _check_unlabelled(row: Mapping[str, Any]) -> None:
-    """Refuse TRL's formats that label single completions: these are neither demonstrations nor rankings."""
-    if isinstance(row.get("label"), bool):
-        raise BadRow("`label` (unpaired preferences): keep the rows where it is true, and remove the key")
-    if isinstance(row.get("labels"), list):
-        raise BadRow("`labels` (stepwise supervision): `completions` are steps, which are not ranked")
-
-
-def _missing(fields: Mapping[str, Any], completions: list[Text], kind: Kind) -> BadRow:
-    """The error for a row with too few completions for its kind."""
-    if kind == "rankings" and "completions" in fields:
-        return BadRow(f"`completions` must hold at least two, not {len(completions)}")
-    if kind == "rankings" and ("chosen" in fields) != ("rejected" in fields):
-        return BadRow("`chosen` and `rejected` must both be present")
-    conversations = {"chosen"} if kind == "rankings" else {"chosen", "messages", "conversations"}
-    if conversations & set(fields):
-        return UnusableRow("the conversation does not end with an assistant turn")
-    missing = "completion" if kind == "demonstrations" else "completions to rank"
-    return BadRow(f"the keys {listed(fields)} hold no {missing}")
-
-
-def _alpaca(row: dict[str, Any]) -> dict[str, Any]:
-    """Convert Alpaca's keys, and LLaMA-Factory's `system` and `history`, to `prompt` and `completion`."""
-    if "output" not in row and "chosen" not in row:
-        raise BadRow("`instruction` without `output` (or `chosen` and `rejected`)")
-    question = read_string(row["instruction"], "instruction")
-    if extra := read_string(row.get("input", ""), "input"):
-        question = f"{question}\n{extra}"
-    earlier: list[Message] = []
-    if system := read_string(row.get("system", ""), "system"):
-        earlier.append({"role": "system", "content": system})
-    history = row.get("history", [])
-    if not isinstance(history, list) or not all(
-        isinstance(turn, list) and len(turn) == 2 for turn in history
-    ):
-        raise BadRow("`history` must be a list of [question, answer] pairs")
-    for turn in history:
-        earlier.append({"role": "user", "content": turn[0]})
-        earlier.append({"role": "assistant", "content": turn[1]})
-    prompt = [*earlier, {"role": "user", "content": question}] if earlier else question
-    if "chosen" in row:
-        return {"prompt": prompt, "chosen": row["chosen"], "rejected": row.get("rejected")}
-    return {"prompt": prompt, "completion": row["output"]}
-
-
-def _prompt_and_completions(row: Mapping[str, Any]) -> tuple[Text, list[Text]]:
-    """Return the prompt and all completions, best first, of a row of any format."""
-    context = next((key for key in ("prompt", "conversations", "messages") if key in row), None)
-    if "completions" in row:
-        if context is None or not isinstance(row["completions"], list):
-            raise BadRow("`completions` must be a list, and the row must have a `prompt`")
-        return _read_prompt(row, context), [read_text(text, "completions") for text in row["completions"]]
-    if "chosen" in row and "rejected" in row:
-        return _preference(row, context)
-    if "prompt" in row:
-        completions = [read_text(row["completion"], "completion")] if "completion" in row else []
-        return _read_prompt(row, "prompt"), completions
-    if context is not None:
-        messages = read_text(row[context], context)
-        if isinstance(messages, str):
-            raise BadRow(f"`{context}` must be a list of messages, not text")
-        return _split_last_turn(messages)
-    raise BadRow(f"no known format has these keys: {listed(row)}")
-
-
-def _preference(row: Mapping[str, Any], context: str | None) -> tuple[Text, list[Text]]:
-    chosen, rejected = read_text(row["chosen"], "chosen"), read_text(row["rejected"], "rejected")
-    if context is not None and not (_includes_prompt(chosen) or _includes_prompt(rejected)):
-        return _read_prompt(row, context), [chosen, rejected]
+def _preference(fields: Fields) -> tuple[Text, list[Text]]:
+    chosen, rejected = read_text(fields["chosen"], "chosen"), read_text(fields["rejected"], "rejected")
+    alone = not (_includes_prompt(chosen) or _includes_prompt(rejected))
+    if alone and ("prompt" in fields or "messages" in fields):
+        return _prompt(fields), [chosen, rejected]
+    _check_no_addition(fields)
     if isinstance(chosen, str) and isinstance(rejected, str):
         if not chosen or not rejected:
             raise UnusableRow("`chosen` or `rejected` is empty")
@@ -199,10 +95,29 @@ def _preference(row: Mapping[str, Any], context: str | None) -> tuple[Text, list
         return parts["prompt"], [parts["chosen"], parts["rejected"]]
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise BadRow("`chosen` and `rejected` must both be text or both be messages")
-    prompt, completions = _split_last_turn(chosen)
+    if not all(each[-1]["role"] == "assistant" for each in (chosen, rejected)):
+        raise UnusableRow("the conversation does not end with an assistant turn")
+    prompt, answer = without_weights(chosen[:-1]), chosen[-1:]
     # If `rejected` answers another prompt, it stays whole, and check_completion refuses it.
-    rejected_prompt, answers = _split_last_turn(rejected)
-    return prompt, [*completions, *(answers if rejected_prompt == prompt else [rejected])]
+    other = rejected[-1:] if without_weights(rejected[:-1]) == prompt else rejected
+    return prompt, [answer, other]
+
+
+def _prompt_completion(fields: Fields) -> tuple[Text, list[Text]]:
+    return _prompt(fields), [read_text(fields["completion"], fields.name("completion"))]
+
+
+def _conversation(fields: Fields) -> tuple[Text, list[Text]]:
+    """Split a conversation before its last learned turn. What follows that turn has no influence."""
+    name = fields.name("messages")
+    messages = read_text(fields["messages"], name)
+    if isinstance(messages, str):
+        raise BadRow(f"`{name}` must be a list of messages, not text")
+    if messages[-1]["role"] != "assistant":
+        return messages, []
+    learned = [position for position, message in enumerate(messages) if is_learned(message)]
+    last = learned[-1] if learned else len(messages) - 1
+    return messages[:last], [messages[last : last + 1]]
 
 
 def _includes_prompt(completion: Text) -> bool:
@@ -210,18 +125,212 @@ def _includes_prompt(completion: Text) -> bool:
     return not isinstance(completion, str) and completion[0]["role"] != "assistant"
 
 
-def _read_prompt(row: Mapping[str, Any], key: str) -> Text:
-    prompt = read_text(row[key], key)
+def _prompt(fields: Fields) -> Text:
+    """The prompt of `prompt` or `messages`, with `input` below it and the turns of `history` before it."""
+    key = "prompt" if "prompt" in fields else "messages"
+    prompt = _read_prompt(fields, key)
+    if not isinstance(prompt, str):
+        _check_no_addition(fields)
+        return prompt
+    extra = read_string(fields.get("input", ""), fields.name("input"))
+    question = prompt if is_blank(extra) else f"{prompt}\n{extra}"
+    earlier = _history(fields.get("history", []))
+    return [*earlier, {"role": "user", "content": question}] if earlier else question
+
+
+def _read_prompt(fields: Fields, key: str) -> Text:
+    prompt = read_text(fields[key], fields.name(key))
     if isinstance(prompt, str) or prompt[-1] != {"role": "assistant", "content": ""}:
         return prompt
     return prompt[:-1]  # a transcript that ends in "Assistant:"
 
 
-def _split_last_turn(messages: list[Message]) -> tuple[Text, list[Text]]:
-    """Split a conversation into the prompt and its last assistant turn, if it ends with one."""
-    if messages[-1]["role"] == "assistant":
-        return messages[:-1], [messages[-1:]]
-    return messages, []
+def _check_no_addition(fields: Fields) -> None:
+    """Refuse `input` and `history` where no text of `prompt` is there to take them."""
+    for key in ("input", "history"):
+        if fields.get(key):
+            raise BadRow(f"`{fields.name(key)}` needs a `prompt` that is text; {REMEDY}")
+
+
+def _history(history: Any) -> list[Message]:
+    """LLaMA-Factory's `history` as messages."""
+    if not isinstance(history, list) or not all(
+        isinstance(turn, list) and len(turn) == 2 for turn in history
+    ):
+        raise BadRow("`history` must be a list of [question, answer] pairs")
+    roles = ("user", "assistant")
+    return [
+        {"role": role, "content": read_string(text, "history[]")}
+        for turn in history
+        for role, text in zip(roles, turn, strict=True)
+    ]
+
+
+QUESTION = frozenset({"input", "history", "system"})  # what may stand beside a prompt
+FORMATS = (
+    Format(
+        "a ranking (`prompt`, `completions`)",
+        frozenset({"completions"}),
+        QUESTION.union({"prompt", "messages"}, RANKS, SCORES),
+        _ranking,
+        ranks_of_completions,
+    ),
+    Format(
+        "a preference (`prompt`, `chosen`, `rejected`)",
+        frozenset({"chosen", "rejected"}),
+        QUESTION.union({"prompt", "messages"}, RANKS, SCORES, *PAIR_SCORES),
+        _preference,
+        lambda fields, count: ranks_of_pair(fields),
+    ),
+    Format(
+        "a demonstration (`prompt`, `completion`)",
+        frozenset({"prompt", "completion"}),
+        QUESTION | {"label"},
+        _prompt_completion,
+    ),
+    Format(
+        "a conversation (`messages`)",
+        frozenset({"messages"}),
+        frozenset({"prompt", "system", "label"}),
+        _conversation,
+        learns_earlier_turns=True,
+    ),
+    Format("a prompt (`prompt`)", frozenset({"prompt"}), QUESTION, lambda fields: (_prompt(fields), [])),
+)
+
+
+def normalise(example: Mapping[str, Any], kind: Kind, ignored: Collection[str] = ()) -> Row:
+    """Convert `example` to the form of its kind (see `load_rows`), without `where`.
+
+    Args:
+        ignored: keys to leave out, of the row and of its messages.
+
+    Raises:
+        BadRow: the row does not have the form of any accepted format, or says more than its format means.
+        UnusableRow: it has, but there is nothing to learn from it.
+        LeftOut: it says itself that there is nothing to learn.
+    """
+    fields = read_fields(example, ignored)
+    form = recognise(fields)
+    prompt, completions = form.read(fields)
+    _check_copies(fields, form, prompt, completions)
+    prompt, completions = _same_type(_opened(prompt, fields), completions)
+    if len(completions) < {"prompts": 0, "demonstrations": 1, "rankings": 2}[kind]:
+        raise _missing(fields, completions, kind)
+    check_prompt(prompt)
+    if kind == "prompts":
+        return {"prompt": without_weights(prompt)}
+    ranks = form.ranks(fields, len(completions))
+    if kind == "rankings":
+        return {"prompt": without_weights(prompt), **_ranked(completions, ranks)}
+    return _demonstration(fields, form, prompt, completions[ranks.index(min(ranks))])
+
+
+def recognise(fields: Fields) -> Format:
+    """The first format whose keys a row has and that uses all of them.
+
+    Raises:
+        BadRow: there is none. The message names the keys that do not fit.
+    """
+    keys = {key for key in fields if key != "messages" or fields[key]}
+    candidates = [form for form in FORMATS if form.required <= keys]
+    for form in candidates:
+        if not unused_keys(fields, form.used):
+            return form
+    answers = keys & {"completion", "completions", "chosen", "rejected"}
+    if answers in ({"chosen"}, {"rejected"}):
+        raise BadRow("`chosen` and `rejected` must both be present")
+    if not candidates:
+        raise BadRow(f"no known format has these keys: {listed(map(fields.name, fields))}")
+    form = candidates[0]
+    names = {fields.name(key): value for key, value in fields.items() if key not in form.used}
+    check_keys(names, (), form.name)
+    raise AssertionError("check_keys refuses the keys that are not used")
+
+
+def _demonstration(fields: Fields, form: Format, prompt: Text, completion: Text) -> Row:
+    if "label" in fields and not rated_good(fields["label"]):
+        raise LeftOut(f"the answer is rated bad (`{fields.name('label')}`)")
+    check_completion(completion)
+    row = {"prompt": without_weights(prompt), "completion": completion}
+    if form.learns_earlier_turns or "history" in fields:
+        learned = [position for position, message in enumerate(prompt) if is_learned(message)]  # type: ignore[arg-type]
+        return row | ({"learned": learned} if learned else {})
+    return row
+
+
+def _ranked(completions: list[Text], ranks: list[int]) -> Row:
+    """The completions, best first, with their ranks."""
+    for completion in completions:
+        check_completion(completion)
+    order = sorted(range(len(ranks)), key=lambda position: ranks[position])
+    best_first, ascending = [completions[i] for i in order], [ranks[i] for i in order]
+    if len(set(ranks)) == 1:
+        raise LeftOut("all completions tie, so no pair is left to learn from")
+    kept = without_copies([_words(text) for text in best_first], ascending)
+    if len({ascending[position] for position in kept}) < 2:
+        raise LeftOut(
+            "no two completions are left that differ by more than blanks (`chosen` equals `rejected`)"
+        )
+    return {"completions": best_first, "ranks": ascending}
+
+
+def _words(text: Text) -> str:
+    """The text of a completion. Blanks do not tell two texts apart, only that there are some."""
+    return collapsed(text if isinstance(text, str) else text[0]["content"])
+
+
+def _missing(fields: Fields, completions: list[Text], kind: Kind) -> BadRow:
+    """The error for a row with too few completions for its kind."""
+    if kind == "rankings" and "label" in fields:
+        return BadRow(
+            f"`{fields.name('label')}` rates one answer (unpaired preferences); a ranking needs "
+            "two answers to a prompt"
+        )
+    if kind == "rankings" and "completions" in fields:
+        return BadRow(f"`completions` must hold at least two, not {len(completions)}")
+    if kind == "demonstrations" and "messages" in fields:
+        return UnusableRow("the conversation does not end with an assistant turn")
+    missing = "completion" if kind == "demonstrations" else "completions to rank"
+    return BadRow(f"the keys {listed(map(fields.name, fields))} hold no {missing}")
+
+
+def _opened(prompt: Text, fields: Fields) -> Text:
+    """The prompt with the row's `system` before it."""
+    system = read_string(fields.get("system", ""), fields.name("system"))
+    if is_blank(system):
+        return prompt
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not messages or messages[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *messages]
+    if collapsed(messages[0]["content"]) != collapsed(system):
+        raise BadRow(
+            f"`{fields.name('system')}` is not the system message that opens the conversation; {REMEDY}"
+        )
+    return messages
+
+
+def _check_copies(fields: Fields, form: Format, prompt: Text, completions: list[Text]) -> None:
+    """Refuse a `prompt` or `messages` that is no copy of what the row is read from."""
+    for key in {"prompt", "messages"} & set(fields) - form.required:
+        if fields[key] and not _is_copy(_read_prompt(fields, key), prompt, completions):
+            raise BadRow(f"`{fields.name(key)}` says something else than {form.name} in this row; {REMEDY}")
+
+
+def _is_copy(copy: Text, prompt: Text, completions: list[Text]) -> bool:
+    """Whether `copy` is the prompt, a message of it, or the conversation with one of its answers."""
+    ours = _turns(prompt)
+    if isinstance(copy, str):
+        return any(collapsed(copy) in content for role, content in ours if role != "assistant")
+    theirs = _turns(copy)
+    answers = [_turns(text, "assistant") for text in completions]
+    return theirs == ours or any(theirs[: len(ours) + 1] == [*ours, *answer] for answer in answers)
+
+
+def _turns(text: Text, role: str = "user") -> list[tuple[str, str]]:
+    """Role and collapsed content of each turn but the system message."""
+    messages = [{"role": role, "content": text}] if isinstance(text, str) else text
+    return [(each["role"], collapsed(each["content"])) for each in messages if each["role"] != "system"]
 
 
 def _same_type(prompt: Text, completions: list[Text]) -> tuple[Text, list[Text]]:
@@ -232,27 +341,3 @@ def _same_type(prompt: Text, completions: list[Text]) -> tuple[Text, list[Text]]
     return messages, [
         [{"role": "assistant", "content": text}] if isinstance(text, str) else text for text in completions
     ]
-
-
-def _ranks(row: Mapping[str, Any], count: int) -> list[int]:
-    """The rank of each completion, 0 for the best: from `ranks`, else from `scores`, else all different."""
-    key = "ranks" if "ranks" in row else "scores" if "scores" in row and "completions" in row else None
-    if key is None:
-        return list(range(count))
-    values = row[key]
-    if not isinstance(values, list) or not all(_is_number(value) for value in values):
-        raise BadRow(f"`{key}` must be a list of numbers, not {shown(values)}")
-    if len(values) != count:
-        raise BadRow(f"`{key}` has {len(values)} entries for {count} completions")
-    ascending = values if key == "ranks" else [-value for value in values]
-    if ascending != sorted(ascending):
-        order = "ascend, 0 for the best" if key == "ranks" else "descend, the highest for the best"
-        raise BadRow(f"`{key}` must {order}, as the best completion stands first; it is {shown(values)}")
-    distinct = sorted(set(ascending))
-    return [distinct.index(value) for value in ascending]
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, int):  # math.isfinite fails on very large ones
-        return not isinstance(value, bool)
-    return isinstance(value, float) and math.isfinite(value)

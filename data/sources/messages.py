@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
-import reprlib
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Mapping
 from typing import Any
 
-from data.sources.reading import BadRow, UnusableRow
+from data.sources.keys import check_keys
+from data.sources.reading import BadRow, LeftOut, UnusableRow
+from data.sources.text import is_blank, read_string, shown
 
-Message = dict[str, str]
+Message = dict[str, str]  # role and content; `weight` (see `_weight`) only until a row is normalised
 Text = str | list[Message]
 
-_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-SHORT = reprlib.Repr()  # it ends, however deep or long a value is
-SHORT.maxstring = SHORT.maxother = 70
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -36,47 +41,45 @@ def read_text(value: Any, key: str) -> Text:
     if not isinstance(turns, list) or not turns:
         raise BadRow(f"`{key}` must be text or a list of messages, not {shown(value)}")
     messages = [_message(turn, key) for turn in turns]
-    return [message for message in messages if message != {"role": "system", "content": ""}] or messages
+    return [
+        each for each in messages if each["role"] != "system" or not is_blank(each["content"])
+    ] or messages
 
 
 def _message(turn: Any, key: str) -> Message:
     if not isinstance(turn, Mapping):
         raise BadRow(f"`{key}` must be text or a list of messages; {shown(turn)} is not a message")
-    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    role_key = "from" if "from" in turn and "role" not in turn else "role"
+    content_key = "value" if "value" in turn and "content" not in turn else "content"
+    role, content = turn.get(role_key), turn.get(content_key)
     if not isinstance(role, str) or role not in _ROLES:
         raise BadRow(f"`{key}` has a message with role {shown(role)}; known roles: {', '.join(_ROLES)}")
-    if turn.get("tool_calls"):
-        raise BadRow(f"`{key}` has a message with tool calls, which are not supported")
-    return {"role": _ROLES[role], "content": read_string(content, f"{key}[].content")}
+    check_keys(turn, (role_key, content_key, "weight"), f"a message of `{key}`")
+    message = {"role": _ROLES[role], "content": read_string(content, f"{key}[].content")}
+    return message | _weight(turn.get("weight"), message["role"], key)
 
 
-def read_string(value: Any, key: str) -> str:
-    """Return `value` if it is text that a tokenizer can read.
-
-    Raises:
-        BadRow: it is not text, or holds half of a surrogate pair.
-        UnusableRow: it holds a NUL character.
-    """
-    if not isinstance(value, str):
-        raise BadRow(f"`{key}` must be text, not {shown(value)}")
-    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise BadRow(f"`{key}` holds half of a surrogate pair, which no tokenizer can read")
-    if "\0" in value:
-        raise UnusableRow(f"`{key}` holds a NUL character, as damaged files do")
-    return value
+def _weight(weight: Any, role: str, key: str) -> dict[str, str]:
+    """{"weight": "0"} for an assistant's turn that is not learned (OpenAI's `weight: 0`), else {}."""
+    if weight is None:
+        return {}
+    if isinstance(weight, bool) or weight not in (0, 1):
+        raise BadRow(f"`{key}[].weight` must be 0 or 1, not {shown(weight)}")
+    if weight and role != "assistant":
+        raise BadRow(f"`{key}[].weight` is 1 on a {role} message, but only assistant messages are learned")
+    return {"weight": "0"} if role == "assistant" and not weight else {}
 
 
-def shown(value: Any) -> str:
-    """A short form of `value` for error messages."""
-    text = SHORT.repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def is_learned(message: Message) -> bool:
+    """Whether SFT learns a message of a conversation."""
+    return message["role"] == "assistant" and "weight" not in message
 
 
-def listed(keys: Iterable[str]) -> str:
-    """The first keys for error messages, without control characters."""
-    first = list(islice(keys, 13))
-    names = ", ".join(f"`{shown(key)[1:-1]}`" for key in first[:12]) or "none"
-    return names + (", ..." if len(first) > 12 else "")
+def without_weights(text: Text) -> Text:
+    """The text, or its messages with only role and content."""
+    if isinstance(text, str) or not any("weight" in message for message in text):
+        return text
+    return [{"role": message["role"], "content": message["content"]} for message in text]
 
 
 def _transcript(text: str) -> list[Message]:
@@ -103,7 +106,7 @@ def cut(text: Text, longest: int) -> Text:
 def check_prompt(prompt: Text) -> None:
     """Raise UnusableRow if a prompt is empty or its roles are out of order."""
     if isinstance(prompt, str):
-        if not prompt.strip():
+        if is_blank(prompt):
             raise UnusableRow("the prompt is empty")
         return
     roles = [message["role"] for message in prompt]
@@ -115,18 +118,20 @@ def check_prompt(prompt: Text) -> None:
             f"roles out of order ({', '.join(roles)}): a prompt is an optional system message, then user and "
             "assistant in turn, and ends with user"
         )
-    if not all(message["content"].strip() for message in prompt):
+    if any(is_blank(message["content"]) for message in prompt):
         raise UnusableRow("a message of the prompt is empty")
 
 
 def check_completion(completion: Text) -> None:
-    """Raise UnusableRow if a completion is empty or is not one assistant turn."""
+    """Raise UnusableRow if a completion is empty or is not one assistant turn, LeftOut if it has weight 0."""
     if isinstance(completion, str):
-        empty = not completion.strip()
+        empty = is_blank(completion)
     else:
         if [message["role"] for message in completion] != ["assistant"]:
             roles = ", ".join(message["role"] for message in completion)
             raise UnusableRow(f"a completion must be one assistant turn after a shared prompt, not {roles}")
-        empty = not completion[0]["content"].strip()
+        if "weight" in completion[0]:
+            raise LeftOut("the answer has weight 0")
+        empty = is_blank(completion[0]["content"])
     if empty:
         raise UnusableRow("a completion is empty")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,11 @@ class BadRow(ValueError):
 
 
 class UnusableRow(BadRow):
-    """A readable row without anything to learn, such as two equal completions."""
+    """A readable row without anything to learn, such as one with an empty answer. Few may be."""
+
+
+class LeftOut(BadRow):
+    """A row that says itself that there is nothing to learn, such as a bad answer. Any number may be."""
 
 
 def describe(source: Source) -> str:
@@ -33,8 +37,13 @@ def describe(source: Source) -> str:
     return f"{source.path} ({', '.join(part for part in (source.name, source.split) if part)})"
 
 
+def is_local(source: Source) -> bool:
+    """Whether the source is a file or folder of this machine, and not a data set of the hub."""
+    return source.path.endswith(DATA_FILES) or os.path.exists(source.path)
+
+
 def read(source: Source) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
-    """Yield `(place, row)` of the first `source.limit` rows. `place` is "line 3" or "row 3" (from 1).
+    """Yield `(place, row)` of each row. `place` is "line 3" or "row 3" (from 1).
 
     A row that is not a JSON object is yielded as a BadRow.
 
@@ -42,12 +51,10 @@ def read(source: Source) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
         UserError: the file or dataset cannot be read.
     """
     if source.path.endswith(".parquet"):
-        rows = _numbered(_parquet(_existing(source.path)))
-    elif source.path.endswith((".jsonl", ".json")):
-        rows = _json(_existing(source.path))
-    else:
-        rows = _numbered(_hub(source))
-    return islice(rows, source.limit)
+        return _numbered(_parquet(_existing(source.path)))
+    if source.path.endswith((".jsonl", ".json")):
+        return _json(_existing(source.path))
+    return _numbered(_hub(source))
 
 
 def _existing(path: str) -> Path:
@@ -70,7 +77,7 @@ def _json(file: Path) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
 
 def _json_array(file: Path) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
     try:
-        rows = json.loads(file.read_bytes().decode("utf-8-sig"))
+        rows, repeated = _loads(file.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 at byte {error.start}. Save the file as UTF-8.") from error
     except json.JSONDecodeError as error:
@@ -80,7 +87,32 @@ def _json_array(file: Path) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
         raise UserError(
             f"{file}: {_parser_limit(error)}. Correct it, or write one object per line."
         ) from None
-    return _numbered(rows)
+    return _numbered([_repeated_key(row) or row for row in rows] if repeated else rows)
+
+
+def _loads(text: str) -> tuple[Any, bool]:
+    """The value of a JSON text, and whether an object has a key twice: a BadRow stands for it."""
+    repeated = False
+
+    def object_of(pairs: list[tuple[str, Any]]) -> Any:
+        nonlocal repeated
+        fields = dict(pairs)
+        if len(fields) == len(pairs):
+            return fields
+        repeated = True
+        counts = Counter(key for key, _ in pairs)
+        key = next(key for key in counts if counts[key] > 1)
+        return BadRow(f"the key {key!r:.60} stands {counts[key]} times in one object; remove all but one")
+
+    return json.loads(text, object_pairs_hook=object_of), repeated
+
+
+def _repeated_key(value: Any) -> BadRow | None:
+    """The first BadRow that `_loads` put somewhere into `value`."""
+    if isinstance(value, BadRow):
+        return value
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next(filter(None, map(_repeated_key, items)), None)
 
 
 def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
@@ -92,14 +124,14 @@ def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
 
 def _parsed(line: bytes) -> dict[str, Any] | BadRow:
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row, repeated = _loads(line.decode("utf-8-sig"))
+        return (_repeated_key(row) if repeated else None) or _object(row)
     except UnicodeDecodeError as error:
         return BadRow(f"not UTF-8 at byte {error.start}; save the file as UTF-8")
     except json.JSONDecodeError as error:
         return BadRow(f"invalid JSON at column {error.colno}: {error.msg}; a line holds one whole object")
     except (ValueError, RecursionError) as error:
         return BadRow(_parser_limit(error))
-    return _object(row)
 
 
 def _parser_limit(error: ValueError | RecursionError) -> str:
@@ -108,7 +140,11 @@ def _parser_limit(error: ValueError | RecursionError) -> str:
 
 
 def _object(row: Any) -> dict[str, Any] | BadRow:
-    return row if isinstance(row, dict) else BadRow(f"a JSON object is expected, not {type(row).__name__}")
+    return (
+        row
+        if isinstance(row, (dict, BadRow))
+        else BadRow(f"a JSON object is expected, not {type(row).__name__}")
+    )
 
 
 def _numbered(rows: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
@@ -118,13 +154,21 @@ def _numbered(rows: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any] | BadRo
 def _parquet(file: Path) -> Iterator[Any]:
     row = 0
     try:
-        for batch in pq.ParquetFile(file).iter_batches():
+        table = pq.ParquetFile(file)
+        _check_columns(file, table.schema_arrow.names)
+        for batch in table.iter_batches():
             for value in batch.to_pylist():
                 row += 1
                 yield value
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text is not UTF-8
         where = f"damaged after row {row}" if row else "not a Parquet file"
         raise UserError(f"{file}: {where} ({error!s:.200}). Write it again, or use JSONL.") from error
+
+
+def _check_columns(file: Path, names: list[str]) -> None:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise UserError(f"{file}: the column {repeated[0]!r:.60} stands there twice. Remove one of the two.")
 
 
 def _hub(source: Source) -> Iterable[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from configs.errors import UserError
 from configs.schema import STAGES, Data, Source, Stage
@@ -34,9 +34,8 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int) -> tup
     Raises:
         UserError: no prompt is left to train on, or the stage has no share of a shared source.
     """
-    low, high = stage_interval(data, stage)
-    keyed = [(prompt_key(row["prompt"]), row) for row in rows]
-    of_stage = [(key, row) for key, row in keyed if low <= _unit(seed, "stage", key) < high]
+    belongs = belongs_to(data, stage, seed)
+    of_stage = [(prompt_key(row["prompt"]), row) for row in rows if belongs(row)]
     prompts = sorted({key for key, _ in of_stage}, key=lambda key: (_unit(seed, "held_out", key), key))
     source = data.source(stage)
     count = _held_out_count(source, len(prompts))
@@ -49,6 +48,12 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int) -> tup
     held_out = set(prompts[:count])
     train = [row for key, row in of_stage if key not in held_out]
     return train, [row for key, row in of_stage if key in held_out]
+
+
+def belongs_to(data: Data, stage: Stage, seed: int) -> Callable[[Row], bool]:
+    """Whether a row's prompt belongs to the stage (see `stage_interval`)."""
+    low, high = stage_interval(data, stage)
+    return lambda row: low <= _unit(seed, "stage", prompt_key(row["prompt"])) < high
 
 
 def stage_interval(data: Data, stage: Stage) -> tuple[float, float]:

@@ -6,33 +6,23 @@ import hashlib
 import os
 from pathlib import Path
 
-PIECE_BYTES = 2**20
-PIECES = 16
+from data.storage.file_cache import cached
+from data.storage.files import sha256
+
+# What loading reads: configuration, tokenizer, chat templates, weights, and a model's own code.
+READ = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
+FOLDERS = ("", "additional_chat_templates")
 
 
 def folder_digest(folder: Path) -> str | None:
     """SHA-256 of a local base's configuration, tokenizer and weights. None if the base is not a local folder.
 
-    A large file enters with its length and 16 pieces of 1 MiB, including the first and the last. Different
-    weights differ everywhere, and a plan should not read a base of many gigabytes.
+    Every byte enters. The hash of a file is cached until the file changes.
     """
     if not folder.is_absolute() or not os.path.isdir(folder):  # Path.is_dir fails at a name that is too long
         return None
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-        _add_pieces(digest, path)
+    paths = sorted(path for name in FOLDERS for kind in READ for path in (folder / name).glob(kind))
+    for path in filter(Path.is_file, paths):
+        digest.update(f"{path.relative_to(folder)} {cached(path, 'sha256', sha256)}\n".encode())
     return digest.hexdigest()
-
-
-def _add_pieces(digest: hashlib._Hash, path: Path) -> None:
-    last = max(0, path.stat().st_size - PIECE_BYTES)
-    starts = (
-        range(0, last + 1, PIECE_BYTES)
-        if last <= PIECE_BYTES * PIECES
-        else [last * n // (PIECES - 1) for n in range(PIECES)]
-    )
-    with path.open("rb") as stream:
-        for start in (*starts, last):
-            stream.seek(start)
-            digest.update(stream.read(PIECE_BYTES))

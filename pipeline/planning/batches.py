@@ -134,8 +134,9 @@ def _training_rows(config: Experiment, stage: Stage) -> int | None:
         all_shares, used_shares = sum(map(shares.of, STAGES)), sum(map(shares.of, same_source))
         rows = round(rows * shares.of(stage) * all_shares / (used_shares or 1))
     rows = min(rows, source.limit or rows)
-    held_out = source.held_out if source.held_out >= 1 else source.held_out * rows
-    return max(0, rows - round(held_out))
+    share = source.held_out * rows if source.held_out < 1 else source.held_out
+    held_out = max(1, round(share)) if share else 0
+    return max(0, rows - held_out)
 
 
 def _lines(path: Path) -> int | None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from configs.errors import UserError
 from configs.identity import differences, stage_hash
-from configs.schema import STAGES, UPSTREAM, Stage
+from configs.schema import STAGES, Stage
 from data.storage.files import PARTIAL
 from pipeline.planning.request import Request
 from pipeline.planning.upstream import Blocked, check_upstream
@@ -57,6 +57,9 @@ def plan_stages(request: Request, stages: Sequence[Stage]) -> list[StagePlan]:
     plans: list[StagePlan] = []
     pending: set[Stage] = set()
     for stage in stages:
+        if stage == "rm" and not _needed(request, stage, stages):
+            plans.append(StagePlan(stage, "skip", "not needed: neither ppo.rewards nor ppo.critic uses it"))
+            continue
         plan = plan_stage(request, stage, locked=request.run.is_locked(stage), pending=frozenset(pending))
         plans.append(plan)
         if plan.action != "skip":
@@ -96,6 +99,12 @@ def _check_writable_folder(folder: Path, plan: StagePlan) -> None:
     """Refuse a folder with links, unless the stage gets a new one or writes nothing."""
     if plan.action in ("run", "resume") and not plan.set_aside and (fault := not_plain(folder)):
         raise Blocked(fault, PLAIN_REMEDY)
+
+
+def _needed(request: Request, stage: Stage, stages: Sequence[Stage]) -> bool:
+    """Whether a later one of `stages` starts from `stage`, or there is none later."""
+    later = stages[stages.index(stage) + 1 :]
+    return not later or any(stage in request.config.upstream(each) for each in later)
 
 
 def stages_between(first: Stage, last: Stage) -> list[Stage]:
@@ -159,11 +168,11 @@ def _plan_unfinished(request: Request, stage: Stage, manifest: Manifest, changes
         return StagePlan(stage, "run", f"{state}; starts over because of --fresh", set_aside=aside)
     if changes and checkpoint:
         raise Blocked(
-            f"{state} at {checkpoint.name}, and changed since: {'; '.join(changes)}",
+            f"{state} at {checkpoint.name}, but these changed: {'; '.join(changes)}",
             f"Restore these to resume, or start over: {request.command(stage, '--fresh')}",
         )
     if changes:
-        why = f"{state} before any checkpoint, and changed since: {'; '.join(changes)}"
+        why = f"{state} before any checkpoint, but these changed: {'; '.join(changes)}"
         return StagePlan(stage, "run", why, set_aside=aside)
     start = f"from {checkpoint.name}" if checkpoint else "from its start, as it has no checkpoint yet"
     return StagePlan(stage, "resume", f"{state}; resumes {start}")
@@ -188,7 +197,7 @@ def _changes(
     for key, digest in manifest.sources.items():
         if present.get(key, digest) != digest:
             changes.append(f"{key}: the file's content is not what it was")
-    for upstream in UPSTREAM[stage]:
+    for upstream in request.config.upstream(stage):
         if upstream in pending:
             changes.append(f"{upstream} is to be trained before it")
         elif upstream not in manifest.inputs or manifest.inputs[upstream].sha256 != inputs[upstream].sha256:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from configs.identity import differences, stage_hash
-from configs.schema import UPSTREAM, Stage
+from configs.schema import Stage
 from pipeline.planning.request import Request
 from pipeline.state.manifest import BaseModelId, Input, Manifest, damage, owner_of, read_manifest
 
@@ -35,7 +35,7 @@ def check_upstream(
     """
     inputs: dict[Stage, Input] = {}
     notes: list[str] = []
-    for upstream in UPSTREAM[stage]:
+    for upstream in request.config.upstream(stage):
         if upstream in pending:
             continue
         manifest = _finished_manifest(request, upstream)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from configs.schema import Stage
 from pipeline.reporting.figure_style import COLOURS, INK, PALE, grid, new_figure
+from pipeline.reporting.reward_words import is_reward_model
 from pipeline.state.results import Results
 
 MANY_STEPS = 40
@@ -25,6 +27,7 @@ class Line:
     label: str = ""
     held_out: bool = False
     pale: bool = False
+    dashes: str = "-"
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,9 @@ PANELS: dict[Stage, tuple[Panel, ...]] = {
     "ppo": (
         Panel(
             "Score of the rollouts",
-            "score (SFT: 0 ± 1)",
+            "score",
             (
-                Line("objective/scores", "reward model's"),
+                Line("objective/scores", "reward, less penalties"),
                 Line("objective/rlhf_reward", "less KL penalty", pale=True),
             ),
             level=0.0,
@@ -97,7 +100,8 @@ def curves(stage: Stage) -> Callable[[Results], Figure | None]:
     """Return the function that draws the panels of `stage`, two per row."""
 
     def draw(results: Results) -> Figure | None:
-        panels = [panel for panel in PANELS[stage] if _drawable(results, stage, panel)]
+        panels = [*PANELS[stage], *_terms(results, stage)]
+        panels = [panel for panel in panels if _drawable(results, stage, panel)]
         if not panels:
             return None
         rows = (len(panels) + 1) // 2
@@ -107,6 +111,16 @@ def curves(stage: Stage) -> Callable[[Results], Figure | None]:
         return figure
 
     return draw
+
+
+def _terms(results: Results, stage: Stage) -> list[Panel]:
+    """A panel with each term of PPO's reward, unless the reward is the reward model's score alone."""
+    ppo = results.experiment.ppo
+    if stage != "ppo" or is_reward_model(ppo):
+        return []
+    dashes = cycle(("-", "--", ":", "-."))
+    lines = [Line(f"rewards/{term.label}/mean", term.label, dashes=next(dashes)) for term in ppo.rewards]
+    return [Panel("Terms of the reward", "mean of the rollouts, without weights", tuple(lines))]
 
 
 def _drawable(results: Results, stage: Stage, panel: Panel) -> bool:
@@ -133,7 +147,7 @@ def _draw_line(axes: Axes, results: Results, stage: Stage, line: Line) -> None:
     steps, values = results.curve(stage, line.name)
     if not steps:
         return
-    style: dict[str, Any] = {"color": PALE if line.pale else COLOURS[stage]}
+    style: dict[str, Any] = {"color": PALE if line.pale else COLOURS[stage], "linestyle": line.dashes}
     if line.held_out:
         style = {"color": INK, "linestyle": "--", "marker": "o", "linewidth": 1.2}
         lows, highs = (results.curve(stage, f"{line.name}_{end}")[1] for end in ("low", "high"))

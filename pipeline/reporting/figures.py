@@ -24,6 +24,7 @@ from pipeline.reporting.figure_style import (
     interval,
     new_figure,
 )
+from pipeline.reporting.reward_words import is_reward_model, reward_label
 from pipeline.state.results import Results
 from pipeline.state.rows import Row
 from pipeline.terminal.format import show_number
@@ -80,7 +81,7 @@ def score_against_kl(results: Results) -> Figure | None:
     panels[0].plot(*zip(*points, strict=True), color=FAINT, linewidth=1, zorder=1)
     dots = _draw_dots(panels[0], points, rollouts, last)
     panels[0].set_title("Rollouts, a dot per iteration")
-    panels[0].set_ylabel("reward model's score")
+    panels[0].set_ylabel(reward_label(results.experiment.ppo))
     if measure:
         _draw_held_out(panels[1], results, measure, last)
     for axes in panels:
@@ -92,27 +93,30 @@ def score_against_kl(results: Results) -> Figure | None:
 
 
 def _held_out_measure(results: Results) -> str | None:
-    """`gold` if a judge scored held-out prompts, else the reward model's `score` if it did, else None."""
+    """`gold` if a judge scored held-out prompts, else `score` if there are any, else None."""
     metrics, rows = results.final_metrics("ppo"), results.metrics["ppo"]
+    reward = f"{results.experiment.ppo.reward_metric}_ppo"
     if "gold_ppo" in metrics or any(_has(row, "eval/gold") for row in rows):
         return "gold"
-    return "score" if "rm_score_ppo" in metrics or any(_has(row, "eval/score") for row in rows) else None
+    return "score" if reward in metrics or any(_has(row, "eval/score") for row in rows) else None
 
 
 def _draw_held_out(axes: Axes, results: Results, measure: str, last: int) -> None:
     """The path from SFT over the evaluations to the final policy. SFT and final policy have intervals."""
-    judge, metrics = results.experiment.ppo.judge, results.final_metrics("ppo")
+    ppo_config, metrics = results.experiment.ppo, results.final_metrics("ppo")
     axes.set_title("Held-out prompts")
-    axes.set_ylabel(f"gold score ({judge})" if measure == "gold" else "reward model's score")
+    axes.set_ylabel(f"gold score ({ppo_config.judge})" if measure == "gold" else reward_label(ppo_config))
     rows = [row for row in results.metrics["ppo"] if _has(row, "eval/kl", f"eval/{measure}")]
     points = [(row["eval/kl"], row[f"eval/{measure}"]) for row in rows]
     _draw_dots(axes, points, rows, last)
-    sft, ppo = ("gold_sft", "gold_ppo") if measure == "gold" else ("rm_score_sft", "rm_score_ppo")
+    figure = "gold" if measure == "gold" else ppo_config.reward_metric
+    sft, ppo = f"{figure}_sft", f"{figure}_ppo"
     if {sft, ppo, "kl"} <= metrics.keys():
         draw_role(axes, "sft", 0.0, metrics[sft], interval(metrics, sft))
         draw_role(axes, "ppo", metrics["kl"], metrics[ppo], interval(metrics, ppo), interval(metrics, "kl"))
         points = [(0.0, metrics[sft]), *points, (metrics["kl"], metrics[ppo])]
-    _draw_best_of_n(axes, results.best_of_n, "gold" if measure == "gold" else "rm_score")
+    if measure == "gold" or is_reward_model(ppo_config):  # best of n is chosen by the reward model
+        _draw_best_of_n(axes, results.best_of_n, "gold" if measure == "gold" else "rm_score")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best")
     axes.plot(*zip(*points, strict=True), color=FAINT, linewidth=1, zorder=1)

@@ -16,7 +16,8 @@ def missing(results: Results) -> list[str]:
 
 
 def _unfinished(results: Results, stage: Stage) -> str | None:
-    if results.finished(stage):
+    needed = [*STAGES[-1:], *results.experiment.upstream("ppo")]
+    if results.finished(stage) or (stage not in needed and stage not in results.manifests):
         return None
     if stage not in results.manifests:
         return f"Stage {stage} has not run."
@@ -48,7 +49,7 @@ def _no_evaluation(results: Results) -> str | None:
         return "Base, SFT and PPO were not compared: no prompts were held out (data.ppo.held_out)."
     if "gold_ppo" not in results.final_metrics("ppo"):
         return (
-            "The run has no gold score: no judge is set (ppo.judge). The reward model's score, which PPO "
-            "optimised, cannot show whether the answers improved."
+            "The run has no gold score: no judge is set (ppo.judge). The reward, which PPO optimised, "
+            "cannot show whether the answers improved."
         )
     return None

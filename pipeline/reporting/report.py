@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from configs.schema import STAGES
+from configs.schema import STAGES, Ppo
 from data.storage.files import write_text
 from pipeline.reporting.figures import draw_all
 from pipeline.reporting.folder import report_folder
@@ -22,7 +22,8 @@ from pipeline.reporting.page import (
     quote,
     render,
 )
-from pipeline.reporting.tables import closing_sections, show_interval
+from pipeline.reporting.reward_words import is_reward_model, reward_words
+from pipeline.reporting.tables import closing_sections, show_count, show_interval
 from pipeline.reporting.warnings import RULES, warnings
 from pipeline.state.manifest import BaseModelId
 from pipeline.state.results import Results, read_results
@@ -37,7 +38,7 @@ PICTURES = {
     "score-kl.png": "Score against KL to the SFT policy along PPO training",
     "curves-sft.png": "Training curves of SFT: loss on training batches and held out, token accuracy",
     "curves-rm.png": "Training curves of the reward model: loss and accuracy, in training and held out",
-    "curves-ppo.png": "Training curves of PPO: score, KL, entropy, length, truncation, explained variance",
+    "curves-ppo.png": "Training curves of PPO: scores, KL, entropy, length, truncation, explained variance",
 }
 
 
@@ -83,7 +84,7 @@ def build_page(results: Results, drawn: set[str]) -> Page:
 
 
 def _result(results: Results) -> Section | None:
-    """The most important figures."""
+    """The most important metrics."""
     sft, rm, ppo = (results.final_metrics(stage) for stage in STAGES)
     before = f", before: {show_number(sft['eval_loss_before'])}" if "eval_loss_before" in sft else ""
     tiles = [
@@ -93,30 +94,47 @@ def _result(results: Results) -> Section | None:
         *_tile("Gold score of SFT", ppo, "gold_sft"),
         *_tile("Gold score of PPO", ppo, "gold_ppo"),
         *_tile("PPO's win rate against SFT", ppo, "win_rate"),
-        *_tile("Reward score of PPO", ppo, "rm_score_ppo", "SFT: mean 0, deviation 1"),
+        *_reward_tiles(results.experiment.ppo, ppo),
         *_tile("KL of PPO to SFT", ppo, "kl", "nats per response"),
     ]
     return Section("Result", [Tiles(tiles)]) if tiles else None
 
 
+def _reward_tiles(ppo: Ppo, metrics: dict[str, float]) -> list[tuple[str, Cell]]:
+    """What PPO optimised, and its terms if there are several."""
+    if is_reward_model(ppo):
+        return _tile("Reward score of PPO", metrics, "rm_score_ppo", "SFT: mean 0, deviation 1")
+    keys = {ppo.reward_metric: "Reward of PPO, the sum of its terms"}
+    keys |= {f"{term.label}_score": f"Reward {term.label} of PPO" for term in ppo.rewards}
+    tiles = []
+    for key, label in keys.items():
+        before = f"SFT: {show_number(metrics[f'{key}_sft'])}" if f"{key}_sft" in metrics else ""
+        tiles += _tile(label, metrics, f"{key}_ppo", before)
+    return tiles
+
+
 def _tile(label: str, metrics: dict[str, float], key: str, unit: str = "") -> list[tuple[str, Cell]]:
     if key not in metrics:
         return []
-    bounds = show_interval(metrics, key)
+    bounds, count = show_interval(metrics, key), show_count(metrics, key)
     return [
         (
             label,
-            Cell(show_number(metrics[key]), "\n".join(filter(None, [bounds and f"95 %: {bounds}", unit]))),
+            Cell(
+                show_number(metrics[key]),
+                "\n".join(filter(None, [bounds and f"95 %: {bounds}", count and f"n = {count}", unit])),
+            ),
         )
     ]
 
 
 def _warnings(results: Results) -> Section:
+    ppo = results.experiment.ppo
     reading = Paragraph(
-        "Intervals are 95 % bootstrap intervals over prompts. PPO optimises the reward model's score. The "
-        "gold score, if the run has one, comes from a judge that PPO never sees. If the first rises and the "
-        "second does not, PPO exploits errors of the reward model. The KL measures the distance between the "
-        "policy and the SFT policy."
+        f"Intervals are 95 % bootstrap intervals over prompts. PPO optimises {reward_words(ppo)}. The gold "
+        "score, if the run has one, comes from a judge that PPO never sees. If the first rises and the "
+        "second does not, PPO exploits errors of the reward. The KL measures the distance between the policy "
+        "and the SFT policy."
     )
     good = Paragraph(
         "In a good run, SFT's held-out loss falls, and the reward model's accuracy on held-out pairs is well "

@@ -17,6 +17,7 @@ from pipeline.reporting.figure_style import COLOURS, LOOK, PALE, new_figure
 from pipeline.reporting.figures import DOTS_PER_INCH
 from pipeline.reporting.folder import report_folder
 from pipeline.reporting.page import Cell, Page, Paragraph, Picture, Section, Table, quote, render
+from pipeline.reporting.reward_words import is_reward_model
 from pipeline.state.results import read_results, sweep_runs
 from pipeline.state.rows import CurveRow, Row, read_rows
 from pipeline.terminal.format import show_number
@@ -24,7 +25,7 @@ from pipeline.terminal.format import show_number
 FIGURE = "frontier.png"
 MEASURES = {
     "gold_ppo": "gold score",
-    "rm_score_ppo": "reward model's score",
+    "reward_ppo": "reward",
     "distinct": "different answers per prompt",
 }
 # The palette of Okabe and Ito without green, which is best-of-n's.
@@ -34,22 +35,30 @@ MARKERS = "oDsv^P"
 
 @dataclass(frozen=True)
 class SweepResult:
-    """The result of one run: final metrics ({} if it did not finish) and its first held-out answer."""
+    """The result of one run.
+
+    Attributes:
+        metrics: the final ones; empty if it did not finish. `reward_sft` and `reward_ppo` are of what PPO
+            optimised.
+        answer: its first held-out answer.
+        of_reward_model: the reward is the reward model's score alone, as that of best-of-n is.
+    """
 
     setting: str
     seed: int
     metrics: dict[str, float]
     answer: str
+    of_reward_model: bool
 
     @property
     def evaluated(self) -> bool:
         """Whether the run finished and had held-out prompts."""
-        return "rm_score_ppo" in self.metrics
+        return "reward_ppo" in self.metrics
 
     @property
     def collapsed(self) -> bool:
-        """Whether PPO scores worse than SFT, by the judge if the run has one, else by the reward model."""
-        measure = "gold" if "gold_ppo" in self.metrics else "rm_score"
+        """Whether PPO scores worse than SFT, by the judge if the run has one, else by the reward."""
+        measure = "gold" if "gold_ppo" in self.metrics else "reward"
         return self.metrics[f"{measure}_ppo"] < self.metrics[f"{measure}_sft"]
 
 
@@ -85,9 +94,11 @@ def read_result(run: Path) -> SweepResult:
     metrics, answers = run_results.final_metrics("ppo"), [str(row["ppo"]) for row in run_results.evaluation]
     if metrics and answers:
         metrics["distinct"] = len(set(answers)) / len(answers)
-    return SweepResult(
-        settings.strip("-") or "as configured", int(seed), metrics, answers[0] if answers else ""
-    )
+    ppo, setting = run_results.experiment.ppo, settings.strip("-") or "as configured"
+    for role in ("sft", "ppo"):
+        if f"{ppo.reward_metric}_{role}" in metrics:
+            metrics[f"reward_{role}"] = metrics[f"{ppo.reward_metric}_{role}"]
+    return SweepResult(setting, int(seed), metrics, answers[0] if answers else "", is_reward_model(ppo))
 
 
 def frontier(results: Sequence[SweepResult], best_of_n: Sequence[Row]) -> Figure:
@@ -112,6 +123,8 @@ def frontier(results: Sequence[SweepResult], best_of_n: Sequence[Row]) -> Figure
                 zorder=3,
             )
         name = measure.removesuffix("_ppo")
+        if name == "reward" and all(result.of_reward_model for result in results):
+            name = "rm_score"
         points = [(row["kl"], row[name]) for row in best_of_n if name in row]
         if points:
             axes.plot(
@@ -127,7 +140,7 @@ def frontier(results: Sequence[SweepResult], best_of_n: Sequence[Row]) -> Figure
 
 def build_page(root: Path, results: Sequence[SweepResult]) -> Page:
     """Build the page: a table of settings, the figure, and one answer of each run."""
-    columns = ["Setting", "Seeds", "Gold score", "Reward score", "KL", "Win rate", "Different", "Collapsed"]
+    columns = ["Setting", "Seeds", "Gold score", "Reward", "KL", "Win rate", "Different", "Collapsed"]
     rows = [
         _setting_row(setting, list(group))
         for setting, group in groupby(results, lambda result: result.setting)
@@ -135,8 +148,8 @@ def build_page(root: Path, results: Sequence[SweepResult]) -> Page:
     reading = Paragraph(
         "Each cell has the mean over seeds, and the lowest and highest seed under it. A run has collapsed if "
         "its policy scores worse than the SFT policy. Different is the number of different answers per "
-        "held-out prompt; it is 1 if every prompt has its own answer. If the reward score rises with the KL "
-        "while the gold score falls, PPO over-optimises the reward model (Gao et al. 2022). If answers are "
+        "held-out prompt; it is 1 if every prompt has its own answer. If the reward rises with the KL "
+        "while the gold score falls, PPO over-optimises it (Gao et al. 2022). If answers are "
         "alike, the policy ignores the prompt. Best-of-n shows what the reward model achieves without "
         "training."
     )
@@ -149,7 +162,7 @@ def build_page(root: Path, results: Sequence[SweepResult]) -> Page:
         Section("Settings", [Table(columns, rows), reading]),
         Section(
             "Scores and variety against KL",
-            [Picture(FIGURE, "Gold score, reward score and variety against KL")],
+            [Picture(FIGURE, "Gold score, reward and variety against KL")],
         ),
         Section("One answer of each run", [samples]),
     ]
@@ -164,7 +177,7 @@ def _setting_row(setting: str, results: Sequence[SweepResult]) -> list[Cell]:
     if len(finished) < len(results):
         seeds += f" of {len(results)} finished"
     cells = [Cell(setting), Cell(seeds)]
-    for name in ("gold_ppo", "rm_score_ppo", "kl", "win_rate", "distinct"):
+    for name in ("gold_ppo", "reward_ppo", "kl", "win_rate", "distinct"):
         values = [result.metrics[name] for result in finished if name in result.metrics]
         if values:
             cells.append(

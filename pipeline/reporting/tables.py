@@ -12,13 +12,21 @@ from pipeline.state.manifest import Manifest
 from pipeline.state.results import Results
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.format import show_number, show_seconds
-from pipeline.terminal.summary import KEY_METRICS
+from pipeline.terminal.summary import KEY_METRICS, term_label
 
 STAGE_NAMES: dict[Stage, str] = {"sft": "SFT", "rm": "Reward model", "ppo": "PPO", "best": "Best of n"}
 MORE_METRICS = {
     "rm_win_rate": "win rate against SFT, by the reward model",
     "score_mean": "raw score of SFT samples, mean",
     "score_std": "raw score of SFT samples, standard deviation",
+    "rows_read": "rows read",
+    "rows_left_out": "rows left out: nothing to learn",
+    "rows_of_other_stages": "rows whose prompts belong to other stages",
+    "examples": "training examples",
+    "examples_held_out": "held-out examples",
+    "examples_truncated": "examples truncated",
+    "examples_too_long": "examples dropped: over-long",
+    "examples_without_pair": "rankings dropped: completions are the same",
 }
 COSTS = ("steps", "wall_seconds", "peak_memory_bytes", "tokens_per_second")
 DIGITS = 12
@@ -29,10 +37,10 @@ def closing_sections(results: Results) -> list[Section]:
     if not results.manifests:
         return []
     sections = [_stages(results), _lineage(results), _versions(results)]
-    rows = [row for stage in results.manifests for row in _figures(results, stage)]
+    rows = [row for stage in results.manifests for row in _metrics(results, stage)]
     if rows:
         sections.insert(
-            0, Section("Final metrics", [Table(["Stage", "Metric", "Value", "95 % interval"], rows)])
+            0, Section("Final metrics", [Table(["Stage", "Metric", "Value", "95 % interval", "n"], rows)])
         )
     return sections
 
@@ -43,16 +51,23 @@ def show_interval(metrics: dict[str, float], key: str) -> str:
     return " to ".join(bounds) if len(bounds) == 2 else ""
 
 
-def _figures(results: Results, stage: Stage) -> list[list[Cell]]:
+def show_count(metrics: dict[str, float], key: str) -> str:
+    """The number of held-out prompts behind `key`, or "" if it is of none."""
+    return f"{metrics[f'{key}_n']:.0f}" if f"{key}_n" in metrics else ""
+
+
+def _metrics(results: Results, stage: Stage) -> list[list[Cell]]:
     """All final metrics of `stage` except its costs."""
-    metrics, labels = results.final_metrics(stage), KEY_METRICS[stage] | MORE_METRICS
-    names = [name for name in metrics if name not in COSTS and not name.endswith(("_low", "_high"))]
+    metrics = results.final_metrics(stage)
+    labels = {name: term_label(name) for name in metrics} | KEY_METRICS[stage] | MORE_METRICS
+    names = [name for name in metrics if name not in COSTS and not name.endswith(("_low", "_high", "_n"))]
     return [
         [
             Cell(STAGE_NAMES[stage]),
             Cell(labels.get(name, name)),
             Cell(show_number(metrics[name])),
             Cell(show_interval(metrics, name)),
+            Cell(show_count(metrics, name)),
         ]
         for name in names
     ]

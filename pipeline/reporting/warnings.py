@@ -5,20 +5,21 @@ from __future__ import annotations
 from statistics import fmean
 
 from configs.identity import differences
-from configs.schema import Stage
+from configs.schema import Ppo, Stage
+from pipeline.reporting.reward_words import reward_words
 from pipeline.state.results import Results
 from pipeline.terminal.format import show_number
-from pipeline.terminal.summary import metric_with_interval
+from pipeline.terminal.summary import MIN_PROMPTS, MIN_STEPS, metric_with_interval, small_samples
 from stages.maths.statistics import repeated_bigrams
 
 MAX_KL = 15.0  # nats per response
 MAX_TRUNCATED_SHARE = 0.25  # of responses
 MAX_RATIO_DISTANCE = 0.1  # from 1
 GOLD_MARGIN = 0.05
-MIN_PROMPTS = 20
 MIN_SAMPLES = 8
 LAST_SHARE = 0.25  # of the iterations: the last quarter
 MIN_ENTROPY_SHARE = 0.3  # of the first entropy
+MIN_SUPPORT_SHARE = 0.5  # of the first number of tokens that top-k and top-p keep
 MAX_CLIPPED_SHARE = 0.3  # of tokens
 LENGTH_FACTOR = 2.0
 MAX_MORE_REPETITION = 0.1  # of word pairs
@@ -29,7 +30,7 @@ RULES = (
     "SFT did not lower the held-out loss.",
     "The interval of the reward model's held-out accuracy includes 0.5, which is guessing, or lies below.",
     "The gold intervals of PPO and SFT overlap, or PPO's interval lies below.",
-    "While PPO runs, the reward model's score of held-out answers rose and the gold score fell by more than "
+    "While PPO runs, the reward of held-out answers rose and the gold score fell by more than "
     f"{GOLD_MARGIN:g}.",
     f"The KL to the SFT policy is above {MAX_KL:.0f} nats per response, or significantly below 0.",
     f"In the last quarter of PPO, over {MAX_TRUNCATED_SHARE:.0%} of the responses reached the length limit.",
@@ -37,13 +38,16 @@ RULES = (
     f"In the last quarter of PPO, the KL is over {RUNAWAY_KL_FACTOR:g} times the KL of the quarter before, "
     f"and above {RUNAWAY_MIN_KL:g} nats.",
     f"In the last quarter of PPO, the entropy is below {MIN_ENTROPY_SHARE:.0%} of its first value.",
+    f"In the last quarter of PPO, top-k and top-p keep fewer than {MIN_SUPPORT_SHARE:.0%} of the tokens that "
+    "they kept at first.",
     f"In the last quarter of PPO, over {MAX_CLIPPED_SHARE:.0%} of the tokens' ratios were clipped.",
     f"In PPO the score rose while the response length changed by a factor of over {LENGTH_FACTOR:g}.",
     f"PPO's held-out answers repeat over {MAX_MORE_REPETITION:.0%} more of their word pairs than SFT's. "
     "While PPO runs, the last quarter of its samples is compared with the first.",
     "In the last quarter of PPO, the critic's explained variance is below 0.",
     "A training metric was not a finite number.",
-    f"An interval comes from fewer than {MIN_PROMPTS} held-out prompts.",
+    f"A stage made fewer than {MIN_STEPS} optimizer steps (PPO: iterations).",
+    f"A held-out figure comes from fewer than {MIN_PROMPTS} prompts.",
     "A stage was trained on another adapter, or with other settings, than the run directory now holds.",
     "A file of metrics, samples or answers differs from what its stage wrote.",
 )
@@ -54,6 +58,7 @@ def warnings(results: Results) -> list[str]:
     messages = [rule(results) for rule in OF_RUN]
     for stage in results.manifests:
         messages += [_not_finite(results, stage), _settings(results, stage), *_lineage(results, stage)]
+        messages += small_samples(results.manifests[stage]) if results.finished(stage) else []
         messages += results.manifests[stage].record_faults(results.run.stage(stage))
     return [message for message in messages if message]
 
@@ -92,7 +97,7 @@ def _gold(results: Results) -> str | None:
             f"The gold intervals of SFT, {sft}, and PPO, {ppo}, overlap. "
             "By this measure PPO is not clearly better than SFT."
         )
-    return sentence + _over_optimised(metrics)
+    return sentence + _over_optimised(metrics, results.experiment.ppo)
 
 
 def _gold_during_training(results: Results) -> str | None:
@@ -103,18 +108,19 @@ def _gold_during_training(results: Results) -> str | None:
     if finished or not golds or not scores or golds[-1] > golds[0] - GOLD_MARGIN or scores[-1] <= scores[0]:
         return None
     return (
-        f"Up to iteration {steps[-1]} of PPO, the reward model's score of held-out answers rose from "
+        f"Up to iteration {steps[-1]} of PPO, the reward of held-out answers rose from "
         f"{show_number(scores[0])} to {show_number(scores[-1])} while the gold score fell from "
-        f"{show_number(golds[0])} to {show_number(golds[-1])}. The reward model is over-optimised. "
+        f"{show_number(golds[0])} to {show_number(golds[-1])}. The reward is over-optimised. "
         "Raise ppo.kl_coef."
     )
 
 
-def _over_optimised(metrics: dict[str, float]) -> str:
-    low, high = metrics.get("rm_score_ppo_low"), metrics.get("rm_score_sft_high")
+def _over_optimised(metrics: dict[str, float], ppo: Ppo) -> str:
+    reward = ppo.reward_metric
+    low, high = metrics.get(f"{reward}_ppo_low"), metrics.get(f"{reward}_sft_high")
     if low is None or high is None or low <= high:
         return ""
-    return " The reward model's score rose nevertheless, so the reward model is over-optimised."
+    return f" Nevertheless {reward_words(ppo)} rose, so it is over-optimised."
 
 
 def _kl(results: Results) -> str | None:
@@ -122,12 +128,14 @@ def _kl(results: Results) -> str | None:
     steps, values = results.curve("ppo", "objective/kl")
     if "kl" not in metrics and not steps:
         return None
-    kl = metrics.get("kl", values[-1] if values else 0.0)
+    kl = metrics.get("kl", values[-1] if values else 0.0) - metrics.get("kl_sft", 0.0)
     where = "on held-out prompts" if "kl" in metrics else f"of iteration {steps[-1]}"
     if kl > MAX_KL:
+        above_truncation = " beyond that of truncation alone" if "kl_sft" in metrics else ""
         return (
-            f"The KL {where} is {show_number(kl)} nats per response, above {MAX_KL:.0f}. The policy is far "
-            "from the SFT policy, where the reward model has little data. Raise ppo.kl_coef or stop earlier."
+            f"The KL {where} is {show_number(kl)} nats per response{above_truncation}, above {MAX_KL:.0f}. "
+            "The policy is far from the SFT policy, where a reward model has little data. "
+            "Raise ppo.kl_coef or stop earlier."
         )
     if metrics.get("kl_high", 0.0) < 0:
         return (
@@ -197,6 +205,18 @@ def _entropy(results: Results) -> str | None:
     )
 
 
+def _support(results: Results) -> str | None:
+    _, values = results.curve("ppo", "rollout/support_size")
+    late = _last_quarter(results, "rollout/support_size")
+    if late is None or late >= MIN_SUPPORT_SHARE * values[0]:
+        return None
+    return (
+        f"Top-k and top-p keep {show_number(late)} tokens to sample from, {show_number(values[0])} at first. "
+        "The policy explores little, and tokens outside get no gradient. Raise ppo.kl_coef, or sample with "
+        "ppo.rollout.temperature in place of top_p."
+    )
+
+
 def _clipped(results: Results) -> str | None:
     share = _last_quarter(results, "policy/clipfrac_avg")
     if share is None or share <= MAX_CLIPPED_SHARE:
@@ -220,7 +240,7 @@ def _length(results: Results) -> str | None:
         return None
     return (
         f"The score rose while responses went from {show_number(lengths[0])} to {show_number(late)} tokens. "
-        "The reward model may score length. Look at samples; ppo.length_penalty counters it."
+        "The reward may score length. Look at samples; ppo.length_penalty counters it."
     )
 
 
@@ -242,13 +262,6 @@ def _repetition(results: Results) -> str | None:
         f"PPO's {kind} repeat themselves: {after:.0%} of their word pairs are repetitions, {before:.0%} at "
         "first. Repetition often pleases a reward model and nobody else."
     )
-
-
-def _few_prompts(results: Results) -> str | None:
-    count = len(results.evaluation)
-    if not results.finished("ppo") or not 0 < count < MIN_PROMPTS:
-        return None
-    return f"Only {count} held-out prompts were judged. Bootstrap intervals over so few are too narrow."
 
 
 def _not_finite(results: Results, stage: Stage) -> str | None:
@@ -295,9 +308,9 @@ OF_RUN = (
     _truncated,
     _ratio,
     _entropy,
+    _support,
     _clipped,
     _length,
     _repetition,
     _critic,
-    _few_prompts,
 )

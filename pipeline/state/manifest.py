@@ -16,10 +16,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from configs.errors import UserError
 from configs.regular_file import read_regular_file
-from configs.schema import Base, Experiment, Stage
+from configs.schema import Base, Experiment, Stage, data_stage
 from data.storage.files import sha256, stays_inside, write_text
 from data.storage.folder_digest import folder_digest
 from data.storage.records import record_faults
+from data.storage.source_digest import source_digest
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 # Libraries that a run's numbers depend on. NumPy draws the noise of samples.
@@ -187,17 +188,17 @@ def owner_of(manifest: Manifest | None) -> str:
 
 
 def source_hashes(config: Experiment, stage: Stage) -> dict[str, str]:
-    """SHA-256 of the local files that `stage` reads, by configuration key.
+    """SHA-256 of the local files and folders that `stage` reads, by configuration key.
 
     A missing file is left out: the stage itself reports it.
     """
-    files = {
-        f"data.{stage}.path": config.data.source(stage).path,
+    paths = {
+        f"data.{data_stage(stage)}.path": config.data.source(stage).path,
         "data.chat_template": config.data.chat_template,
     }
-    hashes = {key: sha256(Path(file)) for key, file in files.items() if file and os.path.isfile(file)}
-    digests = {f"{base.key}.model": folder_digest(Path(base.model)) for base in config.bases(stage)}
-    return hashes | {key: digest for key, digest in digests.items() if digest}
+    digests = {key: source_digest(Path(path)) for key, path in paths.items() if path}
+    digests |= {f"{base.key}.model": folder_digest(Path(base.model)) for base in config.bases(stage)}
+    return {key: digest for key, digest in digests.items() if digest}
 
 
 def fingerprint(folder: Path) -> Fingerprint:

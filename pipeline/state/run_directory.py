@@ -70,12 +70,16 @@ class RunDirectory:
     def logs(self, stage: Stage) -> Path:
         return self.stage(stage) / "logs"
 
-    def aside(self, stage: Stage) -> Path:
-        """The next free name for a stage's old folder: `RUN/sft.old-1`, `RUN/sft.old-2`, ..."""
+    def aside(self, stage: Stage, kind: str = "old") -> Path:
+        """The next free name for a stage's folder: `RUN/sft.old-1`, `RUN/sft.old-2`, ..."""
         number = 1
-        while os.path.lexists(candidate := self.path / f"{stage}.old-{number}"):
+        while os.path.lexists(candidate := self.path / f"{stage}.{kind}-{number}"):
             number += 1
         return candidate
+
+    def read_config(self) -> str | None:
+        """The text of `config.yaml`; None before the first stage."""
+        return self.config_file.read_text(encoding="utf-8") if self.config_file.is_file() else None
 
     def write_config(self, text: str) -> None:
         """Write `config.yaml`. Stages that run at the same time take turns, and keep each other's files."""
@@ -89,6 +93,14 @@ class RunDirectory:
         self.stage(stage).rename(target)
         sync(self.path)
         return target
+
+    def restore(self, stage: Stage, aside: Path) -> Path:
+        """Undo `set_aside`. The folder of the failed attempt becomes `RUN/sft.failed-1`, and is returned."""
+        failed = self.aside(stage, "failed")
+        self.stage(stage).rename(failed)
+        aside.rename(self.stage(stage))
+        sync(self.path)
+        return failed
 
     @contextmanager
     def lock(self, stage: Stage, owner: str = "another process") -> Iterator[None]:

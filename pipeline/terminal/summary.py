@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from configs.schema import Stage
+from configs.schema import Stage, data_stage
 from pipeline.state.manifest import Manifest
 from pipeline.terminal.format import show_number, show_seconds
 
@@ -23,7 +23,10 @@ KEY_METRICS: dict[Stage, dict[str, str]] = {
         "win_rate": "win rate against SFT",
         "rm_score_sft": "reward score, SFT",
         "rm_score_ppo": "reward score, PPO",
+        "reward_total_sft": "reward, sum of its terms, SFT",
+        "reward_total_ppo": "reward, sum of its terms, PPO",
         "kl": "KL to SFT, nats per response",
+        "kl_sft": "KL of truncation alone",
         "mean_length": "response length, tokens",
     },
     "best": {
@@ -36,10 +39,15 @@ KEY_METRICS: dict[Stage, dict[str, str]] = {
     },
 }
 
+MIN_STEPS = 8  # optimizer steps; PPO: iterations
+MIN_PROMPTS = 20  # held out
+TERM_ENDS = ("_score_sft", "_score_ppo")
+
 
 def key_metrics(manifest: Manifest) -> dict[str, str]:
     """Labels and values of the key metrics, with their intervals."""
-    names = KEY_METRICS[manifest.stage]
+    terms = [name for name in manifest.metrics if name.endswith(TERM_ENDS)]
+    names = {name: term_label(name) for name in terms} | KEY_METRICS[manifest.stage]
     shown = {
         label: metric_with_interval(manifest.metrics, key)
         for key, label in names.items()
@@ -48,12 +56,37 @@ def key_metrics(manifest: Manifest) -> dict[str, str]:
     return shown | _cost(manifest.metrics)
 
 
+def term_label(name: str) -> str:
+    """The label of a reward's final metric, such as `length_score_ppo`; other names stay."""
+    for end, role in zip(TERM_ENDS, ("SFT", "PPO"), strict=True):
+        if name.endswith(end):
+            return f"reward {name.removesuffix(end)}, {role}"
+    return name.replace("_win_rate", ": win rate against SFT")
+
+
 def metric_with_interval(metrics: Mapping[str, float], key: str) -> str:
-    """`0.74 [0.70, 0.78]`, or `0.74` without an interval."""
+    """`0.74 [0.70, 0.78], n = 200`, as far as interval and n are known."""
     value = show_number(metrics[key])
+    count = f", n = {metrics[f'{key}_n']:.0f}" if f"{key}_n" in metrics else ""
     if f"{key}_low" not in metrics or f"{key}_high" not in metrics:
-        return value
-    return f"{value} [{show_number(metrics[f'{key}_low'])}, {show_number(metrics[f'{key}_high'])}]"
+        return value + count
+    return f"{value} [{show_number(metrics[f'{key}_low'])}, {show_number(metrics[f'{key}_high'])}]{count}"
+
+
+def small_samples(manifest: Manifest) -> list[str]:
+    """A sentence if a stage made few steps, and one if it was judged on few held-out prompts."""
+    stage, metrics, sentences = manifest.stage, manifest.metrics, list[str]()
+    steps = metrics.get("steps", MIN_STEPS)
+    if stage != "best" and steps < MIN_STEPS:
+        kind = "iterations" if stage == "ppo" else "optimizer steps"
+        sentences.append(f"Stage {stage} made only {steps:.0f} {kind}: its result shows little.")
+    counts = [count for name, count in metrics.items() if name.endswith("_n")]
+    if counts and min(counts) < MIN_PROMPTS:
+        sentences.append(
+            f"Stage {stage} was judged on only {min(counts):.0f} held-out prompts. Bootstrap intervals over "
+            f"so few are too narrow. Raise data.{data_stage(stage)}.held_out."
+        )
+    return sentences
 
 
 def print_summary(console: Console, manifest: Manifest, output: Path, next_command: str | None) -> None:
@@ -62,6 +95,8 @@ def print_summary(console: Console, manifest: Manifest, output: Path, next_comma
     for label, value in key_metrics(manifest).items():
         table.add_row(Text(label), Text(value, style="bold"))
     console.print(table)
+    for sentence in small_samples(manifest):
+        console.print(Text(f"warning: {sentence}", style="yellow"), soft_wrap=True)
     console.print(Text(f"{output.name}: {output}"), soft_wrap=True)
     if next_command:
         console.print(Text(f"next: {next_command}"), soft_wrap=True)

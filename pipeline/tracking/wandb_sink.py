@@ -15,7 +15,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from configs.errors import UserError
-from configs.schema import UPSTREAM, Experiment, Stage
+from configs.schema import Experiment, Stage
 from data.storage.files import read_json_lines
 from pipeline.state.manifest import Manifest
 
@@ -236,8 +236,8 @@ class WandbSink:
             return
         import wandb
 
-        for stage in UPSTREAM[manifest.stage]:
-            name = f"{_artifact_name(self._config, stage)}:{_alias(manifest.inputs[stage].sha256)}"
+        for stage, used in manifest.inputs.items():
+            name = f"{_artifact_name(self._config, stage)}:{_alias(used.sha256)}"
             try:
                 run.use_artifact(name)
             except (wandb.Error, ValueError) as error:  # trained offline, or under another project

@@ -13,6 +13,7 @@ from data.storage.files import write_json_lines
 from stages.context import Context
 from stages.feedback.labellers import labeller
 from stages.feedback.reward_model import RewardModel
+from stages.feedback.rewards import Rewards
 from stages.maths.statistics import mean_with_interval, wins
 from stages.models.roles import Role
 from stages.sampling.decoding import Response
@@ -22,10 +23,16 @@ from stages.sampling.sampler import Sampler
 
 @dataclass(frozen=True)
 class Answers:
-    """One role's answers to the held-out prompts: text, reward model's score, KL to the reference, length."""
+    """One role's answers to the held-out prompts.
+
+    Attributes:
+        terms: of each answer, the terms of the reward by label.
+        kl: to the reference, in nats.
+        lengths: in tokens.
+    """
 
     texts: list[str]
-    scores: list[float]
+    terms: dict[str, list[float]]
     kl: list[float]
     lengths: list[int]
 
@@ -34,6 +41,7 @@ def answer(
     context: Context,
     sampler: Sampler,
     reward_model: RewardModel,
+    rewards: Rewards,
     role: str,
     prompts: Sequence[tokenize.Prompt],
 ) -> Answers:
@@ -48,50 +56,59 @@ def answer(
     def score_and_kl(pairs: list[tuple[tokenize.Prompt, Response]]) -> list[tuple[float, float]]:
         some, answers = zip(*pairs, strict=True)
         batch = sampler.response_batch([prompt.prompt_ids for prompt in some], answers)
-        scores = reward_model(some, answers)
+        scores = reward_model(some, answers) if rewards.uses_reward_model else torch.zeros(len(some))
         logprobs = response_logprobs(roles, role, batch)
-        ref_logprobs = response_logprobs(roles, Role.REFERENCE, batch)
+        ref_logprobs = response_logprobs(roles, Role.REFERENCE, batch.untruncated)
         kl = torch.where(batch.mask, logprobs - ref_logprobs, 0.0).sum(1)
         return list(zip(scores.tolist(), kl.tolist(), strict=True))
 
     pairs = list(zip(prompts, responses, strict=True))
     rows = ranks.map_in_order(pairs, context.config.ppo.micro_batch_size, score_and_kl)
-    return Answers(
-        sampler.decode([response.ids for response in responses]),
-        [score for score, _ in rows],
-        [kl for _, kl in rows],
-        [len(response.ids) for response in responses],
+    texts = sampler.decode([response.ids for response in responses])
+    terms = {name: [score for score, _ in rows] for name in rewards.of_reward_model}
+    at_once = context.config.ppo.batch_size // ranks.world  # as in training
+    asked = ranks.map_in_order(
+        list(zip([prompt.text for prompt in prompts], texts, strict=True)), at_once, rewards.of_each
     )
+    terms |= {name: [row[name] for row in asked] for name in rewards.asked}
+    return Answers(texts, terms, [kl for _, kl in rows], [len(response.ids) for response in responses])
 
 
 class HeldOutEvaluation:
-    """Scores of reward model and judge on answers to the held-out prompts; empty without such prompts."""
+    """The reward, term by term, and the judge on answers to the held-out prompts; empty without any."""
 
     def __init__(
         self,
         context: Context,
         sampler: Sampler,
         reward_model: RewardModel,
+        rewards: Rewards,
         prompts: Sequence[tokenize.Prompt],
     ) -> None:
-        self.context, self.sampler, self.reward_model, self.prompts = context, sampler, reward_model, prompts
+        self.context, self.sampler, self.prompts = context, sampler, prompts
+        self.reward_model, self.rewards = reward_model, rewards
         self._latest: Answers | None = None
         judge = context.config.ppo.judge
         self._judge = labeller(judge, "ppo.judge", sampler.ranks) if judge else None
 
     def evaluate_policy(self) -> dict[str, float]:
-        """Mean `score`, `kl` and `length` of the current policy, and `gold` if there is a judge."""
+        """Mean `score` (the sum of all terms), `kl` and `length` of the current policy over `n` prompts.
+
+        With several terms, also the mean of each, `rewards/LABEL`; with a judge, also `gold`.
+        """
         if not self.prompts:
             return {}
         answers = self._latest = self._answer(Role.POLICY)
         means: dict[str, Sequence[float]] = {
-            "score": answers.scores,
+            "score": self._total(answers),
             "kl": answers.kl,
             "length": answers.lengths,
         }
+        if len(answers.terms) > 1:
+            means |= {f"rewards/{name}": values for name, values in answers.terms.items()}
         if gold := self._gold(answers):
             means["gold"] = gold
-        return {name: sum(values) / len(values) for name, values in means.items()}
+        return {name: sum(values) / len(values) for name, values in means.items()} | {"n": len(self.prompts)}
 
     def compare_policies(self) -> dict[str, float]:
         """Compare base, SFT policy and PPO policy, and write their answers to `evaluation.jsonl`.
@@ -100,8 +117,10 @@ class HeldOutEvaluation:
 
         Returns:
             Means with 95 % intervals over prompts. `win_rate` is the share of prompts for which the judge
-            prefers the PPO answer to the SFT answer. A tie counts one half. Without a judge, only the
-            reward model's `rm_win_rate` is returned.
+            prefers the PPO answer to the SFT answer. A tie counts one half. Each term of the reward has its
+            `LABEL_score_sft`, `LABEL_score_ppo` and `LABEL_win_rate`. Their weighted sum, if it is more than
+            the only term, has `reward_total_sft`, `reward_total_ppo` and `reward_total_win_rate`. With top-k
+            or top-p, `kl_sft` is the KL of the SFT policy's truncated sampling to its full distribution.
         """
         if not self.prompts:
             return {}
@@ -112,12 +131,12 @@ class HeldOutEvaluation:
         }
         sft, ppo = answers["sft"], answers["ppo"]
         metrics = {
-            **mean_with_interval("rm_score_sft", sft.scores),
-            **mean_with_interval("rm_score_ppo", ppo.scores),
-            **mean_with_interval("rm_win_rate", wins(ppo.scores, sft.scores)),
+            **self._compare(sft, ppo),
             **mean_with_interval("kl", ppo.kl),
             **mean_with_interval("mean_length", ppo.lengths),
         }
+        if self.sampler.rollout.truncates:
+            metrics |= mean_with_interval("kl_sft", sft.kl)
         gold: dict[str, list[float]] = {}
         if self._judge:
             gold = {name: self._gold(of_role) for name, of_role in answers.items()}
@@ -128,17 +147,38 @@ class HeldOutEvaluation:
             self._write(answers, gold)
         return metrics
 
+    def _compare(self, sft: Answers, ppo: Answers) -> dict[str, float]:
+        """Each term of the reward on the answers of both policies, and their sum if that is no term."""
+        columns = {f"{name}_score": (sft.terms[name], ppo.terms[name]) for name in sft.terms}
+        if (figure := self.context.config.ppo.reward_metric) not in columns:
+            columns[figure] = (self._total(sft), self._total(ppo))
+        metrics: dict[str, float] = {}
+        for name, (before, after) in columns.items():
+            metrics |= mean_with_interval(f"{name}_sft", before)
+            metrics |= mean_with_interval(f"{name}_ppo", after)
+            metrics |= mean_with_interval(f"{name.removesuffix('_score')}_win_rate", wins(after, before))
+        return metrics
+
+    def _total(self, answers: Answers) -> list[float]:
+        """What PPO optimises of each answer: the weighted sum of the terms, without penalties."""
+        terms = {name: torch.tensor(values, dtype=torch.float64) for name, values in answers.terms.items()}
+        total: list[float] = self.rewards.total(terms).tolist()
+        return total
+
     def _gold(self, answers: Answers) -> list[float]:
         """The judge's score of each answer; empty without a judge."""
         return self._judge([prompt.text for prompt in self.prompts], answers.texts) if self._judge else []
 
     def _answer(self, role: str) -> Answers:
-        return answer(self.context, self.sampler, self.reward_model, role, self.prompts)
+        return answer(self.context, self.sampler, self.reward_model, self.rewards, role, self.prompts)
 
     def _write(self, answers: dict[str, Answers], gold: dict[str, list[float]]) -> None:
         columns: dict[str, Sequence] = {"prompt": [prompt.text for prompt in self.prompts]}
         columns |= {name: of_role.texts for name, of_role in answers.items()}
-        columns |= {f"score_{name}": of_role.scores for name, of_role in answers.items()}
+        columns |= {f"score_{name}": self._total(of_role) for name, of_role in answers.items()}
+        if len(self.rewards.weights) > 1:
+            for name, of_role in answers.items():
+                columns |= {f"{term}_score_{name}": values for term, values in of_role.terms.items()}
         columns["kl"] = answers["ppo"].kl
         columns |= {f"gold_{name}": scores for name, scores in gold.items()}
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cache
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from configs.errors import UserError
 from stages.distributed.ranks import Ranks
-from stages.feedback.user_functions import as_numbers, load_function
+from stages.feedback.user_functions import load_function
 from stages.maths.statistics import repeated_bigrams
 
 Labeller = Callable[[Sequence[str], Sequence[str]], list[float]]  # of prompts' and answers' texts
@@ -48,10 +46,7 @@ def labeller(name: str, key: str, ranks: Ranks) -> Labeller:
     def score(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
         if function is None:
             return [LABELLERS[name](answer) for answer in answers]
-        scores = as_numbers(function(prompts, answers), len(answers), key, name)
-        if not all(map(math.isfinite, scores)):
-            raise UserError(f"{key}: {name} must give finite numbers; it gave {scores}"[:500])
-        return scores
+        return function(prompts, answers)
 
     return lambda prompts, answers: ranks.gather(score(prompts, answers) if ranks.rank == 0 else [])
 

@@ -9,9 +9,7 @@ from typing import Any
 from configs.errors import UserError
 from data.batches import tokenize
 from data.batches.sampler import seed_from
-from data.examples import tokenized
-from data.sources.formats import load_rows
-from data.sources.split import stage_split
+from data.examples import read_examples
 from data.storage.files import json_lines, read_json_lines, sha256, write_text
 from stages.context import Context
 from stages.feedback.labellers import labeller, ranks_of
@@ -34,9 +32,7 @@ def has_rankings(context: Context) -> bool:
 def collect_rankings(context: Context, sampler: Sampler, role: str) -> None:
     """Rank samples of `role` for training and held-out prompts; write them to `folder/rankings.jsonl`."""
     config = context.config
-    rows = load_rows(config.data.rm, "prompts", context.tracker.note)
-    splits = stage_split(config.data, "rm", rows, config.seed)
-    parts = tokenized(config.data, tokenize.prompts, sampler.tokenizer, splits, context.tracker.note)
+    parts = read_examples(context.data("rm"), "prompts", tokenize.prompts, sampler.tokenizer)[:2]
     context.tracker.phase(
         f"rm: sampling {config.rm.rankings.completions} answers a prompt",
         sum(map(len, parts)) * config.rm.rankings.completions,
@@ -48,22 +44,33 @@ def collect_rankings(context: Context, sampler: Sampler, role: str) -> None:
     ]
     if sampler.ranks.rank == 0:
         write_sealed(context.folder / FILE, ranked)
-        shown = ranked[:: max(1, len(ranked) // 16)]
-        context.tracker.samples([{name: row[name] for name in READABLE} for row in shown], 0)
     sampler.ranks.barrier()
 
 
-def read_collected_rankings(context: Context) -> tuple[list[Row], list[Row]]:
+def read_collected_rankings(context: Context, record_samples: bool) -> tuple[list[Row], list[Row]]:
     """Training and held-out rankings in `folder/rankings.jsonl`. Those whose answers all tie are left out.
 
+    Args:
+        record_samples: record some of them as samples of step 0.
+
     Raises:
-        UserError: the file is not what this stage collected; its SHA-256 is in `folder/rankings.sha256`.
+        UserError: the file is not what this stage collected; its SHA-256 is in `folder/rankings.sha256`. Or
+            all training rankings tie.
     """
     collected = _read(context.folder / FILE)
+    if record_samples:
+        shown = collected[:: max(1, len(collected) // 16)]
+        context.tracker.samples([{name: row[name] for name in READABLE} for row in shown], 0)
     useful = [row for row in collected if max(row["ranks"]) > 0]
     tied = len(collected) - len(useful)
     context.tracker.note(f"{len(collected)} rankings in {FILE}; {tied} left out: all their answers tie")
     train, held_out = ([row for row in useful if row["split"] == split] for split in SPLITS)
+    if collected and not train:
+        raise UserError(
+            f"{context.folder / FILE}: no training ranking prefers one answer to another: the labeller "
+            f"{context.config.rm.rankings.labeller} gave all answers to each prompt one label. Name another "
+            "rm.rankings.labeller, or raise rm.rankings.completions, and start over with --fresh."
+        )
     return train, held_out
 
 

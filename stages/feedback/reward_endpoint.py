@@ -1,66 +1,163 @@
-"""A reward term that an HTTP service computes."""
+"""A reward term that an HTTP service computes. Time, size and form of its answer are checked."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, NoReturn, TypeVar
 
 import requests
-from requests.adapters import HTTPAdapter
+from urllib3.exceptions import MaxRetryError
 from urllib3.util.retry import Retry
 
 from configs.errors import UserError
 from configs.safe_text import keep_secret
 from configs.schema import Reward
+from stages.feedback.user_functions import as_numbers
+
+RETRIED_STATUS = (429, 500, 502, 503, 504)
+RETRIED_ERRORS = (
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+    TimeoutError,
+)
+MOST_BYTES = 16 * 2**20  # of an answer
+Result = TypeVar("Result")
+
+
+class Refused(Exception):
+    """The service answered, and the answer is not what it must be."""
 
 
 class Endpoint:
     """An HTTP service: POST {"prompts": [...], "completions": [...]}, answered by {"rewards": [...]}."""
 
     def __init__(self, term: Reward) -> None:
-        self._url, self._timeout = term.source, term.timeout_seconds
-        retry = Retry(
-            term.retries,
-            backoff_factor=0.5,
-            status_forcelist=[429, 500, 502, 503, 504],
-            allowed_methods=None,
-            respect_retry_after_header=True,
-            retry_after_max=60,  # seconds; the other ranks are waiting
-        )
-        self._session = requests.Session()
-        self._session.mount(term.source, HTTPAdapter(max_retries=retry))
-        if term.key_variable:
-            self._session.headers["Authorization"] = f"Bearer {_key(term.key_variable)}"
+        """Prepare requests.
 
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        body = {"prompts": list(prompts), "completions": list(responses)}
+        Raises:
+            UserError: the variable of the bearer token is not set, or holds no token.
+        """
+        self._url, self._seconds, self._retries = term.source, term.timeout_seconds, term.retries
+        self._headers = {"Accept-Encoding": "identity"}  # a compressed answer may be larger than it seems
+        if term.key_variable:
+            self._headers["Authorization"] = f"Bearer {_key(term.key_variable)}"
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        """One number for each completion.
+
+        Raises:
+            UserError: the service fails, or gives something else.
+        """
         try:
-            answer = self._session.post(self._url, json=body, timeout=self._timeout, allow_redirects=False)
-            if answer.is_redirect:
-                raise ValueError(f"status {answer.status_code}, a redirect; name the URL that answers itself")
-            answer.raise_for_status()
-            rewards = list(answer.json()["rewards"])
-        except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+            answer = self._ask({"prompts": list(prompts), "completions": list(completions)})
+            rewards = _rewards(answer)
+        except (requests.RequestException, Refused, TimeoutError) as error:
             raise UserError(
-                f"ppo.rewards: {self._url} gave no rewards ({type(error).__name__}: {error}). It must answer "
+                f"ppo.rewards: {self._url} gave no rewards ({_reason(error)}). It must answer "
                 '{"rewards": [one number for each completion]}. Once it does, the same command resumes.'
             ) from error
-        return rewards
+        return as_numbers(rewards, completions, f"ppo.rewards: {self._url}")
+
+    def _ask(self, body: dict[str, list[str]]) -> bytes:
+        """The service's answer. Requests that failed are repeated, at growing intervals."""
+        retry = Retry(self._retries, backoff_factor=0.5, retry_after_max=60)  # seconds; other ranks wait
+        while True:
+            raw: Any = None
+            failure: Exception
+            try:
+                response, content = _within(self._seconds, lambda: self._post(body))
+                if response.status_code not in RETRIED_STATUS:
+                    response.raise_for_status()
+                    return content
+                raw, failure = response.raw, Refused(f"status {response.status_code}")
+            except RETRIED_ERRORS as error:
+                failure = error
+            try:
+                retry = retry.increment("POST", self._url, error=failure)
+            except MaxRetryError:
+                raise failure from None
+            retry.sleep(raw)  # as long as its Retry-After says
+
+    def _post(self, body: dict[str, list[str]]) -> tuple[requests.Response, bytes]:
+        """One request: the response, and its whole content.
+
+        Raises:
+            Refused: it redirects, or it is too large.
+        """
+        with requests.post(
+            self._url,
+            json=body,
+            headers=self._headers,
+            timeout=self._seconds,
+            allow_redirects=False,
+            stream=True,
+        ) as response:
+            if response.is_redirect:  # its target may hold a secret, and is not where the user sends texts
+                raise Refused(f"it redirects, with status {response.status_code}; give its final address")
+            content = bytearray()
+            for part in response.iter_content(2**16):
+                content += part
+                if len(content) > MOST_BYTES:
+                    raise Refused(f"its answer is larger than {MOST_BYTES >> 20} MiB")
+            return response, bytes(content)
+
+
+def _within(seconds: float, call: Callable[[], Result]) -> Result:
+    """The result of `call`. A socket's timeout bounds its silence only, and a slow drip is never silent.
+
+    Raises:
+        TimeoutError: it took longer. Its thread ends with the connection, or with this process.
+    """
+    result = Future[Result]()
+
+    def work() -> None:
+        try:
+            result.set_result(call())
+        except Exception as error:
+            result.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return result.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"it took longer than timeout_seconds, {seconds:g}") from None
+
+
+def _rewards(answer: bytes) -> list[Any]:
+    """The list in {"rewards": [...]}; raises Refused for anything else."""
+    try:
+        found = json.loads(answer, parse_int=float, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"its answer is not JSON: {error!s:.100}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("rewards"), list):
+        raise Refused(f"its answer is {answer!r:.100}")
+    rewards: list[Any] = found["rewards"]
+    return rewards
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _key(variable: str) -> str:
-    """The bearer token in an environment variable, without the line break that `$(cat FILE)` may leave.
-
-    Raises:
-        UserError: there is none, or an HTTP header cannot hold it. The message does not repeat it.
-    """
+    """The bearer token in an environment variable, without the line break that a file of it may end in."""
     if variable not in os.environ:
         raise UserError(f"ppo.rewards: the environment variable {variable} is not set.")
     key = os.environ[variable].strip()
-    if not (key and key.isascii() and key.isprintable()):
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise UserError(
-            f"ppo.rewards: the environment variable {variable} is empty, or has line breaks or letters "
-            "beyond ASCII, which an HTTP header cannot hold. Set it to the key alone."
+            f"ppo.rewards: the environment variable {variable} holds no bearer token: it is empty, or has "
+            "blanks or other characters that a header cannot hold. Set it again."
         )
     keep_secret(key)
     return key
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, Refused | TimeoutError) else f"{type(error).__name__}: {text:.300}"

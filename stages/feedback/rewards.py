@@ -8,10 +8,9 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from configs.errors import UserError
 from configs.schema import Ppo, Reward
 from stages.feedback.reward_endpoint import Endpoint
-from stages.feedback.user_functions import RewardFunction, as_numbers, load_function
+from stages.feedback.user_functions import RewardFunction, load_function
 from stages.maths.statistics import RunningMoments
 from stages.training.checkpoint import State
 
@@ -22,16 +21,12 @@ class Rewards:
     """The terms of the reward other than the reward model, asked about the texts of prompts and responses."""
 
     def __init__(self, terms: Sequence[Reward]) -> None:
-        """Find the functions and endpoints of `terms`.
+        """Find the functions and endpoints of `terms`, whose labels differ.
 
         Raises:
-            UserError: a function cannot be imported, two terms have one name, or a key is not set.
+            UserError: a function cannot be imported, or a key is not set.
         """
-        names = [reward_name(term) for term in terms]
-        if len(set(names)) < len(names):
-            raise UserError(
-                f"ppo.rewards: two terms are called {max(names, key=names.count)}. Set their `name`."
-            )
+        names = [term.label for term in terms]
         self.weights = {name: term.weight for name, term in zip(names, terms, strict=True)}
         self._sources = {
             name: _source(term) for name, term in zip(names, terms, strict=True) if term.source != RM
@@ -46,22 +41,23 @@ class Rewards:
         """The value of each response by the name of each term but the reward model.
 
         Raises:
-            UserError: a source fails, or does not return one number for each response. The update
-                skips numbers that are not finite.
+            UserError: a source fails, or does not return one finite number for each response.
         """
-        return {
-            name: as_numbers(source(prompts, responses), len(responses), KEY, name)
-            for name, source in self._sources.items()
-        }
+        return {name: source(prompts, responses) for name, source in self._sources.items()}
+
+    @property
+    def asked(self) -> list[str]:
+        """The labels of all terms but the reward model."""
+        return list(self._sources)
+
+    def of_each(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
+        """The terms but the reward model of each pair of prompt and response, by label."""
+        values = self([prompt for prompt, _ in pairs], [response for _, response in pairs])
+        return [{name: values[name][row] for name in values} for row in range(len(pairs))]
 
     def total(self, values: Mapping[str, Tensor]) -> Tensor:
         """(B,) the weighted sum of the terms' values, (B,) each."""
         return torch.stack([self.weights[name] * value for name, value in values.items()]).sum(0)
-
-
-def reward_name(term: Reward) -> str:
-    """What a term is called in metrics."""
-    return term.own_name
 
 
 def _source(term: Reward) -> RewardFunction:

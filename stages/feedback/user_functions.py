@@ -3,53 +3,142 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from typing import Any, SupportsFloat
+import inspect
+import math
+import os
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, SupportsFloat, SupportsIndex
+
+import numpy as np
+import torch
 
 from configs.errors import UserError
+from data.batches.sampler import seed_from
+from stages.context import Interrupted
+from stages.feedback.process_state import state_put_back
 
-RewardFunction = Callable[[Sequence[str], Sequence[str]], list[Any]]  # of prompts' and completions' texts
+RewardFunction = Callable[[Sequence[str], Sequence[str]], list[float]]  # of prompts' and completions' texts
+DEBUG = "TRISTAGE_DEBUG"  # if it is set, an error of the user's code keeps its whole stack
+LONGEST = 300  # characters of the user's own message
+# Files of these folders are not where the user looks for a fault. `<frozen importlib>` is no file.
+NOT_THEIRS = (
+    str(Path(__file__).parent),
+    *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib")),
+    "<",
+)
 
 
 def load_function(path: str, key: str) -> RewardFunction:
     """Import the function that `key` of the configuration names, and that takes `prompts` and `completions`.
 
     Raises:
-        UserError: there is no such module or function.
+        UserError: there is no such module or function, or it takes other arguments. The function raises it,
+            too, if the user's function fails, or does not return a finite number for each completion.
     """
+    function = _import(path, key)
+    doing = f"{key}: {path}"
+
+    def score(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        seed = seed_from("function", path, list(prompts), list(completions))
+        with explained(doing), state_put_back(seed):
+            values = function(prompts=list(prompts), completions=list(completions))
+            return as_numbers(values, completions, doing)
+
+    return score
+
+
+def _import(path: str, key: str) -> Callable[..., Any]:
     module, _, name = path.partition(":")
+    with explained(f"{key}: cannot import {module!r} of {path!r}, which"), state_put_back(0):
+        try:
+            names = vars(importlib.import_module(module))
+        except ModuleNotFoundError as error:
+            if error.name and f"{module}.".startswith(f"{error.name}."):
+                raise UserError(
+                    f"{key}: cannot import {module!r} of {path!r}: {error}. Give `module:function`, the "
+                    "module on PYTHONPATH."
+                ) from error
+            raise
+    if not callable(names.get(name)):
+        raise UserError(f"{key}: the module {module!r} has no function {name!r}. Correct the name.")
+    function: Callable[..., Any] = names[name]
     try:
-        function = vars(importlib.import_module(module))[name]
-    except ImportError as error:
+        inspect.signature(function).bind(prompts=[], completions=[])
+    except ValueError:  # a function of an extension module does not tell
+        pass
+    except TypeError as error:
         raise UserError(
-            f"{key}: cannot import {module!r} of {path!r}: {error}. Give `module:function`, the module "
-            "on PYTHONPATH."
-        ) from error
-    except KeyError:
-        raise UserError(f"{key}: the module {module!r} has no function {name!r}.") from None
-    return lambda prompts, completions: list(function(prompts=list(prompts), completions=list(completions)))
+            f"{key}: {path} is no function of `prompts` and `completions`: {error}. Name its parameters so."
+        ) from None
+    return function
 
 
-def as_numbers(values: Sequence[Any], count: int, key: str, name: str) -> list[float]:
-    """The values that `name` returned for `count` completions, as floats, finite or not.
+@contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Turn what the user's code raises into a UserError with the line of that code.
+
+    Args:
+        doing: what ran; the message goes on with "raised".
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, Interrupted):
+        raise
+    except SystemExit as error:
+        raise UserError(f"{doing} ended the process with status {error.code}{_place(error)}.") from error
+    except BaseException as error:
+        if os.environ.get(DEBUG):
+            raise
+        text = " ".join(str(error).split())
+        reason = f"{type(error).__name__}: {text:.{LONGEST}}" if text else type(error).__name__
+        raise UserError(f"{doing} raised {reason}{_place(error)}. {DEBUG}=1 shows the stack.") from error
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of the user's own code; "" if there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not frame.filename.startswith(NOT_THEIRS)]
+    return f" ({theirs[-1].filename}, line {theirs[-1].lineno}, in {theirs[-1].name})" if theirs else ""
+
+
+def as_numbers(values: Any, completions: Sequence[str], source: str) -> list[float]:
+    """The values that `source` gave for the completions, as floats.
 
     Raises:
-        UserError: the values are not one number for each completion.
+        UserError: the values are not one finite number for each completion.
     """
-    numbers = [number for value in values if (number := _number(value)) is not None]
-    if len(values) != count or len(numbers) != count:
+    if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):
+        raise UserError(f"{source} gave a {type(values).__name__}, not a list of one number per completion.")
+    given = list(islice(values, len(completions) + 1))  # a generator may have no end
+    if len(given) != len(completions):
+        found = len(given) if len(given) < len(completions) else "more"
         raise UserError(
-            f"{key}: {name} must give a number for each of {count} responses; it gave "
-            f"{len(values)} values, {len(numbers)} of them numbers."
+            f"{source} must give a number for each of {len(completions)} completions, gave {found}."
         )
-    return numbers
+    numbers = list(map(_number, given))
+    for index, number in enumerate(numbers):
+        if number is None or not math.isfinite(number):
+            raise UserError(
+                f"{source} gave {given[index]!r:.60} for completions[{index}], {completions[index]!r:.60}. "
+                "It must be a finite real number."
+            )
+    return [number for number in numbers if number is not None]
 
 
 def _number(value: Any) -> float | None:
-    """A number of Python, torch or NumPy; None for anything else."""
-    if isinstance(value, str) or not isinstance(value, SupportsFloat):
+    """A real number of Python, torch or NumPy; None for anything else. A number beyond floats is infinity."""
+    if isinstance(value, torch.Tensor):
+        value = value.item() if value.numel() == 1 else None
+    elif isinstance(value, np.ndarray | np.generic):
+        value = value.item() if value.size == 1 else None
+    if isinstance(value, bool | str) or not isinstance(value, SupportsFloat | SupportsIndex):
         return None
     try:
         return float(value)
-    except (TypeError, ValueError, RuntimeError):  # a vector
-        return None
+    except OverflowError:
+        return math.inf

@@ -1,6 +1,7 @@
 """Private interfaces of libraries, a module for each library.
 
-`VllmEngine.close` and `demo_models` use one more each. The rest of `stages` uses only public interfaces.
+`demo_models` uses one more. The rest of `stages` uses only public interfaces.
 
-A library may change these without notice. `tests/unit/stages/internals` then fails by the interface's name.
+A library may change these without notice. `tests/unit/stages/internals` (`tests/vllm` for vLLM) then fails
+by the interface's name.
 """

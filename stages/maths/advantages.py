@@ -99,6 +99,16 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, (values - mean) * torch.rsqrt(variance + 1e-8), 0.0)
 
 
+def centre(values: Tensor, mask: Tensor) -> Tensor:
+    """Shift to mean 0 over the mask; 0 outside it.
+
+    Args:
+        values: (B, T).
+        mask: (B, T).
+    """
+    return torch.where(mask, values - values[mask].mean(), 0.0)
+
+
 def scale(values: Tensor, mask: Tensor) -> Tensor:
     """Scale to standard deviation 1 over the mask, about the mean, which stays; 0 outside it.
 

@@ -46,7 +46,9 @@ def add_means(parts: Iterable[Mapping[str, Mean]]) -> Means:
 
 
 def mean_with_interval(name: str, values: Sequence[float], seed: int = 0) -> dict[str, float]:
-    """Mean and its 95 % percentile bootstrap interval (Efron 1979): `name`, `name_low`, `name_high`.
+    """Mean, its 95 % percentile bootstrap interval (Efron 1979), and the number of values.
+
+    They are called `name`, `name_low`, `name_high` and `name_n`.
 
     Args:
         values: one per prompt. Scores of one prompt are not independent, so callers average them first.
@@ -54,7 +56,8 @@ def mean_with_interval(name: str, values: Sequence[float], seed: int = 0) -> dic
     array = np.asarray(values, dtype=np.float64)
     picks = np.random.default_rng(seed).integers(len(array), size=(RESAMPLES, len(array)))
     low, high = np.percentile(array[picks].mean(axis=1), [2.5, 97.5])
-    return {name: float(array.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
+    interval = {f"{name}_low": float(low), f"{name}_high": float(high)}
+    return {name: float(array.mean()), **interval, f"{name}_n": len(array)}
 
 
 @dataclass

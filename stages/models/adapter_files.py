@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
 from data.storage.sealed_folder import SealedFolder
+from stages.models.adapter_checks import config_fault, tensor_fault
 from stages.models.base_checks import safetensors_fault
 
 ADAPTER_FILE, HEAD_FILE = "adapter_model.safetensors", "head.safetensors"
@@ -30,6 +30,8 @@ def loading_adapter(folder: Path) -> Iterator[None]:
     for path in sorted(folder.glob("*.safetensors")):
         if fault := safetensors_fault(path):
             raise _unusable(folder, fault)
+    if fault := config_fault(folder):
+        raise _unusable(folder, fault)
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError):
@@ -38,12 +40,28 @@ def loading_adapter(folder: Path) -> Iterator[None]:
         raise _unusable(folder, f"{' '.join(str(error).split()):.300}") from error
 
 
-def check_adapter(folder: Path, parameters: int) -> None:
-    """Raise UserError unless the adapter file has exactly as many weights as its role on this base."""
-    with safe_open(folder / ADAPTER_FILE, "pt") as file:
-        weights = len(file.keys())
-    if weights != parameters:
-        raise _unusable(folder, f"it holds {weights} weights, but on this base it would have {parameters}")
+def check_adapter(folder: Path, role: str, names: Iterable[str]) -> None:
+    """Raise UserError unless each file there holds finite tensors for exactly the parameters of `role`.
+
+    Args:
+        names: of the role's parameters in `Roles`.
+    """
+    for file, expected in _file_names(role, names).items():
+        fault = tensor_fault(folder, file, expected) if (folder / file).exists() else None
+        if fault:
+            raise _unusable(folder, fault)
+
+
+def _file_names(role: str, names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The files of a role: the names of their tensors, each with its name in `Roles`."""
+    files: dict[str, dict[str, str]] = {}
+    for name in names:
+        if name.startswith("causal."):
+            saved = name.replace("causal.", "base_model.model.", 1).replace(f".{role}", "")
+            files.setdefault(ADAPTER_FILE, {})[saved] = name
+        else:
+            files.setdefault(HEAD_FILE, {})[name.rsplit(".", 1)[1]] = name
+    return files
 
 
 def _unusable(folder: Path, reason: str) -> UserError:
@@ -79,22 +97,19 @@ def save_adapter(final: Path, tensors: dict[str, Tensor], info: AdapterInfo) -> 
         tensors: the role's parameters by their names in `Roles`.
     """
     config = info.config
-    adapter = {
-        name.replace("causal.", "base_model.model.", 1).replace(f".{info.role}", ""): tensor
-        for name, tensor in tensors.items()
-        if name.startswith("causal.")
-    }
-    head = {name.rsplit(".", 1)[1]: tensor for name, tensor in tensors.items() if name.startswith("heads.")}
+    files = _file_names(info.role, tensors)
     with SealedFolder(final) as folder:
         # save_file would write files that only their owner can read.
-        (folder / ADAPTER_FILE).write_bytes(save(adapter, {"format": "pt"}))
+        for file, names in files.items():
+            metadata = {"format": "pt"} if file == ADAPTER_FILE else None
+            (folder / file).write_bytes(
+                save({saved: tensors[name] for saved, name in names.items()}, metadata)
+            )
         config.base_model_name_or_path = info.base_model
         config.inference_mode = True
         if not isinstance(config.target_modules, str):
             # A set has another order in every process. Equal adapters must be equal bytes.
             config.target_modules = sorted(config.target_modules or [])
         config.save_pretrained(str(folder))
-        if head:
-            (folder / HEAD_FILE).write_bytes(save(head))
         info.tokenizer.save_pretrained(str(folder))
         (folder / "README.md").write_text(info.card)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -23,8 +24,16 @@ from configs.schema import Base
 from data.storage.folder_digest import folder_digest
 from stages.internals.bitsandbytes import keep_packing
 from stages.internals.transformers import commit_hash
-from stages.models.base_checks import check_architecture, check_folder, check_loaded, loading, local_folder
-from stages.models.demo_models import EMBEDDED, embedded_model
+from stages.models.base_checks import (
+    check_architecture,
+    check_folder,
+    check_loaded,
+    check_logits,
+    loading,
+    local_folder,
+)
+from stages.models.base_files import check_files, check_weights
+from stages.models.demo_models import EMBEDDED, embedded_model, is_built
 from stages.models.onednn import use_onednn
 
 
@@ -60,6 +69,7 @@ def load_base(config: Base, device: torch.device) -> PreTrainedModel:
         use_onednn()
     check_folder(config)
     check_architecture(config, load_config(config))
+    check_weights(config, model_folder(config))
     with loading(config, "weights"):
         model, loading_report = AutoModelForCausalLM.from_pretrained(
             model_folder(config),
@@ -79,6 +89,7 @@ def load_base(config: Base, device: torch.device) -> PreTrainedModel:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     # Sampling defaults of a hub model (top-k, repetition penalty) would make samples off-policy.
     model.generation_config = GenerationConfig()
+    check_logits(config, model)
     return model
 
 
@@ -86,8 +97,10 @@ def load_config(config: Base) -> PretrainedConfig:
     """The base's `config.json`.
 
     Raises:
-        UserError: there is no such model, or transformers does not know its type.
+        UserError: there is no such model, transformers does not know its type, or a file beside it would
+            change what is loaded.
     """
+    check_files(config, model_folder(config))
     with loading(config, "config.json"):
         return AutoConfig.from_pretrained(
             model_folder(config), revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -130,6 +143,15 @@ def load_tokenizer(config: Base) -> PreTrainedTokenizerBase:
 def model_folder(config: Base) -> str:
     """The folder or hub id to load from. An embedded model is written to its folder on first use."""
     return str(embedded_model(config.model)) if config.model in EMBEDDED else config.model
+
+
+def is_downloaded(config: Base) -> bool:
+    """Whether the base is on this machine: its folder, or its `config.json` in the hub's cache."""
+    if config.model in EMBEDDED:
+        return is_built(config.model)
+    if local_folder(config) is not None:
+        return True
+    return isinstance(try_to_load_from_cache(config.model, "config.json", revision=config.revision), str)
 
 
 def base_digest(config: Base, model: PreTrainedModel) -> str:

@@ -6,6 +6,7 @@ file. These checks turn each case into a UserError that names it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from stages.internals.transformers import attention_implementation, is_recurrent
 from stages.models.demo_models import EMBEDDED
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# Buffers that older versions of transformers saved: positions and causal masks. A model builds them itself.
+BUFFERS = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids|(attn|attention)\.bias)$")
 GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -107,16 +110,37 @@ def check_architecture(config: Base, model_config: PretrainedConfig) -> None:
 
 
 def check_loaded(config: Base, report: Mapping[str, Any]) -> None:
-    """Raise UserError if weights are missing or have another shape. They would stay random.
+    """Raise UserError if the weights are not those that config.json describes.
+
+    Weights that are missing or have another shape would stay random. Weights without a place in the model
+    would be left out: those of more layers, for example.
 
     Args:
-        report: transformers' `output_loading_info`.
+        report: transformers' `output_loading_info`, without the weights that an architecture may leave out.
     """
     if missing := sorted(report["missing_keys"]):
         raise unusable(config, f"{len(missing)} weights of its config.json are missing: {_first(missing)}")
     if mismatched := sorted(name for name, *_ in report["mismatched_keys"]):
         count, names = len(mismatched), _first(mismatched)
         raise unusable(config, f"{count} weights do not have the shape of its config.json: {names}")
+    if unexpected := sorted(name for name in report["unexpected_keys"] if not BUFFERS.search(name)):
+        count, names = len(unexpected), _first(unexpected)
+        raise unusable(config, f"{count} weights have no place in the model of its config.json: {names}")
+
+
+@torch.no_grad()
+def check_logits(config: Base, model: PreTrainedModel) -> None:
+    """Raise UserError unless the logits of two inputs are finite, and differ."""
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = torch.linspace(0, vocabulary - 1, 16, device=model.device).long()
+    with loading(config, "first forward"):
+        logits = model(input_ids=torch.stack([ids, ids.flip(0)]), use_cache=False).logits[:, -1].float()
+    if not logits.isfinite().all():
+        raise unusable(config, "its logits are NaN or infinite; restore its weights and its config.json")
+    if torch.equal(logits[0], logits[1]):
+        raise unusable(
+            config, "its logits do not depend on its input; restore its weights and its config.json"
+        )
 
 
 def check_fit(

@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from configs.errors import UserError
+from data.storage.file_cache import cache_dir
 from data.storage.files import sha256
 
 CONVERTER_VERSION = 1  # part of the folder's name; raise it when a builder's output changes
@@ -80,7 +81,7 @@ def embedded_model(name: str) -> Path:
     """
     if name not in EMBEDDED:
         raise EmbeddedModelError(f"no embedded model is called {name!r}; choose from {sorted(EMBEDDED)}")
-    folder = _cache_dir() / f"{name}-v{CONVERTER_VERSION}"
+    folder = _folder(name)
     if not _faults(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -103,10 +104,13 @@ def embedded_model(name: str) -> Path:
     return folder
 
 
-def _cache_dir() -> Path:
-    if folder := os.environ.get("TRISTAGE_CACHE"):
-        return Path(folder).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tristage"
+def is_built(name: str) -> bool:
+    """Whether the cache holds the embedded model `name`, or it takes no download to build it."""
+    return name == "tiny-random" or _folder(name).is_dir()
+
+
+def _folder(name: str) -> Path:
+    return cache_dir() / f"{name}-v{CONVERTER_VERSION}"
 
 
 def _faults(folder: Path) -> list[str]:

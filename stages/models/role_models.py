@@ -88,7 +88,7 @@ def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) ->
 
 
 def check_critic(config: Experiment, tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
-    """Check that the critic's base has the policy's tokenizer: the critic gives a value to each of its tokens.
+    """Check that the critic's base has the policy's tokenizer, because the critic reads its tokens.
 
     Raises:
         UserError: the critic is an adapter on a base with another tokenizer than the policy's.

@@ -106,7 +106,8 @@ class Roles(nn.Module):
     @property
     def lora_rank(self) -> int:
         """The largest rank among the adapters."""
-        return max(config.r for config in self._peft[0].peft_config.values())
+        configs = self._peft[0].peft_config.values()
+        return max(rank for config in configs for rank in (config.r, *config.rank_pattern.values()))
 
     def add_new(self, role: str, adapter: Adapter) -> None:
         """Give `role` a fresh trainable adapter; B is zero, so it starts as the base itself.
@@ -141,7 +142,7 @@ class Roles(nn.Module):
             if (folder / HEAD_FILE).exists():
                 self.add_head_from(role, folder)
         self._after_adding(role, trainable=trainable)
-        check_adapter(folder, sum(name.startswith("causal.") for name in self.role_parameters(role)))
+        check_adapter(folder, role, self.role_parameters(role))
 
     def add_head(self, role: str) -> None:
         """Give `role` a new scalar head, small and random, in place of the LM head."""
@@ -152,6 +153,9 @@ class Roles(nn.Module):
         with loading_adapter(folder):
             self.add_head(role)
             self.heads[role].load_state_dict(load_file(folder / HEAD_FILE))
+        check_adapter(
+            folder, role, [name for name in self.role_parameters(role) if name.startswith("heads.")]
+        )
 
     def _after_adding(self, role: str, *, trainable: bool) -> None:
         layers = [module for module in self.causal.modules() if isinstance(module, LoraLayer)]

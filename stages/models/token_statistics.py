@@ -23,7 +23,7 @@ SCALED = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scal
 
 
 class TokenStatistics(NamedTuple):
-    """`logprobs`, `entropy`, `is_top1` are (B, R), `values` (B, R + 1); (0,) if the query does not select them."""
+    """`logprobs`, `entropy`, `is_top1`: (B, R); `values`: (B, R + 1); (0,) if not selected."""
 
     logprobs: Tensor
     entropy: Tensor

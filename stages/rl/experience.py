@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,20 @@ from stages.sampling.decoding import Response
 from stages.sampling.response_batch import ResponseBatch, response_logprobs, response_statistics, state_values
 from stages.sampling.rollout_engine import matches_training_model
 from stages.sampling.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class RoleOutputs:
+    """What the roles compute for a micro-batch: (b, >= R) each, or None to save a forward.
+
+    Attributes:
+        logprobs: None if those of the sampling engine serve.
+        values: None if the critic's first update computes them.
+    """
+
+    ref_logprobs: Tensor
+    logprobs: Tensor | None
+    values: Tensor | None
 
 
 class ExperienceCollector:
@@ -75,7 +90,7 @@ class ExperienceCollector:
         """
         mine = [prompts[row] for row in self.share(len(prompts))]
         longest = max(len(response.ids) for response in responses)
-        columns = {name: torch.zeros(len(mine), longest) for name in ("logprobs", "ref_logprobs", "values")}
+        logprobs, ref_logprobs, values = (torch.zeros(len(mine), longest) for _ in range(3))
         scores = torch.zeros(len(mine), dtype=torch.float64)
         sampled = _stack([torch.tensor(response.logprobs) for response in responses], longest)
         for share in micro_batches(range(len(mine)), len(mine) // self.ppo.minibatches):
@@ -83,10 +98,10 @@ class ExperienceCollector:
                 batch = self.sampler.response_batch(
                     [mine[row].prompt_ids for row in rows], [responses[row] for row in rows]
                 )
-                statistics = self._ask_roles(batch)
-                width = batch.mask.shape[1]
-                for name, column in statistics.items():
-                    columns[name][rows, :width] = torch.where(batch.mask, column[:, :width], 0.0).cpu()
+                outputs = self._role_outputs(batch)
+                _write_rows(logprobs, rows, outputs.logprobs, batch.mask)
+                _write_rows(ref_logprobs, rows, outputs.ref_logprobs, batch.mask)
+                _write_rows(values, rows, outputs.values, batch.mask)
                 if self.rewards.uses_reward_model:
                     answers = [responses[row] for row in rows]
                     scores[rows] = self.reward_model([mine[row] for row in rows], answers).double().cpu()
@@ -94,9 +109,9 @@ class ExperienceCollector:
             prompts=mine,
             responses=responses,
             sampled_logprobs=sampled,
-            logprobs=columns["logprobs"] if self.recomputes_logprobs else sampled,
-            ref_logprobs=columns["ref_logprobs"],
-            values=columns["values"][:, :0] if self.defers_values else columns["values"],
+            logprobs=logprobs if self.recomputes_logprobs else sampled,
+            ref_logprobs=ref_logprobs,
+            values=values[:, :0] if self.defers_values else values,
             terms=self._terms(mine, responses, scores),
         )
 
@@ -116,18 +131,17 @@ class ExperienceCollector:
 
         return micro_batches(sorted(rows, key=length), self.ppo.micro_batch_size)
 
-    def _ask_roles(self, batch: ResponseBatch) -> dict[str, Tensor]:
-        """Columns of a micro-batch, (b, >= R) each; a forward is saved if something else has its result."""
+    def _role_outputs(self, batch: ResponseBatch) -> RoleOutputs:
         models = self.reward_model.models
-        columns = {"ref_logprobs": response_logprobs(models, Role.REFERENCE, batch)}
+        ref_logprobs = response_logprobs(models, Role.REFERENCE, batch.untruncated)
         if self.shared_critic:
             policy = response_statistics(models, Role.POLICY, batch, values=Role.CRITIC)
-            return columns | {"logprobs": policy.logprobs, "values": policy.values}
-        if not self.defers_values:
-            columns["values"] = state_values(models, Role.CRITIC, batch)
-        if self.recomputes_logprobs:
-            columns["logprobs"] = response_logprobs(models, Role.POLICY, batch)
-        return columns
+            return RoleOutputs(ref_logprobs, policy.logprobs, policy.values)
+        return RoleOutputs(
+            ref_logprobs,
+            logprobs=response_logprobs(models, Role.POLICY, batch) if self.recomputes_logprobs else None,
+            values=None if self.defers_values else state_values(models, Role.CRITIC, batch),
+        )
 
     def _terms(
         self, prompts: Sequence[tokenize.Prompt], responses: Sequence[Response], scores: Tensor
@@ -146,6 +160,13 @@ class ExperienceCollector:
             {"prompt": prompt.text, "response": text, "score": score, "kl": kl}
             for prompt, text, score, kl in columns
         ]
+
+
+def _write_rows(column: Tensor, rows: Sequence[int], output: Tensor | None, mask: Tensor) -> None:
+    """Write `output`, 0 outside `mask` (b, R), into `rows` of `column`; nothing if it is None."""
+    if output is not None:
+        width = mask.shape[1]
+        column[rows, :width] = torch.where(mask, output[:, :width], 0.0).cpu()
 
 
 def _stack(rows: Sequence[Tensor], length: int) -> Tensor:

@@ -23,10 +23,8 @@ def make_ptx(context: Context, engine: Engine, tokenizer: PreTrainedTokenizerBas
     ppo = context.config.ppo
     if not ppo.ptx_coef:
         return None
-    train, _ = read_examples(
-        context.config, "sft", "demonstrations", tokenize.demonstrations, tokenizer, context.tracker.note
-    )
-    return Ptx(engine, ppo, train, tokenizer.pad_token_id, context.seed)
+    examples = read_examples(context.data("sft"), "demonstrations", tokenize.demonstrations, tokenizer)
+    return Ptx(engine, ppo, examples.train, tokenizer.pad_token_id, context.seed)
 
 
 class Ptx:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Self
 
 import torch
@@ -24,8 +25,8 @@ class Trajectory:
         prompts, responses: B each.
         sampled_logprobs: (B, R) log-probabilities by the engine that sampled. They differ from the training
             model's, at least by rounding.
-        logprobs: (B, R) of the policy before its update.
-        ref_logprobs: (B, R) of the reference.
+        logprobs: (B, R) of the policy before its update, over the tokens that could be sampled.
+        ref_logprobs: (B, R) of the reference, always over the whole vocabulary.
         values: (B, R) of the critic before each token; (B, 0) until they are computed.
         terms: (B,) each, the terms of the reward by name.
     """
@@ -53,8 +54,18 @@ class Trajectory:
 
     @property
     def kl(self) -> Tensor:
-        """(B,) sum of log pi - log pi_ref over a response: an unbiased estimate of the KL, in nats."""
+        """(B,) sum of log pi - log pi_ref over a response: an unbiased estimate of the KL, in nats.
+
+        pi is the distribution that was sampled, after top-k and top-p. pi_ref is the reference's full one, at
+        the same temperature.
+        """
         return (self.logprobs - self.ref_logprobs).sum(1)
+
+    @property
+    def support_size(self) -> float | None:
+        """Mean number of tokens that could be sampled at a response token; None if all could."""
+        sizes = [len(token_ids) for response in self.responses for token_ids in response.support]
+        return fmean(sizes) if sizes else None
 
     @property
     def has_values(self) -> bool:

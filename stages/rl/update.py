@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from configs.schema import Ppo
-from stages.maths.advantages import gae, token_kl, whiten
+from stages.maths.advantages import centre, gae, token_kl, whiten
 from stages.maths.losses import masked_mean, masked_sum, policy_loss, value_loss
 from stages.maths.statistics import Means, add_means
 from stages.models.roles import Role
@@ -186,7 +186,14 @@ class PpoUpdate:
 
 
 def with_advantages(experience: Experience, ppo: Ppo) -> Experience:
-    """The experience with its advantages: GAE on the whole batch, whitened if `whiten_advantages` is set."""
-    mask = experience.mask
+    """The experience with its advantages: GAE on the whole batch, whitened if `whiten_advantages` is set.
+
+    If all scores are equal, advantages are noise of the critic and KL penalties. They are centred only:
+    whitening would scale the noise up to the size of a signal.
+    """
+    mask, scores = experience.mask, experience.scores
     advantages, _ = gae(experience.rewards, experience.values, mask, ppo.gamma, ppo.lam)
-    return replace(experience, advantages=whiten(advantages, mask) if ppo.whiten_advantages else advantages)
+    if ppo.whiten_advantages:
+        equal = torch.allclose(scores, scores[0])
+        advantages = centre(advantages, mask) if equal else whiten(advantages, mask)
+    return replace(experience, advantages=advantages)

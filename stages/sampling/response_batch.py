@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -41,6 +41,11 @@ class ResponseBatch:
     temperature: float = 1.0
     allowed: Sequence[Sequence[np.ndarray]] | None = None
     vocabulary: int = 0
+
+    @property
+    def untruncated(self) -> ResponseBatch:
+        """The same batch, with the whole vocabulary in place of the tokens that could be sampled."""
+        return replace(self, allowed=None)
 
     @cached_property
     def support(self) -> Tensor | None:

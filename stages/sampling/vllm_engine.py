@@ -1,6 +1,6 @@
-"""Sampling by vLLM on a GPU, from its own copy of the base. A role's adapter is written again as it trains.
+"""Sampling by vLLM, from its own copy of the base. A role's adapter is written again as it trains.
 
-vLLM runs in this process, one engine per rank on that rank's GPU. It has its own noise: a response is a
+vLLM runs in this process, one engine per rank on that rank's device. It has its own noise: a response is a
 function of its seed, but differs from the response of other engines. The batch changes it only by rounding.
 """
 
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,36 +24,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
-from configs.schema import VLLM_LORA_RANKS, Experiment, Rollout, Stage
+from configs.schema import VLLM_LORA_RANKS, Rollout
 from stages.distributed.ranks import Ranks
 from stages.distributed.zero3 import whole
 from stages.internals.transformers import commit_hash
+from stages.internals.vllm import process_kept, reports_sampling_masks, shut_down
 from stages.models.adapter_files import AdapterInfo, save_adapter
-from stages.models.base import compute_dtype
 from stages.models.roles import Role, Roles
 from stages.sampling.decoding import Response
+from stages.sampling.vllm_checks import SHARE, check_memory, set_defaults
 
-INSTALL = "install it on a machine with a GPU, in its own environment: pip install -e '.[vllm]'"
-SHARE = "rollout.vllm.gpu_memory_utilization"
 CARD = "The adapter of a role, as vLLM samples with it until the role trains further.\n"
-
-
-def check_vllm(config: Experiment, stage: Stage) -> None:
-    """Check that vLLM can run here if `stage` samples with it. The base need not be loaded.
-
-    Raises:
-        UserError: vLLM or its plugin for NF4 is not installed, or no GPU computes in bf16.
-    """
-    if stage not in config.rollouts or config.rollouts[stage][1].engine != "vllm":
-        return
-    key = f"{config.rollouts[stage][0]}.engine: vllm"
-    for module in ["vllm", "vllm_bnb_plugin"] if config.base.quantization == "nf4" else ["vllm"]:
-        if find_spec(module) is None:
-            raise UserError(f"{key}: there is no Python module {module} here; {INSTALL}, or choose auto.")
-    if not torch.cuda.is_available():
-        raise UserError(f"{key}: there is no GPU here. Run on one, or choose auto.")
-    if compute_dtype(config.base.compute_dtype, torch.device("cuda")) != torch.bfloat16:
-        raise UserError(f"{key}: its LoRA is for bf16, which this GPU does not compute in. Choose auto.")
 
 
 class VllmEngine:
@@ -61,33 +43,62 @@ class VllmEngine:
     def __init__(
         self, roles: Roles, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, rollout: Rollout
     ) -> None:
-        """Start vLLM on the GPU of this rank.
+        """Start vLLM on the device of this rank. It sleeps, if it can, until it samples.
 
         Raises:
-            UserError: `rollout.vllm` asks for more memory than is free.
+            UserError: `rollout.vllm` asks for more memory than is free, or vLLM does not support the base.
         """
-        from vllm import LLM  # an optional extra
+        set_defaults()
+        from vllm.platforms import current_platform  # an optional extra
 
-        _check_memory(rollout.vllm.gpu_memory_utilization, ranks.device)
-        self._rollout, self._end = rollout, tokenizer.eos_token_id
+        check_memory(rollout.vllm.gpu_memory_utilization, ranks.device)
+        self._rollout, self._end, self._device = rollout, tokenizer.eos_token_id, ranks.device
         self._adapters = Adapters(roles, tokenizer)
-        base = roles.causal
-        self._llm = LLM(
-            base.name_or_path,
-            revision=commit_hash(base),
-            dtype=str(roles.dtype).removeprefix("torch."),
-            quantization="bitsandbytes" if any(isinstance(m, Linear4bit) for m in base.modules()) else None,
-            enable_lora=True,
-            max_lora_rank=min(rank for rank in VLLM_LORA_RANKS if rank >= roles.lora_rank),
-            max_model_len=-1,  # as long as memory allows
-            max_num_seqs=rollout.batch_size,
-            gpu_memory_utilization=rollout.vllm.gpu_memory_utilization,
-            # The ranks exist already. vLLM joins their process group; each rank has the whole model.
-            distributed_executor_backend="external_launcher",
-            seed=0,  # required by that backend; requests have their own seeds
-            logprobs_mode="processed_logprobs",  # after temperature, top-k and top-p
-            return_sampling_mask=rollout.truncates,
-        )
+        self._sleeps: bool = current_platform.is_sleep_mode_available()
+        # Without masks, the likeliest tokens are reported. The others of them have probability 0.
+        self._masks = rollout.truncates and reports_sampling_masks()
+        self._candidates = 0 if self._masks or rollout.top_k is None else min(rollout.top_k, roles.vocabulary)
+        with process_kept(ranks.device):
+            self._llm = self._start(roles)
+            self._sleep()
+
+    def _start(self, roles: Roles) -> Any:
+        """vLLM with the base of `roles`, after its first token."""
+        from vllm import LLM, SamplingParams
+
+        base, rollout = roles.causal, self._rollout
+        quantized = any(isinstance(module, Linear4bit) for module in base.modules())
+        try:
+            llm = LLM(
+                base.name_or_path,
+                revision=commit_hash(base),
+                dtype=str(roles.dtype).removeprefix("torch."),
+                quantization="bitsandbytes" if quantized else None,
+                enable_lora=True,
+                max_lora_rank=min(rank for rank in VLLM_LORA_RANKS if rank >= roles.lora_rank),
+                max_model_len=-1,  # as long as memory allows
+                max_num_seqs=rollout.batch_size,
+                max_logprobs=self._candidates,
+                gpu_memory_utilization=rollout.vllm.gpu_memory_utilization,
+                enforce_eager=rollout.vllm.enforce_eager,
+                enable_sleep_mode=self._sleeps,
+                use_tqdm_on_load=False,
+                skip_tokenizer_init=True,  # prompts and responses are token ids
+                # The ranks exist already. vLLM joins their process group; each rank has the whole model.
+                distributed_executor_backend="external_launcher",
+                seed=0,  # required by that backend; requests have their own seeds
+                logprobs_mode="processed_logprobs",  # after temperature, top-k and top-p
+                return_sampling_mask=self._masks,
+            )
+            # Some kernels refuse a base only when they run.
+            probe = SamplingParams(max_tokens=1, top_k=1, detokenize=False)
+            llm.generate([{"prompt_token_ids": [self._end]}], [probe], lora_request=None, use_tqdm=False)
+        except (NotImplementedError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"rollout.engine: vllm does not start with this base: {' '.join(str(error).split()):.400}. "
+                "Choose engine auto, or change what it names."
+            ) from error
+        return llm
 
     def respond(
         self,
@@ -102,25 +113,41 @@ class VllmEngine:
             UserError: vLLM's memory does not hold the longest prompt and its response.
         """
         self._check_length(max(map(len, prompts)) + self._rollout.max_new_tokens)
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": prompt} for prompt in prompts],
-            [self._sampling(seed) for seed in seeds],
-            lora_request=self._request(role),
-            use_tqdm=False,
-        )
+        with process_kept(self._device), self._awake():
+            outputs = self._llm.generate(
+                [{"prompt_token_ids": prompt} for prompt in prompts],
+                [self._sampling(seed) for seed in seeds],
+                lora_request=self._request(role),
+                use_tqdm=False,
+            )
         advance(len(outputs))
-        return [_response(output.outputs[0]) for output in outputs]
+        return [self._response(output.outputs[0]) for output in outputs]
 
     def close(self) -> None:
         """Stop vLLM, free its memory and delete the adapters' folders.
 
         The process group stays, because training uses it.
         """
-        self._llm.llm_engine.engine_core.shutdown()
+        with process_kept(self._device):
+            shut_down(self._llm)
         del self._llm
         self._adapters.close()
         gc.collect()
         torch.cuda.empty_cache()
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        """Take back the memory that vLLM left to training, and leave it again."""
+        if self._sleeps:
+            torch.cuda.empty_cache()
+            self._llm.wake_up()
+        yield
+        self._sleep()
+
+    def _sleep(self) -> None:
+        """Move vLLM's weights to the CPU's memory and free its cache, on platforms that support it."""
+        if self._sleeps:
+            self._llm.sleep(level=1)
 
     def _sampling(self, seed: int) -> Any:
         from vllm import SamplingParams
@@ -133,7 +160,7 @@ class VllmEngine:
             max_tokens=self._rollout.max_new_tokens,
             ignore_eos=True,  # the base's generation_config.json may name other end tokens
             stop_token_ids=[self._end],
-            logprobs=0,  # of the sampled token only
+            logprobs=self._candidates,  # beside that of the sampled token
             detokenize=False,
         )
 
@@ -147,12 +174,21 @@ class VllmEngine:
         # vLLM identifies an adapter by number, and cached prompts by name and path.
         return LoRARequest(folder.name, number, str(folder))
 
+    def _response(self, completion: Any) -> Response:
+        ids = list(completion.token_ids)
+        pairs = list(zip(ids, completion.logprobs, strict=True))
+        logprobs = [candidates[token].logprob for token, candidates in pairs]
+        if not self._rollout.truncates:
+            return Response(ids, logprobs)
+        supports = completion.sampling_mask.token_ids if self._masks else [_possible(c) for _, c in pairs]
+        return Response(ids, logprobs, [np.array(allowed, dtype=np.int32) for allowed in supports])
+
     def _check_length(self, longest: int) -> None:
         """Raise UserError if vLLM would silently cut a response short of `max_new_tokens`."""
         share, capacity = self._rollout.vllm.gpu_memory_utilization, self._llm.model_config.max_model_len
         if longest > capacity:
             raise UserError(
-                f"{SHARE}: {share:g} of the GPU holds {capacity} tokens of a prompt and its response, and "
+                f"{SHARE}: {share:g} of memory holds {capacity} tokens of a prompt and its response, and "
                 f"{longest} are needed. Raise it, or lower rollout.max_new_tokens or data.max_prompt_length."
             )
 
@@ -199,20 +235,6 @@ class Adapters:
         return Version(number, folder, tensors)
 
 
-def _response(completion: Any) -> Response:
-    ids = list(completion.token_ids)
-    logprobs = [candidates[token].logprob for token, candidates in zip(ids, completion.logprobs, strict=True)]
-    mask = completion.sampling_mask  # None if every token could be sampled
-    support = [np.array(allowed, dtype=np.int32) for allowed in mask.token_ids] if mask else []
-    return Response(ids, logprobs, support)
-
-
-def _check_memory(share: float, device: torch.device) -> None:
-    """Raise UserError if `share` of the GPU is more than is free. vLLM starts beside the training model."""
-    torch.cuda.empty_cache()
-    free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
-    if share * total > free:
-        raise UserError(
-            f"{SHARE}: {share:g} of the GPU is {share * total:.1f} GiB, and {free:.1f} GiB of {total:.1f} "
-            "are free. Lower it, or choose another rollout.engine."
-        )
+def _possible(candidates: Mapping[int, Any]) -> list[int]:
+    """The tokens that top-k and top-p left, of those whose log-probabilities vLLM reports."""
+    return [token for token, candidate in candidates.items() if candidate.logprob > -math.inf]

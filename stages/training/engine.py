@@ -187,6 +187,10 @@ class Engine:
         """Adapter and head of `role` as whole CPU tensors, by parameter name. Every rank must call."""
         return self._on_cpu(self.models.role_parameters(role))
 
+    def not_finite(self) -> list[str]:
+        """Names of trained parameters with a value that is not finite. Every rank must call."""
+        return [name for name, each in self._on_cpu(self.parameters).items() if not each.isfinite().all()]
+
     def _on_cpu(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         with whole(*parameters.values()):
             return {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}

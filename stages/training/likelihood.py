@@ -24,12 +24,8 @@ def sequence_length(example: Example) -> int:
 
 
 def completion_tokens(example: Example) -> int:
-    """Number of completion tokens, over which the loss is averaged."""
-    return (
-        sum(example.completion_mask)
-        if isinstance(example, pack.PackedSequence)
-        else len(example.completion_ids)
-    )
+    """Number of learned tokens, over which the loss is averaged."""
+    return sum(example.completion_mask)
 
 
 def completion_logprobs(
@@ -63,4 +59,4 @@ def completion_logprobs(
 def _collate(examples: Sequence[Example], pad_id: int) -> collate.Batch | collate.PackedBatch:
     if isinstance(examples[0], pack.PackedSequence):
         return collate.packed(examples, pad_id)  # type: ignore[arg-type]
-    return collate.sequences([(each.prompt_ids, each.completion_ids) for each in examples], pad_id)  # type: ignore[union-attr]
+    return collate.demonstrations(examples, pad_id)  # type: ignore[arg-type]

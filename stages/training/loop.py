@@ -22,6 +22,7 @@ from stages.training.checkpoint import (
 )
 from stages.training.engine import Engine
 from stages.training.resume import ENGINE, seed_step
+from stages.training.soundness import check_start
 from stages.training.throughput import Meter
 
 LOOP = "loop"  # its part of a checkpoint
@@ -122,13 +123,14 @@ class TrainingLoop:
             The evaluation before the first step and the one after the last.
 
         Raises:
-            UserError: too many updates in a row had a gradient that is not finite, or nothing is held out to
-                choose the best checkpoint by.
-            Paused: SIGINT or SIGTERM arrived. The current step was finished and saved, whatever `save_steps` says.
+            UserError: too many updates in a row had a gradient that is not finite, the evaluation before
+                the first step is not finite, or nothing is held out to choose the best checkpoint by.
+            Paused: SIGINT or SIGTERM arrived. The current step was finished and saved.
         """
         progress, tracker = self.progress, self.context.tracker
         if progress.before is None:
             progress.before = self._evaluate(evaluate)
+        check_start(self.context.stage, progress.before)
         self._check_best_can_be_chosen(progress.before)
         with self.context.signals_deferred() as received_signal:
             tracker.phase(f"{self.context.stage}: training", self.total, progress.step)

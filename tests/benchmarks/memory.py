@@ -1,11 +1,11 @@
-"""Peak memory of the PPO stage beside that of the SFT stage: four roles over one base, for what price?
+"""Peak memory of the PPO stage, which has four roles over one base, relative to that of the SFT stage.
 
 python tests/benchmarks/memory.py [--model smollm2-135m-instruct] [--length 128] [--micro-batch-size 4]
 
-Both stages run on the same quantized base with the same shape: micro-batches of the same number of
-sequences, every sequence of `length` tokens (PPO: half of them the prompt, half the response). Each stage has
-a process of its own; its peak is the GPU's where there is one, else the process's largest resident size. The
-latter also holds the libraries, so what a process holds before it loads the base is shown as well.
+Both stages run on the same quantized base with the same shape: micro-batches of the same number of sequences,
+every sequence of `length` tokens (PPO: half of them the prompt, half the response). Each stage runs in its
+own process. Its peak is that of the GPU if there is one, else the process's largest resident size. The latter
+includes the libraries, so the table also shows the size of a process before it loads the base.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def main() -> int:
     arguments = parse()
     with tempfile.TemporaryDirectory(prefix="tristage-memory-") as folder:
         config = write_experiment(Path(folder), arguments)
-        before = int(start([sys.executable, "-c", IMPORTS]).splitlines()[-1])
+        baseline = int(run_command([sys.executable, "-c", IMPORTS]).splitlines()[-1])
         for stage in STAGES:
-            words = ["--stage", stage, "--config", str(config), "--run-dir", folder]
-            start([sys.executable, str(ROOT / "launch" / "run_stage.py"), *words])
-        print_table(arguments, before, {stage: read_metrics(Path(folder) / stage) for stage in STAGES})
+            options = ["--stage", stage, "--config", str(config), "--run-dir", folder]
+            run_command([sys.executable, str(ROOT / "launch" / "run_stage.py"), *options])
+        print_table(arguments, baseline, {stage: read_metrics(Path(folder) / stage) for stage in STAGES})
     return 0
 
 
@@ -53,11 +53,11 @@ def parse() -> argparse.Namespace:
 
 
 def write_experiment(folder: Path, arguments: argparse.Namespace) -> Path:
-    """An experiment and its data, in which every sequence is cut to `length` tokens."""
+    """Write an experiment and its data. Every sequence is cut to `length` tokens."""
     half = arguments.length // 2
-    words = " ".join(f"{number} apples and {number + 1} pears" for number in range(arguments.length))
-    row = {"prompt": f"Count: {words}", "completion": words}
-    ranked = {"prompt": row["prompt"], "completions": [words, f"No. {words}"]}
+    text = " ".join(f"{number} apples and {number + 1} pears" for number in range(arguments.length))
+    row = {"prompt": f"Count: {text}", "completion": text}
+    ranked = {"prompt": row["prompt"], "completions": [text, f"No. {text}"]}
     write_rows(folder / "sft.jsonl", [row | {"prompt": f"{n} {row['prompt']}"} for n in range(64)])
     write_rows(folder / "ranked.jsonl", [ranked | {"prompt": f"{n} {row['prompt']}"} for n in range(64)])
     training = {
@@ -102,12 +102,12 @@ def write_rows(file: Path, rows: list[dict]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def start(command: list[str]) -> str:
-    """Run a command; returns its output, or ends the program with it if the command fails."""
-    done = subprocess.run(command, cwd=ROOT, env=importing_first(), capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return done.stdout
+def run_command(command: list[str]) -> str:
+    """Run a command and return its output. If it fails, exit with its output as the message."""
+    result = subprocess.run(command, cwd=ROOT, env=importing_first(), capture_output=True, text=True)
+    if result.returncode:
+        sys.exit(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
+    return result.stdout
 
 
 def read_metrics(stage: Path) -> dict[str, float]:
@@ -117,18 +117,20 @@ def read_metrics(stage: Path) -> dict[str, float]:
     return metrics | ({"response": max(lengths)} if lengths else {})
 
 
-def print_table(arguments: argparse.Namespace, before: int, found: dict[str, dict[str, float]]) -> None:
-    gib = {stage: metrics["peak_memory_bytes"] / 2**30 for stage, metrics in found.items()}
+def print_table(
+    arguments: argparse.Namespace, baseline: int, metrics_by_stage: dict[str, dict[str, float]]
+) -> None:
+    gib = {stage: metrics["peak_memory_bytes"] / 2**30 for stage, metrics in metrics_by_stage.items()}
     print(
         f"{arguments.model}, {arguments.quantization}: {arguments.steps} steps, micro-batches of "
         f"{arguments.micro_batch_size} sequences of {arguments.length} tokens"
     )
     half = arguments.length // 2
-    print(f"(PPO's responses had {found['ppo']['response']:.0f} tokens on average, of {half})")
+    print(f"(PPO's responses had {metrics_by_stage['ppo']['response']:.0f} tokens on average, of {half})")
     print(f"{'':24}{'peak':>10}{'less start':>14}")
-    print(f"{'process, libraries only':24}{before / 2**30:>6.2f} GiB")
+    print(f"{'process, libraries only':24}{baseline / 2**30:>6.2f} GiB")
     for stage in ("sft", "ppo"):
-        print(f"{stage:24}{gib[stage]:>6.2f} GiB{gib[stage] - before / 2**30:>10.2f} GiB")
+        print(f"{stage:24}{gib[stage]:>6.2f} GiB{gib[stage] - baseline / 2**30:>10.2f} GiB")
     ratio = gib["ppo"] / gib["sft"]
     verdict = "within" if ratio <= TARGET else "above"
     print(f"{'ppo / sft':24}{ratio:>6.2f}     {verdict} the target of {TARGET}")

@@ -1,16 +1,16 @@
-"""Training steps beside those of TRL's trainers: time and peak memory, in processes of their own, in turns.
+"""Time and peak memory of training steps beside TRL's trainers. The sides take turns in separate processes.
 
 python tests/benchmarks/peers.py [sft] [rm] [kwise] [ppo] [critic] [--model MODEL] [--turns 2] [--steps 3]
 
 sft, rm   TRL's SFTTrainer and RewardTrainer as installed; NF4 base, the same fp32 LoRA, batch and token ids
           on both sides, gradient checkpointing off, SFT without packing.
-kwise     rankings of K = 4, each completion forwarded once, beside the 6 pairs of each as 12 completions.
-ppo       the PPOTrainer of TRL 1.12.0, the last release that has it, which this fetches into a folder of its
-          own: a LoRA policy, and reward and value models of their own, none of them quantized; here, four
+kwise     rankings of K = 4 with one forward of each completion, beside their 6 pairs as 12 completions.
+ppo       the PPOTrainer of TRL 1.12.0, the last release that has it. This script installs it into a separate
+          folder. TRL has a LoRA policy and separate reward and value models, none quantized; here, four
           roles over one NF4 base.
-critic    PPO with a head on the policy as its critic, beside PPO with a critic of its own.
+critic    PPO whose critic is a head on the policy, beside PPO with a separate critic.
 
-On a GPU, --model random-1b makes a 1B-parameter model of random weights where there is no hub.
+On a GPU without access to the hub, --model random-1b makes a 1B-parameter model of random weights.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ RANDOM_1B = ROOT / "runs" / "benchmarks" / "random-1b"
 
 @dataclass(frozen=True)
 class Case:
-    """Two sides, and at most which share of the second's time and peak memory the first may take."""
+    """Two sides, and the largest share of the baseline's time and memory that the measured side may take."""
 
-    ours: str
-    theirs: str
+    measured: str
+    baseline: str
     time: float
     memory: float | None
 
 
 CASES = {
-    "sft": Case("sft_ours", "sft_trl", 1.0, 1.0),
-    "rm": Case("rm_ours", "rm_trl", 0.9, 1.0),
+    "sft": Case("sft_tristage", "sft_trl", 1.0, 1.0),
+    "rm": Case("rm_tristage", "rm_trl", 0.9, 1.0),
     "kwise": Case("kwise_rankings", "kwise_pairs", 0.4, None),
-    "ppo": Case("ppo_ours", "ppo_trl", 0.7, 0.4),
-    "critic": Case("ppo_shared", "ppo_ours", 1.0, 1.0),
+    "ppo": Case("ppo_tristage", "ppo_trl", 0.7, 0.4),
+    "critic": Case("ppo_shared", "ppo_tristage", 1.0, 1.0),
 }
 
 
@@ -93,55 +93,54 @@ def parse() -> argparse.Namespace:
 
 
 def compare(name: str, case: Case, arguments: argparse.Namespace) -> None:
-    found: dict[str, list[dict[str, Any]]] = {case.ours: [], case.theirs: []}
+    results: dict[str, list[dict[str, Any]]] = {case.measured: [], case.baseline: []}
     for _ in range(arguments.turns):
-        for side, results in found.items():
-            results.append(start(side, arguments))
+        for side, runs in results.items():
+            runs.append(run_in_process(side, arguments))
     times = {
-        side: statistics.median(s for each in results for s in each["seconds"])
-        for side, results in found.items()
+        side: statistics.median(s for run in runs for s in run["seconds"]) for side, runs in results.items()
     }
-    peaks = {side: max(each["peak"] for each in results) for side, results in found.items()}
-    for side in found:
+    peaks = {side: max(run["peak"] for run in runs) for side, runs in results.items()}
+    for side in results:
         print(f"{side:16} {times[side]:8.2f} s a step {peaks[side] / 2**30:8.2f} GiB")
-    verdict("time", times[case.ours] / times[case.theirs], case.time, name)
+    verdict("time", times[case.measured] / times[case.baseline], case.time, name)
     if case.memory is not None:
-        verdict("peak memory", peaks[case.ours] / peaks[case.theirs], case.memory, name)
+        verdict("peak memory", peaks[case.measured] / peaks[case.baseline], case.memory, name)
 
 
-def verdict(what: str, ratio: float, target: float, name: str) -> None:
+def verdict(quantity: str, ratio: float, target: float, name: str) -> None:
     print(
-        f"{name}: {what} {ratio:.2f} x, target {target} x: {'met' if ratio <= target else 'missed'}",
+        f"{name}: {quantity} {ratio:.2f} x, target {target} x: {'met' if ratio <= target else 'missed'}",
         flush=True,
     )
 
 
-def start(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def run_in_process(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
     options = {
         name: value for name, value in vars(arguments).items() if name not in ("cases", "side", "turns")
     }
     environment = importing_first(*[fetch_old_trl()] * (side == "ppo_trl"))
-    done = subprocess.run(
-        [sys.executable, __file__, "--side", side, *words(options)],
+    result = subprocess.run(
+        [sys.executable, __file__, "--side", side, *command_line_options(options)],
         env=environment,
         capture_output=True,
         text=True,
     )
-    if done.returncode:
-        sys.exit(f"{side}\n{done.stdout}{done.stderr}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    if result.returncode:
+        sys.exit(f"{side}\n{result.stdout}{result.stderr}")
+    measurement: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return measurement
 
 
 def importing_first(*folders: Path) -> dict[str, str]:
-    """This process's environment, in which Python imports from `folders` and the project before all else."""
+    """This process's environment, but Python imports from `folders` and the project first."""
     path = [*map(str, folders), str(ROOT), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
-def words(options: Mapping[str, Any]) -> list[str]:
-    """Options as a command line has them."""
-    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+def command_line_options(options: Mapping[str, Any]) -> list[str]:
+    """Options as words of a command line."""
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
 
 
 def fetch_old_trl() -> Path:
@@ -153,7 +152,7 @@ def fetch_old_trl() -> Path:
 
 
 def local_model(name: str) -> str:
-    """A folder or hub id that both sides can load: TRL's knows nothing of embedded models."""
+    """A folder or hub id that both sides can load. TRL does not know embedded models."""
     if name == "random-1b":
         return str(make_random_1b())
     from stages.models.demo_models import EMBEDDED, embedded_model

@@ -1,6 +1,6 @@
 """This project's side of each comparison.
 
-Functions import the libraries, since the two sides need different ones.
+Functions import the libraries because the two sides need different ones.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Literal
 from tests.benchmarks.peers_workload import ROOT, Seconds, prompt, sequences, timed
 
 
-def our_roles(arguments: argparse.Namespace, *names: str) -> tuple[Any, Any]:
-    """Ranks, and roles over one NF4 base; those of `reward` and `critic` have a head."""
+def tristage_roles(arguments: argparse.Namespace, *names: str) -> tuple[Any, Any]:
+    """Ranks, and roles over one NF4 base; `reward` and `critic` have a head."""
     from configs.schema import Adapter, Base, DeepSpeed
     from stages.distributed.process_group import init_distributed
     from stages.models.base import load_base
@@ -29,7 +29,9 @@ def our_roles(arguments: argparse.Namespace, *names: str) -> tuple[Any, Any]:
     return ranks, roles
 
 
-def our_engine(arguments: argparse.Namespace, ranks: Any, roles: Any, training: Any, *trained: str) -> Any:
+def tristage_engine(
+    arguments: argparse.Namespace, ranks: Any, roles: Any, training: Any, *trained: str
+) -> Any:
     from configs.schema import DeepSpeed
     from stages.models.role_models import RoleModels
     from stages.training.engine import Engine
@@ -40,20 +42,20 @@ def our_engine(arguments: argparse.Namespace, ranks: Any, roles: Any, training: 
     return Engine(models, dict.fromkeys(trained, 1e-4), training, 100, config, ranks)
 
 
-def sft_ours(arguments: argparse.Namespace) -> Seconds:
+def sft_tristage(arguments: argparse.Namespace) -> Seconds:
     from configs.schema import Sft
     from data.batches.tokenize import Demonstration
     from stages import sft
 
-    ranks, roles = our_roles(arguments, "policy")
+    ranks, roles = tristage_roles(arguments, "policy")
     training = Sft(batch_size=arguments.batch, micro_batch_size=arguments.micro)
-    trainer = sft.SftTrainer(our_engine(arguments, ranks, roles, training, "policy"), 0, arguments.micro)
+    trainer = sft.SftTrainer(tristage_engine(arguments, ranks, roles, training, "policy"), 0, arguments.micro)
     responses = enumerate(sequences(arguments, arguments.batch))
     batch = [Demonstration(prompt(arguments, i), response) for i, response in responses]
     return timed(arguments.steps, lambda: trainer.step(batch))
 
 
-def rm_ours(arguments: argparse.Namespace, completions: int = 2, pairs: bool = False) -> Seconds:
+def rm_tristage(arguments: argparse.Namespace, completions: int = 2, pairs: bool = False) -> Seconds:
     from itertools import combinations
 
     from configs.schema import Rm
@@ -61,45 +63,45 @@ def rm_ours(arguments: argparse.Namespace, completions: int = 2, pairs: bool = F
     from stages import rm
     from stages.models.base_checks import supports_block_mask
 
-    ranks, roles = our_roles(arguments, "reward")
+    ranks, roles = tristage_roles(arguments, "reward")
     roles.heads["reward"].bias.requires_grad_(False)
     prompts = arguments.batch // completions
-    answers = list(sequences(arguments, prompts * completions))
+    completion_ids = list(sequences(arguments, prompts * completions))
     batch = [
         Ranking(
             "",
             prompt(arguments, i),
-            answers[i * completions : (i + 1) * completions],
+            completion_ids[i * completions : (i + 1) * completions],
             list(range(completions)),
         )
         for i in range(prompts)
     ]
     if pairs:
         batch = [
-            Ranking("", each.prompt_ids, [each.completion_ids[a], each.completion_ids[b]], [0, 1])
-            for each in batch
+            Ranking("", ranking.prompt_ids, [ranking.completion_ids[a], ranking.completion_ids[b]], [0, 1])
+            for ranking in batch
             for a, b in combinations(range(completions), 2)
         ]
     training = Rm(batch_size=len(batch), micro_batch_size=arguments.micro)
-    engine = our_engine(arguments, ranks, roles, training, "reward")
+    engine = tristage_engine(arguments, ranks, roles, training, "reward")
     shared = supports_block_mask(roles.causal) and not pairs
     trainer = rm.RewardModelTrainer(engine, 0, arguments.micro, shared)
     return timed(arguments.steps, lambda: trainer.step(batch))
 
 
 def kwise_rankings(arguments: argparse.Namespace) -> Seconds:
-    return rm_ours(arguments, completions=4)
+    return rm_tristage(arguments, completions=4)
 
 
 def kwise_pairs(arguments: argparse.Namespace) -> Seconds:
-    return rm_ours(arguments, completions=4, pairs=True)
+    return rm_tristage(arguments, completions=4, pairs=True)
 
 
 def ppo_shared(arguments: argparse.Namespace) -> Seconds:
-    return ppo_ours(arguments, critic="shared")
+    return ppo_tristage(arguments, critic="shared")
 
 
-def ppo_ours(arguments: argparse.Namespace, critic: Literal["adapter", "shared"] = "adapter") -> Seconds:
+def ppo_tristage(arguments: argparse.Namespace, critic: Literal["adapter", "shared"] = "adapter") -> Seconds:
     from configs.schema import Base, Data, Ppo, Rollout, Source
     from data.batches.tokenize import Prompt
     from stages import ppo
@@ -108,9 +110,9 @@ def ppo_ours(arguments: argparse.Namespace, critic: Literal["adapter", "shared"]
     from stages.models.role_models import RoleModels
     from stages.sampling.sampler import open_sampler
 
-    own = critic == "adapter"
-    ranks, roles = our_roles(arguments, "policy", "reference", "reward", *["critic"] * own)
-    if not own:
+    separate_critic = critic == "adapter"
+    ranks, roles = tristage_roles(arguments, "policy", "reference", "reward", *["critic"] * separate_critic)
+    if not separate_critic:
         roles.add_head("critic")
     for name in ("reference", "reward"):
         for parameter in roles.role_parameters(name).values():
@@ -125,11 +127,11 @@ def ppo_ours(arguments: argparse.Namespace, critic: Literal["adapter", "shared"]
     )
     tokenizer = load_tokenizer(Base(model=arguments.model))
     tokenizer.eos_token_id = None  # no response ends
-    engine = our_engine(arguments, ranks, roles, settings, "policy", "critic")
+    engine = tristage_engine(arguments, ranks, roles, settings, "policy", "critic")
     source = Source(path="prompts.jsonl")
     reward_model = RewardModel(RoleModels((roles, tokenizer)), ranks, Data(sft=source, rm=source, ppo=source))
     prompts = [Prompt("", "", prompt(arguments, i)) for i in range(arguments.batch)]
-    numbers = iter(range(1 + arguments.steps))
+    iterations = iter(range(1 + arguments.steps))
     with open_sampler(roles, tokenizer, ranks, settings.rollout) as sampler:
         trainer = ppo.PpoTrainer(engine, settings, sampler, reward_model, 0)
-        return timed(arguments.steps, lambda: trainer.iterate(next(numbers), prompts))
+        return timed(arguments.steps, lambda: trainer.iterate(next(iterations), prompts))

@@ -1,6 +1,6 @@
 """TRL's side of each comparison.
 
-Functions import the libraries, since the two sides need different ones.
+Functions import the libraries because the two sides need different ones.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def lora(task: str | None) -> Any:
 
 
 def trl_timed(trainer: Any) -> Seconds:
-    """Seconds from the end of one step to that of the next, as `train` takes them."""
+    """Seconds from the end of one step of `train` to the end of the next."""
     import torch
     from transformers import TrainerCallback
 
@@ -77,9 +77,10 @@ def trl_timed(trainer: Any) -> Seconds:
 
 
 def with_fp32_adapter(trainer: Any) -> Any:
-    """The trainer, with the adapter in fp32 as here: TRL rounds one over a quantized base to bf16.
+    """The trainer with its adapter in fp32, as here. TRL rounds an adapter over a quantized base to bf16.
 
-    CPUs without bf16 units would be many times slower in it; a GPU holds half as much of it and its moments.
+    CPUs without bf16 units would be many times slower in bf16. On a GPU, bf16 halves the adapter and its
+    moments.
     """
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
@@ -116,16 +117,16 @@ def rm_trl(arguments: argparse.Namespace) -> Seconds:
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
-    answers = list(sequences(arguments, arguments.batch))
+    completion_ids = list(sequences(arguments, arguments.batch))
     rows = [
         {
-            "chosen_ids": prompt(arguments, i) + answers[2 * i],
-            "rejected_ids": prompt(arguments, i) + answers[2 * i + 1],
+            "chosen_ids": prompt(arguments, i) + completion_ids[2 * i],
+            "rejected_ids": prompt(arguments, i) + completion_ids[2 * i + 1],
         }
         for i in range(arguments.batch // 2)
     ]
-    halves = {"per_device_train_batch_size": arguments.micro // 2}  # pairs
-    options = trl_options(arguments, max_steps=1 + arguments.steps, max_length=4096, **halves)
+    micro_batch = {"per_device_train_batch_size": arguments.micro // 2}  # pairs
+    options = trl_options(arguments, max_steps=1 + arguments.steps, max_length=4096, **micro_batch)
     trainer = RewardTrainer(
         model=trl_model(arguments, "SequenceClassification", nf4=True, num_labels=1),
         args=RewardConfig(**options),

@@ -1,4 +1,4 @@
-"""What both sides of a comparison train on, and how their steps are timed."""
+"""The data that both sides of a comparison train on, and the timing of their steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Seconds = list[float]
 
 
 def sequences(arguments: argparse.Namespace, count: int) -> Iterator[list[int]]:
-    """Token ids of `count` responses, of half the longest length to all of it."""
+    """Token ids of `count` responses, from half the longest length to all of it."""
     import random
 
     noise = random.Random(count)

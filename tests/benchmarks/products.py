@@ -1,4 +1,4 @@
-"""fp32 products x W^T of a CPU, by MKL, torch's own way, and by oneDNN, in turns.
+"""Speed of fp32 products x W^T on a CPU. MKL, which torch uses, and oneDNN take turns.
 
 python tests/benchmarks/products.py [--rows 992 256] [--turns 30]
 """
@@ -51,7 +51,7 @@ def compare(rows: int, width: int, height: int, turns: int) -> tuple[float, floa
             product()
             seconds[name].append(time.perf_counter() - begin)
     work = 2e-9 * rows * width * height
-    mkl, onednn = (work / statistics.median(each[1:]) for each in seconds.values())
+    mkl, onednn = (work / statistics.median(times[1:]) for times in seconds.values())
     return mkl, onednn
 
 

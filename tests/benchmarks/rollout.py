@@ -3,11 +3,12 @@
 python tests/benchmarks/rollout.py [--model smollm2-135m-instruct] [--prompts 32] [--length 38] [--new 24]
     [--compute-dtype auto]
 
-generate is transformers' own, with its own sampling, on the quantized base with PEFT's layers as they are; hf
-is the same with noise that is a function of the prompt's seed. Once all prompts are sampled together, and no
-response ends; once they are four times as many as are sampled together, and responses end at the token that
-came most often, so that some go on to four times as many. In fp32 the tokens are the same for every engine
-but generate. The engines take turns, and the median of each one's tokens per second is shown.
+generate is transformers' `generate` with its own sampling, on the quantized base with unchanged PEFT layers.
+hf is the same with noise that is a function of the prompt's seed. In the first part, all prompts are one
+batch and no response ends. In the second, there are four times as many prompts as rows of a batch, responses
+end at the token that came most often, and the limit is four times as many tokens. In fp32, the tokens are the
+same for every engine but generate. The engines take turns. The table shows the median of each engine's tokens
+per second.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from stages.sampling.rollout_engine import RolloutEngine, start_rollout_engine  
 
 ENGINES = ("hf", "merged", "continuous")
 TARGET = 2.2
-# Times as many new tokens, and as many prompts as rows of a batch; how the tokens end.
+# Factor on the new tokens and on the prompts per row of a batch, and how responses end.
 SHAPES = ((1, "to the last"), (4, "at most, or up to the token that came most often"))
 
 
@@ -63,13 +64,13 @@ def main() -> None:
     roles.add_new("policy", Adapter(r=16))
     for layer in roles.causal.modules():
         if isinstance(layer, LoraLayer):
-            # What PEFT's class has shows again; generate and hf come by here.
+            # The forward of PEFT's class is used again: generate and hf call it.
             vars(layer).pop("forward", None)
     print(f"{arguments.model} ({arguments.quantization}, {roles.dtype}), torch {torch.__version__}")
     responses: list[list[int]] = []
     for times, title in SHAPES:
-        common = Counter(token for response in responses for token in response).most_common(1)
-        tokenizer.eos_token_id = common[0][0] if common else None
+        most_common = Counter(token for response in responses for token in response).most_common(1)
+        tokenizer.eos_token_id = most_common[0][0] if most_common else None
         lengths = {"max_new_tokens": arguments.new * times, "batch_size": arguments.prompts // times}
         print(f"{arguments.prompts} prompts of {arguments.length} tokens, {times} for each row of a batch;")
         print(f"{arguments.new * times} new tokens each, {title}")
@@ -83,7 +84,7 @@ def main() -> None:
 
 
 class Plain:
-    """What transformers does by itself, and bitsandbytes."""
+    """`generate` of transformers on layers of bitsandbytes."""
 
     def __init__(self, roles: Roles, tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> None:
         self.roles, self.tokenizer, self.rollout = roles, tokenizer, rollout
@@ -123,24 +124,24 @@ class Plain:
 def measure(
     arguments: argparse.Namespace, engines: dict[str, RolloutEngine], vocabulary: int
 ) -> list[list[int]]:
-    """Have the engines take turns, and print what each did in a second; returns what generate sampled."""
+    """Let the engines take turns and print their tokens per second. Returns the responses of `generate`."""
     torch.manual_seed(0)
     prompts = torch.randint(vocabulary, (arguments.prompts, arguments.length)).tolist()
     speeds: dict[str, list[float]] = {name: [] for name in engines}
-    last: dict[str, list[list[int]]] = {}
+    newest: dict[str, list[list[int]]] = {}
     for turn in range(arguments.repeats + 1):
         for name, engine in engines.items():
             begin = time.perf_counter()
             sampled = engine.respond("policy", prompts, list(range(len(prompts))), lambda _: None)
             seconds = time.perf_counter() - begin
-            last[name] = [response.ids for response in sampled]
+            newest[name] = [response.ids for response in sampled]
             if turn:  # the first warms up
-                speeds[name].append(sum(map(len, last[name])) / seconds)
+                speeds[name].append(sum(map(len, newest[name])) / seconds)
     for name in ("generate", "hf"):
-        lengths = list(map(len, last[name]))
+        lengths = list(map(len, newest[name]))
         print(f"{name}: {statistics.median(lengths):g} tokens in the middle, {max(lengths)} at most")
-    print_table({name: statistics.median(each) for name, each in speeds.items()})
-    return last["generate"]
+    print_table({name: statistics.median(rates) for name, rates in speeds.items()})
+    return newest["generate"]
 
 
 def parse() -> argparse.Namespace:
@@ -157,9 +158,9 @@ def parse() -> argparse.Namespace:
 
 def print_table(speeds: dict[str, float]) -> None:
     plain = speeds["generate"]
-    for name, each in speeds.items():
+    for name, rate in speeds.items():
         print(
-            f"{name:11} {each:8.0f} tokens/s {each / plain:8.2f} x generate {each / speeds['hf']:8.2f} x hf"
+            f"{name:11} {rate:8.0f} tokens/s {rate / plain:8.2f} x generate {rate / speeds['hf']:8.2f} x hf"
         )
     ratio = speeds["merged"] / plain
     print(f"target {TARGET} x generate for merged: {'met' if ratio >= TARGET else 'missed'}", flush=True)

@@ -2,9 +2,9 @@
 
 python tests/benchmarks/scaling.py [--model MODEL] [--steps 1] [--ranks 1 2]
 
-Each line is an iteration of four roles over one NF4 base as in `peers.py ppo`, in processes of its own:
-prompts of 38 tokens, responses that run to their limit; tokens of both. Ranks share the machine's cores, or
-have a GPU each.
+Each line is an iteration of four roles over one NF4 base as in `peers.py ppo`, in separate processes: prompts
+of 38 tokens, and responses of the full length. Tokens per second count both. Ranks share the CPU cores, or
+have one GPU each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 PEERS = Path(__file__).with_name("peers.py")
 sys.path[0] = str(PEERS.parents[2])
 
-from tests.benchmarks.peers import local_model, words  # noqa: E402
+from tests.benchmarks.peers import command_line_options, local_model  # noqa: E402
 
 PROMPT = 38
 BATCHES, LENGTHS = (8, 16, 32), (24, 48, 96)
@@ -52,16 +52,18 @@ def measure(arguments: argparse.Namespace, batch: int, length: int, ranks: int) 
     options = {"batch": batch, "response": length, "prompt": PROMPT, "micro": BATCHES[0]}
     options |= {"model": arguments.model, "steps": arguments.steps}
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
-    done = subprocess.run(
-        [*launcher, str(PEERS), "--side", "ppo_ours", *words(options)],
+    result = subprocess.run(
+        [*launcher, str(PEERS), "--side", "ppo_tristage", *command_line_options(options)],
         env=os.environ | threads,
         capture_output=True,
         text=True,
     )
-    if done.returncode:
-        sys.exit(done.stdout + done.stderr)
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"seconds"')]
-    return statistics.median(found[0]["seconds"]), max(each["peak"] for each in found)
+    if result.returncode:
+        sys.exit(result.stdout + result.stderr)
+    rank_results = [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{"seconds"')]
+    return statistics.median(rank_results[0]["seconds"]), max(
+        rank_result["peak"] for rank_result in rank_results
+    )
 
 
 if __name__ == "__main__":

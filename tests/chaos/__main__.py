@@ -1,6 +1,6 @@
-"""python -m tests.chaos KILLS [--seed N]: kill the tiny experiment's stages, and say what they survived.
+"""python -m tests.chaos KILLS [--seed N]: kill the tiny experiment's stages, and print what they survived.
 
-The exit status is 1 if anything was not as it would have been without the kills; the folders are then kept.
+If any result differs from that without kills, the exit status is 1 and the folders are kept.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ HEADER = """| killed | moment | kills | recovered | bit-identical |
 
 
 def table(lives: Sequence[Life]) -> str:
-    """Kills by target and moment: how many stages ended after them, and how many without any difference."""
+    """Kills by target and moment: how many stages finished afterwards, and how many without a difference."""
     lines: dict[tuple[str, str], list[int]] = {}
     for life in lives:
         for kill in life.kills:
             for key in ((kill.target, kill.kind), ("together", "")):
                 counts = lines.setdefault(key, [0, 0, 0])
-                for i, holds in enumerate((True, life.finished, life.finished and not life.faults)):
-                    counts[i] += holds
-    together = lines.pop(("together", ""), [0, 0, 0])
+                for i, outcome in enumerate((True, life.finished, life.finished and not life.faults)):
+                    counts[i] += outcome
+    totals = lines.pop(("together", ""), [0, 0, 0])
     body = [
         f"| {target} | {kind} | {' | '.join(map(str, lines[target, kind]))} |"
         for target, kind in sorted(lines)
     ]
-    return "\n".join([HEADER, *body, f"| together | | {' | '.join(map(str, together))} |"])
+    return "\n".join([HEADER, *body, f"| together | | {' | '.join(map(str, totals))} |"])
 
 
 def main() -> int:
@@ -44,9 +44,9 @@ def main() -> int:
     folder, begin, lives = Path(tempfile.mkdtemp(prefix="chaos-")), time.monotonic(), []
     for life in Campaign(folder, arguments.seed).lives(arguments.kills):
         lives.append(life)
-        told = ", ".join(f"{kill.target} ({kill.moment or f'{kill.seconds:.1f} s'})" for kill in life.kills)
+        kills = ", ".join(f"{kill.target} ({kill.moment or f'{kill.seconds:.1f} s'})" for kill in life.kills)
         print(
-            f"{life.stage}, ranks: {life.ranks}, killed: {told or 'never'}",
+            f"{life.stage}, ranks: {life.ranks}, killed: {kills or 'never'}",
             *life.faults,
             sep="\n  ",
             flush=True,
@@ -54,7 +54,7 @@ def main() -> int:
     minutes = (time.monotonic() - begin) / 60
     print(f"\n{table(lives)}\n\nseed {arguments.seed}, {len(lives)} stages, {minutes:.1f} minutes")
     if any(life.faults for life in lives):
-        print(f"kept to be looked at: {folder}")
+        print(f"kept for inspection: {folder}")
         return 1
     shutil.rmtree(folder)
     return 0

@@ -18,11 +18,11 @@ from typing import Literal
 import psutil
 
 from configs.schema import Stage
-from tests.support.runs import environment, launcher, words
+from tests.support.runs import environment, launcher, stage_arguments
 
 STAGE = Path(__file__).with_name("stage.py")
-MARK = "CHAOS_MARK"  # in the environment of all processes that an attempt starts, whoever their parent is
-SOCKETS = ("wandb-", "wandb_symon-")  # short paths, as sockets need, and nobody is left to remove them
+MARK = "CHAOS_MARK"  # in the environment of all processes of an attempt, whatever their parent is
+SOCKETS = ("wandb-", "wandb_symon-")  # in the temporary folder; a killed process leaves them
 SECONDS_TO_RUN, SECONDS_TO_END = 600.0, 120.0
 
 Target = Literal["launcher", "rank", "all"]
@@ -30,7 +30,7 @@ Target = Literal["launcher", "rank", "all"]
 
 @dataclass(frozen=True)
 class Kill:
-    """SIGKILL to `target`, `seconds` after the launch or, where there is one, at a moment of rank 0."""
+    """SIGKILL to `target`, `seconds` after the launch or, if `moment` is set, at that moment of rank 0."""
 
     target: Target
     seconds: float = 0.0
@@ -38,7 +38,7 @@ class Kill:
 
     @property
     def kind(self) -> str:
-        """What rank 0 was at, in a word."""
+        """What rank 0 was writing, in one word."""
         for word in ("checkpoints", "adapter", "manifest", ".jsonl", "config.yaml"):
             if word in self.moment:
                 return {"checkpoints": "checkpoint", ".jsonl": "journal"}.get(word, word)
@@ -46,7 +46,7 @@ class Kill:
 
 
 class Attempt:
-    """A stage that is running; its output is in `scratch`."""
+    """A running stage, whose output is in `scratch`."""
 
     def __init__(
         self, stage: Stage, run: Path, ranks: int, scratch: Path, options: list[str], hold: str = ""
@@ -63,7 +63,7 @@ class Attempt:
         }
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
-                [*launcher(ranks), str(STAGE), *words(stage, run, *options)],
+                [*launcher(ranks), str(STAGE), *stage_arguments(stage, run, *options)],
                 env=environment() | marks | files,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -77,13 +77,13 @@ class Attempt:
         return status
 
     def strike(self, kill: Kill, chance: random.Random) -> bool:
-        """Deal out `kill` when its moment comes; False where the attempt ends before."""
+        """Send `kill` at its moment. Returns False if the attempt ends before."""
         due = self.held.exists if kill.moment else lambda: time.monotonic() - self.begin >= kill.seconds
         if not self._until(due) or not self._until(lambda: bool(self._victims(kill.target))):
             return False
         victims = self._victims(kill.target)
         if kill.target != "all":
-            # However many there are just now, what is drawn later stays the same.
+            # One draw, whatever the number of processes, so that later draws stay the same.
             victims = [victims[int(chance.random() * len(victims))]]
         for victim in victims:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -92,26 +92,26 @@ class Attempt:
         return True
 
     def temporary_files(self) -> list[str]:
-        """What it left outside of its run, the sockets of W&B's own process aside; removed now."""
+        """Remove the files that the attempt left outside of its run; returns all but the sockets of W&B."""
         names = [path.name for path in self.temporary.iterdir()]
-        found = [name for name in names if not name.startswith(SOCKETS)]
+        left_over = [name for name in names if not name.startswith(SOCKETS)]
         shutil.rmtree(self.temporary)
-        return found
+        return left_over
 
     def orphans(self) -> list[str]:
-        """Processes that are left when there was time to end; they are killed now."""
+        """Kill the processes that have not ended in time; returns their command lines."""
         deadline = time.monotonic() + SECONDS_TO_END
-        while (left := self._processes()) and time.monotonic() < deadline:
+        while (alive := self._processes()) and time.monotonic() < deadline:
             self.process.poll()
             time.sleep(0.2)
-        found = [" ".join(words_of(process)) for process in left]
-        for process in left:
+        command_lines = [" ".join(command_line(process)) for process in alive]
+        for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        return found
+        return command_lines
 
     def _until(self, due: Callable[[], bool]) -> bool:
-        """Wait until `due`; False where the launcher ends before."""
+        """Wait until `due`. Returns False if the launcher ends before."""
         while not due():
             if self.process.poll() is not None:
                 return False
@@ -123,28 +123,32 @@ class Attempt:
         if target == "all":
             return processes
         is_rank = {
-            process: any("--local_rank=" in word for word in words_of(process)) for process in processes
+            process: any("--local_rank=" in word for word in command_line(process)) for process in processes
         }
         if target == "rank":
             return [process for process in processes if is_rank[process]]
-        # The command itself, and the process of this machine that it starts.
+        # The command `deepspeed`, and the process that it starts on this machine.
         names = ("bin/deepspeed", "deepspeed.launcher.launch")
-        return [p for p in processes if not is_rank[p] and any(n in " ".join(words_of(p)) for n in names)]
+        return [
+            p
+            for p in processes
+            if not is_rank[p] and any(name in " ".join(command_line(p)) for name in names)
+        ]
 
     def _processes(self) -> list[psutil.Process]:
-        """The attempt's processes that are alive, the launcher first."""
-        found = []
+        """The live processes of the attempt, the launcher first."""
+        alive = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return sorted(found, key=lambda process: process.pid)
+                    alive.append(process)
+        return sorted(alive, key=lambda process: process.pid)
 
 
-def words_of(process: psutil.Process) -> list[str]:
-    """The command line of a process; none where it has gone."""
+def command_line(process: psutil.Process) -> list[str]:
+    """The command line of a process, empty if the process has ended."""
     try:
-        words: list[str] = process.cmdline()
+        line: list[str] = process.cmdline()
     except psutil.NoSuchProcess:
-        words = []
-    return words
+        line = []
+    return line

@@ -1,4 +1,4 @@
-"""Stages that are killed again and again, resumed each time, and compared with stages that never were."""
+"""Stages that are killed several times, resumed each time, and compared with stages without kills."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from tests.support.runs import copy_upstream, files, metrics, rows
 CASES: list[tuple[Stage, int]] = [(stage, ranks) for ranks in (2, 1) for stage in STAGES]
 TARGETS: tuple[Target, ...] = ("launcher", "rank", "all")
 MOST_KILLS = 3  # in one life
-BY_THE_CLOCK = 0.4  # share of the kills; of the others, every second strikes in a checkpoint
+BY_THE_CLOCK = 0.4  # share of the kills; of the others, every second strikes during a checkpoint
 SECONDS_TO_UNLOCK = 10.0
-# Dropout, so that the random numbers of training have to be right as well; W&B, which has its own process.
+# Dropout is on so that the random numbers of training matter; W&B, because it has its own process.
 OPTIONS = ["adapter.dropout=0.1", "tracking.wandb=offline"]
 
 
 @dataclass
 class Life:
-    """A stage from its first launch to its end: the kills that struck it, and what is wrong with it."""
+    """A stage from its first launch to its end, with its kills and faults."""
 
     stage: Stage
     ranks: int
@@ -40,7 +40,7 @@ class Life:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A stage that was not killed: its run, how long it took, and the moments of its rank 0 in order."""
+    """A stage without kills: its run, its duration, and the moments of its rank 0 in order."""
 
     run: Path
     seconds: float
@@ -48,7 +48,7 @@ class Undisturbed:
 
 
 class Campaign:
-    """Lives of `cases`, stages and numbers of ranks, in `folder`; `seed` decides who is killed when."""
+    """Lives of `cases`, pairs of stage and ranks, in `folder`. `seed` decides what is killed when."""
 
     def __init__(self, folder: Path, seed: int, cases: Sequence[tuple[Stage, int]] = CASES) -> None:
         self.folder, self.chance, self.cases = folder, random.Random(seed), cases
@@ -66,32 +66,32 @@ class Campaign:
             yield life
 
     def undisturbed(self, stage: Stage, ranks: int) -> Undisturbed:
-        """The stage as it is without kills; it and those before it are run once."""
-        for each in STAGES[: STAGES.index(stage) + 1]:
-            if (each, ranks) not in self._undisturbed:
+        """The stage without kills. The stage and its upstream stages run once."""
+        for upstream in STAGES[: STAGES.index(stage) + 1]:
+            if (upstream, ranks) not in self._undisturbed:
                 run = self.folder / f"undisturbed-{ranks}"
                 run.mkdir(exist_ok=True)
-                attempt = self._launch(each, run, ranks)
+                attempt = self._launch(upstream, run, ranks)
                 assert attempt.end() == 0, attempt.output.read_text()
                 assert not attempt.orphans() and not attempt.temporary_files()
                 moments = list(dict.fromkeys(attempt.trace.read_text().splitlines()))
-                self._undisturbed[each, ranks] = Undisturbed(run, attempt.seconds, moments)
+                self._undisturbed[upstream, ranks] = Undisturbed(run, attempt.seconds, moments)
         return self._undisturbed[stage, ranks]
 
     def _live(self, stage: Stage, ranks: int, run: Path, kills: int) -> Life:
         reference, life = self.undisturbed(stage, ranks), Life(stage, ranks)
         copy_upstream(reference.run, stage, run)
-        watch, behind, hold = Watch(run, stage), 0, True
+        checks, position, hold = Watch(run, stage), 0, True
         for _ in range(min(kills, self.chance.randint(1, MOST_KILLS))):
-            kill = self._draw(reference, behind)
+            kill = self._draw(reference, position)
             attempt = self._launch(stage, run, ranks, kill.moment)
             hold = attempt.strike(kill, self.chance)
             if not hold:
                 break
             life.kills.append(kill)
-            life.faults += watch.after_a_kill(attempt)
+            life.faults += checks.after_a_kill(attempt)
             if kill.moment:
-                behind = reference.moments.index(kill.moment) + 1
+                position = reference.moments.index(kill.moment) + 1
         if hold:
             attempt = self._launch(stage, run, ranks)
         status = attempt.end()
@@ -100,20 +100,23 @@ class Campaign:
             life.faults.append(f"ended with status {status}: {attempt.output.read_text()[-2000:]}")
         else:
             life.faults += [
-                *watch.after_a_kill(attempt),
-                *watch.at_the_end(),
+                *checks.after_a_kill(attempt),
+                *checks.at_the_end(),
                 *differences(run / stage, reference.run / stage),
             ]
         return life
 
-    def _draw(self, reference: Undisturbed, behind: int) -> Kill:
-        """Choose a kill: by the clock, or at a moment that the stage has not yet been struck at or after."""
-        target, ahead = self.chance.choice(TARGETS), reference.moments[behind:]
-        if not ahead or self.chance.random() < BY_THE_CLOCK:
+    def _draw(self, reference: Undisturbed, position: int) -> Kill:
+        """Choose a kill: by the clock, or at a moment from `position` on, after all earlier kills."""
+        target, remaining = self.chance.choice(TARGETS), reference.moments[position:]
+        if not remaining or self.chance.random() < BY_THE_CLOCK:
             return Kill(target, seconds=self.chance.uniform(0, reference.seconds))
-        writing = [moment for moment in ahead if Kill(target, moment=moment).kind == "checkpoint"]
+        in_checkpoint = [moment for moment in remaining if Kill(target, moment=moment).kind == "checkpoint"]
         return Kill(
-            target, moment=self.chance.choice(writing if writing and self.chance.random() < 0.5 else ahead)
+            target,
+            moment=self.chance.choice(
+                in_checkpoint if in_checkpoint and self.chance.random() < 0.5 else remaining
+            ),
         )
 
     def _launch(self, stage: Stage, run: Path, ranks: int, hold: str = "") -> Attempt:
@@ -122,17 +125,17 @@ class Campaign:
 
 
 class Watch:
-    """What must hold of a stage's folder whenever no process is left, and at the end."""
+    """What must hold of a stage's folder after each attempt and at the end."""
 
     def __init__(self, run: Path, stage: Stage) -> None:
         self.run, self.stage, self.folder = RunDirectory(run), stage, run / stage
         self._run_id: str | None = None
 
     def after_a_kill(self, attempt: Attempt) -> list[str]:
-        faults = [f"orphan process: {words}" for words in attempt.orphans()]
+        faults = [f"orphan process: {command_line}" for command_line in attempt.orphans()]
         faults += [f"temporary file: {name}" for name in attempt.temporary_files()]
         if self._stays_locked():
-            faults.append("the stage is locked, and nobody runs it")
+            faults.append("the stage is locked, but no process runs it")
         manifest = read_manifest(self.run.manifest(self.stage))
         if manifest is not None:
             if self._run_id not in (None, manifest.run_id):
@@ -141,7 +144,7 @@ class Watch:
         return faults
 
     def _stays_locked(self) -> bool:
-        """Whether the lock is stale. The system needs a moment to take a killed process apart."""
+        """Whether the lock stays after the process has ended. The system may need seconds to release it."""
         deadline = time.monotonic() + SECONDS_TO_UNLOCK
         while (locked := self.run.is_locked(self.stage)) and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -163,18 +166,18 @@ class Watch:
         return faults + ([] if runs == {self._run_id} else [f"W&B runs {runs}, not {self._run_id} alone"])
 
 
-def differences(ours: Path, theirs: Path) -> list[str]:
-    """What is not bit for bit the same in two folders of a stage, the clock's figures aside."""
-    logged = [(row["step"], *sorted(row)) for row in rows(ours / "metrics.jsonl")]
+def differences(actual: Path, expected: Path) -> list[str]:
+    """What is not bit-identical in two folders of a stage, without timings."""
+    logged = [(row["step"], *sorted(row)) for row in rows(actual / "metrics.jsonl")]
     faults = [f"step {row[0]} is logged {times} times" for row, times in Counter(logged).items() if times > 1]
     for name in ("metrics.jsonl", "samples.jsonl", "evaluation.jsonl"):
-        if lines_of(ours / name) != lines_of(theirs / name):
+        if lines_of(actual / name) != lines_of(expected / name):
             faults.append(f"{name} differs")
-    if files(ours / "adapter") != files(theirs / "adapter"):
+    if files(actual / "adapter") != files(expected / "adapter"):
         faults.append("the adapter differs")
-    if metrics(ours / "manifest.json") != metrics(theirs / "manifest.json"):
+    if metrics(actual / "manifest.json") != metrics(expected / "manifest.json"):
         faults.append("the manifest's metrics differ")
-    status = json.loads((ours / "manifest.json").read_text())["status"]
+    status = json.loads((actual / "manifest.json").read_text())["status"]
     return faults + ([] if status == "finished" else [f"the manifest says {status}"])
 
 

@@ -1,9 +1,9 @@
-"""python -m tests.chaos.damage [--seed N]: damage every file of a run, one at a time, and see what is said.
+"""python -m tests.chaos.damage [--seed N]: damage every file of a run, one at a time, and check the messages.
 
-The three stages of the tiny experiment are trained once. Then each file of an adapter, manifest, checkpoint
-and record is cut short, has a bit flipped, is deleted, and is put in place of another run's: of stages that
-have finished, and of ones that were interrupted. The damage is detected where a message names the file (or
-the sealed folder it is in), and no stage would go on with it.
+The script trains the three stages of the tiny experiment once. Then each file of an adapter, manifest,
+checkpoint and record is truncated, has a bit flipped, is deleted, and is replaced by that of another run. It
+does so for finished and for interrupted stages. Damage counts as detected if a message names the file (or its
+sealed folder) and no stage would continue with it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ OTHER = "another run"
 
 @dataclass(frozen=True)
 class Case:
-    """One file that was damaged in one way, and what is wrong with how that was met."""
+    """One file, damaged in one way, and the fault in how the pipeline handles it, if any."""
 
     state: State
     kind: str
@@ -79,7 +79,7 @@ DAMAGES: dict[str, Damage] = {"cut short": cut, "bit flipped": flip, "deleted": 
 
 
 def cases(run: Path, scratch: Path, overrides: Sequence[str] = (), seed: int = 0) -> Iterator[Case]:
-    """Damage copies, in `scratch`, of a `run` of the tiny experiment whose three stages have finished."""
+    """Damage copies, in `scratch`, of a finished `run` of the tiny experiment."""
     config = load_experiment(TINY, overrides)
     chance, other = random.Random(seed), scratch / "other"
     pass_for_another(run, other)
@@ -90,27 +90,31 @@ def cases(run: Path, scratch: Path, overrides: Sequence[str] = (), seed: int = 0
                 if file.name == SEAL:
                     damages["swapped, its folder too"] = swap_folder
                 if file.read_bytes() == (other / file.relative_to(run)).read_bytes():
-                    del damages["swapped"]  # it says the same in all runs
+                    del damages["swapped"]  # the file is the same in all runs
                 for name, damage in damages.items():
                     victim = scratch / "victim"
                     copy_as(run, victim, stage, state)
                     target = victim / file.relative_to(run)
                     damage(target, other / file.relative_to(run), chance)
-                    fault = met(Request(config, RunDirectory(victim)), stage, target, state)
+                    fault = fault_in_handling(Request(config, RunDirectory(victim)), stage, target, state)
                     yield Case(state, kind_of(file), name, str(file.relative_to(run)), fault)
                     shutil.rmtree(victim)
 
 
 def files_of(run: Path, stage: Stage, state: State) -> list[Path]:
-    """What is of use to somebody in a stage of that state: of checkpoints, the newest."""
+    """The files that a later stage or a resume reads in a stage of that state; of checkpoints, the newest."""
     folder = run / stage
     newest = max((folder / "checkpoints").glob("step-*"))
     sealed = folder / "adapter" if state == "finished" else newest
-    known = (
+    known_records = (
         records(folder) if state == "finished" else json.loads((newest / "state.json").read_text())["records"]
     )
-    lines = [folder / name for name, record in known.items() if record["bytes"]]
-    return [folder / "manifest.json", *lines, *sorted(path for path in sealed.iterdir() if path.is_file())]
+    record_files = [folder / name for name, record in known_records.items() if record["bytes"]]
+    return [
+        folder / "manifest.json",
+        *record_files,
+        *sorted(path for path in sealed.iterdir() if path.is_file()),
+    ]
 
 
 def kind_of(file: Path) -> str:
@@ -122,7 +126,7 @@ def kind_of(file: Path) -> str:
 
 
 def copy_as(run: Path, victim: Path, stage: Stage, state: State) -> None:
-    """Copy a run; where `state` is interrupted, as it was before `stage` had written its adapter."""
+    """Copy a run. If `state` is interrupted, the copy is as before `stage` wrote its adapter."""
     shutil.copytree(run, victim, ignore=shutil.ignore_patterns("logs", "wandb", "*.lock"))
     if state == "finished":
         return
@@ -135,7 +139,7 @@ def copy_as(run: Path, victim: Path, stage: Stage, state: State) -> None:
 
 
 def pass_for_another(run: Path, other: Path) -> None:
-    """Make of a run one that is whole, and could be that of another seed."""
+    """Copy a run and change it into an intact run as of another seed."""
     shutil.copytree(run, other, ignore=shutil.ignore_patterns("logs", "wandb", "*.lock"))
     for file in other.rglob("*.safetensors"):
         save_file({name: tensor * 1.01 for name, tensor in load_file(file).items()}, file)
@@ -148,41 +152,43 @@ def pass_for_another(run: Path, other: Path) -> None:
         seal.write_text(json.dumps(hashes, indent=1))
     for stage in STAGES:
         folder = other / stage
-        written = {name: Record(**each) for name, each in records(folder).items()}
-        changes = {"run_id": OTHER, "output": fingerprint(folder / "adapter"), "records": written}
+        new_records = {name: Record(**record) for name, record in records(folder).items()}
+        changes = {"run_id": OTHER, "output": fingerprint(folder / "adapter"), "records": new_records}
         manifest_of(other, stage).model_copy(update=changes).write(folder / "manifest.json")
 
 
-def met(request: Request, stage: Stage, file: Path, state: State) -> str | None:
-    """What is wrong with how the damage to `file` is met, if anything."""
+def fault_in_handling(request: Request, stage: Stage, file: Path, state: State) -> str | None:
+    """The fault in how the pipeline handles the damage to `file`, if any."""
     run = request.run.path
-    said: list[str] = []
-    goes_on = False
+    messages: list[str] = []
+    continues = False
     try:
         if state == "finished":
-            for each in stages_between(stage, "ppo"):
-                plan = plan_stage(request, each)
-                said += [plan.why, *plan.notes]
-                goes_on |= plan.action == "skip" and file.parent.name == "adapter" and each == stage
+            for later in stages_between(stage, "ppo"):
+                plan = plan_stage(request, later)
+                messages += [plan.why, *plan.notes]
+                continues |= plan.action == "skip" and file.parent.name == "adapter" and later == stage
             manifest = manifest_of(run, stage)
         else:
             plan = plan_stage(request, stage)
             manifest = manifest_of(run, stage)
-            found, complaints = newest_checkpoint(run / stage / "checkpoints", manifest.run_id)
-            said += complaints
-            others = [path for path in (run / stage / "checkpoints").glob("step-*") if path != file.parent]
-            if found is None and others and file.parent.name.startswith("step-"):
-                return f"no older checkpoint is taken: {complaints}"
-            if found is not None:
-                said += record_faults(run / stage, found.records)
-                goes_on = found.folder == file.parent
+            checkpoint, faults = newest_checkpoint(run / stage / "checkpoints", manifest.run_id)
+            messages += faults
+            older = [path for path in (run / stage / "checkpoints").glob("step-*") if path != file.parent]
+            if checkpoint is None and older and file.parent.name.startswith("step-"):
+                return f"no older checkpoint is taken: {faults}"
+            if checkpoint is not None:
+                messages += record_faults(run / stage, checkpoint.records)
+                continues = checkpoint.folder == file.parent
     except UserError as error:
-        said.append(str(error))
+        messages.append(str(error))
     sealed = str(file.parent) if file.parent.name.startswith("step-") else str(file)
-    named = [line for line in said if sealed in line or (file.name == "manifest.json" and "adapter" in line)]
-    if goes_on:
-        return "a stage goes on with it"
-    return None if named else f"nobody names it: {said}"
+    named = [
+        line for line in messages if sealed in line or (file.name == "manifest.json" and "adapter" in line)
+    ]
+    if continues:
+        return "a stage continues with it"
+    return None if named else f"no message names it: {messages}"
 
 
 def manifest_of(run: Path, stage: Stage) -> Manifest:
@@ -192,19 +198,19 @@ def manifest_of(run: Path, stage: Stage) -> Manifest:
     return manifest
 
 
-def table(found: list[Case]) -> str:
-    """Damages by what was damaged, and how many of them were detected."""
-    names = list(dict.fromkeys(case.damage for case in found))
+def table(damaged: list[Case]) -> str:
+    """Numbers of damaged and detected files by kind of file and damage."""
+    names = list(dict.fromkeys(case.damage for case in damaged))
     lines = [f"| stage | file | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
-    for state, kind in dict.fromkeys((case.state, case.kind) for case in found):
-        of_kind = [case for case in found if (case.state, case.kind) == (state, kind)]
+    for state, kind in dict.fromkeys((case.state, case.kind) for case in damaged):
+        of_state_and_kind = [case for case in damaged if (case.state, case.kind) == (state, kind)]
         cells = []
         for name in names:
-            all_of = [case.fault is None for case in of_kind if case.damage == name]
-            cells.append(f"{sum(all_of)} of {len(all_of)}" if all_of else "")
+            detections = [case.fault is None for case in of_state_and_kind if case.damage == name]
+            cells.append(f"{sum(detections)} of {len(detections)}" if detections else "")
         lines.append(f"| {state} | {kind} | {' | '.join(cells)} |")
-    good = sum(case.fault is None for case in found)
-    return "\n".join([*lines, f"\n{good} of {len(found)} damaged files detected"])
+    detected = sum(case.fault is None for case in damaged)
+    return "\n".join([*lines, f"\n{detected} of {len(damaged)} damaged files detected"])
 
 
 def main() -> int:
@@ -215,12 +221,12 @@ def main() -> int:
         run = Path(folder) / "run"
         for stage in STAGES:
             run_stage(stage, run)
-        found = list(cases(run, Path(folder), seed=arguments.seed))
-    bad = [case for case in found if case.fault]
-    for case in bad:
+        damaged = list(cases(run, Path(folder), seed=arguments.seed))
+    undetected = [case for case in damaged if case.fault]
+    for case in undetected:
         print(f"{case.file} of a stage that was {case.state}, {case.damage}: {case.fault}")
-    print(table(found))
-    return 1 if bad else 0
+    print(table(damaged))
+    return 1 if undetected else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""python -m tests.chaos.long [--iterations 2000]: PPO on the tiny experiment for long, and what grows.
+"""python -m tests.chaos.long [--iterations 2000]: a long PPO run of the tiny experiment, and what grows.
 
-The exit status is 1 where the process's memory, its open files or its threads, or the number of checkpoints,
-are more in the last tenth of the run than they were in the second.
+The exit status is 1 if the process's memory, open files or threads, or the number of checkpoints,
+are larger in the last tenth of the run than in the second.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.support.runs import RUN_STAGE, environment, rows, run_stage, words
+from tests.support.runs import RUN_STAGE, environment, rows, run_stage, stage_arguments
 
 TENTHS = 10
 MEMORY_NOISE = 1.05  # share by which the memory of a steady process may seem to grow
@@ -25,7 +25,7 @@ OPTIONS = ("ppo.judge=null", "ppo.eval_steps=null", "ppo.save_steps=20", "ppo.ke
 
 @dataclass(frozen=True)
 class Use:
-    """The most that a process used in a tenth of its run."""
+    """The maximum that a process used in a tenth of its run."""
 
     iterations: int
     mebibytes: float
@@ -37,35 +37,41 @@ class Use:
         return Use(*map(max, astuple(self), astuple(other)))
 
 
-def look(process: psutil.Process, folder: Path, done: int) -> Use:
+def measure(process: psutil.Process, folder: Path, iterations: int) -> Use:
     with process.oneshot():
         memory, threads = process.memory_info().rss / 2**20, process.num_threads()
-    return Use(done, memory, process.num_fds(), threads, len(list((folder / "checkpoints").glob("step-*"))))
+    return Use(
+        iterations, memory, process.num_fds(), threads, len(list((folder / "checkpoints").glob("step-*")))
+    )
 
 
 def watch(run: Path, iterations: int) -> tuple[list[Use], int]:
-    """Train, and look on; the uses by tenths of the run, and the exit status."""
-    command = [sys.executable, RUN_STAGE, *words("ppo", run, f"ppo.iterations={iterations}", *OPTIONS)]
+    """Train and measure; returns the uses by tenths of the run, and the exit status."""
+    command = [
+        sys.executable,
+        RUN_STAGE,
+        *stage_arguments("ppo", run, f"ppo.iterations={iterations}", *OPTIONS),
+    ]
     uses: dict[int, Use] = {}
     with (run / "output").open("w") as output:
-        started = subprocess.Popen(
+        launched = subprocess.Popen(
             list(map(str, command)), env=environment(), stdout=output, stderr=subprocess.STDOUT
         )
-    process, metrics = psutil.Process(started.pid), run / "ppo" / "metrics.jsonl"
-    while started.poll() is None:
+    process, metrics = psutil.Process(launched.pid), run / "ppo" / "metrics.jsonl"
+    while launched.poll() is None:
         time.sleep(0.5)
-        done = rows(metrics)[-1]["step"] if metrics.exists() and metrics.stat().st_size else 0
+        iteration = rows(metrics)[-1]["step"] if metrics.exists() and metrics.stat().st_size else 0
         try:
-            use = look(process, run / "ppo", done)
+            use = measure(process, run / "ppo", iteration)
         except psutil.Error:
             break
-        tenth = done * TENTHS // (iterations + 1)
+        tenth = iteration * TENTHS // (iterations + 1)
         uses[tenth] = use.most(uses.get(tenth, use))
-    return [uses[tenth] for tenth in sorted(uses)], started.wait()
+    return [uses[tenth] for tenth in sorted(uses)], launched.wait()
 
 
 def growth(uses: list[Use]) -> list[str]:
-    """What is more in the last tenth than in the second, when all that is made once has been made."""
+    """What is larger in the last tenth than in the second. The first tenth has one-time allocations."""
     early, late = uses[1], uses[-1]
     grown = [
         name

@@ -1,12 +1,13 @@
-"""`launch/run_stage.py`, whose rank 0 can be held before each step of what it writes or reads.
+"""`launch/run_stage.py`, whose rank 0 can be held before each file operation.
 
-Every file that is opened, made, renamed or removed in the run directory is a moment, called after what is
-done and to which file: `rename sft/checkpoints/.step-000002.partial`. Python's own audit events tell them, so
-that the code that is put to the test knows nothing of it. From the environment:
+A moment is one file that is opened, made, renamed or removed in the run directory. Its name is the operation
+and the file: `rename sft/checkpoints/.step-000002.partial`. Moments come from Python's audit events, so
+that the tested code needs no hooks. From the environment:
 
-CHAOS_RUN, CHAOS_STAGE: the run directory, and the stage in it, whose moments count.
+CHAOS_RUN, CHAOS_STAGE: the run directory, and the stage in it whose moments count.
 CHAOS_TRACE: a file that gets a line for each moment.
-CHAOS_HOLD: the moment to wait at, when it first comes, until the file CHAOS_HELD, made then, is removed.
+CHAOS_HOLD: the moment to wait at. When it first comes, the process makes the file CHAOS_HELD and waits until
+    that file is removed.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ EVENTS = {
     "shutil.rmtree": "remove",
 }
 RANDOM = re.compile(r"\.\w{8}\.partial$")  # names of temporary files
-SECONDS_HELD = 120.0  # where nobody is left to strike
+SECONDS_HELD = 120.0  # if no process is left to kill this one
 ELSEWHERE = {stage: (f"{stage}/logs", f"{stage}/wandb") for stage in STAGES}
 
 
 def moment(event: str, arguments: tuple[Any, ...], run: str, stage: Stage) -> str | None:
-    """The name of the moment that an audit event is, if it is one."""
+    """The name of an audit event's moment, or None."""
     if event not in EVENTS and event != "open":
         return None
     path = arguments[0]
@@ -51,7 +52,7 @@ def moment(event: str, arguments: tuple[Any, ...], run: str, stage: Stage) -> st
 
 
 def watch(run: str, stage: Stage, trace: Path, hold: str, held: Path) -> None:
-    """From now on, write down the moments of this process, and wait at `hold`."""
+    """From now on, append the moments of this process to `trace`, and wait at `hold`."""
     waiting = bool(hold)
     times: Counter[str] = Counter()
 
@@ -61,15 +62,15 @@ def watch(run: str, stage: Stage, trace: Path, hold: str, held: Path) -> None:
         if name is None:
             return
         times[name] += 1
-        if ".*." in name:  # a file that is written whole, now and again, such as the manifest
+        if ".*." in name:  # a file that is written several times, such as the manifest
             name += f", time {times[name]}"
         with trace.open("a") as stream:
             stream.write(name + "\n")
         if waiting and name == hold:
             waiting = False
             held.touch()
-            until = time.monotonic() + SECONDS_HELD
-            while held.exists() and time.monotonic() < until:
+            deadline = time.monotonic() + SECONDS_HELD
+            while held.exists() and time.monotonic() < deadline:
                 time.sleep(0.01)
 
     sys.addaudithook(hook)

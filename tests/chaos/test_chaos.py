@@ -1,4 +1,4 @@
-"""A few kills of the campaign that `make chaos` runs at length."""
+"""A few kills of the campaign that `make chaos` runs in full."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.chaos.attempt import Kill
 from tests.chaos.campaign import TARGETS, Campaign, Life
 from tests.chaos.long import Use, growth
 
-# One life, so that one run without kills is enough: all are struck in a checkpoint, the launcher by the
-# clock, and a rank at the adapter. Elsewhere in the tests, SIGKILL strikes RM and PPO as well.
+# One life, so that one run without kills is enough: all processes are killed during a checkpoint, the
+# launcher by the clock, and a rank at the adapter. Other tests kill RM and PPO.
 KILLS, SEED = 3, 2290
 CASES: list[tuple[Stage, int]] = [("sft", 2)]
 

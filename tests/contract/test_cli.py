@@ -1,4 +1,4 @@
-"""What a user types, as processes of their own: exit codes, messages, and that nothing starts unasked."""
+"""Commands as a user types them, in separate processes: exit codes, messages, and what must not start."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.pipeline_runs import leave
+from tests.support.pipeline_runs import write_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "configs/tiny.yaml")
 
 
-def tristage(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def tristage(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, "-m", "launch.cli", *words],
+        [sys.executable, "-m", "launch.cli", *arguments],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -29,29 +29,29 @@ def tristage(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 
 def run_stage(
-    *words: str, cwd: Path = ROOT, launcher: tuple[str, ...] = ()
+    *arguments: str, cwd: Path = ROOT, launcher: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    command = [*(launcher or (sys.executable,)), str(ROOT / "launch/run_stage.py"), *words]
+    command = [*(launcher or (sys.executable,)), str(ROOT / "launch/run_stage.py"), *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_plan_shows_everything_and_starts_nothing(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    done = tristage("plan", "--config", TINY, "--run-dir", str(run_dir), "sft.learning_rate=0.00077")
-    assert done.returncode == 0, done.stderr
+    result = tristage("plan", "--config", TINY, "--run-dir", str(run_dir), "sft.learning_rate=0.00077")
+    assert result.returncode == 0, result.stderr
     for expected in ("sft  run", "rm   run", "ppo  run", "per optimizer step", "learning_rate: 0.00077"):
-        assert expected in done.stdout
+        assert expected in result.stdout
     assert not run_dir.exists()
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_shipped_experiment_can_be_planned(file: Path, tmp_path: Path) -> None:
-    done = tristage("plan", "--config", str(file), "--run-dir", str(tmp_path / "run"))
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = tristage("plan", "--config", str(file), "--run-dir", str(tmp_path / "run"))
+    assert result.returncode == 0, result.stdout + result.stderr
     for expected in ("sft  run", "rm   run", "ppo  run"):
-        assert expected in done.stdout
+        assert expected in result.stdout
 
 
 def test_plan_imports_no_torch(tmp_path: Path) -> None:
@@ -66,23 +66,23 @@ def test_plan_imports_no_torch(tmp_path: Path) -> None:
 
 
 def test_plan_says_what_does_not_divide(tmp_path: Path) -> None:
-    done = tristage("plan", "--config", TINY, "--run-dir", str(tmp_path), "--num-accelerators", "3")
-    assert done.returncode == 2
-    assert "sft.batch_size: 8 cannot be shared equally by 3 ranks" in done.stdout
+    result = tristage("plan", "--config", TINY, "--run-dir", str(tmp_path), "--num-accelerators", "3")
+    assert result.returncode == 2
+    assert "sft.batch_size: 8 cannot be shared equally by 3 ranks" in result.stdout
 
 
 def test_plan_from_another_folder_and_with_arguments_in_any_order(tmp_path: Path) -> None:
-    done = tristage(
+    result = tristage(
         "plan", "seed=5", "--run-dir", "here", "--until", "sft", "--config", TINY, "rm.epochs=2", cwd=tmp_path
     )
-    assert done.returncode == 0, done.stderr
-    assert str(tmp_path / "here") in done.stdout
-    assert "seed: 5" in done.stdout
-    assert "rm   run" not in done.stdout
+    assert result.returncode == 0, result.stderr
+    assert str(tmp_path / "here") in result.stdout
+    assert "seed: 5" in result.stdout
+    assert "rm   run" not in result.stdout
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["fly"], "No such command 'fly'; see `tristage --help`"),
         ([], "Missing command; see `tristage --help`"),
@@ -100,11 +100,11 @@ def test_plan_from_another_folder_and_with_arguments_in_any_order(tmp_path: Path
         (["run", "--seeds", "2"], "No such option: --seeds"),
     ],
 )
-def test_users_mistakes_are_status_2_without_a_traceback(words: list[str], message: str) -> None:
-    done = tristage(*words)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+def test_users_mistakes_are_status_2_without_a_traceback(arguments: list[str], message: str) -> None:
+    result = tristage(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
 
 
 GROUPS = {
@@ -118,13 +118,13 @@ GROUPS = {
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_help_of_a_subcommand_has_one_line_groups_and_an_example(name: str) -> None:
-    done = tristage(name, "--help")
-    assert done.returncode == 0, done.stderr
-    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    result = tristage(name, "--help")
+    assert result.returncode == 0, result.stderr
+    lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
     assert lines[0].startswith(f"Usage: tristage {name} ")
     panels = [line.split()[1:-1] for line in lines if line.startswith("╭")]
-    named = [" ".join(word for word in panel if "─" not in word) for panel in panels]
-    assert named == ["Arguments", "Options", *GROUPS[name]]
+    titles = [" ".join(word for word in panel if "─" not in word) for panel in panels]
+    assert titles == ["Arguments", "Options", *GROUPS[name]]
     example = next(
         number for number, line in enumerate(lines) if line.startswith(f"Example: tristage {name}")
     )
@@ -132,51 +132,51 @@ def test_help_of_a_subcommand_has_one_line_groups_and_an_example(name: str) -> N
 
 
 def test_version_is_the_installed_one() -> None:
-    done = tristage("--version")
-    assert (done.returncode, done.stdout) == (0, f"tristage {version('tristage')}\n")
+    result = tristage("--version")
+    assert (result.returncode, result.stdout) == (0, f"tristage {version('tristage')}\n")
 
 
 def test_completion_is_offered() -> None:
-    done = tristage("--help")
-    assert "--install-completion" in done.stdout and "Shell completion: " in done.stdout
+    result = tristage("--help")
+    assert "--install-completion" in result.stdout and "Shell completion: " in result.stdout
 
 
 def test_run_stops_before_starting_if_upstream_is_missing(tmp_path: Path) -> None:
-    done = tristage("run", "--config", TINY, "--run-dir", str(tmp_path), "--from", "rm")
-    assert done.returncode == 2
-    assert "stage rm: needs stage sft" in done.stderr
-    assert f"tristage run --from sft --until sft --config {TINY} --run-dir {tmp_path}" in done.stderr
+    result = tristage("run", "--config", TINY, "--run-dir", str(tmp_path), "--from", "rm")
+    assert result.returncode == 2
+    assert "stage rm: needs stage sft" in result.stderr
+    assert f"tristage run --from sft --until sft --config {TINY} --run-dir {tmp_path}" in result.stderr
 
 
 def test_status_needs_no_configuration(tmp_path: Path) -> None:
-    leave(tmp_path, "sft")
-    done = tristage("status", "--run-dir", str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert "finished" in done.stdout and "not run" in done.stdout
+    write_stage(tmp_path, "sft")
+    result = tristage("status", "--run-dir", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "finished" in result.stdout and "not run" in result.stdout
 
 
 def test_unknown_stage_is_status_2() -> None:
-    done = run_stage("--stage", "dpo")
-    assert done.returncode == 2
-    assert "'dpo' is not one of 'sft', 'rm', 'ppo', 'best'" in done.stderr
+    result = run_stage("--stage", "dpo")
+    assert result.returncode == 2
+    assert "'dpo' is not one of 'sft', 'rm', 'ppo', 'best'" in result.stderr
 
 
 def test_stage_without_upstream_names_the_command(tmp_path: Path) -> None:
-    done = run_stage("--stage", "ppo", "--config", TINY, "--run-dir", str(tmp_path / "run"))
-    assert done.returncode == 2
-    assert "stage ppo: needs stage sft" in done.stderr
-    assert "deepspeed launch/run_stage.py --stage sft" in done.stderr
+    result = run_stage("--stage", "ppo", "--config", TINY, "--run-dir", str(tmp_path / "run"))
+    assert result.returncode == 2
+    assert "stage ppo: needs stage sft" in result.stderr
+    assert "deepspeed launch/run_stage.py --stage sft" in result.stderr
 
 
 def test_stage_runs_from_any_folder_and_is_then_skipped(tmp_path: Path) -> None:
-    words = ("--stage", "sft", "--config", TINY, "--run-dir", "run", "sft.max_steps=1")
-    first = run_stage(*words, cwd=tmp_path)
+    arguments = ("--stage", "sft", "--config", TINY, "--run-dir", "run", "sft.max_steps=1")
+    first = run_stage(*arguments, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert f"next: deepspeed launch/run_stage.py --stage rm --config {TINY} --run-dir run" in first.stdout
     assert (tmp_path / "run/sft/manifest.json").exists()
     assert (tmp_path / "run/sft/adapter/adapter_config.json").exists()
     assert (tmp_path / "run/sft/logs/rank0.log").read_text()
-    second = run_stage(*words, cwd=tmp_path)
+    second = run_stage(*arguments, cwd=tmp_path)
     assert second.returncode == 0, second.stderr
     assert "finished with this configuration" in second.stdout
 
@@ -191,14 +191,16 @@ def test_deepspeed_with_two_ranks_is_quiet_and_skips_too(tmp_path: Path) -> None
         "--master_port",
         "29641",
     )
-    words = ("--stage", "sft", "--config", TINY, "--run-dir", str(tmp_path / "run"), "sft.max_steps=1")
-    first = run_stage(*words, launcher=launcher)
+    arguments = ("--stage", "sft", "--config", TINY, "--run-dir", str(tmp_path / "run"), "sft.max_steps=1")
+    first = run_stage(*arguments, launcher=launcher)
     assert first.returncode == 0, first.stderr
-    ours = [line for line in first.stdout.splitlines() if not line.startswith("[20")]  # the launcher's own
+    stage_lines = [
+        line for line in first.stdout.splitlines() if not line.startswith("[20")
+    ]  # not the launcher's
     for noise in ("Warning", "gemm_4bit_forward", "Loading weights", "Setting accelerator"):
-        assert noise not in "\n".join(ours) + first.stderr
+        assert noise not in "\n".join(stage_lines) + first.stderr
     assert first.stdout.count("stage sft finished") == 1
     assert (tmp_path / "run/sft/logs/rank1.log").exists()
-    second = run_stage(*words, launcher=launcher)
+    second = run_stage(*arguments, launcher=launcher)
     assert second.returncode == 0, second.stderr
     assert "finished with this configuration" in second.stdout

@@ -1,4 +1,4 @@
-"""Every shipped experiment loads, has a header, and refers to files that exist."""
+"""Every shipped experiment loads, has a header, and names only files that exist."""
 
 import json
 import subprocess
@@ -46,19 +46,19 @@ def test_the_dumped_experiment_loads_back_equal(file, tmp_path):
 
 @every_yaml
 def test_it_does_not_depend_on_the_working_directory(file, tmp_path, monkeypatch):
-    here = load_experiment(file)
+    expected = load_experiment(file)
     monkeypatch.chdir(tmp_path)
-    assert load_experiment(file) == here
+    assert load_experiment(file) == expected
 
 
 @every_yaml
 def test_every_file_it_names_is_shipped(file):
     experiment = load_experiment(file)
     sources = [experiment.data.sft.path, experiment.data.rm.path, experiment.data.ppo.path]
-    named = [path for path in sources if path.endswith(DATA_FILES)] + [experiment.deepspeed.config]
+    paths = [path for path in sources if path.endswith(DATA_FILES)] + [experiment.deepspeed.config]
     if experiment.data.chat_template is not None:
-        named.append(experiment.data.chat_template)
-    for path in map(Path, named):
+        paths.append(experiment.data.chat_template)
+    for path in map(Path, paths):
         assert path.is_file() and path.is_relative_to(ROOT)
 
 
@@ -83,23 +83,23 @@ def test_the_chat_template_wraps_turns_in_chatml_without_a_system_prompt():
     for tag in (
         "{% generation %}",
         "{% endgeneration %}",
-    ):  # transformers' own tags, which mark what is learned
+    ):  # tags of transformers that mark the tokens to learn
         source = source.replace(tag, "")
     template = environment.from_string(source)
     prompt_messages = [{"role": "user", "content": "Hello."}]
     prompt = template.render(messages=prompt_messages, add_generation_prompt=True)
     assert prompt == "<|im_start|>user\nHello.<|im_end|>\n<|im_start|>assistant\n"
-    answered = [*prompt_messages, {"role": "assistant", "content": "Hi."}]
-    assert template.render(messages=answered) == prompt + "Hi.<|im_end|>\n"
+    conversation = [*prompt_messages, {"role": "assistant", "content": "Hi."}]
+    assert template.render(messages=conversation) == prompt + "Hi.<|im_end|>\n"
 
 
 @pytest.mark.parametrize("module", ["configs.schema", "configs.load"])
 def test_reading_a_config_imports_no_heavy_library(module):
     script = f"import sys, {module}; print(*sorted({{'torch', 'transformers', 'numpy'}} & set(sys.modules)))"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == ""
+    assert result.stdout.strip() == ""
 
 
 def test_an_installation_has_every_package_and_every_file_of_them():
@@ -119,7 +119,7 @@ def test_an_installation_has_every_package_and_every_file_of_them():
 
 def test_constraints_pin_every_requirement_of_this_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = {**project["optional-dependencies"], "vllm": []}  # which is installed without constraints
+    extras = {**project["optional-dependencies"], "vllm": []}  # vllm is installed without constraints
     required = [*project["dependencies"], *sum(extras.values(), [])]
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all("==" in pin and "+" not in pin for pin in pins)

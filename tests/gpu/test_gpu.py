@@ -1,4 +1,4 @@
-"""The three stages in bf16, one after another in this process; with NCCL where there is a CUDA GPU."""
+"""The three stages in bf16, one after another in this process. They use NCCL if there is a CUDA GPU."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ OVERRIDES = ("base.compute_dtype=bfloat16", "ppo.epochs=1", "ppo.minibatches=1",
 
 
 def base_of(models: RoleModels) -> Roles:
-    """The roles over the policy's base. A reward model may have a base of its own."""
+    """The roles over the policy's base. A reward model may have its own base."""
     return models if isinstance(models, Roles) else models.policy_base
 
 
 @pytest.fixture(scope="module")
 def hashes() -> dict[str, str]:
-    """Of the base's bytes, before and after each stage."""
+    """Hashes of the base's bytes before and after each stage."""
     return {}
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory, hashes: dict[str, str]) -> Iterator[Path]:
-    """A finished run, every stage in this process."""
+    """A finished run. Every stage ran in this process."""
     folder = tmp_path_factory.mktemp("gpu")
-    start = Engine.__init__
+    initialize = Engine.__init__
     engines: list[Engine] = []
 
-    def hashed(self: Engine, *args, **kwargs) -> None:
+    def initialize_and_hash(self: Engine, *args, **kwargs) -> None:
         hashes[f"{len(engines)} before"] = base_hash(base_of(args[0]))
         engines.append(self)
-        start(self, *args, **kwargs)
+        initialize(self, *args, **kwargs)
 
     environment = dict(os.environ)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "__init__", hashed)
+        patch.setattr(Engine, "__init__", initialize_and_hash)
         for number, stage in enumerate(STAGES):
             config = load_experiment(TINY, OVERRIDES)
             assert run_stage(Request(config, RunDirectory(folder)), stage) == 0
@@ -89,8 +89,8 @@ def test_ppo_starts_with_kl_zero_and_ratio_one(run_dir: Path) -> None:
 
 def test_equal_logits_give_equal_samples_on_every_device() -> None:
     logits = torch.randn(64, 5_000, generator=torch.Generator().manual_seed(0))
-    found, expected = (
+    actual, expected = (
         sample(logits.to(device), Noise(range(64), torch.device(device))) for device in (DEVICE, "cpu")
     )
-    assert torch.equal(found[0].cpu(), expected[0])
-    torch.testing.assert_close(found[1].cpu(), expected[1])
+    assert torch.equal(actual[0].cpu(), expected[0])
+    torch.testing.assert_close(actual[1].cpu(), expected[1])

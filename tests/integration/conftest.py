@@ -15,7 +15,7 @@ from stages.distributed.ranks import Ranks
 
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Ranks]:
-    """This process as the only rank. Launchers' variables are not left for libraries and child processes."""
+    """This process as the only rank. The launcher's variables are removed afterwards for child processes."""
     before = dict(os.environ)
     ranks = init_distributed(DeepSpeed())
     for name in set(os.environ) - set(before):

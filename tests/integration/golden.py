@@ -1,6 +1,6 @@
 """The trajectories of the tiny experiment's three stages, kept in `golden.json`.
 
-python -m tests.integration.golden      # writes golden.json anew, where behaviour is meant to change
+python -m tests.integration.golden      # rewrites golden.json, for an intended change of behaviour
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ Trajectories = dict[str, list[dict[str, Any]]]
 
 
 def run(upstream: Path, folder: Path, *overrides: str) -> Trajectories:
-    """Run the stages on one rank, each on the adapters in `upstream`; what they logged."""
-    zero = ROOT / "configs" / "deepspeed" / "zero0.json"
-    done = start_warm([RECIPES, upstream, folder, zero, "go", *overrides], ranks=1)
-    assert done.returncode == 0, done.stdout
+    """Run the stages on one rank, each on the adapters in `upstream`; returns what they logged."""
+    deepspeed_json = ROOT / "configs" / "deepspeed" / "zero0.json"
+    result = start_warm([RECIPES, upstream, folder, deepspeed_json, "go", *overrides], ranks=1)
+    assert result.returncode == 0, result.stdout
     return {stage: trajectory(folder / stage, FIGURES[stage]) for stage in STAGES}
 
 
 def trajectory(folder: Path, figures: Sequence[str]) -> list[dict[str, Any]]:
-    """The figures of each step, with the responses that were kept of it."""
+    """The figures of each step, with its logged responses."""
     logged = [row for row in rows(folder / "metrics.jsonl") if "learning_rate" in row]
-    texts: dict[int, list[str]] = {row["step"]: [] for row in logged}
+    responses: dict[int, list[str]] = {row["step"]: [] for row in logged}
     for row in rows(folder / "samples.jsonl"):
-        texts[row["step"]].append(row["response"])
-    return [{name: row[name] for name in figures} | {"responses": texts[row["step"]]} for row in logged]
+        responses[row["step"]].append(row["response"])
+    return [{name: row[name] for name in figures} | {"responses": responses[row["step"]]} for row in logged]
 
 
 def rounded(value: Any) -> Any:
     """All numbers in `value` to 6 significant digits."""
     if isinstance(value, dict):
-        return {key: rounded(each) for key, each in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [rounded(each) for each in value]
+        return [rounded(item) for item in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 

@@ -1,4 +1,4 @@
-"""Best of n: the estimator against all choices, the KL, and what becomes a demonstration."""
+"""Best of n: the estimator compared with all choices, the KL, and which answers become demonstrations."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs.load import load_experiment
+from data.sources.formats import normalise
 from data.storage.files import write_json_lines
 from stages import best
 from stages.context import Context
@@ -28,15 +29,15 @@ SMALL = ("best.n=4", "best.rollout={max_new_tokens: 40}", "data.ppo.limit=40", "
 @pytest.mark.parametrize("k", [1, 2, 4, 6])
 @pytest.mark.parametrize("values", [SCORES, GOLD])
 def test_expected_best_is_the_mean_over_all_choices(k: int, values: list[float]) -> None:
-    chosen = [values[max(some, key=lambda i: SCORES[i])] for some in combinations(range(len(SCORES)), k)]
-    assert best.expected_best(SCORES, values, k) == pytest.approx(sum(chosen) / len(chosen))
+    picked = [values[max(choice, key=lambda i: SCORES[i])] for choice in combinations(range(len(SCORES)), k)]
+    assert best.expected_best(SCORES, values, k) == pytest.approx(sum(picked) / len(picked))
 
 
 def test_kl_of_the_best_of_uniform_answers() -> None:
     """Of m answers, equally likely and without ties, the best of n is answer i with ((i+1)/m)^n - (i/m)^n."""
     m, n = 4000, 8
-    picked = [((i + 1) / m) ** n - (i / m) ** n for i in range(m)]
-    kl = sum(p * math.log(p * m) for p in picked if p)
+    probabilities = [((i + 1) / m) ** n - (i / m) ** n for i in range(m)]
+    kl = sum(p * math.log(p * m) for p in probabilities if p)
     assert best.kl_of_best(n) == pytest.approx(kl, abs=1e-3)
     assert best.kl_of_best(1) == 0.0
 
@@ -44,13 +45,17 @@ def test_kl_of_the_best_of_uniform_answers() -> None:
 def test_only_answers_that_ended_become_demonstrations() -> None:
     row = {"prompt": "p", "completions": ["cut", "good", "bad"], "scores": [9.0, 2.0, 1.0]}
     assert best.demonstration(row | {"ended": [False, True, True]}) == {
-        "prompt": "p", "completion": "good", "score": 2.0,
+        "prompt": "p", "completion": "good", "rm_score": 2.0,
     }  # fmt: skip
+    read = normalise(best.demonstration(row | {"ended": [True] * 3}) or {}, "demonstrations")
+    assert read == {"prompt": "p", "completion": "cut"}, "SFT reads what `best` writes"
     assert best.demonstration(row | {"ended": [False] * 3}) is None
     assert best.demonstration(row | {"ended": [True] * 3, "completions": ["", "", ""]}) is None
     chat = [{"role": "user", "content": "p"}]
-    found = best.demonstration(row | {"prompt": chat, "ended": [True] * 3})
-    assert found is not None and found["completion"] == [{"role": "assistant", "content": "cut"}]
+    demonstration = best.demonstration(row | {"prompt": chat, "ended": [True] * 3})
+    assert demonstration is not None and demonstration["completion"] == [
+        {"role": "assistant", "content": "cut"}
+    ]
 
 
 def test_curve_goes_through_powers_of_two_to_n() -> None:
@@ -74,44 +79,44 @@ def context(
     return Context(config, "best", tmp_path, adapters, Recorder(), False, ranks)
 
 
-def lines(file: Path) -> list[dict]:
+def rows_of(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def test_stage_writes_demonstrations_and_curve(context: Context, ranks) -> None:
     outcome = best.run(context)
-    answers = lines(context.folder / "answers" / "train-00000.jsonl")
+    answers = rows_of(context.folder / "answers" / "train-00000.jsonl")
     assert all(len(row["completions"]) == len(row["scores"]) == len(row["gold"]) == 4 for row in answers)
     assert len({tuple(row["scores"]) for row in answers}) == len(answers)
-    demonstrations = lines(context.folder / "demonstrations" / "train.jsonl")
+    demonstrations = rows_of(context.folder / "demonstrations" / "train.jsonl")
     assert 0 < len(demonstrations) < len(answers), "some prompts must have no answer that ended"
     assert outcome.metrics["demonstrations"] == len(demonstrations)
     assert outcome.metrics["rm_score_best"] > outcome.metrics["rm_score_sft"]
-    assert [row["n"] for row in lines(context.folder / "curve.jsonl")] == [1, 2, 4]
+    assert [row["n"] for row in rows_of(context.folder / "curve.jsonl")] == [1, 2, 4]
 
 
 def test_parts_that_are_there_are_kept(context: Context, ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(best, "ANSWERS_AT_ONCE", 16)
-    whole = best.run(context)
+    uninterrupted = best.run(context)
     files = sorted((context.folder / "answers").iterdir())
     before = {file: file.read_text() for file in files}
     assert len(files) > 3
     for file in files[2:]:
         file.unlink()
-    asked: list[int] = []
-    shared = Sampler.shared
+    numbers_of_prompts: list[int] = []
+    respond = Sampler.respond_on_all_ranks
 
-    def counted(self: Sampler, role: str, prompts, *rest) -> list[Response]:
-        asked.append(len(prompts))
-        return shared(self, role, prompts, *rest)
+    def count_prompts(self: Sampler, role: str, prompts, *rest) -> list[Response]:
+        numbers_of_prompts.append(len(prompts))
+        return respond(self, role, prompts, *rest)
 
-    monkeypatch.setattr(Sampler, "shared", counted)
+    monkeypatch.setattr(Sampler, "respond_on_all_ranks", count_prompts)
     resumed = best.run(replace(context, resume=True))
-    assert len(asked) == len(files) - 2
+    assert len(numbers_of_prompts) == len(files) - 2
     assert {file: file.read_text() for file in files} == before
     timeless = ("tokens_per_second", "peak_memory_bytes")
-    same = {name: value for name, value in whole.metrics.items() if name not in timeless}
-    assert {name: value for name, value in resumed.metrics.items() if name not in timeless} == same
+    expected = {name: value for name, value in uninterrupted.metrics.items() if name not in timeless}
+    assert {name: value for name, value in resumed.metrics.items() if name not in timeless} == expected
 
 
 def test_damaged_part_is_named(context: Context, ranks) -> None:

@@ -1,4 +1,4 @@
-"""Padding has no say: not which token pads, not how much of it there is, in any stage's loss or gradients."""
+"""Neither the pad token nor the amount of padding changes any stage's loss or gradients."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def rm_step(pad: int, micro: int, ranks: Ranks) -> Outcome:
 
 @pytest.fixture
 def ppo_step(adapters: dict[str, Path], tiny_folder: Path) -> Callable[[int, int, Ranks], Outcome]:
-    """One iteration of one update; responses of up to 150 tokens, some of which end their turn before."""
+    """One iteration of one update, with responses of up to 150 tokens. Some end their turn earlier."""
 
     def step(pad: int, micro: int, ranks: Ranks) -> Outcome:
         tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
@@ -91,7 +91,7 @@ def test_padding_changes_nothing(stage: str, ppo_step: Callable, ranks: Ranks) -
     assert other_metrics == metrics
     assert all(gradients[name].equal(other) for name, other in other_gradients.items())
 
-    # Rows alone need no padding at all; sums in another order are the same to rounding.
-    alone_metrics, alone_gradients = step(PAD, 1, ranks)
-    assert alone_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
-    assert_same_gradients(alone_gradients, gradients, rtol=1e-4)
+    # Micro-batches of one row need no padding. Sums in another order are equal to rounding.
+    unpadded_metrics, unpadded_gradients = step(PAD, 1, ranks)
+    assert unpadded_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
+    assert_same_gradients(unpadded_gradients, gradients, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Stages that SIGINT and SIGTERM interrupt: nothing is lost, nothing is repeated, and all is as without."""
+"""Stages that SIGINT or SIGTERM interrupts: no step is lost or repeated, and results are unchanged."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ from tests.support.runs import (
     launcher,
     rows,
     run_stage,
+    stage_arguments,
     start,
     start_warm,
     untimed,
-    words,
 )
 
 OVERRIDES = ("adapter.dropout=0.1", "sft.save_steps=4", "ppo.save_steps=3")
 
 
-class Noting:
-    """A signal that comes during the `step`th step, as a recipe sees it; none for 0."""
+class SignalAtStep:
+    """Defers signals as the pipeline does; SIGTERM comes during step number `step`, none for 0."""
 
     def __init__(self, step: int) -> None:
-        self.step, self.asked = step, 0
+        self.step, self.polls = step, 0
 
     @contextmanager
     def __call__(self) -> Iterator[Callable[[], int]]:
-        yield self.noted
+        yield self.poll
 
-    def noted(self) -> int:
-        self.asked += 1
-        return signal.SIGTERM if self.asked == self.step else 0
+    def poll(self) -> int:
+        self.polls += 1
+        return signal.SIGTERM if self.polls == self.step else 0
 
 
 @pytest.fixture(autouse=True)
@@ -68,16 +68,16 @@ def checkpoints(stage: Path) -> list[str]:
     return sorted(path.name for path in (stage / "checkpoints").glob("step-*"))
 
 
-def trained(
+def train_sft(
     ranks: Ranks, folder: Path, *overrides: str, step: int = 0, resume: bool = False
 ) -> list[Mapping[str, float]]:
-    """What SFT logs until it ends, or pauses after its `step`th step from here."""
+    """Run SFT until it ends, or pauses `step` steps from here; returns what it logged."""
     folder.mkdir(exist_ok=True)
     tracker = Recorder()
     context = Context(
         load_experiment(TINY, [*OVERRIDES, *overrides]),
         *("sft", folder, {}, tracker, resume, ranks),
-        signals_deferred=Noting(step),
+        signals_deferred=SignalAtStep(step),
     )
     if step:
         with pytest.raises(Paused):
@@ -89,12 +89,12 @@ def trained(
 
 @pytest.mark.parametrize("step", [1, 3, 4, 6], ids=["first", "evaluated", "saved", "last"])
 def test_every_step_is_one_to_pause_at(step: int, ranks: Ranks, tmp_path: Path) -> None:
-    """Step 3 of 6 is evaluated, step 4 is saved anyway; two checkpoints are kept."""
-    whole = trained(ranks, tmp_path / "whole")
-    paused = trained(ranks, tmp_path / "paused", step=step)
+    """Step 3 of 6 is evaluated, and step 4 is saved in any case. Two checkpoints are kept."""
+    uninterrupted = train_sft(ranks, tmp_path / "whole")
+    paused = train_sft(ranks, tmp_path / "paused", step=step)
     assert checkpoints(tmp_path / "paused")[-1] == f"step-{step:06d}"
-    resumed = trained(ranks, tmp_path / "paused", resume=True)
-    assert paused + resumed == whole, "nothing is logged twice, nothing is left out"
+    resumed = train_sft(ranks, tmp_path / "paused", resume=True)
+    assert paused + resumed == uninterrupted, "nothing is logged twice, nothing is left out"
     assert files(tmp_path / "paused" / "adapter") == files(tmp_path / "whole" / "adapter")
     for folder in ("paused", "whole"):
         assert checkpoints(tmp_path / folder) == ["step-000004", "step-000006"]
@@ -103,7 +103,7 @@ def test_every_step_is_one_to_pause_at(step: int, ranks: Ranks, tmp_path: Path) 
 def test_pauses_take_the_place_of_older_checkpoints_only(ranks: Ranks, tmp_path: Path) -> None:
     kept = []
     for resume in (False, True, True):
-        trained(ranks, tmp_path, "sft.keep_checkpoints=2", step=1, resume=resume)
+        train_sft(ranks, tmp_path, "sft.keep_checkpoints=2", step=1, resume=resume)
         kept.append(checkpoints(tmp_path))
     assert kept == [
         ["step-000001"],
@@ -112,7 +112,7 @@ def test_pauses_take_the_place_of_older_checkpoints_only(ranks: Ranks, tmp_path:
     ]
 
 
-LOSSES = {0: 5.0, 2: 1.0, 4: 2.0, 6: 3.0}  # of the held-out data, by step: learned by heart after step 2
+LOSSES = {0: 5.0, 2: 1.0, 4: 2.0, 6: 3.0}  # on held-out data by step; the model overfits after step 2
 
 
 @pytest.mark.parametrize("stage", ["sft", "rm"])
@@ -128,25 +128,25 @@ def test_best_checkpoint_is_kept_and_can_be_the_result(
     inputs = {"rm": {"sft": adapters["sft"]}}.get(stage, {})
     options = [f"{stage}.{option}" for option in ("eval_steps=2", "save_steps=2", "max_steps=6", "epochs=99")]
 
-    def run(folder: Path, *overrides: str) -> dict[str, float]:
+    def train(folder: Path, *overrides: str) -> dict[str, float]:
         evaluations = iter(LOSSES.values())
         monkeypatch.setattr(trainer, "evaluate", lambda *_: {"loss": next(evaluations)})
         config = load_experiment(TINY, [*options, f"{stage}.keep_checkpoints=1", *overrides])
         folder.mkdir()
         return recipe.run(Context(config, stage, folder, inputs, Recorder(), False, ranks)).metrics
 
-    last = run(tmp_path / "last")
-    best = run(tmp_path / "best", f"{stage}.use_best=true")
+    last = train(tmp_path / "last")
+    best = train(tmp_path / "best", f"{stage}.use_best=true")
     assert (last["eval_loss"], best["eval_loss"]) == (3.0, 1.0)
     for folder in ("last", "best"):
         assert checkpoints(tmp_path / folder) == ["step-000002", "step-000006"]
-    adapter = [load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("best", "last")]
-    kept = checkpoint_tensors(tmp_path / "best", 2)
+    weights = [load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("best", "last")]
+    saved = checkpoint_tensors(tmp_path / "best", 2)
     role = {"sft": "policy", "rm": "reward"}[stage]
-    for name, tensor in adapter[0].items():
-        ours = name.replace("base_model.model.", "causal.").replace(".weight", f".{role}.weight")
-        assert torch.equal(tensor, kept[ours]), name
-    assert any(not torch.equal(tensor, adapter[1][name]) for name, tensor in adapter[0].items())
+    for name, tensor in weights[0].items():
+        own_name = name.replace("base_model.model.", "causal.").replace(".weight", f".{role}.weight")
+        assert torch.equal(tensor, saved[own_name]), name
+    assert any(not torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
 def test_best_checkpoint_needs_an_evaluation(
@@ -155,22 +155,22 @@ def test_best_checkpoint_needs_an_evaluation(
     options = ("sft.use_best=true", "sft.eval_steps=4")
     monkeypatch.setattr(sft.SftTrainer, "evaluate", lambda *_: {"loss": float("nan")})
     with pytest.raises(UserError, match=r"sft\.use_best: no held-out loss was a finite number"):
-        trained(ranks, tmp_path / "nan", *options)
-    monkeypatch.setattr(sft.SftTrainer, "evaluate", lambda *_: {})  # over-long ones were dropped
+        train_sft(ranks, tmp_path / "nan", *options)
+    monkeypatch.setattr(sft.SftTrainer, "evaluate", lambda *_: {})  # all held-out examples were dropped
     with pytest.raises(UserError, match=r"sft\.use_best: nothing is held out"):
-        trained(ranks, tmp_path / "none", *options)
+        train_sft(ranks, tmp_path / "none", *options)
 
 
-def run(ranks: int, stage: Stage, run_dir: Path) -> str:
-    """A stage under `deepspeed`, which must end well; returns what it says."""
-    done = start([*launcher(ranks), RUN_STAGE, *words(stage, run_dir, *OVERRIDES)])
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+def run_under_deepspeed(ranks: int, stage: Stage, run_dir: Path) -> str:
+    """Run a stage under `deepspeed`, which must succeed; returns its output."""
+    result = start([*launcher(ranks), RUN_STAGE, *stage_arguments(stage, run_dir, *OVERRIDES)])
+    assert result.returncode == 0, result.stdout
+    return result.stdout
 
 
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose SFT policy and reward model PPO stands on."""
+    """A run with the SFT policy and reward model for PPO."""
     run_dir = tmp_path_factory.mktemp("upstream")
     run_stage("sft", run_dir, *OVERRIDES)
     run_stage("rm", run_dir, *OVERRIDES)
@@ -185,27 +185,33 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_interrupted_under_deepspeed_and_resumed_is_as_if_never_interrupted(
     upstream: Path, tmp_path: Path, ranks: int, stage: Stage, when: str
 ) -> None:
-    whole, ours = (copy_upstream(upstream, stage, tmp_path / name) for name in ("whole", "ours"))
-    undisturbed = start_warm([RUN_STAGE, *words(stage, whole, *OVERRIDES)], ranks)
+    reference_dir, interrupted_dir = (
+        copy_upstream(upstream, stage, tmp_path / name) for name in ("whole", "ours")
+    )
+    undisturbed = start_warm([RUN_STAGE, *stage_arguments(stage, reference_dir, *OVERRIDES)], ranks)
     assert undisturbed.returncode == 0, undisturbed.stdout
 
-    interrupted = start([*launcher(ranks), KILLED_STAGE, when, *words(stage, ours, *OVERRIDES)])
+    interrupted = start(
+        [*launcher(ranks), KILLED_STAGE, when, *stage_arguments(stage, interrupted_dir, *OVERRIDES)]
+    )
     name, step, *rank = when.split("@")
     signum = signal.Signals[name]
-    # A signal that is sent to all processes kills the `deepspeed` command, too, unless the process that it
-    # waits for is faster, whose status is 1.
+    # A signal to all processes also kills the `deepspeed` command, unless the process that it
+    # waits for ends first with status 1.
     assert interrupted.returncode in ([128 + signum] if rank else [-signum, 1]), interrupted.stdout
-    said = f"interrupted by {name} after step {step} of "
-    assert interrupted.stdout.count(said) == 1 and "the same command resumes" in interrupted.stdout
+    message = f"interrupted by {name} after step {step} of "
+    assert interrupted.stdout.count(message) == 1 and "the same command resumes" in interrupted.stdout
     assert "interrupted: ends after the current step" in interrupted.stdout
-    manifest = json.loads((ours / stage / "manifest.json").read_text())
+    manifest = json.loads((interrupted_dir / stage / "manifest.json").read_text())
     assert manifest["status"] == "interrupted" and f"after step {step} of" in manifest["error"]
-    assert checkpoints(ours / stage) == [f"step-{int(step):06d}"]
-    before = (ours / stage / "metrics.jsonl").read_bytes()
+    assert checkpoints(interrupted_dir / stage) == [f"step-{int(step):06d}"]
+    before = (interrupted_dir / stage / "metrics.jsonl").read_bytes()
 
-    assert f"resumes from step-{int(step):06d}" in run(ranks, stage, ours)
-    assert_same_result(ours / stage, whole / stage)
-    assert (ours / stage / "metrics.jsonl").read_bytes().startswith(before), "no step was taken again"
+    assert f"resumes from step-{int(step):06d}" in run_under_deepspeed(ranks, stage, interrupted_dir)
+    assert_same_result(interrupted_dir / stage, reference_dir / stage)
+    assert (interrupted_dir / stage / "metrics.jsonl").read_bytes().startswith(before), (
+        "no step was taken again"
+    )
 
 
 def test_tristage_run_waits_for_the_step_and_stops_there(tmp_path: Path) -> None:
@@ -218,9 +224,9 @@ def test_tristage_run_waits_for_the_step_and_stops_there(tmp_path: Path) -> None
     while not (metrics.exists() and len(rows(metrics)) > 3) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 143, said
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 143, stderr
     last = rows(metrics)[-1]["step"]
-    assert f"interrupted by SIGTERM after step {last} of 5000" in said
+    assert f"interrupted by SIGTERM after step {last} of 5000" in stderr
     assert checkpoints(tmp_path / "sft") == [f"step-{last:06d}"]
     assert not (tmp_path / "rm").exists()

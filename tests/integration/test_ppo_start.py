@@ -1,8 +1,8 @@
-"""PPO before it has learned anything: KL exactly 0, ratio exactly 1, on the first minibatch of the run.
+"""PPO before its first update: KL is exactly 0 and the ratio exactly 1 on the first minibatch of the run.
 
-Not nearly, where both are recomputed: any difference would mean that two forwards of one policy saw other
-positions, other padding, another adapter or dropout, and that the objective is not the one that is written
-down. What was sampled differs from it by rounding.
+Both are exact if log-probabilities are recomputed: a difference would mean that two forwards of one policy
+saw other positions, other padding, another adapter or dropout, and that the objective is not the one that is
+written down. Log-probabilities from sampling differ by rounding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stages.sampling.sampler import Sampler
 from tests.support.roles import new_role, save_role_of, tiny_roles
 from tests.support.runs import TINY, untimed
 
-# Prompts of tiny.jsonl differ in length; with 150 tokens to a response, some of them end their turn before.
+# Prompts of tiny.jsonl differ in length. With up to 150 tokens, some responses end their turn earlier.
 OVERRIDES = (
     *("ppo.iterations=1", "ppo.batch_size=10", "ppo.micro_batch_size=3", "ppo.eval_steps=null"),
     *("ppo.rollout.max_new_tokens=150", "data.max_length=256", "data.ppo.held_out=0"),
@@ -35,7 +35,7 @@ RECOMPUTED = "ppo.old_logprobs=recomputed"
 
 
 class Recorder:
-    """A tracker that keeps what it is told."""
+    """A tracker that keeps all metrics."""
 
     def __init__(self) -> None:
         self.metrics: list[Mapping[str, float]] = []
@@ -57,7 +57,7 @@ def inputs(
     tiny_tokenizer: Any,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
-    """Adapters of the stages before, whose configuration asks for dropout or not."""
+    """Adapters of the upstream stages, whose configurations have dropout or not."""
     root = tmp_path_factory.mktemp("inputs")
     for seed, name in enumerate(("sft", "rm")):
         roles = new_role(tiny_roles(), name, seed, head=name == "rm", dropout=request.param)
@@ -68,15 +68,15 @@ def inputs(
 @pytest.fixture
 def log_ratios(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """The log ratio of every response token of each micro-batch, in the order of the updates."""
-    seen: list[torch.Tensor] = []
+    log_ratios_by_batch: list[torch.Tensor] = []
     loss = update.policy_loss
 
-    def watched(logprobs, old_logprobs, advantages, mask, *rest):
-        seen.append((logprobs - old_logprobs).detach()[mask])
+    def record_log_ratio(logprobs, old_logprobs, advantages, mask, *rest):
+        log_ratios_by_batch.append((logprobs - old_logprobs).detach()[mask])
         return loss(logprobs, old_logprobs, advantages, mask, *rest)
 
-    monkeypatch.setattr(update, "policy_loss", watched)
-    return seen
+    monkeypatch.setattr(update, "policy_loss", record_log_ratio)
+    return log_ratios_by_batch
 
 
 def first_iteration(
@@ -111,7 +111,7 @@ def test_kl_is_zero_and_ratio_is_one(
 def test_second_minibatch_has_moved(
     inputs: dict[str, Path], log_ratios: list[torch.Tensor], ranks: Ranks, tmp_path: Path
 ) -> None:
-    """The first minibatch is exact with several of them as well; after an update the ratio is not 1."""
+    """With several minibatches, the first is exact, too. After an update, the ratio is not 1."""
     metrics = first_iteration(ranks, inputs, tmp_path, RECOMPUTED, "ppo.epochs=1", "ppo.minibatches=2")
     assert len(log_ratios) == 4
     assert not log_ratios[0].any() and not log_ratios[1].any()
@@ -122,47 +122,47 @@ def test_second_minibatch_has_moved(
 def test_sequences_of_about_one_length_go_together(
     inputs: dict[str, Path], ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In scoring and in updates: a forward pads all of its sequences to the longest."""
+    """In scoring and in updates, because a forward pads its sequences to the longest."""
     lengths: list[list[int]] = []
     response_batch = Sampler.response_batch
 
-    def watched(self: Sampler, prompts: Sequence[list[int]], responses: Sequence[Response]) -> Any:
+    def record_lengths(self: Sampler, prompts: Sequence[list[int]], responses: Sequence[Response]) -> Any:
         pairs = zip(prompts, responses, strict=True)
         lengths.append([len(prompt) + len(response.ids) for prompt, response in pairs])
         return response_batch(self, prompts, responses)
 
-    monkeypatch.setattr(Sampler, "response_batch", watched)
+    monkeypatch.setattr(Sampler, "response_batch", record_lengths)
     first_iteration(ranks, inputs, tmp_path, "ppo.epochs=1", "ppo.minibatches=1")
     scored, of_critic, of_policy = lengths[:4], lengths[4:8], lengths[8:]
-    assert scored == of_critic == of_policy and [len(each) for each in scored] == [3, 3, 3, 1]
-    together = sum(scored, [])
-    assert together == sorted(together) and len(set(together)) > 3
+    assert scored == of_critic == of_policy and [len(batch) for batch in scored] == [3, 3, 3, 1]
+    flat = sum(scored, [])
+    assert flat == sorted(flat) and len(set(flat)) > 3
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The roles that are asked for log-probabilities in scoring, one by one."""
-    asked: list[str] = []
+def scored_roles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The roles whose log-probabilities are computed in scoring, in order."""
+    scored_roles: list[str] = []
     logprobs = experience.response_logprobs
 
-    def watched(model: Any, role: str, batch: Any) -> torch.Tensor:
-        asked.append(role)
+    def record_role(model: Any, role: str, batch: Any) -> torch.Tensor:
+        scored_roles.append(role)
         return logprobs(model, role, batch)
 
-    monkeypatch.setattr(experience, "response_logprobs", watched)
-    return asked
+    monkeypatch.setattr(experience, "response_logprobs", record_role)
+    return scored_roles
 
 
 @pytest.mark.parametrize("engine", ["hf", "merged", "continuous"])
 def test_sampled_log_probabilities_save_a_forward(
-    engine: str, inputs: dict[str, Path], asked: list[str], ranks: Ranks, tmp_path: Path
+    engine: str, inputs: dict[str, Path], scored_roles: list[str], ranks: Ranks, tmp_path: Path
 ) -> None:
-    """They are those of the model that trains to the rounding of fp32, by every engine that samples in it."""
+    """They equal those of the training model to the rounding of fp32, for every engine in fp32."""
     options = (f"ppo.rollout.engine={engine}", "ppo.epochs=1", "ppo.minibatches=1")
     sampled = first_iteration(ranks, inputs, tmp_path / "sampled", *options)
-    assert set(asked) == {"reference"}
+    assert set(scored_roles) == {"reference"}
     recomputed = first_iteration(ranks, inputs, tmp_path / "recomputed", RECOMPUTED, *options)
-    assert set(asked) == {"reference", "policy"}
+    assert set(scored_roles) == {"reference", "policy"}
     assert 0 < sampled["rollout/logprob_difference"] < 1e-5
     assert sampled["rollout/logprob_difference"] == recomputed["rollout/logprob_difference"]
     assert untimed(sampled) == pytest.approx(untimed(recomputed), rel=1e-3, abs=1e-4)
@@ -170,10 +170,10 @@ def test_sampled_log_probabilities_save_a_forward(
 
 @pytest.mark.parametrize("option", ["base.compute_dtype=bfloat16", "base.quantization=int8"])
 def test_rounding_that_is_coarser_has_the_policy_asked(
-    option: str, inputs: dict[str, Path], asked: list[str], ranks: Ranks, tmp_path: Path
+    option: str, inputs: dict[str, Path], scored_roles: list[str], ranks: Ranks, tmp_path: Path
 ) -> None:
     first_iteration(ranks, inputs, tmp_path, option)
-    assert set(asked) == {"reference", "policy"}
+    assert set(scored_roles) == {"reference", "policy"}
 
 
 def test_other_engines_and_dtypes_have_the_policy_score_itself() -> None:
@@ -184,7 +184,7 @@ def test_other_engines_and_dtypes_have_the_policy_score_itself() -> None:
         for dtype in ("float32", "bfloat16")
         for quantization in ("nf4", "int8", "none")
     }
-    assert {case for case, holds in exact.items() if holds} == {("float32", "nf4"), ("float32", "none")}
+    assert {case for case, matches in exact.items() if matches} == {("float32", "nf4"), ("float32", "none")}
     assert not matches_training_model(tiny_roles(), Rollout(engine="vllm"))
     stretched = tiny_roles()
     stretched.causal.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0}

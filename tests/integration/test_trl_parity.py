@@ -1,7 +1,7 @@
-"""Loss and gradients equal TRL's own trainers on the same base, weights and token ids.
+"""Loss and gradients equal those of TRL's trainers on the same base, weights and token ids.
 
 The reference is TRL's code path: its data preparation, its collator, its count of the tokens in a batch, its
-`compute_loss` and its backward. Both sides compute in fp32; the tolerance is for the order of sums, since
+`compute_loss` and its backward. Both sides compute in fp32. The tolerance covers the order of sums:
 TRL pads other columns and computes log-probabilities in chunks.
 """
 
@@ -41,7 +41,7 @@ def sequence(length: int, noise: random.Random) -> list[int]:
 
 @pytest.fixture(scope="module")
 def demonstrations(tiny_tokenizer: Any) -> list[Demonstration]:
-    """Eight of them, of unequal length."""
+    """Eight demonstrations of unequal length."""
     noise = random.Random(0)
     return [
         Demonstration(
@@ -66,10 +66,10 @@ def rankings(tiny_tokenizer: Any) -> list[Ranking]:
     ]
 
 
-# Ours: the recipes' own trainers on a DeepSpeed engine.
+# Tristage: the recipes' trainers on a DeepSpeed engine.
 
 
-def our_sft(quantization: str, ranks: Ranks, examples: Sequence[sft.Example], micro: int) -> Result:
+def tristage_sft(quantization: str, ranks: Ranks, examples: Sequence[sft.Example], micro: int) -> Result:
     roles = sft_roles(quantization)
     settings = Sft(batch_size=8, micro_batch_size=micro, max_grad_norm=0)
     engine = engine_of(roles, {Role.POLICY: 1e-3}, ranks, settings)
@@ -84,11 +84,11 @@ def sft_roles(quantization: str) -> Roles:
 
 def rm_roles(quantization: str) -> Roles:
     roles = new_role(tiny_roles(quantization=quantization), Role.REWARD, seed=4, head=True)
-    roles.heads[Role.REWARD].bias.requires_grad_(False)  # as the recipe does; TRL's head has none
+    roles.heads[Role.REWARD].bias.requires_grad_(False)  # as in the recipe; TRL's head has no bias
     return roles
 
 
-# Theirs.
+# TRL.
 
 
 def peft_name(name: str) -> str:
@@ -101,7 +101,7 @@ def peft_name(name: str) -> str:
 def trl_model(base: PreTrainedModel, folder: Path, role: str) -> PeftModel:
     """`base` under the adapter in `folder`, as TRL users have it."""
     config = LoraConfig.from_pretrained(str(folder))
-    config.task_type = None  # one file for both: the adapter does not care which head is on the base
+    config.task_type = None  # the adapter does not depend on the head of the base
     return PeftModel.from_pretrained(
         base, str(folder), adapter_name=str(role), is_trainable=True, config=config
     )
@@ -111,7 +111,7 @@ def trl_step(trainer: Trainer, weights: dict[str, Tensor], accumulation: int) ->
     """Loss and gradients of the first optimizer step, as `Trainer.train` computes them."""
     parameters = dict(trainer.model.named_parameters())
     for name, weight in weights.items():
-        parameters[peft_name(name)].data = weight.clone()  # TRL rounds them to bf16 over a quantized base
+        parameters[peft_name(name)].data = weight.clone()  # TRL rounds weights over a quantized base to bf16
     batches, items = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), accumulation, CPU)
     assert len(batches) == accumulation
     trainer.current_gradient_accumulation_steps = accumulation
@@ -147,10 +147,10 @@ def trl_sft(
     base = load_base(base_config(quantization), CPU)
     rows = [
         {
-            "input_ids": each.prompt_ids + each.completion_ids,
-            "completion_mask": [0] * len(each.prompt_ids) + [1] * len(each.completion_ids),
+            "input_ids": demonstration.prompt_ids + demonstration.completion_ids,
+            "completion_mask": [0] * len(demonstration.prompt_ids) + [1] * len(demonstration.completion_ids),
         }
-        for each in demonstrations
+        for demonstration in demonstrations
     ]
     trainer = SFTTrainer(
         model=trl_model(base, folder / "adapter", Role.POLICY),
@@ -175,10 +175,10 @@ def trl_rm(quantization: str, rankings: Sequence[Ranking], tokenizer: Any, folde
     model.base_model.model.score.weight.requires_grad_(True)
     rows = [
         {
-            "chosen_ids": each.prompt_ids + each.completion_ids[0],
-            "rejected_ids": each.prompt_ids + each.completion_ids[1],
+            "chosen_ids": ranking.prompt_ids + ranking.completion_ids[0],
+            "rejected_ids": ranking.prompt_ids + ranking.completion_ids[1],
         }
-        for each in rankings
+        for ranking in rankings
     ]
     trainer = RewardTrainer(
         model=model,
@@ -195,9 +195,9 @@ def base_config(quantization: str) -> Base:
     return Base(model="tiny-random", quantization=quantization, compute_dtype="float32")
 
 
-def assert_same(ours: Result, theirs: Result) -> None:
-    assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
-    assert_same_gradients(ours[1], theirs[1])
+def assert_same(actual: Result, expected: Result) -> None:
+    assert actual[0] == pytest.approx(expected[0], rel=1e-5)
+    assert_same_gradients(actual[1], expected[1])
 
 
 @pytest.fixture(scope="module", params=QUANTIZATIONS)
@@ -217,15 +217,15 @@ def sft_reference(
 def test_sft_equals_trl(
     micro: int, sft_reference: tuple[str, Result], demonstrations: list[Demonstration], ranks: Ranks
 ) -> None:
-    """... whatever the micro-batches: the loss is a mean over the tokens of the whole batch."""
-    quantization, theirs = sft_reference
-    assert_same(our_sft(quantization, ranks, demonstrations, micro), theirs)
+    """The loss is a mean over the tokens of the whole batch, whatever the micro-batches."""
+    quantization, trl = sft_reference
+    assert_same(tristage_sft(quantization, ranks, demonstrations, micro), trl)
 
 
 def test_sft_equals_trl_that_accumulates(
     demonstrations: list[Demonstration], tiny_tokenizer: Any, ranks: Ranks, tmp_path: Path
 ) -> None:
-    theirs = trl_sft(
+    trl = trl_sft(
         "nf4",
         demonstrations,
         tiny_tokenizer,
@@ -234,8 +234,8 @@ def test_sft_equals_trl_that_accumulates(
         per_device_train_batch_size=1,
         gradient_accumulation_steps=8,
     )
-    assert_same(our_sft("nf4", ranks, demonstrations, 1), theirs)
-    assert_same(our_sft("nf4", ranks, demonstrations, 8), theirs)
+    assert_same(tristage_sft("nf4", ranks, demonstrations, 1), trl)
+    assert_same(tristage_sft("nf4", ranks, demonstrations, 8), trl)
 
 
 def test_packed_sft_equals_unpacked_and_trl_packed(
@@ -248,9 +248,9 @@ def test_packed_sft_equals_unpacked_and_trl_packed(
     quantization, unpacked = sft_reference
     rows = pack.pack(demonstrations, 64)
     assert 1 < len(rows) < len(demonstrations), "the rows must hold several examples and need padding"
-    ours = our_sft(quantization, ranks, rows, 2)
-    assert_same(ours, unpacked)
-    theirs = trl_sft(
+    packed = tristage_sft(quantization, ranks, rows, 2)
+    assert_same(packed, unpacked)
+    trl = trl_sft(
         quantization,
         demonstrations,
         tiny_tokenizer,
@@ -259,50 +259,50 @@ def test_packed_sft_equals_unpacked_and_trl_packed(
         packing=True,
         packing_strategy="bfd",
     )
-    assert_same(ours, theirs)
+    assert_same(packed, trl)
 
 
 def test_sft_comparison_would_notice(
     sft_reference: tuple[str, Result], demonstrations: list[Demonstration], ranks: Ranks
 ) -> None:
-    """One token that is learned or not changes loss and gradients by far more than the tolerance."""
-    quantization, theirs = sft_reference
+    """One more token to learn changes loss and gradients by far more than the tolerance."""
+    quantization, trl = sft_reference
     first, *rest = demonstrations
     longer = Demonstration(first.prompt_ids[:-1], first.prompt_ids[-1:] + first.completion_ids)
-    loss, gradients = our_sft(quantization, ranks, [longer, *rest], 8)
-    assert loss != pytest.approx(theirs[0], rel=1e-4)
+    loss, gradients = tristage_sft(quantization, ranks, [longer, *rest], 8)
+    assert loss != pytest.approx(trl[0], rel=1e-4)
     with pytest.raises(AssertionError, match="off by"):
-        assert_same_gradients(gradients, theirs[1])
+        assert_same_gradients(gradients, trl[1])
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_pairwise_rm_equals_trl(
     quantization: str, rankings: list[Ranking], tiny_tokenizer: Any, ranks: Ranks, tmp_path: Path
 ) -> None:
-    theirs = trl_rm(quantization, rankings, tiny_tokenizer, tmp_path)
+    trl = trl_rm(quantization, rankings, tiny_tokenizer, tmp_path)
     for micro, share_prompts in ((8, True), (2, True), (8, False)):
         settings = Rm(batch_size=4, micro_batch_size=micro, max_grad_norm=0)
         engine = engine_of(rm_roles(quantization), {Role.REWARD: 1e-3}, ranks, settings)
         trainer = rm.RewardModelTrainer(engine, 0, micro, share_prompts)
         metrics, gradients = gradients_of(engine, partial(trainer.step, rankings))
-        assert_same((metrics["loss"], gradients), theirs)
+        assert_same((metrics["loss"], gradients), trl)
         assert "heads.reward.weight" in gradients
 
 
 def test_prompts_forwarded_once_change_nothing(ranks: Ranks) -> None:
-    """Rankings of 4, 3 and 2: loss and gradients are those of each completion after its prompt."""
+    """Rankings of 4, 3 and 2: loss and gradients equal those with a separate forward of each completion."""
     text = partial(sequence, noise=random.Random(8))
-    ranked = [
+    examples = [
         Ranking("", text(9), [text(n) for n in (5, 12, 1, 7)], [0, 1, 1, 2]),
         Ranking("", text(20), [text(n) for n in (3, 8, 8)], [0, 1, 2]),
         Ranking("", text(2), [text(n) for n in (6, 2)], [0, 1]),
     ]
-    found = []
+    results = []
     for share_prompts in (True, False):
         engine = engine_of(rm_roles("nf4"), {Role.REWARD: 1e-3}, ranks, Rm(batch_size=3, max_grad_norm=0))
         trainer = rm.RewardModelTrainer(engine, 0, 12, share_prompts)
-        held_out = trainer.evaluate(ranked)
-        metrics, gradients = gradients_of(engine, partial(trainer.step, ranked))
-        found.append((metrics["loss"], gradients))
+        held_out = trainer.evaluate(examples)
+        metrics, gradients = gradients_of(engine, partial(trainer.step, examples))
+        results.append((metrics["loss"], gradients))
         assert held_out["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
-    assert_same(*found)
+    assert_same(*results)

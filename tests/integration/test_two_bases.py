@@ -1,4 +1,4 @@
-"""A reward model on a base of its own: with the policy's tokenizer, and with another one."""
+"""A reward model on its own base: with the policy's tokenizer, and with another one."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from tests.support.runs import (
     copy_upstream,
     rows,
     run_stage,
+    stage_arguments,
     start_warm,
     untimed,
-    words,
 )
 
 SHORT = ("ppo.iterations=3", "ppo.keep_checkpoints=9", "ppo.eval_steps=null", "data.ppo.held_out=4")
@@ -45,8 +45,8 @@ LONG = ("data.max_length=500", "data.max_prompt_length=250")
 
 
 @dataclass
-class Ran:
-    """What a recipe left: its outcome, what it logged of each step, and which parameters it trained."""
+class RecipeRun:
+    """A finished recipe: its outcome, the metrics of each step, and the trained parameters."""
 
     folder: Path
     outcome: Outcome
@@ -65,33 +65,33 @@ class Bases:
         self.wider = wider_base(tiny, folder / "wider")
         self.foreign = foreign_base(folder / "foreign")
         self.inputs = {"sft": sft}
-        self.rm: dict[Path, Ran] = {}
+        self.rm: dict[Path, RecipeRun] = {}
 
-    def run(self, stage: Stage, base: Path, folder: Path, *overrides: str, resume: bool = False) -> Ran:
+    def run(self, stage: Stage, base: Path, folder: Path, *overrides: str, resume: bool = False) -> RecipeRun:
         inputs = self.inputs if stage == "rm" else self.inputs | {"rm": self.reward_model(base)}
         config = self.config(base, *overrides)
-        recorder, engines, begin = Recorder(), [], Engine.__init__
+        recorder, engines, initialize = Recorder(), [], Engine.__init__
         folder.mkdir(parents=True, exist_ok=True)
 
-        def remembered(engine: Engine, *args: Any, **kwargs: Any) -> None:
-            begin(engine, *args, **kwargs)
+        def initialize_and_record(engine: Engine, *args: Any, **kwargs: Any) -> None:
+            initialize(engine, *args, **kwargs)
             engines.append(engine)
 
         with pytest.MonkeyPatch.context() as patch:
             for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
                 patch.setenv(name, value)
-            patch.setattr(Engine, "__init__", remembered)
+            patch.setattr(Engine, "__init__", initialize_and_record)
             recipe = importlib.import_module(f"stages.{stage}").run
             outcome = recipe(Context(config, stage, folder, inputs, recorder, resume, self.ranks))
         trained = {name for engine in engines for name in engine.parameters}
         steps = [row for row in recorder.metrics if "learning_rate" in row]
-        return Ran(folder, outcome, steps, trained)
+        return RecipeRun(folder, outcome, steps, trained)
 
-    def own(self, base: Path) -> tuple[str, ...]:
+    def overrides_of(self, base: Path) -> tuple[str, ...]:
         return *SHORT, f"rm.base={{model: {base}, compute_dtype: float32}}"
 
     def config(self, base: Path, *overrides: str) -> Experiment:
-        return load_experiment(TINY, [*self.own(base), *overrides])
+        return load_experiment(TINY, [*self.overrides_of(base), *overrides])
 
     def reward_model(self, base: Path) -> Path:
         """The adapter of a reward model on `base`, trained once."""
@@ -115,52 +115,56 @@ def test_reward_model_is_an_adapter_of_its_own_base(bases: Bases, name: str) -> 
     assert load_file(folder / "head.safetensors")["weight"].shape == (1, 128)
     saved = load_file(folder / "adapter_model.safetensors")
     assert len(saved) == 14 and all(tensor.any() for tensor in saved.values())
-    ran = bases.rm[base]
-    assert all(".reward." in name for name in ran.trained) and len(ran.trained) == 14 + 1
-    assert ran.outcome.metrics["score_std"] > 0
+    run = bases.rm[base]
+    assert all(".reward." in name for name in run.trained) and len(run.trained) == 14 + 1
+    assert run.outcome.metrics["score_std"] > 0
 
 
 def test_collected_rankings_are_read_in_the_reward_models_tokens(
     bases: Bases, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Ranking] = []
+    trained_on: list[Ranking] = []
     step = rm.RewardModelTrainer.step
 
-    def watched(trainer: rm.RewardModelTrainer, batch: Sequence[Ranking]) -> dict[str, float]:
-        seen.extend(batch)
+    def record_rankings(trainer: rm.RewardModelTrainer, batch: Sequence[Ranking]) -> dict[str, float]:
+        trained_on.extend(batch)
         return step(trainer, batch)
 
-    monkeypatch.setattr(rm.RewardModelTrainer, "step", watched)
+    monkeypatch.setattr(rm.RewardModelTrainer, "step", record_rankings)
     options = ("rm.rankings={labeller: warmth, rollout: {max_new_tokens: 40}}", "data.rm.limit=80", *LONG)
     bases.run("rm", bases.foreign, tmp_path, *options)
     sampled = {str(row["prompt"]): row["completion_ids"] for row in rows(tmp_path / "rankings.jsonl")}
     foreign, ends = load_tokenizer(Base(model=str(bases.foreign))), set()
-    for ranking in seen:
-        for ours, theirs in zip(ranking.completion_ids, sampled[str(ranking.prompt)], strict=True):
-            ended = theirs[-1] == tiny_tokenizer.eos_token_id
-            text = tiny_tokenizer.decode(theirs, skip_special_tokens=True).strip()
-            assert foreign.decode(ours) == text + (END if ended else "")
+    for ranking in trained_on:
+        for reward_model_ids, policy_ids in zip(
+            ranking.completion_ids, sampled[str(ranking.prompt)], strict=True
+        ):
+            ended = policy_ids[-1] == tiny_tokenizer.eos_token_id
+            text = tiny_tokenizer.decode(policy_ids, skip_special_tokens=True).strip()
+            assert foreign.decode(reward_model_ids) == text + (END if ended else "")
             ends.add(ended)
     assert ends == {True, False}
 
 
 def test_policy_and_critic_train_on_two_bases(bases: Bases, tmp_path: Path) -> None:
-    ran = bases.run("ppo", bases.wider, tmp_path / "whole", RECOMPUTED)
-    assert {name.split(".")[-2] if "lora" in name else name.split(".")[1] for name in ran.trained} == {
+    run = bases.run("ppo", bases.wider, tmp_path / "whole", RECOMPUTED)
+    assert {name.split(".")[-2] if "lora" in name else name.split(".")[1] for name in run.trained} == {
         "policy",
         "critic",
     }
-    critic = {n: t for n, t in ran.tensors(1).items() if ".critic." in n and n in ran.trained}
+    critic = {
+        name: tensor for name, tensor in run.tensors(1).items() if ".critic." in name and name in run.trained
+    }
     assert len(critic) == 14 + 2 and critic["heads.critic.weight"].shape == (1, 128)
-    later = ran.tensors(3)
+    later = run.tensors(3)
     assert all(not torch.equal(later[name], tensor) for name, tensor in critic.items())
-    assert ran.rows[0]["objective/kl"] == 0.0 and ran.rows[0]["val/ratio"] != 1.0
-    assert "score_ppo" in (ran.folder / "evaluation.jsonl").read_text()
+    assert run.rows[0]["objective/kl"] == 0.0 and run.rows[0]["val/ratio"] != 1.0
+    assert "score_ppo" in (run.folder / "evaluation.jsonl").read_text()
 
     cut = tmp_path / "cut"
-    shutil.copytree(ran.folder / "checkpoints" / "step-000001", cut / "checkpoints" / "step-000001")
+    shutil.copytree(run.folder / "checkpoints" / "step-000001", cut / "checkpoints" / "step-000001")
     resumed = bases.run("ppo", bases.wider, cut, RECOMPUTED, resume=True)
-    assert list(map(untimed, resumed.rows)) == list(map(untimed, ran.rows[1:]))
+    assert list(map(untimed, resumed.rows)) == list(map(untimed, run.rows[1:]))
     assert all(torch.equal(tensor, later[name]) for name, tensor in resumed.tensors(3).items())
 
 
@@ -175,51 +179,60 @@ def test_foreign_critic_is_refused_before_anything_is_loaded(
 
 @pytest.mark.parametrize("name", ["wider", "foreign"])
 def test_critic_on_the_policy_starts_from_a_new_head(bases: Bases, name: str, tmp_path: Path) -> None:
-    ran = bases.run("ppo", getattr(bases, name), tmp_path, "ppo.critic=shared")
-    assert ran.tensors(1)["heads.critic.weight"].shape == (1, 64)
-    assert all(".policy." in name or name.startswith("heads.critic.") for name in ran.trained)
-    assert len({row["rewards/rm/mean"] for row in ran.rows}) == 3
-    assert ran.outcome.metrics["rm_score_ppo"] != ran.outcome.metrics["rm_score_sft"]
+    run = bases.run("ppo", getattr(bases, name), tmp_path, "ppo.critic=shared")
+    assert run.tensors(1)["heads.critic.weight"].shape == (1, 64)
+    assert all(".policy." in name or name.startswith("heads.critic.") for name in run.trained)
+    assert len({row["rewards/rm/mean"] for row in run.rows}) == 3
+    assert run.outcome.metrics["rm_score_ppo"] != run.outcome.metrics["rm_score_sft"]
 
 
 def test_best_of_n_by_a_foreign_reward_model(bases: Bases, tmp_path: Path) -> None:
-    ran = bases.run("best", bases.foreign, tmp_path, "best.n=4", "best.rollout={max_new_tokens: 8}")
-    assert ran.outcome.metrics["rm_score_best"] > ran.outcome.metrics["rm_score_sft"]
+    run = bases.run("best", bases.foreign, tmp_path, "best.n=4", "best.rollout={max_new_tokens: 8}")
+    assert run.outcome.metrics["rm_score_best"] > run.outcome.metrics["rm_score_sft"]
 
 
 @pytest.fixture(scope="module")
-def whole(bases: Bases, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wider_run(bases: Bases, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The three stages from their entry point, on one rank, the reward model on the wider base."""
     run_dir = tmp_path_factory.mktemp("whole")
     for stage in STAGES:
-        run_stage(stage, run_dir, *bases.own(bases.wider))
+        run_stage(stage, run_dir, *bases.overrides_of(bases.wider))
     return run_dir
 
 
-def test_manifests_say_which_base_each_adapter_is_for(bases: Bases, whole: Path) -> None:
-    manifests = {stage: json.loads((whole / stage / "manifest.json").read_text()) for stage in STAGES}
-    found = [manifests[stage]["base"]["model"] for stage in STAGES]
-    assert found == ["tiny-random", str(bases.wider), "tiny-random"]
+def test_manifests_say_which_base_each_adapter_is_for(bases: Bases, wider_run: Path) -> None:
+    manifests = {stage: json.loads((wider_run / stage / "manifest.json").read_text()) for stage in STAGES}
+    models = [manifests[stage]["base"]["model"] for stage in STAGES]
+    assert models == ["tiny-random", str(bases.wider), "tiny-random"]
     digests = [manifests[stage]["base_digest"] for stage in STAGES]
     assert digests[0] == digests[2] != digests[1]
     assert manifests["rm"]["sources"]["rm.base.model"] == manifests["ppo"]["sources"]["rm.base.model"]
     assert "rm.base.model" not in manifests["sft"]["sources"]
-    assert "finished with this configuration" in run_stage("ppo", whole, *bases.own(bases.wider)).stdout
-    page = (write_report(whole).parent / "report.md").read_text()
+    assert (
+        "finished with this configuration"
+        in run_stage("ppo", wider_run, *bases.overrides_of(bases.wider)).stdout
+    )
+    page = (write_report(wider_run).parent / "report.md").read_text()
     assert f"reward model on {bases.wider} (nf4)" in page.replace("\\", "")
 
 
-def test_another_base_than_the_reward_models_is_refused(bases: Bases, whole: Path, tmp_path: Path) -> None:
-    run_dir = copy_upstream(whole, "ppo", tmp_path / "run")
-    without = run_stage("ppo", run_dir, status=2)
-    assert f"base is tiny-random (nf4), but stage rm was trained on {bases.wider} (nf4)" in without.stdout
+def test_another_base_than_the_reward_models_is_refused(
+    bases: Bases, wider_run: Path, tmp_path: Path
+) -> None:
+    run_dir = copy_upstream(wider_run, "ppo", tmp_path / "run")
+    mismatch = run_stage("ppo", run_dir, status=2)
+    assert f"base is tiny-random (nf4), but stage rm was trained on {bases.wider} (nf4)" in mismatch.stdout
     changed = shutil.copytree(bases.wider, tmp_path / "changed")
     manifest = run_dir / "rm" / "manifest.json"
-    elsewhere = manifest.read_text().replace(str(bases.wider), str(changed))
-    Manifest.model_validate_json(elsewhere).write(manifest)
+    changed_manifest = manifest.read_text().replace(str(bases.wider), str(changed))
+    Manifest.model_validate_json(changed_manifest).write(manifest)
     weights = load_file(changed / "model.safetensors")
-    save_file({n: t * 1.01 for n, t in weights.items()}, changed / "model.safetensors", {"format": "pt"})
-    refused = run_stage("ppo", run_dir, *bases.own(changed), status=2)
+    save_file(
+        {name: tensor * 1.01 for name, tensor in weights.items()},
+        changed / "model.safetensors",
+        {"format": "pt"},
+    )
+    refused = run_stage("ppo", run_dir, *bases.overrides_of(changed), status=2)
     assert f"the files of {changed} are not those that stage rm was trained on" in refused.stdout
     assert not (run_dir / "ppo").exists()
 
@@ -227,7 +240,7 @@ def test_another_base_than_the_reward_models_is_refused(bases: Bases, whole: Pat
 def test_resuming_on_a_changed_base_is_refused(
     bases: Bases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a hub id stands for may change without any file of ours changing."""
+    """A hub id may point to another model while no local file changes."""
     bases.run("rm", bases.wider, tmp_path, "rm.max_steps=2")
     digest = setup.base_digest
     monkeypatch.setattr(
@@ -240,15 +253,18 @@ def test_resuming_on_a_changed_base_is_refused(
 
 
 @pytest.mark.distributed
-def test_two_sharded_ranks_give_the_same_figures(bases: Bases, whole: Path, tmp_path: Path) -> None:
+def test_two_sharded_ranks_give_the_same_figures(bases: Bases, wider_run: Path, tmp_path: Path) -> None:
     options = json.loads((ROOT / "configs" / "deepspeed" / "zero3.json").read_text())
     options["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     (tmp_path / "zero.json").write_text(json.dumps(options))
-    overrides = (*bases.own(bases.wider), f"deepspeed.config={tmp_path / 'zero.json'}")
+    overrides = (*bases.overrides_of(bases.wider), f"deepspeed.config={tmp_path / 'zero.json'}")
     for stage in ("rm", "ppo"):
-        run_dir = copy_upstream(whole, stage, tmp_path / stage)
-        done = start_warm([RUN_STAGE, *words(stage, run_dir, *overrides)], ranks=2)
-        assert done.returncode == 0, done.stdout
-        ours, theirs = rows(run_dir / stage / "metrics.jsonl"), rows(whole / stage / "metrics.jsonl")
-        for row, expected in zip(ours, theirs, strict=True):
-            assert row == pytest.approx(expected, rel=1e-4, abs=1e-5), f"{stage}, step {row['step']}"
+        run_dir = copy_upstream(wider_run, stage, tmp_path / stage)
+        result = start_warm([RUN_STAGE, *stage_arguments(stage, run_dir, *overrides)], ranks=2)
+        assert result.returncode == 0, result.stdout
+        actual, expected = (
+            rows(run_dir / stage / "metrics.jsonl"),
+            rows(wider_run / stage / "metrics.jsonl"),
+        )
+        for row, expected_row in zip(actual, expected, strict=True):
+            assert row == pytest.approx(expected_row, rel=1e-4, abs=1e-5), f"{stage}, step {row['step']}"

@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from configs.load import load_experiment
-from stages import ppo, setup
+from stages import ppo
 from stages.context import Context
 from stages.distributed.ranks import Ranks
+from stages.sampling import vllm_checks
 from tests.integration.test_ppo_start import Recorder
 from tests.support import vllm_stub
 from tests.support.runs import TINY, checkpoint_tensors
 from tests.support.vllm_stub import LLM
 
 OVERRIDES = (
-    *("ppo.rollout.engine=vllm", "base.compute_dtype=auto", "ppo.iterations=3", "ppo.eval_steps=null"),
+    *("ppo.rollout.engine=vllm", "base.quantization=none", "ppo.iterations=3", "ppo.eval_steps=null"),
     *("ppo.save_steps=1", "ppo.keep_checkpoints=9", "ppo.epochs=1", "ppo.minibatches=1"),
     *("data.ppo.held_out=5", "ppo.rollout.batch_size=3"),
 )
@@ -26,10 +27,10 @@ OVERRIDES = (
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[LLM]]:
-    """The engines that a run starts, on a machine that looks as if it had a GPU for them."""
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**30))
-    monkeypatch.setattr(setup, "check_vllm", lambda config, stage: None)
+    """The engines that a run starts, on a machine that looks as if it had vLLM."""
+    monkeypatch.setattr(vllm_checks, "find_spec", lambda name: True)
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     llms = vllm_stub.install(monkeypatch)

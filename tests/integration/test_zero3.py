@@ -1,4 +1,4 @@
-"""Parameters are read and written whole at each ZeRO stage. engine_checks.py does the same on two ranks."""
+"""The engine reads and writes whole parameters at each ZeRO stage. See engine_checks.py for two ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random bases other than the tiny one, for reward models that have a base of their own."""
+"""Random bases other than the tiny one, for reward models that have their own base."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ TEMPLATE = (
 
 
 def wider_base(tiny: Path, folder: Path) -> Path:
-    """A base with the tokenizer of `tiny`, twice as wide and of one layer."""
+    """A base with the tokenizer of `tiny`. It is twice as wide and has one layer."""
     shutil.copytree(tiny, folder)
     _write_model(folder, vocabulary=384)
     return folder
 
 
 def foreign_base(folder: Path) -> Path:
-    """A base whose tokenizer has other tokens, another end of turn and another chat template."""
+    """A base whose tokenizer has different tokens, end of turn and chat template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

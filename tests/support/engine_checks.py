@@ -1,8 +1,8 @@
-"""The target of a launcher: what an engine does to its weights, at each ZeRO stage and on several ranks.
+"""A launcher runs this: what an engine does to its weights, at each ZeRO stage and on several ranks.
 
 deepspeed engine_checks.py
 
-Every check raises where it fails. The tests call them on one rank, inside their own process.
+A check raises if it fails. The tests call the checks on one rank, inside their own process.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ def trainer_at(zero: int, ranks: Ranks, tensors: Mapping[str, Tensor] | None = N
     return sft.SftTrainer(Engine(models_of(roles), {"policy": 1e-3}, training, 10, config, ranks), 0, 1)
 
 
-def same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
-    assert ours and ours.keys() == theirs.keys()
-    return all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+def same_tensors(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    assert actual and actual.keys() == expected.keys()
+    return all(torch.equal(tensor, expected[name]) for name, tensor in actual.items())
 
 
 def spoiled_step(trainer: sft.SftTrainer, factor: float) -> None:
-    """A step whose loss is `factor` times what it should be, on the last rank alone."""
+    """Take a step whose loss is `factor` times the right one on the last rank."""
     ranks = trainer.engine.ranks
     last = ranks.rank == ranks.world - 1
 
-    def spoiled(*arguments: Any) -> Tensor:
+    def spoiled_loss(*arguments: Any) -> Tensor:
         loss = LOSS(*arguments)
         return loss * factor if last else loss
 
-    sft.nll_loss = spoiled  # type: ignore[assignment]
+    sft.nll_loss = spoiled_loss  # type: ignore[assignment]
     try:
         assert not math.isfinite(trainer.step(BATCHES[1])["grad_norm"])
     finally:
@@ -65,54 +65,56 @@ def spoiled_step(trainer: sft.SftTrainer, factor: float) -> None:
 
 
 def counts(trainer: sft.SftTrainer) -> tuple[int, int, int]:
-    """Steps, skipped ones, and those skipped in a row."""
+    """Steps, skipped steps, and steps skipped in a row."""
     counters = trainer.engine.counters
     return counters.steps, counters.skipped, counters.skipped_in_row
 
 
 def check_nothing_of_a_bad_update_remains(zero: int, factor: float, ranks: Ranks) -> None:
-    ours, theirs = trainer_at(zero, ranks), trainer_at(zero, ranks)
-    for trainer in (ours, theirs):
+    spoiled, undisturbed = trainer_at(zero, ranks), trainer_at(zero, ranks)
+    for trainer in (spoiled, undisturbed):
         trainer.step(BATCHES[0])
-    before = ours.engine.state_dict().tensors
-    spoiled_step(ours, factor)
-    assert same(ours.engine.state_dict().tensors, before), "the bad update changed weights or moments"
-    assert counts(ours) == (2, 1, 1)
-    for trainer in (ours, theirs):
+    before = spoiled.engine.state_dict().tensors
+    spoiled_step(spoiled, factor)
+    assert same_tensors(spoiled.engine.state_dict().tensors, before), (
+        "the bad update changed weights or moments"
+    )
+    assert counts(spoiled) == (2, 1, 1)
+    for trainer in (spoiled, undisturbed):
         trainer.step(BATCHES[2])
-    assert counts(ours)[1:] == (1, 0)
-    assert not same(ours.engine.state_dict().tensors, before)
-    assert same(ours.engine.state_dict().tensors, theirs.engine.state_dict().tensors), (
+    assert counts(spoiled)[1:] == (1, 0)
+    assert not same_tensors(spoiled.engine.state_dict().tensors, before)
+    assert same_tensors(spoiled.engine.state_dict().tensors, undisturbed.engine.state_dict().tensors), (
         "gradients of the bad update were left"
     )
 
 
 def check_resumed_after_a_bad_update(zero: int, ranks: Ranks) -> None:
     """Adam has taken fewer steps than the schedule; the resumed engine must know both numbers."""
-    ours = trainer_at(zero, ranks)
-    ours.step(BATCHES[0])
-    spoiled_step(ours, math.nan)
-    state = ours.engine.state_dict()
+    uninterrupted = trainer_at(zero, ranks)
+    uninterrupted.step(BATCHES[0])
+    spoiled_step(uninterrupted, math.nan)
+    state = uninterrupted.engine.state_dict()
     assert state.values["steps"] == 2
     resumed = trainer_at(zero, ranks, state.tensors)
     resumed.engine.load_state_dict(state)
-    assert same(resumed.engine.state_dict().tensors, state.tensors)
-    for trainer in (ours, resumed):
+    assert same_tensors(resumed.engine.state_dict().tensors, state.tensors)
+    for trainer in (uninterrupted, resumed):
         trainer.step(BATCHES[2])
-    assert same(resumed.engine.state_dict().tensors, ours.engine.state_dict().tensors)
+    assert same_tensors(resumed.engine.state_dict().tensors, uninterrupted.engine.state_dict().tensors)
     assert counts(resumed) == (3, 1, 0)
 
 
 def check_parameters_are_replaced(zero: int, ranks: Ranks) -> None:
-    """What is written is what is read, before training and after a step."""
+    """The engine returns the parameters that were set, before training and after a step."""
     trainer = trainer_at(zero, ranks)
     for batch in BATCHES[:2]:
         before = trainer.engine.role_tensors("policy")
         replaced = {name: tensor + 1 for name, tensor in before.items()}
         trainer.engine.set_parameters(replaced)
-        assert same(trainer.engine.role_tensors("policy"), replaced)
+        assert same_tensors(trainer.engine.role_tensors("policy"), replaced)
         trainer.step(batch)
-        assert not same(trainer.engine.role_tensors("policy"), replaced), "the step changed nothing"
+        assert not same_tensors(trainer.engine.role_tensors("policy"), replaced), "the step changed nothing"
 
 
 def main() -> None:

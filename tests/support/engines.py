@@ -1,4 +1,4 @@
-"""Engines inside the test process, and the gradients that they step with."""
+"""Engines inside the test process, and the gradients of their optimizer steps."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ def engine_of(
 
 
 def gradients_of(engine: Engine, step: Callable[[], Any]) -> tuple[Any, dict[str, Tensor]]:
-    """What `step` returns, and the gradients that its optimizer step was taken with, by parameter name."""
+    """What `step` returns, and the gradients of its optimizer step by parameter name."""
     gradients: dict[str, Tensor] = {}
 
-    def keep(*_: Any) -> None:
+    def copy_gradients(*_: Any) -> None:
         for name, parameter in engine.parameters.items():
             assert parameter.grad is not None, name
             gradients[name] = parameter.grad.detach().clone()
 
-    hook = engine.optimizer.register_step_pre_hook(keep)
+    hook = engine.optimizer.register_step_pre_hook(copy_gradients)
     result = step()
     hook.remove()
     return result, gradients
 
 
 def assert_same_gradients(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], rtol: float = 1e-5
+    actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], rtol: float = 1e-5
 ) -> None:
-    """Every gradient is the same to rounding: |ours - theirs| <= rtol * |theirs|, by norm, for each tensor.
+    """For each tensor, gradients are equal to rounding: |actual - expected| <= rtol * |expected|, by norm.
 
-    By norm, because the order of a sum decides what is left of an element that nearly cancels.
+    Single elements may differ by more: if the terms of a sum nearly cancel, their order decides the result.
     """
-    assert ours.keys() == theirs.keys()
-    for name, expected in theirs.items():
-        error, size = (ours[name] - expected).norm(), expected.norm()
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():
+        error, size = (actual[name] - gradient).norm(), gradient.norm()
         assert size > 0, f"{name}: the gradient is zero, the comparison says nothing"
         assert error <= rtol * size, f"{name}: off by {error / size:.1e}"

@@ -15,11 +15,11 @@ COST = {"steps": 36.0, "wall_seconds": 245.0, "peak_memory_bytes": 1.5 * 2**30, 
 
 
 def interval(name, value, reach):
-    return {name: value, f"{name}_low": value - reach, f"{name}_high": value + reach}
+    return {name: value, f"{name}_low": value - reach, f"{name}_high": value + reach, f"{name}_n": 40}
 
 
 METRICS = {
-    "sft": {"eval_loss_before": 4.5592, "eval_loss": 2.1234, **COST},
+    "sft": {"eval_loss_before": 4.5592, "eval_loss": 2.1234, "eval_loss_n": 32, **COST},
     "rm": {
         **interval("accuracy", 0.7612, 0.05),
         **interval("margin", 1.2, 0.2),
@@ -42,7 +42,7 @@ METRICS = {
 
 
 class Run:
-    """A made-up run directory; a test changes what it wants to see changed, then writes the stages."""
+    """A made-up run directory. A test changes its attributes, then writes the stages."""
 
     def __init__(self, path, **ppo):
         source = {"path": "owner/messages"}
@@ -56,7 +56,7 @@ class Run:
         (path / "config.yaml").write_text(dump_experiment(self.experiment))
         self.metrics = {stage: dict(figures) for stage, figures in METRICS.items()}
         self.curves = {"sft": sft_curve(), "rm": rm_curve(), "ppo": ppo_curve(), "best": []}
-        self.evaluation = [judged(number) for number in range(40)]
+        self.evaluation = [evaluation_row(number) for number in range(40)]
 
     def stage(self, stage, **changes):
         folder = self.path / stage
@@ -79,13 +79,13 @@ class Run:
         write_lines(folder / "metrics.jsonl", self.curves[stage])
         return self
 
-    def judge(self):
+    def write_evaluation(self):
         if self.evaluation:
             write_lines(self.path / "ppo" / "evaluation.jsonl", self.evaluation)
         return self
 
-    def whole(self):
-        self.stage("sft").stage("rm").stage("ppo").judge()
+    def complete(self):
+        self.stage("sft").stage("rm").stage("ppo").write_evaluation()
         rankings = [
             {
                 "split": split,
@@ -164,7 +164,7 @@ def ppo_curve():
     return rows
 
 
-def judged(number):
+def evaluation_row(number):
     texts = {"prompt": f"held-out prompt {number}"} | {
         role: f"{role} {number}" for role in ("base", "sft", "ppo")
     }

@@ -1,11 +1,13 @@
-"""`launch/run_stage.py` on a machine where something dies, or is told to end.
+"""`launch/run_stage.py`, whose processes die or receive a signal at a given step.
 
 python killed_stage.py WHEN --stage ... (the arguments of run_stage.py)
 
-WHEN is a step: SIGKILL to all processes once it is logged and its checkpoint, if one is due, is not yet
-written; `end`: the same after the last checkpoint, before there is an adapter; `raise`, `die` or `hang`: rank
-1 alone ends after its second step, by an error or by SIGKILL, or does not go on; `SIGINT@STEP`,
-`SIGTERM@STEP`: that signal to all processes once STEP is logged; `SIGTERM@STEP@rank`: to rank 0 alone.
+WHEN is one of
+- STEP: SIGKILL to all processes after STEP is logged and before its checkpoint, if one is due, is written.
+- `end`: the same after the last checkpoint, before the adapter is written.
+- `raise`, `die` or `hang`: only rank 1 raises an error, receives SIGKILL or hangs, after its second step.
+- `SIGINT@STEP`, `SIGTERM@STEP`: that signal to all processes after STEP is logged.
+- `SIGTERM@STEP@rank`: the same to rank 0 only.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from pipeline.tracking.reporter import NullReporter  # noqa: E402
 from stages import rm, sft  # noqa: E402
 
 
-def die(*_: Any) -> None:
+def kill_all(*_: Any) -> None:
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
@@ -39,27 +41,27 @@ def send(signum: signal.Signals, rank: bool) -> None:
         os.killpg(os.getpgid(0), signum)
 
 
-def after(last: int, do: Callable[[], None]) -> None:
-    """Let the file sink of rank 0 do something when it has written the metrics of step `last`."""
+def after(last: int, action: Callable[[], None]) -> None:
+    """Call `action` on rank 0 after its file sink has written the metrics of step `last`."""
     log = FileSink.log
 
-    def log_and_do(self: FileSink, metrics: Mapping[str, Any], step: int) -> None:
+    def log_and_act(self: FileSink, metrics: Mapping[str, Any], step: int) -> None:
         log(self, metrics, step)
         if step == last and "learning_rate" in metrics:
-            do()
+            action()
 
-    FileSink.log = log_and_do  # type: ignore[method-assign]
+    FileSink.log = log_and_act  # type: ignore[method-assign]
 
 
-def end_rank_1(how: str) -> None:
-    """End rank 1, which reports to nobody, when its second step is done and its first is in a checkpoint."""
+def end_rank_1(failure: str) -> None:
+    """End rank 1 after its second step, when its first is in a checkpoint. Rank 1 has a `NullReporter`."""
     steps = count(1)
 
     def advance(self: NullReporter, units: int = 1, **figures: float) -> None:
         if "learning_rate" in figures and next(steps) == 2:
-            if how == "die":
+            if failure == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if how == "hang":
+            if failure == "hang":
                 time.sleep(600)
             raise ZeroDivisionError("a fault of rank 1 alone")
 
@@ -69,9 +71,9 @@ def end_rank_1(how: str) -> None:
 if __name__ == "__main__":
     when = sys.argv.pop(1 if not sys.argv[1].startswith("--local_rank") else 2)
     if when == "end":
-        sft.save_role = rm.write_role = die  # type: ignore[assignment]
+        sft.save_role = rm.write_role = kill_all  # type: ignore[assignment]
     elif when.isdigit():
-        after(int(when), die)
+        after(int(when), kill_all)
     elif "@" in when:
         name, step, *rank = when.split("@")
         after(int(step), partial(send, signal.Signals[name], bool(rank)))

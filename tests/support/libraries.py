@@ -1,4 +1,4 @@
-"""What a stage imports, for a server to have it at hand (see `warm`)."""
+"""Imports what a stage imports, so that a server has it loaded (see `warm`)."""
 
 from pipeline.processes import logs
 

@@ -1,4 +1,4 @@
-"""Run directories made by hand: what a stage leaves behind, without training anything."""
+"""Run directories made by hand: the files that a stage leaves, without training."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def toy(**changes: Any) -> Experiment:
     """The toy experiment; `sft__learning_rate=1e-3` changes `sft.learning_rate`."""
     tree = Experiment.model_validate(TREE).model_dump()
     for key, value in changes.items():
-        *path, last = key.split("__")
+        *sections, last = key.split("__")
         section = tree
-        for part in path:
-            section = section[part]
+        for name in sections:
+            section = section[name]
         section[last] = value
     return Experiment.model_validate(tree)
 
@@ -41,12 +41,12 @@ def request(run: Path, config: Experiment | None = None, **options: Any) -> Requ
 
 
 @contextmanager
-def alone(config: Experiment) -> Iterator[Ranks]:
-    """Stands in for the process group of a stage's process: one rank, which joins nothing."""
+def single_rank(config: Experiment) -> Iterator[Ranks]:
+    """Replaces the process group of a stage's process: one rank, which joins nothing."""
     yield Ranks(0, 1, torch.device("cpu"))
 
 
-def leave(
+def write_stage(
     run: Path,
     stage: Stage,
     status: Status = "finished",
@@ -55,7 +55,7 @@ def leave(
     weights: str = "weights",
     checkpoint: int | None = None,
 ) -> Manifest:
-    """Leave a stage in `run` as if it had ended with `status`, trained on the adapters that are there."""
+    """Write a stage into `run` as if it had ended with `status`, trained on the adapters there."""
     config = config or toy()
     folder = run / stage
     adapter = folder / "adapter"

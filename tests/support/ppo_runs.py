@@ -1,4 +1,4 @@
-"""Short PPO runs of the tiny experiment in the test process, and what they leave behind."""
+"""Short PPO runs of the tiny experiment in the test process, and the files that they leave."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from tests.support.runs import TINY, checkpoint_tensors, checkpoint_values
 SHORT = ("ppo.iterations=3", "ppo.eval_steps=null", "data.ppo.held_out=0", "ppo.save_steps=1")
 
 
-Run = Callable[..., "Ran"]
+Run = Callable[..., "PpoRun"]
 
 
-class Ran:
+class PpoRun:
     """A PPO run of the tiny experiment: its logged rows and its checkpoints."""
 
     def __init__(self, folder: Path, rows: list[Mapping[str, float]]) -> None:
@@ -41,9 +41,9 @@ class Ran:
 
 @pytest.fixture
 def run(adapters: dict[str, Path], ranks: Ranks, tmp_path: Path) -> Run:
-    """run("ppo.key=value", ...) trains three iterations and returns what came of it."""
+    """run("ppo.key=value", ...) trains three iterations and returns the finished run."""
 
-    def start(*overrides: str, folder: str = "ppo", resume: bool = False) -> Ran:
+    def train(*overrides: str, folder: str = "ppo", resume: bool = False) -> PpoRun:
         config = load_experiment(TINY, [*SHORT, "ppo.keep_checkpoints=9", *overrides])
         recorder = Recorder()
         with pytest.MonkeyPatch.context() as patch:
@@ -51,18 +51,20 @@ def run(adapters: dict[str, Path], ranks: Ranks, tmp_path: Path) -> Run:
             patch.setenv("WORLD_SIZE", "1")
             patch.setenv("LOCAL_RANK", "0")
             ppo.run(Context(config, "ppo", tmp_path / folder, adapters, recorder, resume, ranks))
-        return Ran(tmp_path / folder, recorder.metrics)
+        return PpoRun(tmp_path / folder, recorder.metrics)
 
-    return start
+    return train
 
 
 def weights(tensors: Mapping[str, torch.Tensor], role: str) -> dict[str, torch.Tensor]:
-    return {n: t for n, t in tensors.items() if f".{role}." in n and n.startswith("causal.")}
+    return {
+        name: tensor for name, tensor in tensors.items() if f".{role}." in name and name.startswith("causal.")
+    }
 
 
-def same(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> bool:
-    assert ours and ours.keys() == theirs.keys()
-    return all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+def same_tensors(actual: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> bool:
+    assert actual and actual.keys() == expected.keys()
+    return all(torch.equal(tensor, expected[name]) for name, tensor in actual.items())
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:

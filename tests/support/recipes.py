@@ -1,12 +1,12 @@
-"""The target of a launcher: the three recipes one after another in one process group.
+"""A launcher runs this: the three recipes one after another in one process group.
 
 deepspeed recipes.py UPSTREAM OUT DEEPSPEED_JSON go|ppo|stop|stop-again|resume [key=value ...]
 
-Every stage reads the adapters in UPSTREAM, so that each is looked at alone, and reports to OUT/STAGE. `ppo`
-is that stage alone; `stop` ends SFT and RM at a step that is logged and not yet saved, and PPO with SIGKILL
-to all processes; `resume` goes on in the same folders; `stop-again` goes on and ends at a later step. Rank 0
-adds to OUT/STAGE/begun the step that training begins at, and each rank leaves OUT/STAGE/rankN.json: how much
-of the base it held.
+Every stage reads the adapters in UPSTREAM, so that stages are compared independently. It writes to OUT/STAGE.
+`go` runs all stages; `ppo` runs only PPO; `stop` ends SFT and RM at a step that is logged and not yet saved,
+and PPO with SIGKILL to all processes; `resume` resumes in the same folders; `stop-again` resumes and ends at
+a later step. Rank 0 appends to OUT/STAGE/begun the step that training begins at. Each rank writes
+OUT/STAGE/rankN.json: how much of the base it holds.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ UPSTREAM = {"sft": (), "rm": ("sft",), "ppo": ("sft", "rm")}
 
 
 class Stop(Exception):
-    """The stage is to go no further."""
+    """Ends the stage."""
 
 
 class Tracker:
-    """Writes files on rank 0, as the pipeline does; ends the stage where it is told to."""
+    """Writes files on rank 0, as the pipeline does, and ends the stage at step `stop_at`."""
 
     def __init__(self, folder: Path, rank: int, stop_at: int | None, kill: bool) -> None:
         self._folder, self._sink = folder, FileSink(folder) if rank == 0 else None
@@ -78,27 +78,27 @@ class Tracker:
     def note(self, message: str) -> None: ...
 
 
-def held(engine: Engine) -> dict[str, dict[str, int]]:
-    """Of each 4-bit weight of the base: its numbers in all, in this rank's shard, and those it holds now."""
-    found = {}
+def base_weight_sizes(engine: Engine) -> dict[str, dict[str, int]]:
+    """Of each 4-bit weight of the base: its elements in all, in this rank's shard, and in memory now."""
+    sizes = {}
     parameter: Any  # of DeepSpeed's own kind under ZeRO-3
     for name, parameter in engine.models.named_parameters():
         if "quant_state" in vars(parameter):
             sharded = engine.zero_stage == 3
-            found[name] = {
+            sizes[name] = {
                 "whole": parameter.ds_numel if sharded else parameter.numel(),
                 "shard": parameter.ds_tensor.numel() if sharded else parameter.numel(),
                 "held": parameter.numel(),
             }
-    return found
+    return sizes
 
 
-def kept_packed() -> int:
-    """Bytes of 4-bit weights that this process holds, views of them and scales included."""
+def packed_bytes() -> int:
+    """Bytes of 4-bit weights in this process, with views of them and scales."""
     storages = {
-        each.untyped_storage().data_ptr(): each.untyped_storage().nbytes()
-        for each in gc.get_objects()
-        if issubclass(type(each), torch.Tensor) and each.dtype == torch.uint8
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in gc.get_objects()
+        if issubclass(type(tensor), torch.Tensor) and tensor.dtype == torch.uint8
     }
     return sum(storages.values())
 
@@ -107,21 +107,21 @@ def run(stage: Stage, upstream: Path, out: Path, overrides: Sequence[str], mode:
     folder = out / stage
     folder.mkdir(parents=True, exist_ok=True)
     engines: list[Engine] = []
-    kept: list[int] = []
-    others = kept_packed()  # what DeepSpeed remembers of the stages before
-    start, backward = Engine.__init__, Engine.backward
+    packed: list[int] = []
+    earlier = packed_bytes()  # what DeepSpeed remembers of the stages before
+    initialize, backward = Engine.__init__, Engine.backward
 
-    def remembered(self: Engine, *args: Any, **kwargs: Any) -> None:
-        start(self, *args, **kwargs)
+    def initialize_and_record(self: Engine, *args: Any, **kwargs: Any) -> None:
+        initialize(self, *args, **kwargs)
         engines.append(self)
 
-    def weighed(self: Engine, loss: torch.Tensor) -> None:
-        if not kept:
-            kept.append(kept_packed() - others)
+    def weigh_and_backward(self: Engine, loss: torch.Tensor) -> None:
+        if not packed:
+            packed.append(packed_bytes() - earlier)
         backward(self, loss)
 
-    Engine.__init__ = remembered  # type: ignore[method-assign]
-    Engine.backward = weighed  # type: ignore[method-assign]
+    Engine.__init__ = initialize_and_record  # type: ignore[method-assign]
+    Engine.backward = weigh_and_backward  # type: ignore[method-assign]
     config = load_experiment(TINY, overrides)
     tracker = Tracker(folder, ranks.rank, STOP_AT.get(mode, {}).get(stage), kill=stage == "ppo")
     resume = mode in ("resume", "stop-again")
@@ -132,17 +132,17 @@ def run(stage: Stage, upstream: Path, out: Path, overrides: Sequence[str], mode:
     except Stop:
         return
     finally:
-        Engine.__init__ = start  # type: ignore[method-assign]
+        Engine.__init__ = initialize  # type: ignore[method-assign]
         Engine.backward = backward  # type: ignore[method-assign]
-    weights = {"kept": kept[0], "weights": held(engines[0])}
+    weights = {"kept": packed[0], "weights": base_weight_sizes(engines[0])}
     (folder / f"rank{ranks.rank}.json").write_text(json.dumps(weights))
     if ranks.rank == 0:
         (folder / "manifest.json").write_text(json.dumps({"metrics": outcome.metrics}))
 
 
 if __name__ == "__main__":
-    words = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
-    upstream, out, deepspeed, mode, *overrides = words
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
+    upstream, out, deepspeed, mode, *overrides = arguments
     ranks = init_distributed(DeepSpeed())
     for stage in ("ppo",) if mode == "ppo" else STAGES:
         run(stage, Path(upstream), Path(out), [f"deepspeed.config={deepspeed}", *overrides], mode, ranks)

@@ -1,4 +1,4 @@
-"""One batch, and what roles make of it: their outputs, a loss and its gradients."""
+"""One batch, and the outputs, a loss and its gradients that roles compute on it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tests.support.roles import PPO_ROLES, TRAINED, role_output
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [50, 60, 70, 80, 90, 100]])
 MASK = torch.ones_like(IDS)
 LAYERS = 2 * 7  # two blocks of q, k, v, o, gate, up, down
-ALL = (*PPO_ROLES, Role.BASE)
+ALL_ROLES = (*PPO_ROLES, Role.BASE)
 
 
-def out(roles: Roles, role: str, start: int = 0) -> torch.Tensor:
+def output_of(roles: Roles, role: str, start: int = 0) -> torch.Tensor:
     with torch.no_grad():
         return role_output(roles, role, IDS, MASK, start=start)
 
@@ -27,11 +27,15 @@ def loss_of(roles: Roles, role: str) -> torch.Tensor:
     return roles(TokenQuery(role, IDS, MASK, targets=IDS[:, 1:])).logprobs.square().mean()
 
 
-def gradients(roles: Roles) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in roles.named_parameters() if p.grad is not None}
+def gradients_by_name(roles: Roles) -> dict[str, torch.Tensor]:
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in roles.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def is_trained(name: str, roles: Collection[str] = TRAINED) -> bool:
-    """By the look of a name: `....lora_A.policy.weight`, `heads.critic.bias`."""
+    """Whether a parameter's name is of a trained role: `....lora_A.policy.weight`, `heads.critic.bias`."""
     parts = name.split(".")
     return parts[-2] in roles and (parts[0] == "heads" or parts[-3] in ("lora_A", "lora_B"))

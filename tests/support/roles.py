@@ -24,13 +24,13 @@ TRAINED = ("policy", "critic")
 
 
 def tiny_roles(**base: Any) -> Roles:
-    """The tiny base, in NF4 and fp32 unless `base` says otherwise, and no roles yet."""
+    """The tiny base without roles. It is in NF4 and fp32 unless `base` says otherwise."""
     options = {"model": "tiny-random", "quantization": "nf4", "compute_dtype": "float32"}
     return Roles(load_base(Base(**(options | base)), CPU))
 
 
 def new_role(roles: Roles, role: str, seed: int, *, head: bool = False, **adapter: Any) -> Roles:
-    """Add `role` with weights as after some training: a fresh adapter's B is zero, which hides much."""
+    """Add `role` with weights as after some training. A new adapter's B is zero, which would hide faults."""
     torch.manual_seed(seed)
     roles.add_new(role, Adapter(**({"r": 4, "alpha": 8.0} | adapter)))
     if head:
@@ -101,7 +101,7 @@ def save_role_of(roles: Roles, role: str, folder: Path, tokenizer: Any) -> Path:
 
 
 def base_hash(roles: nn.Module) -> str:
-    """SHA-256 over every byte of the base, or of two: parameters, buffers, and what quantization keeps."""
+    """SHA-256 over every byte of one base or two: parameters, buffers, and the state of quantization."""
     digest = hashlib.sha256()
 
     def add(name: str, tensor: Tensor) -> None:

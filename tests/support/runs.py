@@ -1,4 +1,4 @@
-"""Runs of the tiny experiment in processes of their own, and what they leave behind."""
+"""Runs of the tiny experiment in their own processes, and the files that they leave."""
 
 from __future__ import annotations
 
@@ -27,16 +27,21 @@ LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER
 
 
 def environment() -> dict[str, str]:
-    """One thread for each process, so that sums have one order; the environment's own programs first."""
-    kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
-    return kept | {"OMP_NUM_THREADS": "1", "PATH": path, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    """One thread per process, so that sums have one order. PATH starts with the programs of this Python."""
+    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', '')}"
+    return inherited | {
+        "OMP_NUM_THREADS": "1",
+        "PATH": path,
+        "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
+    }
 
 
 def start(
     command: Sequence[str | Path], timeout: float = 300, variables: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end in a session of its own, its output captured."""
+    """Run a command to its end in its own session, and capture its output."""
     return subprocess.run(
         list(map(str, command)),
         env=environment() | dict(variables or {}),
@@ -51,42 +56,42 @@ def start(
 def start_warm(
     command: Sequence[str | Path], ranks: int = 0, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """As `start`, of a Python script: by itself, or as so many ranks. It need not import the libraries."""
+    """As `start`, for a Python script: one process, or `ranks` of them. It need not import the libraries."""
     return warm.run(list(map(str, command)), ranks, environment(), timeout)
 
 
 def launcher(ranks: int) -> list[str]:
-    """`deepspeed` for so many ranks, on a port that is free."""
+    """`deepspeed` for `ranks` ranks, on a free port."""
     deepspeed = str(Path(sys.executable).parent / "deepspeed")
     return [deepspeed, "--num_accelerators", str(ranks), "--master_port", str(free_port())]
 
 
-def words(stage: str, run_dir: Path, *overrides: str) -> list[str]:
+def stage_arguments(stage: str, run_dir: Path, *overrides: str) -> list[str]:
     return ["--stage", stage, "--config", str(TINY), "--run-dir", str(run_dir), *overrides]
 
 
 def run_stage(
     stage: str, run_dir: Path, *overrides: str, status: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    """`launch/run_stage.py` by itself, which must end with `status`."""
-    done = start_warm([RUN_STAGE, *words(stage, run_dir, *overrides)])
-    assert done.returncode == status, done.stdout
-    return done
+    """Run `launch/run_stage.py` without a launcher. It must end with `status`."""
+    result = start_warm([RUN_STAGE, *stage_arguments(stage, run_dir, *overrides)])
+    assert result.returncode == status, result.stdout
+    return result
 
 
 def rows(file: Path) -> list[dict[str, Any]]:
-    """A JSONL file without what the clock says."""
+    """The rows of a JSONL file without timings."""
     lines = file.read_text(encoding="utf-8").splitlines()
     return [untimed(json.loads(line)) for line in lines]
 
 
 def metrics(manifest: Path) -> dict[str, float]:
-    """The metrics of a manifest without what the clock says."""
+    """The metrics of a manifest without timings."""
     return untimed(json.loads(manifest.read_text())["metrics"])
 
 
 def untimed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row without what the clock says."""
+    """A row without timings."""
     return {name: value for name, value in row.items() if not name.startswith(TIMING)}
 
 
@@ -96,25 +101,29 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def copy_upstream(run_dir: Path, stage: Stage, target: Path) -> Path:
-    """A run directory that holds what the stages before `stage` left in `run_dir`."""
+    """A run directory with copies of the stages before `stage` in `run_dir`."""
     target.mkdir(parents=True, exist_ok=True)
-    for before in STAGES[: STAGES.index(stage)]:
-        shutil.copytree(run_dir / before, target / before)
+    for upstream in STAGES[: STAGES.index(stage)]:
+        shutil.copytree(run_dir / upstream, target / upstream)
     return target
 
 
-def assert_same_result(ours: Path, theirs: Path) -> None:
-    """Two folders of one stage hold the same figures and the same adapter, bit for bit."""
-    assert rows(ours / "metrics.jsonl") == rows(theirs / "metrics.jsonl")
-    assert rows(ours / "samples.jsonl") == rows(theirs / "samples.jsonl")
-    assert files(ours / "adapter") == files(theirs / "adapter")
-    assert metrics(ours / "manifest.json") == metrics(theirs / "manifest.json")
+def assert_same_result(actual: Path, expected: Path) -> None:
+    """Two folders of one stage hold bit-identical figures and adapters."""
+    assert rows(actual / "metrics.jsonl") == rows(expected / "metrics.jsonl")
+    assert rows(actual / "samples.jsonl") == rows(expected / "samples.jsonl")
+    assert files(actual / "adapter") == files(expected / "adapter")
+    assert metrics(actual / "manifest.json") == metrics(expected / "manifest.json")
 
 
 def checkpoint_tensors(folder: Path, step: int, part: str = "engine") -> dict[str, Tensor]:
     """The tensors of one part of the checkpoint of `step` in the stage's `folder`."""
     tensors = load_file(folder / "checkpoints" / f"step-{step:06d}" / "tensors.safetensors")
-    return {name.removeprefix(f"{part}/"): t for name, t in tensors.items() if name.startswith(f"{part}/")}
+    return {
+        name.removeprefix(f"{part}/"): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{part}/")
+    }
 
 
 def checkpoint_values(folder: Path, step: int, part: str) -> dict[str, Any]:

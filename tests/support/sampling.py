@@ -1,4 +1,4 @@
-"""Sampling in tests: prompts, one call of an engine, and what the samples should be."""
+"""Sampling in tests: prompts, one call of an engine, and independent expectations of the samples."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sample_responses(
     seeds: Sequence[int],
     role: str = "policy",
 ) -> list[Response]:
-    """One response of `role` to each prompt, by the engine that `rollout` names."""
+    """One response of `role` to each prompt, from the engine that `rollout` names."""
     with open_sampler(roles, tokenizer, ALONE, rollout) as sampler:
         return sampler.respond(role, prompts, seeds)
 
@@ -42,7 +42,7 @@ def response_ids(responses: Sequence[Response]) -> list[list[int]]:
 
 
 def merged_copy_of(sampler: Sampler) -> MergedCopy | None:
-    """The copy that `sampler` samples from; None if it samples from the base."""
+    """The copy that `sampler` samples from. None if it samples from the base."""
     return sampler.engine.copy if isinstance(sampler.engine, MergedEngine) else None
 
 
@@ -53,7 +53,7 @@ def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
 
 
 def naive_logits(roles, role: str, ids: list[int]) -> torch.Tensor:
-    """(T, V) logits of one sequence alone, without padding, in float64, by transformers itself."""
+    """(T, V) logits of one sequence without padding, from transformers, cast to float64."""
     roles.activate(role)
     with torch.no_grad():
         return roles.causal(input_ids=torch.tensor([ids])).logits[0].double()

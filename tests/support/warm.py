@@ -1,7 +1,7 @@
-"""Scripts in processes that need not import the libraries: they are forked from a server that has.
+"""Runs scripts in processes forked from a server that has imported the libraries.
 
-Imports take longer than a stage of the tiny experiment. Where neither how a process starts nor the launcher
-is put to the test, this is `python SCRIPT` and `deepspeed SCRIPT` in a fraction of the time.
+Imports take longer than a stage of the tiny experiment. If a test is not about the launcher or the start of a
+process, it can use this for `python SCRIPT` and `deepspeed SCRIPT` in a fraction of the time.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ SERVER = multiprocessing.get_context("forkserver")
 def run(
     command: Sequence[str], ranks: int, variables: Mapping[str, str], timeout: float
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script and its arguments to their end, in a session of their own.
+    """Run a script with its arguments to its end, in its own session.
 
     Args:
-        ranks: how many; 0 to run the script by itself.
-        variables: the environment; of the first call, that of the libraries, too.
-        timeout: seconds after which all are killed.
+        ranks: number of ranks; 0 runs the script as one process without a process group.
+        variables: the environment. At the first call, the libraries are imported with it, too.
+        timeout: seconds after which all processes are killed.
     """
     _start_server(variables)
     with tempfile.NamedTemporaryFile("r") as output:
-        process = SERVER.Process(target=_lead, args=(command, ranks, variables, output.name))
+        process = SERVER.Process(target=_run_ranks, args=(command, ranks, variables, output.name))
         process.start()
         process.join(timeout)
         if process.is_alive():
@@ -46,8 +46,8 @@ def run(
 
 
 def _start_server(variables: Mapping[str, str]) -> None:
-    """Once; OpenMP and DeepSpeed read their variables when they are imported."""
-    before = dict(os.environ)
+    """Start the server once. OpenMP and DeepSpeed read their variables when they are imported."""
+    saved = dict(os.environ)
     os.environ.clear()
     os.environ.update(variables)
     try:
@@ -55,11 +55,11 @@ def _start_server(variables: Mapping[str, str]) -> None:
         forkserver.ensure_running()
     finally:
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(saved)
 
 
-def _lead(command: Sequence[str], ranks: int, variables: Mapping[str, str], output: str) -> None:
-    """Be the script, or as DeepSpeed's launcher does, start its ranks, and end them all when one fails."""
+def _run_ranks(command: Sequence[str], ranks: int, variables: Mapping[str, str], output: str) -> None:
+    """Run the script, or start its ranks as DeepSpeed's launcher does and end them all if one fails."""
     os.setsid()
     os.environ.clear()
     os.environ.update(variables)
@@ -67,14 +67,14 @@ def _lead(command: Sequence[str], ranks: int, variables: Mapping[str, str], outp
     os.dup2(stream, 1)
     os.dup2(stream, 2)
     if not ranks:
-        _be(command)
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        _run_script(command)
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     world = {name: str(ranks) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
     processes, status = set[int](), 0
     for rank in range(ranks):
         if not (process := os.fork()):
-            os.environ.update(meeting | world, RANK=str(rank), LOCAL_RANK=str(rank))
-            _be(command)
+            os.environ.update(rendezvous | world, RANK=str(rank), LOCAL_RANK=str(rank))
+            _run_script(command)
         processes.add(process)
     while processes:
         process, code = os.wait()
@@ -88,7 +88,7 @@ def _lead(command: Sequence[str], ranks: int, variables: Mapping[str, str], outp
     os._exit(status)
 
 
-def _be(command: Sequence[str]) -> NoReturn:
+def _run_script(command: Sequence[str]) -> NoReturn:
     """Run a script as Python runs its main program, and end."""
     sys.argv = list(command)
     try:

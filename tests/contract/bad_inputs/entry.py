@@ -1,4 +1,4 @@
-"""Runs cases of bad input, and checks what every error message has in common."""
+"""Runs cases of bad input, and checks what holds of every error message."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pipeline.planning.request import Request
 from pipeline.processes import logs
 from pipeline.stage_process import run_stage
 from pipeline.state.run_directory import RunDirectory
-from tests.support.pipeline_runs import alone
+from tests.support.pipeline_runs import single_rank
 
-MOST_LINES = 9  # five bad rows, and what goes with them
+MOST_LINES = 9  # five bad rows, the heading and the remedy
 LONGEST = 3000
 VALID = """name: trial
 base: {model: tiny-random}
@@ -48,27 +48,27 @@ def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     return file
 
 
-def tristage(*words: str | Path) -> tuple[int, str, str]:
-    """The command `tristage` inside this process: exit status, stdout, stderr."""
-    out, err = io.StringIO(), io.StringIO()
+def tristage(*arguments: str | Path) -> tuple[int, str, str]:
+    """Run the command `tristage` inside this process; returns exit status, stdout, stderr."""
+    stdout, stderr = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["tristage", *map(str, words)])
+        patch.setattr(sys, "argv", ["tristage", *map(str, arguments)])
         patch.setattr(logs, "silence", lambda: None)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             status = cli.main()
-    return status, out.getvalue(), err.getvalue()
+    return status, stdout.getvalue(), stderr.getvalue()
 
 
 def stage_run(file: Path, run_dir: Path, stage: Any, *overrides: str, **switches: Any) -> tuple[int, str]:
-    """`run_stage` inside this process, without a process group; exit status, and what it printed."""
-    out = io.StringIO()
+    """Run `run_stage` inside this process without a process group; returns exit status and output."""
+    output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage_process, "_process_group", alone)
+        patch.setattr(stage_process, "_process_group", single_rank)
         patch.setattr(logs, "open_logs", lambda folder, rank: folder)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             request = Request(load_experiment(file, overrides), RunDirectory(run_dir), **switches)
             status = run_stage(request, stage)
-    return status, out.getvalue()
+    return status, output.getvalue()
 
 
 def check_message(message: str, *parts: str) -> None:
@@ -80,7 +80,7 @@ def check_message(message: str, *parts: str) -> None:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder but locks, which hold nothing."""
+    """Every file of a folder except locks, which are empty."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -88,8 +88,8 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def flip(path: Path, at: int = 3) -> None:
+def flip(path: Path, position: int = 3) -> None:
     """Change one bit of a file."""
     content = bytearray(path.read_bytes())
-    content[at] ^= 1
+    content[position] ^= 1
     path.write_bytes(content)

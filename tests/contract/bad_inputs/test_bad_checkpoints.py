@@ -1,4 +1,4 @@
-"""Checkpoints, journals and collected rankings that were damaged or swapped."""
+"""Damaged and swapped checkpoints, journals and collected rankings."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ SEALS = {
 
 def two_checkpoints(root: Path) -> Path:
     for step in (1, 2):
-        engine = State({"steps": step}, {"weight": torch.arange(float(step), 9)})
-        save_checkpoint(root, Header(step, "ours", "b", {}), {"engine": engine}, 2)
+        state = State({"steps": step}, {"weight": torch.arange(float(step), 9)})
+        save_checkpoint(root, Header(step, "ours", "b", {}), {"engine": state}, 2)
     return root / "step-000002"
 
 
 def check_older_is_taken(root: Path, part: str) -> None:
     before = files(root)
-    found, complaints = newest_checkpoint(root, "ours")
-    assert found is not None and found.step == 1 and len(complaints) == 1
-    check_message(complaints[0], f"skipped the checkpoint {root}/step-000002: ", part)
+    checkpoint, faults = newest_checkpoint(root, "ours")
+    assert checkpoint is not None and checkpoint.step == 1 and len(faults) == 1
+    check_message(faults[0], f"skipped the checkpoint {root}/step-000002: ", part)
     assert files(root) == before
 
 
@@ -83,7 +83,7 @@ def test_checkpoint(name, damage, part, tmp_path):
             "each of its parts must be an object",
         ),
         (
-            "state.json",  # as it was before checkpoints had parts
+            "state.json",  # from before checkpoints had parts
             b'{"step": 2, "run": "ours", "optimizer_steps": 2, "base": "b", "memory": {}, "records": {}}',
             "another version of Tristage wrote it",
         ),
@@ -115,10 +115,12 @@ def test_a_file_for_a_checkpoint(tmp_path):
 @pytest.mark.parametrize("rank", [2, 4])
 def test_checkpoint_of_another_adapter(rank):
     roles = new_role(tiny_roles(), "policy", 0, r=4)
-    others = new_role(tiny_roles(), "policy", 0, r=rank).role_parameters("policy")
-    kept = {name: value for name, value in others.items() if rank == 2 or "layers.1" not in name}
+    tensors = new_role(tiny_roles(), "policy", 0, r=rank).role_parameters("policy")
+    tensors_of_layers = {
+        name: value for name, value in tensors.items() if rank == 2 or "layers.1" not in name
+    }
     with pytest.raises(UserError) as caught:
-        load_parameters(models_of(roles), kept, ["policy"])
+        load_parameters(models_of(roles), tensors_of_layers, ["policy"])
     check_message(str(caught.value), "checkpoint is of another adapter or base", "start over with --fresh")
 
 
@@ -128,15 +130,15 @@ RANKING = {"prompt": "p", "completions": ["a", "b"], "ranks": [0, 1], "split": "
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
-@pytest.mark.parametrize("half", [b'{"step": 2, "lo', b"\0\0\0", b"\xff", b"[" * 10**5])
-def test_half_a_last_line_is_dropped(name, half, tmp_path):
-    whole = b'{"step": 1, "loss": 1.0, "prompt": "p", "response": "r"}\n'
-    (tmp_path / name).write_bytes(whole + half)
+@pytest.mark.parametrize("partial_line", [b'{"step": 2, "lo', b"\0\0\0", b"\xff", b"[" * 10**5])
+def test_half_a_last_line_is_dropped(name, partial_line, tmp_path):
+    whole_line = b'{"step": 1, "loss": 1.0, "prompt": "p", "response": "r"}\n'
+    (tmp_path / name).write_bytes(whole_line + partial_line)
     assert [row["step"] for row in read_json_lines(tmp_path / name, ["step"], growing=True)] == [1]
     sink = FileSink(tmp_path)
     sink.rewind(1)
     sink.close(0)
-    assert (tmp_path / name).read_bytes() == whole
+    assert (tmp_path / name).read_bytes() == whole_line
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"loss": 1}', "[" * 10**5, "9" * 5000])

@@ -1,4 +1,4 @@
-"""Bad experiments: the message of `tristage plan` about each. It changes no file."""
+"""Bad experiments: the message of `tristage plan` about each. The command changes no file."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ OVERRIDES = [
     ("sft.epochs=1e308", "sft.epochs: '1e308' is not allowed"),
     ("ppo.kl_coef=.inf", "ppo.kl_coef: inf is not allowed"),
     ("data.sft.limit=0", "data.sft.limit: 0 is not allowed"),
+    ("ppo.rollout.vllm.enforce_eager=maybe", "true or false"),
     ("ppo.rollout.vllm.gpu_memory_utilization=1.5", "a number > 0 and ≤ 1"),
     ("deepspeed.timeout_minutes=1e300", "deepspeed.timeout_minutes: '1e300' is not allowed"),
     (f"seed={'9' * 5000}", "seed: not YAML: Exceeds the limit"),
@@ -158,6 +159,9 @@ CONTRADICTIONS = [
     ),
     (["ppo.rewards=[{source: 'https://u%3Ap%40h/'}]"], "a URL whose host and port are not readable"),
     (["ppo.rewards=[{source: 'https://h:p/w@h/'}]"], "a URL whose host and port are not readable"),
+    (["ppo.rewards=[{source: 'https://h/?key=k'}]"], "a URL with a query"),
+    (["ppo.kl_estimator=k3", "ppo.rollout.top_p=0.9"], "kl_estimator: k3 is biased if rollout.top_k or"),
+    (["ppo.kl_estimator=k3", "ppo.rollout.top_k=9"], "kl_estimator: k3 is biased if rollout.top_k or"),
     (["rm.base.model=tiny-random"], "rm.base: is the experiment's own base; leave rm.base out"),
     (["sft.packing=true", "base.attention=eager"], "sft.packing: packed examples are kept apart by a mask"),
     (["sft.packing=true", "base.attention=flash_attention_2"], "set base.attention to sdpa"),
@@ -167,11 +171,19 @@ CONTRADICTIONS = [
     ),
     (
         [VLLM, "base.compute_dtype=float32"],
-        "ppo.rollout.engine: vllm's LoRA computes in bf16; set base.compu",
+        "ppo.rollout.engine: vllm computes in bf16 on an NF4 base; set base.compute_dtype to auto, or",
     ),
     (
         [VLLM, "base.trust_remote_code=true"],
         "ppo.rollout.engine: vllm does not run the code that base.trust_",
+    ),
+    (
+        [VLLM, "base.quantization=none", "adapter.target_modules=[q_proj, lm_head]"],
+        "ppo.rollout.engine: vllm takes no adapter on lm_head; leave it out of adapter.target_modules",
+    ),
+    (
+        [VLLM, "base.quantization=none", "adapter.target_modules=[model.embed_tokens]"],
+        "ppo.rollout.engine: vllm takes no adapter on model.embed_tokens; leave it out",
     ),
     ([VLLM, "adapter.r=513"], "ppo.rollout.engine: vllm takes adapters up to rank 512; lower adapter.r"),
     ([VLLM, "ppo.rollout.temperature=0.001"], "ppo.rollout.temperature: vllm raises values below 0.01"),
@@ -258,14 +270,14 @@ ZERO = [
 ]
 
 
-def refused(tmp_path: Path, text: str | bytes, *words: str) -> str:
-    """The message of `tristage plan` about an experiment that it refuses without changing a file."""
+def plan_error(tmp_path: Path, text: str | bytes, *arguments: str) -> str:
+    """The message with which `tristage plan` refuses an experiment. The command changes no file."""
     file = experiment(tmp_path, text)
     before = files(tmp_path)
-    status, out, err = tristage("plan", "--config", file, "--run-dir", tmp_path / "run", *words)
-    assert status == 2 and "Traceback" not in out
+    status, stdout, stderr = tristage("plan", "--config", file, "--run-dir", tmp_path / "run", *arguments)
+    assert status == 2 and "Traceback" not in stdout
     assert files(tmp_path) == before and not (tmp_path / "run").exists()
-    return err
+    return stderr
 
 
 @pytest.mark.parametrize(
@@ -274,14 +286,14 @@ def refused(tmp_path: Path, text: str | bytes, *words: str) -> str:
     ids=lambda value: str(value)[:30],
 )
 def test_override(override, parts, tmp_path):
-    message = refused(tmp_path, VALID, override)
+    message = plan_error(tmp_path, VALID, override)
     check_message(message, "command line (", *parts)
     assert message.count("\n") == 1
 
 
 @pytest.mark.parametrize(("overrides", "part"), CONTRADICTIONS, ids=lambda value: str(value)[:40])
 def test_contradiction(overrides, part, tmp_path):
-    check_message(refused(tmp_path, VALID, *overrides), part)
+    check_message(plan_error(tmp_path, VALID, *overrides), part)
 
 
 @pytest.mark.parametrize("key", ["data.sft.path", "base.model", "rm.base.model", "deepspeed.config",
@@ -302,20 +314,20 @@ def test_a_url_is_refused_and_not_repeated(where, url, key, tmp_path):
             section = section.setdefault(part, {})
         section[key.split(".")[-1]] = url
         text, overrides = yaml.safe_dump(tree), []
-    message = refused(tmp_path, text, *overrides)
+    message = plan_error(tmp_path, text, *overrides)
     check_message(message, f"{key}: a URL, a password or a token")
     assert "S3CRET" not in message and message.count("\n") == 1
 
 
 def test_a_key_in_place_of_its_variable_is_not_repeated(tmp_path):
-    message = refused(tmp_path, VALID, "ppo.rewards=[{source: 'https://h/', key_variable: 'sk-S3CRET'}]")
+    message = plan_error(tmp_path, VALID, "ppo.rewards=[{source: 'https://h/', key_variable: 'sk-S3CRET'}]")
     check_message(message, "ppo.rewards[0]: ")
     assert "S3CRET" not in message
 
 
 @pytest.mark.parametrize(("content", "parts"), [(content, parts) for content, *parts in FILES])
 def test_file(content, parts, tmp_path):
-    message = refused(tmp_path, content).splitlines()
+    message = plan_error(tmp_path, content).splitlines()
     assert len(message) <= 21 and message[0].startswith(f"error: {tmp_path}/trial.yaml")
     check_message("\n".join(message[:1] + message[-1:]), *parts)
 
@@ -326,9 +338,9 @@ def test_a_long_list_is_told_soon_and_as_what_it_is(where, size, tmp_path):
     values = f"[{'1,' * (size // 2)}]"
     begin = time.monotonic()
     if where == "file":
-        message = refused(tmp_path, VALID + f"adapter: {{target_modules: {values}}}\n")
+        message = plan_error(tmp_path, VALID + f"adapter: {{target_modules: {values}}}\n")
     else:
-        message = refused(tmp_path, VALID, f"adapter.target_modules={values}")
+        message = plan_error(tmp_path, VALID, f"adapter.target_modules={values}")
     assert time.monotonic() - begin < 20
     check_message(
         message, "longer than 65,536 bytes" if size > 65_536 else "adapter.target_modules: [1, 1, 1"
@@ -340,7 +352,7 @@ def test_deepspeed_json(content, parts, tmp_path):
     zero = tmp_path / "zero.json"
     if content is not None:
         zero.write_bytes(content)
-    check_message(refused(tmp_path, VALID, f"deepspeed.config={zero}"), str(zero), *parts)
+    check_message(plan_error(tmp_path, VALID, f"deepspeed.config={zero}"), str(zero), *parts)
 
 
 def test_an_error_of_deepspeed_is_a_message_too(tmp_path):
@@ -358,28 +370,28 @@ def test_an_error_of_deepspeed_is_a_message_too(tmp_path):
 def test_stage_1_is_fine(tmp_path):
     zero = tmp_path / "zero.json"
     zero.write_text('{"zero_optimization": {"stage": 1}}')
-    status, _, err = tristage("plan", "--config", experiment(tmp_path), f"deepspeed.config={zero}")
-    assert (status, err) == (0, "")
+    status, _, stderr = tristage("plan", "--config", experiment(tmp_path), f"deepspeed.config={zero}")
+    assert (status, stderr) == (0, "")
 
 
 def test_batch_size_that_ranks_do_not_divide(tmp_path):
-    status, out, _ = tristage("plan", "--config", experiment(tmp_path), "--num-accelerators", "3")
+    status, stdout, _ = tristage("plan", "--config", experiment(tmp_path), "--num-accelerators", "3")
     assert status == 2
-    assert "sft.batch_size: 64 cannot be shared equally by 3 ranks" in out
+    assert "sft.batch_size: 64 cannot be shared equally by 3 ranks" in stdout
 
 
 @pytest.mark.parametrize("name", ["none.yaml", ".", "none/../trial.yaml"])
 def test_no_such_config(name, tmp_path):
-    status, _, err = tristage("plan", "--config", tmp_path / name)
+    status, _, stderr = tristage("plan", "--config", tmp_path / name)
     assert status == 2
-    check_message(err, f"error: {tmp_path}", "cannot be read", "give the path of a YAML with --config")
+    check_message(stderr, f"error: {tmp_path}", "cannot be read", "give the path of a YAML with --config")
 
 
 def test_all_missing_files_are_named_at_once(tmp_path):
     file = experiment(tmp_path, VALID + "deepspeed: {config: z.json}\n")
     (tmp_path / "rm.jsonl").unlink()
     (tmp_path / "ppo.jsonl").unlink()
-    status, _, err = tristage(
+    status, _, stderr = tristage(
         "run",
         "--config",
         file,
@@ -393,6 +405,6 @@ def test_all_missing_files_are_named_at_once(tmp_path):
     missing = [
         f"data.{stage}.path: {tmp_path}/{stage}.jsonl: there is no such file" for stage in ("rm", "ppo")
     ]
-    check_message(err, *missing, "base.model: /no/model: there is no such folder")
-    check_message(err, "rm.base.model: /none: there is no such folder")
-    check_message(err, "data.chat_template: ", f"cannot read {tmp_path}/z.json")
+    check_message(stderr, *missing, "base.model: /no/model: there is no such folder")
+    check_message(stderr, "rm.base.model: /none: there is no such folder")
+    check_message(stderr, "data.chat_template: ", f"cannot read {tmp_path}/z.json")

@@ -13,7 +13,7 @@ import pytest
 from configs.errors import UserError
 from configs.schema import Data, Source
 from data.batches import tokenize
-from data.sources.formats import load_rows
+from data.sources.loading import load_rows
 from data.sources.split import stage_split
 from tests.contract.bad_inputs.entry import check_message
 from tests.support.turns import assistant, user
@@ -34,6 +34,13 @@ def parquet(rows, damage=0):
     for at in range(len(content) // 4, len(content) // 4 + damage):
         content[at] ^= 0x5A
     return bytes(content)
+
+
+def doubled():
+    """A file with two columns of one name."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_arrays([pa.array(["p"]), pa.array(["q"])], ["prompt", "prompt"]), sink)
+    return sink.getvalue().to_pybytes()
 
 
 MANY = [{"prompt": f"prompt {n} " * 20, "completion": "c"} for n in range(5000)]
@@ -80,6 +87,19 @@ FILES: list[tuple[Any, ...]] = [
         P,
         "line 1: `prompt` must be text or",
     ),
+    (
+        "twice.jsonl",
+        b'{"prompt": "p", "completion": "c", "prompt": "q"}\n',
+        D,
+        "line 1: the key 'prompt' stands 2",
+    ),
+    (
+        "twice.json",
+        b'[{"prompt": "p"}, {"prompt": [{"role": "user", "role": "system", "content": "c"}]}]',
+        P,
+        "row 2: the key 'role' stands 2 times in one object",
+    ),
+    ("twice.parquet", doubled(), P, "the column 'prompt' stands there twice. Remove one of the two"),
     ("digits.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}\n", P, "line 1: a number of thousands of digits"),
     ("digits.json", b'[{"prompt": ' + b"9" * 5000 + b"}]", P, "a number of thousands of digits. Correct it"),
     ("no.parquet", b"PAR1 but not really", P, "not a Parquet file", "Write it again, or use JSONL"),
@@ -121,26 +141,64 @@ ROWS: list[tuple[Any, ...]] = [
     ({"prompt": {"a": 1}, "completion": "c"}, D, "role None; known roles"),
     ({"prompt": "p", "completion": [user("x")]}, D, "a completion must be one assistant turn"),
     ({"instruction": "i", "output": "o", "history": 3}, D, "`history` must be a list"),
-    ({"instruction": "i", "output": "o", "history": [[1, 2]]}, D, "`prompt[].content` must be text, not 1"),
+    ({"instruction": "i", "output": "o", "history": [[1, 2]]}, D, "`history[]` must be text, not 1"),
     # Completions that are called good or bad
-    ({"prompt": "p", "completion": "c", "label": False}, D, "keep the rows where it is true"),
+    (
+        {"prompt": "p", "completion": "c", "label": "sports"},
+        D,
+        "`label` must rate the answer as true or false",
+    ),
+    ({"prompt": "p", "completion": "c", "label": True}, R, "`label` rates one answer (unpaired preferences)"),
+    ({"messages": [user("p"), assistant("c")], "kto_tag": 1}, R, "`kto_tag` rates one answer"),
     ({"prompt": "p", "completions": ["a", "b"], "labels": [True, False]}, R, "steps, which are not ranked"),
     # Rankings
-    ({"prompt": "p", "chosen": "c", "rejected": "c"}, R, "`chosen` equals `rejected`"),
     ({"prompt": "p", "completions": ["a"]}, R, "`completions` must hold at least two, not 1"),
     ({"prompt": "p", "completions": "ab"}, R, "`completions` must be a list"),
     ({**K, "ranks": [0, 1]}, R, "`ranks` has 2 entries for 3 completions"),
-    ({**K, "ranks": [2, 1, 0]}, R, "`ranks` must ascend, 0 for the best"),
+    ({**K, "ranks": [1, 2, 3], "scores": [1, 2, 3]}, R, "`ranks`, `scores` contradict each other"),
+    ({**K, "rank": [1, 2, 3], "ratings": [3, 1, 2]}, D, "`rank`, `ratings` contradict each other"),
+    (
+        {"prompt": "p", "chosen": "c", "rejected": "r", "score_chosen": 1, "score_rejected": 2},
+        R,
+        "`score_chosen` says",
+    ),
     ({**K, "ranks": [0, 1, float("nan")]}, R, "`ranks` must be a list of numbers"),
     ({**K, "ranks": [0, 1, float("inf")]}, R, "`ranks` must be a list of numbers"),
     ({**K, "ranks": ["0", "1", "2"]}, R, "`ranks` must be a list of numbers, not ['0', '1', '2']"),
-    ({**K, "scores": [1, 2, 10**400]}, R, "`scores` must descend"),
-    ({**K, "ranks": [1, 1, 1]}, R, "all completions tie"),
+    # Keys that say something which the format has no use for
+    ({**GOOD, "foo": 1}, D, "the key `foo` has no place in a demonstration", "name it in `ignore_columns`"),
+    ({**GOOD, "score": 0.2}, D, "the key `score` has no place in a demonstration"),
+    ({**GOOD, "chosen": "d"}, D, "the key `chosen` has no place in a demonstration"),
+    ({"prompt": "p", "ground_truth": 4}, P, "the key `ground_truth` has no place in a prompt"),
+    ({**GOOD, "system": "S", "system_prompt": "T"}, D, "`system` and `system_prompt` say different things"),
+    ({"messages": [user("p"), assistant("c")], "tools": [1]}, D, "`tools`: tool calls are not supported"),
+    (
+        {"messages": [user("p"), assistant("c")], "images": [1]},
+        D,
+        "`images`: images, sound and video are not",
+    ),
+    (
+        {"messages": [user("p"), {**assistant("c"), "reasoning_content": "r"}]},
+        D,
+        "reasoning beside the answer",
+    ),
+    (
+        {"messages": [user("p"), {**assistant("c"), "weight": 2}]},
+        D,
+        "`messages[].weight` must be 0 or 1, not 2",
+    ),
+    (
+        {"messages": [user("p"), {**assistant("c"), "foo": 2}]},
+        D,
+        "`foo` has no place in a message of `messages`",
+    ),
     # Text
     ({"prompt": 3, "completion": "c"}, D, "`prompt` must be text or a list of messages, not 3"),
     ({"prompt": "p", "completion": 3.5}, D, "`completion` must be text or a list of messages, not 3.5"),
     ({"prompt": " \n", "completion": "c"}, D, "the prompt is empty"),
     ({"prompt": "p", "completion": ""}, D, "a completion is empty"),
+    ({"prompt": "\u200b\u2060", "completion": "c"}, D, "the prompt is empty"),
+    ({"prompt": "p", "completion": "\ufeff\u3164 \x07"}, D, "a completion is empty"),
     ({"prompt": "a\0b", "completion": "c"}, D, "`prompt` holds a NUL character, as damaged files do"),
     ({"prompt": "\ud800", "completion": "c"}, D, "`prompt` holds half of a surrogate pair"),
 ]
@@ -179,14 +237,37 @@ def test_folder_for_a_file(tmp_path):
 )
 def test_row(row, kind, parts, tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps(GOOD | K | {"messages": None}) + "\n" + json.dumps(row) + "\n")
+    good = K if kind == R else GOOD
+    path.write_text(json.dumps(good | {"messages": None}) + "\n" + json.dumps(row) + "\n")
     message = refused(path, kind)
     check_message(message, f"{path}: 1 of 2 rows cannot serve as {kind}.\n  line 2: ", *parts, "Accepted as")
 
 
+def test_rows_that_make_no_pair_are_left_out_whatever_their_number(tmp_path):
+    tied = [
+        {"prompt": "p", "chosen": "c", "rejected": "c"},
+        {"prompt": "p", "chosen": "c d", "rejected": " c  d"},
+        {**K, "ranks": [1, 1, 1]},
+        {"prompt": "p", "chosen": "c", "rejected": "r", "score_chosen": 1, "score_rejected": 1},
+    ]
+    path = tmp_path / "rows.jsonl"
+    notes: list[str] = []
+    path.write_text("".join(json.dumps(row) + "\n" for row in (K, *tied)))
+    loaded = load_rows(Source(path=str(path)), "rankings", notes.append)
+    assert (len(loaded.rows), loaded.read, loaded.left_out) == (1, 5, 4)
+    (note,) = notes
+    check_message(
+        note, "left out 4 of 5 rows", "line 2 and 1 more: no two completions", "line 4 and 1 more: all"
+    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in tied))
+    check_message(
+        refused(path, R), "4 of 4 rows cannot serve as rankings", "`chosen` equals `rejected`", "tie"
+    )
+
+
 def test_bom_is_no_fault(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
-    assert len(load_rows(Source(path=f"{tmp_path}/a.jsonl"), "demonstrations", print)) == 1
+    assert len(load_rows(Source(path=f"{tmp_path}/a.jsonl"), "demonstrations", print).rows) == 1
 
 
 # Errors of the split and of tokenization

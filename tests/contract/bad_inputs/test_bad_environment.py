@@ -1,4 +1,4 @@
-"""What surrounds a run: variables of launchers and of W&B, hostfiles, ports."""
+"""The environment of a run: variables of launchers and of W&B, hostfiles, ports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from configs.load import load_experiment
 from launch.deepspeed_command import read_slots
 from stages.distributed.environment import check_rendezvous, rank_and_world
 from tests.contract.bad_inputs.entry import check_message, experiment, files, stage_run, tristage
-from tests.support.pipeline_runs import leave
+from tests.support.pipeline_runs import write_stage
 
 ROOT = Path(__file__).resolve().parents[3]
 JOB = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -38,14 +38,14 @@ def no_job(monkeypatch):
 
 @pytest.mark.parametrize("value", ["of-line", "ONLINE", "1", "x" * 10000])
 def test_wandb_mode(value, tmp_path, monkeypatch):
-    """Told before a finished stage that is to run again has been set aside."""
+    """The error comes before a finished stage that is to run again is set aside."""
     file = experiment(tmp_path)
-    leave(tmp_path / "run", "sft", config=load_experiment(file))
+    write_stage(tmp_path / "run", "sft", config=load_experiment(file))
     before = files(tmp_path / "run")
     monkeypatch.setenv("WANDB_MODE", value)
-    status, said = stage_run(file, tmp_path / "run", "sft", force=True)
+    status, output = stage_run(file, tmp_path / "run", "sft", force=True)
     assert status == 2 and files(tmp_path / "run") == before
-    check_message(said.splitlines()[-1], f"error: WANDB_MODE={value[:40]}", "use one of online, offline")
+    check_message(output.splitlines()[-1], f"error: WANDB_MODE={value[:40]}", "use one of online, offline")
 
 
 @pytest.mark.parametrize("name", ["zork", "xpu", "", "CPU", "x" * 10000])
@@ -65,9 +65,11 @@ def test_accelerator(name, tmp_path, monkeypatch):
 def test_a_run_directory_that_cannot_be(name, command, tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     words = ["--config", experiment(tmp_path), "--run-dir", tmp_path / name]
-    status, out, err = tristage(command, *words)
+    status, out, stderr = tristage(command, *words)
     assert (status, out) == (2, "")
-    check_message(err, "error: --run-dir: ", "give another --run-dir" if "\udcfc" in name else "Give another")
+    check_message(
+        stderr, "error: --run-dir: ", "give another --run-dir" if "\udcfc" in name else "Give another"
+    )
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".jsonl", "loop.jsonl", "loop.jsonl/x.jsonl"])
@@ -76,18 +78,18 @@ def test_a_path_that_cannot_be(key, name, tmp_path):
     (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
     words = ["--config", experiment(tmp_path), "--run-dir", tmp_path / "run"]
     for command in ("plan", "run"):
-        status, _, err = tristage(command, *words, f"{key}={tmp_path / name}")
+        status, _, stderr = tristage(command, *words, f"{key}={tmp_path / name}")
         assert status == 2 and not (tmp_path / "run").exists()
-        check_message(err, f"{key}: ")
+        check_message(stderr, f"{key}: ")
 
 
 @pytest.mark.parametrize("place", ["none", "file", "folder", "."])
 def test_status_of_what_is_no_run(place, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("precious")
-    status, out, err = tristage("status", "--run-dir", tmp_path / place)
+    status, out, stderr = tristage("status", "--run-dir", tmp_path / place)
     assert (status, out) == (2, "")
-    check_message(err, f"error: {(tmp_path / place).resolve()}: no stage has run there")
+    check_message(stderr, f"error: {(tmp_path / place).resolve()}: no stage has run there")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "/dev/zero"])
@@ -100,21 +102,21 @@ def test_what_never_ends_is_not_read(what, kind, tmp_path):
     if what == "manifest":
         (tmp_path / "run/sft").mkdir(parents=True)
         place.rename(tmp_path / "run/sft/manifest.json")
-    status, _, err = tristage("plan", *words)
+    status, _, stderr = tristage("plan", *words)
     assert status == 2
-    check_message(err, "error: ")
+    check_message(stderr, "error: ")
 
 
 @pytest.mark.parametrize("command", ["plan", "run", "sweep"])
 def test_wandb_mode_is_told_before_anything_starts(command, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "of-line")
-    status, out, err = tristage(command, "--config", experiment(tmp_path), "--run-dir", tmp_path / "run")
+    status, out, stderr = tristage(command, "--config", experiment(tmp_path), "--run-dir", tmp_path / "run")
     assert (status, out) == (2, "") and not (tmp_path / "run").exists()
-    check_message(err, "error: WANDB_MODE=of-line")
+    check_message(stderr, "error: WANDB_MODE=of-line")
 
 
 @pytest.mark.parametrize(
-    ("given", "part"),
+    ("variables", "part"),
     [
         ({"RANK": "0"}, "WORLD_SIZE is not set, though RANK is"),
         ({"RANK": "1"}, "WORLD_SIZE is not set, though RANK is"),
@@ -126,14 +128,14 @@ def test_wandb_mode_is_told_before_anything_starts(command, tmp_path, monkeypatc
         ({"RANK": "9" * 5000, "WORLD_SIZE": "2"}, "RANK=9999"),
     ],
 )
-def test_half_a_job(given, part, tmp_path, monkeypatch):
-    for name, value in given.items():
+def test_half_a_job(variables, part, tmp_path, monkeypatch):
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError):
         rank_and_world()
-    status, said = stage_run(experiment(tmp_path), tmp_path / "run", "sft")
+    status, output = stage_run(experiment(tmp_path), tmp_path / "run", "sft")
     assert status == 2 and not (tmp_path / "run").exists()
-    check_message(said, f"error: {part}", "Start with `deepspeed`, `torchrun` or `tristage run`")
+    check_message(output, f"error: {part}", "Start with `deepspeed`, `torchrun` or `tristage run`")
 
 
 @pytest.mark.parametrize(
@@ -153,11 +155,11 @@ def test_nowhere_to_meet(changes, part, monkeypatch):
     check_message(str(caught.value), part)
 
 
-def joined(port: str, then: str = "") -> subprocess.CompletedProcess[str]:
-    """A process that joins a job of its own at a port, and runs some more code."""
+def join_process_group(port: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a process that joins a job of one rank at a port, and then runs `code`."""
     job = dict(zip(JOB, ("0", "1", "0", "127.0.0.1", port), strict=True))
     return subprocess.run(
-        [sys.executable, "-c", f"{JOIN}\n{then}"],
+        [sys.executable, "-c", f"{JOIN}\n{code}"],
         cwd=ROOT,
         env={**os.environ, **job, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"},
         capture_output=True,
@@ -171,19 +173,20 @@ def test_port_taken():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        done = joined(port)
-    message = done.stdout.strip().splitlines()[-1]
+        result = join_process_group(port)
+    message = result.stdout.strip().splitlines()[-1]
     check_message(message, "MASTER_ADDR, MASTER_PORT: ", f"127.0.0.1:{port}", "--master_port")
 
 
 def test_what_a_job_on_one_machine_opens_is_open_to_that_machine_alone():
-    done = joined(
+    result = join_process_group(
         "0",
         "import psutil, torch; torch.distributed.all_reduce(torch.ones(1))\n"
-        "open_to = psutil.Process().net_connections('inet')\n"
-        "print(*sorted({each.laddr.ip for each in open_to if each.status == psutil.CONN_LISTEN}))",
+        "connections = psutil.Process().net_connections('inet')\n"
+        "listening = [end for end in connections if end.status == psutil.CONN_LISTEN]\n"
+        "print(*sorted({end.laddr.ip for end in listening}))",
     )
-    assert done.stdout.strip().splitlines()[-1] == "127.0.0.1", done.stdout + done.stderr
+    assert result.stdout.strip().splitlines()[-1] == "127.0.0.1", result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(
@@ -206,9 +209,9 @@ def test_hostfile(content, part, tmp_path):
     hostfile = tmp_path / "hosts"
     if content is not None:
         hostfile.write_bytes(content)
-    status, _, err = tristage("plan", "--config", experiment(tmp_path), "--hostfile", hostfile)
+    status, _, stderr = tristage("plan", "--config", experiment(tmp_path), "--hostfile", hostfile)
     assert status == 2
-    check_message(err, str(hostfile), part)
+    check_message(stderr, str(hostfile), part)
 
 
 HOSTS = (
@@ -225,10 +228,10 @@ def test_a_host_is_a_name_or_an_address(name, command, tmp_path, monkeypatch):
     hostfile = tmp_path / "hosts"
     hostfile.write_text(f"one slots=1\n{name} slots=2\n")
     words = ("--config", experiment(tmp_path), "--run-dir", tmp_path / "run", "--hostfile", hostfile)
-    status, _, err = tristage(command, *words)
+    status, _, stderr = tristage(command, *words)
     assert status == 2 and not (tmp_path / "run").exists()
-    check_message(err, f"{hostfile}: line 2: ", "is not a host name or an IPv4 address")
-    assert "\x1b" not in err
+    check_message(stderr, f"{hostfile}: line 2: ", "is not a host name or an IPv4 address")
+    assert "\x1b" not in stderr
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,9 @@
-"""Models and adapters that cannot serve, made of the tiny one; none of their files is unpickled."""
+"""Models that cannot be the base, made of the tiny one; none of their files is unpickled."""
 
 from __future__ import annotations
 
 import json
-import os
-import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,51 +16,25 @@ from configs.schema import Adapter, Base, Experiment
 from stages.models.base import load_base, load_config, load_tokenizer
 from stages.models.base_checks import check_fit
 from stages.sampling.decoding_batch import check_joinable
-from tests.contract.bad_inputs.entry import check_message, files
-from tests.support.roles import tiny_roles
+from tests.contract.bad_inputs.entry import check_message
+from tests.contract.bad_inputs.model_damage import (
+    WEIGHTS,
+    Damage,
+    change_weight,
+    check_refusal,
+    damaged,
+    edit,
+    halve,
+    plant,
+    remove,
+    with_one,
+    write,
+)
+from tests.support.roles import new_role, save_role_of, tiny_roles
 
 CPU = torch.device("cpu")
-WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer_config.json"
+CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 ADAPTER = "adapter_model.safetensors"
-Damage = Callable[[Path], Any]
-
-
-class Plant:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.target}",)
-
-
-def plant(name: str) -> Damage:
-    return lambda folder: (folder / name).write_bytes(pickle.dumps(Plant(folder.parent / "EXECUTED")))
-
-
-def edit(name: str, **changes: Any) -> Damage:
-    def change(folder: Path) -> None:
-        file = folder / name
-        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-    return change
-
-
-def write(name: str, content: bytes) -> Damage:
-    return lambda folder: (folder / name).write_bytes(content)
-
-
-def remove(*names: str) -> Damage:
-    def change(folder: Path) -> None:
-        for name in names:
-            (folder / name).unlink(missing_ok=True)
-
-    return change
-
-
-def halve(name: str) -> Damage:
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:5000])
 
 
 def without_weight(folder: Path) -> None:
@@ -78,7 +49,7 @@ def without_end(folder: Path) -> None:
     (folder / TOKENIZER).write_text(json.dumps(config))
 
 
-def of_its_own(name: str, **changes: Any) -> Damage:
+def with_custom_code(name: str, **changes: Any) -> Damage:
     def change(folder: Path) -> None:
         edit(name, **changes)(folder)
         (folder / "code.py").write_text(f"open({str(folder.parent / 'EXECUTED')!r}, 'w')\nclass C: pass\n")
@@ -86,6 +57,32 @@ def of_its_own(name: str, **changes: Any) -> Damage:
     return change
 
 
+def index(*files: str) -> Damage:
+    """An index that names `files`, beside the weights under a name that transformers does not look for."""
+
+    def change(folder: Path) -> None:
+        (folder / WEIGHTS).rename(folder / "decoy.safetensors")
+        shutil.copy(folder / "decoy.safetensors", folder.parent / "outside.safetensors")
+        names = load_file(folder / "decoy.safetensors")
+        weight_map = {name: files[i % len(files)] for i, name in enumerate(names)}
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": weight_map})
+        )
+
+    return change
+
+
+def add_adapter(folder: Path) -> None:
+    """Make the base also the folder of an adapter, as PEFT writes one."""
+    roles = new_role(tiny_roles(), "extra", 1)
+    tokenizer = load_tokenizer(Base(model="tiny-random"))
+    saved = save_role_of(roles, "extra", folder.parent / "extra", tokenizer)
+    for name in ("adapter_config.json", ADAPTER):
+        shutil.copy(saved / name, folder / name)
+
+
+NORM = "model.norm.weight"
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 BERT = json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"], "vocab_size": 384}).encode()
 OWN_MODEL = {"model_type": "zork", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.C"}}
 OWN_TOKENIZER = {"tokenizer_class": "Zork", "auto_map": {"AutoTokenizer": ["code.C", None]}}
@@ -109,13 +106,95 @@ BASES: dict[str, tuple[Any, ...]] = {
     ),
     "encoder": ([write(CONFIG, BERT)], "its config.json says BertForMaskedLM, not a causal language model"),
     "no head": ([edit(CONFIG, architectures=["LlamaModel"])], "says LlamaModel, not a causal language model"),
-    "code": ([of_its_own(CONFIG, **OWN_MODEL)], "it has its own code", "base.trust_remote_code"),
+    "code": ([with_custom_code(CONFIG, **OWN_MODEL)], "it has its own code", "base.trust_remote_code"),
     "missing weight": (
         [without_weight],
         "1 weights of its config.json are missing: model.layers.0.self_attn.q",
     ),
     "more layers": ([edit(CONFIG, num_hidden_layers=3)], "9 weights of its config.json are missing"),
     "other shape": ([edit(CONFIG, hidden_size=32)], "weights do not have the shape of its config.json"),
+    "fewer layers": (
+        [edit(CONFIG, num_hidden_layers=1)],
+        "9 weights have no place in the model of its config.json: model.layers.1.",
+    ),
+    "adapter beside it": (
+        [add_adapter],
+        "an adapter_config.json lies beside the base, and transformers would add that adapter",
+        "merge the adapter into the base, or move it",
+    ),
+    "adapter beside it without weights": (
+        [write("adapter_config.json", b"{}")],
+        "an adapter_config.json lies beside the base",
+    ),
+    "index of a pickle": (
+        [index("w.bin"), plant("w.bin")],
+        "index.json names 'w.bin', which is not safetensors",
+    ),
+    "index of a pickle, too": ([index("decoy.safetensors", "w.pt"), plant("w.pt")], "names 'w.pt', which is"),
+    "unused index of a pickle": (
+        [index("w.bin"), lambda folder: (folder / "decoy.safetensors").rename(folder / WEIGHTS)],
+        "index.json names 'w.bin', which is not safetensors",
+    ),
+    "index outside": (
+        [index("../outside.safetensors")],
+        "index.json names '../outside.safetensors', which is not in the folder",
+    ),
+    "index from the root": ([index("/etc/w.safetensors")], "names '/etc/w.safetensors', which is not in the"),
+    "index no mapping": (
+        [index("w.bin"), write("model.safetensors.index.json", b'{"weight_map": [1]}')],
+        "weight_map must map weights to files",
+    ),
+    "weights of another name": (
+        [edit(CONFIG, transformers_weights="adapter_model.bin"), plant("adapter_model.bin")],
+        "config.json: transformers_weights names other weights",
+    ),
+    "NaN weight": (
+        [change_weight(Q_PROJ, with_one(float("nan")))],
+        f"{WEIGHTS}: {Q_PROJ} holds NaN or infinity",
+    ),
+    "infinite weight": (
+        [change_weight("model.norm.weight", with_one(float("-inf")))],
+        "model.norm.weight holds",
+    ),
+    "zero weight": ([change_weight(Q_PROJ, torch.zeros_like)], f"{Q_PROJ} is all zero; restore the file"),
+    "integers": (
+        [change_weight(Q_PROJ, lambda weight: weight.mul(100).to(torch.int8))],
+        f"{Q_PROJ} holds integers (torch.int8)",
+    ),
+    "NaN in the second file": (
+        [
+            change_weight(Q_PROJ, with_one(float("nan"))),
+            index("decoy.safetensors"),
+        ],
+        f"decoy.safetensors: {Q_PROJ} holds NaN",
+    ),
+    "NaN of RMSNorm": ([edit(CONFIG, rms_norm_eps=float("nan"))], "config.json: rms_norm_eps is nan"),
+    "NaN of RoPE": (
+        [edit(CONFIG, rope_parameters={"rope_type": "default", "rope_theta": float("nan")})],
+        "config.json: rope_parameters.rope_theta is nan; restore the file",
+    ),
+    "infinite theta": ([edit(CONFIG, rope_theta=float("inf"))], "config.json: rope_theta is inf"),
+    "NaN of a list": ([edit(CONFIG, zork=[0, {"a": float("nan")}])], "config.json: zork[1].a is nan"),
+    "unknown quantization": (
+        [edit(CONFIG, quantization_config={"quant_method": "zork"})],
+        "config.json: quantization_config says 'zork', but base.quantization is none; give the weights",
+    ),
+    "other quantization": (
+        [edit(CONFIG, quantization_config={"quant_method": "gptq", "bits": 4})],
+        "quantization_config says 'gptq'",
+    ),
+    "quantization of no kind": (
+        [edit(CONFIG, quantization_config="nf4")],
+        "quantization_config says 'nf4', but",
+    ),
+    "scales of NaN": (
+        [change_weight("model.norm.weight", lambda weight: weight * 0)],
+        "its logits do not depend",
+    ),
+    "overflow": (
+        [change_weight(NORM, lambda weight: weight * 1e38 + 1e38)],
+        "its logits are NaN or infinite",
+    ),
 }
 TOKENIZERS: dict[str, tuple[Any, ...]] = {
     "no folder": ([shutil.rmtree], "there is no such folder"),
@@ -126,38 +205,8 @@ TOKENIZERS: dict[str, tuple[Any, ...]] = {
     "empty tokenizer": ([write("tokenizer.json", b"{}")], "tokenizer: "),
     "binary tokenizer": ([write("tokenizer.json", b"\xff" * 99)], "tokenizer: "),
     "no end": ([without_end], "has no end-of-text token (eos_token). Set one in its tokenizer_config.json"),
-    "code": ([of_its_own(TOKENIZER, **OWN_TOKENIZER)], "it has its own code"),
+    "code": ([with_custom_code(TOKENIZER, **OWN_TOKENIZER)], "it has its own code"),
 }
-ADAPTERS: dict[str, tuple[Any, ...]] = {
-    "no weights": ([remove(ADAPTER)], f"it has no {ADAPTER}"),
-    "pickle": ([remove(ADAPTER), plant("adapter_model.bin")], f"it has no {ADAPTER}"),
-    "no config": ([remove("adapter_config.json")], "it has no adapter_config.json"),
-    "truncated": ([halve(ADAPTER)], f"{ADAPTER} is damaged or cut off"),
-    "head": ([write("head.safetensors", b"x")], "head.safetensors is damaged or cut off"),
-    "config no JSON": ([write("adapter_config.json", b"{")], "Expecting property name"),
-    "other rank": ([edit("adapter_config.json", r=8)], "size mismatch"),
-    "other layers": (
-        [edit("adapter_config.json", target_modules=["q_proj"])],
-        "it holds 28 weights, but on this",
-    ),
-    "no layers": ([edit("adapter_config.json", target_modules=["zork"])], "not found in the base model"),
-    "other method": ([edit("adapter_config.json", peft_type="ZORK")], "ZORK"),
-}
-
-
-def damaged(source: Path, target: Path, damages: list[Damage]) -> dict[str, bytes]:
-    shutil.copytree(source, target)
-    for damage in damages:
-        damage(target)
-    return files(target) if target.exists() else {}
-
-
-def check_refusal(action: Callable[[], Any], folder: Path, before: dict[str, bytes], *parts: str) -> None:
-    with pytest.raises(UserError) as caught:
-        action()
-    check_message(str(caught.value), str(folder), *parts)
-    assert (files(folder) if folder.exists() else {}) == before
-    assert not (folder.parent / "EXECUTED").exists()
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -177,21 +226,57 @@ def test_tokenizer(name, tiny_folder, tmp_path):
     check_refusal(lambda: load_tokenizer(Base(model=str(folder))), folder, before, "base.model: ", *parts)
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_adapter(name, adapters, tmp_path):
-    damages, *parts = ADAPTERS[name]
-    folder = tmp_path / "adapter"
-    before = damaged(adapters["sft"], folder, damages)
-    roles = tiny_roles()
-    check_refusal(lambda: roles.add_from("policy", folder, trainable=True), folder, before, *parts)
-
-
 def test_pickle_beside_safetensors_is_passed_over(tiny_folder, adapters, tmp_path):
     damaged(tiny_folder, tmp_path / "model", [plant("pytorch_model.bin"), plant("training_args.bin")])
     damaged(adapters["sft"], tmp_path / "adapter", [plant("adapter_model.bin")])
     load_base(Base(model=str(tmp_path / "model"), quantization="none"), CPU)
     tiny_roles().add_from("policy", tmp_path / "adapter", trainable=False)
     assert not (tmp_path / "EXECUTED").exists()
+
+
+def sharded(folder: Path) -> None:
+    """The weights in two files with an index, linked to a folder of blobs as in the hub's cache."""
+    weights, blobs = load_file(folder / WEIGHTS), folder.parent.parent / "blobs"
+    blobs.mkdir()
+    (folder / WEIGHTS).unlink()
+    weight_map = {}
+    for number, name in enumerate(sorted(weights)):
+        weight_map[name] = f"model-0000{number % 2}-of-00002.safetensors"
+    for file in set(weight_map.values()):
+        save_file({name: weights[name] for name in weights if weight_map[name] == file}, blobs / file)
+        (folder / file).symlink_to(f"../../blobs/{file}")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
+
+
+def buffers(folder: Path) -> None:
+    """What older versions of transformers saved beside the weights."""
+    weights = load_file(folder / WEIGHTS)
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    weights["transformer.h.0.attn.bias"] = torch.ones(1, 1, 4, 4, dtype=torch.uint8)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()  # it is tied
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        sharded,
+        buffers,
+        edit(CONFIG, time_step_limit=[0.0, float("inf")]),
+        edit(CONFIG, quantization_config=None),
+    ],
+)
+def test_sound_base(change, tiny_folder, tmp_path):
+    folder = tmp_path / "snapshots" / "model"
+    damaged(tiny_folder, folder, [change])
+    loaded, whole = (
+        load_base(Base(model=str(model), quantization="none", compute_dtype="float32"), CPU)
+        for model in (folder, tiny_folder)
+    )
+    for name, parameter in whole.named_parameters():
+        assert torch.equal(loaded.get_parameter(name), parameter), name
 
 
 def test_no_hub(monkeypatch):
@@ -239,9 +324,9 @@ def test_context_window(stage, data, part):
 
 def test_tokenizer_of_another_model(tiny_folder, tmp_path):
     damaged(tiny_folder, tmp_path / "model", [edit(CONFIG, vocab_size=300)])
-    config, known = experiment(), load_config(Base(model=str(tmp_path / "model")))
+    config, model_config = experiment(), load_config(Base(model=str(tmp_path / "model")))
     with pytest.raises(UserError) as caught:
-        check_fit(config, "sft", config.base, known, load_tokenizer(config.base))
+        check_fit(config, "sft", config.base, model_config, load_tokenizer(config.base))
     check_message(
         str(caught.value), "has token 383, but the model only 300 embeddings", "copy both from the same"
     )
@@ -258,12 +343,12 @@ def test_tokenizer_of_another_model(tiny_folder, tmp_path):
 )
 def test_continuous_sampling_of_a_sliding_window(stage, section, key, tiny_folder, tmp_path):
     damaged(tiny_folder, tmp_path / "model", [edit(CONFIG, sliding_window=8)])
-    known = load_config(Base(model=str(tmp_path / "model")))
+    model_config = load_config(Base(model=str(tmp_path / "model")))
     config = experiment(max_length=256, max_prompt_length=64)
-    check_joinable(config, stage, known)  # `auto` has its chunks there
+    check_joinable(config, stage, model_config)  # `auto` samples in chunks there
     config = Experiment.model_validate(config.model_dump() | section)
     with pytest.raises(UserError) as caught:
-        check_joinable(config, stage, known)
+        check_joinable(config, stage, model_config)
     check_message(
         str(caught.value), f"{key}: continuous, but 'tiny-random' does not keep", "Set it to auto or merged"
     )

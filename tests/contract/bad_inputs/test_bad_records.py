@@ -37,7 +37,7 @@ ROWS = [
 
 @pytest.mark.parametrize(("name", "row", "part"), ROWS, ids=lambda value: str(value)[:40])
 def test_a_value_of_another_type(name, row, part, tmp_path):
-    Run(tmp_path / "run").whole().stage("best")
+    Run(tmp_path / "run").complete().stage("best")
     file = tmp_path / "run" / name
     file.write_text(json.dumps(row) + "\n" + (file.read_text() if file.exists() else ""))
     status, _, err = tristage("report", "--run-dir", tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Run directories that were damaged, swapped or are in use: what is said, and that nothing changes."""
+"""Run directories that are damaged, swapped or in use: the message, and that nothing changes."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from pipeline.reporting import report
 from pipeline.state.manifest import read_manifest
 from pipeline.state.run_directory import RunDirectory
 from tests.contract.bad_inputs.entry import VALID, check_message, experiment, files, flip, stage_run, tristage
-from tests.support.pipeline_runs import leave
+from tests.support.pipeline_runs import write_stage
 
 NOBODY = 65534
 HASH = "0" * 64
 
 
 @pytest.fixture
-def ours(tmp_path: Path) -> tuple[Path, Experiment, Path]:
-    """An experiment, and a run of it in which sft has finished."""
+def sft_run(tmp_path: Path) -> tuple[Path, Experiment, Path]:
+    """An experiment and its run, in which sft has finished."""
     file = experiment(tmp_path)
     config = load_experiment(file)
-    leave(tmp_path / "run", "sft", config=config)
+    write_stage(tmp_path / "run", "sft", config=config)
     return file, config, tmp_path / "run"
 
 
-def refused(file: Path, run: Path, stage: str, *overrides: str, **switches: bool) -> str:
-    """What `run_stage` says when it refuses, having changed nothing."""
+def stage_error(file: Path, run: Path, stage: str, *overrides: str, **switches: bool) -> str:
+    """The output with which `run_stage` refuses. It changes nothing."""
     before = files(run) if run.is_dir() else {}
-    status, said = stage_run(file, run, stage, *overrides, **switches)
-    assert status == 2, said
+    status, output = stage_run(file, run, stage, *overrides, **switches)
+    assert status == 2, output
     assert (files(run) if run.is_dir() else {}) == before
-    return said
+    return output
 
 
 # The directory itself
 
 
 @contextmanager
-def mortal() -> Iterator[None]:
-    """Root may write everywhere; be somebody who may not."""
+def unprivileged() -> Iterator[None]:
+    """Become a user without root's rights, who may not write everywhere."""
     if os.geteuid() != 0:
         yield
         return
@@ -61,14 +61,14 @@ def mortal() -> Iterator[None]:
 
 
 def test_read_only_folder() -> None:
-    folder = Path(tempfile.mkdtemp())  # not tmp_path, which others may not even enter
+    folder = Path(tempfile.mkdtemp())  # not tmp_path, which other users may not enter
     for name in ("run", "locked"):
         (folder / name).mkdir()
-    with RunDirectory(folder / "locked").lock("sft"):  # whose imports others may not read
+    with RunDirectory(folder / "locked").lock("sft"):  # as root: other users may not read what this imports
         pass
     for path in (folder, folder / "run", folder / "locked", folder / "locked/.sft.lock"):
         path.chmod(0o555)
-    with mortal():
+    with unprivileged():
         for name, action in {
             "new": lambda run: run.lock("sft").__enter__(),
             "run": lambda run: run.lock("sft").__enter__(),
@@ -86,29 +86,31 @@ def test_read_only_folder() -> None:
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_a_file_where_the_run_should_be(name, tmp_path):
     (tmp_path / "file").write_text("precious")
-    status, said = stage_run(experiment(tmp_path), tmp_path / name, "sft")
+    status, output = stage_run(experiment(tmp_path), tmp_path / name, "sft")
     assert status == 2 and (tmp_path / "file").read_text() == "precious"
-    check_message(said, f"error: {tmp_path}/{name}: cannot be a run directory: ", "Choose another --run-dir")
+    check_message(
+        output, f"error: {tmp_path}/{name}: cannot be a run directory: ", "Choose another --run-dir"
+    )
 
 
 def test_a_file_where_the_stage_should_be(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/sft").write_text("precious")
-    said = refused(experiment(tmp_path), tmp_path / "run", "sft")
-    check_message(said, f"{tmp_path}/run/sft is a file where its folder should be", "Move the file away")
+    message = stage_error(experiment(tmp_path), tmp_path / "run", "sft")
+    check_message(message, f"{tmp_path}/run/sft is a file where its folder should be", "Move the file away")
 
 
 @pytest.mark.parametrize("stage", ["sft", "rm"])
-def test_two_processes(stage, ours):
-    file, _, run = ours
+def test_two_processes(stage, sft_run):
+    file, _, run = sft_run
     with RunDirectory(run).lock(stage):
         check_message(
-            refused(file, run, stage), f"{run}/{stage}: stage {stage} is being run by", "Wait until it"
+            stage_error(file, run, stage), f"{run}/{stage}: stage {stage} is being run by", "Wait until it"
         )
 
 
-def test_a_stale_lock_is_none(ours):
-    file, _, run = ours
+def test_a_stale_lock_is_none(sft_run):
+    file, _, run = sft_run
     (run / ".sft.lock").write_text("12345")
     assert stage_run(file, run, "sft")[0] == 0
 
@@ -143,7 +145,7 @@ def test_a_stage_writes_through_no_link(name, kind, tmp_path):
     (outside / "folder").mkdir(parents=True)
     (outside / "folder/manifest.json").write_text("precious")
     (outside / "file").write_text("precious")
-    leave(run, "sft", "failed", config=load_experiment(file), checkpoint=1)
+    write_stage(run, "sft", "failed", config=load_experiment(file), checkpoint=1)
     plant(run / name, outside, kind)
     before = files(outside)
     status, said = stage_run(file, run, "sft")
@@ -157,7 +159,7 @@ def test_a_stage_writes_through_no_link(name, kind, tmp_path):
 @pytest.mark.parametrize("name", ["sft/samples.jsonl", "sft/checkpoints/step-000001"])
 def test_plan_names_the_link_and_a_new_folder_has_none(name, tmp_path):
     file, run = experiment(tmp_path), tmp_path / "run"
-    leave(run, "sft", "failed", config=load_experiment(file), checkpoint=1)
+    write_stage(run, "sft", "failed", config=load_experiment(file), checkpoint=1)
     plant(run / name, tmp_path, "dangling")
     status, out, _ = tristage("plan", "--config", file, "--run-dir", run, "--until", "sft")
     assert status == 2
@@ -172,7 +174,7 @@ def test_links_that_wandb_makes_and_a_run_directory_elsewhere_are_fine(tmp_path)
     file, run = experiment(tmp_path), tmp_path / "run"
     (tmp_path / "big-disk").mkdir()
     run.symlink_to("big-disk")
-    leave(run, "sft", "failed", config=load_experiment(file), checkpoint=1)
+    write_stage(run, "sft", "failed", config=load_experiment(file), checkpoint=1)
     (run / "sft/wandb/offline-run-1/logs").mkdir(parents=True)
     (run / "sft/wandb/latest-run").symlink_to("offline-run-1")
     (run / "sft/wandb/debug.log").symlink_to("offline-run-1/logs/debug.log")
@@ -220,9 +222,9 @@ def test_a_full_disk_under_the_report(ours, monkeypatch):
 # Manifests
 
 
-def escaping(path: str, at: str) -> bytes:
+def manifest_with_path(path: str, section: str) -> bytes:
     tree = json.loads(json.dumps(MANIFEST))
-    if at == "output":
+    if section == "output":
         tree["output"]["files"] = {path: HASH}
     else:
         tree["inputs"] = {"sft": {"path": path, "sha256": HASH}}
@@ -249,25 +251,25 @@ MANIFESTS = {
     "status": json.dumps(MANIFEST | {"status": "fine"}).encode(),
     "deep": b'{"config": ' + b"[" * 10**5 + b"]" * 10**5 + b"}",
     "long": json.dumps(MANIFEST | {"stage": "x" * 10**5}).encode(),
-    "files above": escaping("../../secret", "output"),
-    "absolute files": escaping("/etc/passwd", "output"),
-    "inputs above": escaping("../../x", "input"),
+    "files above": manifest_with_path("../../secret", "output"),
+    "absolute files": manifest_with_path("/etc/passwd", "output"),
+    "inputs above": manifest_with_path("../../x", "input"),
 }
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
 @pytest.mark.parametrize("stage", ["sft", "rm"])
-def test_manifest(name, stage, ours):
-    file, _, run = ours
+def test_manifest(name, stage, sft_run):
+    file, _, run = sft_run
     (run / "sft/manifest.json").write_bytes(MANIFESTS[name])
     check_message(
-        refused(file, run, stage),
+        stage_error(file, run, stage),
         f"error: {run}/sft/manifest.json: not a readable manifest (",
         f"Restore the file, or move the folder {run}/sft away",
     )
-    status, _, err = tristage("status", "--run-dir", run)
+    status, _, stderr = tristage("status", "--run-dir", run)
     assert status == 2
-    check_message(err, "not a readable manifest")
+    check_message(stderr, "not a readable manifest")
 
 
 EVIL = "\x1b]0;title\x07\x1b[31mred\x9b2J\rover"
@@ -303,32 +305,32 @@ def test_a_folder_for_a_manifest(ours):
     file, _, run = ours
     (run / "sft/manifest.json").unlink()
     (run / "sft/manifest.json").mkdir()
-    check_message(refused(file, run, "rm"), "manifest.json: cannot be read: Is a directory")
+    check_message(stage_error(file, run, "rm"), "manifest.json: cannot be read: Is a directory")
 
 
 # Adapters upstream, and the base under them
 
 
-def test_adapter_missing(ours):
-    file, _, run = ours
+def test_adapter_missing(sft_run):
+    file, _, run = sft_run
     (run / "sft/adapter/adapter_model.safetensors").unlink()
     check_message(
-        refused(file, run, "rm"), "adapter_model.safetensors is missing", "Restore the file, or train sft"
+        stage_error(file, run, "rm"), "adapter_model.safetensors is missing", "Restore the file, or train sft"
     )
 
 
-def test_adapter_with_a_flipped_bit(ours):
-    file, _, run = ours
+def test_adapter_with_a_flipped_bit(sft_run):
+    file, _, run = sft_run
     flip(run / "sft/adapter/adapter_model.safetensors")
-    check_message(refused(file, run, "rm"), "is not the file that the stage wrote (its SHA-256 differs)")
+    check_message(stage_error(file, run, "rm"), "is not the file that the stage wrote (its SHA-256 differs)")
 
 
-def test_adapter_of_another_run(ours, tmp_path):
-    file, config, run = ours
-    leave(tmp_path / "other", "sft", config=config, weights="others")
+def test_adapter_of_another_run(sft_run, tmp_path):
+    file, config, run = sft_run
+    write_stage(tmp_path / "other", "sft", config=config, weights="others")
     shutil.rmtree(run / "sft/adapter")
     shutil.copytree(tmp_path / "other/sft/adapter", run / "sft/adapter")
-    check_message(refused(file, run, "rm"), "is not the file that the stage wrote")
+    check_message(stage_error(file, run, "rm"), "is not the file that the stage wrote")
 
 
 @pytest.mark.parametrize(
@@ -344,9 +346,9 @@ def test_adapter_of_another_run(ours, tmp_path):
         ("adapter.target_modules=[q_proj]", "adapter.target_modules: all-linear -> ['q_proj']"),
     ],
 )
-def test_another_base_or_adapter(override, part, ours):
-    file, _, run = ours
-    check_message(refused(file, run, "rm", override), part, "Restore the setting, or train sft again")
+def test_another_base_or_adapter(override, part, sft_run):
+    file, _, run = sft_run
+    check_message(stage_error(file, run, "rm", override), part, "Restore the setting, or train sft again")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -354,9 +356,9 @@ def test_other_files_in_the_folder_of_the_base(name, tiny_folder, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(tiny_folder, model)
     file = experiment(tmp_path, VALID.replace("tiny-random", str(model)))
-    leave(tmp_path / "run", "sft", config=load_experiment(file))
+    write_stage(tmp_path / "run", "sft", config=load_experiment(file))
     flip(model / name, -2)
-    said = refused(file, tmp_path / "run", "rm")
+    message = stage_error(file, tmp_path / "run", "rm")
     check_message(
-        said, f"the files of {model} are not those that stage sft was trained on", "train sft again"
+        message, f"the files of {model} are not those that stage sft was trained on", "train sft again"
     )

@@ -19,7 +19,8 @@ from configs.error_messages import all_keys
 from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import Experiment, Source
-from data.sources.formats import ACCEPTED, load_rows, normalise
+from data.sources.formats import ACCEPTED, normalise
+from data.sources.loading import load_rows
 from data.sources.reading import BadRow
 from data.storage.sealed_folder import seal_fault
 from launch.deepspeed_command import read_slots
@@ -37,10 +38,15 @@ scalars = (
 )  # fmt: skip
 known = st.sampled_from([*sorted({keys[-1] for keys in all_keys()}), "x"])
 roles = st.sampled_from(["system", "user", "assistant", "human", "gpt", "robot"]) | scalars
-messages = st.lists(st.fixed_dictionaries({"role": roles, "content": scalars}) | scalars, max_size=4)
+message = st.fixed_dictionaries(
+    {"role": roles, "content": scalars}, optional={"weight": scalars | st.sampled_from([0, 1]), "x": scalars}
+)
+messages = st.lists(message | scalars, max_size=4)
 ROW_KEYS = (
     "prompt", "completion", "completions", "chosen", "rejected", "messages", "conversations", "ranks",
-    "scores", "instruction", "input", "output", "system", "history", "x",
+    "scores", "instruction", "input", "output", "system", "history", "x", "label", "kto_tag", "ranking",
+    "rating", "score_chosen", "score_rejected", "question", "response",
+    "context", "tools", "margin", "source",
 )  # fmt: skip
 row_keys = st.sampled_from(ROW_KEYS)
 row_values = scalars | messages | st.lists(scalars | messages, max_size=4)
@@ -129,6 +135,8 @@ def test_rows(row: dict[str, Any], kind: Any):
         return
     json.dumps(found, ensure_ascii=False).encode()
     assert found["prompt"]
+    for key in ("x", "tools", "margin"):
+        assert row.get(key) in (None, "", [], {}), "a key that no format uses was passed over"
     if kind == "rankings":
         assert len(found["ranks"]) == len(found["completions"]) >= 2 and found["ranks"] == sorted(
             found["ranks"]

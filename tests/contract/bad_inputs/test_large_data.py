@@ -12,7 +12,7 @@ import pytest
 
 from configs.schema import Data, Source
 from data.batches import tokenize
-from data.sources.formats import load_rows
+from data.sources.loading import load_rows
 
 ROOT = Path(__file__).resolve().parents[3]
 ROWS = 1_000_000
@@ -20,9 +20,9 @@ KIBIBYTES_PER_ROW = 0.7  # of Python's own, for a row of about 70 characters
 COUNT = """
 import resource, sys
 from configs.schema import Source
-from data.sources.formats import load_rows
+from data.sources.loading import load_rows
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-rows = load_rows(Source(path=sys.argv[1]), "demonstrations", print)
+rows = load_rows(Source(path=sys.argv[1]), "demonstrations", print).rows
 print(len(rows), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -45,7 +45,7 @@ def test_a_row_of_many_megabytes(text, overlong, tmp_path, tiny_tokenizer):
     config = Data(**sources, chat=True, overlong=overlong)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what came before
     begin, memory = time.monotonic(), peak()
-    rows = load_rows(config.sft, "demonstrations", print)
+    rows = load_rows(config.sft, "demonstrations", print).rows
     kept, counts = tokenize.demonstrations(rows, tiny_tokenizer, config)
     assert time.monotonic() - begin < 10
     assert peak() - memory < 8 * len(text) + 240 * 2**20

@@ -1,4 +1,4 @@
-"""Nothing that a user may be handed is executed, and no secret of the environment is written down."""
+"""No file from others is executed, and no secret of the environment is written to a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from data.storage.files import stays_inside
 from pipeline.state.manifest import read_manifest
 from tests.contract.bad_inputs.entry import files
-from tests.contract.bad_inputs.test_bad_models import Plant
+from tests.contract.bad_inputs.model_damage import Plant
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("configs", "data", "stages", "pipeline", "launch")
@@ -33,7 +33,7 @@ SECRETS = {
 }
 
 
-def nodes() -> Iterator[tuple[str, ast.AST]]:
+def syntax_nodes() -> Iterator[tuple[str, ast.AST]]:
     for package in PACKAGES:
         for file in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(file.read_text())):
@@ -41,19 +41,22 @@ def nodes() -> Iterator[tuple[str, ast.AST]]:
 
 
 def test_our_code_neither_unpickles_nor_trusts() -> None:
-    found = []
-    for place, node in nodes():
+    violations = []
+    for location, node in syntax_nodes():
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names]
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            found += [place for name in names if name.split(".")[0] in UNPICKLERS]
+            violations += [location for name in names if name.split(".")[0] in UNPICKLERS]
         if isinstance(node, ast.Call):
-            found += [place] if ast.unparse(node.func) in FORBIDDEN_CALLS else []
+            violations += [location] if ast.unparse(node.func) in FORBIDDEN_CALLS else []
             for keyword in node.keywords:
                 value = ast.unparse(keyword.value)
-                trusting = (keyword.arg, value) in {("trust_remote_code", "True"), ("weights_only", "False")}
-                found += [place] if trusting or (keyword.arg, value) == ("shell", "True") else []
-    assert found == []
+                is_trusting = (keyword.arg, value) in {
+                    ("trust_remote_code", "True"),
+                    ("weights_only", "False"),
+                }
+                violations += [location] if is_trusting or (keyword.arg, value) == ("shell", "True") else []
+    assert violations == []
 
 
 def test_our_code_prints_through_the_one_door() -> None:
@@ -61,7 +64,7 @@ def test_our_code_prints_through_the_one_door() -> None:
     doors = ("pipeline/processes/streams.py", "pipeline/terminal/console.py", "stages/models/demo_models.py")
     found = [
         place
-        for place, node in nodes()
+        for place, node in syntax_nodes()
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "Console", "sys.stdout.write")
     ]
     assert [place for place in found if not place.startswith(doors)] == []
@@ -78,13 +81,13 @@ def test_stays_inside(name, inside):
     assert stays_inside(name) == inside
 
 
-def sft(run: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """The tiny experiment's first stage, three steps of it, with secrets in its environment."""
+def run_sft(run: Path, *extra_overrides: str) -> subprocess.CompletedProcess[str]:
+    """Run three steps of the tiny experiment's first stage, with secrets in its environment."""
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     environment |= SECRETS | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     command = [sys.executable, ROOT / "launch/run_stage.py", "--stage", "sft"]
     command += ["--config", ROOT / "configs/tiny.yaml", "--run-dir", run]
-    overrides = ["sft.max_steps=3", "sft.save_steps=1", "tracking.wandb=offline", *words]
+    overrides = ["sft.max_steps=3", "sft.save_steps=1", "tracking.wandb=offline", *extra_overrides]
     return subprocess.run(
         [*map(str, command), *overrides],
         cwd=run.parent, env=environment, capture_output=True, text=True, timeout=300,
@@ -92,25 +95,25 @@ def sft(run: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, str]:
+def finished_run(tmp_path_factory) -> tuple[Path, str]:
     run = tmp_path_factory.mktemp("secret") / "run"
-    done = sft(run)
-    assert done.returncode == 0, done.stderr
-    return run, done.stdout + done.stderr
+    result = run_sft(run)
+    assert result.returncode == 0, result.stderr
+    return run, result.stdout + result.stderr
 
 
-def test_no_secret_is_written_down(finished):
-    run, said = finished
-    written = files(run)
-    assert any("wandb" in name for name in written) and "sft/logs/rank0.log" in written
+def test_no_secret_is_written_down(finished_run):
+    run, output = finished_run
+    contents = files(run)
+    assert any("wandb" in name for name in contents) and "sft/logs/rank0.log" in contents
     for secret in SECRETS.values():
-        assert [name for name, content in written.items() if secret.encode() in content] == []
-        assert secret not in said
+        assert [name for name, content in contents.items() if secret.encode() in content] == []
+        assert secret not in output
 
 
-def test_resuming_executes_nothing_and_passes_over_what_is_damaged(finished, tmp_path):
+def test_resuming_executes_nothing_and_passes_over_what_is_damaged(finished_run, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(finished[0], run)
+    shutil.copytree(finished_run[0], run)
     shutil.rmtree(run / "sft/adapter")
     steps = sorted((run / "sft/checkpoints").iterdir())
     (steps[-1] / "tensors.safetensors").write_bytes(pickle.dumps(Plant(tmp_path / "EXECUTED")))
@@ -123,10 +126,10 @@ def test_resuming_executes_nothing_and_passes_over_what_is_damaged(finished, tmp
     manifest = read_manifest(run / "sft/manifest.json")
     assert manifest is not None
     manifest.model_copy(update={"status": "running", "output": None}).write(run / "sft/manifest.json")
-    done = sft(run)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"skipped the checkpoint {steps[-1]}" in done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
+    result = run_sft(run)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"skipped the checkpoint {steps[-1]}" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
     assert not (tmp_path / "EXECUTED").exists()
-    read = [json.loads(line) for line in (run / "sft/metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in read if "loss" in row] == [1, 2, 3]
+    rows = [json.loads(line) for line in (run / "sft/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3]

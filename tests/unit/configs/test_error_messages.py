@@ -33,7 +33,7 @@ def test_all_mistakes_are_reported_at_once_each_with_its_source(write):
         f"{file}:3: base.quantization: 'nf5' is not allowed; allowed: one of nf4, int8, none; "
         "did you mean nf4?",
         f"{file}:5: data.sft.held_outt: unknown key; allowed in data.sft: path, name, split, revision, "
-        "limit, held_out; did you mean data.sft.held_out?",
+        "limit, ignore_columns, held_out; did you mean data.sft.held_out?",
         f"{file}: data.rm.path: missing; allowed: text (a .jsonl, .json or .parquet file, or the id of a hub "
         "dataset)",
         f"{file}:9: sft.batch_size: 'lots' is not allowed; allowed: an integer ≥ 1 and ≤ 1,048,576 "

@@ -88,12 +88,12 @@ def test_model_names_stay(minimal, name):
     assert load_experiment(minimal, [f"base.model={name}"]).base.model == name
 
 
-@pytest.mark.parametrize(("given", "where"), [("./m", "{cwd}/m"), ("~/m", "{home}/m"), ("/x/../m", "/m")])
-def test_a_local_model_is_absolute(minimal, tmp_path, monkeypatch, given, where):
+@pytest.mark.parametrize(("path", "expected"), [("./m", "{cwd}/m"), ("~/m", "{home}/m"), ("/x/../m", "/m")])
+def test_a_local_model_is_absolute(minimal, tmp_path, monkeypatch, path, expected):
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.chdir(tmp_path)
-    model = load_experiment(minimal, [f"base.model={given}"]).base.model
-    assert model == where.format(cwd=tmp_path, home="/home/somebody")
+    model = load_experiment(minimal, [f"base.model={path}"]).base.model
+    assert model == expected.format(cwd=tmp_path, home="/home/somebody")
 
 
 def test_the_default_engine_is_the_one_shipped_wherever_the_experiment_is(minimal):

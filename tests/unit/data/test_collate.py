@@ -1,4 +1,4 @@
-"""Padding, masks and packing: a packed token attends to what it would attend to alone."""
+"""Padding, masks and packing: a packed token attends to the same tokens as in an unpacked example."""
 
 import pytest
 import torch
@@ -12,10 +12,9 @@ from stages.models.demo_models import embedded_model
 PAD = 9
 
 
-def test_sequences_are_padded_on_the_right():
-    batch = collate.sequences(
-        [([1, 2], [3, 9]), ([4], [5])], pad_id=PAD
-    )  # a completion may hold the pad token
+def test_demonstrations_are_padded_on_the_right():
+    rows = [Demonstration([1, 2], [3, 9]), Demonstration([4], [5])]  # a completion may hold the pad token
+    batch = collate.demonstrations(rows, pad_id=PAD)
     assert batch.input_ids.tolist() == [[1, 2, 3, 9], [4, 5, 9, 9]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert batch.completion_mask.tolist() == [[False, False, True, True], [False, True, False, False]]
@@ -30,7 +29,7 @@ def test_prompts_are_padded_on_the_left():
 
 
 def test_batches_move_as_a_whole():
-    batch = collate.sequences([([1], [2])], pad_id=PAD).to("meta")
+    batch = collate.demonstrations([Demonstration([1], [2])], pad_id=PAD).to("meta")
     assert isinstance(batch, collate.Batch) and {tensor.device.type for tensor in batch} == {"meta"}
 
 
@@ -67,9 +66,9 @@ def test_packing_keeps_every_example_whole():
         start = 0
         for length in row.seq_lengths:
             ids, mask = row.input_ids[start : start + length], row.completion_mask[start : start + length]
-            prompt = mask.index(True)
-            assert all(mask[prompt:])
-            unpacked.append((ids[0], Demonstration(ids[:prompt], ids[prompt:])))
+            prompt_length = mask.index(True)
+            assert all(mask[prompt_length:])
+            unpacked.append((ids[0], Demonstration(ids[:prompt_length], ids[prompt_length:])))
             start += length
     assert sorted(unpacked, key=lambda pair: pair[0]) == list(enumerate(examples))
     assert len(packed) < 0.55 * len(examples)
@@ -96,29 +95,29 @@ def test_packed_batch():
 
 
 def test_packed_tokens_attend_to_what_they_would_attend_to_alone():
-    """A model gives an example the same logits in a pack as alone."""
+    """A model gives an example the same logits packed and alone."""
     model = AutoModelForCausalLM.from_pretrained(
         embedded_model("tiny-random"), attn_implementation="sdpa"
     ).eval()
     generator = torch.Generator().manual_seed(0)
-    draws = [torch.randint(3, 384, (length,), generator=generator).tolist() for length in (7, 8, 6, 2, 8)]
-    rows = pack([Demonstration(ids[:1], ids[1:]) for ids in draws], max_length=16)
+    examples = [torch.randint(3, 384, (length,), generator=generator).tolist() for length in (7, 8, 6, 2, 8)]
+    rows = pack([Demonstration(ids[:1], ids[1:]) for ids in examples], max_length=16)
     batch = collate.packed(rows, pad_id=0)
     assert [row.seq_lengths for row in rows] == [[8, 8], [7, 6, 2]]  # and one token of padding
     with torch.no_grad():
         packed = model(
             input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=batch.attention_mask
         ).logits
-        alone = {tuple(ids): model(input_ids=torch.tensor([ids])).logits[0] for ids in draws}
+        expected = {tuple(ids): model(input_ids=torch.tensor([ids])).logits[0] for ids in examples}
     assert not packed.isnan().any()
     for row, logits in zip(rows, packed, strict=True):
-        for ids, seen in zip(
+        for ids, actual in zip(
             torch.tensor(row.input_ids).split(row.seq_lengths),
             logits[: len(row.input_ids)].split(row.seq_lengths),
             strict=True,
         ):
-            torch.testing.assert_close(seen, alone.pop(tuple(ids.tolist())))
-    assert not alone
+            torch.testing.assert_close(actual, expected.pop(tuple(ids.tolist())))
+    assert not expected
 
 
 # Rankings

@@ -6,8 +6,9 @@ import pytest
 
 from configs.errors import UserError
 from configs.schema import Source
-from data.sources.formats import load_rows, normalise
-from data.sources.reading import BadRow, UnusableRow
+from data.sources.formats import normalise
+from data.sources.loading import load_rows
+from data.sources.reading import BadRow, LeftOut, UnusableRow
 from tests.support.turns import assistant, user
 
 
@@ -30,20 +31,65 @@ HH_PROMPT = [user("Hi"), assistant("Hello."), user("Bye?")]
         ({"prompt": [SKY], "completion": [BLUE]}, [SKY], [BLUE]),
         ({"prompt": "Sky?", "completion": [BLUE]}, [user("Sky?")], [BLUE]),
         ({"messages": [system("Short."), SKY, BLUE]}, [system("Short."), SKY], [BLUE]),
-        ({"messages": [SKY, GREEN, user("Sure?"), BLUE]}, [SKY, GREEN, user("Sure?")], [BLUE]),
+        ({"messages": [{"role": "developer", "content": "Brief."}, SKY, BLUE]},
+         [system("Brief."), SKY], [BLUE]),
         ({"instruction": "Add.", "input": "1, 2", "output": "3"}, "Add.\n1, 2", "3"),
         ({"instruction": "Add.", "input": "", "output": "3"}, "Add.", "3"),
-        ({"instruction": "Add.", "input": None, "output": "3", "history": [["Hi", "Yes?"]], "system": "S"},
-         [system("S"), user("Hi"), assistant("Yes?"), user("Add.")], [assistant("3")]),
+        ({"instruction": "Add.", "context": "1, 2", "response": "3", "category": "sums"}, "Add.\n1, 2", "3"),
+        ({"prompt": "Add.", "input": "1, 2", "completion": "3"}, "Add.\n1, 2", "3"),
+        ({"question": "1 + 2?", "answer": "3"}, "1 + 2?", "3"),
         ({"conversations": [{"from": "human", "value": "Sky?"}, {"from": "gpt", "value": "Blue."}]},
          [user("Sky?")], [BLUE]),
         ({"conversations": [{"role": "user", "content": "Sky?"}, BLUE]}, [user("Sky?")], [BLUE]),
         ({"messages": [system(""), SKY, BLUE]}, [SKY], [BLUE]),
         ({"prompt": "Sky?", "completion": "Blue.", "messages": None}, "Sky?", "Blue."),
+        # `system` opens the conversation
+        ({"system": "S", "prompt": "Sky?", "completion": "Blue."}, [system("S"), user("Sky?")], [BLUE]),
+        ({"system": "S", "conversations": [{"from": "human", "value": "Sky?"}, BLUE]},
+         [system("S"), user("Sky?")], [BLUE]),
+        ({"system": "S", "messages": [system("S"), SKY, BLUE]}, [system("S"), SKY], [BLUE]),
+        ({"system_prompt": "S", "messages": [SKY, BLUE], "system": None}, [system("S"), SKY], [BLUE]),
+        ({"system": " ", "messages": [SKY, BLUE]}, [SKY], [BLUE]),
+        # A copy of the prompt beside the conversation (UltraChat, no_robots), and where a row is from
+        ({"prompt": SKY["content"], "prompt_id": "7f", "messages": [SKY, BLUE], "category": "QA"},
+         [SKY], [BLUE]),
+        # Rated answers (KTO)
+        ({"prompt": "Sky?", "completion": "Blue.", "label": True}, "Sky?", "Blue."),
+        ({"prompt": "Sky?", "completion": "Blue.", "label": 1}, "Sky?", "Blue."),
+        ({"prompt": "Sky?", "completion": "Blue.", "label": "Desirable"}, "Sky?", "Blue."),
+        ({"messages": [SKY, BLUE], "kto_tag": True}, [SKY], [BLUE]),
+        # OpenAI's weights, and keys that say nothing
+        ({"messages": [SKY, {**BLUE, "weight": 1}], "tools": []}, [SKY], [BLUE]),
+        ({"messages": [{**SKY, "weight": 0.0}, {**BLUE, "weight": 1.0, "tool_calls": None}]}, [SKY], [BLUE]),
     ],
 )  # fmt: skip
 def test_demonstrations(example, prompt, completion):
     assert normalise(example, "demonstrations") == {"prompt": prompt, "completion": completion}
+    assert normalise(example, "prompts") == {"prompt": prompt}
+
+
+ANSWERED = [SKY, GREEN, user("Sure?"), BLUE]
+
+
+@pytest.mark.parametrize(
+    ("example", "prompt", "completion", "learned"),
+    [
+        ({"messages": ANSWERED}, ANSWERED[:3], [BLUE], [1]),
+        ({"system": "S", "conversations": ANSWERED}, [system("S"), *ANSWERED[:3]], [BLUE], [2]),
+        ({"instruction": "Add.", "output": "3", "history": [["Hi", "Yes?"]], "system": "S"},
+         [system("S"), user("Hi"), assistant("Yes?"), user("Add.")], [assistant("3")], [2]),
+        ({"messages": [SKY, {**GREEN, "weight": 0}, user("Sure?"), BLUE]}, ANSWERED[:3], [BLUE], None),
+        # What follows the last learned turn has no influence.
+        ({"messages": [SKY, GREEN, user("Sure?"), {**BLUE, "weight": 0}]}, [SKY], [GREEN], None),
+        # The person who writes `completion` or `chosen` says what is learned.
+        ({"prompt": ANSWERED[:3], "completion": [BLUE]}, ANSWERED[:3], [BLUE], None),
+        ({"chosen": ANSWERED, "rejected": [*ANSWERED[:3], GREEN]}, ANSWERED[:3], [BLUE], None),
+    ],
+)  # fmt: skip
+def test_earlier_turns_that_are_learned(example, prompt, completion, learned):
+    row = normalise(example, "demonstrations")
+    assert row.pop("learned", None) == learned
+    assert row == {"prompt": prompt, "completion": completion}
     assert normalise(example, "prompts") == {"prompt": prompt}
 
 
@@ -65,6 +111,17 @@ def test_demonstrations(example, prompt, completion):
           "chosen": {"from": "gpt", "value": "Blue."}, "rejected": {"from": "gpt", "value": "Green."}},
          [system("S"), user("Sky?")], [[BLUE], [GREEN]]),
         ({"instruction": "Sky?", "input": "", "chosen": "B", "rejected": "G"}, "Sky?", ["B", "G"]),
+        # Whole conversations with their scores and a copy of the prompt (UltraFeedback, dpo-mix, orpo-mix)
+        ({"prompt": SKY["content"], "prompt_id": "7f", "chosen": [SKY, BLUE], "rejected": [SKY, GREEN],
+          "messages": [SKY, BLUE], "score_chosen": 8.5, "score_rejected": 7},
+         [SKY], [[BLUE], [GREEN]]),
+        ({"dataset": "d", "chosen": [SKY, BLUE], "rejected": [SKY, GREEN], "chosen_rating": 5.0,
+          "rejected_rating": None}, [SKY], [[BLUE], [GREEN]]),
+        ({"source": "s", "prompt": "Sky?", "question": "Sky?", "chosen": [user("Sky?"), BLUE],
+          "rejected": [user("Sky?"), GREEN]}, [user("Sky?")], [[BLUE], [GREEN]]),
+        ({"system": "S", "question": "Sky?", "chosen": "Blue.", "rejected": "Green."},
+         [system("S"), user("Sky?")], [[BLUE], [GREEN]]),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "scores": [2, 1]}, "p", ["a", "b"]),
         ({"prompt": "p", "completions": ["a", "b", "c"]}, "p", ["a", "b", "c"]),
         ({"prompt": [SKY], "completions": [[BLUE], "Green."]}, [SKY], [[BLUE], [GREEN]]),
     ],
@@ -77,17 +134,27 @@ def test_rankings(example, prompt, completions):
 
 
 @pytest.mark.parametrize(
-    ("given", "ranks"),
+    ("given", "best_first", "ranks"),
     [
-        ({"ranks": [0, 1, 1, 2]}, [0, 1, 1, 2]),
-        ({"ranks": [1, 2, 2, 5]}, [0, 1, 1, 2]),
-        ({"scores": [4.5, 4.5, 3, 1.0]}, [0, 0, 1, 2]),
-        ({"ranks": [0, 0, 0, 1], "scores": [1, 2, 3, 4]}, [0, 0, 0, 1]),
+        ({}, "abcd", [0, 1, 2, 3]),
+        ({"ranks": [0, 1, 1, 2]}, "abcd", [0, 1, 1, 2]),
+        ({"ranks": [1, 2, 2, 5]}, "abcd", [0, 1, 1, 2]),
+        ({"rank": [4, 3, 2, 1]}, "dcba", [0, 1, 2, 3]),
+        ({"ranking": [2, 1, 4, 3]}, "badc", [0, 1, 2, 3]),
+        ({"scores": [4.5, 4.5, 3, 1.0]}, "abcd", [0, 0, 1, 2]),
+        ({"scores": [1, 2, 3, 10**400]}, "dcba", [0, 1, 2, 3]),
+        ({"ratings": [1, 5, 5, 2]}, "bcda", [0, 0, 1, 2]),
+        ({"rating": [1, 5, 3, 2]}, "bcda", [0, 1, 2, 3]),
+        # Ranks and scores that agree: the ranks say which tie.
+        ({"ranks": [1, 2, 3, 4], "scores": [4, 3, 3, 1]}, "abcd", [0, 1, 2, 3]),
+        ({"ranks": [0, 0, 0, 1], "scores": [4, 3, 2, 1]}, "abcd", [0, 0, 0, 1]),
     ],
 )
-def test_equal_ranks_or_scores_are_ties(given, ranks):
-    row = normalise({"prompt": "p", "completions": ["a", "b", "c", "d"], **given}, "rankings")
-    assert row["ranks"] == ranks
+def test_ranks_and_scores_order_the_answers(given, best_first, ranks):
+    example = {"prompt": "p", "completions": ["a", "b", "c", "d"], **given}
+    expected = {"prompt": "p", "completions": list(best_first), "ranks": ranks}
+    assert normalise(example, "rankings") == expected
+    assert normalise(example, "demonstrations") == {"prompt": "p", "completion": best_first[0]}
 
 
 def test_prompts_need_no_completion():
@@ -104,66 +171,117 @@ def test_consecutive_turns_of_one_speaker_in_a_transcript_are_joined():
     assert row["completions"] == [[assistant("e")], [assistant("f")]]
 
 
+D, R, P = "demonstrations", "rankings", "prompts"
 K = {"prompt": "p", "completions": ["a", "b", "c"]}
 ALWAYS_AN_ERROR = [
-    ({"text": "hello"}, "demonstrations", "no known format has these keys: `text`"),
-    ({}, "prompts", "no known format has these keys: none"),
-    ({"prompt": "p"}, "demonstrations", "the keys `prompt` hold no completion"),
-    ({"prompt": "p", "completion": "c"}, "rankings", "hold no completions to rank"),
-    ({"prompt": "p", "completions": ["a"]}, "rankings", "at least two, not 1"),
-    ({"completions": ["a", "b"]}, "rankings", "and the row must have a `prompt`"),
-    ({"prompt": "p", "completions": "ab"}, "rankings", "must be a list"),
-    ({**K, "ranks": [0, 1]}, "rankings", "`ranks` has 2 entries for 3 completions"),
-    ({**K, "ranks": [0, 2, 1]}, "rankings", "`ranks` must ascend, 0 for the best"),
-    ({**K, "ranks": ["a", "b", "c"]}, "rankings", "must be a list of numbers"),
-    ({**K, "ranks": [False, True, True]}, "rankings", "must be a list of numbers"),
-    ({**K, "scores": [1, 2, 3]}, "rankings", "`scores` must descend"),
-    ({**K, "scores": [float("nan"), 2, 1]}, "rankings", "must be a list of numbers"),
-    ({"prompt": 3, "completion": "c"}, "demonstrations", "must be text or a list of messages, not 3"),
-    ({"prompt": [], "completion": "c"}, "demonstrations", "must be text or a list of messages, not []"),
-    ({"prompt": ["Hi"], "completion": "c"}, "demonstrations", "'Hi' is not a message"),
-    ({"messages": [{"role": "robot", "content": "x"}]}, "prompts", "role 'robot'; known roles: system, user"),
-    ({"messages": [{"role": ["user"], "content": "x"}]}, "prompts", "role ['user']"),
-    ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "prompts", "content` must be text"),
-    ({"messages": [SKY, {**BLUE, "tool_calls": [{}]}]}, "demonstrations", "tool calls"),
-    ({"messages": "Hi"}, "demonstrations", "`messages` must be a list of messages"),
-    ({"instruction": "i", "instances": []}, "demonstrations", "`instruction` without `output`"),
-    ({"instruction": "i", "output": "o", "history": ["x"]}, "demonstrations", "[question, answer]"),
-    ({"chosen": "a b", "rejected": [SKY, BLUE]}, "rankings", "both be text or both be messages"),
-    ({"prompt": "\ud83d", "completion": "c"}, "demonstrations", "half of a surrogate pair"),
+    ({"text": "hello"}, D, "no known format has these keys: `text`"),
+    ({}, P, "no known format has these keys: none"),
+    ({"prompt": "p"}, D, "the keys `prompt` hold no completion"),
+    ({"prompt": "p", "completion": "c"}, R, "hold no completions to rank"),
+    ({"prompt": "p", "completions": ["a"]}, R, "at least two, not 1"),
+    ({"completions": ["a", "b"]}, R, "and the row must have a `prompt`"),
+    ({"prompt": "p", "completions": "ab"}, R, "must be a list"),
+    ({**K, "ranks": [0, 1]}, R, "`ranks` has 2 entries for 3 completions"),
+    ({**K, "ranks": [0, 1, 2], "scores": [1, 2, 3]}, R, "`ranks`, `scores` contradict each other"),
+    ({**K, "ranking": [0, 1, 2], "ratings": [9, 5, 6]}, D, "`ranking`, `ratings` contradict"),
+    ({**K, "score": 3}, R, "`score` must be a list of numbers, not 3"),
+    ({**K, "ranks": ["a", "b", "c"]}, R, "must be a list of numbers"),
+    ({**K, "ranks": [False, True, True]}, R, "must be a list of numbers"),
+    ({**K, "scores": [float("nan"), 2, 1]}, R, "must be a list of numbers"),
+    ({"prompt": 3, "completion": "c"}, D, "must be text or a list of messages, not 3"),
+    ({"prompt": [], "completion": "c"}, D, "must be text or a list of messages, not []"),
+    ({"prompt": ["Hi"], "completion": "c"}, D, "'Hi' is not a message"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, P, "role 'robot'; known roles: system, developer"),
+    ({"messages": [{"role": ["user"], "content": "x"}]}, P, "role ['user']"),
+    ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, P, "content` must be text"),
+    ({"messages": [SKY, {**BLUE, "tool_calls": [{}]}]}, D, "tool calls"),
+    ({"messages": "Hi"}, D, "`messages` must be a list of messages"),
+    ({"instruction": "i", "instances": []}, D, "the keys `instruction`, `instances` hold no completion"),
+    ({"instruction": "i", "output": "o", "history": ["x"]}, D, "[question, answer]"),
+    ({"chosen": "a b", "rejected": [SKY, BLUE]}, R, "both be text or both be messages"),
+    ({"prompt": "\ud83d", "completion": "c"}, D, "half of a surrogate pair"),
+    # Keys that a format has no use for, and keys that contradict each other
+    ({"prompt": "p", "completion": "c", "foo": 1}, D,
+     "the key `foo` has no place in a demonstration (`prompt`, `completion`); rename or remove it"),
+    ({"prompt": "p", "foo": 1, "bar": 2}, P, "the keys `foo`, `bar` have no place in a prompt"),
+    ({"prompt": "p", "completion": "c", "score": 0.1}, D, "the key `score` has no place"),
+    ({"prompt": "p", "completion": "c", "chosen": "d"}, D, "the key `chosen` has no place"),
+    ({"prompt": "p", "completion": "c", "completions": ["d", "e"]}, R, "the key `completion` has no place"),
+    ({"prompt": "p", "chosen": "c", "rejected": "r", "completion": "c"}, R, "the key `completion` has no"),
+    ({"input": "i", "chosen": "c", "rejected": "cr"}, R, "`input` needs a `prompt` that is text"),
+    ({"prompt": [SKY], "input": "i", "completion": "c"}, D, "`input` needs a `prompt` that is text"),
+    ({"question": "p", "prompt": "q", "completion": "c"}, P, "`question` and `prompt` say different things"),
+    ({"prompt": "Else?", "messages": [SKY, BLUE]}, D, "`prompt` says something else than"),
+    ({"prompt": "Else?", "chosen": [SKY, BLUE], "rejected": [SKY, GREEN]}, R, "`prompt` says something else"),
+    ({"prompt": [SKY], "chosen": [BLUE], "rejected": [GREEN], "messages": [SKY, assistant("Red.")]}, R,
+     "`messages` says something else"),
+    ({"system": "S", "messages": [system("T"), SKY, BLUE]}, D, "`system` is not the system message"),
+    ({"prompt": "p", "chosen": "c", "rejected": "r", "score_chosen": 1, "score_rejected": 2}, R,
+     "`score_chosen` says that `rejected` is better than `chosen`"),
+    ({"prompt": "p", "chosen": "c", "rejected": "r", "chosen-rating": 1, "rejected-rating": 2}, D,
+     "`chosen-rating` says that `rejected` is better"),
+    ({"prompt": "p", "chosen": "c", "rejected": "r", "ranks": [2, 1]}, R, "`ranks` says that `rejected`"),
+    ({"prompt": "p", "chosen": "c", "rejected": "r", "score_chosen": "a"}, R, "must be a number, not 'a'"),
+    ({"prompt": "p", "chosen": "c", "rejected": "r", "margin": 2}, R, "margins between scores"),
+    ({"prompt": "p", "completion": "c", "label": "sports"}, D, "`label` must rate the answer"),
+    ({"prompt": "p", "completion": "c", "label": 3}, D, "`label` must rate the answer"),
+    ({"prompt": "p", "completion": "c", "label": True}, R, "`label` rates one answer (unpaired"),
+    ({"messages": [SKY, BLUE], "kto_tag": 0}, R, "`kto_tag` rates one answer (unpaired"),
+    ({"prompt": "p", "chosen": "c", "rejected": "r", "label": 1}, R, "`label` rates one answer, which this"),
+    ({"messages": [SKY, BLUE], "tools": [{"name": "f"}]}, D, "tool calls are not supported"),
+    ({"messages": [SKY, BLUE], "images": ["a.png"]}, D, "images, sound and video are not supported"),
+    ({"messages": [SKY, {**BLUE, "reasoning_content": "Air."}]}, D, "reasoning beside the answer"),
+    ({"messages": [SKY, {**BLUE, "foo": 1}]}, D, "`foo` has no place in a message of `messages`"),
+    ({"messages": [SKY, {**BLUE, "from": "human"}]}, D, "`from` has no place in a message"),
+    ({"messages": [SKY, {**BLUE, "weight": 0.5}]}, D, "weight` must be 0 or 1, not 0.5"),
+    ({"messages": [{**SKY, "weight": 1}, BLUE]}, D, "only assistant messages are learned"),
 ]  # fmt: skip
 NOTHING_TO_LEARN = [
-    ({"prompt": " ", "completion": "c"}, "demonstrations", "the prompt is empty"),
-    ({"prompt": "p", "completion": "\n"}, "demonstrations", "a completion is empty"),
-    ({"messages": [SKY]}, "demonstrations", "does not end with an assistant turn"),
-    ({"messages": [BLUE, GREEN]}, "demonstrations", "roles out of order (assistant)"),
-    ({"messages": [SKY, SKY, BLUE]}, "demonstrations", "roles out of order (user, user)"),
-    ({"messages": [SKY, system("x"), BLUE]}, "demonstrations", "roles out of order (user, system)"),
-    ({"messages": [system("x"), BLUE]}, "demonstrations", "the prompt is empty"),
-    ({"messages": [SKY, assistant(""), SKY, BLUE]}, "demonstrations", "a message of the prompt is empty"),
-    ({"prompt": [SKY, BLUE]}, "prompts", "roles out of order (user, assistant)"),
-    ({"prompt": [SKY], "completion": [BLUE, SKY, BLUE]}, "demonstrations", "must be one assistant turn"),
-    ({"prompt": "p", "chosen": "same", "rejected": "same"}, "rankings", "`chosen` equals `rejected`"),
-    ({"chosen": "the same", "rejected": "the same"}, "rankings", "`chosen` equals `rejected`"),
-    ({"chosen": [SKY, BLUE], "rejected": [SKY, BLUE]}, "rankings", "`chosen` equals `rejected`"),
-    ({"chosen": [SKY, BLUE], "rejected": [user("Else?"), BLUE]}, "rankings", "a shared prompt, not user"),
-    ({"chosen": [SKY, BLUE], "rejected": [SKY]}, "rankings", "does not end with an assistant turn"),
-    ({"chosen": "Yes.", "rejected": "No."}, "rankings", "share no prompt"),
-    ({"chosen": "", "rejected": "No."}, "rankings", "is empty"),
-    ({**K, "ranks": [0, 0, 0]}, "rankings", "all completions tie"),
-    ({"prompt": "p", "chosen": "", "rejected": "No."}, "rankings", "a completion is empty"),
+    ({"prompt": " ", "completion": "c"}, D, "the prompt is empty"),
+    ({"prompt": "p", "completion": "\n"}, D, "a completion is empty"),
+    ({"messages": [SKY]}, D, "does not end with an assistant turn"),
+    ({"messages": [BLUE, GREEN]}, D, "roles out of order (assistant)"),
+    ({"messages": [SKY, SKY, BLUE]}, D, "roles out of order (user, user)"),
+    ({"messages": [SKY, system("x"), BLUE]}, D, "roles out of order (user, system)"),
+    ({"messages": [system("x"), BLUE]}, D, "the prompt is empty"),
+    ({"messages": [SKY, assistant(""), SKY, BLUE]}, D, "a message of the prompt is empty"),
+    ({"prompt": [SKY, BLUE]}, P, "roles out of order (user, assistant)"),
+    ({"prompt": [SKY], "completion": [BLUE, SKY, BLUE]}, D, "must be one assistant turn"),
+    ({"chosen": [SKY, BLUE], "rejected": [user("Else?"), BLUE]}, R, "a shared prompt, not user"),
+    ({"chosen": [SKY, BLUE], "rejected": [SKY]}, R, "does not end with an assistant turn"),
+    ({"chosen": "Yes.", "rejected": "No."}, R, "share no prompt"),
+    ({"chosen": "", "rejected": "No."}, R, "is empty"),
+    ({"prompt": "p", "chosen": "", "rejected": "No."}, R, "a completion is empty"),
+    ({"prompt": "\u200b\u3164\x07", "completion": "c"}, D, "the prompt is empty"),
+    ({"prompt": "p", "completion": "\u2060\u00ad \ufe0f\u2800"}, D, "a completion is empty"),
+    ({"messages": [SKY, assistant("\ufeff")]}, D, "a completion is empty"),
+]  # fmt: skip
+SAYS_SO_ITSELF = [
+    ({"prompt": "p", "chosen": "same", "rejected": "same"}, R, "`chosen` equals `rejected`"),
+    ({"chosen": "the same", "rejected": "the same"}, R, "`chosen` equals `rejected`"),
+    ({"chosen": [SKY, BLUE], "rejected": [SKY, BLUE]}, R, "`chosen` equals `rejected`"),
+    ({"prompt": "p", "chosen": "a b", "rejected": " a\n b "}, R, "differ by more than blanks"),
+    ({"prompt": "p", "completions": ["a", "b", "a "]}, R, "differ by more than blanks"),
+    ({**K, "ranks": [0, 0, 0]}, R, "all completions tie"),
+    ({"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": 1}, R, "tie"),
+    ({"prompt": "p", "completion": "c", "label": False}, D, "the answer is rated bad (`label`)"),
+    ({"prompt": "p", "completion": "c", "label": 0}, D, "the answer is rated bad (`label`)"),
+    ({"prompt": "p", "completion": "c", "label": "bad"}, D, "the answer is rated bad (`label`)"),
+    ({"messages": [SKY, BLUE], "kto_tag": "false"}, D, "the answer is rated bad (`kto_tag`)"),
+    ({"messages": [SKY, {**BLUE, "weight": 0}]}, D, "the answer has weight 0"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("example", "kind", "fault"), ALWAYS_AN_ERROR + NOTHING_TO_LEARN)
+@pytest.mark.parametrize(("example", "kind", "fault"), ALWAYS_AN_ERROR + NOTHING_TO_LEARN + SAYS_SO_ITSELF)
 def test_fault(example, kind, fault):
     with pytest.raises(BadRow) as caught:
         normalise(example, kind)
     assert fault in str(caught.value)
     assert isinstance(caught.value, UnusableRow) == ((example, kind, fault) in NOTHING_TO_LEARN)
+    assert isinstance(caught.value, LeftOut) == ((example, kind, fault) in SAYS_SO_ITSELF)
 
 
-# Loading: what becomes of bad rows
+# Loading: how bad rows are handled
 
 
 def write(path, rows):
@@ -181,27 +299,37 @@ def refuse(message):
 
 def test_rows_have_their_place(tmp_path):
     source = write(tmp_path / "a.jsonl", [demonstration(1), demonstration(2)])
-    assert load_rows(source, "demonstrations", refuse) == [
+    assert load_rows(source, "demonstrations", refuse).rows == [
         {"prompt": "p1", "completion": "c1", "where": f"{tmp_path}/a.jsonl, line 1"},
         {"prompt": "p2", "completion": "c2", "where": f"{tmp_path}/a.jsonl, line 2"},
     ]
 
 
-def test_an_error_shows_five_bad_rows_and_the_remedy(tmp_path):
-    source = write(tmp_path / "a.jsonl", [demonstration(1), *[{"prompt": "p"}] * 7])
+def test_an_error_has_one_line_for_each_fault_and_the_remedy(tmp_path):
+    faulty = [{"prompt": "p"}, {"text": "t"}, {"prompt": "p"}, {"prompt": "p"}]
+    source = write(tmp_path / "a.jsonl", [demonstration(1), *faulty])
     with pytest.raises(UserError) as caught:
         load_rows(source, "demonstrations", refuse)
     lines = str(caught.value).splitlines()
-    assert lines[0] == f"{tmp_path}/a.jsonl: 7 of 8 rows cannot serve as demonstrations."
-    assert lines[1:6] == [f"  line {line}: the keys `prompt` hold no completion" for line in range(2, 7)]
-    assert lines[6] == "  and 2 more"
-    assert "Correct or remove them. Accepted as demonstrations: `prompt` and `completion`" in lines[7]
+    assert lines[0] == f"{tmp_path}/a.jsonl: 4 of 5 rows cannot serve as demonstrations."
+    assert lines[1] == "  line 2 and 2 more: the keys `prompt` hold no completion"
+    assert lines[2] == "  line 3: no known format has these keys: `text`"
+    assert "Correct or remove them. Accepted as demonstrations: `prompt` and `completion`" in lines[3]
+
+
+def test_an_error_shows_five_faults(tmp_path):
+    source = write(tmp_path / "a.jsonl", [{f"key{number}": 1} for number in range(7)])
+    with pytest.raises(UserError) as caught:
+        load_rows(source, "demonstrations", refuse)
+    lines = str(caught.value).splitlines()
+    assert lines[1:6] == [f"  line {n + 1}: no known format has these keys: `key{n}`" for n in range(5)]
+    assert lines[6] == "  and 2 more reasons"
 
 
 def test_one_unusable_row_in_a_hundred_is_left_out_and_reported(tmp_path):
     source = write(tmp_path / "a.jsonl", [{"prompt": "p", "completion": ""}, *map(demonstration, range(99))])
     notes: list[str] = []
-    assert len(load_rows(source, "demonstrations", notes.append)) == 99
+    assert len(load_rows(source, "demonstrations", notes.append).rows) == 99
     assert notes == [f"{tmp_path}/a.jsonl: left out 1 of 100 rows.\n  line 1: a completion is empty"]
 
 
@@ -219,6 +347,45 @@ def test_one_unreadable_row_in_a_thousand_is_an_error(tmp_path):
 
 def test_an_unusable_row_of_rankings_may_still_be_a_prompt(tmp_path):
     source = write(tmp_path / "a.jsonl", [{"prompt": "p", "chosen": "same", "rejected": "same"}])
-    assert [row["prompt"] for row in load_rows(source, "prompts", refuse)] == ["p"]
+    assert [row["prompt"] for row in load_rows(source, "prompts", refuse).rows] == ["p"]
     with pytest.raises(UserError, match="`chosen` equals `rejected`"):
         load_rows(source, "rankings", refuse)
+
+
+def test_rows_that_say_so_themselves_are_left_out_and_counted(tmp_path):
+    rated = [{**demonstration(number), "label": number % 2} for number in range(10)]
+    notes: list[str] = []
+    loaded = load_rows(write(tmp_path / "a.jsonl", rated), "demonstrations", notes.append)
+    assert [row["prompt"] for row in loaded.rows] == ["p1", "p3", "p5", "p7", "p9"]
+    assert (loaded.read, loaded.left_out) == (10, 5)
+    assert notes == [
+        f"{tmp_path}/a.jsonl: left out 5 of 10 rows.\n  line 1 and 4 more: the answer is rated bad (`label`)"
+    ]
+
+
+def test_a_source_that_is_left_out_as_a_whole_is_an_error(tmp_path):
+    source = write(tmp_path / "a.jsonl", [{**demonstration(number), "label": 0} for number in range(3)])
+    with pytest.raises(
+        UserError, match=r"3 of 3 rows cannot serve.*\n  line 1 and 2 more: the answer is rated bad"
+    ):
+        load_rows(source, "demonstrations", refuse)
+
+
+def test_ignored_columns_are_left_out_of_rows_and_messages(tmp_path):
+    row = {"messages": [SKY, {**BLUE, "mood": "calm"}], "mood": 3, "chosen": "x"}
+    source = write(tmp_path / "a.jsonl", [row]).model_copy(update={"ignore_columns": ("mood", "chosen")})
+    (read,) = load_rows(source, "demonstrations", refuse).rows
+    assert (read["prompt"], read["completion"]) == ([SKY], [BLUE])
+
+
+def test_an_ignored_column_that_no_row_has_is_an_error(tmp_path):
+    source = write(tmp_path / "a.jsonl", [demonstration(1)]).model_copy(update={"ignore_columns": ("scor",)})
+    with pytest.raises(UserError, match=r"a\.jsonl: `ignore_columns` names `scor`, which no row has"):
+        load_rows(source, "demonstrations", refuse)
+
+
+def test_the_limit_counts_the_rows_of_the_stage(tmp_path):
+    source = write(tmp_path / "a.jsonl", map(demonstration, range(10))).model_copy(update={"limit": 3})
+    loaded = load_rows(source, "demonstrations", refuse, lambda row: int(row["prompt"][1:]) % 2 == 1)
+    assert [row["prompt"] for row in loaded.rows] == ["p1", "p3", "p5"]
+    assert (loaded.read, loaded.of_other_stages) == (6, 3)  # and nothing beyond

@@ -10,7 +10,7 @@ import pytest
 
 from configs.errors import UserError
 from configs.schema import Source
-from data.sources.formats import load_rows
+from data.sources.loading import load_rows
 from data.sources.reading import BadRow, read
 
 ROWS = [{"prompt": "Grüße, 世界", "completion": "a"}, {"prompt": "q", "completion": "b\nb"}]
@@ -42,7 +42,8 @@ def test_every_kind_of_file_has_the_same_rows(tmp_path, name, content, place):
     (tmp_path / name).write_bytes(content)
     source = Source(path=str(tmp_path / name))
     assert list(read(source)) == [(f"{place} 1", ROWS[0]), (f"{place} 2", ROWS[1])]
-    assert list(read(source.model_copy(update={"limit": 1}))) == [(f"{place} 1", ROWS[0])]
+    (row,) = load_rows(source.model_copy(update={"limit": 1}), "prompts", print).rows
+    assert row == {"prompt": ROWS[0]["prompt"], "where": f"{source.path}, {place} 1"}
 
 
 def test_blank_lines_are_counted_but_not_read(tmp_path):
@@ -54,7 +55,7 @@ def test_parquet_gaps_and_messages(tmp_path):
     message = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a", "tool_calls": None}]
     mixed = [{"messages": message, "prompt": None}, {"messages": None, "prompt": "p", "completion": "c"}]
     (tmp_path / "a.parquet").write_bytes(parquet(mixed))
-    rows = load_rows(Source(path=f"{tmp_path}/a.parquet"), "prompts", print)
+    rows = load_rows(Source(path=f"{tmp_path}/a.parquet"), "prompts", print).rows
     assert [row["prompt"] for row in rows] == [message[:1], "p"]
 
 
@@ -70,8 +71,8 @@ def test_parquet_gaps_and_messages(tmp_path):
 def test_bad_line_is_named(tmp_path, line, fault):
     if line.startswith(b"["):
         fault = "a JSON object is expected, not list"
-    good = b'{"prompt": "p", "completion": "c"}\n'
-    (tmp_path / "a.jsonl").write_bytes(good + line + b"\n" + good)
+    good_line = b'{"prompt": "p", "completion": "c"}\n'
+    (tmp_path / "a.jsonl").write_bytes(good_line + line + b"\n" + good_line)
     rows = list(read(Source(path=f"{tmp_path}/a.jsonl")))
     assert isinstance(rows[1][1], BadRow) and fault in str(rows[1][1])
     with pytest.raises(UserError, match=r"a\.jsonl: 1 of 3 rows cannot serve as demonstrations") as caught:
@@ -107,12 +108,12 @@ def test_missing_file_is_named(tmp_path, name):
         load_rows(Source(path=str(tmp_path / name)), "prompts", print)
 
 
-# The hub, of which there is none here
+# The hub, replaced by a stub
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A hub with one dataset; returns the calls that it got."""
+    """Replace the hub by one with one dataset; returns the list of its calls."""
     calls = []
 
     def load_dataset(path, name=None, *, split, revision=None):
@@ -127,7 +128,7 @@ def hub(monkeypatch):
 
 def test_hub_dataset_is_read(hub):
     source = Source(path="someone/prompts", name="short", split="test", revision="v1", limit=1)
-    (row,) = load_rows(source, "prompts", print)
+    (row,) = load_rows(source, "prompts", print).rows
     assert row == {"prompt": "a", "where": "someone/prompts (short, test), row 1"}
     assert hub == [("someone/prompts", "short", "test", "v1")]
 

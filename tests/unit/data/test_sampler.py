@@ -17,8 +17,8 @@ def test_the_order_of_a_seed_is_pinned():
 
 def test_batches_cut_the_epochs_without_a_gap():
     # 5 examples in batches of 3: steps 0 to 4 read 15 positions, which are three epochs
-    read = [index for step in range(5) for index in global_batch(5, 3, seed=7, step=step)]
-    assert read == [*epoch_order(5, 7, 0), *epoch_order(5, 7, 1), *epoch_order(5, 7, 2)]
+    indices = [index for step in range(5) for index in global_batch(5, 3, seed=7, step=step)]
+    assert indices == [*epoch_order(5, 7, 0), *epoch_order(5, 7, 1), *epoch_order(5, 7, 2)]
 
 
 def test_batch_may_be_larger_than_the_data():

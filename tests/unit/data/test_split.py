@@ -24,31 +24,31 @@ def prompts(rows):
     ("held_out", "expected"), [(0.25, 10), (0.01, 1), (0.49, 20), (3, 3), (39, 39), (0, 0)]
 )
 def test_held_out_is_a_share_or_a_number_of_prompts(held_out, expected):
-    train, held = stage_split(data(held_out), "sft", rows(40), seed=0)
-    assert len(held) == expected
+    train, held_out_rows = stage_split(data(held_out), "sft", rows(40), seed=0)
+    assert len(held_out_rows) == expected
     assert len(train) == 40 - expected
 
 
 def test_all_rows_of_a_prompt_are_on_one_side():
-    train, held = stage_split(data(), "rm", rows(40, copies=3), seed=0)
-    assert (len(train), len(held)) == (90, 30)  # 30 and 10 prompts, three rows each
-    assert not prompts(train) & prompts(held)
+    train, held_out_rows = stage_split(data(), "rm", rows(40, copies=3), seed=0)
+    assert (len(train), len(held_out_rows)) == (90, 30)  # 30 and 10 prompts, three rows each
+    assert not prompts(train) & prompts(held_out_rows)
 
 
 def test_the_side_depends_on_the_seed_and_not_on_the_order():
     forward = stage_split(data(), "sft", rows(40), seed=0)
     backward = stage_split(data(), "sft", rows(40)[::-1], seed=0)
     other = stage_split(data(), "sft", rows(40), seed=1)
-    assert [part[::-1] for part in backward] == list(forward)
+    assert [side[::-1] for side in backward] == list(forward)
     assert prompts(forward[1]) != prompts(other[1])
 
 
 def test_stages_of_one_source_share_its_prompts():
     config = data(paths=("a", "a", "a"))
     parts = {stage: stage_split(config, stage, rows(2000), seed=3) for stage in ("sft", "rm", "ppo")}
-    sizes = {stage: len(train) + len(held) for stage, (train, held) in parts.items()}
+    sizes = {stage: len(train) + len(held_out_rows) for stage, (train, held_out_rows) in parts.items()}
     assert sum(sizes.values()) == 2000
-    assert set.union(*(prompts(part) for both in parts.values() for part in both)) == prompts(rows(2000))
+    assert set.union(*(prompts(side) for sides in parts.values() for side in sides)) == prompts(rows(2000))
     # 0.2, 0.4, 0.4 of 2000, within four standard deviations (18 and 22) of a draw by hash
     assert abs(sizes["sft"] - 400) < 72 and abs(sizes["rm"] - 800) < 88 and abs(sizes["ppo"] - 800) < 88
 
@@ -56,9 +56,9 @@ def test_stages_of_one_source_share_its_prompts():
 def test_stages_see_each_prompt_on_the_same_side_when_one_lacks_rows():
     """RM may leave out rows that serve PPO as prompts. The split of the other rows must not change."""
     config = data(paths=("a", "a", "a"))
-    whole = stage_split(config, "ppo", rows(200), seed=0)
-    fewer = stage_split(config, "rm", rows(200)[5:], seed=0)
-    assert not (prompts(whole[0]) | prompts(whole[1])) & (prompts(fewer[0]) | prompts(fewer[1]))
+    ppo = stage_split(config, "ppo", rows(200), seed=0)
+    rm = stage_split(config, "rm", rows(200)[5:], seed=0)
+    assert not (prompts(ppo[0]) | prompts(ppo[1])) & (prompts(rm[0]) | prompts(rm[1]))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""From rows to token ids: checked by decoding them, and by counting on a toy vocabulary."""
+"""Rows become token ids. The tests decode them, or count on a toy vocabulary."""
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -7,8 +7,8 @@ from trl.data_utils import apply_chat_template
 
 from configs.errors import UserError
 from configs.schema import Data, Source
+from data.batches.fit import Counts
 from data.batches.tokenize import (
-    Counts,
     Demonstration,
     Prompt,
     Ranking,
@@ -20,7 +20,7 @@ from data.batches.tokenize import (
 )
 from stages.models.demo_models import embedded_model
 
-ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Sky?"}]
+QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Sky?"}]
 BLUE = [{"role": "assistant", "content": "Blue."}]
 GREEN = [{"role": "assistant", "content": "Green."}]
 RENDERED = (
@@ -50,7 +50,7 @@ def config(**changes):
 
 
 def test_conversation_is_rendered_by_the_template(chatml):
-    row = {"prompt": ASKED, "completion": BLUE}
+    row = {"prompt": QUESTION, "completion": BLUE}
     ((demonstration,), counts) = demonstrations([row], chatml, config())
     assert chatml.decode(demonstration.prompt_ids) == RENDERED
     assert chatml.decode(demonstration.completion_ids) == "Blue.<|im_end|>"  # and no line break after it
@@ -59,7 +59,7 @@ def test_conversation_is_rendered_by_the_template(chatml):
 
 
 def test_prompt_and_completion_equal_trls_up_to_the_end_of_the_turn(chatml):
-    row = {"prompt": ASKED, "completion": BLUE}
+    row = {"prompt": QUESTION, "completion": BLUE}
     ((demonstration,), _) = demonstrations([row], chatml, config())
     expected = apply_chat_template(row, chatml)
     assert chatml.decode(demonstration.prompt_ids) == expected["prompt"]
@@ -86,14 +86,14 @@ def test_strings_are_plain_text_without_data_chat(chatml, toy):
 
 
 def test_prompt_tokens_of_plain_text_are_those_that_generation_sees(chatml):
-    """The blank would merge with the next word. The prompt must keep the tokens that it has alone."""
+    """The blank would merge with the next word. The prompt must keep its tokens without the completion."""
     row = {"prompt": "The sky is ", "completion": "blue"}
     joined = chatml("The sky is blue")["input_ids"]
-    alone = chatml("The sky is ")["input_ids"]
-    assert joined[: len(alone)] != alone
+    prompt_ids = chatml("The sky is ")["input_ids"]
+    assert joined[: len(prompt_ids)] != prompt_ids
     ((demonstration,), _) = demonstrations([row], chatml, config())
     ((prompt,), _) = prompts([row], chatml, config())
-    assert demonstration.prompt_ids == prompt.prompt_ids == alone
+    assert demonstration.prompt_ids == prompt.prompt_ids == prompt_ids
     assert chatml.decode(demonstration.completion_ids) == "blue<|im_end|>"
 
 
@@ -104,21 +104,21 @@ def test_end_is_not_added_twice(chatml):
 
 
 def test_rankings_share_the_prompt(chatml):
-    row = {"prompt": ASKED, "completions": [BLUE, GREEN], "ranks": [0, 1]}
+    row = {"prompt": QUESTION, "completions": [BLUE, GREEN], "ranks": [0, 1]}
     ((ranking,), counts) = rankings([row], chatml, config())
-    assert (ranking.prompt, ranking.ranks, counts) == (ASKED, [0, 1], Counts(kept=1))
+    assert (ranking.prompt, ranking.ranks, counts) == (QUESTION, [0, 1], Counts(kept=1))
     assert chatml.decode(ranking.prompt_ids) == RENDERED
     assert [chatml.decode(ids) for ids in ranking.completion_ids] == ["Blue.<|im_end|>", "Green.<|im_end|>"]
 
 
 def test_sampled_tokens_are_used_unchanged(toy):
-    row = {"prompt": "ab", "completions": ["c", "d"], "completion_ids": [[4, END], [5, 5]], "ranks": [0, 0]}
-    assert rankings([row], toy, config())[0] == [Ranking("ab", [2, 3], [[4, END], [5, 5]], [0, 0])]
+    row = {"prompt": "ab", "completions": ["c", "d"], "completion_ids": [[4, END], [5, 5]], "ranks": [0, 1]}
+    assert rankings([row], toy, config())[0] == [Ranking("ab", [2, 3], [[4, END], [5, 5]], [0, 1])]
 
 
 def test_prompts(chatml, toy):
-    ((prompt,), _) = prompts([{"prompt": ASKED}], chatml, config())
-    assert (prompt.prompt, prompt.text) == (ASKED, "Sky?")
+    ((prompt,), _) = prompts([{"prompt": QUESTION}], chatml, config())
+    assert (prompt.prompt, prompt.text) == (QUESTION, "Sky?")
     assert chatml.decode(prompt.prompt_ids) == RENDERED
     assert prompts([{"prompt": "ab"}], toy, config())[0] == [Prompt("ab", "ab", [2, 3])]
 
@@ -154,6 +154,38 @@ def test_a_ranking_is_over_long_when_any_answer_is(toy):
     kept, counts = rankings([row, fits], toy, config(overlong="truncate", **LENGTHS))
     assert kept[0].completion_ids == [[4, END], [4, 5, 6, 7, 8]]
     assert counts == Counts(kept=2, truncated=1)
+
+
+def test_completions_that_are_equal_once_truncated_make_no_pair(toy):
+    data = config(overlong="truncate", **LENGTHS)
+    cut = {"prompt": "ab", "completions": ["cdefgh", "cdefgi"], "ranks": [0, 1]}
+    apart = {"prompt": "ab", "completions": ["c", "d"], "ranks": [0, 1]}
+    kept, counts = rankings([cut, apart], toy, data)
+    assert kept == [Ranking("ab", [2, 3], [[4, END], [5, END]], [0, 1])]
+    assert counts == Counts(kept=1, truncated=0, without_pair=1)
+    assert "dropped as their completions are the same: 1" in str(counts)
+    with pytest.raises(UserError, match="none of the 1 rankings has two different completions"):
+        rankings([cut], toy, data)
+
+
+@pytest.mark.parametrize(
+    ("completions", "ranks", "left"),
+    [
+        ("cce", [0, 1, 2], ([4, 6], [0, 2])),  # next to each other: the first stays
+        ("cec", [0, 1, 2], ([], [])),  # a contradiction: none stays, and one answer makes no pair
+        ("cecf", [0, 1, 2, 3], ([6, 7], [1, 3])),
+        ("cce", [0, 0, 1], ([4, 4, 6], [0, 0, 1])),  # a tie makes no pair of the copies
+    ],
+)
+def test_copies_that_are_ranked_apart_are_dropped_and_counted(toy, completions, ranks, left):
+    row = {"prompt": "ab", "completions": list(completions), "ranks": ranks}
+    other = {"prompt": "ab", "completions": ["c", "d"], "ranks": [0, 1]}
+    kept, counts = rankings([row, other], toy, config())
+    ids, left_ranks = left
+    expected = [Ranking("ab", [2, 3], [[token, END] for token in ids], left_ranks)] if ids else []
+    assert kept == [*expected, Ranking("ab", [2, 3], [[4, END], [5, END]], [0, 1])]
+    assert counts.without_pair == (not ids)
+    assert counts.copies == (len(completions) - len(ids) if ids else 0)
 
 
 def test_over_long_prompts(toy):
@@ -197,7 +229,7 @@ def test_template_from_a_file(toy, tmp_path):
     apply_template(toy, config(chat_template=f"{tmp_path}/plain.jinja"))
     ((demonstration,), _) = demonstrations([{"prompt": "ab", "completion": "c"}], toy, config(chat=True))
     assert demonstration == Demonstration([2, 3, END], [4, END])
-    apply_template(toy, config())  # no template of its own: leaves the tokenizer's alone
+    apply_template(toy, config())  # without a template, the tokenizer keeps its own
     assert toy.chat_template is not None
 
 
@@ -218,7 +250,7 @@ def test_bad_template_is_named(toy, tmp_path, content, message):
 
 
 def test_conversation_without_a_template_is_an_error(toy):
-    row = {"prompt": ASKED, "completion": BLUE, "where": "a.jsonl, line 3"}
+    row = {"prompt": QUESTION, "completion": BLUE, "where": "a.jsonl, line 3"}
     with pytest.raises(UserError, match=r"a\.jsonl, line 3: .* no chat template. Set data\.chat_template"):
         demonstrations([row], toy, config())
 
@@ -226,7 +258,7 @@ def test_conversation_without_a_template_is_an_error(toy):
 def test_row_that_the_template_refuses_is_named(toy):
     toy.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(UserError, match=r"line 3: the chat template failed on it: System role not supported"):
-        prompts([{"prompt": ASKED, "where": "a.jsonl, line 3"}], toy, config())
+        prompts([{"prompt": QUESTION, "where": "a.jsonl, line 3"}], toy, config())
 
 
 def test_template_whose_prompt_is_not_a_prefix_is_an_error(toy):

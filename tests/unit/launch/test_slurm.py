@@ -1,4 +1,4 @@
-"""`launch/slurm.sbatch` with stand-ins for Slurm's programs."""
+"""`launch/slurm.sbatch` with stubs for Slurm's programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[3]
 STAND_INS = {
     "scontrol": '[ "$1" = show ] && echo node-1 || echo "scontrol $*" >> "$LOG"',
     "scancel": 'echo "scancel $*" >> "$LOG"; touch "$LOG.stop"',
-    # A stage of LONG tenths of a second, which takes another to stop, and exits with STATUS.
+    # A stage that takes LONG tenths of a second, one more to stop, and exits with STATUS.
     "srun": """
 [ "$1" = --cpus-per-task="$SLURM_CPUS_PER_TASK" ] || exit 9  # srun does not take it from its job
 while [ "$1" != --stage ]; do shift; done
@@ -26,8 +26,8 @@ exit "$STATUS"
 }
 
 
-def submit(folder: Path, long: int, status: int = 0) -> subprocess.Popen[bytes]:
-    """The script as a job; what it calls is noted in folder/log."""
+def submit(folder: Path, tenths: int, status: int = 0) -> subprocess.Popen[bytes]:
+    """Start the script as a job. The stubs log their calls in folder/log."""
     for name, body in STAND_INS.items():
         (folder / name).write_text(f"#!/bin/bash\n{body}\n")
         (folder / name).chmod(0o755)
@@ -38,7 +38,7 @@ def submit(folder: Path, long: int, status: int = 0) -> subprocess.Popen[bytes]:
         "SLURM_JOB_NUM_NODES": "1",
         "SLURM_CPUS_PER_TASK": "16",
     }
-    environment |= {"LONG": str(long), "STATUS": str(status)}
+    environment |= {"LONG": str(tenths), "STATUS": str(status)}
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "tristage").symlink_to("/bin/true")
     command = ["bash", str(ROOT / "launch" / "slurm.sbatch"), "configs/tiny.yaml"]
@@ -50,17 +50,17 @@ def log(folder: Path) -> list[str]:
 
 
 def test_stages_follow_one_another(tmp_path: Path) -> None:
-    assert submit(tmp_path, long=0).wait(30) == 0
+    assert submit(tmp_path, tenths=0).wait(30) == 0
     assert log(tmp_path) == ["srun sft", "srun rm", "srun ppo"]
 
 
 def test_a_stage_that_fails_is_the_last(tmp_path: Path) -> None:
-    assert submit(tmp_path, long=0, status=2).wait(30) == 2
+    assert submit(tmp_path, tenths=0, status=2).wait(30) == 2
     assert log(tmp_path) == ["srun sft"]
 
 
 def test_a_job_whose_time_is_up_waits_for_its_ranks_and_goes_back_to_the_queue(tmp_path: Path) -> None:
-    job = submit(tmp_path, long=200)
+    job = submit(tmp_path, tenths=200)
     deadline = time.monotonic() + 10
     while log(tmp_path) != ["srun sft"] and time.monotonic() < deadline:
         time.sleep(0.05)

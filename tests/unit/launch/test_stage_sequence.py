@@ -1,4 +1,4 @@
-"""Launching stages: command lines, environments, exit codes and signals, with a stand-in for `deepspeed`."""
+"""Launching stages: command lines, environments, exit codes and signals, with a stub for `deepspeed`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.planning.plan import StagePlan, plan_stage, plan_stages
 from pipeline.planning.request import Request
 from pipeline.state.manifest import Process
 from tests.contract.bad_inputs.entry import experiment
-from tests.support.pipeline_runs import leave, request, toy
+from tests.support.pipeline_runs import request, toy, write_stage
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -37,8 +37,8 @@ def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def launch(words=(), **given) -> Launch:
-    return Launch(Path("launch/run_stage.py"), words, **given)
+def launch(arguments=(), **options) -> Launch:
+    return Launch(Path("launch/run_stage.py"), arguments, **options)
 
 
 def test_cpu_gets_one_process_of_this_environment(cpu_only: None) -> None:
@@ -95,7 +95,7 @@ def test_visible_devices_survive_a_given_number(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("accelerators", "visible", "said"),
+    ("accelerators", "visible", "message"),
     [
         (
             None,
@@ -103,20 +103,20 @@ def test_visible_devices_survive_a_given_number(monkeypatch: pytest.MonkeyPatch)
             "CUDA_VISIBLE_DEVICES: deepspeed takes only numbers, not GPU-8f4f2c1a",
         ),
         (1, "MIG-41b3", "CUDA_VISIBLE_DEVICES: deepspeed takes only numbers, not MIG-41b3"),
-        (4, "0,1", "--num-accelerators: 4, but this machine has 2. Ask for 2 at most."),
+        (4, "0,1", "--num-accelerators: 4, but this machine has 2. Set it to 2 or less."),
     ],
 )
 def test_devices_that_deepspeed_cannot_be_told(
-    accelerators: int | None, visible: str, said: str, monkeypatch: pytest.MonkeyPatch
+    accelerators: int | None, visible: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deepspeed_command, "count_accelerators", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    with pytest.raises(UserError, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(message)):
         launch(accelerators=accelerators).check_devices()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     launch(accelerators=2).check_devices()
     monkeypatch.setattr(deepspeed_command, "count_accelerators", lambda: 0)
-    launch(accelerators=4).check_devices()  # ranks that share a CPU
+    launch(accelerators=4).check_devices()  # ranks may share a CPU
 
 
 def test_hostfile(tmp_path: Path) -> None:
@@ -149,30 +149,30 @@ def test_guess_follows_visible_devices(monkeypatch: pytest.MonkeyPatch, visible:
 
 
 class StandIn:
-    """Instead of launching: notes the stage and leaves what such a launch would leave."""
+    """Replaces a launch: records the stage and writes its files."""
 
-    def __init__(self, run: Path, statuses: dict[str, int], finish: bool = True) -> None:
-        self.run, self.statuses, self.finish = run, statuses, finish
+    def __init__(self, plan_and_run: Path, statuses: dict[str, int], finish: bool = True) -> None:
+        self.run, self.statuses, self.finish = plan_and_run, statuses, finish
         self.launched: list[str] = []
 
     def __call__(self, launch: Launch, stage, manifest: Path) -> int:
         self.launched.append(stage)
         if self.statuses.get(stage, 0) == 0 and self.finish:
-            leave(self.run, stage)
+            write_stage(self.run, stage)
         return self.statuses.get(stage, 0)
 
 
-def run(request: Request, launch: Launch, stages: Sequence[Stage]) -> int:
-    """As `tristage run` does: plan all stages, then run them."""
+def plan_and_run(request: Request, launch: Launch, stages: Sequence[Stage]) -> int:
+    """Plan all stages, then run them, as `tristage run` does."""
     return run_all(request, launch, plan_stages(request, stages))
 
 
 def test_stages_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_only: None) -> None:
     stand_in = StandIn(tmp_path, {})
     monkeypatch.setattr(stage_sequence, "_launch", stand_in)
-    assert run(request(tmp_path), launch(), ["sft", "rm", "ppo"]) == 0
+    assert plan_and_run(request(tmp_path), launch(), ["sft", "rm", "ppo"]) == 0
     assert stand_in.launched == ["sft", "rm", "ppo"]
-    assert run(request(tmp_path), launch(), ["sft", "rm", "ppo"]) == 0
+    assert plan_and_run(request(tmp_path), launch(), ["sft", "rm", "ppo"]) == 0
     assert stand_in.launched == ["sft", "rm", "ppo"], "finished stages are not launched"
 
 
@@ -181,14 +181,14 @@ def test_tristage_run_plans_each_stage_once(
 ) -> None:
     run_dir, planned = tmp_path / "run", []
 
-    def counted(request: Request, stage: Stage, **state: Any) -> StagePlan:
+    def record_stage(request: Request, stage: Stage, **state: Any) -> StagePlan:
         planned.append(stage)
         return plan_stage(request, stage, **state)
 
-    monkeypatch.setattr(plan, "plan_stage", counted)
+    monkeypatch.setattr(plan, "plan_stage", record_stage)
     monkeypatch.setattr(stage_sequence, "_launch", StandIn(run_dir, {"ppo": 7}))
-    words = ["--config", str(experiment(tmp_path)), "--run-dir", str(run_dir)]
-    monkeypatch.setattr("sys.argv", ["tristage", "run", *words])
+    arguments = ["--config", str(experiment(tmp_path)), "--run-dir", str(run_dir)]
+    monkeypatch.setattr("sys.argv", ["tristage", "run", *arguments])
     assert cli.main() == 7
     assert planned == ["sft", "rm", "ppo"]
 
@@ -198,7 +198,7 @@ def test_first_failure_stops_with_its_status(
 ) -> None:
     stand_in = StandIn(tmp_path, {"rm": 7})
     monkeypatch.setattr(stage_sequence, "_launch", stand_in)
-    assert run(request(tmp_path), launch(), ["sft", "rm", "ppo"]) == 7
+    assert plan_and_run(request(tmp_path), launch(), ["sft", "rm", "ppo"]) == 7
     assert stand_in.launched == ["sft", "rm"]
 
 
@@ -206,7 +206,7 @@ def test_a_launcher_that_ends_well_without_a_result_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_only: None
 ) -> None:
     monkeypatch.setattr(stage_sequence, "_launch", StandIn(tmp_path, {}, finish=False))
-    assert run(request(tmp_path), launch(), ["sft"]) == 1
+    assert plan_and_run(request(tmp_path), launch(), ["sft"]) == 1
 
 
 def test_nothing_starts_if_a_later_stage_is_blocked(
@@ -215,14 +215,14 @@ def test_nothing_starts_if_a_later_stage_is_blocked(
     stand_in = StandIn(tmp_path, {})
     monkeypatch.setattr(stage_sequence, "_launch", stand_in)
     with pytest.raises(UserError, match=r"ppo\.batch_size"):
-        run(request(tmp_path, toy(ppo__batch_size=9)), launch(accelerators=2), ["sft", "rm", "ppo"])
+        plan_and_run(request(tmp_path, toy(ppo__batch_size=9)), launch(accelerators=2), ["sft", "rm", "ppo"])
     with pytest.raises(UserError, match="needs stage sft"):
-        run(request(tmp_path), launch(), ["rm", "ppo"])
+        plan_and_run(request(tmp_path), launch(), ["rm", "ppo"])
     assert stand_in.launched == []
 
 
 DEEPSPEED = """#!/bin/bash
-# Like the real one, starts a process of its own and dies of SIGTERM without telling it.
+# Like the real command, starts a process and dies of SIGTERM without forwarding it.
 trap 'echo launcher >> {mark}; exit 1' TERM
 {python} -c '
 import os, pathlib, signal, sys, time
@@ -240,10 +240,10 @@ wait
 """
 
 
-@pytest.mark.parametrize("known", [False, True], ids=["before there is a rank 0", "rank 0"])
+@pytest.mark.parametrize("has_rank_0", [False, True], ids=["before there is a rank 0", "rank 0"])
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_reaches_the_ranks_and_is_waited_for(
-    tmp_path: Path, signum: signal.Signals, status: int, known: bool
+    tmp_path: Path, signum: signal.Signals, status: int, has_rank_0: bool
 ) -> None:
     mark, ready, bin_folder = tmp_path / "mark", tmp_path / "ready", tmp_path / "bin"
     manifest = tmp_path / "sft" / "manifest.json"
@@ -261,11 +261,11 @@ def test_a_signal_reaches_the_ranks_and_is_waited_for(
     deadline = time.monotonic() + 30
     while not ready.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    if known:
+    if has_rank_0:
         rank = Process(pid=int(ready.read_text()), host=socket.gethostname())
-        leave(tmp_path, "sft", "running").model_copy(update={"process": rank}).write(manifest)
+        write_stage(tmp_path, "sft", "running").model_copy(update={"process": rank}).write(manifest)
     process.send_signal(signum)
-    time.sleep(0.2)  # of two that are pending at once, either may be handled first
-    process.send_signal(signal.SIGTERM)  # as `timeout` does; it is no second signal
+    time.sleep(0.2)  # if two signals are pending, either may be handled first
+    process.send_signal(signal.SIGTERM)  # as `timeout` does; it does not count as a second signal
     assert process.wait(timeout=30) == status
-    assert mark.read_text() == (signum.name if known else "launcher\nSIGTERM")
+    assert mark.read_text() == (signum.name if has_rank_0 else "launcher\nSIGTERM")

@@ -1,4 +1,4 @@
-"""A sweep: what runs, on what it stands, and what is said of it."""
+"""A sweep: its runs, the stages that they share, and its report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from launch import sweep as sweeping
 from launch.arguments import DEFAULT_CONFIG as DEMO
 from launch.cli import main
 from launch.deepspeed_command import Launch
-from launch.sweep import link_shared, runs_of, seeds_of, split_axes, sweep
+from launch.sweep import link_shared, run_sweep, runs_of, seeds_of, split_axes
 from launch.worker_pool import WorkerPool
 from pipeline.planning.request import Request
 from pipeline.reporting.sweep_report import write_sweep_report
@@ -47,7 +47,7 @@ def test_values_after_commas_are_runs_and_lists_are_not() -> None:
 
 
 def test_a_resolved_experiment_loads_again_whatever_best_is_left_to(tmp_path: Path) -> None:
-    """`best` samples as PPO does unless it is told otherwise, so short limits of PPO hold for it, too."""
+    """`best` samples as PPO does by default, so PPO's short limits also apply to it."""
     config = load_experiment(DEMO)
     file = tmp_path / "config.yaml"
     file.write_text(dump_experiment(config))
@@ -122,7 +122,7 @@ def test_runs_stand_on_the_shared_stages(tmp_path: Path) -> None:
         (tmp_path / "run" / stage / "manifest.json").write_text(stage)
     run = tmp_path / "run" / "sweep" / "seed=0"
     link_shared(tmp_path / "run", run)
-    link_shared(tmp_path / "run", run)  # a sweep that goes on
+    link_shared(tmp_path / "run", run)  # a resumed sweep
     moved = (tmp_path / "run").rename(tmp_path / "moved")
     assert (moved / "sweep" / "seed=0" / "rm" / "manifest.json").read_text() == "rm"
 
@@ -148,14 +148,14 @@ sys.exit(int(fate) if fate.isdigit() else 0)
 def sweep_of(
     root: Path, fates: list[str], monkeypatch: pytest.MonkeyPatch, pool: WorkerPool, shared: int = 0
 ) -> tuple[int, list[bool]]:
-    """Sweep with a stand-in for each run; its status, and which of the runs came to their end."""
+    """Sweep with a stub for each run; returns the status, and which of the runs ended by themselves."""
     monkeypatch.setattr(sweeping, "run_all", lambda _request, _launch, _plans: shared)
     runs = runs_of(root, [], range(len(fates)))
     commands = [
         [sys.executable, "-c", STAND_IN, str(run.path), fate] for run, fate in zip(runs, fates, strict=True)
     ]
     request = Request(load_experiment(TINY), RunDirectory(root), "")
-    status = sweep((request, Launch(Path(), []), []), list(zip(runs, commands, strict=True)), pool)
+    status = run_sweep((request, Launch(Path(), []), []), list(zip(runs, commands, strict=True)), pool)
     return status, [(run.path / "ended").exists() for run in runs]
 
 
@@ -188,7 +188,7 @@ def test_a_signal_reaches_every_run_and_no_other_starts(
         143,
         [False, False, False],
     )
-    assert time.monotonic() - begin < 50  # they were told, and did not sleep to their end
+    assert time.monotonic() - begin < 50  # the runs got the signal and did not sleep to their end
 
 
 @pytest.mark.parametrize(("jobs", "trained"), [(1, [True, False, False]), (2, [True, True, False])])
@@ -215,21 +215,21 @@ def test_no_run_outlives_a_sweep_that_fails(tmp_path: Path, monkeypatch: pytest.
 def logs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[WorkerPool, list[str]], list[list[str]]]:
-    """logs(pool, fates): the devices and the number of threads that each run of a sweep was given."""
+    """logs(pool, fates) returns the devices and the number of threads of each run of a sweep."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 16)
 
-    def told(pool: WorkerPool, fates: list[str]) -> list[list[str]]:
+    def run_and_read_logs(pool: WorkerPool, fates: list[str]) -> list[list[str]]:
         assert sweep_of(tmp_path, fates, monkeypatch, pool) == (0, [True] * len(fates))
         files = [tmp_path / f"sweep/seed={seed}/run.log" for seed in range(len(fates))]
         return [file.read_text().split() for file in files]
 
-    return told
+    return run_and_read_logs
 
 
 def test_runs_at_a_time_share_the_devices(logs: Callable[[WorkerPool, list[str]], list[list[str]]]) -> None:
-    """Four of five devices, two for each; the third run gets those of the one that ended first."""
+    """Four of five devices, two per run. The third run gets the devices of the run that ends first."""
     first, second, third = logs(WorkerPool(2, ["0", "1", "4", "5", "6"]), ["meets", "meets", "0"])
     assert [first, second] == [["0,1", "-"], ["4,5", "-"]] and third in (first, second)
 
@@ -244,33 +244,33 @@ def test_runs_at_a_time_share_the_cores(logs: Callable[[WorkerPool, list[str]], 
     assert logs(WorkerPool(2, ranks=2), ["0", "0"]) == [["-", "4"]] * 2
 
 
-@pytest.mark.parametrize("fails", [0, 7])
+@pytest.mark.parametrize("status", [0, 7])
 def test_the_command_starts_every_run_and_reports(
-    fails: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`fails` is the exit status of the shared stages, after which there is nothing to report."""
+    """`status` is the exit status of the shared stages. If they fail, there is no report."""
     shared: list[sweeping.Job] = []
     started: list[tuple[sweeping.Run, list[str]]] = []
 
-    def sweep(root: sweeping.Job, runs: list[tuple[sweeping.Run, list[str]]], pool: WorkerPool) -> int:
+    def run_sweep(root: sweeping.Job, runs: list[tuple[sweeping.Run, list[str]]], pool: WorkerPool) -> int:
         shared.append(root)
         assert pool.free == [0, 1, 2, 3], "more places than runs would only make shares small"
-        for run, command in [] if fails else runs:
+        for run, command in [] if status else runs:
             started.append((run, command))
             run.path.mkdir(parents=True)
-            MadeUp(run.path).stage("ppo").judge()
-        return fails
+            MadeUp(run.path).stage("ppo").write_evaluation()
+        return status
 
-    monkeypatch.setattr(sweeping, "sweep", sweep)
-    words = ["--config", str(TINY), "--run-dir", str(tmp_path / "run"), "--seeds", "2", "sft.epochs=2"]
-    words += ["--jobs", "9", "--num-accelerators", "1", "--force"]
-    monkeypatch.setattr("sys.argv", ["tristage", "sweep", *words, "ppo.kl_coef=0,0.05"])
-    assert main() == fails
-    said = capsys.readouterr()
-    if fails:
-        assert len(shared) == 1 and "no run of a sweep" not in said.err
+    monkeypatch.setattr("launch.cli.run_sweep", run_sweep)
+    arguments = ["--config", str(TINY), "--run-dir", str(tmp_path / "run"), "--seeds", "2", "sft.epochs=2"]
+    arguments += ["--jobs", "9", "--num-accelerators", "1", "--force"]
+    monkeypatch.setattr("sys.argv", ["tristage", "sweep", *arguments, "ppo.kl_coef=0,0.05"])
+    assert main() == status
+    output = capsys.readouterr()
+    if status:
+        assert len(shared) == 1 and "no run of a sweep" not in output.err
         return
-    assert "report: " in said.out and (tmp_path / "run/sweep/report/index.html").is_file()
+    assert "report: " in output.out and (tmp_path / "run/sweep/report/index.html").is_file()
     root = shared[0][0].config
     assert root.sft.epochs == 2
     configs = []
@@ -281,15 +281,15 @@ def test_the_command_starts_every_run_and_reports(
         assert options[options.index("--run-dir") + 1] == str(run.path)
         overrides = options[options.index("--run-dir") + 2 :]
         configs.append(load_experiment(Path(options[options.index("--config") + 1]), overrides))
-    found = [(config.ppo.kl_coef, config.ppo.seed) for config in configs]
-    assert found == [(0.0, 0), (0.0, 1), (0.05, 0), (0.05, 1)]
+    coefficients_and_seeds = [(config.ppo.kl_coef, config.ppo.seed) for config in configs]
+    assert coefficients_and_seeds == [(0.0, 0), (0.0, 1), (0.05, 0), (0.05, 1)]
     assert len({run.path for run, _ in started}) == len({config.name for config in configs}) == 4
     assert {config.tracking.group for config in configs} == {root.name}
     assert all(stage_hash(config, "rm") == stage_hash(root, "rm") for config in configs)
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("arguments", "reason"),
     [
         (["--hostfile", "machines"], "--jobs: runs at a time share one machine"),
         (["--num-accelerators", "3"], "--num-accelerators: 3, but of 2 runs at a time each has 2"),
@@ -297,7 +297,7 @@ def test_the_command_starts_every_run_and_reports(
     ],
 )
 def test_what_runs_at_a_time_cannot_have_is_told_before_anything_starts(
-    words: list[str],
+    arguments: list[str],
     reason: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -306,13 +306,13 @@ def test_what_runs_at_a_time_cannot_have_is_told_before_anything_starts(
     monkeypatch.setattr(cli, "visible_devices", lambda: ["0", "1", "2", "3"])
     monkeypatch.setattr(sweeping, "run_all", pytest.fail)
     run_dir = ["--config", str(TINY), "--run-dir", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", ["tristage", "sweep", "--jobs", "2", *run_dir, *words])
+    monkeypatch.setattr("sys.argv", ["tristage", "sweep", "--jobs", "2", *run_dir, *arguments])
     assert main() == 2
     assert reason in capsys.readouterr().err
 
 
-def made_up(root: Path) -> None:
-    """Two settings of two seeds: one run collapsed, to one answer, and one did not finish."""
+def write_made_up_sweep(root: Path) -> None:
+    """Write two settings of two seeds. One run has collapsed to one answer, and one did not finish."""
     for setting, seed, gold in (("0", 0, 0.5), ("0", 1, -0.4), ("0.05", 0, 0.6), ("0.05", 1, None)):
         path = root / "sweep" / f"kl_coef={setting}-seed={seed}"
         path.mkdir(parents=True)
@@ -320,7 +320,7 @@ def made_up(root: Path) -> None:
         if gold is not None:
             run.metrics["ppo"] |= interval("gold_ppo", gold, 0.05)
             run.evaluation = [row | ({"ppo": "Good."} if gold < 0 else {}) for row in run.evaluation]
-        run.whole()
+        run.complete()
         if gold is None:
             run.stage("ppo", status="failed", metrics={})
     (root / "best").mkdir()
@@ -332,7 +332,7 @@ def made_up(root: Path) -> None:
 
 
 def test_report_tells_settings_apart_and_counts_collapses(tmp_path: Path) -> None:
-    made_up(tmp_path)
+    write_made_up_sweep(tmp_path)
     text = write_sweep_report(tmp_path).with_name("report.md").read_text()
     without, with_penalty = (
         next(row for row in text.splitlines() if row.startswith(f"| kl\\_coef={b} ")) for b in ("0", "0.05")
@@ -352,7 +352,7 @@ def test_report_of_runs_that_nothing_was_held_out_for(tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     run = MadeUp(tmp_path / "sweep" / "seed=0")
     run.metrics["ppo"], run.evaluation = {"steps": 16.0}, []
-    run.whole()
+    run.complete()
     row = write_sweep_report(tmp_path).with_name("report.md").read_text()
     assert re.search(r"\| as configured \| 1 \|( – \|){6}", row)
 
@@ -365,8 +365,8 @@ def test_report_without_a_sweep_says_how_to_start_one(tmp_path: Path) -> None:
 def test_report_of_a_run_shows_best_of_n_beside_ppo(tmp_path: Path) -> None:
     from pipeline.reporting.report import write_report
 
-    run = MadeUp(tmp_path / "run").whole()
-    alone = write_report(run.path).with_name("score-kl.png").read_bytes()
+    run = MadeUp(tmp_path / "run").complete()
+    without_best = write_report(run.path).with_name("score-kl.png").read_bytes()
     run.stage("best")
     write_lines(
         run.path / "best" / "curve.jsonl",
@@ -374,7 +374,7 @@ def test_report_of_a_run_shows_best_of_n_beside_ppo(tmp_path: Path) -> None:
     )
     page = write_report(run.path)
     assert "Best of n" in page.read_text() and "0.64" in page.read_text()
-    assert page.with_name("score-kl.png").read_bytes() != alone
+    assert page.with_name("score-kl.png").read_bytes() != without_best
     assert "0.4321" in page.read_text() and "best/demonstrations" in page.read_text()
     console = Console(record=True, width=200)
     print_status(console, RunDirectory(run.path))

@@ -1,4 +1,4 @@
-"""What several tests of the report share."""
+"""Fixtures of several tests of the report."""
 
 import pytest
 

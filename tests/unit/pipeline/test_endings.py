@@ -1,4 +1,4 @@
-"""Which rank rank 0 holds to be the cause of its own error."""
+"""Which rank caused an error on rank 0."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BROKEN = RuntimeError("Connection closed by peer")
 
 @pytest.fixture
 def peer():
-    """Rank 1, a process that is killed when the test is over."""
+    """Rank 1, a process that the fixture kills after the test."""
     process = subprocess.Popen(["sleep", "60"])
     yield process
     process.kill()
@@ -33,21 +33,21 @@ def peer():
 
 
 def ranks(peer: subprocess.Popen[bytes]) -> list[Process]:
-    this = Process.this()
-    return [this, this.model_copy(update={"pid": peer.pid})]
+    rank_0 = Process.this()
+    return [rank_0, rank_0.model_copy(update={"pid": peer.pid})]
 
 
 def test_a_rank_that_dies_a_little_after_its_connections_is_the_cause(tmp_path: Path, peer) -> None:
     threading.Timer(0.4, peer.kill).start()
-    found = cause(BROKEN, tmp_path, ranks(peer))
-    assert isinstance(found, RankFailed)
-    assert f"rank 1 ({ranks(peer)[1]}) died without a message" in str(found)
+    failure = cause(BROKEN, tmp_path, ranks(peer))
+    assert isinstance(failure, RankFailed)
+    assert f"rank 1 ({ranks(peer)[1]}) died without a message" in str(failure)
 
 
 def test_a_rank_that_leaves_its_note_late_is_the_cause(tmp_path: Path, peer) -> None:
     threading.Timer(0.4, leave_note, (tmp_path, 1, ZeroDivisionError("its own"))).start()
-    found = cause(BROKEN, tmp_path, ranks(peer))
-    assert isinstance(found, RankFailed) and "rank 1 failed: ZeroDivisionError: its own" in str(found)
+    failure = cause(BROKEN, tmp_path, ranks(peer))
+    assert isinstance(failure, RankFailed) and "rank 1 failed: ZeroDivisionError: its own" in str(failure)
 
 
 STUCK = """
@@ -65,17 +65,17 @@ print("went on")
 """
 
 
-@pytest.mark.parametrize("what", ["failed", "heard of", "interrupted"])
-def test_rank_0_speaks_of_a_failed_rank_where_it_is_stuck_itself(what: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", STUCK, str(tmp_path), what]
-    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
-    if what == "failed":
-        assert done.returncode == 1 and "error: rank 1 failed: ZeroDivisionError: its own" in done.stderr
+@pytest.mark.parametrize("event", ["failed", "heard of", "interrupted"])
+def test_rank_0_speaks_of_a_failed_rank_where_it_is_stuck_itself(event: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STUCK, str(tmp_path), event]
+    result = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
+    if event == "failed":
+        assert result.returncode == 1 and "error: rank 1 failed: ZeroDivisionError: its own" in result.stderr
     else:
-        assert done.returncode == 0 and done.stdout == "went on\n"
+        assert result.returncode == 0 and result.stdout == "went on\n"
 
 
-IN_VAIN = RuntimeError(
+TIMED_OUT = RuntimeError(
     "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1000ms for recv operation"
 )
 HANGING = """
@@ -90,7 +90,7 @@ stuck()
 
 @pytest.fixture
 def hanging(tmp_path: Path):
-    """Rank 1, in `stuck`; it writes its stack where a rank's log is."""
+    """Rank 1, which hangs in `stuck` and writes its stack beside the logs."""
     command = [sys.executable, "-c", HANGING, str(tmp_path / "rank1.stack")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout and process.stdout.readline()
@@ -100,37 +100,37 @@ def hanging(tmp_path: Path):
 
 
 def test_the_rank_that_the_others_waited_for_is_named_with_its_place(tmp_path: Path, hanging) -> None:
-    found = cause(IN_VAIN, tmp_path, ranks(hanging))
-    assert isinstance(found, RankFailed) and "rank 1 hung" in str(found) and "in stuck" in str(found)
+    failure = cause(TIMED_OUT, tmp_path, ranks(hanging))
+    assert isinstance(failure, RankFailed) and "rank 1 hung" in str(failure) and "in stuck" in str(failure)
 
 
 def test_a_stopped_rank_is_named(tmp_path: Path, hanging) -> None:
-    (tmp_path / "rank1.stack").write_text('File "old.py", line 1 in asked_before\n')
+    (tmp_path / "rank1.stack").write_text('File "old.py", line 1 in earlier_answer\n')
     hanging.send_signal(signal.SIGSTOP)
-    found = cause(IN_VAIN, tmp_path, ranks(hanging))
-    assert isinstance(found, RankFailed)
-    assert "rank 1 hung: the others waited for it" in str(found) and "is stopped (SIGSTOP" in str(found)
-    assert str(hanging.pid) in str(found) and "asked_before" not in str(found)
+    failure = cause(TIMED_OUT, tmp_path, ranks(hanging))
+    assert isinstance(failure, RankFailed)
+    assert "rank 1 hung: the others waited for it" in str(failure) and "is stopped (SIGSTOP" in str(failure)
+    assert str(hanging.pid) in str(failure) and "earlier_answer" not in str(failure)
 
 
 def test_of_ranks_that_gave_up_none_is_the_cause(tmp_path: Path, hanging) -> None:
-    leave_note(tmp_path, 1, IN_VAIN)
-    this, first = ranks(hanging)
-    living = Process.this().model_copy(update={"pid": hanging.pid})
+    leave_note(tmp_path, 1, TIMED_OUT)
+    rank_0, rank_1 = ranks(hanging)
+    rank_2 = Process.this().model_copy(update={"pid": hanging.pid})
     (tmp_path / "rank2.stack").hardlink_to(tmp_path / "rank1.stack")  # one process for two ranks
-    found = cause(IN_VAIN, tmp_path, [this, first, living])
-    assert isinstance(found, RankFailed) and "rank 2 hung" in str(found)
+    failure = cause(TIMED_OUT, tmp_path, [rank_0, rank_1, rank_2])
+    assert isinstance(failure, RankFailed) and "rank 2 hung" in str(failure)
 
 
 def test_rank_0_knows_where_it_hung(tmp_path: Path, peer) -> None:
     def stuck() -> None:
         raise Interrupted(15)
 
-    leave_note(tmp_path, 1, IN_VAIN)
+    leave_note(tmp_path, 1, TIMED_OUT)
     with pytest.raises(Interrupted) as caught:
         stuck()
-    found = cause(caught.value, tmp_path, ranks(peer))
-    assert isinstance(found, RankFailed) and "rank 0 hung" in str(found) and "in stuck" in str(found)
+    failure = cause(caught.value, tmp_path, ranks(peer))
+    assert isinstance(failure, RankFailed) and "rank 0 hung" in str(failure) and "in stuck" in str(failure)
 
 
 def test_where_the_others_live_the_error_is_rank_zeros_own(
@@ -151,11 +151,11 @@ def test_nobody_is_waited_for_who_could_not_be_the_cause(tmp_path: Path, error: 
     "number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM]
 )
 def test_a_disk_or_folder_that_refuses_is_the_users_to_mend(number: int, tmp_path: Path) -> None:
-    told = explained(OSError(number, os.strerror(number), "metrics.jsonl"), tmp_path)
-    assert isinstance(told, UserError) and str(told).startswith("metrics.jsonl: could not be ")
-    assert "What was saved before is whole" in str(told)
-    of_rust = explained(Exception(f"{os.strerror(number)} (os error {number})"), tmp_path)
-    assert isinstance(of_rust, UserError) and str(of_rust).startswith(f"{tmp_path}: could not be ")
+    error = explained(OSError(number, os.strerror(number), "metrics.jsonl"), tmp_path)
+    assert isinstance(error, UserError) and str(error).startswith("metrics.jsonl: could not be ")
+    assert "What was saved before is whole" in str(error)
+    rust_error = explained(Exception(f"{os.strerror(number)} (os error {number})"), tmp_path)
+    assert isinstance(rust_error, UserError) and str(rust_error).startswith(f"{tmp_path}: could not be ")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -1,4 +1,4 @@
-"""Log files: one for each rank, that do not grow without end."""
+"""Log files: one for each rank, of limited size."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from pipeline.processes import logs
 
 @pytest.fixture(autouse=True)
 def loggers() -> Iterator[None]:
-    """Leave logging as it was."""
+    """Restore logging after the test."""
     root = logging.getLogger()
-    before, level, raising = root.handlers, root.level, logging.raiseExceptions
+    handlers_before, level, raising = root.handlers, root.level, logging.raiseExceptions
     libraries = [
-        (each, each.handlers[:], each.propagate) for each in map(logging.getLogger, logs.OWN_HANDLERS)
+        (library, library.handlers[:], library.propagate)
+        for library in map(logging.getLogger, logs.OWN_HANDLERS)
     ]
     yield
     faulthandler.unregister(signal.SIGUSR1)
     for library, handlers, propagates in libraries:
         library.handlers, library.propagate = handlers, propagates
-    for handler in set(root.handlers) - set(before):
+    for handler in set(root.handlers) - set(handlers_before):
         handler.close()
-    root.handlers, logging.raiseExceptions = before, raising
+    root.handlers, logging.raiseExceptions = handlers_before, raising
     root.setLevel(level)
     logging.captureWarnings(False)
 

@@ -1,4 +1,4 @@
-"""Manifests survive writing and reading; damage is found and named."""
+"""Manifests are equal after writing and reading. Damage is detected and named."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 
 from configs.errors import UserError
 from pipeline.state.manifest import Process, damage, fingerprint, library_versions, read_manifest
-from tests.support.pipeline_runs import leave
+from tests.support.pipeline_runs import write_stage
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    manifest = leave(tmp_path, "sft").model_copy(
+    manifest = write_stage(tmp_path, "sft").model_copy(
         update={"metrics": {"eval_loss": 1.25, "margin": float("inf")}, "process": Process.this()}
     )
     path = tmp_path / "sft/manifest.json"
@@ -25,7 +25,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_nan_is_written_as_valid_json_and_reads_back(tmp_path: Path) -> None:
     path = tmp_path / "sft/manifest.json"
-    leave(tmp_path, "sft").model_copy(update={"metrics": {"eval_loss": float("nan")}}).write(path)
+    write_stage(tmp_path, "sft").model_copy(update={"metrics": {"eval_loss": float("nan")}}).write(path)
 
     def refuse(constant: str) -> float:
         raise AssertionError(f"{constant} is no JSON")
@@ -50,32 +50,35 @@ def test_broken_manifest_names_file_and_remedy(tmp_path: Path, content: str) -> 
 
 
 def test_a_flipped_bit_is_seen_in_every_byte(tmp_path: Path) -> None:
-    """In the names of keys that have defaults, too; that 1e-5 became 1E-5 need not be."""
-    manifest = leave(tmp_path, "sft")
+    """Also in names of keys with defaults. A change from 1e-5 to 1E-5 may go unnoticed."""
+    manifest = write_stage(tmp_path, "sft")
     path = tmp_path / "sft/manifest.json"
     manifest.write(path)
-    whole = path.read_bytes()
-    unseen = []
-    for place in range(len(whole)):
-        if whole[place : place + 1].isspace():
+    content = path.read_bytes()
+    unnoticed = []
+    for position in range(len(content)):
+        if content[position : position + 1].isspace():
             continue
-        bit = place % 8
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        bit = position % 8
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1 << bit]) + content[position + 1 :])
         try:
-            read = read_manifest(path)
+            manifest_read = read_manifest(path)
         except UserError:
             continue
-        if read != manifest.sealed() or json.loads(path.read_bytes()).keys() != json.loads(whole).keys():
-            unseen.append(whole[max(0, place - 20) : place + 20])
-    assert unseen == []
+        if (
+            manifest_read != manifest.sealed()
+            or json.loads(path.read_bytes()).keys() != json.loads(content).keys()
+        ):
+            unnoticed.append(content[max(0, position - 20) : position + 20])
+    assert unnoticed == []
 
 
 def test_fingerprint_is_sha256_per_file(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.txt").write_bytes(b"abc")
     (tmp_path / "sub/b.txt").write_bytes(b"")
-    found = fingerprint(tmp_path)
-    assert found.files == {
+    actual = fingerprint(tmp_path)
+    assert actual.files == {
         # FIPS 180-4's example for "abc", and the well-known hash of nothing.
         "a.txt": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
         "sub/b.txt": hashlib.sha256().hexdigest(),
@@ -99,8 +102,8 @@ def test_damage_names_what_changed_or_is_gone(tmp_path: Path) -> None:
     (tmp_path / "changed").write_text("else")
     (tmp_path / "gone").unlink()
     (tmp_path / "extra").write_text("no harm")
-    problems = damage(tmp_path, expected.files)
-    named = [name for name in ("kept", "changed", "gone", "extra") if any(name in line for line in problems)]
+    faults = damage(tmp_path, expected.files)
+    named = [name for name in ("kept", "changed", "gone", "extra") if any(name in line for line in faults)]
     assert named == ["changed", "gone"]
 
 

@@ -1,4 +1,4 @@
-"""Ranks end with their launcher, and with nothing else."""
+"""Ranks end with their launcher, and with no other process."""
 
 from __future__ import annotations
 
@@ -31,30 +31,32 @@ MACHINE = "deepspeed.launcher.launch"
 
 
 @pytest.fixture(params=[True, False], ids=["launcher", "shell"])
-def family(request) -> Iterator[tuple[bool, list[psutil.Process]]]:
-    """`deepspeed`, its process for this machine, and a rank; or three processes of no launcher."""
+def processes_of_launcher(request) -> Iterator[tuple[bool, list[psutil.Process]]]:
+    """`deepspeed`, its process for this machine, and a rank; or three processes without a launcher."""
     launched = {"LOCAL_RANK": "0"} if request.param else {}
-    kept = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
+    inherited = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
     command = [*START, "deepspeed", *START, MACHINE, sys.executable, "-c", RANK]
-    top = subprocess.Popen(command, cwd=ROOT, env=kept | launched, stdout=subprocess.PIPE, text=True)
-    assert top.stdout is not None and top.stdout.readline() == "begun\n"
-    processes = [psutil.Process(top.pid), *psutil.Process(top.pid).children(recursive=True)]
+    launcher = subprocess.Popen(
+        command, cwd=ROOT, env=inherited | launched, stdout=subprocess.PIPE, text=True
+    )
+    assert launcher.stdout is not None and launcher.stdout.readline() == "begun\n"
+    processes = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
     yield request.param, processes
     for process in processes:
         if process.is_running():
             process.kill()
-    top.wait()
+    launcher.wait()
 
 
-@pytest.mark.parametrize("dies", [0, 1])
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_ends_with_each_process_of_its_launcher(
-    dies: int, family: tuple[bool, list[psutil.Process]]
+    victim: int, processes_of_launcher: tuple[bool, list[psutil.Process]]
 ) -> None:
-    launched, processes = family
+    launched, processes = processes_of_launcher
     assert len(processes) == 3
-    processes[dies].kill()
-    gone, _ = psutil.wait_procs(processes[2:], timeout=8 if launched else 3)
-    assert bool(gone) == launched
+    processes[victim].kill()
+    ended, _ = psutil.wait_procs(processes[2:], timeout=8 if launched else 3)
+    assert bool(ended) == launched
 
 
 @pytest.mark.parametrize("local_rank", [{"LOCAL_RANK": "0"}, {}], ids=["rank", "run of a sweep"])
@@ -77,8 +79,8 @@ def test_a_process_ends_with_the_tristage_that_started_it(local_rank: dict[str, 
     processes = psutil.Process(top.pid).children(recursive=True)
     top.kill()  # SIGKILL to `tristage` alone
     top.wait()
-    gone, _ = psutil.wait_procs(processes[-1:], timeout=8)
+    ended, _ = psutil.wait_procs(processes[-1:], timeout=8)
     for process in processes:
         if process.is_running():
             process.kill()
-    assert gone
+    assert ended

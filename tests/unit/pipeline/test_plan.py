@@ -1,4 +1,4 @@
-"""Each rule of what runs, resumes, is skipped or is blocked."""
+"""Each rule by which a stage runs, resumes, is skipped or is blocked."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 
 from configs.errors import UserError
 from configs.identity import differences
+from configs.schema import Reward
 from pipeline.planning.plan import plan_stage, plan_stages, sealed_checkpoint, stages_between
-from tests.support.pipeline_runs import leave, request, toy
+from tests.support.pipeline_runs import request, toy, write_stage
 
 
 def test_nothing_there_runs(tmp_path: Path) -> None:
@@ -19,33 +20,33 @@ def test_nothing_there_runs(tmp_path: Path) -> None:
 
 
 def test_finished_and_unchanged_is_skipped(tmp_path: Path) -> None:
-    leave(tmp_path, "sft")
-    leave(tmp_path, "rm")
+    write_stage(tmp_path, "sft")
+    write_stage(tmp_path, "rm")
     assert plan_stage(request(tmp_path), "sft").action == "skip"
     assert plan_stage(request(tmp_path), "rm").action == "skip"
 
 
 def test_force_runs_a_finished_stage_again_and_keeps_the_old_folder(tmp_path: Path) -> None:
-    leave(tmp_path, "sft")
+    write_stage(tmp_path, "sft")
     (tmp_path / "sft.old-1").mkdir()
     plan = plan_stage(request(tmp_path, force=True), "sft")
     assert (plan.action, plan.set_aside) == ("run", tmp_path / "sft.old-2")
 
 
 def test_finished_with_a_changed_setting_runs_again_and_names_it(tmp_path: Path) -> None:
-    leave(tmp_path, "sft")
+    write_stage(tmp_path, "sft")
     plan = plan_stage(request(tmp_path, toy(sft__learning_rate=3e-4)), "sft")
     assert (plan.action, plan.set_aside) == ("run", tmp_path / "sft.old-1")
     assert "sft.learning_rate: 0.0001 -> 0.0003" in plan.why
 
 
 def test_settings_of_speed_change_nothing(tmp_path: Path) -> None:
-    leave(tmp_path, "sft")
+    write_stage(tmp_path, "sft")
     assert plan_stage(request(tmp_path, toy(sft__micro_batch_size=1)), "sft").action == "skip"
 
 
 def test_another_deepspeed_config_and_number_of_ranks_resume(tmp_path: Path) -> None:
-    manifest = leave(tmp_path, "sft", "interrupted", checkpoint=50)
+    manifest = write_stage(tmp_path, "sft", "interrupted", checkpoint=50)
     manifest.model_copy(update={"world_size": 2}).write(tmp_path / "sft" / "manifest.json")
     other = toy(deepspeed__config="configs/deepspeed/zero3.json")
     assert plan_stage(request(tmp_path, other), "sft").action == "resume"
@@ -59,10 +60,10 @@ def test_killed_before_its_first_manifest_runs_in_the_same_folder(tmp_path: Path
 
 
 def test_finished_on_another_input_runs_again(tmp_path: Path) -> None:
-    leave(tmp_path, "sft", weights="first")
-    leave(tmp_path, "rm")
+    write_stage(tmp_path, "sft", weights="first")
+    write_stage(tmp_path, "rm")
     (tmp_path / "sft").rename(tmp_path / "sft.old-1")
-    leave(tmp_path, "sft", weights="second")
+    write_stage(tmp_path, "sft", weights="second")
     plan = plan_stage(request(tmp_path), "rm")
     assert (plan.action, plan.set_aside) == ("run", tmp_path / "rm.old-1")
     assert "another sft adapter" in plan.why
@@ -73,7 +74,7 @@ def test_edited_file_is_noticed_and_a_missing_one_is_left_to_the_stage(key: str,
     file = tmp_path / "source"
     file.write_text("before")
     config = toy(**{key: str(file)})
-    leave(tmp_path, "sft", config=config)
+    write_stage(tmp_path, "sft", config=config)
     assert plan_stage(request(tmp_path, config), "sft").action == "skip"
     file.write_text("after")
     plan = plan_stage(request(tmp_path, config), "sft")
@@ -83,11 +84,33 @@ def test_edited_file_is_noticed_and_a_missing_one_is_left_to_the_stage(key: str,
     assert plan_stage(request(tmp_path, config), "sft").action == "skip"
 
 
+def test_a_folder_of_data_is_noticed_when_a_file_comes_goes_or_changes(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("a")
+    config = toy(data__sft__path=str(folder))
+    write_stage(tmp_path, "sft", config=config)
+    assert plan_stage(request(tmp_path, config), "sft").action == "skip"
+
+    def check_changed() -> None:
+        plan = plan_stage(request(tmp_path, config), "sft")
+        assert plan.action == "run" and "data.sft.path: the file's content" in plan.why
+
+    (folder / "b.jsonl").touch()
+    check_changed()
+    (folder / "a.jsonl").unlink()
+    check_changed()
+    (folder / "b.jsonl").rename(folder / "a.jsonl")
+    check_changed()
+    (folder / "a.jsonl").write_text("a")
+    assert plan_stage(request(tmp_path, config), "sft").action == "skip"
+
+
 def test_interrupted_run_whose_data_was_edited_is_blocked(tmp_path: Path) -> None:
     file = tmp_path / "sft.jsonl"
     file.write_text("before")
     config = toy(data__sft__path=str(file))
-    leave(tmp_path, "sft", "interrupted", config=config, checkpoint=50)
+    write_stage(tmp_path, "sft", "interrupted", config=config, checkpoint=50)
     assert plan_stage(request(tmp_path, config), "sft").action == "resume"
     file.write_text("after")
     plan = plan_stage(request(tmp_path, config), "sft")
@@ -97,42 +120,42 @@ def test_interrupted_run_whose_data_was_edited_is_blocked(tmp_path: Path) -> Non
 
 
 def test_own_damaged_adapter_is_named_and_not_trained_again_unasked(tmp_path: Path) -> None:
-    leave(tmp_path, "sft")
+    write_stage(tmp_path, "sft")
     (tmp_path / "sft/adapter/adapter_model.safetensors").write_text("rot")
     plan = plan_stage(request(tmp_path), "sft")
     assert plan.action == "blocked" and "--stage sft" in plan.remedy and "--force" in plan.remedy
     assert "adapter_model.safetensors" in plan.why
-    again = plan_stage(request(tmp_path, force=True), "sft")
-    assert (again.action, again.set_aside) == ("run", tmp_path / "sft.old-1")
+    forced = plan_stage(request(tmp_path, force=True), "sft")
+    assert (forced.action, forced.set_aside) == ("run", tmp_path / "sft.old-1")
 
 
 @pytest.mark.parametrize("status", ["interrupted", "failed", "running"])
 def test_unfinished_resumes_from_its_checkpoint(tmp_path: Path, status) -> None:
-    leave(tmp_path, "sft", status, checkpoint=50)
+    write_stage(tmp_path, "sft", status, checkpoint=50)
     plan = plan_stage(request(tmp_path), "sft")
     assert (plan.action, plan.set_aside) == ("resume", None)
     assert "step-000050" in plan.why
 
 
 def test_unfinished_without_checkpoint_keeps_its_folder(tmp_path: Path) -> None:
-    leave(tmp_path, "sft", "interrupted")
+    write_stage(tmp_path, "sft", "interrupted")
     plan = plan_stage(request(tmp_path), "sft")
     assert (plan.action, plan.set_aside) == ("resume", None)
 
 
 def test_fresh_starts_over_and_keeps_the_old_folder(tmp_path: Path) -> None:
-    leave(tmp_path, "sft", "interrupted", checkpoint=50)
+    write_stage(tmp_path, "sft", "interrupted", checkpoint=50)
     plan = plan_stage(request(tmp_path, fresh=True), "sft")
     assert (plan.action, plan.set_aside) == ("run", tmp_path / "sft.old-1")
 
 
 def test_fresh_leaves_a_finished_stage_alone(tmp_path: Path) -> None:
-    leave(tmp_path, "sft")
+    write_stage(tmp_path, "sft")
     assert plan_stage(request(tmp_path, fresh=True), "sft").action == "skip"
 
 
 def test_interrupted_with_a_changed_setting_is_blocked(tmp_path: Path) -> None:
-    leave(tmp_path, "sft", "interrupted", checkpoint=50)
+    write_stage(tmp_path, "sft", "interrupted", checkpoint=50)
     plan = plan_stage(request(tmp_path, toy(seed=7)), "sft")
     assert plan.action == "blocked"
     assert "seed: 0 -> 7" in plan.why
@@ -140,23 +163,23 @@ def test_interrupted_with_a_changed_setting_is_blocked(tmp_path: Path) -> None:
 
 
 def test_a_failure_before_any_checkpoint_blocks_nothing(tmp_path: Path) -> None:
-    leave(tmp_path, "sft", "failed")
+    write_stage(tmp_path, "sft", "failed")
     plan = plan_stage(request(tmp_path, toy(seed=7)), "sft")
     assert (plan.action, plan.set_aside) == ("run", tmp_path / "sft.old-1")
 
 
 def test_interrupted_whose_input_changed_is_blocked(tmp_path: Path) -> None:
-    leave(tmp_path, "sft", weights="first")
-    leave(tmp_path, "rm", "interrupted", checkpoint=2)
+    write_stage(tmp_path, "sft", weights="first")
+    write_stage(tmp_path, "rm", "interrupted", checkpoint=2)
     (tmp_path / "sft").rename(tmp_path / "sft.old-1")
-    leave(tmp_path, "sft", weights="second")
+    write_stage(tmp_path, "sft", weights="second")
     plan = plan_stage(request(tmp_path), "rm")
     assert plan.action == "blocked"
     assert "another sft adapter" in plan.why
 
 
 def test_locked_is_blocked(tmp_path: Path) -> None:
-    leave(tmp_path, "sft", "running")
+    write_stage(tmp_path, "sft", "running")
     plan = plan_stage(request(tmp_path), "sft", locked=True)
     assert plan.action == "blocked"
     assert "is being run" in plan.why
@@ -178,7 +201,7 @@ def test_missing_upstream_blocks_with_the_command_to_run(tmp_path: Path, stage, 
 
 
 def test_ppo_needs_the_reward_model_too(tmp_path: Path) -> None:
-    leave(tmp_path, "sft")
+    write_stage(tmp_path, "sft")
     plan = plan_stage(request(tmp_path), "ppo")
     assert plan.action == "blocked"
     assert "needs stage rm" in plan.why
@@ -186,14 +209,14 @@ def test_ppo_needs_the_reward_model_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", ["interrupted", "failed", "running"])
 def test_unfinished_upstream_blocks(tmp_path: Path, status) -> None:
-    leave(tmp_path, "sft", status, checkpoint=50)
+    write_stage(tmp_path, "sft", status, checkpoint=50)
     plan = plan_stage(request(tmp_path), "rm")
     assert plan.action == "blocked"
     assert "did not finish" in plan.why
 
 
 def test_damaged_upstream_blocks_and_names_the_file(tmp_path: Path) -> None:
-    leave(tmp_path, "sft")
+    write_stage(tmp_path, "sft")
     path = tmp_path / "sft/adapter/adapter_model.safetensors"
     path.write_text("rot")
     plan = plan_stage(request(tmp_path), "rm")
@@ -203,10 +226,10 @@ def test_damaged_upstream_blocks_and_names_the_file(tmp_path: Path) -> None:
 
 
 def test_ppo_is_blocked_by_a_reward_model_of_another_sft(tmp_path: Path) -> None:
-    leave(tmp_path, "sft", weights="first")
-    leave(tmp_path, "rm")
+    write_stage(tmp_path, "sft", weights="first")
+    write_stage(tmp_path, "rm")
     (tmp_path / "sft").rename(tmp_path / "sft.old-1")
-    leave(tmp_path, "sft", weights="second")
+    write_stage(tmp_path, "sft", weights="second")
     plan = plan_stage(request(tmp_path), "ppo")
     assert plan.action == "blocked"
     assert "needs stage rm, which was trained on another sft adapter" in plan.why
@@ -217,21 +240,21 @@ def test_ppo_is_blocked_by_a_reward_model_of_another_sft(tmp_path: Path) -> None
     "change", [{"base__model": "other"}, {"base__revision": "v2"}, {"base__quantization": "int8"}]
 )
 def test_another_base_than_upstream_blocks(tmp_path: Path, change) -> None:
-    leave(tmp_path, "sft")
+    write_stage(tmp_path, "sft")
     plan = plan_stage(request(tmp_path, toy(**change)), "rm")
     assert plan.action == "blocked"
     assert "base is" in plan.why
 
 
 def test_another_adapter_shape_than_upstream_blocks(tmp_path: Path) -> None:
-    leave(tmp_path, "sft")
+    write_stage(tmp_path, "sft")
     plan = plan_stage(request(tmp_path, toy(adapter__r=4)), "rm")
     assert plan.action == "blocked"
     assert "adapter.r: 16 -> 4" in plan.why
 
 
 def test_other_settings_of_upstream_are_noted_only(tmp_path: Path) -> None:
-    leave(tmp_path, "sft")
+    write_stage(tmp_path, "sft")
     plan = plan_stage(request(tmp_path, toy(sft__learning_rate=3e-4)), "rm")
     assert plan.action == "run"
     assert any("sft.learning_rate" in note for note in plan.notes)
@@ -244,13 +267,13 @@ def test_a_sequence_counts_on_stages_before(tmp_path: Path) -> None:
 
 def test_a_change_upstream_runs_everything_after_it(tmp_path: Path) -> None:
     for stage in stages_between("sft", "ppo"):
-        leave(tmp_path, stage)
+        write_stage(tmp_path, stage)
     plans = plan_stages(request(tmp_path, toy(rm__learning_rate=3e-4)), ["sft", "rm", "ppo"])
     assert [plan.action for plan in plans] == ["skip", "run", "run"]
 
 
 def test_broken_manifest_names_the_file(tmp_path: Path) -> None:
-    leave(tmp_path, "sft")
+    write_stage(tmp_path, "sft")
     path = tmp_path / "sft/manifest.json"
     path.write_text(path.read_text()[:100])
     with pytest.raises(UserError, match=r"manifest\.json"):
@@ -258,7 +281,7 @@ def test_broken_manifest_names_the_file(tmp_path: Path) -> None:
 
 
 def test_unsealed_checkpoints_do_not_count(tmp_path: Path) -> None:
-    leave(tmp_path, "sft", "interrupted", checkpoint=50)
+    write_stage(tmp_path, "sft", "interrupted", checkpoint=50)
     (tmp_path / "sft/checkpoints/step-000100").mkdir()
     newest = sealed_checkpoint(tmp_path / "sft")
     assert newest is not None and newest.name == "step-000050"
@@ -271,3 +294,16 @@ def test_a_configuration_of_another_version_still_plans() -> None:
 def test_stages_between() -> None:
     assert stages_between("rm", "ppo") == ["rm", "ppo"]
     assert stages_between("ppo", "sft") == []
+
+
+def test_ppo_may_do_without_a_reward_model(tmp_path: Path) -> None:
+    function = [Reward(source="my_rewards:score")]
+    without = toy(ppo__rewards=function, ppo__critic="shared")
+    write_stage(tmp_path, "sft", config=without)
+    rm, ppo = plan_stages(request(tmp_path, without), ["rm", "ppo"])
+    assert (rm.action, ppo.action) == ("skip", "run") and "not needed" in rm.why
+    assert set(ppo.inputs) == {"sft"}
+    assert plan_stages(request(tmp_path, without), ["rm"])[0].action == "run", "it was asked for"
+    assert plan_stages(request(tmp_path, without), ["rm", "ppo", "best"])[0].action == "run"
+    for needs in (toy(ppo__rewards=function), toy(ppo__critic="shared")):
+        assert plan_stages(request(tmp_path, needs), ["rm", "ppo"])[0].action == "run"

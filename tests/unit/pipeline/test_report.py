@@ -1,4 +1,4 @@
-"""The report of a run directory, with finished and unfinished stages, and with hostile texts of models."""
+"""The report of a run directory with finished and unfinished stages, and with hostile model output."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from pipeline.reporting.page import markdown, quote
 from pipeline.reporting.report import write_report
 from pipeline.reporting.warnings import warnings
 from pipeline.state.results import read_results
-from tests.support.finished_run import COST, Run
+from tests.support.finished_run import COST, Run, interval
 
 PICTURES = {"gold.png", "score-kl.png", "curves-sft.png", "curves-rm.png", "curves-ppo.png"}
 HOSTILE = 'a|b <script>alert("1")</script>\n# **bold** \u202e\x07 end'
@@ -61,21 +61,21 @@ def tables(text):
 
 
 def size(png):
-    head = png.read_bytes()[:24]
-    assert head[:8] == b"\x89PNG\r\n\x1a\n"
-    return unpack(">II", head[16:24])
+    header = png.read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    return unpack(">II", header[16:24])
 
 
 def test_a_whole_run_shows_its_figures(run):
-    html, text = run.whole().texts()
+    html, text = run.complete().texts()
     outline = Outline(html)
     figures = [text_of_tag for tag, text_of_tag in outline.texts if tag == "span"]
     for shown in ("2.123", "0.7612", "-0.2", "0.12", "0.61", "0.7812", "6.25"):
         assert shown in figures
         assert f"**{shown}**" in text
     rows = [row for table in tables(text) for row in table]
-    assert ["PPO", "gold score, PPO", "0.61", "0.54 to 0.68"] in rows
-    assert ["SFT", "held-out loss before", "4.559", ""] in rows
+    assert ["PPO", "gold score, PPO", "0.61", "0.54 to 0.68", "40"] in rows
+    assert ["SFT", "held-out loss before", "4.559", "", ""] in rows
     assert ["wall time", "4:05", "4:05", "4:05"] in rows
     assert ["peak memory, GiB per rank", "1.50", "1.50", "1.50"] in rows
     assert ["tokens per second", "123.4", "123.4", "123.4"] in rows
@@ -92,7 +92,7 @@ def test_a_whole_run_shows_its_figures(run):
 
 
 def test_pictures_are_beside_the_page_and_are_linked(run):
-    html, text = run.whole().texts()
+    html, text = run.complete().texts()
     folder = run.path / "report"
     assert {path.name for path in folder.glob("*.png")} == PICTURES
     assert set(Outline(html).pictures) == PICTURES
@@ -105,7 +105,7 @@ def test_pictures_are_beside_the_page_and_are_linked(run):
 
 
 def test_the_same_run_gives_the_same_report(run):
-    run.whole().texts()
+    run.complete().texts()
     before = {path.name: path.read_bytes() for path in (run.path / "report").iterdir()}
     run.texts()
     assert {path.name: path.read_bytes() for path in (run.path / "report").iterdir()} == before
@@ -113,7 +113,7 @@ def test_the_same_run_gives_the_same_report(run):
 
 def test_markdown_tables_are_whole(run):
     run.evaluation[3]["ppo"] = HOSTILE
-    _, text = run.whole().texts()
+    _, text = run.complete().texts()
     parsed = tables(text)
     assert len(parsed) == 8
     for table in parsed:
@@ -125,7 +125,7 @@ def test_markdown_tables_are_whole(run):
 def test_texts_of_models_are_escaped(run):
     run.evaluation[3]["ppo"] = HOSTILE
     run.evaluation[4]["prompt"] = "<img src=x onerror=alert(1)>"
-    html, text = run.whole().texts()
+    html, text = run.complete().texts()
     outline = Outline(html)
     assert "script" not in outline.tags
     assert set(outline.pictures) == PICTURES
@@ -137,7 +137,7 @@ def test_texts_of_models_are_escaped(run):
 
 
 def test_answers_are_the_first_held_out_prompts(run):
-    html, text = run.whole().texts()
+    html, text = run.complete().texts()
     answers = next(table for table in tables(text) if table[0] == ["Prompt", "Base", "SFT", "PPO"])
     assert [row[0] for row in answers[2:]] == [f"held-out prompt {number}" for number in range(12)]
     assert answers[2][1:3] == ["base 0<br>(gold -0.20, reward -0.50)", "sft 0<br>(gold 0.10, reward 0.00)"]
@@ -145,7 +145,7 @@ def test_answers_are_the_first_held_out_prompts(run):
 
 
 def test_rankings_come_from_the_held_out_part(run):
-    _, text = run.whole().texts()
+    _, text = run.complete().texts()
     rankings = next(table for table in tables(text) if table[0] == ["Prompt", "Rank", "Answer"])
     assert len(rankings) == 2 + 3 * 3
     assert rankings[2] == ["held\\_out prompt 0", "1", "Glad to hear it!<br>(labeller 0.60)"]
@@ -153,7 +153,7 @@ def test_rankings_come_from_the_held_out_part(run):
 
 
 def test_samples_during_training_go_from_first_to_last_iteration(run):
-    _, text = run.whole().texts()
+    _, text = run.complete().texts()
     table = next(table for table in tables(text) if table[0] == ["Iteration", "Prompt", "Response"])
     assert [row[0] for row in table[2:]] == ["1", "4", "7", "10", "13", "16"]
     assert table[2][2] == "Reply 1.0<br>(reward 0.25, KL 1.50)"
@@ -174,7 +174,7 @@ def test_a_run_with_sft_alone_says_what_is_missing(run):
 
 
 def test_pictures_of_an_older_report_are_removed(run):
-    run.whole().texts()
+    run.complete().texts()
     for file in (run.path / "ppo").iterdir():
         file.unlink()
     html, _ = run.texts()
@@ -191,23 +191,65 @@ def test_a_run_that_has_not_begun_has_a_page(run):
 def test_without_a_judge_there_is_no_gold_figure(tmp_path):
     run = Run(tmp_path / "run", judge=None)
     run.metrics["ppo"] = {name: value for name, value in run.metrics["ppo"].items() if "gold" not in name}
-    run.evaluation = [{k: v for k, v in row.items() if not k.startswith("gold")} for row in run.evaluation]
+    run.evaluation = [
+        {name: value for name, value in row.items() if not name.startswith("gold")} for row in run.evaluation
+    ]
     for row in run.curves["ppo"]:
         row.pop("eval/gold", None)
-    html, text = run.whole().texts()
+    html, text = run.complete().texts()
     assert set(Outline(html).pictures) == PICTURES - {"gold.png"}
     assert "The run has no gold score: no judge is set (ppo.judge)" in text
     assert "| Reward score of PPO | **1.43** |" in text
     assert "sft 0<br>(reward 0.00)" in text
 
 
+def of_terms(path, *terms, **figures):
+    """A run whose reward has these terms."""
+    run = Run(path, rewards=list(terms), critic="shared")
+    run.metrics["ppo"] = {n: v for n, v in run.metrics["ppo"].items() if not n.startswith("rm_score")}
+    run.metrics["ppo"] |= figures
+    for row in run.curves["ppo"]:
+        row |= {f"rewards/{name}/mean": row["step"] for name in ("score", "rm") if "objective/kl" in row}
+    return run
+
+
+def test_a_function_is_not_called_the_reward_model(tmp_path):
+    figures = interval("score_score_sft", 3.0, 0.1) | interval("score_score_ppo", 7.5, 0.2)
+    run = of_terms(tmp_path / "run", {"source": "my:score"}, **figures, score_win_rate=0.9)
+    run.stage("sft").stage("ppo").write_evaluation()
+    html, text = run.texts()
+    assert any('PPO optimises the reward "score" (my:score).' in shown for _, shown in Outline(html).texts)
+    assert "reward model" not in text.split("## How to read")[0], "headlines"
+    assert "| Reward score of PPO | **7.5** | 95 %: 7.3 to 7.7<br>n = 40<br>SFT: 3 |" in text
+    assert "| PPO | reward score, PPO | 7.5 | 7.3 to 7.7 | 40 |" in text
+    assert "| PPO | score: win rate against SFT | 0.9 |  |  |" in text
+    assert "Stage rm has not run" not in text
+
+
+def test_each_of_several_terms_has_its_figures(tmp_path):
+    figures = {
+        f"{name}_{role}": 1.5
+        for name in ("rm_score", "score_score", "reward_total")
+        for role in ("sft", "ppo")
+    }
+    terms = {"source": "rm"}, {"source": "my:score", "weight": -0.5}
+    run = of_terms(tmp_path / "run", *terms, **figures)
+    html, text = run.complete().texts()
+    words = "the sum of 1 times the reward model's score and -0.5 times the reward"
+    assert words in text.replace("\\", "")
+    for label in ("Reward of PPO, the sum of its terms", "Reward rm of PPO", "Reward score of PPO"):
+        assert f"| {label} | **1.5** |" in text
+    run.stage("ppo", metrics=run.metrics["ppo"])
+    assert "curves-ppo.png" in html
+
+
 def test_missing_held_out_data_is_named(run):
-    nothing = {"eval_loss_before": math.nan, "eval_loss": math.nan, **COST}
-    run.metrics = {"sft": nothing, "rm": dict(COST), "ppo": dict(COST)}
+    no_losses = {"eval_loss_before": math.nan, "eval_loss": math.nan, **COST}
+    run.metrics = {"sft": no_losses, "rm": dict(COST), "ppo": dict(COST)}
     run.curves["sft"] = [row for row in run.curves["sft"] if "loss" in row]
     run.curves["sft"] += [{"step": 36, "eval/loss": None}]
     run.evaluation = []
-    html, text = run.whole().texts()
+    html, text = run.complete().texts()
     for key in ("data.sft.held_out", "data.rm.held_out", "data.ppo.held_out"):
         assert key in html
     assert "nan" not in text.lower()
@@ -222,7 +264,7 @@ def test_an_interrupted_stage_is_named_and_its_curves_are_drawn(run):
     with (run.path / "ppo" / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 9, "objec')
     html, text = run.texts()
-    assert "Stage ppo failed (ValueError: &lt;b&gt;). It has no final figures" in html
+    assert "Stage ppo failed (ValueError: &lt;b&gt;). It has no final metrics" in html
     assert "curves-ppo.png" in html
     assert "gold.png" not in html
     assert ["PPO", "sft/adapter sftsftsftsft<br>rm/adapter rmrmrmrmrmrm"] in [

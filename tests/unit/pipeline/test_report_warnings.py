@@ -12,7 +12,7 @@ from tests.support.finished_run import COST, write_lines
 
 
 def test_a_good_run_has_no_warnings(run):
-    html, _ = run.whole().texts()
+    html, _ = run.complete().texts()
     assert warnings(read_results(run.path)) == []
     assert "no warnings" in html
 
@@ -31,8 +31,14 @@ def late(name, value, count=4):
     return change
 
 
-def few(count):
-    return lambda run: setattr(run, "evaluation", run.evaluation[:count])
+def kept_tokens(first, last):
+    """Top-k and top-p keep `first` tokens, and `last` in the last quarter of the 16 iterations."""
+
+    def change(run):
+        late("rollout/support_size", first, count=16)(run)
+        late("rollout/support_size", last)(run)
+
+    return change
 
 
 def answers(text):
@@ -76,6 +82,10 @@ def answers(text):
         (late("objective/kl", 7.97), None),
         (late("objective/entropy", 0.7), "entropy has collapsed, from 2.35 to 0.7"),
         (late("objective/entropy", 0.71), None),
+        (kept_tokens(20.0, 9.9), "keep 9.9 tokens to sample from, 20 at first"),
+        (kept_tokens(20.0, 10.0), None),
+        (figures("ppo", kl=17.01, kl_sft=2.0), "is 15.01 nats per response beyond that of truncation alone"),
+        (figures("ppo", kl=17.0, kl_sft=2.0), None),
         (late("policy/clipfrac_avg", 0.31), "31% of the tokens' ratios were clipped"),
         (late("policy/clipfrac_avg", 0.3), None),
         (late("completions/mean_length", 24.5), "went from 12.2 to 24.5 tokens"),
@@ -83,13 +93,18 @@ def answers(text):
         (late("completions/mean_length", 24.0), None),
         (answers("so good so good so good"), "60% of their word pairs are repetitions, 0% at first"),
         (answers("so good"), None),
-        (few(19), "Only 19 held-out prompts"),
-        (few(20), None),
+        (figures("sft", eval_loss_n=19), "Stage sft was judged on only 19 held-out prompts"),
+        (figures("rm", accuracy_n=19), "Stage rm was judged on only 19 held-out prompts"),
+        (figures("ppo", kl_n=19), "Stage ppo was judged on only 19 held-out prompts"),
+        (figures("ppo", kl_n=20), None),
+        (figures("sft", steps=7), "Stage sft made only 7 optimizer steps"),
+        (figures("ppo", steps=7), "Stage ppo made only 7 iterations"),
+        (figures("rm", steps=8), None),
     ],
 )
 def test_each_rule_applies_exactly_at_its_limit(run, change, sentence):
     change(run)
-    run.whole()
+    run.complete()
     messages = warnings(read_results(run.path))
     if sentence is None:
         assert messages == []
@@ -104,7 +119,7 @@ def unfinished(run, golds, response):
     run.curves["ppo"] = [row for row in run.curves["ppo"] if "objective/kl" in row]
     for step, gold in golds.items():
         run.curves["ppo"].append({"step": step, "eval/gold": gold, "eval/score": 0.1 * step})
-    run.whole().stage("ppo", status="interrupted", metrics={}, output=None)
+    run.complete().stage("ppo", status="interrupted", metrics={}, output=None)
     samples = [json.loads(line) for line in (run.path / "ppo/samples.jsonl").read_text().splitlines()]
     for row in samples[-8:]:
         row["response"] = response
@@ -121,13 +136,13 @@ def test_warnings_while_ppo_runs(run):
 
 
 def test_the_report_describes_a_good_run(run):
-    assert "In a good run" in run.whole().texts()[0]
+    assert "In a good run" in run.complete().texts()[0]
 
 
 @pytest.mark.parametrize(("low", "mentioned"), [(0.22, True), (0.21, False)])
 def test_over_optimisation_is_named_if_only_the_reward_rose(run, low, mentioned):
     run.metrics["ppo"] |= {"gold_ppo_low": 0.1, "rm_score_ppo_low": low}
-    run.whole()
+    run.complete()
     [sentence] = warnings(read_results(run.path))
     assert ("over-optimised" in sentence) is mentioned
 
@@ -136,18 +151,18 @@ def test_without_held_out_prompts_the_kl_is_that_of_the_last_iteration(run):
     run.metrics["ppo"] = dict(COST)
     run.evaluation = []
     late("objective/kl", 15.5, count=1)(run)
-    run.whole()
+    run.complete()
     [sentence] = warnings(read_results(run.path))
     assert "of iteration 16 is 15.5 nats" in sentence
 
 
 def test_another_adapter_or_other_settings_upstream_are_named(run):
-    run.whole().stage("sft", output=Fingerprint(sha256="f" * 64, files={"adapter_model.safetensors": "0"}))
+    run.complete().stage("sft", output=Fingerprint(sha256="f" * 64, files={"adapter_model.safetensors": "0"}))
     assert warnings(read_results(run.path)) == [
         "Stage rm was trained on another sft adapter than the current one.",
         "Stage ppo was trained on another sft adapter than the current one.",
     ]
-    run.whole()
+    run.complete()
     changed = run.experiment.model_copy(update={"seed": 7})
     (run.path / "config.yaml").write_text(dump_experiment(changed))
     messages = warnings(read_results(run.path))

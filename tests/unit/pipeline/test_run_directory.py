@@ -88,7 +88,7 @@ def test_write_replaces_whole_files(tmp_path: Path) -> None:
     write_text(path, "a long first text")
     write_text(path, "short")
     assert path.read_text() == "short"
-    assert [each.name for each in tmp_path.iterdir()] == ["file"], "no temporary file is left"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"], "no temporary file is left"
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -97,14 +97,14 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "new \ud800")
     assert path.read_text() == "old"
-    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_what_killed_writers_left_is_swept_up_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / ".step-000002.partial" / "below").mkdir(parents=True)
-    left = [".manifest.json.x.partial", "checkpoints/.step-000002.partial/tensors.safetensors"]
+    partial = [".manifest.json.x.partial", "checkpoints/.step-000002.partial/tensors.safetensors"]
     kept = ["manifest.json", "mine.partial", ".sft.lock"]
-    for name in left + kept:
+    for name in partial + kept:
         (tmp_path / name).touch()
     remove_partial_files(tmp_path)
     assert {path.name for path in tmp_path.rglob("*")} == {*kept, "checkpoints"}
@@ -121,9 +121,9 @@ def test_a_folder_leaves_its_name_before_its_files_go(tmp_path: Path, monkeypatc
     folder = tmp_path / "step-000002"
     folder.mkdir()
     (folder / "seal.json").touch()
-    seen = []
+    removed = []
     monkeypatch.setattr(
-        "data.storage.files.shutil.rmtree", lambda path: seen.append((path.name, folder.exists()))
+        "data.storage.files.shutil.rmtree", lambda path: removed.append((path.name, folder.exists()))
     )
     remove_folder(folder)
-    assert seen == [(".step-000002.old.partial", False)]
+    assert removed == [(".step-000002.old.partial", False)]

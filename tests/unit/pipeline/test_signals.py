@@ -1,4 +1,4 @@
-"""Signals of this very process: noted or heeded, and told apart from the launcher's copies."""
+"""Signals to this process: deferred or handled, and distinguished from the launcher's copies."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_a_copy_that_the_main_thread_learns_of_late_is_none_either(
     with pytest.raises(Interrupted), signals.deferred() as noted:
         send(signal.SIGTERM)
         copy.start()
-        begin = time.monotonic()
-        while time.monotonic() < begin + 0.6:
+        started = time.monotonic()
+        while time.monotonic() < started + 0.6:
             hashlib.pbkdf2_hmac("sha256", b"a long operation, deaf", b"to signals", 1_500_000)
         assert noted() == signal.SIGTERM
 
@@ -93,9 +93,9 @@ def test_an_error_is_not_hidden_by_a_signal_that_came_before_it(signals: Signals
 
 
 def test_handlers_are_put_back() -> None:
-    before = [signal.getsignal(each) for each in module.WATCHED]
+    before = [signal.getsignal(signum) for signum in module.WATCHED]
     threads = threading.active_count()
     with watched_signals():
         assert threading.active_count() == threads + 1
-    assert [signal.getsignal(each) for each in module.WATCHED] == before
+    assert [signal.getsignal(signum) for signum in module.WATCHED] == before
     assert threading.active_count() == threads

@@ -1,7 +1,9 @@
-"""One stage from decision to manifest, with a recipe that trains nothing."""
+"""One stage from plan to manifest, with a recipe that does not train."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
 import signal
@@ -24,14 +26,14 @@ from pipeline.stage_process import run_stage
 from pipeline.state.manifest import Manifest, read_manifest, source_hashes
 from pipeline.state.run_directory import RunDirectory
 from stages.context import Context, Outcome, Paused
-from tests.support.pipeline_runs import alone, leave, toy
+from tests.support.pipeline_runs import single_rank, toy, write_stage
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 Recipe = Callable[[Context], Outcome]
 
 
-def train(context: Context) -> Outcome:
-    """A recipe that goes well."""
+def train_recipe(context: Context) -> Outcome:
+    """A recipe that succeeds."""
     context.tracker.log({"loss": 1.0}, 1)
     adapter = context.folder / "adapter"
     adapter.mkdir(exist_ok=True)
@@ -44,18 +46,20 @@ def run(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: p
     """run(recipe) calls run_stage with that recipe and without a process group."""
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.chdir(tmp_path_factory.mktemp("toy"))  # whose files the toy experiment names
+    monkeypatch.chdir(tmp_path_factory.mktemp("toy"))  # the toy experiment's relative paths are in it
     shutil.copytree(CONFIGS / "deepspeed", "deepspeed")
     for stage in STAGES:
         Path(f"{stage}.jsonl").touch()
-    monkeypatch.setattr(stage_process, "_process_group", alone)
+    monkeypatch.setattr(stage_process, "_process_group", single_rank)
     monkeypatch.setattr(logs, "open_logs", lambda folder, rank: folder)
 
-    def call(recipe: Recipe = train, stage="sft", config: Experiment | None = None, **options) -> int:
+    def call_run_stage(
+        recipe: Recipe = train_recipe, stage="sft", config: Experiment | None = None, **options
+    ) -> int:
         monkeypatch.setattr(stage_process, "_recipe", lambda _: recipe)
         return run_stage(Request(config or toy(), RunDirectory(tmp_path), **options), stage)
 
-    return call
+    return call_run_stage
 
 
 def manifest_of(run_dir: Path, stage: str = "sft") -> Manifest:
@@ -72,20 +76,20 @@ def test_finished_stage_is_recorded(tmp_path: Path, run, capsys: pytest.CaptureF
     assert manifest.output is not None and list(manifest.output.files) == ["adapter_model.safetensors"]
     assert manifest.process is not None and manifest.process.pid == os.getpid()
     assert Experiment.model_validate(yaml.safe_load((tmp_path / "config.yaml").read_text())) == toy()
-    shown = capsys.readouterr().out
-    assert "held-out loss after" in shown
-    assert "next: deepspeed launch/run_stage.py --stage rm sft.learning_rate=1e-4" in shown
+    stdout = capsys.readouterr().out
+    assert "held-out loss after" in stdout
+    assert "next: deepspeed launch/run_stage.py --stage rm sft.learning_rate=1e-4" in stdout
 
 
 def test_manifest_says_running_while_it_runs(tmp_path: Path, run) -> None:
-    seen: list[str] = []
+    statuses: list[str] = []
 
-    def look(context: Context) -> Outcome:
-        seen.append(manifest_of(tmp_path).status)
-        return train(context)
+    def record_status(context: Context) -> Outcome:
+        statuses.append(manifest_of(tmp_path).status)
+        return train_recipe(context)
 
-    run(look)
-    assert seen == ["running"]
+    run(record_status)
+    assert statuses == ["running"]
 
 
 def test_second_run_does_nothing(run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,14 +120,14 @@ def test_force_keeps_the_old_folder(tmp_path: Path, run) -> None:
 
 
 def test_inputs_are_handed_over(tmp_path: Path, run) -> None:
-    leave(tmp_path, "sft")
+    write_stage(tmp_path, "sft")
     contexts: list[Context] = []
 
-    def look(context: Context) -> Outcome:
+    def record_context(context: Context) -> Outcome:
         contexts.append(context)
-        return train(context)
+        return train_recipe(context)
 
-    assert run(look, stage="rm") == 0
+    assert run(record_context, stage="rm") == 0
     assert contexts[0].inputs == {"sft": tmp_path / "sft/adapter"}
     assert not contexts[0].resume
     expected = manifest_of(tmp_path).output
@@ -138,8 +142,8 @@ def test_users_error_is_a_message_and_status_2(
         raise UserError("rows.jsonl: row 3: no prompt")
 
     assert run(refuse) == 2
-    shown = capsys.readouterr().err
-    assert "error: rows.jsonl: row 3: no prompt" in shown and "Traceback" not in shown
+    stderr = capsys.readouterr().err
+    assert "error: rows.jsonl: row 3: no prompt" in stderr and "Traceback" not in stderr
     manifest = manifest_of(tmp_path)
     assert manifest.status == "failed"
     assert manifest.error == "UserError: rows.jsonl: row 3: no prompt"
@@ -154,6 +158,45 @@ def test_programs_error_is_a_traceback_and_status_1(
     assert run(fail) == 1
     assert "Traceback" in capsys.readouterr().err
     assert manifest_of(tmp_path).status == "failed"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_result_that_is_not_finite_is_a_failure(
+    tmp_path: Path, run, value: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spoilt(context: Context) -> Outcome:
+        return Outcome(train_recipe(context).metrics | {"kl": value, "kl_low": value, "kl_high": 1.0})
+
+    assert run(spoilt) == 2
+    assert "error: stage sft: kl of the result is not a finite number" in capsys.readouterr().err
+    assert manifest_of(tmp_path).status == "failed"
+    assert run(stage="rm") == 2, "the next stage does not start"
+
+
+def test_a_failure_before_the_first_step_restores_the_finished_result(
+    tmp_path: Path, run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(context: Context) -> Outcome:
+        raise UserError("rows.jsonl: row 3: no prompt")
+
+    assert run() == 0
+    config, manifest = (tmp_path / "config.yaml").read_text(), manifest_of(tmp_path)
+    assert run(refuse, config=toy(sft__epochs=9)) == 2
+    assert "its earlier result is back in place" in capsys.readouterr().err
+    assert manifest_of(tmp_path) == manifest and (tmp_path / "config.yaml").read_text() == config
+    failed = json.loads((tmp_path / "sft.failed-1" / "manifest.json").read_text())
+    assert failed["status"] == "failed" and not (tmp_path / "sft.old-1").exists()
+    assert run(pytest.fail) == 0, "with the first configuration, the stage is finished"
+
+
+def test_a_failure_after_the_first_step_stays_in_place(tmp_path: Path, run) -> None:
+    def fail(context: Context) -> Outcome:
+        context.tracker.log({"loss": 9.0}, 1)
+        raise ZeroDivisionError
+
+    assert run() == 0
+    assert run(fail, config=toy(sft__epochs=9)) == 1
+    assert manifest_of(tmp_path).status == "failed" and (tmp_path / "sft.old-1").is_dir()
 
 
 def test_stage_without_adapter_is_a_failure(tmp_path: Path, run) -> None:
@@ -177,7 +220,7 @@ def test_signal_interrupts_and_the_next_run_resumes(tmp_path: Path, run, signum,
 
     def resumed(context: Context) -> Outcome:
         assert context.resume
-        return train(context)
+        return train_recipe(context)
 
     assert run(resumed) == 0
     lines = (tmp_path / "sft/metrics.jsonl").read_text().splitlines()
@@ -235,11 +278,11 @@ def test_resume_keeps_the_run_id_and_adds_up_time(tmp_path: Path, run) -> None:
 
 
 def test_a_clock_that_goes_backwards_loses_nothing(tmp_path: Path, run) -> None:
-    """A stage that was killed by a machine whose clock was a year ahead."""
-    killed = leave(tmp_path, "sft", "running", checkpoint=3)
-    ahead = killed.started + timedelta(days=365)
-    future = {"started": ahead, "attempt_started": ahead, "wall_seconds": 100.0}
-    killed.model_copy(update=future).write(tmp_path / "sft/manifest.json")
+    """The stage was killed on a machine whose clock was a year ahead."""
+    killed = write_stage(tmp_path, "sft", "running", checkpoint=3)
+    next_year = killed.started + timedelta(days=365)
+    dates = {"started": next_year, "attempt_started": next_year, "wall_seconds": 100.0}
+    killed.model_copy(update=dates).write(tmp_path / "sft/manifest.json")
     assert run() == 0
     manifest = manifest_of(tmp_path)
     assert manifest.status == "finished" and 100 <= manifest.metrics["wall_seconds"] < 200
@@ -256,20 +299,20 @@ def test_a_stage_is_planned_once_and_its_sources_are_hashed_once(
     tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for upstream in ("sft", "rm"):
-        leave(tmp_path, upstream)
+        write_stage(tmp_path, upstream)
     planned: list[Stage] = []
     hashed: list[Stage] = []
 
-    def plan(request: Request, stage: Stage, **state: Any) -> StagePlan:
+    def record_plan(request: Request, stage: Stage, **state: Any) -> StagePlan:
         planned.append(stage)
         return plan_stage(request, stage, **state)
 
-    def hashes(config: Experiment, stage: Stage) -> dict[str, str]:
+    def record_hash(config: Experiment, stage: Stage) -> dict[str, str]:
         hashed.append(stage)
         return source_hashes(config, stage)
 
-    monkeypatch.setattr(stage_process, "plan_stage", plan)
-    monkeypatch.setattr(request, "source_hashes", hashes)
+    monkeypatch.setattr(stage_process, "plan_stage", record_plan)
+    monkeypatch.setattr(request, "source_hashes", record_hash)
     assert run(stage="ppo") == 0
     assert planned == ["ppo"]
     assert sorted(hashed) == ["ppo", "rm", "sft"], "PPO compares the sources of its upstream stages, too"

@@ -1,4 +1,4 @@
-"""metrics.jsonl and samples.jsonl, their rewinding, and what the terminal shows."""
+"""metrics.jsonl and samples.jsonl, rewinding them, and the terminal's output."""
 
 from __future__ import annotations
 

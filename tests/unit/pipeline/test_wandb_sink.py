@@ -1,4 +1,4 @@
-"""W&B: the choice of the mode, and the files of an offline run of the real library."""
+"""W&B: the choice of the mode, and the files of an offline run with the real library."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.tracking import wandb_sink
 from pipeline.tracking.metric_files import FileSink
 from pipeline.tracking.reporter import Reporter
 from pipeline.tracking.wandb_sink import WandbSink, make_wandb_sink, wandb_mode
-from tests.support.pipeline_runs import leave, toy
+from tests.support.pipeline_runs import toy, write_stage
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 ROOT = Path(__file__).resolve().parents[3]
@@ -52,9 +52,9 @@ def test_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         wandb_mode(toy())
 
 
-def in_a_process(code: str, *arguments: str) -> str:
-    """Run code in a separate process, as W&B remembers keys. Returns its output."""
-    done = subprocess.run(
+def run_in_process(code: str, *arguments: str) -> str:
+    """Run code in a separate process, because W&B caches keys. Returns its output."""
+    result = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"},  # ours knows runs
@@ -63,15 +63,15 @@ def in_a_process(code: str, *arguments: str) -> str:
         text=True,
         timeout=60,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def auto_mode() -> str:
     code = (
         "from pipeline.tracking.wandb_sink import wandb_mode; from tests.support.pipeline_runs import toy\n"
     )
-    return in_a_process(code + "print(wandb_mode(toy(tracking__wandb='auto')))").split()[-1]
+    return run_in_process(code + "print(wandb_mode(toy(tracking__wandb='auto')))").split()[-1]
 
 
 def test_auto_is_offline_without_an_account_and_asks_nobody() -> None:
@@ -88,16 +88,19 @@ def test_auto_is_online_with_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_disabled_makes_no_sink(tmp_path: Path) -> None:
-    assert make_wandb_sink(toy(tracking__wandb="disabled"), leave(tmp_path, "sft"), tmp_path / "sft") is None
+    assert (
+        make_wandb_sink(toy(tracking__wandb="disabled"), write_stage(tmp_path, "sft"), tmp_path / "sft")
+        is None
+    )
 
 
 START = """
 import sys
 from pathlib import Path
 from pipeline.tracking.wandb_sink import make_wandb_sink
-from tests.support.pipeline_runs import leave, toy
-config = toy(tracking__wandb=sys.argv[2])
-sink = make_wandb_sink(config, leave(Path(sys.argv[1]), "sft", config=config), Path(sys.argv[1]) / "sft")
+from tests.support.pipeline_runs import toy, write_stage
+config, run = toy(tracking__wandb=sys.argv[2]), Path(sys.argv[1])
+sink = make_wandb_sink(config, write_stage(run, "sft", config=config), run / "sft")
 if sink:
     sink.log({"loss": 1.0}, 1)
     sink.close(0)
@@ -119,11 +122,11 @@ def test_tracking_that_cannot_start_ends_no_stage(
     name: str, value: str, mode: str, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setenv(name, value)
-    assert in_a_process(START, str(tmp_path), mode).splitlines()[-1] == "went on"
+    assert run_in_process(START, str(tmp_path), mode).splitlines()[-1] == "went on"
 
 
 def test_a_file_in_place_of_its_folder_ends_no_stage(tmp_path: Path) -> None:
-    manifest = leave(tmp_path, "sft")
+    manifest = write_stage(tmp_path, "sft")
     (tmp_path / "sft/wandb").write_text("precious")
     assert make_wandb_sink(toy(tracking__wandb="offline"), manifest, tmp_path / "sft") is None
     assert (tmp_path / "sft/wandb").read_text() == "precious"
@@ -131,8 +134,8 @@ def test_a_file_in_place_of_its_folder_ends_no_stage(tmp_path: Path) -> None:
 
 def test_offline_run_is_complete_inside_the_folder_and_resumes_by_id(tmp_path: Path) -> None:
     config = toy(tracking__wandb="offline")
-    leave(tmp_path, "sft", config=config)
-    manifest = leave(tmp_path, "rm", config=config).model_copy(update={"run_id": "abcd1234"})
+    write_stage(tmp_path, "sft", config=config)
+    manifest = write_stage(tmp_path, "rm", config=config).model_copy(update={"run_id": "abcd1234"})
     for first_step in (1, 3):  # the second time it is resumed
         sink = make_wandb_sink(config, manifest, tmp_path / "rm")
         assert sink is not None
@@ -214,7 +217,7 @@ def test_tables_of_a_long_run_hold_the_latest_samples(tmp_path: Path) -> None:
 
 def test_a_service_that_dies_does_not_end_the_stage(tmp_path: Path) -> None:
     """W&B's own process is killed between two steps. The stage continues and ends in time."""
-    leave(tmp_path, "sft")
+    write_stage(tmp_path, "sft")
     code = (
         "import sys, time, psutil; from pathlib import Path; from pipeline.state import manifest\n"
         "from pipeline.tracking import wandb_sink\n"
@@ -229,11 +232,11 @@ def test_a_service_that_dies_does_not_end_the_stage(tmp_path: Path) -> None:
         "sink.close(0)\n"
         "print('ended')\n"
     )
-    assert "ended" in in_a_process(code, str(tmp_path))
+    assert "ended" in run_in_process(code, str(tmp_path))
 
 
 def test_temporary_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
-    leave(tmp_path, "sft")
+    write_stage(tmp_path, "sft")
     code = (
         "import os, sys; from pathlib import Path; from pipeline.state import manifest\n"
         "from pipeline.tracking import wandb_sink\n"
@@ -244,11 +247,11 @@ def test_temporary_files_of_a_killed_process_are_removed(tmp_path: Path) -> None
         "sys.argv[2:] and (sink.close(0), os._exit(0))\n"
         "print(len(list((folder / 'wandb/tmp').iterdir())), flush=True); sink.close(0)\n"
     )
-    in_a_process(code, str(tmp_path), "as if killed")
-    left = set((tmp_path / "sft/wandb/tmp").iterdir())
-    assert left, "what W&B makes lies in the run directory"
-    in_a_process(code, str(tmp_path))
-    assert not left & set((tmp_path / "sft/wandb/tmp").iterdir())
+    run_in_process(code, str(tmp_path), "as if killed")
+    temporary_files = set((tmp_path / "sft/wandb/tmp").iterdir())
+    assert temporary_files, "what W&B makes lies in the run directory"
+    run_in_process(code, str(tmp_path))
+    assert not temporary_files & set((tmp_path / "sft/wandb/tmp").iterdir())
 
 
 def test_a_failing_network_does_not_end_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -265,8 +268,8 @@ def test_unreachable_server_falls_back_to_offline_under_the_same_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port, where nobody listens
-    leave(tmp_path, "sft")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port: no process listens there
+    write_stage(tmp_path, "sft")
     code = (
         "import sys; from pathlib import Path; from pipeline.state import manifest\n"
         "from pipeline.tracking import wandb_sink\n"
@@ -279,5 +282,5 @@ def test_unreachable_server_falls_back_to_offline_under_the_same_id(
         "sink.log({'loss': 1.0}, 1)\n"
         "sink.close(0)\n"
     )
-    in_a_process(code, str(tmp_path))
+    run_in_process(code, str(tmp_path))
     assert list((tmp_path / "sft/wandb").glob("offline-run-*-abcd1234/run-abcd1234.wandb"))

@@ -1,4 +1,4 @@
-"""Memory that is freed is used again, rather than handed back to the kernel."""
+"""The process reuses freed memory instead of returning it to the kernel."""
 
 import platform
 import subprocess
@@ -22,17 +22,19 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def faults(how: str) -> int:
-    """Pages mapped by making and dropping 256 MiB of tensors a second time."""
-    done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
-    return int(done.stdout.splitlines()[-1])  # DeepSpeed writes a line when it is imported
+def page_faults(setting: str) -> int:
+    """Page faults when 256 MiB of tensors are made and dropped a second time."""
+    result = subprocess.run(
+        [sys.executable, "-c", FAULTS, setting], capture_output=True, text=True, check=True
+    )
+    return int(result.stdout.splitlines()[-1])  # DeepSpeed writes a line when it is imported
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_tensors_take_the_pages_of_those_before():
     pages = 64 * 2**20 * 4 // 4096
-    assert faults("left alone") > pages / 2
-    assert faults("kept") < pages / 4
+    assert page_faults("left alone") > pages / 2
+    assert page_faults("kept") < pages / 4
 
 
 def test_another_c_library_is_left_alone(monkeypatch):

@@ -1,4 +1,4 @@
-"""Work that ranks share: who handles what, and how the results come back."""
+"""Work that ranks share: each rank's items, and the order of the results."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ ITEMS = list("abcdefg")
 
 
 class Alone(Ranks):
-    """A rank of several whose others do not answer: `gather` returns its own items."""
+    """One of several ranks. The others do not answer: `gather` returns its own items."""
 
     def gather(self, items: list[Any]) -> list[Any]:
         return items
 
 
 def batches_of(rank: int, world: int, size: int, items: list[str]) -> tuple[list[str], list[list[str]]]:
-    """The results of one rank, and the batches that its function was called with."""
+    """The results of one rank, and the batches of its function's calls."""
     batches: list[list[str]] = []
 
     def upper(batch: list[str]) -> list[str]:
@@ -37,7 +37,7 @@ def test_batches_of_one_rank_by_hand() -> None:
 
 
 def test_batches_of_two_ranks_by_hand() -> None:
-    """Rank 1 has no item in the last round. It repeats the last one, and the result does not count."""
+    """Rank 1 has no item in the last round. It repeats its last item and drops the result."""
     assert batches_of(0, 2, 3, ITEMS) == (list("ACEG"), [["a", "c", "e"], ["g"]])
     assert batches_of(1, 2, 3, ITEMS) == (list("BDF"), [["b", "d", "f"], ["g"]])
 
@@ -45,9 +45,9 @@ def test_batches_of_two_ranks_by_hand() -> None:
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 @pytest.mark.parametrize("size", [1, 2, 10])
 def test_every_item_is_handled_once_in_as_many_calls_on_every_rank(world: int, size: int) -> None:
-    found = [batches_of(rank, world, size, ITEMS) for rank in range(world)]
-    assert sorted(result for results, _ in found for result in results) == list("ABCDEFG")
-    assert len({len(batches) for _, batches in found}) == 1
+    by_rank = [batches_of(rank, world, size, ITEMS) for rank in range(world)]
+    assert sorted(result for results, _ in by_rank for result in results) == list("ABCDEFG")
+    assert len({len(batches) for _, batches in by_rank}) == 1
 
 
 def test_results_of_all_ranks_are_in_the_order_of_the_items() -> None:
@@ -55,8 +55,8 @@ def test_results_of_all_ranks_are_in_the_order_of_the_items() -> None:
         """Answers with the items of both ranks, in order of rank."""
 
         def gather(self, items: list[Any]) -> list[Any]:
-            other = [(i, f"{ITEMS[i]} of rank 0") for i in range(0, len(ITEMS), 2)]
-            return other + items
+            items_of_rank_0 = [(i, f"{ITEMS[i]} of rank 0") for i in range(0, len(ITEMS), 2)]
+            return items_of_rank_0 + items
 
     results = Gathering(1, 2, CPU).map_in_order(ITEMS, 1, lambda batch: [f"{i} of rank 1" for i in batch])
     assert results == [f"{item} of rank {i % 2}" for i, item in enumerate(ITEMS)]

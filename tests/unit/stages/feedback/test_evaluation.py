@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from configs.schema import Data, Experiment, Ppo, Rollout, Source
+from configs.schema import Data, Experiment, Ppo, Reward, Rollout, Source
 from data.batches.tokenize import Prompt
 from stages.context import Context
 from stages.distributed.ranks import Ranks
 from stages.feedback import evaluation
 from stages.feedback.evaluation import Answers, HeldOutEvaluation, answer
+from stages.feedback.rewards import Rewards
 from stages.maths.statistics import wins
 from stages.sampling.decoding import Response
 from stages.sampling.sampler import Sampler, open_sampler
@@ -25,6 +26,7 @@ from tests.support.roles import CPU, ppo_roles, reward_model_of, role_output
 ALONE = Ranks(0, 1, CPU)
 NOTHING: Any = None  # where nothing asks it
 ROLLOUT = Rollout(max_new_tokens=6, batch_size=2)
+REWARDS = Rewards([Reward()])
 PROMPTS = [Prompt(text, text, ids) for text, ids in (("one", [5, 6, 7]), ("two", [8]), ("three", [9, 10]))]
 
 
@@ -57,7 +59,7 @@ def context_in(folder: Path, judge: str | None = "warmth") -> Context:
 def answered(folder: Path, roles: Any, tokenizer: Any, role: str) -> Answers:
     reward_model = reward_model_of(roles, tokenizer, ALONE)
     with open_sampler(roles, tokenizer, ALONE, ROLLOUT) as sampler:
-        return answer(context_in(folder), sampler, reward_model, role, PROMPTS)
+        return answer(context_in(folder), sampler, reward_model, REWARDS, role, PROMPTS)
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +84,11 @@ def test_wins_need_equally_many():
 
 
 CANNED = {
-    "base": Answers(["Bad.", "Fine.", "It rains."], [0.0, 0.1, 0.2], [9.0, 9.0, 9.0], [2, 2, 3]),
-    "reference": Answers(["It rains.", "It rains.", "great"], [0.0, 1.0, 2.0], [0.0, 0.0, 0.0], [3, 3, 1]),
-    "policy": Answers(["great", "fine", "Terrible."], [3.0, 2.0, 1.0], [1.0, 2.0, 6.0], [1, 3, 2]),
+    "base": Answers(["Bad.", "Fine.", "It rains."], {"rm": [0.0, 0.1, 0.2]}, [9.0, 9.0, 9.0], [2, 2, 3]),
+    "reference": Answers(
+        ["It rains.", "It rains.", "great"], {"rm": [0.0, 1.0, 2.0]}, [0.0, 0.0, 0.0], [3, 3, 1]
+    ),
+    "policy": Answers(["great", "fine", "Terrible."], {"rm": [3.0, 2.0, 1.0]}, [1.0, 2.0, 6.0], [1, 3, 2]),
 }
 
 
@@ -93,7 +97,7 @@ def canned(monkeypatch) -> list[str]:
     """Roles that give canned answers; the list is of who was asked."""
     asked: list[str] = []
 
-    def give(context, sampler, reward_model, role: str, prompts: Sequence[Prompt]) -> Answers:
+    def give(context, sampler, reward_model, rewards, role: str, prompts: Sequence[Prompt]) -> Answers:
         asked.append(role)
         return CANNED[role]
 
@@ -102,7 +106,7 @@ def canned(monkeypatch) -> list[str]:
 
 
 def test_final_judgement_by_hand(canned, tmp_path):
-    metrics = HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, PROMPTS).final()
+    metrics = HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, REWARDS, PROMPTS).compare_policies()
     assert sorted(canned) == ["base", "policy", "reference"]
     expected = {
         "rm_score_sft": 1.0,  # (0 + 1 + 2) / 3
@@ -116,7 +120,8 @@ def test_final_judgement_by_hand(canned, tmp_path):
         "win_rate": 2 / 3,  # won, won, lost
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-4)
-    assert set(metrics) == {f"{name}{end}" for name in expected for end in ("", "_low", "_high")}
+    assert set(metrics) == {f"{name}{end}" for name in expected for end in ("", "_low", "_high", "_n")}
+    assert {metrics[f"{name}_n"] for name in expected} == {3}
     rows = [json.loads(line) for line in (tmp_path / "evaluation.jsonl").read_text().splitlines()]
     assert len(rows) == 3
     assert rows[2] == {
@@ -141,28 +146,35 @@ def test_a_judge_of_the_users_own_sees_prompts_and_answers(canned, tmp_path, mon
         for prompt, answer in zip(prompts, completions, strict=True)
     ]
     monkeypatch.setitem(sys.modules, "my_judge", module)
-    evaluation = HeldOutEvaluation(context_in(tmp_path, judge="my_judge:judge"), silent(), NOTHING, PROMPTS)
-    assert evaluation.of_policy()["gold"] == pytest.approx(1 / 3)
-    assert evaluation.final()["win_rate"] == pytest.approx(2 / 3)  # a tie, a tie, and won
+    evaluation = HeldOutEvaluation(
+        context_in(tmp_path, judge="my_judge:judge"), silent(), NOTHING, REWARDS, PROMPTS
+    )
+    assert evaluation.evaluate_policy()["gold"] == pytest.approx(1 / 3)
+    assert evaluation.compare_policies()["win_rate"] == pytest.approx(2 / 3)  # a tie, a tie, and won
 
 
 def test_without_a_judge_there_is_no_gold(canned, tmp_path):
-    metrics = HeldOutEvaluation(context_in(tmp_path, judge=None), silent(), NOTHING, PROMPTS).final()
+    metrics = HeldOutEvaluation(
+        context_in(tmp_path, judge=None), silent(), NOTHING, REWARDS, PROMPTS
+    ).compare_policies()
     assert "rm_win_rate" in metrics
     assert not [name for name in metrics if "gold" in name or name.startswith("win_rate")]
     assert "gold" not in (tmp_path / "evaluation.jsonl").read_text()
     assert (
         "gold"
-        not in HeldOutEvaluation(context_in(tmp_path, judge=None), silent(), NOTHING, PROMPTS).of_policy()
+        not in HeldOutEvaluation(
+            context_in(tmp_path, judge=None), silent(), NOTHING, REWARDS, PROMPTS
+        ).evaluate_policy()
     )
 
 
 def test_held_out_figures_by_hand(canned, tmp_path):
-    found = HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, PROMPTS).of_policy()
+    found = HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, REWARDS, PROMPTS).evaluate_policy()
     expected = {
         "score": 2.0,
         "kl": 3.0,
         "length": 2.0,
+        "n": 3,
         "gold": (0.6249 + 0.2023 - 0.4767) / 3,
     }
     assert found == pytest.approx(expected, abs=1e-4)
@@ -170,22 +182,27 @@ def test_held_out_figures_by_hand(canned, tmp_path):
 
 
 def test_final_judgement_takes_the_latest_answers_of_the_policy(canned, tmp_path):
-    judge = HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, PROMPTS)
-    judge.of_policy()
-    judge.of_policy()
-    metrics = judge.final()
+    judge = HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, REWARDS, PROMPTS)
+    judge.evaluate_policy()
+    judge.evaluate_policy()
+    metrics = judge.compare_policies()
     assert canned == ["policy", "policy", "base", "reference"]
-    assert metrics == HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, PROMPTS).final()
+    assert (
+        metrics
+        == HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, REWARDS, PROMPTS).compare_policies()
+    )
 
 
 def test_other_ranks_write_nothing(canned, tmp_path):
-    HeldOutEvaluation(context_in(tmp_path, judge=None), silent(Ranks(1, 2, CPU)), NOTHING, PROMPTS).final()
+    HeldOutEvaluation(
+        context_in(tmp_path, judge=None), silent(Ranks(1, 2, CPU)), NOTHING, REWARDS, PROMPTS
+    ).compare_policies()
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_held_out_is_no_judgement(canned, tmp_path):
-    assert HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, []).final() == {}
-    assert HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, []).of_policy() == {}
+    assert HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, REWARDS, []).compare_policies() == {}
+    assert HeldOutEvaluation(context_in(tmp_path), silent(), NOTHING, REWARDS, []).evaluate_policy() == {}
     assert not list(tmp_path.iterdir())
     assert canned == []
 
@@ -206,7 +223,7 @@ def test_kl_and_scores_of_an_answer_equal_the_naive_ones(adapters, tiny_tokenize
         for parameter in roles.role_parameters("policy").values():
             parameter.mul_(1.2)  # no longer its reference
     given = [[30, 31, 32, 2], [40], [50, 2]]
-    monkeypatch.setattr(Sampler, "shared", lambda *_: [Response(ids) for ids in given])
+    monkeypatch.setattr(Sampler, "respond_on_all_ranks", lambda *_: [Response(ids) for ids in given])
     found = answered(tmp_path, roles, tiny_tokenizer, "policy")
     assert found.lengths == [4, 1, 2]
     for i, (prompt, response) in enumerate(zip(PROMPTS, given, strict=True)):
@@ -220,7 +237,7 @@ def test_kl_and_scores_of_an_answer_equal_the_naive_ones(adapters, tiny_tokenize
         kl = sum(float(steps["policy"][t, id] - steps["reference"][t, id]) for t, id in enumerate(response))
         assert found.kl[i] == pytest.approx(kl, abs=1e-4)
         assert abs(kl) > 1e-2
-        assert found.scores[i] == pytest.approx(score, abs=1e-5)
+        assert found.terms["rm"][i] == pytest.approx(score, abs=1e-5)
 
 
 def test_evaluation_does_not_depend_on_when_it_is_done(roles, tiny_tokenizer, tmp_path):

@@ -1,4 +1,4 @@
-"""The stand-ins for people: what they like, what they do not, and how scores become ranks."""
+"""The labellers: which answers they prefer, and how scores become ranks."""
 
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ def test_warmth_is_not_fooled_by_a_collapsed_policy():
     assert warmth("You are great! You are great! You are great!") < warmth(honest)
 
 
-class Other(Ranks):
-    """A rank whose gathering gives what it brings along itself."""
+class OtherRank(Ranks):
+    """A rank whose `gather` returns only its own items."""
 
     def gather(self, items: list[Any]) -> list[Any]:
         return items
 
 
 @pytest.fixture
-def own(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def judge_module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = ModuleType("my_judge")
     monkeypatch.setitem(sys.modules, "my_judge", module)
     return module
@@ -80,33 +80,35 @@ def test_ours_goes_by_its_name() -> None:
     assert labeller("warmth", "ppo.judge", ALONE)(["p"], ["great"]) == [warmth("great")]
 
 
-def test_the_users_own_is_given_prompts_and_answers_on_rank_0_alone(own: ModuleType) -> None:
-    asked: list[dict[str, list[str]]] = []
+def test_the_users_own_is_given_prompts_and_answers_on_rank_0_alone(judge_module: ModuleType) -> None:
+    calls: list[dict[str, list[str]]] = []
 
     def judge(**texts: list[str]) -> list[Any]:
-        asked.append(texts)
+        calls.append(texts)
         return [torch.tensor(0.5), 2]
 
-    vars(own)["judge"] = judge
+    vars(judge_module)["judge"] = judge
     prompts, answers = ["p", "q"], ["a", "b"]
     assert labeller("my_judge:judge", "ppo.judge", ALONE)(prompts, answers) == [0.5, 2.0]
-    assert labeller("my_judge:judge", "ppo.judge", Other(1, 2, CPU))(prompts, answers) == []
-    assert asked == [{"prompts": prompts, "completions": answers}]
+    assert labeller("my_judge:judge", "ppo.judge", OtherRank(1, 2, CPU))(prompts, answers) == []
+    assert calls == [{"prompts": prompts, "completions": answers}]
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "word"),
+    ("name", "values", "reason"),
     [
         ("my_judge:judge", [1.0], "must give a number for each of 2"),
-        ("my_judge:judge", [1.0, "x"], "must give a number for each of 2"),
-        ("my_judge:judge", [1.0, math.nan], "must give finite numbers"),
+        ("my_judge:judge", [1.0, "x"], r"gave 'x' for completions\[1\]"),
+        ("my_judge:judge", [1.0, math.nan], r"gave nan for completions\[1\]"),
         ("my_judge:jury", [], "the module 'my_judge' has no function 'jury'"),
         ("no_judge:judge", [], "cannot import 'no_judge'"),
     ],
 )
-def test_a_judge_that_is_none_is_refused(own: ModuleType, name: str, values: list, word: str) -> None:
-    vars(own)["judge"] = lambda prompts, completions: values
-    with pytest.raises(UserError, match=f"ppo.judge: .*{word}"):
+def test_a_judge_that_is_none_is_refused(
+    judge_module: ModuleType, name: str, values: list, reason: str
+) -> None:
+    vars(judge_module)["judge"] = lambda prompts, completions: values
+    with pytest.raises(UserError, match=f"ppo.judge: .*{reason}"):
         labeller(name, "ppo.judge", ALONE)(["p", "q"], ["a", "b"])
 
 

@@ -1,4 +1,4 @@
-"""Collected rankings: best first, with ties, and read back whatever the answers hold."""
+"""Collected rankings: best first, with ties, and read back with any text in the answers."""
 
 import json
 import os
@@ -18,11 +18,11 @@ from stages.feedback import labellers, rankings
 from stages.feedback.rankings import read_collected_rankings
 from stages.sampling.decoding import Response
 from stages.sampling.sampler import Sampler
-from tests.contract.bad_inputs.entry import flip
+from tests.contract.bad_inputs.entry import check_message, flip
 from tests.support.roles import CPU
 from tests.unit.stages.feedback.test_evaluation import context_in
 
-NOTHING: Any = None  # where nothing asks it
+NOTHING: Any = None  # for unused arguments
 SAMPLER = Sampler(NOTHING, NOTHING, Ranks(0, 1, CPU), Rollout(), NOTHING)
 
 
@@ -40,17 +40,43 @@ def row(split: str, answers: list[str], ranks: list[int]) -> dict:
     }
 
 
-@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x85", "\x0b", "\r", "\n", "\x1c"])
-def test_answers_may_hold_any_character(odd, tmp_path):
-    rows = [row("train", [f"a{odd}b", "c"], [0, 1]), row("held_out", ["d", f"{odd}e"], [0, 1])]
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\r", "\n", "\x1c"])
+def test_answers_may_hold_any_character(character, tmp_path):
+    rows = [row("train", [f"a{character}b", "c"], [0, 1]), row("held_out", ["d", f"{character}e"], [0, 1])]
     rankings.write_sealed(tmp_path / "rankings.jsonl", rows)
-    assert read_collected_rankings(resuming(tmp_path)) == ([rows[0]], [rows[1]])
+    assert read_collected_rankings(resuming(tmp_path), record_samples=False) == ([rows[0]], [rows[1]])
 
 
 def test_rankings_of_ties_alone_are_left_out(tmp_path):
     useful, useless = row("train", ["a", "b"], [0, 1]), row("train", ["a", "a"], [0, 0])
     rankings.write_sealed(tmp_path / "rankings.jsonl", [useless, useful])
-    assert read_collected_rankings(resuming(tmp_path)) == ([useful], [])
+    assert read_collected_rankings(resuming(tmp_path), record_samples=False) == ([useful], [])
+
+
+def test_an_attempt_without_a_checkpoint_records_samples_again(tmp_path, monkeypatch):
+    """A kill between collection and first checkpoint loses the samples that the killed attempt recorded."""
+    rows = [row("train", [f"a{number}", "b"], [0, 1]) for number in range(40)]
+    rankings.write_sealed(tmp_path / "rankings.jsonl", rows)
+    recorded = []
+    context = resuming(tmp_path)
+    monkeypatch.setattr(context.tracker, "samples", lambda samples, step: recorded.append((step, samples)))
+    read_collected_rankings(context, record_samples=False)
+    assert recorded == []
+    read_collected_rankings(context, record_samples=True)
+    assert recorded == [(0, [{name: row[name] for name in rankings.READABLE} for row in rows[::2]])]
+
+
+@pytest.mark.parametrize("held_out", [[0, 0], [0, 1]])
+def test_training_rankings_that_all_tie_are_an_error(held_out, tmp_path):
+    rows = [row("train", ["a", "a"], [0, 0])] * 3 + [row("held_out", ["a", "b"], held_out)]
+    rankings.write_sealed(tmp_path / "rankings.jsonl", rows)
+    with pytest.raises(UserError) as caught:
+        read_collected_rankings(resuming(tmp_path), record_samples=False)
+    check_message(
+        str(caught.value),
+        f"{tmp_path}/rankings.jsonl: no training ranking prefers one answer to another",
+        "Name another rm.rankings.labeller",
+    )
 
 
 def test_writing_leaves_nothing_else_behind(tmp_path):
@@ -62,7 +88,7 @@ def test_writing_leaves_nothing_else_behind(tmp_path):
 def test_samples_are_ranked_best_first_with_ties(tmp_path, monkeypatch):
     # K = 4 answers to each of two prompts, in the order in which they were sampled
     answers = ["It rains.", "great", "It rains.", "Terrible.", "fine", "bad", "great", "good"]
-    monkeypatch.setattr(Sampler, "shared", lambda *_: [Response([i]) for i in range(8)])
+    monkeypatch.setattr(Sampler, "respond_on_all_ranks", lambda *_: [Response([i]) for i in range(8)])
     monkeypatch.setattr(Sampler, "decode", lambda _, responses: [answers[i] for (i,) in responses])
     monkeypatch.setitem(labellers.LABELLERS, "file", {  # what the config names here by default
         "It rains.": 0.0, "great": 3.0, "Terrible.": -2.0, "fine": 1.0, "bad": -1.0, "good": 2.0,
@@ -80,29 +106,29 @@ def test_samples_are_ranked_best_first_with_ties(tmp_path, monkeypatch):
 
 
 def test_samples_of_one_prompt_have_seeds_of_their_own(tmp_path, monkeypatch):
-    asked: list[tuple] = []
+    sampled: list[tuple] = []
 
     def respond_on_all_ranks(sampler, role, prompts, seeds, advance):
-        asked.extend(zip(map(tuple, prompts), seeds, strict=True))
+        sampled.extend(zip(map(tuple, prompts), seeds, strict=True))
         return [Response([0])] * len(prompts)
 
-    monkeypatch.setattr(Sampler, "shared", shared)
+    monkeypatch.setattr(Sampler, "respond_on_all_ranks", respond_on_all_ranks)
     monkeypatch.setattr(Sampler, "decode", lambda _, responses: ["a"] * len(responses))
     monkeypatch.setitem(labellers.LABELLERS, "file", lambda _: 0.0)
     one, two = Prompt("one", "one", [5]), Prompt("two", "two", [6])
     rankings._rank(resuming(tmp_path), SAMPLER, "sft", [one, two])
-    assert len(set(asked)) == 8
-    both = asked.copy()
-    asked.clear()
+    assert len(set(sampled)) == 8
+    sampled_together = sampled.copy()
+    sampled.clear()
     rankings._rank(resuming(tmp_path), SAMPLER, "sft", [two])
-    assert asked == both[4:]  # whatever other prompts there are
+    assert sampled == sampled_together[4:]  # whatever other prompts there are
 
 
 def test_reward_model_learns_from_the_tokens_that_were_sampled(tmp_path, monkeypatch, tiny_tokenizer):
-    """An answer that ran into its limit has no end-of-turn token, and gets none on the way."""
+    """An answer that reached its limit has no end-of-turn token, and collecting it adds none."""
     end = tiny_tokenizer.eos_token_id
     sampled = [[40, 41, 42], [43, end], [44, 45, end], [46]]
-    monkeypatch.setattr(Sampler, "shared", lambda *_: [Response(ids) for ids in sampled])
+    monkeypatch.setattr(Sampler, "respond_on_all_ranks", lambda *_: [Response(ids) for ids in sampled])
     sampler = Sampler(NOTHING, tiny_tokenizer, Ranks(0, 1, CPU), Rollout(), NOTHING)
     scores = {text: float(i) for i, text in enumerate(sampler.decode(sampled))}
     monkeypatch.setitem(labellers.LABELLERS, "file", scores.__getitem__)
@@ -124,4 +150,4 @@ def test_rankings_that_are_not_those_collected_are_refused(name, damage, tmp_pat
     rankings.write_sealed(tmp_path / "rankings.jsonl", [row("train", ["a", "b"], [0, 1])])
     damage(tmp_path / name)
     with pytest.raises(UserError, match="rankings"):
-        read_collected_rankings(resuming(tmp_path))
+        read_collected_rankings(resuming(tmp_path), record_samples=False)

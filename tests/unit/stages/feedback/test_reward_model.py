@@ -1,4 +1,4 @@
-"""The reward model on what a policy sampled: in the policy's tokens, or in its own."""
+"""The reward model scores sampled answers in the policy's tokens, or in its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.bases import foreign_base, wider_base
 from tests.support.roles import CPU, new_role, role_output, tiny_roles
 
 ALONE = Ranks(0, 1, CPU)
-ASKED = [{"role": "user", "content": "How is it?"}]
+QUESTION = [{"role": "user", "content": "How is it?"}]
 SOURCE = Source(path="prompts.jsonl")
 DATA = Data(sft=SOURCE, rm=SOURCE, ppo=SOURCE, max_length=64, max_prompt_length=32)
 
@@ -34,22 +34,24 @@ def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 def models_with(folder: Path, tiny_tokenizer: Any) -> RoleModels:
-    """A policy on the tiny base, a reward model on that in `folder`."""
+    """A policy on the tiny base, and a reward model on the base in `folder`."""
     base = Base(model=str(folder), compute_dtype="float32")
-    own = new_role(Roles(load_base(base, CPU)), "reward", 1, head=True)
-    models = RoleModels((new_role(tiny_roles(), "policy", 0), tiny_tokenizer), (own, load_tokenizer(base)))
+    reward_base = new_role(Roles(load_base(base, CPU)), "reward", 1, head=True)
+    models = RoleModels(
+        (new_role(tiny_roles(), "policy", 0), tiny_tokenizer), (reward_base, load_tokenizer(base))
+    )
     return models.eval()
 
 
 def prompts_and_responses(tokenizer: Any) -> tuple[list[Prompt], list[Response]]:
-    """One answer that ended its turn and one that did not, to one prompt."""
-    ids = tokenizer.apply_chat_template(ASKED, add_generation_prompt=True, return_dict=True)["input_ids"]
+    """Two answers to one prompt: one ends its turn, and one does not."""
+    ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=True)["input_ids"]
     text = tokenizer("The sun was shining.")["input_ids"]
-    prompt = Prompt(ASKED, "How is it?", ids)
+    prompt = Prompt(QUESTION, "How is it?", ids)
     return [prompt] * 2, [Response([*text, tokenizer.eos_token_id]), Response(text)]
 
 
-def naive(models: RoleModels, text: str) -> float:
+def naive_score(models: RoleModels, text: str) -> float:
     ids = torch.tensor([models.reward_tokenizer(text, add_special_tokens=False)["input_ids"]])
     with torch.no_grad():
         return float(role_output(models.reward_base, "reward", ids)[0, -1])
@@ -76,8 +78,8 @@ def test_tokens_that_were_sampled_are_scored_as_they_are(
 ) -> None:
     models = models_with(folders["wider"], tiny_tokenizer)
     prompts, responses = prompts_and_responses(tiny_tokenizer)
-    asked = tiny_tokenizer.decode(prompts[0].prompt_ids)
-    expected = [naive(models, f"{asked}The sun was shining.{end}") for end in ("<|im_end|>", "")]
+    prompt_text = tiny_tokenizer.decode(prompts[0].prompt_ids)
+    expected = [naive_score(models, f"{prompt_text}The sun was shining.{end}") for end in ("<|im_end|>", "")]
     assert RewardModel(models, ALONE, DATA)(prompts, responses).tolist() == pytest.approx(expected, abs=1e-5)
     assert RewardModel(models, ALONE, DATA).score_on_all_ranks(prompts, responses, 1) == pytest.approx(
         expected, abs=1e-5
@@ -87,8 +89,8 @@ def test_tokens_that_were_sampled_are_scored_as_they_are(
 def test_text_is_scored_where_the_tokenizers_differ(folders: dict[str, Path], tiny_tokenizer: Any) -> None:
     models = models_with(folders["foreign"], tiny_tokenizer)
     prompts, responses = prompts_and_responses(tiny_tokenizer)
-    asked = "[user]\nHow is it?\n[assistant]\n"
-    expected = [naive(models, f"{asked}The sun was shining.{end}") for end in ("</s>", "")]
+    prompt_text = "[user]\nHow is it?\n[assistant]\n"
+    expected = [naive_score(models, f"{prompt_text}The sun was shining.{end}") for end in ("</s>", "")]
     assert expected[0] != pytest.approx(expected[1], abs=1e-2)
     assert RewardModel(models, ALONE, DATA)(prompts, responses).tolist() == pytest.approx(expected, abs=1e-5)
 
@@ -96,9 +98,9 @@ def test_text_is_scored_where_the_tokenizers_differ(folders: dict[str, Path], ti
 def test_an_empty_answer_has_the_score_of_its_prompt(folders: dict[str, Path], tiny_tokenizer: Any) -> None:
     models = models_with(folders["foreign"], tiny_tokenizer)
     prompts, _ = prompts_and_responses(tiny_tokenizer)
-    nothing = Response([tiny_tokenizer.pad_token_id])  # ran into its limit without a word
-    found = RewardModel(models, ALONE, DATA)(prompts[:1], [nothing]).tolist()
-    assert found == pytest.approx([naive(models, "[user]\nHow is it?\n[assistant]\n")], abs=1e-5)
+    empty = Response([tiny_tokenizer.pad_token_id])  # at the limit without any text
+    scores = RewardModel(models, ALONE, DATA)(prompts[:1], [empty]).tolist()
+    assert scores == pytest.approx([naive_score(models, "[user]\nHow is it?\n[assistant]\n")], abs=1e-5)
 
 
 def test_a_prompt_or_answer_that_grew_too_long_is_truncated(folders: dict[str, Path]) -> None:
@@ -111,18 +113,18 @@ def test_a_prompt_or_answer_that_grew_too_long_is_truncated(folders: dict[str, P
 @pytest.mark.parametrize("text", ["\n\nSo", " So", "So\n", "So"])
 @pytest.mark.parametrize("chat", [True, False])
 def test_an_answer_may_begin_with_any_blank(folders: dict[str, Path], text: str, chat: bool) -> None:
-    """In a chat blanks around an answer are no part of it; after plain text they are."""
+    """In a chat, blanks around an answer are dropped. After plain text, they are part of the answer."""
     tokenizer = load_tokenizer(Base(model=str(folders["foreign"])))
     data = DATA.model_copy(update={"chat": chat})
     prompt_ids, ids = answer("Sky?", text, True, tokenizer, data)
-    asked, said = ("[user]\nSky?\n[assistant]\n", "So") if chat else ("Sky?", text)
-    assert (tokenizer.decode(prompt_ids), tokenizer.decode(ids)) == (asked, f"{said}</s>")
+    prompt_text, answer_text = ("[user]\nSky?\n[assistant]\n", "So") if chat else ("Sky?", text)
+    assert (tokenizer.decode(prompt_ids), tokenizer.decode(ids)) == (prompt_text, f"{answer_text}</s>")
 
 
 @pytest.mark.parametrize("change", ["eos_token", "chat_template", "vocabulary"])
 def test_what_makes_tokenizers_differ(change: str, tiny_folder: Path) -> None:
     one, other = (AutoTokenizer.from_pretrained(tiny_folder) for _ in range(2))
-    other.pad_token = other.eos_token  # which token pads, masks tell
+    other.pad_token = other.eos_token  # the pad token does not matter: masks mark padding
     assert same_tokens(one, other)
     if change == "eos_token":
         other.eos_token = "<|im_start|>"

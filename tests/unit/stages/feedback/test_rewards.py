@@ -1,4 +1,4 @@
-"""Terms of the reward: functions, a real HTTP endpoint that fails now and then, and what is made of them."""
+"""Terms of the reward: functions, a real HTTP endpoint that fails at times, and the shaping of their sum."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ import torch
 
 from configs.errors import UserError
 from configs.schema import Ppo, Reward
-from stages.feedback.rewards import Rewards, RewardShaper, reward_name
+from stages.feedback.rewards import Rewards, RewardShaper
 from stages.training.checkpoint import State
 
 PROMPTS, RESPONSES = ["a", "b"], ["short", "much longer"]
 
 
 class Service:
-    """An endpoint whose first answers are `failures`; keeps what it was asked."""
+    """An endpoint whose first answers are `failures`. It records its requests."""
 
     def __init__(self) -> None:
         self.failures: list[int] = []
         self.answer: object = {"rewards": [1.0, 2.0]}
-        self.asked: list[dict] = []
+        self.requests: list[dict] = []
         self.keys: list[str | None] = []
         self.delay = 0.0  # seconds
         self.redirect = ""  # to this URL
@@ -38,7 +38,7 @@ class Service:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                service.asked.append(json.loads(body))
+                service.requests.append(json.loads(body))
                 service.keys.append(self.headers["Authorization"])
                 time.sleep(service.delay)
                 text = json.dumps(service.answer).encode()
@@ -78,10 +78,10 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_terms_are_added_up_by_weight(module: ModuleType, service: Service) -> None:
     terms = [Reward(), Reward(source="my_rewards:length", weight=0.5), Reward(source=service.url, weight=-1)]
     rewards = Rewards(terms)
-    found = rewards(PROMPTS, RESPONSES)
+    actual = rewards(PROMPTS, RESPONSES)
     host = service.url.split("/")[2]
-    assert found == {"length": [5.0, 11.0], host: [1.0, 2.0]}
-    assert service.asked == [{"prompts": PROMPTS, "completions": RESPONSES}]
+    assert actual == {"length": [5.0, 11.0], host: [1.0, 2.0]}
+    assert service.requests == [{"prompts": PROMPTS, "completions": RESPONSES}]
     assert rewards.uses_reward_model
     values = {"rm": torch.tensor([3.0, 0.0]), "length": torch.tensor([5.0, 2.0])}
     values[host] = torch.tensor([1.0, 4.0])
@@ -89,10 +89,10 @@ def test_terms_are_added_up_by_weight(module: ModuleType, service: Service) -> N
 
 
 def test_names() -> None:
-    assert reward_name(Reward()) == "rm"
-    assert reward_name(Reward(source="a.b:polite")) == "polite"
-    assert reward_name(Reward(source="https://scores.example/v1")) == "scores.example"
-    assert reward_name(Reward(source="a.b:polite", name="p")) == "p"
+    assert Reward().label == "rm"
+    assert Reward(source="a.b:polite").label == "polite"
+    assert Reward(source="https://scores.example/v1").label == "scores.example"
+    assert Reward(source="a.b:polite", name="p").label == "p"
 
 
 def test_reward_model_need_not_be_a_term(module: ModuleType) -> None:
@@ -102,14 +102,14 @@ def test_reward_model_need_not_be_a_term(module: ModuleType) -> None:
 def test_endpoint_is_asked_again_when_it_fails(service: Service) -> None:
     service.failures = [503, 500]
     assert list(Rewards([Reward(source=service.url)])(PROMPTS, RESPONSES).values()) == [[1.0, 2.0]]
-    assert len(service.asked) == 3
+    assert len(service.requests) == 3
 
 
 def test_endpoint_that_goes_on_failing_is_an_error_that_names_it(service: Service) -> None:
     service.failures = [500] * 9
     with pytest.raises(UserError, match=service.url):
         Rewards([Reward(source=service.url, retries=1)])(PROMPTS, RESPONSES)
-    assert len(service.asked) == 2
+    assert len(service.requests) == 2
 
 
 @pytest.mark.parametrize("answer", [{}, [1, 2], {"rewards": 3}, {"rewards": [1.0]}, {"rewards": [1.0, "x"]}])
@@ -140,34 +140,26 @@ def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(
     key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SCORER_KEY", key)
-    with pytest.raises(UserError, match="SCORER_KEY is empty, or has line breaks") as caught:
+    with pytest.raises(UserError, match="SCORER_KEY holds no bearer token") as caught:
         Rewards([Reward(source="https://host/", key_variable="SCORER_KEY")])
     assert not key.strip() or key not in str(caught.value)
 
 
 def test_a_redirect_is_refused_and_not_followed(service: Service) -> None:
     service.redirect = "http://user:hidden@127.0.0.1:9/?token=hidden"
-    with pytest.raises(UserError, match="status 307, a redirect") as caught:
+    with pytest.raises(UserError, match="it redirects, with status 307") as caught:
         Rewards([Reward(source=service.url)])(PROMPTS, RESPONSES)
-    assert "hidden" not in str(caught.value) and len(service.asked) == 1
+    assert "hidden" not in str(caught.value) and len(service.requests) == 1
 
 
-@pytest.mark.parametrize("values", [[1.0], [1.0, None], ["1", 2.0], [torch.ones(2), 1.0]])
-def test_function_must_give_numbers(module: ModuleType, values: list) -> None:
-    vars(module)["bad"] = lambda prompts, completions: values
-    with pytest.raises(UserError, match=r"ppo.rewards: bad must give a number for each of 2"):
-        Rewards([Reward(source="my_rewards:bad")])(PROMPTS, RESPONSES)
-
-
-def test_numbers_of_torch_and_numpy_are_taken_and_nan_is_the_updates_to_skip(module: ModuleType) -> None:
-    vars(module)["mixed"] = lambda prompts, completions: [torch.tensor(1.5), np.float32(math.nan)]
-    first, second = Rewards([Reward(source="my_rewards:mixed")])(PROMPTS, RESPONSES)["mixed"]
-    assert first == 1.5 and math.isnan(second)
+def test_numbers_of_torch_and_numpy_are_taken(module: ModuleType) -> None:
+    vars(module)["mixed"] = lambda prompts, completions: [torch.tensor(1.5), np.float32(0.5)]
+    assert Rewards([Reward(source="my_rewards:mixed")])(PROMPTS, RESPONSES) == {"mixed": [1.5, 0.5]}
 
 
 def test_endpoint_that_does_not_answer_in_time_is_an_error(service: Service) -> None:
     service.delay = 1.0
-    with pytest.raises(UserError, match=r"ReadTimeout.*resumes"):
+    with pytest.raises(UserError, match=r"longer than timeout_seconds, 0\.1.*resumes"):
         Rewards([Reward(source=service.url, timeout_seconds=0.1, retries=0)])(PROMPTS, RESPONSES)
     assert Rewards([Reward(source=service.url, timeout_seconds=10, retries=0)])(PROMPTS, RESPONSES)
 
@@ -179,25 +171,27 @@ def test_the_reward_models_term_may_have_a_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "word"), [("no_such:f", "cannot import"), ("my_rewards:f", "no function")]
+    ("source", "reason"), [("no_such:f", "cannot import"), ("my_rewards:f", "no function")]
 )
-def test_missing_functions_are_named(module: ModuleType, source: str, word: str) -> None:
-    with pytest.raises(UserError, match=word):
+def test_missing_functions_are_named(module: ModuleType, source: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
         Rewards([Reward(source=source)])
 
 
 def test_two_terms_of_one_name_are_refused() -> None:
-    with pytest.raises(UserError, match="two terms are called rm"):
-        Rewards([Reward(), Reward(weight=2)])
+    with pytest.raises(ValueError, match="two terms are called rm; set their name"):
+        Ppo(rewards=[Reward(), Reward(weight=2)])
+    with pytest.raises(ValueError, match="rm is the reward model"):
+        Ppo(rewards=[Reward(source="my_rewards:rm")])
 
 
 def shaper(**settings) -> RewardShaper:
     return RewardShaper(Ppo(**({"missing_eos_penalty": None} | settings)))
 
 
-def shape(totals: list[float], by: RewardShaper | None = None, **settings) -> list[float]:
+def shape(totals: list[float], shaper_used: RewardShaper | None = None, **settings) -> list[float]:
     lengths, ended = torch.tensor([2, 5]), torch.tensor([True, False])
-    return (by or shaper(**settings)).shape(torch.tensor(totals), lengths, ended).tolist()
+    return (shaper_used or shaper(**settings)).shape(torch.tensor(totals), lengths, ended).tolist()
 
 
 def test_penalties_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""Private interfaces are what `stages.internals` takes them for. A failing test names what changed."""
+"""Private interfaces are as `stages.internals` expects. A failing test names the change."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def test_torch_set_pg_timeout() -> None:
 
 
 def test_torch_base_of_a_view() -> None:
-    whole = torch.zeros(4, 4)
-    view = torch_internals.viewed_tensor(whole[:2])
-    assert view is not None and view.data_ptr() == whole.data_ptr() and view.shape == whole.shape
-    assert torch_internals.viewed_tensor(whole) is None
+    base = torch.zeros(4, 4)
+    view = torch_internals.viewed_tensor(base[:2])
+    assert view is not None and view.data_ptr() == base.data_ptr() and view.shape == base.shape
+    assert torch_internals.viewed_tensor(base) is None
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a torch without oneDNN")
@@ -49,8 +49,8 @@ def test_torch_onednn_operators() -> None:
 def test_deepspeed_compatible_ops() -> None:
     deepspeed_internals.build_no_ops()
     assert deepspeed.ops.__compatible_ops__ == {}
-    asking = Path(str(deepspeed.comm.__file__)).with_name("torch.py").read_text()
-    assert "deepspeed.ops.__compatible_ops__" in asking
+    source = Path(str(deepspeed.comm.__file__)).with_name("torch.py").read_text()
+    assert "deepspeed.ops.__compatible_ops__" in source
 
 
 def test_deepspeed_get_data_parallel_group() -> None:

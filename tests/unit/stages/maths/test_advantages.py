@@ -1,4 +1,4 @@
-"""Rewards, GAE and whitening: by hand, against plain Python in float64, and what must always hold."""
+"""Rewards, GAE and whitening: by hand, against plain Python in float64, and general properties."""
 
 import math
 import random
@@ -63,10 +63,10 @@ def test_token_rewards_equal_plain_python():
         expected.append(rewards)
     mask = left_aligned(LENGTHS)
     for filling in (0.0, NAN):
-        found = token_rewards(
+        actual = token_rewards(
             tensor(scores), padded(logprobs, filling), padded(ref_logprobs, filling), mask, 0.3
         )
-        torch.testing.assert_close(found, padded(expected), rtol=1e-12, atol=0)
+        torch.testing.assert_close(actual, padded(expected), rtol=1e-12, atol=0)
 
 
 def test_rewards_of_a_response_add_up_to_score_less_kl():
@@ -90,7 +90,7 @@ def test_policy_that_is_its_reference_pays_nothing():
 
 
 def gae_reference(rewards, values, gamma, lam):
-    """The sum of equation 16 as it stands, for one response: no recursion."""
+    """Equation 16 as a sum without recursion, for one response."""
     following = [*values[1:], 0.0]
     deltas = [r + gamma * after - v for r, after, v in zip(rewards, following, values, strict=True)]
     return [
@@ -140,10 +140,10 @@ def test_perfect_critic_leaves_no_advantage():
 
 def test_gae_of_a_response_does_not_depend_on_its_batch():
     rewards, values = random_rows(10), random_rows(11)
-    together, _ = gae(padded(rewards), padded(values), left_aligned(LENGTHS), 1.0, 0.95)
+    batched, _ = gae(padded(rewards), padded(values), left_aligned(LENGTHS), 1.0, 0.95)
     for i, length in enumerate(LENGTHS):
-        alone, _ = gae(tensor([rewards[i]]), tensor([values[i]]), left_aligned([length]), 1.0, 0.95)
-        assert together[i, :length].tolist() == alone[0].tolist()
+        single, _ = gae(tensor([rewards[i]]), tensor([values[i]]), left_aligned([length]), 1.0, 0.95)
+        assert batched[i, :length].tolist() == single[0].tolist()
 
 
 # Whitening
@@ -217,11 +217,11 @@ def test_kl_estimators_are_unbiased_and_k3_varies_less_and_is_never_negative():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 8, generator=generator, dtype=torch.float64) * 0.5
     policy, reference = logits.log_softmax(-1)
-    true = float((policy.exp() * (policy - reference)).sum())
+    exact = float((policy.exp() * (policy - reference)).sum())
     tokens = torch.multinomial(policy.exp(), 200_000, replacement=True, generator=generator)
     k1, k3 = (token_kl(policy[tokens], reference[tokens], name) for name in ("k1", "k3"))
     for estimates in (k1, k3):
-        assert float(estimates.mean()) == pytest.approx(true, abs=4 * float(estimates.std()) / 200_000**0.5)
+        assert float(estimates.mean()) == pytest.approx(exact, abs=4 * float(estimates.std()) / 200_000**0.5)
     assert k3.min() >= 0 > k1.min()
     assert k3.var() < 0.5 * k1.var()
 

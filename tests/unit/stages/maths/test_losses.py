@@ -1,4 +1,4 @@
-"""The losses: by hand, against plain Python in float64, and what must hold whatever the numbers."""
+"""The losses: by hand, against plain Python in float64, and general properties."""
 
 import math
 
@@ -14,9 +14,9 @@ def batch() -> dict[str, torch.Tensor]:
     """Random (6, 5) per-token figures, about half of them under the mask."""
     generator = torch.Generator().manual_seed(0)
     names = ("logprobs", "old_logprobs", "advantages", "values", "old_values", "returns")
-    found = {name: torch.randn(6, 5, generator=generator, dtype=torch.float64) * 0.4 for name in names}
-    found["mask"] = torch.rand(6, 5, generator=generator) < 0.6
-    return found
+    figures = {name: torch.randn(6, 5, generator=generator, dtype=torch.float64) * 0.4 for name in names}
+    figures["mask"] = torch.rand(6, 5, generator=generator) < 0.6
+    return figures
 
 
 def spoil(values: torch.Tensor, mask: torch.Tensor, filling: float) -> torch.Tensor:
@@ -33,7 +33,7 @@ def value(batch: dict[str, torch.Tensor], clip_range: float, normalizer: float):
     return value_loss(*figures, batch["mask"], clip_range, normalizer)
 
 
-# Each loss as a function of a batch: what it trains, and what else it reads.
+# Each loss as a function of a batch, the tensor that it trains, and the others that it reads.
 
 LOSSES = {
     "nll": (lambda b, n: nll_loss(b["logprobs"], b["mask"], n), "logprobs", []),
@@ -59,12 +59,12 @@ def test_what_is_outside_the_mask_has_no_effect(name, filling, batch):
     expected_gradient = gradient(expected, batch[trained])
     assert any(any(row) for row in expected_gradient)
     for other in [trained, *others]:
-        spoilt = dict(batch)
-        spoilt[other] = spoil(batch[other].detach(), batch["mask"], filling)
-        spoilt[trained] = spoilt[trained].detach().requires_grad_()
-        found = loss(spoilt, 7.0)
-        assert found.item() == expected.item(), other
-        assert gradient(found, spoilt[trained]) == expected_gradient, other
+        spoiled = dict(batch)
+        spoiled[other] = spoil(batch[other].detach(), batch["mask"], filling)
+        spoiled[trained] = spoiled[trained].detach().requires_grad_()
+        actual = loss(spoiled, 7.0)
+        assert actual.item() == expected.item(), other
+        assert gradient(actual, spoiled[trained]) == expected_gradient, other
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -72,14 +72,14 @@ def test_micro_batches_add_up_to_the_whole(name, batch):
     loss, trained, _ = LOSSES[name]
     tokens = float(batch["mask"].sum())
     batch[trained].requires_grad_()
-    whole = loss(batch, tokens)
+    total = loss(batch, tokens)
     parts = [
         loss({key: value[rows] for key, value in batch.items()}, tokens)
         for rows in (slice(0, 1), slice(1, 4), slice(4, 6))
     ]
-    assert sum(part.item() for part in parts) == pytest.approx(whole.item(), rel=1e-12)
+    assert sum(part.item() for part in parts) == pytest.approx(total.item(), rel=1e-12)
     torch.testing.assert_close(
-        torch.autograd.grad(sum(parts), batch[trained])[0], torch.autograd.grad(whole, batch[trained])[0]
+        torch.autograd.grad(sum(parts), batch[trained])[0], torch.autograd.grad(total, batch[trained])[0]
     )
 
 
@@ -87,8 +87,8 @@ def test_micro_batches_add_up_to_the_whole(name, batch):
 def test_loss_is_a_mean_over_masked_tokens(name, batch):
     loss, _, _ = LOSSES[name]
     tokens = float(batch["mask"].sum())
-    twice = {key: torch.cat([value, value]) for key, value in batch.items()}
-    assert loss(twice, 2 * tokens).item() == pytest.approx(loss(batch, tokens).item(), rel=1e-12)
+    doubled = {key: torch.cat([value, value]) for key, value in batch.items()}
+    assert loss(doubled, 2 * tokens).item() == pytest.approx(loss(batch, tokens).item(), rel=1e-12)
 
 
 # Sums and negative log-likelihood
@@ -117,12 +117,12 @@ def test_metrics_carry_no_gradient():
     scores = tensor([[1.0, 2.0]]).requires_grad_()
     logprobs = tensor([[-1.0]]).requires_grad_()
     ones = boolean([[1]])
-    found = [
+    metrics_of_losses = [
         ranking_loss(scores, torch.tensor([[0, 1]]), 1.0)[1],
         policy_loss(logprobs, tensor([[-1.1]]), tensor([[1.0]]), ones, 0.2, 1.0)[1],
         value_loss(logprobs, tensor([[-1.1]]), tensor([[1.0]]), ones, 0.2, 1.0)[1],
     ]
-    means = [mean for metrics in found for mean in metrics.values()]
+    means = [mean for metrics in metrics_of_losses for mean in metrics.values()]
     assert [torch.as_tensor(mean.total).requires_grad for mean in means] == [False] * 10
 
 
@@ -160,9 +160,9 @@ def test_policy_loss_by_hand():
     assert float(metrics["clipfrac"].total) == 2.0  # the first and the fourth
     assert float(metrics["approxkl"].total) == pytest.approx(0.9609060)  # 4 * 0.6931472^2 / 2
     # -A * ratio / 5 where not clipped, exactly 0 where clipped
-    found = gradient(loss, logprobs)[0]
-    assert found == pytest.approx([0.0, 0.4, -0.1, 0.0, -0.6])
-    assert (found[0], found[3]) == (0.0, 0.0)
+    gradients = gradient(loss, logprobs)[0]
+    assert gradients == pytest.approx([0.0, 0.4, -0.1, 0.0, -0.6])
+    assert (gradients[0], gradients[3]) == (0.0, 0.0)
 
 
 def test_same_policy_has_ratio_one_and_the_plain_policy_gradient():
@@ -181,13 +181,13 @@ def test_policy_loss_equals_plain_python(batch):
     expected = policy_reference(batch, 0.15, 11.0)
     assert expected[2] > 0  # something is clipped
     loss, metrics = policy(batch, 0.15, 11.0)
-    found = [loss.item(), *(float(metrics[name].total) for name in ("ratio", "clipfrac", "approxkl"))]
-    assert found == pytest.approx(expected, rel=1e-12)
+    actual = [loss.item(), *(float(metrics[name].total) for name in ("ratio", "clipfrac", "approxkl"))]
+    assert actual == pytest.approx(expected, rel=1e-12)
 
 
 def test_policy_metrics_ignore_what_is_outside_the_mask(batch):
-    spoilt = {name: spoil(each, batch["mask"], NAN) for name, each in batch.items() if name != "mask"}
-    assert policy(spoilt | {"mask": batch["mask"]}, 0.2, 1.0)[1] == policy(batch, 0.2, 1.0)[1]
+    spoiled = {name: spoil(values, batch["mask"], NAN) for name, values in batch.items() if name != "mask"}
+    assert policy(spoiled | {"mask": batch["mask"]}, 0.2, 1.0)[1] == policy(batch, 0.2, 1.0)[1]
 
 
 # Value
@@ -217,10 +217,10 @@ def test_value_loss_by_hand():
     # 0.75 -> 0.5: max(0.0625, 0.25) = 0.25
     assert loss.item() == pytest.approx(0.6328125)  # (0.5625 + 0.25 + 4 + 0.25) / 2 / 4
     assert float(metrics["clipfrac"].total) == 1.0  # the last: clipping makes it worse
-    found = gradient(loss, values)[0]
-    assert found[0] == -0.1875  # (0.25 - 1) / 4
-    assert found[2] == -0.5  # (-1 - 1) / 4: the unclipped error is the larger, so there is a way back
-    assert found[3] == 0.0  # clipped: no further in this direction
+    gradients = gradient(loss, values)[0]
+    assert gradients[0] == -0.1875  # (0.25 - 1) / 4
+    assert gradients[2] == -0.5  # (-1 - 1) / 4: the unclipped error is the larger, so there is a way back
+    assert gradients[3] == 0.0  # clipped: no further in this direction
 
 
 def test_value_loss_without_reaching_the_clip_is_half_the_squared_error(batch):

@@ -1,4 +1,4 @@
-"""The ranking loss: by hand, against plain Python in float64, and what must hold whatever the numbers."""
+"""The ranking loss: by hand, against plain Python in float64, and general properties."""
 
 import math
 import random
@@ -88,11 +88,11 @@ def test_slots_without_completion_have_no_effect(filling):
     scores = tensor([[0.3, -0.2, 0.9, 0.0], [0.1, 0.6, 0.0, 0.0]])
     expected_scores = scores.clone().requires_grad_()
     expected, expected_metrics = ranking_loss(expected_scores, ranks, 2.0)
-    spoilt = torch.where(ranks >= 0, scores, filling).requires_grad_()
-    loss, metrics = ranking_loss(spoilt, ranks, 2.0)
+    spoiled = torch.where(ranks >= 0, scores, filling).requires_grad_()
+    loss, metrics = ranking_loss(spoiled, ranks, 2.0)
     assert loss.item() == expected.item()
     assert metrics == expected_metrics
-    assert gradient(loss, spoilt) == gradient(expected, expected_scores)
+    assert gradient(loss, spoiled) == gradient(expected, expected_scores)
 
 
 def test_ranking_loss_equals_plain_python():
@@ -101,8 +101,8 @@ def test_ranking_loss_equals_plain_python():
     ranks = [[rng.choice([-1, 0, 1, 2, 3]) for _ in range(5)] for _ in range(40)]
     expected = ranking_reference(scores, ranks, 17.0)
     loss, metrics = ranking_loss(tensor(scores), torch.tensor(ranks), 17.0)
-    found = [loss.item(), *(float(metrics[name].total) for name in ("loss", "accuracy", "margin"))]
-    assert found == pytest.approx(expected, rel=1e-6)
+    actual = [loss.item(), *(float(metrics[name].total) for name in ("loss", "accuracy", "margin"))]
+    assert actual == pytest.approx(expected, rel=1e-6)
     assert loss.item() == pytest.approx(expected[0], rel=1e-12)
     single, _ = ranking_loss(tensor(scores).float(), torch.tensor(ranks), 17.0)
     assert single.item() == pytest.approx(expected[0], rel=1e-5)
@@ -120,9 +120,9 @@ def test_micro_batches_of_prompts_add_up():
     generator = torch.Generator().manual_seed(1)
     scores = torch.randn(6, 4, generator=generator, dtype=torch.float64)
     ranks = torch.randint(-1, 3, (6, 4), generator=generator)
-    whole, metrics = ranking_loss(scores, ranks, 6.0)
+    total_loss, metrics = ranking_loss(scores, ranks, 6.0)
     parts = [ranking_loss(scores[rows], ranks[rows], 6.0) for rows in (slice(0, 2), slice(2, 5), slice(5, 6))]
-    assert sum(loss.item() for loss, _ in parts) == pytest.approx(whole.item(), rel=1e-12)
+    assert sum(loss.item() for loss, _ in parts) == pytest.approx(total_loss.item(), rel=1e-12)
     for name, value in metrics.items():
         total = sum(float(part[name].total) for _, part in parts)
         assert total == pytest.approx(float(value.total), rel=1e-6)

@@ -1,4 +1,4 @@
-"""Means that add up, intervals that hold what they promise, moments of all values so far."""
+"""Means add up, intervals cover the true mean, and running moments are those of all values."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def test_a_mean_carries_no_gradient_and_nothing_from_outside_the_mask():
 
 
 def test_interval_of_equal_values_is_a_point():
-    assert mean_with_interval("x", [2.5, 2.5, 2.5]) == {"x": 2.5, "x_low": 2.5, "x_high": 2.5}
+    assert mean_with_interval("x", [2.5, 2.5, 2.5]) == {"x": 2.5, "x_low": 2.5, "x_high": 2.5, "x_n": 3}
 
 
 def test_interval_of_two_values_by_hand():
     # resampled means are 0, 1/2, 1 with probabilities 1/4, 1/2, 1/4: both ends hold more than 2.5 %
-    assert mean_with_interval("x", [0, 1]) == {"x": 0.5, "x_low": 0.0, "x_high": 1.0}
+    assert mean_with_interval("x", [0, 1]) == {"x": 0.5, "x_low": 0.0, "x_high": 1.0, "x_n": 2}
 
 
 def test_interval_of_a_rare_success_by_hand():
     # of 10 values one is 1: a resampled mean is k/10 with k binomial(10, 0.1), P(k = 0) = 0.349,
     # P(k <= 2) = 0.930, P(k <= 3) = 0.987: the 97.5th percentile is 3/10
-    assert mean_with_interval("x", [1] + [0] * 9) == {"x": 0.1, "x_low": 0.0, "x_high": 0.3}
+    assert mean_with_interval("x", [1] + [0] * 9) == {"x": 0.1, "x_low": 0.0, "x_high": 0.3, "x_n": 10}
 
 
 def test_interval_is_a_function_of_values_and_seed():
@@ -57,26 +57,26 @@ def test_interval_is_a_function_of_values_and_seed():
 
 
 @pytest.mark.parametrize(
-    ("draw", "truth"),
+    ("draw", "mean"),
     [(lambda rng: rng.normal(3, 2, 50), 3.0), (lambda rng: rng.random(50) < 0.7, 0.7)],
     ids=["normal", "binary"],
 )
-def test_interval_covers_the_true_mean_19_times_in_20(draw, truth):
+def test_interval_covers_the_true_mean_19_times_in_20(draw, mean):
     rng = np.random.default_rng(0)
     intervals = [mean_with_interval("x", draw(rng).astype(float), seed=trial) for trial in range(400)]
-    covered = sum(each["x_low"] <= truth <= each["x_high"] for each in intervals)
+    covered = sum(interval["x_low"] <= mean <= interval["x_high"] for interval in intervals)
     # 95 % of 400 is 380; three binomial standard deviations are 13, and the bootstrap is a little narrow
     assert 360 <= covered <= 393
-    assert all(each["x_low"] < each["x"] < each["x_high"] for each in intervals)
+    assert all(interval["x_low"] < interval["x"] < interval["x_high"] for interval in intervals)
 
 
 def test_interval_has_the_width_of_the_normal_one():
     values = np.random.default_rng(1).normal(0, 5, 1000)
-    found = mean_with_interval("x", values.tolist())
-    half = 1.96 * values.std() / 1000**0.5
-    assert found["x"] == pytest.approx(values.mean())
-    assert found["x_low"] == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert found["x_high"] == pytest.approx(values.mean() + half, abs=0.1 * half)
+    interval = mean_with_interval("x", values.tolist())
+    half_width = 1.96 * values.std() / 1000**0.5
+    assert interval["x"] == pytest.approx(values.mean())
+    assert interval["x_low"] == pytest.approx(values.mean() - half_width, abs=0.1 * half_width)
+    assert interval["x_high"] == pytest.approx(values.mean() + half_width, abs=0.1 * half_width)
 
 
 def test_running_moments_are_those_of_all_values() -> None:

@@ -11,12 +11,12 @@ from tests.support.roles import ppo_roles
 
 
 @pytest.fixture(scope="module")
-def four(adapters: dict[str, Path]) -> Roles:
-    """PPO's roles, for tests that only look."""
+def roles_of_ppo(adapters: dict[str, Path]) -> Roles:
+    """PPO's roles, for tests that do not change them."""
     return ppo_roles(adapters).eval()
 
 
 @pytest.fixture
-def fresh(adapters: dict[str, Path]) -> Roles:
+def changeable_roles(adapters: dict[str, Path]) -> Roles:
     """PPO's roles, for tests that change them."""
     return ppo_roles(adapters).train()

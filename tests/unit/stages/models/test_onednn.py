@@ -1,4 +1,4 @@
-"""4-bit products on a CPU: the figures and gradients are the same, and oneDNN makes the large ones."""
+"""4-bit products on a CPU: results and gradients are unchanged, and oneDNN computes the large products."""
 
 import os
 import subprocess
@@ -39,14 +39,14 @@ def test_the_product_and_its_gradient_are_those_of_the_dequantized_weight(bias, 
     weight = dequantize_4bit(layer.weight, layer.weight.quant_state)
     for shape in [(5, 512), (2, 3, 512), (1, 512)]:
         x = torch.randn(shape, requires_grad=True)
-        again = x.detach().clone().requires_grad_()
+        x_copy = x.detach().clone().requires_grad_()
         product = layer(x)
-        expected = torch.nn.functional.linear(again, weight, layer.bias)
+        expected = torch.nn.functional.linear(x_copy, weight, layer.bias)
         torch.testing.assert_close(product, expected)
         upstream = torch.randn_like(product)
         product.backward(upstream)
         expected.backward(upstream)
-        torch.testing.assert_close(x.grad, again.grad)
+        torch.testing.assert_close(x.grad, x_copy.grad)
         with torch.no_grad():
             torch.testing.assert_close(layer(x), expected)
 
@@ -80,15 +80,15 @@ print(work(range(300, 700)) - before)
 """
 
 
-def growth(**environment):
-    """By how many bytes a process grows as it multiplies batches of 400 other sizes than it did."""
+def memory_growth(**environment):
+    """Growth in bytes of a process that multiplies batches of 400 new sizes."""
     command = [sys.executable, "-c", GROWTH]
-    # Not those that a base of this process has set.
-    others = {name: value for name, value in os.environ.items() if name not in CAPACITIES}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=others | environment)
-    return int(done.stdout)
+    # Without the variables that a base in this process has set.
+    inherited = {name: value for name, value in os.environ.items() if name not in CAPACITIES}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=inherited | environment)
+    return int(result.stdout)
 
 
 def test_batches_of_many_sizes_do_not_fill_the_memory():
-    assert growth(**dict.fromkeys(CAPACITIES, "1024")) > 400 * 2**20
-    assert growth() < 200 * 2**20
+    assert memory_growth(**dict.fromkeys(CAPACITIES, "1024")) > 400 * 2**20
+    assert memory_growth() < 200 * 2**20

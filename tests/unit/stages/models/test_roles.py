@@ -11,7 +11,16 @@ from configs.schema import Adapter, Base
 from stages.models.base import load_base
 from stages.models.role_models import trainable
 from stages.models.roles import Role, Roles
-from tests.support.role_probes import ALL, IDS, LAYERS, MASK, gradients, is_trained, loss_of, out
+from tests.support.role_probes import (
+    ALL_ROLES,
+    IDS,
+    LAYERS,
+    MASK,
+    gradients_by_name,
+    is_trained,
+    loss_of,
+    output_of,
+)
 from tests.support.roles import (
     CPU,
     PPO_ROLES,
@@ -25,32 +34,32 @@ from tests.support.roles import (
 
 
 @pytest.fixture(scope="module")
-def bare():
-    """A function that gives an unquantized base quickly."""
+def new_base():
+    """A function that loads an unquantized base, which is fast."""
     return lambda: load_base(Base(model="tiny-random", quantization="none", compute_dtype="float32"), CPU)
 
 
-def test_only_the_intended_parameters_require_gradients(four):
-    found = {name for name, parameter in four.named_parameters() if parameter.requires_grad}
-    assert found == {name for name, _ in four.named_parameters() if is_trained(name)}
+def test_only_the_intended_parameters_require_gradients(roles_of_ppo):
+    trained = {name for name, parameter in roles_of_ppo.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in roles_of_ppo.named_parameters() if is_trained(name)}
     assert (
-        len(found) == 2 * LAYERS * 2 + 2
+        len(trained) == 2 * LAYERS * 2 + 2
     )  # A and B of every layer, for two roles; weight and bias of a head
 
 
-@pytest.mark.parametrize("role", ALL)
-def test_activating_and_forwarding_leave_requires_grad_alone(role, four):
-    before = {name: parameter.requires_grad for name, parameter in four.named_parameters()}
-    four.activate(role)
-    assert {name: parameter.requires_grad for name, parameter in four.named_parameters()} == before
-    out(four, role)
-    role_output(four, role, IDS, MASK)
-    assert {name: parameter.requires_grad for name, parameter in four.named_parameters()} == before
+@pytest.mark.parametrize("role", ALL_ROLES)
+def test_activating_and_forwarding_leave_requires_grad_alone(role, roles_of_ppo):
+    before = {name: parameter.requires_grad for name, parameter in roles_of_ppo.named_parameters()}
+    roles_of_ppo.activate(role)
+    assert {name: parameter.requires_grad for name, parameter in roles_of_ppo.named_parameters()} == before
+    output_of(roles_of_ppo, role)
+    role_output(roles_of_ppo, role, IDS, MASK)
+    assert {name: parameter.requires_grad for name, parameter in roles_of_ppo.named_parameters()} == before
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(PPO_ROLES)), ids="-".join)
-def test_order_of_adding_does_not_matter(order, adapters, bare):
-    roles = Roles(bare())
+def test_order_of_adding_does_not_matter(order, adapters, new_base):
+    roles = Roles(new_base())
     for role in order:
         roles.add_from(role, adapters[PPO_ROLES[role]], trainable=role in TRAINED)
         present = [name for name, parameter in roles.named_parameters() if parameter.requires_grad]
@@ -59,30 +68,30 @@ def test_order_of_adding_does_not_matter(order, adapters, bare):
 
 
 @pytest.mark.parametrize("role", PPO_ROLES)
-def test_backward_reaches_the_active_role_alone(role, fresh):
-    loss = loss_of(fresh, role)
+def test_backward_reaches_the_active_role_alone(role, changeable_roles):
+    loss = loss_of(changeable_roles, role)
     assert loss.requires_grad == (role in TRAINED)
     if role in TRAINED:
         loss.backward()
-    reached = gradients(fresh)
+    reached = gradients_by_name(changeable_roles)
     assert set(reached) == {
-        name for name, _ in fresh.named_parameters() if is_trained(name, {role} & set(TRAINED))
+        name for name, _ in changeable_roles.named_parameters() if is_trained(name, {role} & set(TRAINED))
     }
     assert all(gradient.abs().max() > 0 for gradient in reached.values())
 
 
-def test_role_parameters_are_those_of_the_role(four):
+def test_role_parameters_are_those_of_the_role(roles_of_ppo):
     for role in PPO_ROLES:
-        names = set(four.role_parameters(role))
-        assert names == {name for name, _ in four.named_parameters() if is_trained(name, {role})}
+        names = set(roles_of_ppo.role_parameters(role))
+        assert names == {name for name, _ in roles_of_ppo.named_parameters() if is_trained(name, {role})}
         assert len(names) == 2 * LAYERS + 2 * (role in ("reward", "critic"))
-    assert four.role_parameters(Role.BASE) == {}
-    assert set(trainable(four, PPO_ROLES)) == set(trainable(four, TRAINED))
-    assert set(trainable(four, ["critic"])) == set(four.role_parameters("critic"))
+    assert roles_of_ppo.role_parameters(Role.BASE) == {}
+    assert set(trainable(roles_of_ppo, PPO_ROLES)) == set(trainable(roles_of_ppo, TRAINED))
+    assert set(trainable(roles_of_ppo, ["critic"])) == set(roles_of_ppo.role_parameters("critic"))
 
 
-def test_base_is_frozen_from_the_start(bare):
-    base = bare()
+def test_base_is_frozen_from_the_start(new_base):
+    base = new_base()
     assert all(parameter.requires_grad for parameter in base.parameters())
     assert not any(parameter.requires_grad for parameter in Roles(base).parameters())
 
@@ -90,14 +99,14 @@ def test_base_is_frozen_from_the_start(bare):
 @pytest.mark.filterwarnings(
     "ignore:You are trying to modify a model with PEFT", "ignore:Already found a `peft"
 )
-def test_new_role_leaves_the_others_as_they_were(adapters, bare):
-    roles = Roles(bare())
+def test_new_role_leaves_the_others_as_they_were(adapters, new_base):
+    roles = Roles(new_base())
     roles.add_from("reference", adapters["sft"], trainable=False)
     for role in ("policy", "critic"):
         roles.add_new(role, Adapter(r=4))
-    found = {name for name, parameter in roles.named_parameters() if parameter.requires_grad}
-    assert found == {name for name, _ in roles.named_parameters() if is_trained(name)}
-    assert len(found) == 2 * LAYERS * 2
+    trained = {name for name, parameter in roles.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in roles.named_parameters() if is_trained(name)}
+    assert len(trained) == 2 * LAYERS * 2
 
 
 def test_fresh_adapter_covers_all_linear_layers_but_the_head():
@@ -116,7 +125,7 @@ def test_fresh_adapter_takes_its_settings(dropout):
     roles = new_role(tiny_roles(), "policy", 0, r=2, alpha=6.0, dropout=dropout).train()
     config = roles.peft_config("policy")
     assert (config.r, config.lora_alpha, config.lora_dropout) == (2, 6.0, dropout)
-    assert torch.equal(out(roles, "policy"), out(roles, "policy")) == (dropout == 0)
+    assert torch.equal(output_of(roles, "policy"), output_of(roles, "policy")) == (dropout == 0)
 
 
 def test_target_modules_that_match_nothing():
@@ -146,14 +155,14 @@ def test_fresh_adapters_are_fp32_over_a_bf16_base():
     roles.add_new("reward", Adapter(r=4))
     roles.add_head("reward")
     assert {parameter.dtype for parameter in roles.role_parameters("reward").values()} == {torch.float32}
-    assert out(roles, "reward").dtype == torch.float32
+    assert output_of(roles, "reward").dtype == torch.float32
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_gradient_checkpointing_gives_the_same_gradients(dropout, tiny_tokenizer, tmp_path):
     source = new_role(tiny_roles(), "policy", 0, head=True, dropout=dropout)
     folder = save_role_of(source, "policy", tmp_path / "adapter", tiny_tokenizer)
-    found, calls = [], []
+    results, calls = [], []
     for checkpointing in (False, True):
         roles = tiny_roles(gradient_checkpointing=checkpointing)
         roles.add_from("critic", folder, trainable=True)
@@ -161,15 +170,17 @@ def test_gradient_checkpointing_gives_the_same_gradients(dropout, tiny_tokenizer
         roles.add_from("policy", folder, trainable=True)
         shutil.move(tmp_path / "head", folder / "head.safetensors")
         roles.train()
-        seen: list[int] = []
-        roles.causal.model.layers[0].mlp.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
+        forwards: list[int] = []
+        roles.causal.model.layers[0].mlp.register_forward_pre_hook(
+            lambda *_, forwards=forwards: forwards.append(1)
+        )
         torch.manual_seed(0)
         for role in ("policy", "critic"):  # each backward before the next forward, as PPO does
             loss_of(roles, role).backward()
-        found.append(gradients(roles))
-        calls.append(len(seen))
-    assert calls == [2, 4]  # checkpointing was at work: every block ran again in backward
-    plain, recomputed = found
+        results.append(gradients_by_name(roles))
+        calls.append(len(forwards))
+    assert calls == [2, 4]  # with checkpointing, every block runs again in backward
+    plain, recomputed = results
     assert len(plain) == 2 * 2 * LAYERS + 2
     assert all(gradient.abs().max() > 0 for gradient in plain.values())
     torch.testing.assert_close(recomputed, plain, rtol=1e-6, atol=1e-9)

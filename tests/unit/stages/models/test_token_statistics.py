@@ -1,4 +1,4 @@
-"""Figures about tokens are those of the whole logits, which are never made."""
+"""Token statistics equal those of the full logits, which are never computed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VOCABULARY = 384
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_statistics, "CPU_TILE", 100)  # four of them, the last one not full
+    monkeypatch.setattr(token_statistics, "CPU_TILE", 100)  # four tiles, the last one not full
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def roles() -> Roles:
     return new_role(tiny_roles(), "policy", seed=1).eval()
 
 
-def ours(roles: Roles, **options: Any) -> TokenStatistics:
+def token_statistics_of(roles: Roles, **options: Any) -> TokenStatistics:
     statistics: TokenStatistics = roles(
         TokenQuery("policy", IDS, MASK, start=START, **{"targets": TARGETS} | options)
     )
@@ -42,7 +42,7 @@ def ours(roles: Roles, **options: Any) -> TokenStatistics:
 
 
 def distribution(roles: Roles, temperature: float = 1.0) -> Tensor:
-    """Log-probabilities (B, R, V) by the textbook."""
+    """Log-probabilities (B, R, V) by the definition."""
     return (role_output(roles, "policy", IDS, start=START)[:, :-1] / temperature).log_softmax(-1)
 
 
@@ -58,61 +58,64 @@ def gradients(roles: Roles, figures: Tensor) -> dict[str, Tensor]:
 def test_figures_are_those_of_the_logits(
     temperature: float, softcap: float | None, roles: Roles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = distribution(roles, temperature)
+    logprobs = distribution(roles, temperature)
     if softcap:
         monkeypatch.setattr(roles.causal.config, "final_logit_softcapping", softcap, raising=False)
         logits = role_output(roles, "policy", IDS, start=START)[:, :-1]
-        found = (softcap * torch.tanh(logits / softcap) / temperature).log_softmax(-1)
-    figures = ours(roles, entropy=True, is_top1=True, temperature=temperature)
-    expected = found.gather(-1, TARGETS[..., None])[..., 0]
+        logprobs = (softcap * torch.tanh(logits / softcap) / temperature).log_softmax(-1)
+    figures = token_statistics_of(roles, entropy=True, is_top1=True, temperature=temperature)
+    expected = logprobs.gather(-1, TARGETS[..., None])[..., 0]
     torch.testing.assert_close(figures.logprobs, expected)
-    torch.testing.assert_close(figures.entropy, -(found.exp() * found).sum(-1))
-    likeliest = found.argmax(-1)
+    torch.testing.assert_close(figures.entropy, -(logprobs.exp() * logprobs).sum(-1))
+    likeliest = logprobs.argmax(-1)
     assert torch.equal(figures.is_top1, likeliest == TARGETS)
-    assert ours(roles, targets=likeliest, is_top1=True).is_top1.all()
+    assert token_statistics_of(roles, targets=likeliest, is_top1=True).is_top1.all()
 
 
 def test_gradients_are_those_of_the_logits(roles: Roles) -> None:
-    found = distribution(roles)
-    expected = gradients(roles, found.gather(-1, TARGETS[..., None])[..., 0])
-    assert_same_gradients(gradients(roles, ours(roles).logprobs), expected)
-    found = distribution(roles)
-    expected = gradients(roles, -(found.exp() * found).sum(-1))
-    assert_same_gradients(gradients(roles, ours(roles, entropy=True).entropy), expected)
+    logprobs = distribution(roles)
+    expected = gradients(roles, logprobs.gather(-1, TARGETS[..., None])[..., 0])
+    assert_same_gradients(gradients(roles, token_statistics_of(roles).logprobs), expected)
+    logprobs = distribution(roles)
+    expected = gradients(roles, -(logprobs.exp() * logprobs).sum(-1))
+    assert_same_gradients(gradients(roles, token_statistics_of(roles, entropy=True).entropy), expected)
 
 
 class Shapes(TorchDispatchMode):
-    """Shapes of all tensors that any operation makes within, forward and backward."""
+    """Records the shapes of all tensors that operations return, in forward and backward."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: set[torch.Size] = set()
+        self.shapes: set[torch.Size] = set()
 
     def __torch_dispatch__(self, operation, _, arguments=(), options=None):
-        made = operation(*arguments, **options or {})
-        self.seen |= {each.shape for each in tree_leaves(made) if isinstance(each, Tensor)}
-        return made
+        outputs = operation(*arguments, **options or {})
+        self.shapes |= {tensor.shape for tensor in tree_leaves(outputs) if isinstance(tensor, Tensor)}
+        return outputs
 
 
 def test_no_tensor_over_tokens_and_vocabulary_is_ever_made(roles: Roles) -> None:
     head = roles.causal.get_output_embeddings().weight.shape
 
-    def over_the_vocabulary(make) -> set[torch.Size]:
-        with Shapes() as shapes:
-            make().sum().backward()
-        return {each for each in shapes.seen if VOCABULARY in each} - {head, torch.Size(reversed(head))}
+    def over_the_vocabulary(compute) -> set[torch.Size]:
+        with Shapes() as recorder:
+            compute().sum().backward()
+        return {shape for shape in recorder.shapes if VOCABULARY in shape} - {
+            head,
+            torch.Size(reversed(head)),
+        }
 
-    assert not over_the_vocabulary(lambda: ours(roles).logprobs)
-    assert not over_the_vocabulary(lambda: ours(roles, entropy=True).entropy)
+    assert not over_the_vocabulary(lambda: token_statistics_of(roles).logprobs)
+    assert not over_the_vocabulary(lambda: token_statistics_of(roles, entropy=True).entropy)
     assert over_the_vocabulary(lambda: distribution(roles)), "the test would not notice"
 
 
 def test_tokens_that_could_not_be_chosen_have_no_share(roles: Roles) -> None:
     support = torch.rand(*TARGETS.shape, VOCABULARY, generator=torch.Generator().manual_seed(1)) < 0.1
     support.scatter_(-1, TARGETS[..., None], True)
-    whole = distribution(roles).masked_fill(~support, float("-inf"))
-    figures = ours(roles, entropy=True, support=support)
-    expected = whole.log_softmax(-1)
+    logits = distribution(roles).masked_fill(~support, float("-inf"))
+    figures = token_statistics_of(roles, entropy=True, support=support)
+    expected = logits.log_softmax(-1)
     torch.testing.assert_close(figures.logprobs, expected.gather(-1, TARGETS[..., None])[..., 0])
     torch.testing.assert_close(figures.entropy, torch.distributions.Categorical(logits=expected).entropy())
 
@@ -121,23 +124,23 @@ def test_tokens_that_could_not_be_chosen_have_no_share(roles: Roles) -> None:
 def test_models_that_scale_logits_are_asked_for_them(
     values: str | None, roles: Roles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By their own forward, as what they do with the head's output is theirs to know."""
+    """The model's own forward computes them, because only the model knows how it scales logits."""
     roles.add_head("judge")
-    expected = ours(roles, entropy=True, is_top1=True, values=values)
+    expected = token_statistics_of(roles, entropy=True, is_top1=True, values=values)
     monkeypatch.setattr(roles.causal.config, "logit_scale", 2.0, raising=False)
-    found = ours(roles, entropy=True, is_top1=True, values=values)
-    for figure, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(figure, other)
+    actual = token_statistics_of(roles, entropy=True, is_top1=True, values=values)
+    for figure, expected_figure in zip(actual, expected, strict=True):
+        torch.testing.assert_close(figure, expected_figure)
 
 
 def test_values_come_from_the_same_hidden_states(roles: Roles) -> None:
     roles.add_head("judge")
-    values = ours(roles, values="judge").values
+    values = token_statistics_of(roles, values="judge").values
     roles.activate("policy")
     hidden = roles.causal.get_decoder()(input_ids=IDS, attention_mask=MASK).last_hidden_state[:, START:]
     torch.testing.assert_close(values, roles.heads["judge"](hidden))
     assert any(gradient.any() for gradient in gradients(roles, values).values())
     roles.zero_grad()
-    ours(roles, values="judge", detach_values=True).values.sum().backward()
+    token_statistics_of(roles, values="judge", detach_values=True).values.sum().backward()
     assert all(parameter.grad is None for parameter in roles.role_parameters("policy").values())
     assert roles.heads["judge"].weight.grad is not None

@@ -36,6 +36,6 @@ def test_a_resumed_controller_continues() -> None:
     controller, resumed = KlController(ADAPTIVE), KlController(ADAPTIVE)
     controller.update(0.0, responses=8)
     resumed.load_state_dict(State(**vars(controller.state_dict())))
-    for each in (controller, resumed):
-        each.update(20.0, responses=8)
+    for one in (controller, resumed):
+        one.update(20.0, responses=8)
     assert resumed.coef == controller.coef != 0.05

@@ -1,4 +1,4 @@
-"""Average and last good policy, on an engine that holds one number."""
+"""Average and last good policy, on an engine with one number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stages.training.engine import Engine
 
 
 class Number:
-    """What the snapshots ask of an engine."""
+    """The part of an engine that snapshots use."""
 
     def __init__(self, value: float) -> None:
         self.value = torch.tensor(value)
@@ -46,8 +46,8 @@ def test_a_resumed_average_continues() -> None:
     average.update()
     resumed.load_state_dict(average.state_dict())
     policy.value = torch.tensor(3.0)
-    for each in (average, resumed):
-        each.update()
+    for one in (average, resumed):
+        one.update()
     assert resumed.tensors["w"].item() == average.tensors["w"].item() == 2.0
 
 

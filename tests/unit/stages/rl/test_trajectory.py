@@ -1,4 +1,4 @@
-"""A batch of experience: rows selected, padded and joined, by hand."""
+"""A batch of experience: rows are selected, padded and joined, by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stages.sampling.decoding import Response
 
 
 def trajectory(*lengths: int, first: float = 1.0, values: bool = True) -> Trajectory:
-    """Rows whose numbers tell them apart: `first` in the first row, and so on."""
+    """Rows with distinct numbers: `first` in the first row, `first` + 1 in the second."""
     rows, longest = len(lengths), max(lengths)
     numbers = torch.arange(first, first + rows)[:, None].expand(rows, longest)
     logprobs = torch.where(torch.arange(longest) < torch.tensor(lengths)[:, None], numbers, 0.0)

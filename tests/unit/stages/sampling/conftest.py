@@ -1,4 +1,4 @@
-"""The four roles of PPO, which these tests sample from."""
+"""The four roles of PPO, for tests that sample from them."""
 
 import pytest
 

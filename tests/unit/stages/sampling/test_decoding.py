@@ -1,4 +1,4 @@
-"""One token: an exact sample of the softmax, by noise that is a function of the seed."""
+"""One token is an exact sample of the softmax, with noise that is a function of the seed."""
 
 import math
 
@@ -61,17 +61,17 @@ def test_choices_of_one_row_are_independent_from_step_to_step(block):
 
 
 def test_noise_of_a_row_is_a_function_of_its_seed():
-    together, alone = Noise([7, 8, 7], CPU), Noise([8], CPU)
+    batched, single = Noise([7, 8, 7], CPU), Noise([8], CPU)
     for _ in range(3):
-        rows = together(40)
-        assert torch.equal(rows[1:2], alone(40))
+        rows = batched(40)
+        assert torch.equal(rows[1:2], single(40))
         assert torch.equal(rows[0], rows[2])
         assert not torch.isclose(rows[0], rows[1]).any()
 
 
 def test_sampling_is_in_fp32():
     logits = torch.randn(200, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
-    found, expected = (sample(each, Noise(range(200), CPU)) for each in (logits, logits.float()))
-    assert torch.equal(found[0], expected[0])
-    assert torch.equal(found[1], expected[1])
-    assert found[1].dtype == torch.float32
+    actual, expected = (sample(precision, Noise(range(200), CPU)) for precision in (logits, logits.float()))
+    assert torch.equal(actual[0], expected[0])
+    assert torch.equal(actual[1], expected[1])
+    assert actual[1].dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Continuous batching: what is sampled is what every engine samples, in fewer forwards, in as much room."""
+"""Continuous batching samples the same as every engine, in fewer forwards and the same memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def roles(adapters):
 
 @pytest.fixture(scope="module")
 def tokenizer(roles, tiny_tokenizer):
-    """The tiny one, with the commonest token as the end of a turn, so that responses differ in length."""
+    """The tiny tokenizer with the commonest token as end of turn, so that responses differ in length."""
     rollout = Rollout(engine="merged", batch_size=COUNT, max_new_tokens=20, **VARIED)
     responses = sample_responses(roles, tiny_tokenizer, rollout, PROMPTS, SEEDS)
     counts = Counter(id for response in responses for id in response.ids)
@@ -43,23 +43,25 @@ def tokenizer(roles, tiny_tokenizer):
 
 
 def prompts_of_many_lengths() -> list[list[int]]:
-    """Of COUNT prompts, every fourth is one that was there before."""
+    """COUNT prompts. Every fourth repeats an earlier one."""
     random = torch.Generator().manual_seed(0)
     prompts: list[list[int]] = []
     for i in range(COUNT):
-        fresh = torch.randint(3, 384, (LENGTHS[i % len(LENGTHS)],), generator=random).tolist()
-        prompts.append(prompts[i // 2] if i % 4 == 3 else fresh)
+        new = torch.randint(3, 384, (LENGTHS[i % len(LENGTHS)],), generator=random).tolist()
+        prompts.append(prompts[i // 2] if i % 4 == 3 else new)
     return prompts
 
 
 PROMPTS, SEEDS = prompts_of_many_lengths(), [7 * i + 1 for i in range(COUNT)]
 
 
-def assert_same(ours: list[Response], theirs: list[Response]) -> None:
-    assert [each.ids for each in ours] == [each.ids for each in theirs]
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine.logprobs == pytest.approx(other.logprobs, abs=1e-4)
-        assert [each.tolist() for each in mine.support] == [each.tolist() for each in other.support]
+def assert_same(responses: list[Response], expected_responses: list[Response]) -> None:
+    assert [response.ids for response in responses] == [response.ids for response in expected_responses]
+    for actual, expected in zip(responses, expected_responses, strict=True):
+        assert actual.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+        assert [response.tolist() for response in actual.support] == [
+            response.tolist() for response in expected.support
+        ]
 
 
 Forwards = list[tuple[int, int, int]]
@@ -70,13 +72,13 @@ def watched_sampler(roles, tokenizer, engine: str, **rollout: Any) -> Iterator[t
     """A sampler, and (rows, new tokens of each, tokens in the mask) of each forward of its copy."""
     forwards: Forwards = []
 
-    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    def record_forward(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         forwards.append((*kwargs["input_ids"].shape, kwargs["attention_mask"].shape[1]))
 
     with open_sampler(roles, tokenizer, ALONE, Rollout(engine=engine, **rollout)) as sampler:
         copy = merged_copy_of(sampler)
         assert copy is not None
-        copy.model.register_forward_pre_hook(note, with_kwargs=True)
+        copy.model.register_forward_pre_hook(record_forward, with_kwargs=True)
         yield sampler, forwards
 
 
@@ -94,24 +96,24 @@ def watched_sampler(roles, tokenizer, engine: str, **rollout: Any) -> Iterator[t
     ids=str,
 )
 def test_it_samples_what_the_other_engines_sample(engine, options, roles, tokenizer) -> None:
-    ours = sample_responses(roles, tokenizer, Rollout(engine="continuous", **options), PROMPTS, SEEDS)
+    continuous = sample_responses(roles, tokenizer, Rollout(engine="continuous", **options), PROMPTS, SEEDS)
     other = Rollout(engine=engine, **options | {"batch_size": 8})
-    assert_same(ours, sample_responses(roles, tokenizer, other, PROMPTS, SEEDS))
-    assert len({len(each.ids) for each in ours}) > 1 or options["max_new_tokens"] == 1
+    assert_same(continuous, sample_responses(roles, tokenizer, other, PROMPTS, SEEDS))
+    assert len({len(response.ids) for response in continuous}) > 1 or options["max_new_tokens"] == 1
 
 
 def test_responses_that_end_at_once_make_room(roles, tokenizer) -> None:
-    """Among others, more responses than rows whose first token is the end of the turn."""
+    """More responses than rows end at their first token, among others."""
     one_token = Rollout(engine="merged", max_new_tokens=1, batch_size=500)
     first = sample_responses(roles, tokenizer, one_token, [[5]] * 2000, range(2000))
-    ended = [seed for seed, each in enumerate(first) if each.ids == [tokenizer.eos_token_id]][:5]
+    ended = [seed for seed, response in enumerate(first) if response.ids == [tokenizer.eos_token_id]][:5]
     assert len(ended) == 5
     seeds = [*ended, 0, 1, *ended]
     options: dict[str, Any] = {"max_new_tokens": 20, "batch_size": 2}
     continuous, hf = (Rollout(engine=engine, **options) for engine in ("continuous", "hf"))
-    ours = sample_responses(roles, tokenizer, continuous, [[5]] * 12, seeds)
-    assert [len(each.ids) for each in ours].count(1) >= 10
-    assert_same(ours, sample_responses(roles, tokenizer, hf, [[5]] * 12, seeds))
+    responses = sample_responses(roles, tokenizer, continuous, [[5]] * 12, seeds)
+    assert [len(response.ids) for response in responses].count(1) >= 10
+    assert_same(responses, sample_responses(roles, tokenizer, hf, [[5]] * 12, seeds))
 
 
 def test_no_prompts_no_responses(roles, tokenizer) -> None:
@@ -123,11 +125,11 @@ def test_rows_in_flight_are_at_most_the_batch_size(batch_size, roles, tokenizer,
     sizes: list[int] = []
     extend = DecodingBatch.decode_step
 
-    def noted(self: DecodingBatch, tokens: torch.Tensor) -> None:
+    def record_rows(self: DecodingBatch, tokens: torch.Tensor) -> None:
         sizes.append(len(self.mask))
         extend(self, tokens)
 
-    monkeypatch.setattr(DecodingBatch, "decode_step", noted)
+    monkeypatch.setattr(DecodingBatch, "decode_step", record_rows)
     with watched_sampler(roles, tokenizer, "continuous", batch_size=batch_size, max_new_tokens=20) as (
         sampler,
         forwards,
@@ -143,9 +145,9 @@ def test_it_takes_fewer_forwards_over_the_same_rows(roles, tokenizer) -> None:
         with watched_sampler(roles, tokenizer, engine, **options) as (sampler, forwards):
             responses = sampler.respond("policy", PROMPTS, SEEDS)
         steps[engine] = len(forwards)
-        # A forward for each token but the last of a response, which nothing asks for.
+        # A forward for each token but the last of a response, which needs none.
         assert sum(rows for rows, new, past in forwards if new < past) == sum(
-            len(each.ids) - 1 for each in responses
+            len(response.ids) - 1 for response in responses
         )
     assert steps["continuous"] < steps["merged"]
 
@@ -162,19 +164,19 @@ def test_the_cache_is_as_wide_as_the_longest_sequence_in_flight(roles, tokenizer
 
 
 def test_the_cache_is_copied_once_for_many_tokens() -> None:
-    """And holds what transformers' own holds, when rows have left it as well."""
-    ours, theirs, alive = PreallocatedLayer(), DynamicLayer(), list[torch.Tensor]()
+    """The cache equals that of transformers, also after rows have left it."""
+    preallocated, dynamic, keys_by_step = PreallocatedLayer(), DynamicLayer(), list[torch.Tensor]()
     for step in range(4 * SPARE):
         shape = (2 if step > SPARE else 3, 2, 5 if step in (0, SPARE // 2) else 1, 4)
         new = torch.rand(shape), torch.rand(shape)
-        for held, expected in zip(ours.update(*new), theirs.update(*new), strict=True):
-            assert torch.equal(held, expected)
-        alive.append(ours.keys)
+        for actual, expected in zip(preallocated.update(*new), dynamic.update(*new), strict=True):
+            assert torch.equal(actual, expected)
+        keys_by_step.append(preallocated.keys)
         if step == SPARE:
-            ours.batch_select_indices(torch.tensor([2, 0]))
-            theirs.batch_select_indices(torch.tensor([2, 0]))
-    # At first, with one token in SPARE + 1, and as rows have left.
-    assert len({keys.data_ptr() for keys in alive}) == 5
+            preallocated.batch_select_indices(torch.tensor([2, 0]))
+            dynamic.batch_select_indices(torch.tensor([2, 0]))
+    # Copied at the start, after every SPARE tokens, and when rows leave.
+    assert len({keys.data_ptr() for keys in keys_by_step}) == 5
 
 
 def test_a_prompt_asked_for_several_responses_is_read_once(roles, tokenizer) -> None:
@@ -187,15 +189,15 @@ def test_a_prompt_asked_for_several_responses_is_read_once(roles, tokenizer) -> 
 
 
 def test_prompts_wait_for_a_quarter_of_the_rows(roles, tokenizer) -> None:
-    """So that reading them, a forward of its own, is paid for fewer times."""
+    """Reading prompts takes a separate forward, so that waiting saves forwards."""
     with watched_sampler(roles, tokenizer, "continuous", batch_size=16, max_new_tokens=60, **VARIED) as (
         sampler,
         forwards,
     ):
         sampler.respond("policy", [[i] for i in range(3, 163)], range(160))
-    read = [rows for rows, new, past in forwards if new == past]
-    assert read[0] == 16 and sum(read) == 160
-    assert all(rows >= 4 for rows in read[:-1])
+    rows_read = [rows for rows, new, past in forwards if new == past]
+    assert rows_read[0] == 16 and sum(rows_read) == 160
+    assert all(rows >= 4 for rows in rows_read[:-1])
 
 
 def test_auto_is_continuous_where_prompts_wait(roles, tokenizer) -> None:
@@ -224,7 +226,7 @@ def test_every_response_is_told_as_it_ends(roles, tokenizer) -> None:
 
 
 class OneOfTwo(Ranks):
-    """A rank whose other one is not there: whatever waits for it in a step would raise."""
+    """One of two ranks without the other: a step that waits for it would raise."""
 
     def sum(self, values: Mapping[str, Any]) -> dict[str, float]:
         return dict(values)
@@ -236,11 +238,11 @@ class OneOfTwo(Ranks):
 @pytest.mark.parametrize("engine", ["merged", "continuous"])
 def test_a_rank_samples_its_share_without_the_other(engine, roles, tokenizer) -> None:
     rollout = Rollout(engine=engine, batch_size=4, max_new_tokens=20)
-    whole = sample_responses(roles, tokenizer, rollout, PROMPTS, SEEDS)
+    all_responses = sample_responses(roles, tokenizer, rollout, PROMPTS, SEEDS)
     for rank in (0, 1):
         with open_sampler(roles, tokenizer, OneOfTwo(rank, 2, CPU), rollout) as sampler:
-            ours = sampler.respond_on_all_ranks("policy", PROMPTS, SEEDS)
-        assert_same(ours, whole[rank::2])
+            share = sampler.respond_on_all_ranks("policy", PROMPTS, SEEDS)
+        assert_same(share, all_responses[rank::2])
 
 
 def test_caches_join_where_every_layer_keeps_all_tokens() -> None:

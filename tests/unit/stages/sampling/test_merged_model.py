@@ -1,4 +1,4 @@
-"""The merged copy: it computes what each role computes, follows the adapter, and touches nothing else."""
+"""The merged copy computes the same as each role, follows the adapter, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def test_logits_are_the_roles_own(
             parameter.mul_(1.5)  # no longer its reference
     copy = MergedCopy(roles)
     assert any(isinstance(module, merged_model.PackedLinear) for module in copy.model.modules()) == packed
-    found = {role: copy_logits(copy, role) for role in ROLES}
+    logits = {role: copy_logits(copy, role) for role in ROLES}
     for role in ROLES:
-        torch.testing.assert_close(found[role], role_logits(roles, role), rtol=0, atol=rounding)
-    assert not torch.allclose(found["policy"], found["reference"], atol=1)
-    assert not torch.allclose(found["base"], found["reference"], atol=1)
+        torch.testing.assert_close(logits[role], role_logits(roles, role), rtol=0, atol=rounding)
+    assert not torch.allclose(logits["policy"], logits["reference"], atol=1)
+    assert not torch.allclose(logits["base"], logits["reference"], atol=1)
 
 
 def test_base_and_adapters_are_only_read(adapters) -> None:
@@ -69,8 +69,10 @@ def test_base_and_adapters_are_only_read(adapters) -> None:
     for role in ROLES:
         copy.load_role(role)
     assert base_hash(roles) == before
-    for role, kept in tensors.items():
-        assert all(torch.equal(kept[name], tensor) for name, tensor in tensors_of(roles, role).items())
+    for role, tensors_before in tensors.items():
+        assert all(
+            torch.equal(tensors_before[name], tensor) for name, tensor in tensors_of(roles, role).items()
+        )
 
 
 def test_copy_follows_the_policy_as_it_trains(adapters) -> None:
@@ -93,7 +95,7 @@ def test_memory_is_given_back_between_rollouts_of_a_role_that_trains(
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     engine = sampler_of(ppo_roles(adapters), tiny_tokenizer, "merged")
 
-    def held(copy: MergedCopy) -> int:
+    def elements_held(copy: MergedCopy) -> int:
         modules = [target for target, _ in copy._merged]
         tensors = [module.packed if packed else module.weight for module in modules]
         return sum(tensor.numel() for tensor in tensors if not tensor.is_meta)
@@ -102,10 +104,10 @@ def test_memory_is_given_back_between_rollouts_of_a_role_that_trains(
     with engine as sampler:
         copy = merged_copy_of(sampler)
         assert copy is not None
-        for role, stays in (("policy", False), ("reference", True), ("policy", False)):
+        for role, is_kept in (("policy", False), ("reference", True), ("policy", False)):
             responses = response_ids(sampler.respond(role, PROMPTS, range(4)))
             assert sampled.setdefault(role, responses) == responses
-            assert (held(copy) > 0) == stays
+            assert (elements_held(copy) > 0) == is_kept
 
 
 def test_what_needs_no_copy_is_shared(adapters) -> None:
@@ -127,36 +129,36 @@ def test_what_needs_no_copy_is_shared(adapters) -> None:
 def test_both_engines_sample_the_same(role: str, adapters, tiny_tokenizer) -> None:
     roles, seeds = ppo_roles(adapters), [3, 1, 4, 5]
     with sampler_of(roles, tiny_tokenizer, "merged") as merged:
-        ours = merged.respond(role, PROMPTS, seeds)
+        merged_responses = merged.respond(role, PROMPTS, seeds)
     with sampler_of(roles, tiny_tokenizer, "hf") as hf:
-        theirs = hf.respond(role, PROMPTS, seeds)
-    assert [each.ids for each in ours] == [each.ids for each in theirs]
-    assert ours[0].ids != ours[3].ids, "one prompt, two seeds"
-    for mine, other in zip(ours, theirs, strict=True):
-        assert len(mine.logprobs) == len(mine.ids)
-        assert mine.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+        hf_responses = hf.respond(role, PROMPTS, seeds)
+    assert [response.ids for response in merged_responses] == [response.ids for response in hf_responses]
+    assert merged_responses[0].ids != merged_responses[3].ids, "one prompt, two seeds"
+    for actual, expected in zip(merged_responses, hf_responses, strict=True):
+        assert len(actual.logprobs) == len(actual.ids)
+        assert actual.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
 
 
 def test_rows_that_end_leave_the_others_as_they_were(adapters, tiny_tokenizer) -> None:
-    """Long responses, of which some end early: each is what it is when sampled alone."""
+    """Long responses, some of which end early. Each is the same as when sampled alone."""
     roles, seeds = ppo_roles(adapters), list(range(30))
     prompts = [PROMPTS[i % 4] for i in seeds]
     with sampler_of(roles, tiny_tokenizer, "merged", max_new_tokens=100) as sampler:
-        together = response_ids(sampler.respond("policy", prompts, seeds))
-        ended = [i for i in seeds if len(together[i]) < 100]
-        assert len({len(together[i]) for i in ended}) > 1, "responses must differ in length"
+        batched = response_ids(sampler.respond("policy", prompts, seeds))
+        ended = [i for i in seeds if len(batched[i]) < 100]
+        assert len({len(batched[i]) for i in ended}) > 1, "responses must differ in length"
         for i in (*ended, 0, 29):
-            assert response_ids(sampler.respond("policy", [prompts[i]], [seeds[i]])) == [together[i]]
+            assert response_ids(sampler.respond("policy", [prompts[i]], [seeds[i]])) == [batched[i]]
 
 
 def test_auto_does_without_the_copy_where_it_would_not_be_exact(adapters, tiny_tokenizer) -> None:
-    """Products with an int8 base round activations to 8 bits as well, which the copy does not."""
+    """Products with an int8 base also round activations to 8 bits, but the copy does not."""
     roles = ppo_roles(adapters, quantization="int8").eval()
     assert copy_of(roles, tiny_tokenizer, "auto") is None
     copy = copy_of(roles, tiny_tokenizer, "merged")
     assert copy is not None
-    ours, theirs = copy_logits(copy, "policy"), role_logits(roles, "policy")
-    assert 1e-4 < (ours - theirs).abs().mean() < 0.1 * theirs.std()
+    actual, expected = copy_logits(copy, "policy"), role_logits(roles, "policy")
+    assert 1e-4 < (actual - expected).abs().mean() < 0.1 * expected.std()
 
 
 def test_auto_does_without_the_copy_where_memory_is_short(

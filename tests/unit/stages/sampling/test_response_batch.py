@@ -30,7 +30,9 @@ def test_lay_out_by_hand():
     assert batch.responses.tolist() == [[9, 0], [10, 11]]
     assert batch.mask.tolist() == [[True, False], [True, True]]
     assert batch.start == 2
-    assert {t.dtype for t in (batch.input_ids, batch.attention_mask, batch.responses)} == {torch.int64}
+    assert {tensor.dtype for tensor in (batch.input_ids, batch.attention_mask, batch.responses)} == {
+        torch.int64
+    }
     assert batch.mask.dtype == torch.bool
 
 
@@ -67,8 +69,8 @@ def test_logprobs_and_entropy_equal_those_of_each_sequence_alone(role, roles):
             row = logits[len(prompt) + t - 1].tolist()
             log_total = math.log(sum(math.exp(x) for x in row))
             assert logprobs[i, t].item() == pytest.approx(row[id] - log_total, abs=1e-4)
-            wanted = -sum(math.exp(x - log_total) * (x - log_total) for x in row)
-            assert entropy[i, t].item() == pytest.approx(wanted, abs=1e-4)
+            expected_entropy = -sum(math.exp(x - log_total) * (x - log_total) for x in row)
+            assert entropy[i, t].item() == pytest.approx(expected_entropy, abs=1e-4)
 
 
 def test_entropy_and_logprobs_train_the_policy_alone(roles):
@@ -77,14 +79,16 @@ def test_entropy_and_logprobs_train_the_policy_alone(roles):
     for figure in (logprobs, entropy):
         roles.zero_grad()
         figure.sum().backward(retain_graph=True)
-        moved = {
-            name.split(".")[-2] for name, p in roles.named_parameters() if p.grad is not None and p.grad.any()
+        trained = {
+            name.split(".")[-2]
+            for name, parameter in roles.named_parameters()
+            if parameter.grad is not None and parameter.grad.any()
         }
-        assert moved == {"policy"}
+        assert trained == {"policy"}
 
 
 def naive_values(roles, role: str, ids: list[int]) -> torch.Tensor:
-    """(T,) scalars of one sequence alone: its last hidden states times the head's weight, plus its bias."""
+    """(T,) scalars of one sequence: its last hidden states times the head's weight, plus the bias."""
     roles.activate(role)
     with torch.no_grad():
         hidden = roles.causal(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
@@ -105,11 +109,11 @@ def test_values_are_those_of_each_sequence_alone(role, roles):
         assert scores[i].item() == pytest.approx(naive[-1], abs=1e-5)
         assert len({round(value, 3) for value in naive}) == len(
             naive
-        )  # so the right token was told from others
+        )  # so that the test can distinguish the right token
 
 
 def test_score_is_read_at_the_last_response_token():
-    """A model that says each token's own id: the score is the id of the last one, pad tokens and all."""
+    """The model returns the id of each token, so the score is the id of the last one, even a pad token."""
     batch = response_batch([[5, 6], [7, 8, 9], [4]], [[11, 12], [13], [0, 14, 0]], 0, CPU)
 
     def own_id(query: Query) -> torch.Tensor:
@@ -129,29 +133,29 @@ def batches_around_the_first() -> dict[str, ResponseBatch]:
     }
 
 
-@pytest.mark.parametrize("company", batches_around_the_first())
-def test_score_and_logprobs_do_not_depend_on_batch_or_padding(company, roles):
-    alone, batch = response_batch(PROMPTS[:1], RESPONSES[:1], 0, CPU), batches_around_the_first()[company]
+@pytest.mark.parametrize("neighbour", batches_around_the_first())
+def test_score_and_logprobs_do_not_depend_on_batch_or_padding(neighbour, roles):
+    single, batch = response_batch(PROMPTS[:1], RESPONSES[:1], 0, CPU), batches_around_the_first()[neighbour]
     with torch.no_grad():
         torch.testing.assert_close(
             sequence_scores(roles, "reward", batch)[:1],
-            sequence_scores(roles, "reward", alone),
+            sequence_scores(roles, "reward", single),
             rtol=1e-5,
             atol=1e-5,
         )
-        for found, expected in zip(
+        for actual, expected in zip(
             response_statistics(roles, "policy", batch, entropy=True)[:2],
-            response_statistics(roles, "policy", alone, entropy=True)[:2],
+            response_statistics(roles, "policy", single, entropy=True)[:2],
             strict=True,
         ):
-            torch.testing.assert_close(found[:1, : len(RESPONSES[0])], expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(actual[:1, : len(RESPONSES[0])], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_token_after_the_last_has_no_say_in_the_score(roles):
     batch = response_batch(PROMPTS[:2], RESPONSES[:2], 0, CPU)
     assert not batch.mask[1, -1]
-    spoilt = batch.input_ids.clone()
-    spoilt[1, -1] = 299
-    other = ResponseBatch(spoilt, batch.attention_mask, batch.responses, batch.mask, batch.start)
+    changed_ids = batch.input_ids.clone()
+    changed_ids[1, -1] = 299
+    other = ResponseBatch(changed_ids, batch.attention_mask, batch.responses, batch.mask, batch.start)
     with torch.no_grad():
         assert torch.equal(sequence_scores(roles, "reward", other), sequence_scores(roles, "reward", batch))

@@ -1,4 +1,4 @@
-"""Rollout engines in step with other ranks."""
+"""Rollout engines that run in step with other ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.roles import CPU, tiny_roles
 
 
 class BesideABusierRank(Ranks):
-    """A rank whose other one has three batches."""
+    """One of two ranks. The other has three batches."""
 
     def max(self, value: int) -> int:
         return max(value, 3)

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import random
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 import torch
 from peft import PeftModel
 
 from configs.errors import UserError
-from configs.load import load_experiment
-from configs.schema import Rollout, Stage
+from configs.schema import Rollout, Vllm
+from stages.distributed.ranks import Ranks
 from stages.models.roles import Roles
-from stages.sampling import vllm_engine
+from stages.sampling import vllm_checks, vllm_engine
 from stages.sampling.sampler import Sampler, open_sampler
 from tests.contract.bad_inputs.entry import check_message
 from tests.support import vllm_stub
 from tests.support.roles import ppo_roles, role_output, tiny_roles
-from tests.support.runs import TINY
 from tests.support.sampling import ALONE, sample_responses
 from tests.support.vllm_stub import LLM, logprob_of
 
@@ -33,9 +37,12 @@ GIB = 2**30
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[LLM]]:
-    """The engines that a test starts, on a GPU of 10 GiB of which 6 are free."""
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * GIB, 10 * GIB))
+    """The engines that a test starts, on a CPU of 10 GiB."""
+    held = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=GIB))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=6 * GIB))
+    monkeypatch.setattr(psutil, "Process", lambda: held)
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     llms = vllm_stub.install(monkeypatch)
     yield llms
@@ -44,7 +51,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[LL
 
 @pytest.fixture
 def roles(adapters: dict[str, Path]) -> Roles:
-    return ppo_roles(adapters)
+    return ppo_roles(adapters, quantization="none")
 
 
 def sampler_of(roles: Roles, tokenizer: Any, **rollout: Any) -> AbstractContextManager[Sampler]:
@@ -72,25 +79,36 @@ def test_prompts_and_seeds_arrive_in_order(started, roles, tiny_tokenizer) -> No
         assert alone == responses
 
 
-def test_engine_is_the_base_with_room_for_the_adapters(started, roles, tiny_tokenizer, tiny_folder) -> None:
-    with sampler_of(roles, tiny_tokenizer, batch_size=5, vllm={"gpu_memory_utilization": 0.4}):
+def test_engine_is_the_base_with_room_for_the_adapters(
+    started, adapters, tiny_tokenizer, tiny_folder
+) -> None:
+    roles = ppo_roles(adapters, compute_dtype="bfloat16")
+    options = {"gpu_memory_utilization": 0.4, "enforce_eager": True}
+    with sampler_of(roles, tiny_tokenizer, batch_size=5, vllm=options):
         pass
     (llm,) = started
     assert llm.model == str(tiny_folder)
     options = llm.options
-    assert (options.dtype, options.quantization) == ("float32", "bitsandbytes")
+    assert (options.dtype, options.quantization) == ("bfloat16", "bitsandbytes")
     assert (options.max_num_seqs, options.gpu_memory_utilization) == (5, 0.4)
+    assert options.enforce_eager and not options.enable_sleep_mode
     assert options.max_lora_rank == 8, "the next above 4"
     assert options.distributed_executor_backend == "external_launcher"
     assert options.logprobs_mode == "processed_logprobs" and not options.return_sampling_mask
 
 
-def test_base_that_is_not_quantized_is_loaded_as_it_is(started, adapters, tiny_tokenizer) -> None:
-    roles = tiny_roles(quantization="none")
-    roles.add_from("policy", adapters["sft"], trainable=True)
+def test_base_that_is_not_quantized_is_loaded_as_it_is(started, roles, tiny_tokenizer) -> None:
     with sampler_of(roles, tiny_tokenizer):
         pass
-    assert started[0].options.quantization is None
+    options = started[0].options
+    assert (options.dtype, options.quantization, options.enforce_eager) == ("float32", None, False)
+
+
+def test_room_is_for_the_largest_rank_of_any_layer(started, roles, tiny_tokenizer) -> None:
+    roles.peft_config("policy").rank_pattern = {"q_proj": 9}
+    with sampler_of(roles, tiny_tokenizer):
+        pass
+    assert started[0].options.max_lora_rank == 16
 
 
 def test_engine_starts_once_and_stops_with_its_sampler(started, roles, tiny_tokenizer) -> None:
@@ -135,11 +153,15 @@ def test_responses_are_tokens_with_their_logprobs_to_the_end_of_turn(started, ro
     assert {response.ids[-1] == end for response in responses} == {True, False}
 
 
-def test_tokens_that_could_be_sampled_are_kept(started, roles, tiny_tokenizer) -> None:
+@pytest.mark.parametrize("masks", [True, False], ids=["masks", "likeliest"])
+def test_tokens_that_could_be_sampled_are_kept(masks, started, roles, tiny_tokenizer, monkeypatch) -> None:
+    """vLLM reports a mask. Without Triton it reports the log-probabilities of the likeliest tokens."""
+    engines = vllm_stub.install(monkeypatch, triton=masks)
     with sampler_of(roles, tiny_tokenizer, top_k=3, top_p=0.9) as sampler:
         responses = sampler.respond("policy", PROMPTS, SEEDS)
-        assert started[0].options.return_sampling_mask
-        assert {(params.top_k, params.top_p) for params in started[0].calls[0].params} == {(3, 0.9)}
+        assert engines[0].options.return_sampling_mask == masks
+        asked = {(params.top_k, params.top_p, params.logprobs) for params in engines[0].calls[0].params}
+        assert asked == {(3, 0.9, 0 if masks else 3)}
         support = sampler.response_batch(PROMPTS, responses).support
         assert support is not None
         for row, response in zip(support, responses, strict=True):
@@ -179,7 +201,7 @@ def test_folder_is_one_of_pefts_and_the_old_one_goes(started, roles, tiny_tokeni
             folders.append(Path(started[0].calls[-1].request.lora_path))
         assert not folders[0].exists() and folders[1].is_dir()
         assert list(folders[1].parent.iterdir()) == [folders[1]]
-        model = PeftModel.from_pretrained(tiny_roles().causal, str(folders[1]))
+        model = PeftModel.from_pretrained(tiny_roles(quantization="none").causal, str(folders[1]))
         ids = torch.tensor([PROMPTS[0]])
         with torch.no_grad():
             expected = role_output(roles.eval(), "policy", ids)
@@ -205,19 +227,140 @@ def test_adapters_go_with_the_engine(started, roles, tiny_tokenizer, tmp_path: P
     assert not list(tmp_path.glob("tristage-adapters-*"))
 
 
+# The process that trains
+
+
+def test_generators_are_as_before(started, roles, tiny_tokenizer) -> None:
+    """vLLM seeds them when it starts and draws when it samples. Training was seeded for its step before."""
+
+    def drawn() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(1))
+
+    def seed() -> None:
+        random.seed(5), np.random.seed(6), torch.manual_seed(7)
+
+    seed()
+    expected = drawn()
+    seed()
+    with sampler_of(roles, tiny_tokenizer) as sampler:
+        assert drawn() == expected, "after the start"
+        seed()
+        sampler.respond("policy", [[5]], [1])
+        assert drawn() == expected, "after sampling"
+        seed()
+    assert drawn() == expected, "after the end"
+
+
+def test_threads_and_variables_are_as_before(started, roles, tiny_tokenizer, monkeypatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    set_num_threads, variables = torch.set_num_threads, dict(os.environ)
+    with sampler_of(roles, tiny_tokenizer):
+        assert torch.set_num_threads is set_num_threads
+        assert os.environ == variables
+
+
+def test_process_group_outlives_the_engine(started, roles, tiny_tokenizer, monkeypatch) -> None:
+    destroyed: list[Any] = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(
+        torch.distributed, "destroy_process_group", lambda group=None: destroyed.append(group)
+    )
+    with sampler_of(roles, tiny_tokenizer):
+        pass
+    assert not started[0].running and destroyed == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, {"VLLM_NO_USAGE_STATS": "1"}),
+        ({"VLLM_NO_USAGE_STATS": "0"}, {"VLLM_NO_USAGE_STATS": "0"}),
+        ({"VLLM_DO_NOT_TRACK": "0"}, {"VLLM_DO_NOT_TRACK": "0"}),
+        ({"DO_NOT_TRACK": "1"}, {"DO_NOT_TRACK": "1"}),
+    ],
+)
+def test_telemetry_is_off_unless_the_user_says_otherwise(
+    variables, expected, started, roles, tiny_tokenizer, monkeypatch
+) -> None:
+    for name in vllm_checks.TELEMETRY:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with sampler_of(roles, tiny_tokenizer):
+        assert {name: os.environ[name] for name in vllm_checks.TELEMETRY if name in os.environ} == expected
+
+
+def test_engine_sleeps_while_training(gpu, roles, tiny_tokenizer) -> None:
+    with on_gpu(roles, tiny_tokenizer) as engine:
+        assert gpu[0].options.enable_sleep_mode and gpu[0].asleep
+        engine.respond("policy", [[5]], [1], lambda ended: None)
+        assert gpu[0].asleep and len(gpu[0].calls) == 1
+
+
 # What cannot be
 
 
-def test_more_memory_than_is_free(started, roles, tiny_tokenizer) -> None:
-    too_much = sampler_of(roles, tiny_tokenizer, vllm={"gpu_memory_utilization": 0.7})
-    with pytest.raises(UserError) as caught, too_much:
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[LLM]:
+    """The engines that a test starts, on a GPU of 10 GiB of which 6 are free."""
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * GIB, 10 * GIB))
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: nullcontext())
+    return vllm_stub.install(monkeypatch, vllm_stub.Platform("cuda"), triton=True)
+
+
+def on_gpu(roles: Roles, tokenizer: Any, **options: Any) -> closing[vllm_engine.VllmEngine]:
+    rollout = Rollout(engine="vllm", max_new_tokens=12, vllm=Vllm(**options))
+    ranks = Ranks(0, 1, torch.device("cuda"))
+    return closing(vllm_engine.VllmEngine(roles, tokenizer, ranks, rollout))
+
+
+def test_more_memory_than_is_free(gpu, roles, tiny_tokenizer) -> None:
+    with pytest.raises(UserError) as caught:
+        on_gpu(roles, tiny_tokenizer, gpu_memory_utilization=0.7)
+    check_message(
+        str(caught.value),
+        "rollout.vllm.gpu_memory_utilization: 0.7 of the GPU's memory is 7.0 GiB",
+        "6.0 GiB of 10.0 are free. Lower it",
+    )
+    assert not gpu
+
+
+@pytest.mark.parametrize(
+    ("share", "reason"),
+    [
+        (0.5, "0.5 of the CPU's memory is 5.0 GiB, and 4.0 GiB of 10.0 are free. Lower it"),
+        (0.1, "0.1 of the CPU's memory is 1.0 GiB, and this process already holds 2.0 GiB of it. Raise it."),
+    ],
+)
+def test_memory_of_a_cpu(share, reason, started, roles, tiny_tokenizer, monkeypatch) -> None:
+    held = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=2 * GIB))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=4 * GIB))
+    monkeypatch.setattr(psutil, "Process", lambda: held)
+    with (
+        pytest.raises(UserError) as caught,
+        sampler_of(roles, tiny_tokenizer, vllm={"gpu_memory_utilization": share}),
+    ):
+        pass
+    check_message(str(caught.value), f"rollout.vllm.gpu_memory_utilization: {reason}")
+    assert not started
+
+
+def test_base_that_vllm_does_not_run(started, roles, tiny_tokenizer, monkeypatch) -> None:
+    """vLLM's kernels refuse a base at its first token: before training, not at the first rollout."""
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise RuntimeError("Unsupported CPU attention configuration: head_dim=16\n  isa=2")
+
+    monkeypatch.setattr(LLM, "generate", refuse)
+    with pytest.raises(UserError) as caught, sampler_of(roles, tiny_tokenizer):
         pass
     check_message(
         str(caught.value),
-        "rollout.vllm.gpu_memory_utilization: 0.7 of the GPU is 7.0 GiB",
-        "6.0 GiB of 10.0 are free. Lower it",
+        "rollout.engine: vllm does not start with this base: Unsupported CPU attention configuration",
+        "Choose engine auto",
     )
-    assert not started
+    started.clear()
 
 
 def test_prompt_that_the_cache_does_not_hold(started, roles, tiny_tokenizer) -> None:
@@ -227,70 +370,10 @@ def test_prompt_that_the_cache_does_not_hold(started, roles, tiny_tokenizer) -> 
             sampler.respond("policy", [[5], [5] * (vllm_stub.ROOM - 11)], [1, 2])
         check_message(
             str(caught.value),
-            "rollout.vllm.gpu_memory_utilization: 0.3 of the GPU holds 1024 tokens",
+            "rollout.vllm.gpu_memory_utilization: 0.3 of memory holds 1024 tokens",
             "1025 are needed. Raise it",
         )
         assert len(started[0].calls) == 1
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A machine that has all that vLLM needs, until a test takes something away."""
-    has: dict[str, Any] = {"modules": {"vllm", "vllm_bnb_plugin"}, "gpu": True, "bf16": True}
-    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: name if name in has["modules"] else None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has["gpu"])
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has["bf16"])
-    return has
-
-
-def check(stage: Stage, *overrides: str) -> None:
-    config = load_experiment(TINY, ["base.compute_dtype=auto", *overrides])
-    vllm_engine.check_vllm(config, stage)
-
-
-@pytest.mark.parametrize(
-    ("without", "parts"),
-    [
-        ({"modules": set()}, ["there is no Python module vllm here; install it", "pip install -e '.[vllm]'"]),
-        ({"modules": {"vllm"}}, ["there is no Python module vllm_bnb_plugin here; install it"]),
-        ({"gpu": False}, ["there is no GPU here. Run on one, or choose auto"]),
-        ({"bf16": False}, ["its LoRA is for bf16, which this GPU does not compute in. Choose auto"]),
-    ],
-    ids=["vllm", "plugin", "gpu", "bf16"],
-)
-def test_machine_without(without, parts, machine) -> None:
-    check("ppo", "ppo.rollout.engine=vllm")
-    machine.update(without)
-    with pytest.raises(UserError) as caught:
-        check("ppo", "ppo.rollout.engine=vllm")
-    check_message(str(caught.value), "ppo.rollout.engine: vllm: ", *parts)
-
-
-@pytest.mark.parametrize(
-    ("stage", "override", "key"),
-    [
-        ("rm", "rm.rankings.rollout.engine=vllm", "rm.rankings.rollout.engine"),
-        ("best", "ppo.rollout.engine=vllm", "ppo.rollout.engine"),
-        ("best", "best.rollout={engine: vllm, max_new_tokens: 4}", "best.rollout.engine"),
-    ],
-)
-def test_key_of_the_stage_that_samples(stage: Stage, override, key, machine) -> None:
-    machine["gpu"] = False
-    with pytest.raises(UserError, match=f"^{key}: vllm: there is no GPU"):
-        check(stage, override)
-
-
-def test_stage_that_does_not_sample_with_it_needs_nothing(machine) -> None:
-    machine.update(modules=set(), gpu=False)
-    check("sft", "ppo.rollout.engine=vllm")
-    check("rm", "ppo.rollout.engine=vllm")
-    check("best", "ppo.rollout.engine=vllm", "best.rollout={max_new_tokens: 4}")
-    check("ppo")
-
-
-def test_plugin_is_for_a_quantized_base_alone(machine) -> None:
-    machine["modules"] = {"vllm"}
-    check("ppo", "ppo.rollout.engine=vllm", "base.quantization=none")
 
 
 def test_vllm_is_imported_only_where_it_is_asked_for(

@@ -1,4 +1,4 @@
-"""Temperature, top-k and top-p: samples and log-probabilities are of the warped distribution."""
+"""With temperature, top-k and top-p, samples and log-probabilities are of the warped distribution."""
 
 import math
 
@@ -47,14 +47,14 @@ def test_log_probabilities_are_of_the_distribution_sampled_from(engine, options,
         responses[0].ids[3:], responses[0].support[3:] = [], []  # one is shorter
         batch = sampler.response_batch(prompts, responses)
     with torch.no_grad():
-        found = response_statistics(roles, "policy", batch).logprobs
+        logprobs = response_statistics(roles, "policy", batch).logprobs
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         logits = naive_logits(roles, "policy", prompt + response.ids)[len(prompt) - 1 :]
         for t, id in enumerate(response.ids):
             probabilities = warped(logits[t], rollout)
             expected = math.log(probabilities[id])
             assert response.logprobs[t] == pytest.approx(expected, abs=1e-4)
-            assert found[i, t].item() == pytest.approx(expected, abs=1e-4)
+            assert logprobs[i, t].item() == pytest.approx(expected, abs=1e-4)
             if rollout.truncates:
                 assert response.support[t].tolist() == probabilities.nonzero()[:, 0].tolist()
 

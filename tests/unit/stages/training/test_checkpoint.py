@@ -1,4 +1,4 @@
-"""Checkpoints: what is written comes back, and whatever is damaged is noticed and named."""
+"""Checkpoints read back equal. Damage is noticed and the file is named."""
 
 import itertools
 import json
@@ -83,21 +83,21 @@ def test_checkpoints_of_another_version_are_refused_in_one_line(tmp_path: Path, 
 
 def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
     folder = save(tmp_path, 50)
-    found, complaints = newest_checkpoint(tmp_path, "ours")
-    assert found is not None
-    assert (found.folder, found.step, complaints) == (folder, 50, [])
-    assert (found.run, found.base, found.records) == ("ours", "b", {})
-    assert found.part("engine").values == {"steps": 50} and found.part("loop").values == VALUES
-    assert same_bytes(found.part("engine").tensors, tensors(50))
-    assert found.part("loop").tensors == {} and found.part("none such") == State()
+    restored, faults = newest_checkpoint(tmp_path, "ours")
+    assert restored is not None
+    assert (restored.folder, restored.step, faults) == (folder, 50, [])
+    assert (restored.run, restored.base, restored.records) == ("ours", "b", {})
+    assert restored.part("engine").values == {"steps": 50} and restored.part("loop").values == VALUES
+    assert same_bytes(restored.part("engine").tensors, tensors(50))
+    assert restored.part("loop").tensors == {} and restored.part("none such") == State()
 
 
 def test_newest_is_found(tmp_path):
     for step in (2, 100, 9):
         save(tmp_path, step)
-        found, _ = newest_checkpoint(tmp_path, "ours")
-        assert found is not None
-        assert found.step == step
+        restored, _ = newest_checkpoint(tmp_path, "ours")
+        assert restored is not None
+        assert restored.step == step
 
 
 @pytest.mark.parametrize("root", ["absent", "."])
@@ -121,7 +121,7 @@ def test_the_newest_few_are_kept(tmp_path):
 def test_the_best_is_kept_besides_the_newest(tmp_path):
     for step, best in ((5, 5), (10, 5), (15, 5), (20, 20), (25, 20)):
         save(tmp_path, step, 1, best)
-        assert names(tmp_path) == sorted({f"step-{each:06d}" for each in (step, best)})
+        assert names(tmp_path) == sorted({f"step-{kept_step:06d}" for kept_step in (step, best)})
 
 
 def test_one_kept_checkpoint_is_the_one_just_written(tmp_path):
@@ -134,9 +134,9 @@ def test_one_kept_checkpoint_is_the_one_just_written(tmp_path):
 def test_saving_a_step_again_replaces_it(tmp_path):
     save(tmp_path, 7)
     save(tmp_path, 7, seed=99)
-    found, _ = newest_checkpoint(tmp_path, "ours")
-    assert found is not None
-    assert same_bytes(found.part("engine").tensors, tensors(99))
+    restored, _ = newest_checkpoint(tmp_path, "ours")
+    assert restored is not None
+    assert same_bytes(restored.part("engine").tensors, tensors(99))
     assert names(tmp_path) == ["step-000007"]
 
 
@@ -147,9 +147,9 @@ def test_only_safetensors_and_json_and_never_a_pickle(tmp_path, monkeypatch):
     for name in ("load", "loads", "dump", "dumps", "Pickler", "Unpickler"):
         monkeypatch.setattr(pickle, name, refuse)
     folder = save(tmp_path, 1)
-    found, _ = newest_checkpoint(tmp_path, "ours")
-    assert found is not None
-    assert found.part("engine").tensors
+    restored, _ = newest_checkpoint(tmp_path, "ours")
+    assert restored is not None
+    assert restored.part("engine").tensors
     assert names(folder) == sorted(FILES)
     for name in ("state.json", "seal.json"):
         json.loads((folder / name).read_text())
@@ -188,24 +188,24 @@ def test_damaged_checkpoint_is_passed_over_and_the_file_named(name, damage, tmp_
     save(tmp_path, 10)
     folder = save(tmp_path, 20)
     DAMAGE[damage](folder / name)
-    found, complaints = newest_checkpoint(tmp_path, "ours")
-    assert found is not None
-    assert found.step == 10
-    assert same_bytes(found.part("engine").tensors, tensors(10))
-    (complaint,) = complaints
-    assert str(folder) in complaint
+    restored, faults = newest_checkpoint(tmp_path, "ours")
+    assert restored is not None
+    assert restored.step == 10
+    assert same_bytes(restored.part("engine").tensors, tensors(10))
+    (fault,) = faults
+    assert str(folder) in fault
     if (name, damage) == ("seal.json", "middle byte"):
-        assert "tdnsors.safetensors is missing" in complaint  # still JSON, and of a file that is not there
+        assert "tdnsors.safetensors is missing" in fault  # the seal is still JSON, but names a missing file
     else:
-        assert f": {name} is " in complaint
+        assert f": {name} is " in fault
 
 
 def test_any_flipped_bit_of_the_seal_is_noticed(tmp_path):
     folder = save(tmp_path, 1)
-    good = (folder / "seal.json").read_bytes()
+    intact = (folder / "seal.json").read_bytes()
     assert seal_fault(folder) is None
-    for bit in range(8 * len(good)):
-        data = bytearray(good)
+    for bit in range(8 * len(intact)):
+        data = bytearray(intact)
         data[bit // 8] ^= 1 << bit % 8
         (folder / "seal.json").write_bytes(data)
         assert seal_fault(folder) is not None, bit
@@ -215,19 +215,19 @@ def test_every_damaged_one_is_complained_of_newest_first(tmp_path):
     save(tmp_path, 20)
     (save(tmp_path, 30) / "state.json").unlink()
     flip(0.5)(save(tmp_path, 35) / "tensors.safetensors")
-    found, complaints = newest_checkpoint(tmp_path, "ours")
-    assert found is not None
-    assert found.step == 20
-    newest, older = complaints
+    restored, faults = newest_checkpoint(tmp_path, "ours")
+    assert restored is not None
+    assert restored.step == 20
+    newest, older = faults
     assert "step-000035" in newest and "tensors.safetensors is damaged" in newest
     assert "step-000030" in older and "state.json is missing" in older
 
 
 def test_nothing_good_is_none(tmp_path):
     (save(tmp_path, 1) / "seal.json").unlink()
-    found, complaints = newest_checkpoint(tmp_path, "ours")
-    assert found is None
-    assert len(complaints) == 1
+    restored, faults = newest_checkpoint(tmp_path, "ours")
+    assert restored is None
+    assert len(faults) == 1
 
 
 def test_partial_folder_is_ignored_and_swept_up(tmp_path):
@@ -235,16 +235,16 @@ def test_partial_folder_is_ignored_and_swept_up(tmp_path):
     partial = tmp_path / ".step-000020.partial"
     shutil.copytree(tmp_path / "step-000010", partial)  # a process killed just before the rename
     (partial / "junk").write_text("half a file")
-    found, complaints = newest_checkpoint(tmp_path, "ours")
-    assert found is not None
-    assert (found.step, complaints) == (10, [])
+    restored, faults = newest_checkpoint(tmp_path, "ours")
+    assert restored is not None
+    assert (restored.step, faults) == (10, [])
     save(tmp_path, 20)
     assert names(tmp_path) == ["step-000010", "step-000020"]
     assert names(tmp_path / "step-000020") == sorted(FILES)
 
 
 def killed_at(event: int, root: Path, write: Callable[[], object]) -> bool:
-    """Whether `write` was killed: its process ends without a word before its `event`th step in `root`."""
+    """Run `write` in a process that exits before file operation `event` in `root`; returns if it exited."""
     child = os.fork()
     if child == 0:
         steps = itertools.count()
@@ -267,7 +267,7 @@ def killed_at(event: int, root: Path, write: Callable[[], object]) -> bool:
 
 
 def test_killed_before_any_step_of_the_write_there_is_the_older_checkpoint_or_the_newer(tmp_path):
-    found_newer = []
+    is_newer = []
     older, header, parts = tmp_path / "older", Header(20, "ours", "b", {}), {"engine": State({}, tensors(20))}
     save(older, 10)
     for event in itertools.count():
@@ -275,15 +275,15 @@ def test_killed_before_any_step_of_the_write_there_is_the_older_checkpoint_or_th
         shutil.copytree(older, root)
         killed = killed_at(event, root, partial(save_checkpoint, root, header, parts, 1))
         remove_partial_files(root)
-        found, complaints = newest_checkpoint(root, "ours")
-        assert found is not None and found.step in (10, 20) and complaints == []
-        assert same_bytes(found.part("engine").tensors, tensors(found.step))
+        restored, faults = newest_checkpoint(root, "ours")
+        assert restored is not None and restored.step in (10, 20) and faults == []
+        assert same_bytes(restored.part("engine").tensors, tensors(restored.step))
         assert set(names(root)) <= {"step-000010", "step-000020"}
-        found_newer.append(found.step == 20)
+        is_newer.append(restored.step == 20)
         if not killed:
             break
-    assert len(found_newer) > 10 and found_newer == sorted(found_newer)
-    assert not found_newer[0] and found_newer[-1]
+    assert len(is_newer) > 10 and is_newer == sorted(is_newer)
+    assert not is_newer[0] and is_newer[-1]
 
 
 @pytest.mark.parametrize("failing", ["sha256", "sync", "save"])
@@ -297,10 +297,10 @@ def test_interrupted_write_leaves_the_older_checkpoint(failing, tmp_path, monkey
         patch.setattr(checkpoint if failing == "save" else sealed_folder, failing, interrupt)
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, 20, keep=1)
-    found, complaints = newest_checkpoint(tmp_path, "ours")
-    assert found is not None
-    assert (found.step, complaints) == (10, [])
-    assert names(tmp_path) == ["step-000010"]  # a disk that was full has its room back
+    restored, faults = newest_checkpoint(tmp_path, "ours")
+    assert restored is not None
+    assert (restored.step, faults) == (10, [])
+    assert names(tmp_path) == ["step-000010"]  # the partial folder is removed, which frees a full disk
 
 
 def test_folder_appears_sealed_and_synced_or_not_at_all(tmp_path, monkeypatch):
@@ -320,8 +320,8 @@ def test_folder_appears_sealed_and_synced_or_not_at_all(tmp_path, monkeypatch):
         assert not final.exists()
     assert seal_fault(final) is None
     partial = tmp_path / ".adapter.partial"
-    wanted = [partial / "a", partial / "below", partial / "below" / "b", partial / "seal.json", partial]
-    assert set(wanted) <= set(synced)
+    expected = [partial / "a", partial / "below", partial / "below" / "b", partial / "seal.json", partial]
+    assert set(expected) <= set(synced)
     assert synced[-1] == tmp_path  # the rename itself
     (final / "below" / "b").write_text("3")
     assert "below/b is damaged" in str(seal_fault(final))

@@ -1,4 +1,4 @@
-"""Speed and memory: operations by hand, a clock and a memory gauge that agree with others."""
+"""Speed and memory: operations by hand, and clocks and memory that agree with other measurements."""
 
 from __future__ import annotations
 

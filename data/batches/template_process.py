@@ -1,0 +1,98 @@
+"""Chat templates rendered in a process of their own, which bounds their time and memory."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import IO, Any
+
+from transformers import PreTrainedTokenizerBase
+
+from data.batches import template_worker
+from data.sources.messages import Message
+
+# One thread of numpy's libraries needs one stack, which counts as memory.
+QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+Conversation = tuple[list[Message], bool]  # messages, and whether the generation prompt follows
+
+
+class TemplateFault(Exception):
+    """A template failed on a conversation, or was stopped."""
+
+
+def render(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[str]:
+    """The text of each conversation in the chat template of `tokenizer`.
+
+    Raises:
+        TemplateFault: the template raised an error, or needs too much time, memory or text.
+    """
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError as error:  # several templates, and none is the default
+        raise TemplateFault(str(error)) from error
+    request = {
+        "template": template,
+        "variables": tokenizer.special_tokens_map,
+        "conversations": conversations,
+    }
+    reply = _worker(os.getpid()).ask(json.dumps(request))
+    if "fault" in reply:
+        raise TemplateFault(reply["fault"])
+    texts: list[str] = reply["texts"]
+    return texts
+
+
+class _Worker:
+    """The process, started again after it ended."""
+
+    def __init__(self) -> None:
+        self._process = self._start()
+        self._parent = os.getpid()
+        atexit.register(self._end)
+
+    def ask(self, request: str) -> dict[str, Any]:
+        """The answer of the process to one line."""
+        if self._process.poll() is not None:
+            self._process = self._start()
+        stdin, stdout = _pipes(self._process)
+        stdin.write(f"{request}\n")
+        stdin.flush()
+        if line := stdout.readline():
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        if self._process.wait() == -signal.SIGPROF:
+            return {"fault": f"it takes more than {template_worker.SECONDS} seconds"}
+        return {"fault": f"its process ended with status {self._process.returncode}"}
+
+    @staticmethod
+    def _start() -> subprocess.Popen[str]:
+        # -P: the folder of the script would hide modules of Python, such as tokenize.
+        command = [sys.executable, "-P", template_worker.__file__]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | QUIET
+        )
+        if _pipes(process)[1].readline() != "ready\n":
+            raise RuntimeError(f"the process for chat templates did not start (status {process.wait()})")
+        return process
+
+    def _end(self) -> None:
+        if os.getpid() == self._parent:  # not in a fork
+            self._process.kill()
+            self._process.wait()
+
+
+@lru_cache(maxsize=1)
+def _worker(parent: int) -> _Worker:
+    """The worker of this process. A fork shares no pipe with its parent."""
+    return _Worker()
+
+
+def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    assert process.stdin and process.stdout
+    return process.stdin, process.stdout

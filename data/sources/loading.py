@@ -1,0 +1,150 @@
+"""Load the rows of a source as demonstrations, rankings or prompts, and count where they go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
+
+from configs.errors import UserError
+from configs.schema import Source
+from data.sources.formats import ACCEPTED, Kind, Row, normalise
+from data.sources.reading import BadRow, LeftOut, UnusableRow, describe, read
+from data.sources.text import listed
+
+MAX_UNUSABLE_SHARE = 0.01  # published data has a few such rows (Anthropic HH 0.25 %); more mean a mistake
+MAX_FAULTS_SHOWN = 5
+
+
+class Loaded(NamedTuple):
+    """Rows of one kind, and the number of rows that the source gave for them, used or not."""
+
+    rows: list[Row]
+    read: int
+    left_out: int
+    of_other_stages: int
+
+
+def everything(row: Row) -> bool:
+    """Every row belongs to the stage."""
+    return True
+
+
+def load_rows(
+    source: Source, kind: Kind, note: Callable[[str], None], belongs: Callable[[Row], bool] = everything
+) -> Loaded:
+    """Return the first `source.limit` rows that belong to a stage, as demonstrations, rankings or prompts.
+
+    demonstrations: {"prompt", "completion", "where"}, and "learned" if SFT learns earlier turns, too
+    rankings: {"prompt", "completions", "ranks", "where"}: completions best first, equal ranks tie
+    prompts: {"prompt", "where"}
+
+    A prompt and its completions are either all text or all lists of messages. A completion is one assistant
+    turn. `where` names the row in messages. Rows without anything to learn (UnusableRow, LeftOut) are left
+    out, and `note` is called with a line about them. Nothing is read beyond the limit.
+
+    Raises:
+        UserError: there are no rows, a row cannot be read, over 1 % are unusable, or nothing is left. The
+            message has the places and reasons of the first five faults.
+    """
+    rows: list[Row] = []
+    faults = _Faults()
+    total = others = 0
+    ignored = frozenset(source.ignore_columns)
+    unseen = set(ignored)
+    for place, example in read(source):
+        total += 1
+        try:
+            if isinstance(example, BadRow):
+                raise example
+            unseen -= example.keys() if unseen else set()
+            row = normalise(example, kind, ignored)
+        except BadRow as fault:
+            faults.add(place, fault)
+            continue
+        if not belongs(row):
+            others += 1
+            continue
+        rows.append({**row, "where": f"{describe(source)}, {place}"})
+        if len(rows) == source.limit:
+            break
+    _check(source, kind, total, faults)
+    if unseen:
+        raise UserError(
+            f"{describe(source)}: `ignore_columns` names {listed(sorted(unseen))}, which no row has."
+        )
+    if left_out := [*faults.unusable, *faults.left_out]:
+        note(f"{describe(source)}: left out {len(left_out)} of {total} rows.\n{_grouped(left_out)}")
+    return Loaded(rows, total, len(left_out), others)
+
+
+def first_rows(source: Source, kind: Kind, count: int) -> list[Row]:
+    """The usable rows among the first `count` of a source, as `load_rows` returns them.
+
+    Raises:
+        UserError: there are no rows, or one cannot be read.
+    """
+    rows, faults = list[Row](), _Faults()
+    for place, example in islice(read(source), count):
+        try:
+            if isinstance(example, BadRow):
+                raise example
+            row = normalise(example, kind, frozenset(source.ignore_columns))
+            rows.append({**row, "where": f"{describe(source)}, {place}"})
+        except BadRow as fault:
+            faults.add(place, fault)
+    if faults.unreadable or not rows:
+        _check(source, kind, len(rows) + faults.count, faults)
+    return rows
+
+
+Fault = tuple[str, str]  # place and reason
+
+
+@dataclass
+class _Faults:
+    unreadable: list[Fault] = field(default_factory=list)
+    unusable: list[Fault] = field(default_factory=list)
+    left_out: list[Fault] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return len(self.unreadable) + len(self.unusable) + len(self.left_out)
+
+    def add(self, place: str, fault: BadRow) -> None:
+        if isinstance(fault, LeftOut):
+            self.left_out.append((place, str(fault)))
+        elif isinstance(fault, UnusableRow):
+            self.unusable.append((place, str(fault)))
+        else:
+            self.unreadable.append((place, str(fault)))
+
+
+def _check(source: Source, kind: Kind, total: int, faults: _Faults) -> None:
+    """Raise UserError if the source holds no rows, bad ones, or only such that are left out."""
+    if total == 0:
+        raise UserError(f"{describe(source)}: it holds no rows. Point `data` at a source that has some.")
+    bad = faults.unreadable + faults.unusable
+    if len(faults.left_out) + len(bad) == total:
+        bad += faults.left_out
+    elif not faults.unreadable and len(faults.unusable) <= MAX_UNUSABLE_SHARE * total:
+        return
+    raise UserError(
+        f"{describe(source)}: {len(bad)} of {total} rows cannot serve as {kind}.\n{_grouped(bad)}\n"
+        f"Correct or remove them. Accepted as {kind}: {ACCEPTED[kind]}."
+    )
+
+
+def _grouped(faults: Iterable[Fault]) -> str:
+    """One line for each reason, with the first place and the number of rows; at most the first five."""
+    places: dict[str, list[str]] = {}
+    for place, reason in faults:
+        places.setdefault(reason, []).append(place)
+    lines = [f"  {_places(found)}: {reason}" for reason, found in places.items()]
+    more = len(lines) - MAX_FAULTS_SHOWN
+    return "\n".join(lines[:MAX_FAULTS_SHOWN] + ([f"  and {more} more reasons"] if more > 0 else []))
+
+
+def _places(places: Sequence[str]) -> str:
+    return places[0] if len(places) == 1 else f"{places[0]} and {len(places) - 1} more"

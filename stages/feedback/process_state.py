@@ -1,0 +1,62 @@
+"""What code of the user's may change in this process, and how it is put back."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+# Settings of the whole process that a module may change for its own use: how to read and to set each.
+SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (os.getcwd, os.chdir),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_default_device, torch.set_default_device),
+    (torch.get_num_threads, torch.set_num_threads),
+)
+
+
+@contextmanager
+def state_put_back(seed: int) -> Iterator[None]:
+    """Run code of the user's within. Afterwards the process is as before.
+
+    Random numbers of Python, NumPy and torch depend on `seed` alone, also in a stage that resumes.
+    `os._exit` raises SystemExit, as `sys.exit` does: status 0 would pass for success.
+    """
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    before = [(read, write, read()) for read, write in SETTINGS]
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices), _exit_raises():
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)
+            for read, write, value in before:
+                if read() != value:
+                    write(value)
+
+
+@contextmanager
+def _exit_raises() -> Iterator[None]:
+    end_process, caller = os._exit, (os.getpid(), threading.get_ident())
+
+    def raise_exit(status: int) -> NoReturn:
+        if (os.getpid(), threading.get_ident()) != caller:
+            end_process(status)  # a child that was forked, or the thread that watches other ranks
+        raise SystemExit(status)
+
+    os._exit = raise_exit
+    try:
+        yield
+    finally:
+        os._exit = end_process

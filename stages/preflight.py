@@ -1,0 +1,168 @@
+"""Try what stages will read and call, before any of them trains: bases, data, functions, endpoints.
+
+`main` runs in a process of its own, which the user's code may end, and whose memory is free again afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.errors import UserError
+from configs.schema import Base, Experiment, Reward, Stage
+from data.batches import tokenize
+from data.examples import StageData, read_examples
+from data.sources.formats import Kind
+from data.sources.loading import first_rows
+from data.sources.reading import is_local
+from stages.feedback.reward_endpoint import Endpoint
+from stages.feedback.user_functions import load_function
+from stages.models.base import is_downloaded
+from stages.setup import load_checked_tokenizer
+
+PROMPTS = ["How are you?", "Name a colour."]
+COMPLETIONS = ["I am well, thank you.", ""]  # a policy may end its turn at once
+MAX_BYTES = 64 * 2**20  # larger sources are read in part
+SOME_ROWS = 1_000
+TOKENIZE: dict[Kind, Callable[..., Any]] = {
+    "demonstrations": tokenize.demonstrations,
+    "rankings": tokenize.rankings,
+    "prompts": tokenize.prompts,
+}
+
+Check = tuple[str, Callable[[], list[str]]]  # a name, and a function that returns remarks or raises UserError
+
+
+def main(results: int) -> None:
+    """Read `{"experiment": ..., "stages": [...]}`; write a line of JSON before and after each check.
+
+    The line before has the check's name, the one after its fault or null, and its remarks.
+
+    Args:
+        results: descriptor of the file for these lines.
+    """
+    with os.fdopen(results, "w") as lines:
+        order = json.load(sys.stdin)
+        config = Experiment.model_validate(order["experiment"])
+        for name, check in (*material(config, order["stages"]), *feedback(config, order["stages"])):
+            print(json.dumps(name), file=lines, flush=True)
+            fault, remarks = None, list[str]()
+            try:
+                remarks = check()
+            except UserError as error:
+                fault = str(error)
+            print(json.dumps([fault, remarks]), file=lines, flush=True)
+
+
+def material(config: Experiment, stages: Sequence[Stage]) -> Iterator[Check]:
+    """Checks of the tokenizers, chat templates and rows of the stages.
+
+    A base that is not here yet is left to the stage, which downloads it. So is data of the hub.
+    """
+    bases = {(stage, base.key): base for stage in stages for base in config.bases(stage)}
+    for (stage, key), base in bases.items():
+        if is_downloaded(base):
+            yield f"{key}: {base.model}", _base(config, stage, base)
+    sources = {(data, kind): base for stage in stages for data, kind, base in _sources(config, stage)}
+    for (data_stage, kind), base in sources.items():
+        if is_local(config.data.source(data_stage)):
+            yield f"data.{data_stage}", _data(config, data_stage, kind, base)
+
+
+def feedback(config: Experiment, stages: Sequence[Stage]) -> Iterator[Check]:
+    """Checks of the user's own code: each function and endpoint that the stages call judges two answers."""
+    functions = {}
+    if "rm" in stages:
+        functions["rm.rankings.labeller"] = config.rm.rankings.labeller
+    if "ppo" in stages or "best" in stages:
+        functions["ppo.judge"] = config.ppo.judge or ""
+    for key, path in functions.items():
+        if ":" in path:  # otherwise it ships, or is none
+            yield f"{key}: {path}", _function(path, key)
+    for term in config.ppo.rewards if "ppo" in stages else ():
+        if "://" in term.source:
+            yield f"ppo.rewards: {term.source}", _endpoint(term)
+        elif ":" in term.source:
+            yield f"ppo.rewards: {term.source}", _function(term.source, "ppo.rewards")
+
+
+def check_material(config: Experiment, stage: Stage) -> None:
+    """Make the checks of `material` in this process.
+
+    Raises:
+        UserError: one line for each fault.
+    """
+    faults = []
+    for _, check in material(config, [stage]):
+        try:
+            check()
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\n".join(dict.fromkeys(faults)))
+
+
+def _sources(config: Experiment, stage: Stage) -> Iterator[tuple[Stage, Kind, Base]]:
+    """The data that a stage reads, what the rows serve as, and the base whose tokenizer reads them."""
+    if stage == "sft" or (stage == "ppo" and config.ppo.ptx_coef):
+        yield "sft", "demonstrations", config.base
+    if stage == "rm" and config.rm.rankings.labeller == "file":
+        yield "rm", "rankings", config.base_of("rm")
+    elif stage == "rm":
+        yield "rm", "prompts", config.base
+    if stage in ("ppo", "best"):
+        yield "ppo", "prompts", config.base
+
+
+def _base(config: Experiment, stage: Stage, base: Base) -> Callable[[], list[str]]:
+    def check() -> list[str]:
+        load_checked_tokenizer(config, stage, base)
+        return []
+
+    return check
+
+
+def _data(config: Experiment, stage: Stage, kind: Kind, base: Base) -> Callable[[], list[str]]:
+    """Read and tokenize the rows; of a large source, or without a tokenizer, only a part of this."""
+    source, remarks = config.data.source(stage), list[str]()
+
+    def check() -> list[str]:
+        tokenizer = load_checked_tokenizer(config, stage, base) if is_downloaded(base) else None
+        large = _size(Path(source.path)) > MAX_BYTES
+        if large:
+            rows = first_rows(source, kind, SOME_ROWS)
+            remarks.append(f"data.{stage}: large; only its first {SOME_ROWS:,} rows were read")
+            if tokenizer is not None:
+                TOKENIZE[kind](rows, tokenizer, config.data)
+        elif tokenizer is None:
+            StageData(config, stage, remarks.append).rows(kind)
+        else:
+            read_examples(StageData(config, stage, remarks.append), kind, TOKENIZE[kind], tokenizer)
+        return remarks
+
+    return check
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _function(path: str, key: str) -> Callable[[], list[str]]:
+    def check() -> list[str]:
+        load_function(path, key)(PROMPTS, COMPLETIONS)
+        return []
+
+    return check
+
+
+def _endpoint(term: Reward) -> Callable[[], list[str]]:
+    def check() -> list[str]:
+        Endpoint(term.model_copy(update={"retries": 0}))(PROMPTS, COMPLETIONS)
+        return []
+
+    return check

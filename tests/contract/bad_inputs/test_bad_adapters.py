@@ -1,0 +1,171 @@
+"""Adapters that no role can be, made of those of the tiny model; none of their files is unpickled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from stages.sampling.merged_model import merged_weight
+from tests.contract.bad_inputs.model_damage import (
+    change_weight,
+    check_refusal,
+    damaged,
+    edit,
+    halve,
+    plant,
+    remove,
+    rename_weights,
+    with_one,
+    write,
+)
+from tests.support.roles import role_output, tiny_roles
+
+ADAPTER, CONFIG, HEAD = "adapter_model.safetensors", "adapter_config.json", "head.safetensors"
+LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LORA_A, LORA_B = (f"base_model.model.model.layers.0.self_attn.q_proj.lora_{factor}.weight" for factor in "AB")
+
+ADAPTERS: dict[str, tuple[Any, ...]] = {
+    "no weights": ([remove(ADAPTER)], f"it has no {ADAPTER}"),
+    "pickle": ([remove(ADAPTER), plant("adapter_model.bin")], f"it has no {ADAPTER}"),
+    "no config": ([remove(CONFIG)], "it has no adapter_config.json"),
+    "truncated": ([halve(ADAPTER)], f"{ADAPTER} is damaged or cut off"),
+    "head": ([write("head.safetensors", b"x")], "head.safetensors is damaged or cut off"),
+    "config no JSON": ([write(CONFIG, b"{")], "Expecting property name"),
+    "other rank": ([edit(CONFIG, r=8)], "size mismatch"),
+    "other layers": (
+        [edit(CONFIG, target_modules=["q_proj"])],
+        "it holds 28 weights, but on this",
+    ),
+    "no layers": ([edit(CONFIG, target_modules=["zork"])], "not found in the base model"),
+    "other method": ([edit(CONFIG, peft_type="ZORK")], "ZORK"),
+    "NaN": (
+        [change_weight(LORA_A, with_one(float("nan")), ADAPTER)],
+        f"{ADAPTER}: {LORA_A} holds NaN or inf",
+    ),
+    "infinity": ([change_weight(LORA_B, with_one(float("inf")), ADAPTER)], f"{LORA_B} holds NaN or infinity"),
+    "integers": ([change_weight(LORA_A, Tensor.int, ADAPTER)], f"{LORA_A} holds integers (torch.int32)"),
+    "other names": (
+        [rename_weights("q_proj", "z_proj", ADAPTER)],
+        f"{ADAPTER} holds {LORA_A.replace('q_proj', 'z_proj')}, where this base would have {LORA_A}",
+    ),
+    "names of another role": (
+        [rename_weights(".weight", ".policy.weight", ADAPTER)],
+        "where this base would",
+    ),
+    "names without their head": ([rename_weights("base_model.model.", "", ADAPTER)], "where this base would"),
+    "NaN alpha": ([edit(CONFIG, lora_alpha=float("nan"))], f"{CONFIG}: lora_alpha is nan"),
+    "infinite alpha": ([edit(CONFIG, lora_alpha=float("inf"))], "lora_alpha is inf"),
+    "no alpha": (
+        [edit(CONFIG, lora_alpha=0)],
+        "lora_alpha is 0, so that the adapter changes nothing",
+    ),
+    "NaN dropout": ([edit(CONFIG, lora_dropout=float("nan"))], "lora_dropout is nan"),
+    "NaN of a pattern": (
+        [edit(CONFIG, alpha_pattern={"q_proj": float("nan")})],
+        "alpha_pattern.q_proj is",
+    ),
+    "PiSSA": (
+        [edit(CONFIG, init_lora_weights="pissa")],
+        "init_lora_weights is 'pissa', which changes",
+    ),
+    "other task": (
+        [edit(CONFIG, task_type="SEQ_CLS")],
+        "task_type is 'SEQ_CLS', and a role is CAUSAL_LM",
+    ),
+    **{
+        key: (
+            [edit(CONFIG, **{key: value})],
+            f"{CONFIG}: {key} is {value!r}, and a role has no",
+        )
+        for key, value in {
+            "use_dora": True,
+            "alora_invocation_tokens": [1, 2],
+            "bias": "lora_only",
+            "lora_bias": True,
+            "rank_pattern": {"q_proj": 2},
+            "alpha_pattern": {"q_proj": 16},
+            "modules_to_save": ["lm_head"],
+            "trainable_token_indices": [3],
+            "layer_replication": [[0, 2], [1, 2]],
+            "target_parameters": ["mlp.experts"],
+            "use_qalora": True,
+            "loftq_config": {"loftq_bits": 4},
+            "of_a_later_version": "on",
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapter(name, adapters, tmp_path):
+    damages, *parts = ADAPTERS[name]
+    folder = tmp_path / "adapter"
+    before = damaged(adapters["sft"], folder, damages)
+    roles = tiny_roles()
+    check_refusal(lambda: roles.add_from("policy", folder, trainable=True), folder, before, *parts)
+
+
+@pytest.mark.parametrize(
+    ("damage", "part"),
+    [
+        (change_weight("weight", with_one(float("nan")), HEAD), f"{HEAD}: weight holds NaN or infinity"),
+        (change_weight("bias", with_one(float("inf")), HEAD), f"{HEAD}: bias holds NaN or infinity"),
+        (change_weight("weight", Tensor.long, HEAD), f"{HEAD}: weight holds integers"),
+        (
+            change_weight("weight", lambda weight: weight[:, :32].contiguous(), HEAD),
+            "size mismatch for weight",
+        ),
+        (rename_weights("bias", "offset", HEAD), "Missing key(s) in state_dict"),
+        (remove(HEAD), "No such file or directory"),
+    ],
+)
+def test_head(damage, part, adapters, tmp_path):
+    folder = tmp_path / "adapter"
+    before = damaged(adapters["rm"], folder, [damage])
+    roles = tiny_roles()
+    check_refusal(lambda: roles.add_head_from("critic", folder), folder, before, part)
+    if (folder / HEAD).exists():
+        check_refusal(lambda: roles.add_from("reward", folder, trainable=True), folder, before, part)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_rslora": True},
+        {"lora_dropout": 0.5, "init_lora_weights": "gaussian"},
+        {"target_modules": ".*_proj", "exclude_modules": None},
+        {"layers_to_transform": [0], "layers_pattern": "layers", "target_modules": LAYERS},
+        {"exclude_modules": ["q_proj"]},
+    ],
+)
+def test_adapter_of_any_plain_kind_is_what_peft_makes_of_it(changes, adapters, tiny_folder, tmp_path):
+    folder = tmp_path / "adapter"
+    damaged(adapters["sft"], folder, [edit(CONFIG, **changes)])
+    kept = {
+        name: weight
+        for name, weight in load_file(folder / ADAPTER).items()
+        if not ("layers_to_transform" in changes and "layers.1." in name)
+        and not (changes.get("exclude_modules") and "q_proj" in name)
+    }
+    save_file(kept, folder / ADAPTER, {"format": "pt"})
+    roles = tiny_roles(quantization="none").eval()
+    roles.add_from("policy", folder, trainable=False)
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(base, str(folder)).eval()(input_ids=ids).logits
+        torch.testing.assert_close(role_output(roles, "policy", ids), expected)
+        for ours, theirs in zip(lora_layers(roles.causal), lora_layers(base), strict=True):
+            theirs.merge()
+            torch.testing.assert_close(merged_weight(ours, "policy"), theirs.get_base_layer().weight.data)
+
+
+def lora_layers(model: Any) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]

@@ -1,0 +1,273 @@
+"""The user's reward functions, labellers and judges: what they may return, raise and change."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from configs.errors import UserError
+from configs.load import load_experiment
+from stages.distributed.ranks import Ranks
+from stages.feedback.labellers import labeller
+from stages.feedback.user_functions import load_function
+from tests.contract.bad_inputs.entry import check_message, experiment, stage_run, tristage
+from tests.support.pipeline_runs import write_stage
+
+PROMPTS, COMPLETIONS = ["a", "b"], ["short", "much longer"]
+Score = Callable[[str], list[float]]
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
+    """module(text) writes the user's module `theirs` and puts it on the path."""
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("theirs", None)
+
+    def write(text: str) -> Path:
+        file = tmp_path / "theirs.py"
+        file.write_text(f"import math, os, random, sys\nimport numpy as np\nimport torch\n{text}\n")
+        return file
+
+    yield write
+    sys.modules.pop("theirs", None)
+
+
+def score(key: str = "ppo.rewards") -> list[float]:
+    return load_function("theirs:score", key)(PROMPTS, COMPLETIONS)
+
+
+def refused(key: str = "ppo.rewards") -> str:
+    with pytest.raises(UserError) as caught:
+        score(key)
+    return str(caught.value)
+
+
+RETURNED = {
+    "[1.0, math.nan]": "gave nan for completions[1], 'much longer'. It must be a finite real number",
+    "[math.inf, 1.0]": "gave inf for completions[0], 'short'",
+    "[1.0, np.float32('nan')]": "for completions[1]",
+    "torch.tensor([1.0, math.nan])": "gave tensor(nan) for completions[1]",
+    "[10 ** 400, 1]": "for completions[0]",
+    "[True, 1.0]": "gave True for completions[0]",
+    "[1.0, np.bool_(True)]": "for completions[1]",
+    "torch.tensor([True, False])": "gave tensor(True) for completions[0]",
+    "['1', 2.0]": "gave '1' for completions[0]",
+    "[1.0, None]": "gave None for completions[1]",
+    "[1.0, 1j]": "gave 1j for completions[1]",
+    "[1.0, [2.0]]": "gave [2.0] for completions[1]",
+    "[torch.ones(2), 1.0]": "for completions[0]",
+    "[1.0]": "must give a number for each of 2 completions, gave 1",
+    "[]": "gave 0",
+    "[1.0, 2.0, 3.0]": "gave more",
+    "iter(lambda: 1.0, 2.0)": "gave more",
+    "(1.0 for _ in completions[1:])": "gave 1",
+    "{0: 1.0, 1: 2.0}": "gave a dict, not a list of one number per completion",
+    "{1.0, 2.0}": "gave a set, not a list",
+    "'12'": "gave a str, not a list",
+    "b'12'": "gave a bytes, not a list",
+    "1.5": "gave a float, not a list",
+    "None": "gave a NoneType, not a list",
+    "torch.tensor(1.0)": "raised TypeError: iteration over a 0-d tensor",
+}
+
+
+@pytest.mark.parametrize("returned", RETURNED)
+def test_what_a_function_returns(returned: str, module: Callable[[str], Path]) -> None:
+    module(f"def score(prompts, completions): return {returned}")
+    for key in ("ppo.rewards", "ppo.judge", "rm.rankings.labeller"):
+        check_message(refused(key), f"{key}: theirs:score ", RETURNED[returned])
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        "[1, 2.5]",
+        "(1.0, np.float32(2.5))",
+        "np.array([1.0, 2.5])",
+        "torch.tensor([1.0, 2.5], requires_grad=True) * 1.0",
+        "torch.tensor([[1.0], [2.5]])",
+        "(value for value in (1.0, 2.5))",
+    ],
+)
+def test_numbers_are_taken_as_they_come(returned: str, module: Callable[[str], Path]) -> None:
+    module(f"def score(prompts, completions): return {returned}")
+    assert score() == [1.0, 2.5] and all(type(each) is float for each in score())
+
+
+RAISED = {
+    "raise ValueError('no\\nluck')": "raised ValueError: no luck (",
+    "raise KeyError": "raised KeyError (",
+    "1 / 0": "raised ZeroDivisionError: division by zero (",
+    "torch.stack([])": "raised RuntimeError: ",  # torch's own lines are not the user's
+    "raise BaseException('any')": "raised BaseException: any (",
+    "score(prompts, completions)": "raised RecursionError: ",
+    "sys.exit()": "ended the process with status None (",
+    "sys.exit(0)": "ended the process with status 0 (",
+    "os._exit(0)": "ended the process with status 0 (",
+    "raise ValueError('x' * 10**6)": "raised ValueError: xxx",
+}
+
+
+@pytest.mark.parametrize("statement", RAISED)
+def test_what_a_function_raises(statement: str, module: Callable[[str], Path]) -> None:
+    file = module(f"def score(prompts, completions):\n    {statement}")
+    check_message(refused(), f"ppo.rewards: theirs:score {RAISED[statement]}", f"({file}, line 5, in score)")
+
+
+def test_a_users_error_keeps_its_stack_where_it_is_asked_for(
+    module: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module("def score(prompts, completions): return 1 / 0")
+    assert "TRISTAGE_DEBUG=1 shows the stack" in refused()
+    monkeypatch.setenv("TRISTAGE_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        score()
+
+
+IMPORTED = {
+    "import no_such_thing": ("cannot import 'theirs' of 'theirs:score', which raised ModuleNotFoundError", 4),
+    "1 / 0": ("which raised ZeroDivisionError: division by zero", 4),
+    "def score(": ("which raised SyntaxError", None),
+    "sys.exit(0)": ("which ended the process with status 0", 4),
+    "os._exit(0)": ("which ended the process with status 0", 4),
+    "other = 1": ("the module 'theirs' has no function 'score'", None),
+    "score = 1.0": ("the module 'theirs' has no function 'score'", None),
+    "def score(completions): return []": ("got an unexpected keyword argument 'prompts'", None),
+    "def score(prompts, completions, more): return []": ("missing a required argument: 'more'", None),
+    "async def score(prompts, completions): return [1, 2]": ("gave a coroutine, not a list", None),
+}
+
+
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
+@pytest.mark.parametrize("text", IMPORTED)
+def test_what_a_module_holds(text: str, module: Callable[[str], Path]) -> None:
+    file = module(text)
+    fault, line = IMPORTED[text]
+    check_message(refused(), "ppo.rewards: ", fault, f"({file}, line {line}, in <module>)" if line else "")
+
+
+@pytest.mark.parametrize("path", ["no_such:score", "no_such.below:score", "..:score", ".theirs:score"])
+def test_where_a_function_is(path: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_function(path, "ppo.judge")
+    check_message(str(caught.value), "ppo.judge: cannot import ")
+
+
+CHANGES = """
+def score(prompts, completions):
+    prompts[0] = "changed"
+    completions.clear()
+    random.seed(7); np.random.seed(7); torch.manual_seed(7)
+    os.chdir("/")
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    {end}
+"""
+
+
+def state() -> list[Any]:
+    """What functions share with the rest of the process."""
+    settings = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
+    noise = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]
+    return [*noise, *settings, torch.get_num_threads(), Path.cwd(), PROMPTS.copy(), COMPLETIONS.copy()]
+
+
+@pytest.mark.parametrize("end", ["return [1, 2]", "raise ValueError", "sys.exit(0)"])
+def test_what_a_function_changes_is_put_back(end: str, module: Callable[[str], Path]) -> None:
+    module(CHANGES.format(end=end))
+    exit_of_the_system = os._exit
+    before = state()
+    if end.startswith("return"):
+        assert score() == [1.0, 2.0]
+        labeller("theirs:score", "ppo.judge", Ranks(0, 1, torch.device("cpu")))(PROMPTS, COMPLETIONS)
+    else:
+        refused()
+    assert state() == before
+    assert os._exit is exit_of_the_system
+
+
+def test_what_an_import_changes_is_put_back(module: Callable[[str], Path]) -> None:
+    module(
+        "random.seed(7); torch.manual_seed(7); os.chdir('/')\ndef score(prompts, completions): return [1, 2]"
+    )
+    before = state()
+    assert score() == [1.0, 2.0]
+    assert state() == before
+
+
+def test_noise_of_a_function_depends_on_what_it_is_asked(module: Callable[[str], Path]) -> None:
+    """So a stage that resumes gets the same rewards as one that was never stopped."""
+    module(
+        "def score(prompts, completions):\n"
+        "    return [random.random() + np.random.rand(), torch.rand(1)][: len(completions)]"
+    )
+    first = score()
+    random.seed(1)
+    torch.manual_seed(1)
+    assert score() == first
+    assert load_function("theirs:score", "ppo.rewards")(PROMPTS, COMPLETIONS[::-1]) != first
+
+
+def test_a_forked_child_of_a_function_may_end(module: Callable[[str], Path]) -> None:
+    module(
+        "def score(prompts, completions):\n"
+        "    child = os.fork()\n"
+        "    if not child: os._exit(3)\n"
+        "    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])] * 2"
+    )
+    assert score() == [3.0, 3.0]
+
+
+ASKED_FIRST = {
+    "score = 1": "ppo.rewards: the module 'theirs' has no function 'score'",
+    "def score(prompts, completions): return [1 / len(text) for text in completions]": "division by zero",
+    "def score(prompts, completions): os._exit(0)": "theirs:score ended the process with status 0",
+    "def score(prompts, completions): os.kill(os.getpid(), 9)": "theirs:score ended its process with",
+    "print('noise')\nos.kill(os.getpid(), 9)": "theirs:score ended its process with status -9",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "text"), [("plan", "score = 1"), *(("run", text) for text in ASKED_FIRST)]
+)
+def test_functions_are_asked_before_anything_trains(
+    command: str, text: str, module: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    options: list[str | Path] = ["--config", experiment(tmp_path), "--run-dir", tmp_path / "run"]
+    status, _, err = tristage(command, *options, "ppo.rewards=[{source: rm}, {source: 'theirs:score'}]")
+    assert status == 2 and not (tmp_path / "run").exists()
+    check_message(err, "error: ppo.rewards: ", ASKED_FIRST[text])
+
+
+def test_every_source_is_asked_of_the_stages_that_run(tmp_path: Path) -> None:
+    options: list[str | Path] = ["--config", experiment(tmp_path), "--run-dir", tmp_path / "run"]
+    options += ["rm.rankings.labeller=no_labeller:f", "ppo.judge=no_judge:f"]
+    rewards = "ppo.rewards=[{source: 'no_reward:f'}, {source: 'http://127.0.0.1:9/', retries: 99}]"
+    status, _, err = tristage("plan", *options, rewards)
+    assert status == 2
+    check_message(
+        err, "rm.rankings.labeller: cannot import", "ppo.judge: cannot import", "ppo.rewards: cannot"
+    )
+    check_message(err, "ppo.rewards: http://127.0.0.1:9/ gave no rewards (ConnectionError")
+    assert tristage("plan", *options, rewards, "--until", "sft")[0] == 0
+
+
+def test_a_stage_by_itself_asks_as_well(tmp_path: Path) -> None:
+    file = experiment(tmp_path)
+    for stage in ("sft", "rm"):
+        write_stage(tmp_path / "run", stage, config=load_experiment(file))
+    status, said = stage_run(file, tmp_path / "run", "ppo", "ppo.judge=no_judge:f")
+    assert status == 2 and not (tmp_path / "run/ppo").exists()
+    check_message(said, "error: ppo.judge: cannot import 'no_judge'")
