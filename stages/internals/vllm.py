@@ -64,6 +64,14 @@ def reports_sampling_masks() -> bool:
     return bool(HAS_TRITON)
 
 
+def cpu_memory() -> tuple[int, int]:
+    """Bytes of the CPU's memory, available and all, as vLLM counts them by memory node and cgroup."""
+    from vllm.utils.cpu_resource_utils import get_memory_node_info, get_visible_memory_node
+
+    node = get_memory_node_info(get_visible_memory_node()[0])
+    return int(node.available_memory), int(node.total_memory)
+
+
 def adapter_refusal(adapter_config: Mapping[str, Any], max_rank: int) -> str:
     """Why vLLM does not take an adapter with this `adapter_config.json`; empty if it does."""
     from vllm.config.lora import LoRAConfig

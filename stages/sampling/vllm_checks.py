@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from configs.errors import UserError
 from configs.schema import VLLM_LORA_RANKS, Experiment, Rollout, Stage
-from stages.internals.vllm import adapter_refusal, reports_sampling_masks
+from stages.internals.vllm import adapter_refusal, cpu_memory, reports_sampling_masks
 from stages.models.adapter_files import loading_adapter
 from stages.models.base import compute_dtype
 
@@ -148,7 +148,5 @@ def _gpu_memory(device: torch.device) -> tuple[float, float, float]:
 
 def _cpu_memory() -> tuple[float, float, float]:
     """As `_gpu_memory`."""
-    from vllm.platforms import current_platform
-
-    free, held = psutil.virtual_memory().available, psutil.Process().memory_info().rss
-    return free / 2**30, current_platform.get_device_total_memory() / 2**30, held / 2**30
+    (free, total), held = cpu_memory(), psutil.Process().memory_info().rss
+    return free / 2**30, total / 2**30, held / 2**30

@@ -11,7 +11,7 @@ import itertools
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,52 +53,53 @@ class VllmEngine:
 
         check_memory(rollout.vllm.gpu_memory_utilization, ranks.device)
         self._rollout, self._end, self._device = rollout, tokenizer.eos_token_id, ranks.device
-        self._adapters = Adapters(roles, tokenizer)
         self._sleeps: bool = current_platform.is_sleep_mode_available()
         # Without masks, the likeliest tokens are reported. The others of them have probability 0.
         self._masks = rollout.truncates and reports_sampling_masks()
         self._candidates = 0 if self._masks or rollout.top_k is None else min(rollout.top_k, roles.vocabulary)
-        with process_kept(ranks.device):
+        with process_kept(ranks.device), _refusals(), ExitStack() as undo:
             self._llm = self._start(roles)
+            # Else vLLM stops when it is collected, and destroys the process group then.
+            undo.callback(shut_down, self._llm)
+            self._probe()
             self._sleep()
+            undo.pop_all()
+        self._adapters = Adapters(roles, tokenizer)
 
     def _start(self, roles: Roles) -> Any:
-        """vLLM with the base of `roles`, after its first token."""
-        from vllm import LLM, SamplingParams
+        """vLLM with the base of `roles`."""
+        from vllm import LLM
 
         base, rollout = roles.causal, self._rollout
         quantized = any(isinstance(module, Linear4bit) for module in base.modules())
-        try:
-            llm = LLM(
-                base.name_or_path,
-                revision=commit_hash(base),
-                dtype=str(roles.dtype).removeprefix("torch."),
-                quantization="bitsandbytes" if quantized else None,
-                enable_lora=True,
-                max_lora_rank=min(rank for rank in VLLM_LORA_RANKS if rank >= roles.lora_rank),
-                max_model_len=-1,  # as long as memory allows
-                max_num_seqs=rollout.batch_size,
-                max_logprobs=self._candidates,
-                gpu_memory_utilization=rollout.vllm.gpu_memory_utilization,
-                enforce_eager=rollout.vllm.enforce_eager,
-                enable_sleep_mode=self._sleeps,
-                use_tqdm_on_load=False,
-                skip_tokenizer_init=True,  # prompts and responses are token ids
-                # The ranks exist already. vLLM joins their process group; each rank has the whole model.
-                distributed_executor_backend="external_launcher",
-                seed=0,  # required by that backend; requests have their own seeds
-                logprobs_mode="processed_logprobs",  # after temperature, top-k and top-p
-                return_sampling_mask=self._masks,
-            )
-            # Some kernels refuse a base only when they run.
-            probe = SamplingParams(max_tokens=1, top_k=1, detokenize=False)
-            llm.generate([{"prompt_token_ids": [self._end]}], [probe], lora_request=None, use_tqdm=False)
-        except (NotImplementedError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"rollout.engine: vllm does not start with this base: {' '.join(str(error).split()):.400}. "
-                "Choose engine auto, or change what it names."
-            ) from error
-        return llm
+        return LLM(
+            base.name_or_path,
+            revision=commit_hash(base),
+            dtype=str(roles.dtype).removeprefix("torch."),
+            quantization="bitsandbytes" if quantized else None,
+            enable_lora=True,
+            max_lora_rank=min(rank for rank in VLLM_LORA_RANKS if rank >= roles.lora_rank),
+            max_model_len=-1,  # as long as memory allows
+            max_num_seqs=rollout.batch_size,
+            max_logprobs=self._candidates,
+            gpu_memory_utilization=rollout.vllm.gpu_memory_utilization,
+            enforce_eager=rollout.vllm.enforce_eager,
+            enable_sleep_mode=self._sleeps,
+            use_tqdm_on_load=False,
+            skip_tokenizer_init=True,  # prompts and responses are token ids
+            # The ranks exist already. vLLM joins their process group; each rank has the whole model.
+            distributed_executor_backend="external_launcher",
+            seed=0,  # required by that backend; requests have their own seeds
+            logprobs_mode="processed_logprobs",  # after temperature, top-k and top-p
+            return_sampling_mask=self._masks,
+        )
+
+    def _probe(self) -> None:
+        """Sample one token. Some kernels refuse a base only when they run."""
+        from vllm import SamplingParams
+
+        one = SamplingParams(max_tokens=1, top_k=1, detokenize=False)
+        self._llm.generate([{"prompt_token_ids": [self._end]}], [one], lora_request=None, use_tqdm=False)
 
     def respond(
         self,
@@ -233,6 +234,19 @@ class Adapters:
         base = self._roles.causal.name_or_path
         save_adapter(folder, tensors, AdapterInfo(role, config, base, self._tokenizer, CARD))
         return Version(number, folder, tensors)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what vLLM says of a base that it does not support into a UserError."""
+    try:
+        yield
+    except (AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"rollout.engine: vllm does not start with this base: {reason:.400}. "
+            "Choose engine auto, or change what it names."
+        ) from error
 
 
 def _possible(candidates: Mapping[int, Any]) -> list[int]:

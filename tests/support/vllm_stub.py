@@ -215,8 +215,13 @@ class Platform:
     def is_sleep_mode_available(self) -> bool:
         return self.device_type == "cuda"
 
-    def get_device_total_memory(self, device_id: int = 0) -> int:
-        return 10 * 2**30
+
+@dataclass
+class MemoryNodeInfo:
+    """Memory of a CPU in bytes: 6 GiB of 10 are free."""
+
+    available_memory: int = 6 * 2**30
+    total_memory: int = 10 * 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +280,11 @@ def install(patch: pytest.MonkeyPatch, platform: Platform | None = None, triton:
         "vllm.lora.request": {"LoRARequest": LoRARequest},
         "vllm.platforms": {"current_platform": platform or Platform()},
         "vllm.triton_utils": {"HAS_TRITON": triton},
+        "vllm.utils": {},
+        "vllm.utils.cpu_resource_utils": {
+            "get_visible_memory_node": lambda: [0],
+            "get_memory_node_info": lambda node_id: MemoryNodeInfo(),
+        },
     }
     for name, content in contents.items():
         module = ModuleType(name)

@@ -18,7 +18,7 @@ SEEDS = [3, 2**62 + 1, 4, 1, 5, 6, 7, 8]
 
 
 def rollout(**options: Any) -> Rollout:
-    vllm = {"gpu_memory_utilization": 0.15, "enforce_eager": True}
+    vllm = {"gpu_memory_utilization": 0.2, "enforce_eager": True}
     return Rollout(**({"engine": "vllm", "max_new_tokens": 16, "vllm": vllm} | options))
 
 

@@ -21,10 +21,11 @@ from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput, SamplingMask
 from vllm.platforms import current_platform
+from vllm.utils.cpu_resource_utils import MemoryNodeInfo
 from vllm.v1.engine.core_client import InprocClient
 
 from configs.schema import VLLM_LORA_RANKS
-from stages.internals.vllm import adapter_refusal, reports_sampling_masks
+from stages.internals.vllm import adapter_refusal, cpu_memory, reports_sampling_masks
 from tests.support import vllm_stub
 
 
@@ -80,6 +81,13 @@ def test_platform() -> None:
     assert stub.is_sleep_mode_available() == current_platform.is_sleep_mode_available()
     assert set(stub.supported_dtypes) >= set(current_platform.supported_dtypes)
     assert reports_sampling_masks() != current_platform.is_cpu()
+
+
+def test_memory_of_the_cpu() -> None:
+    """Bytes, of the memory node that vLLM sees."""
+    assert set(names(vllm_stub.MemoryNodeInfo)) == parameters(MemoryNodeInfo).keys()
+    available, total = cpu_memory()
+    assert 2**30 < available <= total
 
 
 def test_ranks_of_adapters() -> None:

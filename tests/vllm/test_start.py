@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from pathlib import Path
@@ -63,6 +64,8 @@ def test_base_that_the_kernels_do_not_run(tiny_tokenizer: Any, ranks: Ranks) -> 
     roles = new_role(tiny_roles(quantization="none"), "policy", 1)
     with pytest.raises(UserError, match=r"vllm does not start with this base: .*head_dim=16"):
         open_sampler(roles, tiny_tokenizer, ranks, rollout()).__enter__()
+    gc.collect()
+    assert torch.distributed.is_initialized()
 
 
 def test_more_memory_than_there_is(roles: Roles, tiny_tokenizer: Any, ranks: Ranks) -> None:
