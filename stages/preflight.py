@@ -38,7 +38,7 @@ Check = tuple[str, Callable[[], list[str]]]  # a name, and a function that retur
 
 
 def main(results: int) -> None:
-    """Read `{"experiment": ..., "stages": [...]}`; write a line of JSON before and after each check.
+    """Read `{"experiment", "stages", "only_feedback"}`; write a line of JSON before and after each check.
 
     The line before has the check's name, the one after its fault or null, and its remarks.
 
@@ -47,15 +47,17 @@ def main(results: int) -> None:
     """
     with os.fdopen(results, "w") as lines:
         order = json.load(sys.stdin)
-        config = Experiment.model_validate(order["experiment"])
-        for name, check in (*material(config, order["stages"]), *feedback(config, order["stages"])):
-            print(json.dumps(name), file=lines, flush=True)
+        config, stages = Experiment.model_validate(order["experiment"]), order["stages"]
+        checks = () if order["only_feedback"] else material(config, stages)
+        for name, check in (*checks, *feedback(config, stages)):
+            lines.write(json.dumps(name) + "\n")
+            lines.flush()  # the check may end this process
             fault, remarks = None, list[str]()
             try:
                 remarks = check()
             except UserError as error:
                 fault = str(error)
-            print(json.dumps([fault, remarks]), file=lines, flush=True)
+            lines.write(json.dumps([fault, remarks]) + "\n")
 
 
 def material(config: Experiment, stages: Sequence[Stage]) -> Iterator[Check]:

@@ -66,19 +66,21 @@ def adapters(tiny_folder: Path, tiny_tokenizer, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(autouse=True)
-def preflight_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`tristage` checks what stages will read in a process of its own, which takes seconds to start."""
-    from pipeline.planning import stage_checks
+def no_material_checks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bases and data are checked where a test uses the fixture `material_checks`: most tests have made-up ones."""
+    if "material_checks" not in request.fixturenames:
+        monkeypatch.setattr("stages.preflight.check_material", lambda config, stage: None)
+        from pipeline.planning import stage_checks
 
-    run_preflight = stage_checks.run_preflight
+        run_preflight = stage_checks.run_preflight
 
-    def run(config, stages):
-        if any(stage_checks._calls_users_code(config, stage) for stage in stages):
-            return run_preflight(config, stages)
-        from stages.preflight import check_material
+        def run_for_users_code(config, stages, *, only_feedback=False):
+            calls = any(stage_checks._calls_users_code(config, stage) for stage in stages)
+            return run_preflight(config, stages, only_feedback=True) if calls else []
 
-        for stage in stages:
-            check_material(config, stage)
-        return []
+        monkeypatch.setattr(stage_checks, "run_preflight", run_for_users_code)
 
-    monkeypatch.setattr(stage_checks, "run_preflight", run)
+
+@pytest.fixture
+def material_checks() -> None:
+    """The checks of `stages.preflight` are made, as for a user."""

@@ -40,12 +40,13 @@ def check_stages(config: Experiment, plans: Sequence[StagePlan]) -> list[str]:
 def check_feedback(config: Experiment, plan: StagePlan) -> None:
     """Check only the functions and endpoints of a stage, if it calls any; see `check_stages`."""
     if plan.action in ("run", "resume") and _calls_users_code(config, plan.stage):
-        run_preflight(config, [plan.stage])
+        run_preflight(config, [plan.stage], only_feedback=True)
 
 
-def run_preflight(config: Experiment, stages: Sequence[Stage]) -> list[str]:
+def run_preflight(config: Experiment, stages: Sequence[Stage], *, only_feedback: bool = False) -> list[str]:
     """Run `stages.preflight` in a process of its own; see `check_stages`."""
-    order = json.dumps({"experiment": config.model_dump(mode="json"), "stages": stages})
+    experiment = config.model_dump(mode="json")
+    order = json.dumps({"experiment": experiment, "stages": stages, "only_feedback": only_feedback})
     command = [sys.executable, "-P", "-c", PREFLIGHT]
     try:
         done = subprocess.run(

@@ -132,9 +132,9 @@ OVERRIDES = [
 CONTRADICTIONS = [
     (["data.sft.held_out=1.5"], "held_out (1.5) must be a share below 1 or a whole number of prompts"),
     (["data.shares.sft=0.9"], "the three shares must add up to at most 1"),
-    (["ppo.rewards=[{source: rm}, {source: rm}]"], "two terms of rewards are called rm; set their name"),
-    (["ppo.rewards=[{source: 'a:f'}, {source: 'b:f'}]"], "two terms of rewards are called f; set their name"),
-    (["ppo.rewards=[{source: 'a:f'}, {name: f}]"], "two terms of rewards are called f; set their name"),
+    (["ppo.rewards=[{source: rm}, {source: rm}]"], "rewards: two terms are called rm; set their name"),
+    (["ppo.rewards=[{source: 'a:f'}, {source: 'b:f'}]"], "rewards: two terms are called f; set their name"),
+    (["ppo.rewards=[{source: 'a:f'}, {name: f}]"], "rewards: two terms are called f; set their name"),
     (["ppo.minibatches=3"], "minibatches (3) must divide batch_size (64)"),
     (["data.max_prompt_length=1024"], "max_prompt_length must be below max_length"),
     (

@@ -184,8 +184,8 @@ def test_links_that_wandb_makes_and_a_run_directory_elsewhere_are_fine(tmp_path)
 
 
 @pytest.mark.parametrize("name", [".sft.lock", "report", "report/gold.png", "report/index.html"])
-def test_locks_and_reports_follow_no_link(name, ours, tmp_path):
-    file, config, run = ours
+def test_locks_and_reports_follow_no_link(name, sft_run, tmp_path):
+    file, config, run = sft_run
     (run / "config.yaml").write_text(dump_experiment(config))
     plant(run / name, tmp_path, "dangling")
     words = ("--config", file, "--run-dir", run)
@@ -196,8 +196,8 @@ def test_locks_and_reports_follow_no_link(name, ours, tmp_path):
     assert stage_run(file, run, "sft")[0] in (0, 2) and not (tmp_path / "none").exists()
 
 
-def test_a_file_where_the_report_should_be(ours):
-    _, config, run = ours
+def test_a_file_where_the_report_should_be(sft_run):
+    _, config, run = sft_run
     (run / "config.yaml").write_text(dump_experiment(config))
     (run / "report").write_text("precious")
     status, _, err = tristage("report", "--run-dir", run)
@@ -206,8 +206,8 @@ def test_a_file_where_the_report_should_be(ours):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_under_the_report(ours, monkeypatch):
-    _, config, run = ours
+def test_a_full_disk_under_the_report(sft_run, monkeypatch):
+    _, config, run = sft_run
     (run / "config.yaml").write_text(dump_experiment(config))
 
     def full(*_: object) -> None:
@@ -276,8 +276,8 @@ EVIL = "\x1b]0;title\x07\x1b[31mred\x9b2J\rover"
 
 
 @pytest.mark.parametrize("colours", [False, True])
-def test_text_of_a_manifest_does_not_act_on_the_terminal(colours, ours, monkeypatch):
-    file, _, run = ours
+def test_text_of_a_manifest_does_not_act_on_the_terminal(colours, sft_run, monkeypatch):
+    file, _, run = sft_run
     if colours:
         monkeypatch.setenv("FORCE_COLOR", "1")
     manifest = read_manifest(run / "sft/manifest.json")
@@ -301,8 +301,8 @@ def test_text_of_a_manifest_does_not_act_on_the_terminal(colours, ours, monkeypa
         assert raw not in text
 
 
-def test_a_folder_for_a_manifest(ours):
-    file, _, run = ours
+def test_a_folder_for_a_manifest(sft_run):
+    file, _, run = sft_run
     (run / "sft/manifest.json").unlink()
     (run / "sft/manifest.json").mkdir()
     check_message(stage_error(file, run, "rm"), "manifest.json: cannot be read: Is a directory")

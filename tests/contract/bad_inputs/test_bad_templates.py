@@ -49,7 +49,7 @@ TEMPLATES = {
     ),
     "other prompt": (
         ALL + TURN + END + ASSISTANT.replace("assistant", "bot"),
-        "renders the prompt differently alone and with its answer",
+        "renders the prompt differently without and with its answer",
     ),
     "syntax": ("{% for m in messages %}", "the chat template failed on it: Unexpected end of template"),
     "unknown name": ("{{ nothing() }}", "failed on it: 'nothing' is undefined"),
