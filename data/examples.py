@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from configs.errors import UserError
 from configs.schema import Data, Experiment, Stage
 from data.batches.encoding import encoder_of
-from data.batches.fit import Counts
+from data.batches.fit import Counts, NothingFits
 from data.sources.formats import Kind, Row
 from data.sources.loading import load_rows
 from data.sources.split import belongs_to, stage_split
@@ -95,7 +95,10 @@ def read_examples(
         UserError: a row cannot be read, or nothing is left to train on.
     """
     train, held_out, counts = source.rows(kind)
-    examples = tokenized(source.config.data, tokenize, tokenizer, (train, held_out), source.note)
+    try:
+        examples = tokenized(source.config.data, tokenize, tokenizer, (train, held_out), source.note)
+    except NothingFits as error:
+        raise UserError(f"data.{source.stage}: {error}") from None
     return examples._replace(counts=counts | examples.counts)
 
 
@@ -112,10 +115,10 @@ def tokenized(
     train, train_counts = tokenize(parts[0], tokenizer, data)
     note(f"training: {train_counts}")
     if not len(parts[1]):
-        return Examples(train, [], train_counts.as_figures(held_out=Counts()))
+        return Examples(train, [], train_counts.as_metrics(held_out=Counts()))
     held_out, held_out_counts = tokenize(parts[1], tokenizer, data)
     note(f"held out: {held_out_counts}")
-    return Examples(train, held_out, train_counts.as_figures(held_out_counts))
+    return Examples(train, held_out, train_counts.as_metrics(held_out_counts))
 
 
 def _remarks(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data) -> Iterator[str]:

@@ -67,7 +67,7 @@ def adapters(tiny_folder: Path, tiny_tokenizer, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(autouse=True)
 def no_material_checks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bases and data are checked where a test uses the fixture `material_checks`: most tests have made-up ones."""
+    """Most tests have made-up bases and data. The fixture `material_checks` has them checked."""
     if "material_checks" not in request.fixturenames:
         monkeypatch.setattr("stages.preflight.check_material", lambda config, stage: None)
         from pipeline.planning import stage_checks

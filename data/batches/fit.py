@@ -11,6 +11,10 @@ from configs.schema import Data
 Encoded = tuple[list[int], list[list[int]]]  # token ids of the prompt, and of each completion
 
 
+class NothingFits(UserError):
+    """All examples are longer than the limits."""
+
+
 @dataclass(frozen=True)
 class Counts:
     """Number of examples by outcome. Truncated examples count as kept, too.
@@ -37,7 +41,7 @@ class Counts:
             text += f"; copies dropped from other rankings: {self.copies:,}"
         return text
 
-    def as_figures(self, held_out: Counts) -> dict[str, int]:
+    def as_metrics(self, held_out: Counts) -> dict[str, int]:
         """The counts of the training examples and of the held-out ones, by name."""
         both = {
             "examples_truncated": self.truncated + held_out.truncated,
@@ -77,7 +81,7 @@ def count(encoded: Sequence[Encoded], fitted: Sequence[Fitted | None], data: Dat
     if encoded and not kept:
         prompt = min(len(prompt_ids) for prompt_ids, _ in encoded)
         whole = min(len(ids) + max(map(len, answers), default=0) for ids, answers in encoded)
-        raise UserError(
+        raise NothingFits(
             f"none of the {len(encoded)} examples fits: the shortest prompt has {prompt} tokens "
             f"(data.max_prompt_length: {data.max_prompt_length}), the shortest example {whole} "
             f"(data.max_length: {data.max_length}). Raise these limits, or set data.overlong to truncate."

@@ -1,0 +1,107 @@
+"""What is wrong with a later stage is an error before the first one trains, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.errors import UserError
+from configs.load import load_experiment
+from stages import preflight
+from tests.contract.bad_inputs.entry import check_message, experiment, files, stage_run, tristage, write_rows
+from tests.support.pipeline_runs import write_stage
+
+pytestmark = pytest.mark.usefixtures("material_checks")
+SHORT = ("data.max_length=256", "data.max_prompt_length=128")
+GOOD = [{"prompt": f"What is {number}?", "completions": ["a", "b"]} for number in range(20)]
+BAD_ROWS: dict[str, list[dict[str, Any]]] = {
+    "ppo": [{"prompt": "", "completion": "a"}],
+    "rm": [{"prompt": "p", "completion": "a"}],
+    "sft": [{"prompt": "p", "completion": "a", "reward": 3}],
+}
+
+
+def trial(folder: Path) -> Path:
+    file = experiment(folder)
+    for stage in ("sft", "rm", "ppo"):
+        write_rows(folder / f"{stage}.jsonl", GOOD)
+    return file
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "sweep"])
+def test_bad_rows_of_the_last_stage(command: str, tmp_path: Path) -> None:
+    file = trial(tmp_path)
+    write_rows(tmp_path / "ppo.jsonl", BAD_ROWS["ppo"])
+    status, _, err = tristage(command, "--config", file, "--run-dir", tmp_path / "run", *SHORT)
+    assert status == 2 and not (tmp_path / "run").exists()
+    check_message(err, f"error: {tmp_path}/ppo.jsonl: 1 of 1 rows cannot serve as prompts")
+
+
+def test_plan_tells_how_many_rows_are_kept(tmp_path: Path) -> None:
+    status, out, _ = tristage("plan", "--config", trial(tmp_path), "--run-dir", tmp_path / "run", *SHORT)
+    assert status == 0
+    assert "data.rm: 20 rows read, 0 left out, 0 of other stages; 18 to train on, 2 held out" in out
+
+
+@pytest.mark.parametrize("stage", BAD_ROWS)
+def test_bad_rows_of_each_stage(stage: Any, tmp_path: Path) -> None:
+    file = trial(tmp_path)
+    write_rows(tmp_path / f"{stage}.jsonl", BAD_ROWS[stage])
+    with pytest.raises(UserError, match=rf"{stage}\.jsonl: 1 of 1 rows cannot serve"):
+        preflight.check_material(load_experiment(file, SHORT), stage)
+
+
+def test_demonstrations_of_ppo_ptx_are_read(tmp_path: Path) -> None:
+    file = trial(tmp_path)
+    write_rows(tmp_path / "sft.jsonl", BAD_ROWS["sft"])
+    preflight.check_material(load_experiment(file, SHORT), "ppo")
+    with pytest.raises(UserError, match=r"sft\.jsonl: 1 of 1 rows cannot serve"):
+        preflight.check_material(load_experiment(file, [*SHORT, "ppo.ptx_coef=1"]), "ppo")
+
+
+OPTIONS = {
+    "context window": (["data.max_length=2000"], "data.max_length: 2000 tokens are more than the 512"),
+    "long prompts": ([*SHORT, "data.max_prompt_length=1"], "data.ppo: none of the 18 examples fits"),
+    "held out": ([*SHORT, "data.ppo.held_out=20"], "held_out takes 20, which leaves none to train on"),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_options_that_do_not_fit(case: str, tmp_path: Path) -> None:
+    options, part = OPTIONS[case]
+    with pytest.raises(UserError) as caught:
+        preflight.check_material(load_experiment(trial(tmp_path), options), "ppo")
+    check_message(str(caught.value), part)
+
+
+def test_a_chat_template_that_drops_the_question(tmp_path: Path) -> None:
+    (tmp_path / "constant.jinja").write_text("Hello{% if add_generation_prompt %}\nAnswer: {% endif %}")
+    options = [*SHORT, "data.chat=true", f"data.chat_template={tmp_path}/constant.jinja"]
+    with pytest.raises(UserError, match="leaves out or changes what the user says"):
+        preflight.check_material(load_experiment(trial(tmp_path), options), "sft")
+
+
+def test_a_large_source_is_read_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = trial(tmp_path)
+    monkeypatch.setattr(preflight, "MAX_BYTES", 100)
+    monkeypatch.setattr(preflight, "SOME_ROWS", 10)
+    rows = [json.dumps(row) for row in GOOD]
+    (tmp_path / "ppo.jsonl").write_text("\n".join([*rows, "{damaged"]) + "\n")
+    config = load_experiment(file, [*SHORT, "data.ppo.held_out=999"])  # the rest is not here to hold it out
+    preflight.check_material(config, "ppo")
+    (tmp_path / "ppo.jsonl").write_text("\n".join([*rows[:5], "{damaged", *rows[5:]]) + "\n")
+    with pytest.raises(UserError, match=r"1 of 10 rows cannot serve as prompts.\n  line 6: invalid JSON"):
+        preflight.check_material(config, "ppo")
+
+
+def test_a_stage_by_itself_keeps_its_finished_result(tmp_path: Path) -> None:
+    file = trial(tmp_path)
+    write_stage(tmp_path / "run", "sft", config=load_experiment(file, SHORT))
+    before = files(tmp_path / "run")
+    write_rows(tmp_path / "sft.jsonl", BAD_ROWS["sft"])
+    status, output = stage_run(file, tmp_path / "run", "sft", *SHORT)
+    assert status == 2 and files(tmp_path / "run") == before
+    check_message(output, "error: ", "the key `reward` has no place in a demonstration")
