@@ -1,6 +1,6 @@
 """Time and peak memory of training steps beside TRL's trainers. The sides take turns in separate processes.
 
-python tests/benchmarks/peers.py [sft] [rm] [kwise] [ppo] [critic] [--model MODEL] [--turns 2] [--steps 3]
+python tests/benchmarks/peers.py [CASE ...] [--model MODEL] [--turns 2] [--steps 3]
 
 sft, rm   TRL's SFTTrainer and RewardTrainer as installed; NF4 base, the same fp32 LoRA, batch and token ids
           on both sides, gradient checkpointing off, SFT without packing.
@@ -9,6 +9,7 @@ ppo       the PPOTrainer of TRL 1.12.0, the last release that has it. This scrip
           folder. TRL has a LoRA policy and separate reward and value models, none quantized; here, four
           roles over one NF4 base.
 critic    PPO whose critic is a head on the policy, beside PPO with a separate critic.
+values    PPO whose first update computes the old values, beside PPO that scores them with a forward more.
 
 On a GPU without access to the hub, --model random-1b makes a 1B-parameter model of random weights.
 """
@@ -56,6 +57,7 @@ CASES = {
     "kwise": Case("kwise_rankings", "kwise_pairs", 0.4, None),
     "ppo": Case("ppo_tristage", "ppo_trl", 0.7, 0.4),
     "critic": Case("ppo_shared", "ppo_tristage", 1.0, 1.0),
+    "values": Case("ppo_tristage", "ppo_scored_values", 0.95, 1.0),
 }
 
 
