@@ -85,7 +85,7 @@ class Experiment(Section):
     def upstream(self, stage: Stage) -> tuple[Stage, ...]:
         """The stages that `stage` starts from. PPO may do without a reward model."""
         without = stage == "ppo" and self.ppo.critic == "shared" and not self.ppo.uses_reward_model
-        return tuple(each for each in UPSTREAM[stage] if not (without and each == "rm"))
+        return tuple(upstream for upstream in UPSTREAM[stage] if not (without and upstream == "rm"))
 
     @property
     def rollouts(self) -> dict[Stage, tuple[str, Rollout]]:

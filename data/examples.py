@@ -129,10 +129,14 @@ def _remarks(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
             f"{plain:,} prompts are plain text, and the chat template of this base is not used for them. Set "
             "data.chat to true if they are turns of a chat."
         )
-    found = [tokens for row in rows if (tokens := set(encoder_of(tokenizer).found("\n".join(_texts(row)))))]
-    if found:
+    with_special_tokens = [
+        tokens
+        for row in rows
+        if (tokens := set(encoder_of(tokenizer).special_tokens_in("\n".join(_texts(row)))))
+    ]
+    if with_special_tokens:
         yield (
-            f"{len(found):,} rows hold special tokens, such as {min(found[0])}. They are read as plain text: "
+            f"{len(with_special_tokens):,} rows hold special tokens, such as {min(with_special_tokens[0])}. They are read as plain text: "
             "only the chat template writes control tokens."
         )
 

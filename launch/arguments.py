@@ -110,7 +110,7 @@ class RequestOptions(ExperimentOptions):
     ] = False
 
     def request(self, caller: Caller) -> Request:
-        """What these options ask for.
+        """The request that these options make.
 
         Args:
             caller: the program whose commands are suggested to the user.

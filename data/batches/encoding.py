@@ -67,7 +67,7 @@ class Encoder:
             for text in rendered(self._tokenizer, marked, where)
         ]
 
-    def found(self, text: str) -> list[str]:
+    def special_tokens_in(self, text: str) -> list[str]:
         """The special tokens whose text is in `text`."""
         return self._pattern.findall(text)
 
@@ -75,14 +75,14 @@ class Encoder:
         """The message with numbers in place of the special tokens in it."""
         self._check(message["content"], where)
         content = self._pattern.sub(
-            lambda found: f"\ufdd2{self._numbers[found[0]]}\ufdd3", message["content"]
+            lambda match: f"\ufdd2{self._numbers[match[0]]}\ufdd3", message["content"]
         )
         return {**message, "content": content}
 
     def _with_numbers(self, text: str, where: str) -> str:
         """A rendered text, with numbers for the template's special tokens and text for those of messages."""
-        text = self._pattern.sub(lambda found: f"\ufdd0{self._numbers[found[0]]}\ufdd1", text)
-        text = IN_MESSAGE.sub(lambda found: self._special[int(found[1])], text)
+        text = self._pattern.sub(lambda match: f"\ufdd0{self._numbers[match[0]]}\ufdd1", text)
+        text = IN_MESSAGE.sub(lambda match: self._special[int(match[1])], text)
         if "\ufdd2" in text or "\ufdd3" in text:
             raise UserError(f"{where}: the chat template cuts a special token in it. Remove it from the row.")
         return text
@@ -96,9 +96,9 @@ class Encoder:
         return [self._ids.get(id_, id_) for id_ in encoding.ids]
 
     def _check(self, text: str, where: str) -> None:
-        if not text.isascii() and (found := RESERVED.search(text)):
+        if not text.isascii() and (match := RESERVED.search(text)):
             raise UserError(
-                f"{where}: it holds U+{ord(found[0]):X}, which Unicode reserves for programs. Remove it."
+                f"{where}: it holds U+{ord(match[0]):X}, which Unicode reserves for programs. Remove it."
             )
 
 
@@ -119,8 +119,8 @@ class PythonEncoder(Encoder):
         return list(encoding["input_ids"])
 
     def _check(self, text: str, where: str) -> None:
-        if found := self.found(text):
-            raise UserError(_only_special(found[0], where))
+        if tokens := self.special_tokens_in(text):
+            raise UserError(_only_special(tokens[0], where))
 
 
 def rendered(

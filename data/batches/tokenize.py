@@ -124,18 +124,20 @@ def rankings(
     encoded = [_encode_ranking(row, tokenizer, data) for row in rows]
     fitted = [fit_to_limits(prompt_ids, completions, data) for prompt_ids, completions in encoded]
     counts = count(encoded, fitted, data)
-    found = [(row, fit, _ranking(row, fit)) for row, fit in zip(rows, fitted, strict=True) if fit is not None]
-    useful = [(row, fit, ranking) for row, fit, ranking in found if len(set(ranking.ranks)) > 1]
-    if found and not useful:
+    all_rankings = [
+        (row, fit, _ranking(row, fit)) for row, fit in zip(rows, fitted, strict=True) if fit is not None
+    ]
+    useful = [(row, fit, ranking) for row, fit, ranking in all_rankings if len(set(ranking.ranks)) > 1]
+    if all_rankings and not useful:
         raise UserError(
-            f"none of the {len(found)} rankings has two different completions of different rank in the "
+            f"none of the {len(all_rankings)} rankings has two different completions of different rank in the "
             "tokens that are kept. Raise data.max_length, or give other rankings."
         )
     return [ranking for _, _, ranking in useful], replace(
         counts,
         kept=len(useful),
         truncated=sum(fit.truncated for _, fit, _ in useful),
-        without_pair=len(found) - len(useful),
+        without_pair=len(all_rankings) - len(useful),
         copies=sum(len(row["ranks"]) - len(ranking.ranks) for row, _, ranking in useful),
     )
 

@@ -34,7 +34,7 @@ def learned_turns(
         Token ids of the prompt and of the rest, and for each token of the rest whether it is learned.
 
     Raises:
-        NotAPrefix: the tokens of a turn cannot be told, because the template rewrites earlier messages.
+        NotAPrefix: the tokens of a turn are unknown, because the template rewrites earlier messages.
     """
     whole = render(messages, False)
     spans = [_span(render, messages, whole, turn, end) for turn in turns]

@@ -95,7 +95,7 @@ def _preference(fields: Fields) -> tuple[Text, list[Text]]:
         return parts["prompt"], [parts["chosen"], parts["rejected"]]
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise BadRow("`chosen` and `rejected` must both be text or both be messages")
-    if not all(each[-1]["role"] == "assistant" for each in (chosen, rejected)):
+    if not all(messages[-1]["role"] == "assistant" for messages in (chosen, rejected)):
         raise UnusableRow("the conversation does not end with an assistant turn")
     prompt, answer = without_weights(chosen[:-1]), chosen[-1:]
     # If `rejected` answers another prompt, it stays whole, and check_completion refuses it.

@@ -104,7 +104,7 @@ def _check_writable_folder(folder: Path, plan: StagePlan) -> None:
 def _needed(request: Request, stage: Stage, stages: Sequence[Stage]) -> bool:
     """Whether a later one of `stages` starts from `stage`, or there is none later."""
     later = stages[stages.index(stage) + 1 :]
-    return not later or any(stage in request.config.upstream(each) for each in later)
+    return not later or any(stage in request.config.upstream(downstream) for downstream in later)
 
 
 def stages_between(first: Stage, last: Stage) -> list[Stage]:

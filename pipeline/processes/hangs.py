@@ -53,7 +53,7 @@ def where_hung(peers: Mapping[int, Process], logs: Path) -> Iterator[tuple[int, 
 
 
 def _stack(logs: Path, rank: int) -> str:
-    """What a rank has written when it was asked where it is."""
+    """The stack that a rank wrote at STACK_SIGNAL."""
     stack = logs / f"rank{rank}.stack"
     return stack.read_text(errors="replace") if stack.exists() else ""
 

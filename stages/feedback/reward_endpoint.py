@@ -131,12 +131,12 @@ def _within(seconds: float, call: Callable[[], Result]) -> Result:
 def _rewards(answer: bytes) -> list[Any]:
     """The list in {"rewards": [...]}; raises Refused for anything else."""
     try:
-        found = json.loads(answer, parse_int=float, parse_constant=_no_constant)
+        content = json.loads(answer, parse_int=float, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise Refused(f"its answer is not JSON: {error!s:.100}") from error
-    if not isinstance(found, dict) or not isinstance(found.get("rewards"), list):
+    if not isinstance(content, dict) or not isinstance(content.get("rewards"), list):
         raise Refused(f"its answer is {answer!r:.100}")
-    rewards: list[Any] = found["rewards"]
+    rewards: list[Any] = content["rewards"]
     return rewards
 
 

@@ -116,9 +116,9 @@ def as_numbers(values: Any, completions: Sequence[str], source: str) -> list[flo
         raise UserError(f"{source} gave a {type(values).__name__}, not a list of one number per completion.")
     given = list(islice(values, len(completions) + 1))  # a generator may have no end
     if len(given) != len(completions):
-        found = len(given) if len(given) < len(completions) else "more"
+        count = len(given) if len(given) < len(completions) else "more"
         raise UserError(
-            f"{source} must give a number for each of {len(completions)} completions, gave {found}."
+            f"{source} must give a number for each of {len(completions)} completions, gave {count}."
         )
     numbers = list(map(_number, given))
     for index, number in enumerate(numbers):

@@ -54,11 +54,11 @@ def _config_faults(config: Mapping[str, Any]) -> Iterator[str]:
 def tensor_fault(folder: Path, file: str, expected: Iterable[str]) -> str | None:
     """What is wrong with the tensors of a file that should be called `expected`; None if nothing is."""
     with safe_open(folder / file, "pt") as tensors:
-        names, wanted = set(tensors.keys()), set(expected)
-        if len(names) != len(wanted):
-            return f"it holds {len(names)} weights, but on this base it would have {len(wanted)}"
-        if foreign := sorted(names - wanted):
-            return f"{file} holds {foreign[0]:.200}, where this base would have {min(wanted - names)}"
+        names, expected_names = set(tensors.keys()), set(expected)
+        if len(names) != len(expected_names):
+            return f"it holds {len(names)} weights, but on this base it would have {len(expected_names)}"
+        if foreign := sorted(names - expected_names):
+            return f"{file} holds {foreign[0]:.200}, where this base would have {min(expected_names - names)}"
         for name in sorted(names):
             if fault := number_fault(tensors.get_tensor(name)):
                 return f"{file}: {name} {fault}"

@@ -1,4 +1,4 @@
-"""What vLLM can do on this machine, and with this base and adapter, asked before a stage trains."""
+"""Checks what vLLM can do on this machine, with this base and adapter, before a stage trains."""
 
 from __future__ import annotations
 

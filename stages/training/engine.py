@@ -189,7 +189,7 @@ class Engine:
 
     def not_finite(self) -> list[str]:
         """Names of trained parameters with a value that is not finite. Every rank must call."""
-        return [name for name, each in self._on_cpu(self.parameters).items() if not each.isfinite().all()]
+        return [name for name, tensor in self._on_cpu(self.parameters).items() if not tensor.isfinite().all()]
 
     def _on_cpu(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         with whole(*parameters.values()):
