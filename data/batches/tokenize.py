@@ -124,20 +124,20 @@ def rankings(
     encoded = [_encode_ranking(row, tokenizer, data) for row in rows]
     fitted = [fit_to_limits(prompt_ids, completions, data) for prompt_ids, completions in encoded]
     counts = count(encoded, fitted, data)
-    all_rankings = [
+    fitting = [
         (row, fit, _ranking(row, fit)) for row, fit in zip(rows, fitted, strict=True) if fit is not None
     ]
-    useful = [(row, fit, ranking) for row, fit, ranking in all_rankings if len(set(ranking.ranks)) > 1]
-    if all_rankings and not useful:
+    useful = [(row, fit, ranking) for row, fit, ranking in fitting if len(set(ranking.ranks)) > 1]
+    if fitting and not useful:
         raise UserError(
-            f"none of the {len(all_rankings)} rankings has two different completions of different rank in the "
+            f"none of the {len(fitting)} rankings has two different completions of different rank in the "
             "tokens that are kept. Raise data.max_length, or give other rankings."
         )
     return [ranking for _, _, ranking in useful], replace(
         counts,
         kept=len(useful),
         truncated=sum(fit.truncated for _, fit, _ in useful),
-        without_pair=len(all_rankings) - len(useful),
+        without_pair=len(fitting) - len(useful),
         copies=sum(len(row["ranks"]) - len(ranking.ranks) for row, _, ranking in useful),
     )
 

@@ -18,7 +18,7 @@ RM, KEY = "rm", "ppo.rewards"
 
 
 class Rewards:
-    """The terms of the reward other than the reward model, computed from the texts of prompts and responses."""
+    """The terms of the reward other than the reward model, from the texts of prompts and responses."""
 
     def __init__(self, terms: Sequence[Reward]) -> None:
         """Find the functions and endpoints of `terms`, whose labels differ.
