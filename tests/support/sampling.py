@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing
 from typing import Any
 
 import torch
 
-from configs.schema import Rollout
+from configs.schema import Rollout, Vllm
 from stages.distributed.ranks import Ranks
 from stages.models.roles import Roles
+from stages.sampling import vllm_engine
 from stages.sampling.decoding import Response
 from stages.sampling.merged_model import MergedCopy
 from stages.sampling.rollout_engine import MergedEngine
@@ -57,3 +59,13 @@ def naive_logits(roles, role: str, ids: list[int]) -> torch.Tensor:
     roles.activate(role)
     with torch.no_grad():
         return roles.causal(input_ids=torch.tensor([ids])).logits[0].double()
+
+
+def sampler_of(roles: Roles, tokenizer: Any, **rollout: Any) -> AbstractContextManager[Sampler]:
+    return open_sampler(roles, tokenizer, ALONE, Rollout(engine="vllm", **({"max_new_tokens": 12} | rollout)))
+
+
+def on_gpu(roles: Roles, tokenizer: Any, **options: Any) -> closing[vllm_engine.VllmEngine]:
+    rollout = Rollout(engine="vllm", max_new_tokens=12, vllm=Vllm(**options))
+    ranks = Ranks(0, 1, torch.device("cuda"))
+    return closing(vllm_engine.VllmEngine(roles, tokenizer, ranks, rollout))

@@ -59,6 +59,16 @@ def tristage(*arguments: str | Path) -> tuple[int, str, str]:
     return status, stdout.getvalue(), stderr.getvalue()
 
 
+def plan_error(tmp_path: Path, text: str | bytes, *arguments: str) -> str:
+    """The message with which `tristage plan` refuses an experiment. The command changes no file."""
+    file = experiment(tmp_path, text)
+    before = files(tmp_path)
+    status, stdout, stderr = tristage("plan", "--config", file, "--run-dir", tmp_path / "run", *arguments)
+    assert status == 2 and "Traceback" not in stdout
+    assert files(tmp_path) == before and not (tmp_path / "run").exists()
+    return stderr
+
+
 def stage_run(file: Path, run_dir: Path, stage: Any, *overrides: str, **switches: Any) -> tuple[int, str]:
     """Run `run_stage` inside this process without a process group; returns exit status and output."""
     output = io.StringIO()

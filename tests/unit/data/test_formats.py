@@ -1,13 +1,8 @@
 """Conversion of every accepted row format, and every fault of a row."""
 
-import json
-
 import pytest
 
-from configs.errors import UserError
-from configs.schema import Source
 from data.sources.formats import normalise
-from data.sources.loading import load_rows
 from data.sources.reading import BadRow, LeftOut, UnusableRow
 from tests.support.turns import assistant, user
 
@@ -279,113 +274,3 @@ def test_fault(example, kind, fault):
     assert fault in str(caught.value)
     assert isinstance(caught.value, UnusableRow) == ((example, kind, fault) in NOTHING_TO_LEARN)
     assert isinstance(caught.value, LeftOut) == ((example, kind, fault) in SAYS_SO_ITSELF)
-
-
-# Loading: how bad rows are handled
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Source(path=str(path))
-
-
-def demonstration(number):
-    return {"prompt": f"p{number}", "completion": f"c{number}"}
-
-
-def refuse(message):
-    raise AssertionError(f"nothing to note, but: {message}")
-
-
-def test_rows_have_their_place(tmp_path):
-    source = write(tmp_path / "a.jsonl", [demonstration(1), demonstration(2)])
-    assert load_rows(source, "demonstrations", refuse).rows == [
-        {"prompt": "p1", "completion": "c1", "where": f"{tmp_path}/a.jsonl, line 1"},
-        {"prompt": "p2", "completion": "c2", "where": f"{tmp_path}/a.jsonl, line 2"},
-    ]
-
-
-def test_an_error_has_one_line_for_each_fault_and_the_remedy(tmp_path):
-    faulty = [{"prompt": "p"}, {"text": "t"}, {"prompt": "p"}, {"prompt": "p"}]
-    source = write(tmp_path / "a.jsonl", [demonstration(1), *faulty])
-    with pytest.raises(UserError) as caught:
-        load_rows(source, "demonstrations", refuse)
-    lines = str(caught.value).splitlines()
-    assert lines[0] == f"{tmp_path}/a.jsonl: 4 of 5 rows cannot serve as demonstrations."
-    assert lines[1] == "  line 2 and 2 more: the keys `prompt` hold no completion"
-    assert lines[2] == "  line 3: no known format has these keys: `text`"
-    assert "Correct or remove them. Accepted as demonstrations: `prompt` and `completion`" in lines[3]
-
-
-def test_an_error_shows_five_faults(tmp_path):
-    source = write(tmp_path / "a.jsonl", [{f"key{number}": 1} for number in range(7)])
-    with pytest.raises(UserError) as caught:
-        load_rows(source, "demonstrations", refuse)
-    lines = str(caught.value).splitlines()
-    assert lines[1:6] == [f"  line {n + 1}: no known format has these keys: `key{n}`" for n in range(5)]
-    assert lines[6] == "  and 2 more reasons"
-
-
-def test_one_unusable_row_in_a_hundred_is_left_out_and_reported(tmp_path):
-    source = write(tmp_path / "a.jsonl", [{"prompt": "p", "completion": ""}, *map(demonstration, range(99))])
-    notes: list[str] = []
-    assert len(load_rows(source, "demonstrations", notes.append).rows) == 99
-    assert notes == [f"{tmp_path}/a.jsonl: left out 1 of 100 rows.\n  line 1: a completion is empty"]
-
-
-def test_one_unusable_row_in_fifty_is_an_error(tmp_path):
-    source = write(tmp_path / "a.jsonl", [{"prompt": "p", "completion": ""}, *map(demonstration, range(49))])
-    with pytest.raises(UserError, match=r"1 of 50 rows cannot serve.*\n  line 1: a completion is empty"):
-        load_rows(source, "demonstrations", refuse)
-
-
-def test_one_unreadable_row_in_a_thousand_is_an_error(tmp_path):
-    source = write(tmp_path / "a.jsonl", [*map(demonstration, range(999)), {"prompt": "p"}])
-    with pytest.raises(UserError, match=r"1 of 1000 rows cannot serve.*\n  line 1000: the keys"):
-        load_rows(source, "demonstrations", refuse)
-
-
-def test_an_unusable_row_of_rankings_may_still_be_a_prompt(tmp_path):
-    source = write(tmp_path / "a.jsonl", [{"prompt": "p", "chosen": "same", "rejected": "same"}])
-    assert [row["prompt"] for row in load_rows(source, "prompts", refuse).rows] == ["p"]
-    with pytest.raises(UserError, match="`chosen` equals `rejected`"):
-        load_rows(source, "rankings", refuse)
-
-
-def test_rows_that_say_so_themselves_are_left_out_and_counted(tmp_path):
-    rated = [{**demonstration(number), "label": number % 2} for number in range(10)]
-    notes: list[str] = []
-    loaded = load_rows(write(tmp_path / "a.jsonl", rated), "demonstrations", notes.append)
-    assert [row["prompt"] for row in loaded.rows] == ["p1", "p3", "p5", "p7", "p9"]
-    assert (loaded.read, loaded.left_out) == (10, 5)
-    assert notes == [
-        f"{tmp_path}/a.jsonl: left out 5 of 10 rows.\n  line 1 and 4 more: the answer is rated bad (`label`)"
-    ]
-
-
-def test_a_source_that_is_left_out_as_a_whole_is_an_error(tmp_path):
-    source = write(tmp_path / "a.jsonl", [{**demonstration(number), "label": 0} for number in range(3)])
-    with pytest.raises(
-        UserError, match=r"3 of 3 rows cannot serve.*\n  line 1 and 2 more: the answer is rated bad"
-    ):
-        load_rows(source, "demonstrations", refuse)
-
-
-def test_ignored_columns_are_left_out_of_rows_and_messages(tmp_path):
-    row = {"messages": [SKY, {**BLUE, "mood": "calm"}], "mood": 3, "chosen": "x"}
-    source = write(tmp_path / "a.jsonl", [row]).model_copy(update={"ignore_columns": ("mood", "chosen")})
-    (read,) = load_rows(source, "demonstrations", refuse).rows
-    assert (read["prompt"], read["completion"]) == ([SKY], [BLUE])
-
-
-def test_an_ignored_column_that_no_row_has_is_an_error(tmp_path):
-    source = write(tmp_path / "a.jsonl", [demonstration(1)]).model_copy(update={"ignore_columns": ("scor",)})
-    with pytest.raises(UserError, match=r"a\.jsonl: `ignore_columns` names `scor`, which no row has"):
-        load_rows(source, "demonstrations", refuse)
-
-
-def test_the_limit_counts_the_rows_of_the_stage(tmp_path):
-    source = write(tmp_path / "a.jsonl", map(demonstration, range(10))).model_copy(update={"limit": 3})
-    loaded = load_rows(source, "demonstrations", refuse, lambda row: int(row["prompt"][1:]) % 2 == 1)
-    assert [row["prompt"] for row in loaded.rows] == ["p1", "p3", "p5"]
-    assert (loaded.read, loaded.of_other_stages) == (6, 3)  # and nothing beyond

@@ -58,43 +58,37 @@ def test_without_a_module(modules, missing, machine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "platform", "triton", "overrides", "fault"),
+    ("place", "overrides", "fault"),
     [
         (
-            GPU,
-            {"device_type": "cpu"},
-            True,
+            (GPU, {"device_type": "cpu"}, True),
             [],
             "the vLLM that is installed is for cpu, and the stage computes on",
         ),
-        (CPU, {"device_type": "cuda"}, True, [], "the vLLM that is installed is for cuda, and the stage"),
-        (CPU, {"device_type": ""}, True, [], "the vLLM that is installed finds no device that it supports"),
+        ((CPU, {"device_type": "cuda"}, True), [], "the vLLM that is installed is for cuda, and the stage"),
+        ((CPU, {"device_type": ""}, True), [], "the vLLM that is installed finds no device that it supports"),
         (
-            CPU,
-            {"supported_dtypes": [torch.float32]},
-            True,
+            (CPU, {"supported_dtypes": [torch.float32]}, True),
             [],
             "it does not compute in bfloat16 here; set base.co",
         ),
         (
-            *(GPU, {"device_type": "cuda"}, True, [NONE, "base.compute_dtype=float32"]),
+            (GPU, {"device_type": "cuda"}, True),
+            [NONE, "base.compute_dtype=float32"],
             "its LoRA on a GPU is for bf16; run on a GPU that computes in bf16",
         ),
         (
-            CPU,
-            {},
-            False,
+            (CPU, {}, False),
             [NONE, TOP_K],
             "it does not report here which tokens it could sample, and in bfloat16",
         ),
     ],
     ids=["cpu build", "cuda build", "no device", "dtype", "fp32 on a GPU", "masks"],
 )
-def test_machine_that_vllm_does_not_run_on(
-    device, platform, triton, overrides, fault, machine, monkeypatch
-) -> None:
+def test_machine_that_vllm_does_not_run_on(place, overrides, fault, machine, monkeypatch) -> None:
+    """`place` is the device of the stage, what vLLM says of its platform, and whether Triton is installed."""
+    machine["device"], platform, triton = place
     vllm_stub.install(monkeypatch, vllm_stub.Platform(**platform), triton)
-    machine["device"] = device
     with pytest.raises(UserError) as caught:
         check(machine, "ppo", VLLM, *overrides)
     check_message(str(caught.value), f"ppo.rollout.engine: vllm: {fault}", ", or choose auto.")
