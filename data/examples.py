@@ -136,8 +136,8 @@ def _remarks(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
     ]
     if with_special_tokens:
         yield (
-            f"{len(with_special_tokens):,} rows hold special tokens, such as {min(with_special_tokens[0])}. They "
-            "are read as plain text: only the chat template writes control tokens."
+            f"{len(with_special_tokens):,} rows hold special tokens, such as {min(with_special_tokens[0])}. "
+            "They are read as plain text: only the chat template writes control tokens."
         )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -153,7 +155,8 @@ def test_best_checkpoint_needs_an_evaluation(
     ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("sft.use_best=true", "sft.eval_steps=4")
-    monkeypatch.setattr(sft.SftTrainer, "evaluate", lambda *_: {"loss": float("nan")})
+    losses = chain([3.0], repeat(math.nan))
+    monkeypatch.setattr(sft.SftTrainer, "evaluate", lambda *_: {"loss": next(losses)})
     with pytest.raises(UserError, match=r"sft\.use_best: no held-out loss was a finite number"):
         train_sft(ranks, tmp_path / "nan", *options)
     monkeypatch.setattr(sft.SftTrainer, "evaluate", lambda *_: {})  # all held-out examples were dropped

@@ -70,9 +70,10 @@ class Notes(Recorder):
 @pytest.mark.parametrize("held_out", [8, 0])
 def test_weights_that_overflow_are_no_result(held_out: int, ranks: Ranks, tmp_path: Path) -> None:
     """The first update makes all weights huge, the second forward overflows, the rest is skipped."""
-    overflow = ["sft.weight_decay=1e38", "sft.eval_steps=null", f"data.sft.held_out={held_out}"]
+    config = load_experiment(TINY, ["sft.eval_steps=null", f"data.sft.held_out={held_out}"])
+    overflow = config.model_copy(update={"sft": config.sft.model_copy(update={"weight_decay": 1e38})})
     with pytest.raises(UserError, match=r"stage sft: 5 of 6 updates .* skipped.*sft\.weight_decay"):
-        sft.run(Context(load_experiment(TINY, overflow), "sft", tmp_path, {}, Notes(), False, ranks))
+        sft.run(Context(overflow, "sft", tmp_path, {}, Notes(), False, ranks))
     assert not (tmp_path / "adapter").exists()
 
 
