@@ -16,7 +16,7 @@ from stages.models.demo_models import embedded_model
 from tests.support.turns import assistant, user
 
 TRL = Path(trl.__file__).parent / "chat_templates"
-PLAIN = Path(__file__).parents[3] / "configs" / "chat" / "plain.jinja"
+PLAIN = Path(__file__).parents[4] / "configs" / "chat" / "plain.jinja"
 TALK = [user("Sky?"), assistant("Blue."), user("Sure?"), assistant("Yes."), user("Always?"), assistant("No.")]
 
 

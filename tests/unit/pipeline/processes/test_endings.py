@@ -68,7 +68,7 @@ print("went on")
 @pytest.mark.parametrize("event", ["failed", "heard of", "interrupted"])
 def test_rank_0_speaks_of_a_failed_rank_where_it_is_stuck_itself(event: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", STUCK, str(tmp_path), event]
-    result = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
+    result = subprocess.run(command, cwd=Path(__file__).parents[4], capture_output=True, text=True)
     if event == "failed":
         assert result.returncode == 1 and "error: rank 1 failed: ZeroDivisionError: its own" in result.stderr
     else:

@@ -21,7 +21,7 @@ from pipeline.tracking.wandb_sink import WandbSink, make_wandb_sink, wandb_mode
 from tests.support.pipeline_runs import toy, write_stage
 
 KEY = "0123456789abcdef" * 2 + "01234567"
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 VARIABLES = ("WANDB_MODE", "WANDB_DISABLED", "WANDB_API_KEY", "WANDB_DATA_DIR", "WANDB_CACHE_DIR")
 
 

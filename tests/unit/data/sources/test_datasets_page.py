@@ -12,7 +12,7 @@ from data.sources.keys import SYNONYMS
 from data.sources.loading import load_rows
 from data.sources.order import RANKS, SCORES
 
-PAGE = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[4] / "docs" / "datasets.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```jsonl (\w+)( refused)?\n(.*?)```", PAGE, re.DOTALL)
 NEEDS_LESS = {
     "rankings": ["rankings", "demonstrations", "prompts"],

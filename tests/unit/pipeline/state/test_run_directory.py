@@ -14,7 +14,7 @@ from configs.errors import UserError
 from data.storage.files import remove_folder, remove_partial_files, write_text
 from pipeline.state.run_directory import RunDirectory
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 HOLD = """
 import sys, time
 from pathlib import Path
