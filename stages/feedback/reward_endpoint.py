@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import Any, NoReturn, TypeVar
 
 import requests
-from urllib3.exceptions import MaxRetryError
+from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.util.retry import Retry
 
 from configs.errors import UserError
@@ -25,6 +25,7 @@ RETRIED_ERRORS = (
     requests.exceptions.ChunkedEncodingError,
     TimeoutError,
 )
+UNREADABLE = (ValueError, OverflowError, HTTPError)  # a header that requests or urllib3 cannot read
 MOST_BYTES = 16 * 2**20  # of an answer
 Result = TypeVar("Result")
 
@@ -56,7 +57,7 @@ class Endpoint:
         try:
             answer = self._ask({"prompts": list(prompts), "completions": list(completions)})
             rewards = _rewards(answer)
-        except (requests.RequestException, Refused, TimeoutError) as error:
+        except (requests.RequestException, *UNREADABLE, Refused, TimeoutError) as error:
             raise UserError(
                 f"ppo.rewards: {self._url} gave no rewards ({_reason(error)}). It must answer "
                 '{"rewards": [one number for each completion]}. Once it does, the same command resumes.'

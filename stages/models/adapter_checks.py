@@ -39,6 +39,11 @@ def _config_faults(config: Mapping[str, Any]) -> Iterator[str]:
         value = config.get(key, 1)
         if isinstance(value, int | float) and value <= 0:
             yield f"{key} is {value}, so that the adapter changes nothing"
+    if config.get("peft_type") != "LORA":
+        yield f"peft_type is {config.get('peft_type')!r:.40}, and a role is LORA"
+    dropout = config.get("lora_dropout", 0)
+    if isinstance(dropout, int | float) and not 0 <= dropout < 1:
+        yield f"lora_dropout is {dropout}, and must be at least 0 and below 1"
     if config.get("init_lora_weights", True) not in INITIAL:
         value = config["init_lora_weights"]
         yield f"init_lora_weights is {value!r:.40}, which changes the base; convert the adapter to plain LoRA"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,11 @@ from stages.models.adapter_checks import config_fault, tensor_fault
 from stages.models.base_checks import safetensors_fault
 
 ADAPTER_FILE, HEAD_FILE = "adapter_model.safetensors", "head.safetensors"
+# What PEFT raises about a value of another type, a number that is too large, or a pattern that is none.
+UNUSABLE = (
+    *(KeyError, OSError, RuntimeError, TypeError, ValueError),
+    *(AttributeError, OverflowError, re.error),
+)
 
 
 @contextmanager
@@ -36,7 +42,7 @@ def loading_adapter(folder: Path) -> Iterator[None]:
         yield
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except UNUSABLE as error:
         raise _unusable(folder, f"{' '.join(str(error).split()):.300}") from error
 
 

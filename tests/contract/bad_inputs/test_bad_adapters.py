@@ -44,7 +44,17 @@ ADAPTERS: dict[str, tuple[Any, ...]] = {
         "it holds 28 weights, but on this",
     ),
     "no layers": ([edit(CONFIG, target_modules=["zork"])], "not found in the base model"),
-    "other method": ([edit(CONFIG, peft_type="ZORK")], "ZORK"),
+    **{
+        f"other method {method}": (
+            [edit(CONFIG, peft_type=method)],
+            f"{CONFIG}: peft_type is {method!r}, and a role is LORA",
+        )
+        for method in ("ZORK", "IA3", "LOHA", None)
+    },
+    "layers that are no pattern": ([edit(CONFIG, target_modules="(")], "unterminated subpattern"),
+    "layers that are numbers": ([edit(CONFIG, target_modules=[1])], "'int' object has no attribute"),
+    "start that is a number": ([edit(CONFIG, init_lora_weights=1)], "'int' object has no attribute"),
+    "alpha beyond a float": ([edit(CONFIG, lora_alpha=10**400)], "integer division result too large"),
     "NaN": (
         [change_weight(LORA_A, with_one(float("nan")), ADAPTER)],
         f"{ADAPTER}: {LORA_A} holds NaN or inf",
@@ -67,6 +77,11 @@ ADAPTERS: dict[str, tuple[Any, ...]] = {
         "lora_alpha is 0, so that the adapter changes nothing",
     ),
     "NaN dropout": ([edit(CONFIG, lora_dropout=float("nan"))], "lora_dropout is nan"),
+    "dropout of all": (
+        [edit(CONFIG, lora_dropout=1)],
+        "lora_dropout is 1, and must be at least 0 and below 1",
+    ),
+    "negative dropout": ([edit(CONFIG, lora_dropout=-0.1)], "lora_dropout is -0.1, and must be"),
     "NaN of a pattern": (
         [edit(CONFIG, alpha_pattern={"q_proj": float("nan")})],
         "alpha_pattern.q_proj is",

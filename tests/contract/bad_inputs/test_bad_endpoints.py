@@ -118,6 +118,17 @@ def test_redirects_are_refused_and_not_shown(status: int) -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("status", "header"),
+    [(301, b"Location: \x80"), (301, b"Location: http://["), (503, b"Retry-After: soon")],
+)
+def test_headers_that_nobody_can_read(status: int, header: bytes) -> None:
+    head = b"HTTP/1.1 %d No\r\n%s\r\n" % (status, header)
+    with server(body(b"{}", head)) as url, pytest.raises(UserError) as caught:
+        asked(url, retries=1)
+    check_message(str(caught.value), f"ppo.rewards: {url} gave no rewards (")
+
+
 @pytest.mark.parametrize("status", [400, 401, 404, 418, 501])
 def test_statuses_that_are_not_repeated(status: int) -> None:
     with (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.deepspeed_json import read_deepspeed_json
 from configs.error_messages import all_keys
-from configs.errors import UserError
-from configs.load import load_experiment
+from configs.load import dump_experiment, load_experiment
 from configs.schema import Experiment, Source
 from data.sources.formats import ACCEPTED, normalise
 from data.sources.loading import load_rows
@@ -28,15 +26,9 @@ from pipeline.state.manifest import damage, fingerprint, read_manifest
 from pipeline.state.rows import MetricRow, read_rows
 from stages.training.checkpoint import Header, State, newest_checkpoint, save_checkpoint
 from tests.contract.bad_inputs.entry import LONGEST, VALID
+from tests.contract.bad_inputs.fuzzing import contents, known, mutated, quick, scalars, told, trees
 from tests.contract.bad_inputs.test_bad_runs import MANIFEST
 
-quick = settings(max_examples=60, deadline=None)
-
-scalars = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just(10**400)
-    | st.text(st.characters(codec=None, categories=["Cs", "Cc", "L"]), max_size=8)
-)  # fmt: skip
-known = st.sampled_from([*sorted({keys[-1] for keys in all_keys()}), "x"])
 roles = st.sampled_from(["system", "user", "assistant", "human", "gpt", "robot"]) | scalars
 message = st.fixed_dictionaries(
     {"role": roles, "content": scalars}, optional={"weight": scalars | st.sampled_from([0, 1]), "x": scalars}
@@ -51,39 +43,11 @@ ROW_KEYS = (
 row_keys = st.sampled_from(ROW_KEYS)
 row_values = scalars | messages | st.lists(scalars | messages, max_size=4)
 rows = st.dictionaries(row_keys, row_values, max_size=5)
-trees = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(known, inner, max_size=5),
-    max_leaves=15,
-)
-contents = st.binary(max_size=200) | st.text(max_size=100).map(lambda text: text.encode(errors="replace"))
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
-
-
-def mutated(content: bytes) -> st.SearchStrategy[bytes]:
-    """`content` cut somewhere, with some bytes of it replaced."""
-    places = st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=4)
-
-    def change(cut: int, edits: list[tuple[int, int]]) -> bytes:
-        changed = bytearray(content)
-        for at, value in edits:
-            changed[at] = value
-        return bytes(changed[:cut])
-
-    return st.builds(change, st.integers(0, len(content)) | st.just(len(content)), places)
-
-
-@contextlib.contextmanager
-def told():
-    """Success, or an error for the user of reasonable length."""
-    try:
-        yield
-    except UserError as error:
-        assert 0 < len(str(error)) < 3 * LONGEST
 
 
 @quick
@@ -98,12 +62,46 @@ def test_configuration_trees(place, tree, overrides):
 
 @quick
 @given(keys=st.sampled_from(list(all_keys())), value=trees)
-def test_one_wrong_value_in_a_good_configuration(place, keys, value):
+def test_one_wrong_value_on_the_command_line(place, keys, value):
     file = place / "good.yaml"
     file.write_text(VALID)
     with told():
-        experiment = load_experiment(file, [f"{'.'.join(keys)}={json.dumps(value)}"])
-        assert Experiment.model_validate(experiment.model_dump(mode="json")) == experiment
+        check_whole(load_experiment(file, [f"{'.'.join(keys)}={json.dumps(value)}"]), place)
+
+
+# What YAML reads as something else than it seems to be
+YAML_TEXTS = (
+    "~", "yes", "off", "0x1F", "0o17", "1_000", "1:30", "1e3", ".nan", "-.inf", "2001-01-01", "2001-02-30",
+    "2001-01-01T00:00:00Z", "!!binary aGk=", "!!set {a}", "!!omap [a: 1]", "!!str 5", "!!float 3", "!!int 7",
+    "!!python/name:os.system", "!x y", "&a [*a]", "*b", "{<<: {a: 1}}", "{? [a] : b}", "{1: 2}", "{~: 1}",
+    "{true: 1}", "[1, [2, {x: 3}]]", "'it''s'", '"\\u2028"', "", "=", "<<", "%x", "@x",
+)  # fmt: skip
+
+
+def with_value(keys: tuple[str, ...], text: str) -> str:
+    """A good configuration, with `text` as the value at `keys`."""
+    tree = yaml.safe_load(VALID)
+    section = tree
+    for key in keys[:-1]:
+        section = section.setdefault(key, {})
+    section[keys[-1]] = "HOLE"
+    return yaml.safe_dump(tree).replace("HOLE", text)
+
+
+@quick
+@given(keys=st.sampled_from(list(all_keys())), text=st.sampled_from(YAML_TEXTS) | trees.map(json.dumps))
+def test_any_yaml_at_a_known_key(place, keys, text):
+    file = place / "any.yaml"
+    file.write_text(with_value(keys, text), encoding="utf-8")
+    with told():
+        check_whole(load_experiment(file), place)
+
+
+def check_whole(experiment: Experiment, place: Path) -> None:
+    """Check that an experiment that was loaded is saved, and read back, as what it is."""
+    saved = place / "saved.yaml"
+    saved.write_text(dump_experiment(experiment), encoding="utf-8")
+    assert load_experiment(saved) == experiment
 
 
 @quick
