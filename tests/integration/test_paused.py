@@ -193,7 +193,8 @@ def test_interrupted_under_deepspeed_and_resumed_is_as_if_never_interrupted(
 
     interrupted = start(
         [
-            *(*launcher(ranks), KILLED_STAGE, when),
+            *launcher(ranks),
+            *(KILLED_STAGE, when),
             *stage_arguments(stage, interrupted_dir, *OVERRIDES, "tracking.wandb=offline"),
         ]
     )
