@@ -22,6 +22,8 @@ from pipeline.planning.plan import plan_stages, stages_between
 from pipeline.planning.preflight import check_files
 from pipeline.planning.stage_checks import check_stages
 from pipeline.processes import logs, parent_watch
+from pipeline.processes.interruption import end_in_one_line
+from pipeline.processes.signals import handled_by
 from pipeline.processes.streams import protect_streams, say
 from pipeline.state.manifest import library_versions
 from pipeline.state.results import sweep_runs
@@ -50,7 +52,8 @@ def main() -> int:
     logs.silence()
     protect_streams()
     parent_watch.follow_starter()
-    return exit_status(app, "tristage")
+    with handled_by(end_in_one_line):
+        return exit_status(app, "tristage")
 
 
 def _print_version(show: bool) -> None:

@@ -13,10 +13,11 @@ from typing import Annotated
 # Launchers put this file's folder first on the path; the packages lie in its parent.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.processes import logs, parent_watch, streams  # noqa: E402
+from pipeline.processes import interruption, logs, parent_watch, streams  # noqa: E402
 
 logs.silence()
 streams.protect_streams()
+interruption.end_imports_in_one_line()
 parent_watch.follow_launcher()
 
 import typer  # noqa: E402

@@ -95,7 +95,7 @@ def _run_rank_zero(request: Request, stage: Stage, world: int, signals: Signals)
             order = _order(request, plan, manifest)
             ranks.broadcast(order)
             peers = ranks.gather([Process.this()])
-            reporter = _reporter(request, manifest, order.resume)
+            reporter = _reporter(request, manifest, order.resume, lambda: signals.arrived)
             context = _context(request, stage, order, ranks, reporter, signals)
             try:
                 manifest = _attempt(request, manifest, context, reporter, peers)
@@ -172,9 +172,9 @@ def _order(request: Request, plan: StagePlan, manifest: Manifest) -> StageOrder:
     )
 
 
-def _reporter(request: Request, manifest: Manifest, resume: bool) -> Reporter:
+def _reporter(request: Request, manifest: Manifest, resume: bool, stopping: Callable[[], bool]) -> Reporter:
     folder = request.run.stage(manifest.stage)
-    wandb = make_wandb_sink(request.config, manifest, folder)
+    wandb = make_wandb_sink(request.config, manifest, folder, stopping)
     reporter = Reporter(make_display(), [FileSink(folder)] + ([wandb] if wandb else []))
     if resume and sealed_checkpoint(folder) is None:
         reporter.rewind(-1)

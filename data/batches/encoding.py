@@ -82,7 +82,8 @@ class Encoder:
     def _with_numbers(self, text: str, where: str) -> str:
         """A rendered text, with numbers for the template's special tokens and text for those of messages."""
         text = self._pattern.sub(lambda match: f"\ufdd0{self._numbers[match[0]]}\ufdd1", text)
-        text = IN_MESSAGE.sub(lambda match: self._special[int(match[1])], text)
+        special = {number: token for token, number in self._numbers.items()}
+        text = IN_MESSAGE.sub(lambda match: special.get(match[1], match[0]), text)
         if "\ufdd2" in text or "\ufdd3" in text:
             raise UserError(f"{where}: the chat template cuts a special token in it. Remove it from the row.")
         return text

@@ -19,7 +19,7 @@ import psutil
 from configs.errors import UserError
 from configs.safe_text import safe
 from data.storage.files import write_text
-from pipeline.processes.hangs import timed_out, where_hung, where_raised
+from pipeline.processes.hangs import place_of_main_thread, timed_out, where_hung, where_raised
 from pipeline.processes.streams import say
 from pipeline.state.manifest import Process
 from stages.context import Interrupted, Paused
@@ -29,6 +29,8 @@ logger = logging.getLogger("tristage")
 # If one error strikes all ranks, rank 0 reports it. The launcher ends the other ranks as soon as rank 0
 # exits. A rank that is alive after this long has its own error to report.
 SECONDS_BEFORE_OTHER_RANKS_REPORT = 4.0
+# Rank 0 needs longer to find the rank that hangs, in particular if it is that rank itself.
+SECONDS_TO_FIND_HUNG_RANK = 20.0
 # The connections of a rank close before its death shows, or before its note is written.
 SECONDS_TO_DETECT_FAILED_RANK = 2.0
 # A failed rank usually shows well before, by a broken collective or the launcher's signal.
@@ -47,6 +49,12 @@ REFUSED = {
     errno.ELOOP: "could not be opened, a link is in its place",
     errno.ENAMETOOLONG: "could not be written, its name is too long",
 }
+
+
+GAVE_UP = (
+    "another rank hangs: this one waited for it for deepspeed.timeout_minutes. "
+    "If it was only slow, raise that; else the ranks' logs may show the cause. The same command resumes."
+)
 
 
 class RankFailed(Exception):
@@ -88,15 +96,18 @@ def one_line(error: BaseException) -> str:
 def report(error: BaseException, rank: int) -> None:
     """Print the error: a message if the user must fix something, else a traceback."""
     logger.info("ended by %s", one_line(error), exc_info=error)
+    gave_up = timed_out(str(error)) and not isinstance(error, UserError | RankFailed)
     if stopped(error):
         if rank == 0:
             say(f"interrupted by {error}; the same command resumes", error=True)
         return
     if rank != 0:
-        time.sleep(SECONDS_BEFORE_OTHER_RANKS_REPORT)
+        time.sleep(SECONDS_TO_FIND_HUNG_RANK if gave_up else SECONDS_BEFORE_OTHER_RANKS_REPORT)
         say(f"rank {rank}:", error=True)
     if isinstance(error, UserError | RankFailed):
         say(f"error: {error}", error=True)
+    elif gave_up:  # torch's traceback only shows the collective; the log has it
+        say(f"error: {GAVE_UP}", error=True)
     else:
         traceback.print_exception(error)
 
@@ -144,8 +155,9 @@ def reporting_when_stuck(
         while not over.wait(SECONDS_BETWEEN_POLLS):
             failed = _failed_peer(logs, peers, noted_only=True)
             if failed and not over.wait(SECONDS_TO_LEAVE_COLLECTIVE):
-                record(failed)
-                say(f"error: {failed}", error=True)
+                error = _hung_behind(failed, logs, peers) or failed
+                record(error)
+                say(f"error: {error}", error=True)
                 os._exit(1)
 
     if len(peers) > 1:
@@ -166,6 +178,13 @@ def _hung_rank(
         return _hung(0, where_raised(error))
     silent = {rank: peer for rank, peer in enumerate(peers) if rank and not _note(logs, rank).exists()}
     return next((_hung(rank, place) for rank, place in where_hung(silent, logs)), None)
+
+
+def _hung_behind(failed: RankFailed, logs: Path, peers: Sequence[Process]) -> RankFailed | None:
+    """The rank that `failed` waited for, while this rank's main thread does not return."""
+    if timed_out(str(failed)) and (place := place_of_main_thread()):
+        return _hung(0, place)
+    return _hung_rank(failed, failed, logs, peers)
 
 
 def _hung(rank: int, place: str) -> RankFailed:

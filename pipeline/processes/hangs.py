@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import socket
+import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -50,6 +52,14 @@ def where_hung(peers: Mapping[int, Process], logs: Path) -> Iterator[tuple[int, 
             yield rank, f"{file}:{line}, in {function}"
         elif not frames and (state := _state(process)) in SILENT:
             yield rank, f"an unknown place: {process} is {SILENT[state]}"
+
+
+def place_of_main_thread() -> str | None:
+    """The code line that the main thread of this rank is at; None if it is in a collective."""
+    frames = traceback.extract_stack(sys._current_frames()[threading.main_thread().ident or 0])
+    if any(part in frame.filename for frame in frames for part in COLLECTIVE_PATHS):
+        return None
+    return f"{frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name}"
 
 
 def _stack(logs: Path, rank: int) -> str:

@@ -30,6 +30,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.announce = False  # print that a signal was noted; one rank does
+        self.arrived = False
         self._deferring = self._second = self._ended = False
         self._noted = 0
 
@@ -65,7 +66,7 @@ class Signals:
             if arrived[0] not in WATCHED:
                 continue
             if not first:
-                first = time.monotonic()
+                first, self.arrived = time.monotonic(), True
                 self._announce_first()
             elif time.monotonic() - first > SECONDS_TO_REPEAT:
                 self._second = True

@@ -35,8 +35,13 @@ SECONDS_PER_TABLE = 600.0
 ROWS_PER_TABLE = 1000  # each upload of the table repeats all of its rows
 
 
-def make_wandb_sink(config: Experiment, manifest: Manifest, folder: Path) -> WandbSink | None:
+def make_wandb_sink(
+    config: Experiment, manifest: Manifest, folder: Path, stopping: Callable[[], bool] = lambda: False
+) -> WandbSink | None:
     """Return the sink for one stage, or None if W&B is disabled or cannot start: tracking ends no stage.
+
+    Args:
+        stopping: whether a signal ends the stage.
 
     Raises:
         UserError: WANDB_MODE is not a known mode.
@@ -48,7 +53,9 @@ def make_wandb_sink(config: Experiment, manifest: Manifest, folder: Path) -> Wan
             if mode == "disabled":
                 return None
             _store_inside(folder)
-            return WandbSink.start(config, manifest, folder, mode)
+            sink = WandbSink.start(config, manifest, folder, mode)
+            sink.stopping = stopping
+            return sink
     except Exception as error:  # a variable of W&B, its service, its folder; the files have everything
         logger.warning("W&B could not be started (%s); only files are written", " ".join(str(error).split()))
         return None
@@ -126,10 +133,14 @@ class WandbSink:
     """One W&B run. The metric `trainer/step` has the step, because W&B drops its own steps that go backwards.
 
     Tracking must not end training. After the first error of W&B, only files are written.
+
+    Attributes:
+        stopping: whether a signal ends the stage. A launcher that gets it ends W&B's process, too.
     """
 
     def __init__(self, run: Any, config: Experiment, folder: Path) -> None:
         self._run: Any | None = run
+        self.stopping: Callable[[], bool] = lambda: False
         self._config = config
         self._samples = folder / "samples.jsonl"
         self._table_due = time.monotonic() + SECONDS_PER_TABLE
@@ -244,13 +255,17 @@ class WandbSink:
                 logger.info("W&B has no artifact %s to link to (%s)", name, error)
 
     def _guard(self, action: Callable[[Any], object]) -> None:
-        """Call `action` with the run. If W&B fails in any way, log it once and continue without W&B."""
+        """Call `action` with the run. If W&B fails in any way, log it once and continue without W&B.
+
+        A stage that is being stopped has its own message at the terminal, and no other.
+        """
         if self._run is None:
             return
         try:
             action(self._run)
         except Exception as error:  # the service may be gone; the files have everything
-            logger.warning("W&B failed (%s); from here on only files are written", error)
+            level = logging.INFO if self.stopping() else logging.WARNING
+            logger.log(level, "W&B failed (%s); from here on only files are written", error)
             self._run = None
 
 

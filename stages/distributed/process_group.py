@@ -75,12 +75,12 @@ def init_distributed(config: DeepSpeed) -> Ranks:
         if os.environ["MASTER_ADDR"] in LOOPBACK and not is_torchelastic_launched():
             _join_on_loopback(backend, timeout)
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
-    except torch.distributed.DistNetworkError as error:
+    except (torch.distributed.DistNetworkError, torch.distributed.DistStoreError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(
             f"MASTER_ADDR, MASTER_PORT: the ranks cannot meet at {address} "
-            f"({str(error).splitlines()[0]:.200}). The port may be taken: choose another "
-            "with the launcher's --master_port."
+            f"({str(error).splitlines()[0]:.200}). The port may be taken: choose another with the launcher's "
+            "--master_port. If a rank did not come within deepspeed.timeout_minutes, see what it waits for."
         ) from error
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)

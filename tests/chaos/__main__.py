@@ -1,5 +1,7 @@
 """python -m tests.chaos KILLS [--seed N]: kill the tiny experiment's stages, and print what they survived.
 
+python -m tests.chaos --phases [--ranks N]: kill once in each phase instead, and `tristage` itself.
+
 If any result differs from that without kills, the exit status is 1 and the folders are kept.
 """
 
@@ -13,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.chaos import phases
 from tests.chaos.campaign import Campaign, Life
 
 HEADER = """| killed | moment | kills | recovered | bit-identical |
@@ -38,11 +41,37 @@ def table(lives: Sequence[Life]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("kills", type=int)
+    parser.add_argument("kills", type=int, nargs="?", default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--phases", action="store_true")
+    parser.add_argument("--ranks", type=int, default=1, help="of --phases")
     arguments = parser.parse_args()
-    folder, begin, lives = Path(tempfile.mkdtemp(prefix="chaos-")), time.monotonic(), []
-    for life in Campaign(folder, arguments.seed).lives(arguments.kills):
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    campaign = Campaign(folder, arguments.seed)
+    print(f"seed {arguments.seed}")
+    whole = kill_in_phases(campaign, arguments.ranks) if arguments.phases else kill(campaign, arguments.kills)
+    if not whole:
+        print(f"kept for inspection: {folder}")
+        return 1
+    shutil.rmtree(folder)
+    return 0
+
+
+def kill_in_phases(campaign: Campaign, ranks: int) -> bool:
+    """Print what came of one kill in each phase. Returns whether all is as if never killed."""
+    begin, ended = time.monotonic(), []
+    for outcome in phases.outcomes(campaign, ranks):
+        ended.append(outcome)
+        print(outcome.phase, *outcome.faults, sep="\n  ", flush=True)
+    print(f"\n{phases.HEADER}", *(outcome.row() for outcome in ended), sep="\n")
+    print(f"\nranks: {ranks}, {(time.monotonic() - begin) / 60:.1f} minutes")
+    return all(outcome.finished and not outcome.faults for outcome in ended)
+
+
+def kill(campaign: Campaign, number: int) -> bool:
+    """Print what came of `number` random kills. Returns whether all is as if never killed."""
+    begin, lives = time.monotonic(), []
+    for life in campaign.lives(number):
         lives.append(life)
         kills = ", ".join(f"{kill.target} ({kill.moment or f'{kill.seconds:.1f} s'})" for kill in life.kills)
         print(
@@ -52,12 +81,8 @@ def main() -> int:
             flush=True,
         )
     minutes = (time.monotonic() - begin) / 60
-    print(f"\n{table(lives)}\n\nseed {arguments.seed}, {len(lives)} stages, {minutes:.1f} minutes")
-    if any(life.faults for life in lives):
-        print(f"kept for inspection: {folder}")
-        return 1
-    shutil.rmtree(folder)
-    return 0
+    print(f"\n{table(lives)}\n\n{len(lives)} stages, {minutes:.1f} minutes")
+    return not any(life.faults for life in lives)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One launch of a stage under `deepspeed`, and SIGKILL to some of its processes."""
+"""One launch of a stage or of `tristage`, and SIGKILL to some of its processes."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import psutil
 
-from configs.schema import Stage
-from tests.support.runs import environment, launcher, stage_arguments
+from tests.chaos.stage import WANDB_END
+from tests.support.runs import environment
 
 STAGE = Path(__file__).with_name("stage.py")
 MARK = "CHAOS_MARK"  # in the environment of all processes of an attempt, whatever their parent is
-SOCKETS = ("wandb-", "wandb_symon-")  # in the temporary folder; a killed process leaves them
+# What libraries leave in the temporary folder: sockets, if they are killed, and torch's cache of each user.
+OF_LIBRARIES = ("wandb-", "wandb_symon-", "torchinductor_")
 SECONDS_TO_RUN, SECONDS_TO_END = 600.0, 120.0
 
-Target = Literal["launcher", "rank", "all"]
+Target = Literal["launcher", "rank", "tristage", "all"]
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,20 @@ class Kill:
         for word in ("checkpoints", "adapter", "manifest", ".jsonl", "config.yaml"):
             if word in self.moment:
                 return {"checkpoints": "checkpoint", ".jsonl": "journal"}.get(word, word)
+        if self.moment.startswith("in "):
+            return "phase"
+        if self.moment == WANDB_END:
+            return self.moment
         return "another file" if self.moment else "by the clock"
 
 
 class Attempt:
-    """A running stage, whose output is in `scratch`."""
+    """A running command, whose output is in `scratch`.
 
-    def __init__(
-        self, stage: Stage, run: Path, ranks: int, scratch: Path, options: list[str], hold: str = ""
-    ) -> None:
+    Its program is `stage.py`, where `run`, `stage` and `hold` are explained.
+    """
+
+    def __init__(self, command: Sequence[str], run: Path, stage: str, scratch: Path, hold: str = "") -> None:
         scratch.mkdir(parents=True)
         self.mark, self.held, self.begin = secrets.token_hex(8), scratch / "held", time.monotonic()
         self.output, self.trace = scratch / "output", scratch / "trace"
@@ -63,7 +69,7 @@ class Attempt:
         }
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
-                [*launcher(ranks), str(STAGE), *stage_arguments(stage, run, *options)],
+                command,
                 env=environment() | marks | files,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -76,9 +82,14 @@ class Attempt:
         self.seconds = time.monotonic() - self.begin
         return status
 
-    def strike(self, kill: Kill, chance: random.Random) -> bool:
-        """Send `kill` at its moment. Returns False if the attempt ends before."""
-        due = self.held.exists if kill.moment else lambda: time.monotonic() - self.begin >= kill.seconds
+    def strike(self, kill: Kill, chance: random.Random, begun: Path | None = None) -> bool:
+        """Send `kill` at its moment, or once `begun` has content. Returns False if it ends before."""
+
+        def due() -> bool:
+            if begun:
+                return begun.exists() and begun.stat().st_size > 0
+            return self.held.exists() if kill.moment else time.monotonic() - self.begin >= kill.seconds
+
         if not self._until(due) or not self._until(lambda: bool(self._victims(kill.target))):
             return False
         victims = self._victims(kill.target)
@@ -92,9 +103,9 @@ class Attempt:
         return True
 
     def temporary_files(self) -> list[str]:
-        """Remove the files that the attempt left outside of its run; returns all but the sockets of W&B."""
+        """Remove the files that the attempt left outside of its run; returns all but those of libraries."""
         names = [path.name for path in self.temporary.iterdir()]
-        left_over = [name for name in names if not name.startswith(SOCKETS)]
+        left_over = [name for name in names if not name.startswith(OF_LIBRARIES)]
         shutil.rmtree(self.temporary)
         return left_over
 
@@ -122,6 +133,8 @@ class Attempt:
         processes = self._processes()
         if target == "all":
             return processes
+        if target == "tristage":
+            return [process for process in processes if command_line(process)[1:2] == [str(STAGE)]]
         is_rank = {
             process: any("--local_rank=" in word for word in command_line(process)) for process in processes
         }

@@ -6,7 +6,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,19 @@ from configs.schema import STAGES, Stage
 from data.storage.sealed_folder import seal_fault
 from pipeline.state.manifest import read_manifest
 from pipeline.state.run_directory import RunDirectory
-from tests.chaos.attempt import Attempt, Kill, Target
-from tests.support.runs import copy_upstream, files, metrics, rows
+from tests.chaos.attempt import STAGE, Attempt, Kill, Target
+from tests.support.runs import copy_upstream, files, launcher, metrics, rows, stage_arguments
 
 CASES: list[tuple[Stage, int]] = [(stage, ranks) for ranks in (2, 1) for stage in STAGES]
 TARGETS: tuple[Target, ...] = ("launcher", "rank", "all")
 MOST_KILLS = 3  # in one life
 BY_THE_CLOCK = 0.4  # share of the kills; of the others, every second strikes during a checkpoint
 SECONDS_TO_UNLOCK = 10.0
-# Dropout is on so that the random numbers of training matter; W&B, because it has its own process.
-OPTIONS = ["adapter.dropout=0.1", "tracking.wandb=offline"]
+# Dropout is on so that the random numbers of training matter; W&B, because it has its own process. The reward
+# model collects its rankings.
+COLLECTION = ["rm.rankings.labeller=warmth", "rm.rankings.rollout={max_new_tokens: 12}"]
+OPTIONS = ["adapter.dropout=0.1", "tracking.wandb=offline", "ppo.judge=warmth", *COLLECTION]
+RECORDS = ("metrics.jsonl", "samples.jsonl", "evaluation.jsonl", "rankings.jsonl")
 
 
 @dataclass
@@ -47,6 +50,9 @@ class Undisturbed:
     moments: list[str]
 
 
+Draw = Callable[[Undisturbed, int], Kill]
+
+
 class Campaign:
     """Lives of `cases`, pairs of stage and ranks, in `folder`. `seed` decides what is killed when."""
 
@@ -61,7 +67,8 @@ class Campaign:
         while struck < kills:
             stage, ranks = self.cases[number % len(self.cases)]
             number += 1
-            life = self._live(stage, ranks, self.folder / f"life-{number}", kills - struck)
+            most = min(kills - struck, self.chance.randint(1, MOST_KILLS))
+            life = self.live(stage, ranks, self.folder / f"life-{number}", most, self._draw)
             struck += len(life.kills)
             yield life
 
@@ -78,12 +85,13 @@ class Campaign:
                 self._undisturbed[upstream, ranks] = Undisturbed(run, attempt.seconds, moments)
         return self._undisturbed[stage, ranks]
 
-    def _live(self, stage: Stage, ranks: int, run: Path, kills: int) -> Life:
+    def live(self, stage: Stage, ranks: int, run: Path, kills: int, draw: Draw) -> Life:
+        """A life in `run` with at most so many `kills`, which `draw` chooses after a position."""
         reference, life = self.undisturbed(stage, ranks), Life(stage, ranks)
         copy_upstream(reference.run, stage, run)
         checks, position, hold = Watch(run, stage), 0, True
-        for _ in range(min(kills, self.chance.randint(1, MOST_KILLS))):
-            kill = self._draw(reference, position)
+        for _ in range(kills):
+            kill = draw(reference, position)
             attempt = self._launch(stage, run, ranks, kill.moment)
             hold = attempt.strike(kill, self.chance)
             if not hold:
@@ -120,8 +128,12 @@ class Campaign:
         )
 
     def _launch(self, stage: Stage, run: Path, ranks: int, hold: str = "") -> Attempt:
+        command = [*launcher(ranks), str(STAGE), *stage_arguments(stage, run, *OPTIONS)]
+        return self.attempt(command, run, stage, hold)
+
+    def attempt(self, command: Sequence[str], run: Path, stage: str, hold: str = "") -> Attempt:
         self._attempts += 1
-        return Attempt(stage, run, ranks, self.folder / f"attempt-{self._attempts}", OPTIONS, hold)
+        return Attempt(command, run, stage, self.folder / f"attempt-{self._attempts}", hold)
 
 
 class Watch:
@@ -170,7 +182,7 @@ def differences(actual: Path, expected: Path) -> list[str]:
     """What is not bit-identical in two folders of a stage, without timings."""
     logged = [(row["step"], *sorted(row)) for row in rows(actual / "metrics.jsonl")]
     faults = [f"step {row[0]} is logged {times} times" for row, times in Counter(logged).items() if times > 1]
-    for name in ("metrics.jsonl", "samples.jsonl", "evaluation.jsonl"):
+    for name in RECORDS:
         if lines_of(actual / name) != lines_of(expected / name):
             faults.append(f"{name} differs")
     if files(actual / "adapter") != files(expected / "adapter"):

@@ -195,7 +195,11 @@ def test_interrupted_under_deepspeed_and_resumed_is_as_if_never_interrupted(
     assert undisturbed.returncode == 0, undisturbed.stdout
 
     interrupted = start(
-        [*launcher(ranks), KILLED_STAGE, when, *stage_arguments(stage, interrupted_dir, *OVERRIDES)]
+        [
+            *launcher(ranks),
+            *(KILLED_STAGE, when),
+            *stage_arguments(stage, interrupted_dir, *OVERRIDES, "tracking.wandb=offline"),
+        ]
     )
     name, step, *rank = when.split("@")
     signum = signal.Signals[name]
@@ -205,6 +209,9 @@ def test_interrupted_under_deepspeed_and_resumed_is_as_if_never_interrupted(
     message = f"interrupted by {name} after step {step} of "
     assert interrupted.stdout.count(message) == 1 and "the same command resumes" in interrupted.stdout
     assert "interrupted: ends after the current step" in interrupted.stdout
+    assert "W&B" not in interrupted.stdout, "the launcher ends W&B's process, which is no news"
+    tracebacks = interrupted.stdout.count("Traceback")
+    assert tracebacks == interrupted.stdout.count('bin/deepspeed", line'), "only the launcher's own"
     manifest = json.loads((interrupted_dir / stage / "manifest.json").read_text())
     assert manifest["status"] == "interrupted" and f"after step {step} of" in manifest["error"]
     assert checkpoints(interrupted_dir / stage) == [f"step-{int(step):06d}"]

@@ -6,6 +6,8 @@ WHEN is one of
 - STEP: SIGKILL to all processes after STEP is logged and before its checkpoint, if one is due, is written.
 - `end`: the same after the last checkpoint, before the adapter is written.
 - `raise`, `die` or `hang`: only rank 1 raises an error, receives SIGKILL or hangs, after its second step.
+- `hang@0`: rank 0 hangs after its second step.
+- `late`: rank 1 hangs before it joins the others.
 - `SIGINT@STEP`, `SIGTERM@STEP`: that signal to all processes after STEP is logged.
 - `SIGTERM@STEP@rank`: the same to rank 0 only.
 """
@@ -74,6 +76,10 @@ if __name__ == "__main__":
         sft.save_role = rm.write_role = kill_all  # type: ignore[assignment]
     elif when.isdigit():
         after(int(when), kill_all)
+    elif when == "hang@0":
+        after(2, partial(time.sleep, 600))
+    elif when == "late":
+        time.sleep(600 if os.environ["RANK"] == "1" else 0)
     elif "@" in when:
         name, step, *rank = when.split("@")
         after(int(step), partial(send, signal.Signals[name], bool(rank)))

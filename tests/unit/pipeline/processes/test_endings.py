@@ -58,19 +58,23 @@ from pipeline.state.manifest import Process
 endings.SECONDS_BETWEEN_POLLS, endings.SECONDS_TO_LEAVE_COLLECTIVE = 0.05, 0.3
 logs, what = Path(sys.argv[1]), sys.argv[2]
 with endings.reporting_when_stuck(logs, [Process.this()] * 2, lambda error: print("recorded:", error)):
-    endings.leave_note(logs, 1, ZeroDivisionError("its own") if what == "failed" else KeyboardInterrupt())
+    notes = {"failed": ZeroDivisionError("its own"), "hung": RuntimeError("gloo: Timed out waiting 1000ms")}
+    endings.leave_note(logs, 1, notes.get(what, KeyboardInterrupt()))
     if what != "heard of":
         ctypes.CDLL(None).sleep(2)  # as in a kernel of NCCL: no handler runs, no exception comes
 print("went on")
 """
 
 
-@pytest.mark.parametrize("event", ["failed", "heard of", "interrupted"])
+@pytest.mark.parametrize("event", ["failed", "hung", "heard of", "interrupted"])
 def test_rank_0_speaks_of_a_failed_rank_where_it_is_stuck_itself(event: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", STUCK, str(tmp_path), event]
     result = subprocess.run(command, cwd=Path(__file__).parents[4], capture_output=True, text=True)
     if event == "failed":
         assert result.returncode == 1 and "error: rank 1 failed: ZeroDivisionError: its own" in result.stderr
+    elif event == "hung":  # the other rank waited for this one
+        assert result.returncode == 1 and "error: rank 0 hung: " in result.stderr
+        assert "<string>:12, in <module>" in result.stderr and "rank 1" not in result.stderr
     else:
         assert result.returncode == 0 and result.stdout == "went on\n"
 
@@ -131,6 +135,17 @@ def test_rank_0_knows_where_it_hung(tmp_path: Path, peer) -> None:
         stuck()
     failure = cause(caught.value, tmp_path, ranks(peer))
     assert isinstance(failure, RankFailed) and "rank 0 hung" in str(failure) and "in stuck" in str(failure)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_collective_that_timed_out_is_told_without_torchs_traceback(
+    rank: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(endings, "SECONDS_TO_FIND_HUNG_RANK", 0.0)
+    endings.report(TIMED_OUT, rank)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:-1] == [f"rank {rank}:"][:rank]
+    assert "deepspeed.timeout_minutes" in lines[-1] and "Timed out waiting" not in lines[-1]
 
 
 def test_where_the_others_live_the_error_is_rank_zeros_own(

@@ -264,6 +264,17 @@ def test_a_failing_network_does_not_end_training(tmp_path: Path, caplog: pytest.
     assert [record.levelname for record in caplog.records] == ["WARNING"], "said once"
 
 
+def test_a_stage_that_is_being_stopped_says_nothing_of_the_service_that_the_launcher_ended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    sink = WandbSink(Recorder(fail_after=0), toy(), tmp_path)
+    sink.stopping = lambda: True
+    sink.log({"loss": 0.5}, 1)
+    failures = [record.levelname for record in caplog.records if "W&B failed" in record.message]
+    assert failures == ["INFO"], "the log file alone has it"
+
+
 def test_unreachable_server_falls_back_to_offline_under_the_same_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
