@@ -102,6 +102,8 @@ class Service(ThreadingTCPServer):
 
 
 class Handler(StreamRequestHandler):
+    server: Service
+
     def handle(self) -> None:
         head = iter(self.rfile.readline, b"\r\n")
         length = dict(line.lower().split(b": ", 1) for line in list(head)[1:])[b"content-length"]
