@@ -21,7 +21,7 @@ IN_STAGES: list[tuple[str, Stage, str]] = [
     ("final evaluation", "ppo", "in ppo: answers of"),
     ("W&B's end", "sft", WANDB_END),
 ]
-SWEPT_SEED = 1  # that of the experiment, so that the swept run equals the undisturbed one
+SWEPT = "seed=1"
 HEADER = "| phase | killed | when | recovered | every record identical |\n|---|---|---|---|---|"
 
 
@@ -92,14 +92,18 @@ class Tristage:
         return Outcome("report", "tristage run", kill.moment, finished, faults)
 
     def sweep(self, reference: Path) -> Outcome:
-        """`tristage sweep` dies while PPO trains in one of its runs."""
-        run = copy_upstream(reference, "ppo", self.campaign.folder / "sweep")
-        swept = run / "sweep" / f"seed={SWEPT_SEED}"
-        command = self._command("sweep", run, f"ppo.seed={SWEPT_SEED}")
+        """`tristage sweep` dies while PPO trains in its run, and is compared with another sweep."""
+        whole, run = (
+            copy_upstream(reference, "ppo", self.campaign.folder / name) for name in ("whole-sweep", "sweep")
+        )
+        undisturbed = self.campaign.attempt(self._command("sweep", whole, f"ppo.{SWEPT}"), whole, REPORT)
+        assert undisturbed.end() == 0, undisturbed.output.read_text()
+        swept = run / "sweep" / SWEPT
         begun, watch = swept / "ppo" / "metrics.jsonl", Watch(swept, "ppo")
+        command = self._command("sweep", run, f"ppo.{SWEPT}")
         finished, faults = self._killed(command, run, watch, Kill("tristage"), begun)
         if finished:
-            faults += differences(swept / "ppo", reference / "ppo")
+            faults += differences(swept / "ppo", whole / "sweep" / SWEPT / "ppo")
         return Outcome("sweep", "tristage sweep", "in ppo: training", finished, faults)
 
     def _command(self, word: str, run: Path, *overrides: str) -> list[str]:
