@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.deepspeed_command import free_port
 from tests.support.pipeline_runs import write_stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,7 +190,7 @@ def test_deepspeed_with_two_ranks_is_quiet_and_skips_too(tmp_path: Path) -> None
         "--num_accelerators",
         "2",
         "--master_port",
-        "29641",
+        str(free_port()),
     )
     arguments = ("--stage", "sft", "--config", TINY, "--run-dir", str(tmp_path / "run"), "sft.max_steps=1")
     first = run_stage(*arguments, launcher=launcher)
