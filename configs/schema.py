@@ -8,6 +8,7 @@ per rank (`micro_batch_size`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -86,6 +87,19 @@ class Experiment(Section):
         """The stages that `stage` starts from. PPO may do without a reward model."""
         without = stage == "ppo" and self.ppo.critic == "shared" and not self.ppo.uses_reward_model
         return tuple(upstream for upstream in UPSTREAM[stage] if not (without and upstream == "rm"))
+
+    def users_code(self, stages: Sequence[Stage]) -> list[tuple[str, str | Reward]]:
+        """Key and name of each `module:function` that the stages call, and each such term of the reward."""
+        functions = {}
+        if "rm" in stages:
+            functions["rm.rankings.labeller"] = self.rm.rankings.labeller
+        if "ppo" in stages or "best" in stages:
+            functions["ppo.judge"] = self.ppo.judge or ""
+        terms = self.ppo.rewards if "ppo" in stages else []
+        return [
+            *((key, path) for key, path in functions.items() if ":" in path),  # names that ship have no colon
+            *(("ppo.rewards", term) for term in terms if ":" in term.source),
+        ]
 
     @property
     def rollouts(self) -> dict[Stage, tuple[str, Rollout]]:

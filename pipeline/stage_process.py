@@ -130,16 +130,23 @@ def _checked_plan(request: Request, stage: Stage, world: int) -> StagePlan:
     check_files(request.config, [plan])
     check_batches(request.config, stage, world)
     if request.caller != "tristage":  # which checked all stages before it started the first
-        check_feedback(request.config, plan)
-        if plan.action != "skip":
-            check_material = importlib.import_module("stages.preflight").check_material  # imports torch
-            check_material(request.config, stage)
+        _check_alone(request.config, plan)
     for line in plan.notes:
         say(line)
     say(f"stage {stage}: {plan.why}")
     if plan.action != "skip":
         check_mode()  # W&B's mode is checked before an old result is set aside
     return plan
+
+
+def _check_alone(config: Experiment, plan: StagePlan) -> None:
+    """Check what one stage will read and call, as `tristage` does for all stages."""
+    if plan.action == "skip":
+        return
+    check_feedback(config, plan.stage)
+    from stages.preflight import check_material  # imports torch
+
+    check_material(config, plan.stage)
 
 
 @contextmanager

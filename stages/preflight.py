@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from configs.errors import UserError
 from configs.schema import Base, Experiment, Reward, Stage
 from data.batches import tokenize
@@ -21,7 +23,7 @@ from data.sources.loading import first_rows
 from data.sources.reading import is_local
 from stages.feedback.reward_endpoint import Endpoint
 from stages.feedback.user_functions import load_function
-from stages.models.base import is_downloaded
+from stages.models.base import is_downloaded, load_config
 from stages.setup import load_checked_tokenizer
 
 PROMPTS = ["How are you?", "Name a colour."]
@@ -65,31 +67,24 @@ def material(config: Experiment, stages: Sequence[Stage]) -> Iterator[Check]:
 
     A base that is not here yet is left to the stage, which downloads it. So is data of the hub.
     """
-    bases = {(stage, base.key): base for stage in stages for base in config.bases(stage)}
-    for (stage, key), base in bases.items():
-        if is_downloaded(base):
-            yield f"{key}: {base.model}", _base(config, stage, base)
+    tokenizers = _Tokenizers(config)
+    for stage in stages:
+        for base in filter(is_downloaded, config.bases(stage)):
+            yield f"{base.key}: {base.model}", _base(tokenizers, stage, base)
     sources = {(data, kind): base for stage in stages for data, kind, base in _sources(config, stage)}
     for (data_stage, kind), base in sources.items():
         if is_local(config.data.source(data_stage)):
-            yield f"data.{data_stage}", _data(config, data_stage, kind, base)
+            yield f"data.{data_stage}", _data(tokenizers, data_stage, kind, base)
 
 
 def feedback(config: Experiment, stages: Sequence[Stage]) -> Iterator[Check]:
     """Checks of the user's own code: each function and endpoint that the stages call judges two answers."""
-    functions = {}
-    if "rm" in stages:
-        functions["rm.rankings.labeller"] = config.rm.rankings.labeller
-    if "ppo" in stages or "best" in stages:
-        functions["ppo.judge"] = config.ppo.judge or ""
-    for key, path in functions.items():
-        if ":" in path:  # otherwise it ships, or is none
-            yield f"{key}: {path}", _function(path, key)
-    for term in config.ppo.rewards if "ppo" in stages else ():
-        if "://" in term.source:
-            yield f"ppo.rewards: {term.source}", _endpoint(term)
-        elif ":" in term.source:
-            yield f"ppo.rewards: {term.source}", _function(term.source, "ppo.rewards")
+    for key, code in config.users_code(stages):
+        source = code.source if isinstance(code, Reward) else code
+        if isinstance(code, Reward) and "://" in source:
+            yield f"{key}: {source}", _endpoint(code)
+        else:
+            yield f"{key}: {source}", _function(source, key)
 
 
 def check_material(config: Experiment, stage: Stage) -> None:
@@ -120,20 +115,36 @@ def _sources(config: Experiment, stage: Stage) -> Iterator[tuple[Stage, Kind, Ba
         yield "ppo", "prompts", config.base
 
 
-def _base(config: Experiment, stage: Stage, base: Base) -> Callable[[], list[str]]:
+class _Tokenizers:
+    """The checked tokenizers of bases, each loaded once for a stage."""
+
+    def __init__(self, config: Experiment) -> None:
+        self.config = config
+        self._loaded: dict[tuple[Stage, str], PreTrainedTokenizerBase] = {}
+
+    def load(self, stage: Stage, base: Base) -> PreTrainedTokenizerBase:
+        """See `load_checked_tokenizer`."""
+        key = stage, base.key
+        if key not in self._loaded:
+            self._loaded[key] = load_checked_tokenizer(self.config, stage, base, load_config(base))
+        return self._loaded[key]
+
+
+def _base(tokenizers: _Tokenizers, stage: Stage, base: Base) -> Callable[[], list[str]]:
     def check() -> list[str]:
-        load_checked_tokenizer(config, stage, base)
+        tokenizers.load(stage, base)
         return []
 
     return check
 
 
-def _data(config: Experiment, stage: Stage, kind: Kind, base: Base) -> Callable[[], list[str]]:
+def _data(tokenizers: _Tokenizers, stage: Stage, kind: Kind, base: Base) -> Callable[[], list[str]]:
     """Read and tokenize the rows; of a large source, or without a tokenizer, only a part of this."""
+    config = tokenizers.config
     source, remarks = config.data.source(stage), list[str]()
 
     def check() -> list[str]:
-        tokenizer = load_checked_tokenizer(config, stage, base) if is_downloaded(base) else None
+        tokenizer = tokenizers.load(stage, base) if is_downloaded(base) else None
         large = _size(Path(source.path)) > MAX_BYTES
         if large:
             rows = first_rows(source, kind, SOME_ROWS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from configs.schema import Base, Experiment, Stage
 from data.batches.tokenize import apply_template
@@ -33,8 +33,10 @@ def prepare(context: Context) -> RoleModels:
             check_weights(base, model_folder(base))  # and reads the weights: the cache tells the others
     ranks.barrier()
     deepspeed_options(config.deepspeed)
-    tokenizers = [load_checked_tokenizer(config, context.stage, base) for base in bases]
-    check_joinable(config, context.stage, load_config(bases[0]))
+    model_configs = [load_config(base) for base in bases]
+    pairs = zip(bases, model_configs, strict=True)
+    tokenizers = [load_checked_tokenizer(config, context.stage, *pair) for pair in pairs]
+    check_joinable(config, context.stage, model_configs[0])
     if context.stage == "ppo":
         check_critic(config, tokenizers)
     roles = [_roles(context, base, ranks) for base in bases]
@@ -46,14 +48,16 @@ def prepare(context: Context) -> RoleModels:
     return models
 
 
-def load_checked_tokenizer(config: Experiment, stage: Stage, base: Base) -> PreTrainedTokenizerBase:
+def load_checked_tokenizer(
+    config: Experiment, stage: Stage, base: Base, model_config: PretrainedConfig
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a stage's base, with the experiment's chat template.
 
     Raises:
-        UserError: tokenizer, template or the base's `config.json` is not usable, or they do not fit together.
+        UserError: tokenizer or template is not usable, or they do not fit the base's `model_config`.
     """
     tokenizer = load_tokenizer(base)
-    check_fit(config, stage, base, load_config(base), tokenizer)
+    check_fit(config, stage, base, model_config, tokenizer)
     apply_template(tokenizer, config.data)
     return tokenizer
 

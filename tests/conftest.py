@@ -75,8 +75,7 @@ def no_material_checks(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
         run_preflight = stage_checks.run_preflight
 
         def run_for_users_code(config, stages, *, only_feedback=False):
-            calls = any(stage_checks._calls_users_code(config, stage) for stage in stages)
-            return run_preflight(config, stages, only_feedback=True) if calls else []
+            return run_preflight(config, stages, only_feedback=True) if config.users_code(stages) else []
 
         monkeypatch.setattr(stage_checks, "run_preflight", run_for_users_code)
 

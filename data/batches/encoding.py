@@ -33,9 +33,9 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         added = {id_: token for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._special = [token.content for token in added.values()]
-        self._numbers = {content: str(number) for number, content in enumerate(self._special)}
-        self._pattern = _any_of(self._special)
+        self._contents = {str(number): token.content for number, token in enumerate(added.values())}
+        self._numbers = {content: number for number, content in self._contents.items()}
+        self._pattern = _any_of(list(self._numbers))
         # Unknown text is the unknown token, and a mask hides padding.
         harmless = {tokenizer.unk_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id}
         self._control = set(added) - harmless
@@ -82,8 +82,7 @@ class Encoder:
     def _with_numbers(self, text: str, where: str) -> str:
         """A rendered text, with numbers for the template's special tokens and text for those of messages."""
         text = self._pattern.sub(lambda match: f"\ufdd0{self._numbers[match[0]]}\ufdd1", text)
-        special = {number: token for token, number in self._numbers.items()}
-        text = IN_MESSAGE.sub(lambda match: special.get(match[1], match[0]), text)
+        text = IN_MESSAGE.sub(lambda match: self._contents.get(match[1], match[0]), text)
         if "\ufdd2" in text or "\ufdd3" in text:
             raise UserError(f"{where}: the chat template cuts a special token in it. Remove it from the row.")
         return text

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from configs.errors import UserError
 from configs.schema import Source
@@ -51,22 +51,16 @@ def load_rows(
     rows: list[Row] = []
     faults = _Faults()
     total = others = 0
-    ignored = frozenset(source.ignore_columns)
-    unseen = set(ignored)
-    for place, example in read(source):
+    unseen = set(source.ignore_columns)
+    for example, row in _normalised(source, kind, faults):
         total += 1
-        try:
-            if isinstance(example, BadRow):
-                raise example
-            unseen -= example.keys() if unseen else set()
-            row = normalise(example, kind, ignored)
-        except BadRow as fault:
-            faults.add(place, fault)
+        unseen -= example.keys() if unseen else set()
+        if row is None:
             continue
         if not belongs(row):
             others += 1
             continue
-        rows.append({**row, "where": f"{describe(source)}, {place}"})
+        rows.append(row)
         if len(rows) == source.limit:
             break
     _check(source, kind, total, faults)
@@ -85,15 +79,8 @@ def first_rows(source: Source, kind: Kind, count: int) -> list[Row]:
     Raises:
         UserError: there are no rows, or one cannot be read.
     """
-    rows, faults = list[Row](), _Faults()
-    for place, example in islice(read(source), count):
-        try:
-            if isinstance(example, BadRow):
-                raise example
-            row = normalise(example, kind, frozenset(source.ignore_columns))
-            rows.append({**row, "where": f"{describe(source)}, {place}"})
-        except BadRow as fault:
-            faults.add(place, fault)
+    faults = _Faults()
+    rows = [row for _, row in islice(_normalised(source, kind, faults), count) if row is not None]
     if faults.unreadable or not rows:
         _check(source, kind, len(rows) + faults.count, faults)
     return rows
@@ -119,6 +106,25 @@ class _Faults:
             self.unusable.append((place, str(fault)))
         else:
             self.unreadable.append((place, str(fault)))
+
+
+def _normalised(
+    source: Source, kind: Kind, faults: _Faults
+) -> Iterator[tuple[Mapping[str, Any], Row | None]]:
+    """Each row as it was read ({} if it could not be), and as one of its kind, or None and one fault more."""
+    ignored = frozenset(source.ignore_columns)
+    for place, example in read(source):
+        if isinstance(example, BadRow):
+            faults.add(place, example)
+            yield {}, None
+            continue
+        try:
+            row = normalise(example, kind, ignored)
+        except BadRow as fault:
+            faults.add(place, fault)
+            yield example, None
+        else:
+            yield example, {**row, "where": f"{describe(source)}, {place}"}
 
 
 def _check(source: Source, kind: Kind, total: int, faults: _Faults) -> None:

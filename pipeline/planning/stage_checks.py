@@ -37,10 +37,10 @@ def check_stages(config: Experiment, plans: Sequence[StagePlan]) -> list[str]:
     return run_preflight(config, stages) if stages else []
 
 
-def check_feedback(config: Experiment, plan: StagePlan) -> None:
+def check_feedback(config: Experiment, stage: Stage) -> None:
     """Check only the functions and endpoints of a stage, if it calls any; see `check_stages`."""
-    if plan.action in ("run", "resume") and _calls_users_code(config, plan.stage):
-        run_preflight(config, [plan.stage], only_feedback=True)
+    if config.users_code([stage]):
+        run_preflight(config, [stage], only_feedback=True)
 
 
 def run_preflight(config: Experiment, stages: Sequence[Stage], *, only_feedback: bool = False) -> list[str]:
@@ -67,14 +67,6 @@ def run_preflight(config: Experiment, stages: Sequence[Stage], *, only_feedback:
     if faults:
         raise UserError("\n".join(dict.fromkeys(faults)))
     return [remark for _, remarks in results for remark in remarks]
-
-
-def _calls_users_code(config: Experiment, stage: Stage) -> bool:
-    """Whether the stage calls the user's own code. The names that ship have no colon."""
-    names = [config.ppo.judge or ""] if stage in ("ppo", "best") else []
-    names += [config.rm.rankings.labeller] if stage == "rm" else []
-    names += [term.source for term in config.ppo.rewards] if stage == "ppo" else []
-    return any(":" in name for name in names)
 
 
 def _lines(text: str) -> list[Any]:
