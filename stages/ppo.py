@@ -26,7 +26,7 @@ from stages.rl.policy_snapshots import LastGoodPolicy, PolicyAverage
 from stages.rl.ptx import Ptx, make_ptx
 from stages.rl.speed import IterationSpeed
 from stages.rl.trajectory import Experience, Trajectory
-from stages.rl.update import LOGPROB_DIFFERENCE, PpoUpdate, with_advantages
+from stages.rl.update import LOGPROB_DIFFERENCE, PpoUpdate, estimate_advantages
 from stages.sampling.sampler import Sampler, open_sampler
 from stages.setup import prepare
 from stages.training.checkpoint import Stateful
@@ -181,15 +181,13 @@ class PpoTrainer:
         metrics = self._objective(trajectory, scores, rewards.sum(1) - scores, ended)
         if ppo.whiten_rewards:
             rewards = scale(rewards, trajectory.mask)
-        unknown = torch.empty(len(trajectory), 0)
-        experience = Experience(**vars(trajectory), scores=scores, rewards=rewards, advantages=unknown)
-        if experience.has_values:  # otherwise the critic's first update computes them
-            experience = with_advantages(experience, ppo)
+        advantages = estimate_advantages(trajectory, scores, rewards, ppo)
+        experience = Experience(**vars(trajectory), scores=scores, rewards=rewards, advantages=advantages)
         self._limit_kl(metrics | seconds)
 
         # 4. Update: an optimizer step of policy and critic on each minibatch of each epoch.
         watch.lap()
-        learning_rate, experience, updates = self._update(step, experience)
+        learning_rate, updates = self._update(step, experience)
         seconds["time/update"] = watch.lap()
         if self.average:
             self.average.update()
@@ -242,11 +240,11 @@ class PpoTrainer:
             message = f"the KL is {kl:.4g} nats per response, not within ppo.max_kl, {limit:g}"
             raise StopTraining(message, metrics)
 
-    def _update(self, step: int, experience: Experience) -> tuple[float, Experience, list[Metrics]]:
+    def _update(self, step: int, experience: Experience) -> tuple[float, list[Metrics]]:
         """Take the optimizer steps of all epochs; they end early once the policy has moved too far.
 
         Returns:
-            The policy's learning rate, the experience with values and advantages, and each step's metrics.
+            The policy's learning rate, and each step's metrics.
         """
         if step < self.ppo.critic_warmup:
             self.engine.hold(Role.POLICY)
@@ -254,13 +252,13 @@ class PpoTrainer:
             self.engine.release(Role.POLICY)
         learning_rate, updates = self.engine.learning_rate(Role.POLICY), list[Metrics]()
         for minibatch in self._minibatches(step, len(experience)):
-            metrics, experience = self.update.step(experience, minibatch)
+            metrics = self.update.step(experience, minibatch)
             updates.append(metrics)
             if metrics["policy/approxkl_avg"] > (self.ppo.max_approxkl or math.inf):
                 break
             if not math.isfinite(metrics["grad_norm"]):
                 break  # whitening has spread one reward that is not finite over all advantages
-        return learning_rate, experience, updates
+        return learning_rate, updates
 
     def _minibatches(self, step: int, size: int) -> Iterator[list[int]]:
         """The rows of each minibatch; the first epoch keeps the order in which responses were scored."""

@@ -24,16 +24,15 @@ from stages.sampling.sampler import Sampler
 
 @dataclass(frozen=True)
 class RoleOutputs:
-    """What the roles compute for a micro-batch: (b, >= R) each, or None to save a forward.
+    """What the roles compute for a micro-batch: (b, >= R) each.
 
     Attributes:
-        logprobs: None if those of the sampling engine serve.
-        values: None if the critic's first update computes them.
+        logprobs: None if those of the sampling engine serve, which saves a forward.
     """
 
     ref_logprobs: Tensor
     logprobs: Tensor | None
-    values: Tensor | None
+    values: Tensor
 
 
 class ExperienceCollector:
@@ -43,8 +42,6 @@ class ExperienceCollector:
         shared_critic: the critic is a head on the policy, whose forward gives log-probabilities and values.
         recomputes_logprobs: the training model computes the log-probabilities again. Otherwise those of the
             sampling engine serve, which is one forward less.
-        defers_values: the critic's first update computes the old values, which is one forward less. This
-            holds if that update is on the whole rollout, so that the critic has not changed in between.
     """
 
     def __init__(self, ppo: Ppo, sampler: Sampler, reward_model: RewardModel, seed: int) -> None:
@@ -57,7 +54,6 @@ class ExperienceCollector:
             or ppo.old_logprobs == "recomputed"
             or not matches_training_model(sampler.roles, ppo.rollout)
         )
-        self.defers_values = ppo.minibatches == 1 and not self.shared_critic
 
     def share(self, batch: int) -> list[int]:
         """Indices of this rank's prompts in a batch: its share of each minibatch."""
@@ -86,7 +82,7 @@ class ExperienceCollector:
             prompts: the global batch.
 
         Returns:
-            This rank's rows. `values` are (B, 0) if `defers_values`.
+            This rank's rows.
         """
         mine = [prompts[row] for row in self.share(len(prompts))]
         longest = max(len(response.ids) for response in responses)
@@ -99,7 +95,8 @@ class ExperienceCollector:
                     [mine[row].prompt_ids for row in rows], [responses[row] for row in rows]
                 )
                 outputs = self._role_outputs(batch)
-                _write_rows(logprobs, rows, outputs.logprobs, batch.mask)
+                if outputs.logprobs is not None:
+                    _write_rows(logprobs, rows, outputs.logprobs, batch.mask)
                 _write_rows(ref_logprobs, rows, outputs.ref_logprobs, batch.mask)
                 _write_rows(values, rows, outputs.values, batch.mask)
                 if self.rewards.uses_reward_model:
@@ -111,7 +108,7 @@ class ExperienceCollector:
             sampled_logprobs=sampled,
             logprobs=logprobs if self.recomputes_logprobs else sampled,
             ref_logprobs=ref_logprobs,
-            values=values[:, :0] if self.defers_values else values,
+            values=values,
             terms=self._terms(mine, responses, scores),
         )
 
@@ -140,7 +137,7 @@ class ExperienceCollector:
         return RoleOutputs(
             ref_logprobs,
             logprobs=response_logprobs(models, Role.POLICY, batch) if self.recomputes_logprobs else None,
-            values=None if self.defers_values else state_values(models, Role.CRITIC, batch),
+            values=state_values(models, Role.CRITIC, batch),
         )
 
     def _terms(
@@ -162,11 +159,10 @@ class ExperienceCollector:
         ]
 
 
-def _write_rows(column: Tensor, rows: Sequence[int], output: Tensor | None, mask: Tensor) -> None:
-    """Write `output`, 0 outside `mask` (b, R), into `rows` of `column`; nothing if it is None."""
-    if output is not None:
-        width = mask.shape[1]
-        column[rows, :width] = torch.where(mask, output[:, :width], 0.0).cpu()
+def _write_rows(column: Tensor, rows: Sequence[int], output: Tensor, mask: Tensor) -> None:
+    """Write `output`, 0 outside `mask` (b, R), into `rows` of `column`."""
+    width = mask.shape[1]
+    column[rows, :width] = torch.where(mask, output[:, :width], 0.0).cpu()
 
 
 def _stack(rows: Sequence[Tensor], length: int) -> Tensor:

@@ -27,7 +27,7 @@ class Trajectory:
             model's, at least by rounding.
         logprobs: (B, R) of the policy before its update, over the tokens that could be sampled.
         ref_logprobs: (B, R) of the reference, always over the whole vocabulary.
-        values: (B, R) of the critic before each token; (B, 0) until they are computed.
+        values: (B, R) of the critic before each token.
         terms: (B,) each, the terms of the reward by name.
     """
 
@@ -68,11 +68,6 @@ class Trajectory:
         return fmean(sizes) if sizes else None
 
     @property
-    def has_values(self) -> bool:
-        """Whether the critic's values are computed."""
-        return self.values.shape[1] > 0
-
-    @property
     def tokens(self) -> int:
         """Tokens of prompts and responses, padding aside."""
         return sum(len(prompt.prompt_ids) for prompt in self.prompts) + int(self.lengths.sum())
@@ -96,8 +91,7 @@ class Trajectory:
         longest = max(part.logprobs.shape[1] for part in parts)
 
         def stack(tensors: Sequence[Tensor]) -> Tensor:
-            # Values that are still unknown, (B, 0), stay so.
-            return torch.cat([pad(t, (0, longest - t.shape[1])) if t.shape[1] else t for t in tensors])
+            return torch.cat([pad(tensor, (0, longest - tensor.shape[1])) for tensor in tensors])
 
         return Trajectory(
             prompts=[prompt for part in parts for prompt in part.prompts],
@@ -117,7 +111,7 @@ class Experience(Trajectory):
     Attributes:
         scores: (B,) the terms of the reward added up and shaped, without the KL penalty.
         rewards: (B, R) per token: the KL penalty, and the score on the last token.
-        advantages: (B, R); (B, 0) until there are `values`.
+        advantages: (B, R), which the update trains the policy on.
     """
 
     scores: Tensor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from stages.models.token_statistics import TokenStatistics
 from stages.rl.experience import ExperienceCollector
 from stages.rl.kl_controller import KlController
 from stages.rl.ptx import Ptx
-from stages.rl.trajectory import Experience
+from stages.rl.trajectory import Experience, Trajectory
 from stages.sampling.response_batch import ResponseBatch, response_statistics, state_values
 from stages.training.engine import Engine
 from stages.training.metrics import reduce_means
@@ -38,7 +37,7 @@ class PpoUpdate:
     ) -> None:
         self.engine, self.ppo, self.collector, self.kl, self.ptx = engine, ppo, collector, kl, ptx
 
-    def step(self, experience: Experience, minibatch: Sequence[int]) -> tuple[dict[str, float], Experience]:
+    def step(self, experience: Experience, minibatch: Sequence[int]) -> dict[str, float]:
         """Take one optimizer step. While the engine holds the policy, its gradient is 0.
 
         Args:
@@ -46,8 +45,7 @@ class PpoUpdate:
             minibatch: indices of its rows to train on.
 
         Returns:
-            Metrics, means over the response tokens of the minibatch; and the experience, which has values and
-            advantages now if this step had to compute them.
+            Metrics, means over the response tokens of the minibatch.
         """
         mine = self.engine.ranks.share(list(minibatch))
         tokens = int(experience.lengths[list(minibatch)].sum())
@@ -55,8 +53,10 @@ class PpoUpdate:
             means = add_means(
                 self._shared_backward(micro, tokens) for micro in self._micro_batches(experience, mine)
             )
-        else:  # the critic first: the policy's advantages may come from its values
-            means, experience = self._critic_pass(experience, mine, tokens)
+        else:
+            means = add_means(
+                self._critic_backward(micro, tokens) for micro in self._micro_batches(experience, mine)
+            )
             means |= add_means(
                 self._policy_backward(micro, tokens) for micro in self._micro_batches(experience, mine)
             )
@@ -64,48 +64,23 @@ class PpoUpdate:
             means["loss/ptx_avg"] = self.ptx.backward()
         self.engine.step()
         metrics = reduce_means(means, self.engine.ranks)
-        return metrics | {"grad_norm": self.engine.grad_norm}, experience
+        return metrics | {"grad_norm": self.engine.grad_norm}
 
     def _micro_batches(self, experience: Experience, rows: Sequence[int]) -> Iterator[Experience]:
-        return map(experience.select, self._rows(experience, rows))
-
-    def _rows(self, experience: Experience, rows: Sequence[int]) -> list[list[int]]:
-        return self.collector.by_length(rows, experience.prompts, experience.responses)
+        return map(
+            experience.select, self.collector.by_length(rows, experience.prompts, experience.responses)
+        )
 
     def _batch(self, micro: Experience) -> ResponseBatch:
         prompt_ids = [prompt.prompt_ids for prompt in micro.prompts]
         return self.collector.sampler.response_batch(prompt_ids, micro.responses)
 
-    def _critic_pass(
-        self, experience: Experience, mine: Sequence[int], tokens: int
-    ) -> tuple[Means, Experience]:
-        """Accumulate the critic's gradients; its values are the old ones if the experience has none yet."""
-        parts, computed = [], []
-        for rows in self._rows(experience, mine):
-            means, values = self._critic_backward(experience.select(rows), tokens)
-            parts.append(means)
-            computed += list(zip(rows, values, strict=True))
-        if not experience.has_values:
-            experience = self._with_values(experience, computed)
-        return add_means(parts), experience
-
-    def _with_values(self, experience: Experience, computed: list[tuple[int, Tensor]]) -> Experience:
-        """The experience with the values that the ranks computed, by row, and with advantages."""
-        values = torch.zeros_like(experience.logprobs)
-        for row, row_values in self.engine.ranks.gather(computed):
-            values[row, : len(row_values)] = row_values
-        return with_advantages(replace(experience, values=values), self.ppo)
-
-    def _critic_backward(self, micro: Experience, tokens: int) -> tuple[Means, Tensor]:
-        """The gradients of a micro-batch, and the values (b, R) before them, on the CPU."""
+    def _critic_backward(self, micro: Experience, tokens: int) -> Means:
         batch = self._batch(micro)
         values = state_values(self.engine, Role.CRITIC, batch)[:, :-1]
-        before = torch.where(batch.mask, values.detach(), 0.0).cpu()
-        if not micro.has_values:
-            micro = replace(micro, values=before)
         loss, means = self._critic_loss(micro, batch, tokens, values)
         self.engine.backward(self.ppo.vf_coef * loss)
-        return means, before
+        return means
 
     def _policy_backward(self, micro: Experience, tokens: int) -> Means:
         batch = self._batch(micro)
@@ -185,15 +160,19 @@ class PpoUpdate:
         return loss, {"loss/value_avg": means["loss"], "val/clipfrac_avg": means["clipfrac"]}
 
 
-def with_advantages(experience: Experience, ppo: Ppo) -> Experience:
-    """The experience with its advantages: GAE on the whole batch, whitened if `whiten_advantages` is set.
+def estimate_advantages(trajectory: Trajectory, scores: Tensor, rewards: Tensor, ppo: Ppo) -> Tensor:
+    """(B, R) advantages: GAE on the whole batch, whitened if `whiten_advantages` is set.
 
     If all scores are equal, advantages are noise of the critic and KL penalties. They are centred only:
     whitening would scale the noise up to the size of a signal.
+
+    Args:
+        scores: (B,) of the responses.
+        rewards: (B, R) of the tokens.
     """
-    mask, scores = experience.mask, experience.scores
-    advantages, _ = gae(experience.rewards, experience.values, mask, ppo.gamma, ppo.lam)
+    mask = trajectory.mask
+    advantages, _ = gae(rewards, trajectory.values, mask, ppo.gamma, ppo.lam)
     if ppo.whiten_advantages:
         equal = torch.allclose(scores, scores[0])
         advantages = centre(advantages, mask) if equal else whiten(advantages, mask)
-    return replace(experience, advantages=advantages)
+    return advantages

@@ -9,7 +9,6 @@ ppo       the PPOTrainer of TRL 1.12.0, the last release that has it. This scrip
           folder. TRL has a LoRA policy and separate reward and value models, none quantized; here, four
           roles over one NF4 base.
 critic    PPO whose critic is a head on the policy, beside PPO with a separate critic.
-values    PPO whose first update computes the old values, beside PPO that scores them with a forward more.
 
 On a GPU without access to the hub, --model random-1b makes a 1B-parameter model of random weights.
 """
@@ -57,7 +56,6 @@ CASES = {
     "kwise": Case("kwise_rankings", "kwise_pairs", 0.4, None),
     "ppo": Case("ppo_tristage", "ppo_trl", 0.7, 0.4),
     "critic": Case("ppo_shared", "ppo_tristage", 1.0, 1.0),
-    "values": Case("ppo_tristage", "ppo_scored_values", 0.95, 1.0),
 }
 
 

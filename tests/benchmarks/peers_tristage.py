@@ -101,15 +101,7 @@ def ppo_shared(arguments: argparse.Namespace) -> Seconds:
     return ppo_tristage(arguments, critic="shared")
 
 
-def ppo_scored_values(arguments: argparse.Namespace) -> Seconds:
-    return ppo_tristage(arguments, scores_values=True)
-
-
-def ppo_tristage(
-    arguments: argparse.Namespace,
-    critic: Literal["adapter", "shared"] = "adapter",
-    scores_values: bool = False,
-) -> Seconds:
+def ppo_tristage(arguments: argparse.Namespace, critic: Literal["adapter", "shared"] = "adapter") -> Seconds:
     from configs.schema import Base, Data, Ppo, Rollout, Source
     from data.batches.tokenize import Prompt
     from stages import ppo
@@ -142,6 +134,4 @@ def ppo_tristage(
     iterations = iter(range(1 + arguments.steps))
     with open_sampler(roles, tokenizer, ranks, settings.rollout) as sampler:
         trainer = ppo.PpoTrainer(engine, settings, sampler, reward_model, 0)
-        if scores_values:
-            trainer.collector.defers_values = False
         return timed(arguments.steps, lambda: trainer.iterate(next(iterations), prompts))

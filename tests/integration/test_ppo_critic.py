@@ -2,54 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.rl import experience
 from tests.support.ppo_runs import Run, run, same_tensors, weights
 from tests.support.runs import untimed
 
 __all__ = ["run"]  # a fixture
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("ppo.whiten_rewards=true", "ppo.clip_range_value=0.01"),
-        ("ppo.rollout.top_k=20", "base.gradient_checkpointing=true"),
-    ],
-)
-def test_one_forward_of_the_critic_scores_and_trains(
-    run: Run, options: Sequence[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With one minibatch, the first update computes the old values. A separate forward gives the same."""
-    scored_roles: list[str] = []
-    state_values, initialize = experience.state_values, experience.ExperienceCollector.__init__
-
-    def record_role(model: Any, role: str, batch: Any) -> torch.Tensor:
-        scored_roles.append(role)
-        return state_values(model, role, batch)
-
-    def init_without_deferral(self: experience.ExperienceCollector, *arguments: Any) -> None:
-        initialize(self, *arguments)
-        self.defers_values = False
-
-    monkeypatch.setattr(experience, "state_values", record_role)
-    deferred = run("ppo.minibatches=1", *options)
-    assert not scored_roles
-    monkeypatch.setattr(experience.ExperienceCollector, "__init__", init_without_deferral)
-    separate = run("ppo.minibatches=1", *options, folder="twice")
-    assert set(scored_roles) == {"critic"}
-    assert list(map(untimed, deferred.rows)) == list(map(untimed, separate.rows))
-    assert same_tensors(deferred.tensors(3), separate.tensors(3))
-    variances = deferred.column("val/explained_variance")
-    assert all(map(math.isfinite, variances)) and len(set(variances)) == 3
 
 
 def test_critic_warmup_trains_the_critic_alone(run: Run, adapters: dict[str, Path]) -> None:

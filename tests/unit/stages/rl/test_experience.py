@@ -15,7 +15,7 @@ from stages.distributed.ranks import Ranks
 from stages.ppo import PpoTrainer
 from stages.rl.experience import ExperienceCollector
 from stages.rl.trajectory import Experience
-from stages.rl.update import PpoUpdate, with_advantages
+from stages.rl.update import PpoUpdate, estimate_advantages
 from stages.sampling.decoding import Response
 from tests.support.roles import CPU
 from tests.unit.stages.rl.test_trajectory import trajectory
@@ -62,26 +62,24 @@ def test_noise_of_a_rollout_does_not_depend_on_the_number_of_ranks() -> None:
 def experience() -> Experience:
     """One response of three tokens, whose last one is rewarded."""
     batch = replace(trajectory(3), values=torch.tensor([VALUES]))
-    rewards = torch.tensor([[0.0, 0.0, 1.0]])
-    empty = torch.empty(1, 0)
-    return Experience(**vars(batch), scores=torch.tensor([1.0]), rewards=rewards, advantages=empty)
+    scores, rewards = torch.tensor([1.0]), torch.tensor([[0.0, 0.0, 1.0]])
+    advantages = estimate_advantages(batch, scores, rewards, PPO)
+    return Experience(**vars(batch), scores=scores, rewards=rewards, advantages=advantages)
 
 
 def test_advantages_by_hand() -> None:
-    found = with_advantages(experience(), PPO).advantages
-    assert found.tolist()[0] == pytest.approx(ADVANTAGES)
+    assert experience().advantages.tolist()[0] == pytest.approx(ADVANTAGES)
 
 
 def test_whitening_does_not_amplify_what_is_no_signal() -> None:
     """Two responses of two tokens. If their scores are equal, advantages only lose their mean."""
     values = torch.tensor([[0.01, 0.02], [0.03, 0.0]])
     batch = replace(trajectory(2, 2), values=values)
-    ppo, empty = Ppo(gamma=1.0, lam=1.0), torch.empty(2, 0)
+    ppo = Ppo(gamma=1.0, lam=1.0)
 
     def advantages(scores: list[float]) -> torch.Tensor:
         rewards = torch.tensor([[0.0, score] for score in scores])
-        given = Experience(**vars(batch), scores=torch.tensor(scores), rewards=rewards, advantages=empty)
-        return with_advantages(given, ppo).advantages
+        return estimate_advantages(batch, torch.tensor(scores), rewards, ppo)
 
     # A = score - V, whose mean is score - 0.015
     assert advantages([1.0, 1.0]).flatten().tolist() == pytest.approx(

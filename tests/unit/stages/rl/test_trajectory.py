@@ -9,7 +9,7 @@ from stages.rl.trajectory import Trajectory
 from stages.sampling.decoding import Response
 
 
-def trajectory(*lengths: int, first: float = 1.0, values: bool = True) -> Trajectory:
+def trajectory(*lengths: int, first: float = 1.0) -> Trajectory:
     """Rows with distinct numbers: `first` in the first row, `first` + 1 in the second."""
     rows, longest = len(lengths), max(lengths)
     numbers = torch.arange(first, first + rows)[:, None].expand(rows, longest)
@@ -20,7 +20,7 @@ def trajectory(*lengths: int, first: float = 1.0, values: bool = True) -> Trajec
         sampled_logprobs=logprobs,
         logprobs=logprobs,
         ref_logprobs=logprobs / 2,
-        values=-logprobs if values else logprobs[:, :0],
+        values=-logprobs,
         terms={"rm": numbers[:, 0]},
     )
 
@@ -48,11 +48,3 @@ def test_parts_are_joined_at_the_width_of_the_longest() -> None:
     assert joined.logprobs.tolist() == [[1.0, 0.0, 0.0], [5.0, 5.0, 5.0], [6.0, 6.0, 0.0]]
     assert joined.mask.sum(1).tolist() == [1, 3, 2] and len(joined) == 3
     assert joined.terms["rm"].tolist() == [1.0, 5.0, 6.0]
-
-
-def test_values_that_are_unknown_stay_unknown() -> None:
-    parts = [trajectory(1, values=False), trajectory(3, 2, values=False)]
-    joined = Trajectory.join(parts)
-    assert not joined.has_values and joined.values.shape == (3, 0)
-    assert not joined.select([0, 2]).has_values and joined.select([0, 2]).values.shape == (2, 0)
-    assert trajectory(1).has_values
