@@ -88,16 +88,18 @@ class Experiment(Section):
         without = stage == "ppo" and self.ppo.critic == "shared" and not self.ppo.uses_reward_model
         return tuple(upstream for upstream in UPSTREAM[stage] if not (without and upstream == "rm"))
 
+    def labellers(self, stages: Sequence[Stage]) -> dict[str, str]:
+        """Key and name of each labeller that the stages call."""
+        named = {"rm.rankings.labeller": self.rm.rankings.labeller} if "rm" in stages else {}
+        judges = {"ppo.judge": self.ppo.judge or ""} if "ppo" in stages or "best" in stages else {}
+        return named | judges
+
     def users_code(self, stages: Sequence[Stage]) -> list[tuple[str, str | Reward]]:
         """Key and name of each `module:function` that the stages call, and each such term of the reward."""
-        functions = {}
-        if "rm" in stages:
-            functions["rm.rankings.labeller"] = self.rm.rankings.labeller
-        if "ppo" in stages or "best" in stages:
-            functions["ppo.judge"] = self.ppo.judge or ""
+        labellers = self.labellers(stages)
         terms = self.ppo.rewards if "ppo" in stages else []
         return [
-            *((key, path) for key, path in functions.items() if ":" in path),  # names that ship have no colon
+            *((key, path) for key, path in labellers.items() if ":" in path),  # names that ship have no colon
             *(("ppo.rewards", term) for term in terms if ":" in term.source),
         ]
 

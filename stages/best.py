@@ -192,7 +192,7 @@ def answer(
         row: Row = {"prompt": prompt.prompt, "completions": texts[mine], "scores": scores[mine]}
         row["ended"] = [response.ids[-1] == end for response in responses[mine]]
         if gold:
-            row["gold"] = gold[mine]
+            row["gold"] = [judgement.score for judgement in gold[mine]]
         rows.append(row)
     return rows
 

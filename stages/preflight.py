@@ -21,9 +21,12 @@ from data.examples import StageData, read_examples
 from data.sources.formats import Kind
 from data.sources.loading import first_rows
 from data.sources.reading import is_local
+from stages.feedback.judgements import as_judgements
 from stages.feedback.reward_endpoint import Endpoint
-from stages.feedback.user_functions import load_function
+from stages.feedback.user_functions import as_numbers, load_function
+from stages.feedback.warm_ending import READER
 from stages.models.base import is_downloaded, load_config
+from stages.models.demo_models import embedded_model
 from stages.setup import load_checked_tokenizer
 
 PROMPTS = ["How are you?", "Name a colour."]
@@ -78,7 +81,10 @@ def material(config: Experiment, stages: Sequence[Stage]) -> Iterator[Check]:
 
 
 def feedback(config: Experiment, stages: Sequence[Stage]) -> Iterator[Check]:
-    """Checks of the user's own code: each function and endpoint that the stages call judges two answers."""
+    """Checks of labellers and rewards: each function and endpoint that the stages call judges two answers."""
+    for key, name in config.labellers(stages).items():
+        if name == "warm_ending":
+            yield f"{key}: {name}", _reader
     for key, code in config.users_code(stages):
         source = code.source if isinstance(code, Reward) else code
         if isinstance(code, Reward) and "://" in source:
@@ -165,9 +171,17 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
+def _reader() -> list[str]:
+    embedded_model(READER)
+    return []
+
+
 def _function(path: str, key: str) -> Callable[[], list[str]]:
     def check() -> list[str]:
-        load_function(path, key)(PROMPTS, COMPLETIONS)
+        if key == "ppo.rewards":
+            load_function(path, key, as_numbers)(PROMPTS, COMPLETIONS)
+        else:
+            load_function(path, key, as_judgements)(PROMPTS, COMPLETIONS)
         return []
 
     return check

@@ -135,7 +135,7 @@ class Ppo(Training):
     missing_eos_penalty: NonNegative | None = Field(
         1.0, description="subtracted from the score of a response that did not end its turn"
     )
-    judge: Literal["warmth"] | Function | None = Field(
+    judge: Literal["warmth", "warm_ending"] | Function | None = Field(
         None, description="labeller (see rm.rankings) that scores held-out answers and is never optimised"
     )
 

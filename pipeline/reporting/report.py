@@ -23,7 +23,7 @@ from pipeline.reporting.page import (
     render,
 )
 from pipeline.reporting.reward_words import is_reward_model, reward_words
-from pipeline.reporting.tables import closing_sections, show_count, show_interval
+from pipeline.reporting.tables import closing_sections, gold_parts, show_count, show_interval
 from pipeline.reporting.warnings import RULES, warnings
 from pipeline.state.manifest import BaseModelId
 from pipeline.state.results import Results, read_results
@@ -164,7 +164,10 @@ def _gold(results: Results, drawn: set[str]) -> Section | None:
         f"{len(results.evaluation)} prompts that no stage was trained on. Base, SFT and PPO were "
         "sampled with the same noise."
     )
-    return Section("Gold score of base, SFT and PPO", [_picture("gold.png"), Paragraph(text)])
+    return Section(
+        "Gold score of base, SFT and PPO",
+        [_picture("gold.png"), Paragraph(text), *gold_parts(results.final_metrics("ppo"))],
+    )
 
 
 def _score_against_kl(drawn: set[str]) -> Section | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from pipeline.state.manifest import Manifest
 from pipeline.state.results import Results
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.format import show_number, show_seconds
-from pipeline.terminal.summary import KEY_METRICS, term_label
+from pipeline.terminal.summary import KEY_METRICS, metric_with_interval, term_label
 
 STAGE_NAMES: dict[Stage, str] = {"sft": "SFT", "rm": "Reward model", "ppo": "PPO", "best": "Best of n"}
 MORE_METRICS = {
@@ -30,6 +31,7 @@ MORE_METRICS = {
 }
 COSTS = ("steps", "wall_seconds", "peak_memory_bytes", "tokens_per_second")
 DIGITS = 12
+ROLES = ("base", "sft", "ppo")
 
 
 def closing_sections(results: Results) -> list[Section]:
@@ -43,6 +45,24 @@ def closing_sections(results: Results) -> list[Section]:
             0, Section("Final metrics", [Table(["Stage", "Metric", "Value", "95 % interval", "n"], rows)])
         )
     return sections
+
+
+def gold_parts(metrics: dict[str, float]) -> list[Table]:
+    """The parts of the judge's score, a row each and a column for each policy; none if there are no parts.
+
+    Args:
+        metrics: the final metrics of PPO; `gold_PART_ROLE` is the mean of a part.
+    """
+    parts = [
+        match[1]
+        for name in metrics
+        if (match := re.fullmatch(r"gold_(\w+)_ppo", name)) and f"gold_{match[1]}_sft" in metrics
+    ]
+    rows = [
+        [Cell(part), *(Cell(metric_with_interval(metrics, f"gold_{part}_{role}")) for role in ROLES)]
+        for part in parts
+    ]
+    return [Table(["Part of the gold score", "Base", "SFT", "PPO"], rows)] if rows else []
 
 
 def show_interval(metrics: dict[str, float], key: str) -> str:

@@ -11,6 +11,7 @@ from data.batches import tokenize
 from data.batches.sampler import seed_from
 from data.storage.files import write_json_lines
 from stages.context import Context
+from stages.feedback.judgements import Judgement, by_name
 from stages.feedback.labellers import labeller
 from stages.feedback.reward_model import RewardModel
 from stages.feedback.rewards import Rewards
@@ -94,7 +95,8 @@ class HeldOutEvaluation:
     def evaluate_policy(self) -> dict[str, float]:
         """Mean `score` (the sum of all terms), `kl` and `length` of the current policy over `n` prompts.
 
-        With several terms, also the mean of each, `rewards/LABEL`; with a judge, also `gold`.
+        With several terms, also the mean of each, `rewards/LABEL`. With a judge, also `gold`, and `gold_PART`
+        if its scores have parts.
         """
         if not self.prompts:
             return {}
@@ -106,8 +108,7 @@ class HeldOutEvaluation:
         }
         if len(answers.terms) > 1:
             means |= {f"rewards/{name}": values for name, values in answers.terms.items()}
-        if gold := self._gold(answers):
-            means["gold"] = gold
+        means |= by_name("gold", self._judged(answers))
         return {name: sum(values) / len(values) for name, values in means.items()} | {"n": len(self.prompts)}
 
     def compare_policies(self) -> dict[str, float]:
@@ -117,7 +118,8 @@ class HeldOutEvaluation:
 
         Returns:
             Means with 95 % intervals over prompts. `win_rate` is the share of prompts for which the judge
-            prefers the PPO answer to the SFT answer. A tie counts one half. Each term of the reward has its
+            prefers the PPO answer to the SFT answer. A tie counts one half. Parts of its scores
+            have `gold_PART_base`, `gold_PART_sft` and `gold_PART_ppo`. Each term of the reward has its
             `LABEL_score_sft`, `LABEL_score_ppo` and `LABEL_win_rate`. Their weighted sum, if it is more than
             the only term, has `reward_total_sft`, `reward_total_ppo` and `reward_total_win_rate`. With top-k
             or top-p, `kl_sft` is the KL of the SFT policy's truncated sampling to its full distribution.
@@ -137,12 +139,11 @@ class HeldOutEvaluation:
         }
         if self.sampler.rollout.truncates:
             metrics |= mean_with_interval("kl_sft", sft.kl)
-        gold: dict[str, list[float]] = {}
-        if self._judge:
-            gold = {name: self._gold(of_role) for name, of_role in answers.items()}
-            for name, scores in gold.items():
-                metrics |= mean_with_interval(f"gold_{name}", scores)
-            metrics |= mean_with_interval("win_rate", wins(gold["ppo"], gold["sft"]))
+        gold = self._gold_columns(answers)
+        for name, scores in gold.items():
+            metrics |= mean_with_interval(name, scores)
+        if gold:
+            metrics |= mean_with_interval("win_rate", wins(gold["gold_ppo"], gold["gold_sft"]))
         if self.sampler.ranks.rank == 0:
             self._write(answers, gold)
         return metrics
@@ -165,9 +166,17 @@ class HeldOutEvaluation:
         total: list[float] = self.rewards.total(terms).tolist()
         return total
 
-    def _gold(self, answers: Answers) -> list[float]:
-        """The judge's score of each answer; empty without a judge."""
+    def _judged(self, answers: Answers) -> list[Judgement]:
+        """What the judge says of each answer; empty without a judge."""
         return self._judge([prompt.text for prompt in self.prompts], answers.texts) if self._judge else []
+
+    def _gold_columns(self, answers: dict[str, Answers]) -> dict[str, list[float]]:
+        """The judge's scores of each role's answers as `gold_ROLE`, and their parts as `gold_PART_ROLE`."""
+        return {
+            f"{name}_{role}": values
+            for role, of_role in answers.items()
+            for name, values in by_name("gold", self._judged(of_role)).items()
+        }
 
     def _answer(self, role: str) -> Answers:
         return answer(self.context, self.sampler, self.reward_model, self.rewards, role, self.prompts)
@@ -180,6 +189,6 @@ class HeldOutEvaluation:
             for name, of_role in answers.items():
                 columns |= {f"{term}_score_{name}": values for term, values in of_role.terms.items()}
         columns["kl"] = answers["ppo"].kl
-        columns |= {f"gold_{name}": scores for name, scores in gold.items()}
+        columns |= gold
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         write_json_lines(self.context.folder / "evaluation.jsonl", rows)

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
-
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from stages.distributed.ranks import Ranks
+from stages.feedback.judgements import Judgement, as_judgements
+from stages.feedback.sentiment import sentiment
 from stages.feedback.user_functions import load_function
+from stages.feedback.warm_ending import judge_endings
 from stages.maths.statistics import repeated_bigrams
 
-Labeller = Callable[[Sequence[str], Sequence[str]], list[float]]  # of prompts' and answers' texts
+Labeller = Callable[[Sequence[str], Sequence[str]], list[Judgement]]  # of prompts' and answers' texts
 REPETITION_WEIGHT = 3.0
-
-
-@cache
-def _analyzer() -> SentimentIntensityAnalyzer:
-    return SentimentIntensityAnalyzer()  # reads its lexicon from disk
 
 
 def warmth(text: str) -> float:
@@ -25,11 +20,13 @@ def warmth(text: str) -> float:
 
     Sentiment alone would be highest for a collapsed policy that repeats one happy phrase.
     """
-    sentiment = _analyzer().polarity_scores(text)["compound"]
-    return sentiment - REPETITION_WEIGHT * repeated_bigrams(text)
+    return sentiment(text) - REPETITION_WEIGHT * repeated_bigrams(text)
 
 
-LABELLERS: dict[str, Callable[[str], float]] = {"warmth": warmth}
+LABELLERS: dict[str, Labeller] = {
+    "warmth": lambda prompts, answers: [Judgement(warmth(answer)) for answer in answers],
+    "warm_ending": judge_endings,
+}
 
 
 def labeller(name: str, key: str, ranks: Ranks) -> Labeller:
@@ -39,16 +36,10 @@ def labeller(name: str, key: str, ranks: Ranks) -> Labeller:
 
     Raises:
         UserError: there is no such function. The labeller raises it, too, if the function does not return
-            one finite number per answer.
+            one finite number per answer, or one mapping of such numbers (see `as_judgements`).
     """
-    function = None if name in LABELLERS else load_function(name, key)
-
-    def score(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        if function is None:
-            return [LABELLERS[name](answer) for answer in answers]
-        return function(prompts, answers)
-
-    return lambda prompts, answers: ranks.gather(score(prompts, answers) if ranks.rank == 0 else [])
+    function = LABELLERS[name] if name in LABELLERS else load_function(name, key, as_judgements)
+    return lambda prompts, answers: ranks.gather(function(prompts, answers) if ranks.rank == 0 else [])
 
 
 def ranks_of(scores: list[float]) -> list[int]:

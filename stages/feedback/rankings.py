@@ -83,11 +83,11 @@ def _rank(context: Context, sampler: Sampler, role: str, prompts: list[tokenize.
     sampled = sampler.respond_on_all_ranks(role, ids, seeds, context.tracker.advance)
     responses = [response.ids for response in sampled]
     texts = sampler.decode(responses)
-    labels = label([prompt.text for prompt in prompts for _ in range(rankings.completions)], texts)
+    judgements = label([prompt.text for prompt in prompts for _ in range(rankings.completions)], texts)
     rows = []
     for number, prompt in enumerate(prompts):
         answers = range(number * rankings.completions, (number + 1) * rankings.completions)
-        scored = sorted(((labels[i], texts[i], responses[i]) for i in answers), reverse=True)
+        scored = sorted(((judgements[i].score, texts[i], responses[i]) for i in answers), reverse=True)
         scores, completions, completion_ids = (list(column) for column in zip(*scored, strict=True))
         rows.append(
             {

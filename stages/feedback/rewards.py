@@ -10,7 +10,7 @@ from torch import Tensor
 
 from configs.schema import Ppo, Reward
 from stages.feedback.reward_endpoint import Endpoint
-from stages.feedback.user_functions import RewardFunction, load_function
+from stages.feedback.user_functions import RewardFunction, as_numbers, load_function
 from stages.maths.statistics import RunningMoments
 from stages.training.checkpoint import State
 
@@ -61,7 +61,7 @@ class Rewards:
 
 
 def _source(term: Reward) -> RewardFunction:
-    return Endpoint(term) if "://" in term.source else load_function(term.source, KEY)
+    return Endpoint(term) if "://" in term.source else load_function(term.source, KEY, as_numbers)
 
 
 class RewardShaper:

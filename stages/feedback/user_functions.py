@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, SupportsFloat, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from stages.context import Interrupted
 from stages.feedback.process_state import state_put_back
 
 RewardFunction = Callable[[Sequence[str], Sequence[str]], list[float]]  # of prompts' and completions' texts
+Result = TypeVar("Result")
 DEBUG = "TRISTAGE_DEBUG"  # if it is set, an error of the user's code keeps its whole stack
 LONGEST = 300  # characters of the user's own message
 # Files of these folders are not where the user looks for a fault. `<frozen importlib>` is no file.
@@ -33,21 +34,26 @@ NOT_THEIRS = (
 )
 
 
-def load_function(path: str, key: str) -> RewardFunction:
+def load_function(
+    path: str, key: str, read: Callable[[Any, Sequence[str], str], list[Result]]
+) -> Callable[[Sequence[str], Sequence[str]], list[Result]]:
     """Import the function that `key` of the configuration names, and that takes `prompts` and `completions`.
+
+    Args:
+        read: checks what the function returns, as `as_numbers` does.
 
     Raises:
         UserError: there is no such module or function, or it takes other arguments. The function raises it,
-            too, if the user's function fails, or does not return a finite number for each completion.
+            too, if the user's function fails, or returns what `read` refuses.
     """
     function = _import(path, key)
     doing = f"{key}: {path}"
 
-    def score(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    def score(prompts: Sequence[str], completions: Sequence[str]) -> list[Result]:
         seed = seed_from("function", path, list(prompts), list(completions))
         with explained(doing), state_put_back(seed):
             values = function(prompts=list(prompts), completions=list(completions))
-            return as_numbers(values, completions, doing)
+            return read(values, completions, doing)
 
     return score
 
@@ -106,12 +112,8 @@ def _place(error: BaseException) -> str:
     return f" ({theirs[-1].filename}, line {theirs[-1].lineno}, in {theirs[-1].name})" if theirs else ""
 
 
-def as_numbers(values: Any, completions: Sequence[str], source: str) -> list[float]:
-    """The values that `source` gave for the completions, as floats.
-
-    Raises:
-        UserError: the values are not one finite number for each completion.
-    """
+def as_list(values: Any, completions: Sequence[str], source: str) -> list[Any]:
+    """The values that `source` gave for the completions, one for each; otherwise raises UserError."""
     if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):
         raise UserError(f"{source} gave a {type(values).__name__}, not a list of one number per completion.")
     given = list(islice(values, len(completions) + 1))  # a generator may have no end
@@ -120,6 +122,16 @@ def as_numbers(values: Any, completions: Sequence[str], source: str) -> list[flo
         raise UserError(
             f"{source} must give a number for each of {len(completions)} completions, gave {count}."
         )
+    return given
+
+
+def as_numbers(values: Any, completions: Sequence[str], source: str) -> list[float]:
+    """The values that `source` gave for the completions, as floats.
+
+    Raises:
+        UserError: the values are not one finite number for each completion.
+    """
+    given = as_list(values, completions, source)
     numbers = list(map(_number, given))
     for index, number in enumerate(numbers):
         if number is None or not math.isfinite(number):

@@ -47,9 +47,7 @@ class IterationSpeed:
         flops = of_policy * (2 + collector.recomputes_logprobs + updates * _forwards_per_update(policy))
         flops += of_reward * collector.rewards.uses_reward_model
         if not collector.shared_critic:
-            flops += of_reward * (
-                1 + updates * _forwards_per_update(reward)
-            )  # 1: the old values
+            flops += of_reward * (1 + updates * _forwards_per_update(reward))  # 1: the old values
         return flops
 
 

@@ -16,8 +16,9 @@ import torch
 from configs.errors import UserError
 from configs.load import load_experiment
 from stages.distributed.ranks import Ranks
+from stages.feedback.judgements import as_judgements
 from stages.feedback.labellers import labeller
-from stages.feedback.user_functions import load_function
+from stages.feedback.user_functions import as_numbers, load_function
 from tests.contract.bad_inputs.entry import check_message, experiment, stage_run, tristage
 from tests.support.pipeline_runs import write_stage
 
@@ -41,7 +42,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
 
 def score(key: str = "ppo.rewards") -> list[float]:
-    return load_function("theirs:score", key)(PROMPTS, COMPLETIONS)
+    return load_function("theirs:score", key, as_numbers)(PROMPTS, COMPLETIONS)
 
 
 def refused(key: str = "ppo.rewards") -> str:
@@ -157,7 +158,7 @@ def test_what_a_module_holds(text: str, module: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize("path", ["no_such:score", "no_such.below:score", "..:score", ".theirs:score"])
 def test_where_a_function_is(path: str) -> None:
     with pytest.raises(UserError) as caught:
-        load_function(path, "ppo.judge")
+        load_function(path, "ppo.judge", as_judgements)
     check_message(str(caught.value), "ppo.judge: cannot import ")
 
 
@@ -215,7 +216,7 @@ def test_noise_of_a_function_depends_on_what_it_is_asked(module: Callable[[str],
     random.seed(1)
     torch.manual_seed(1)
     assert score() == first
-    assert load_function("theirs:score", "ppo.rewards")(PROMPTS, COMPLETIONS[::-1]) != first
+    assert load_function("theirs:score", "ppo.rewards", as_numbers)(PROMPTS, COMPLETIONS[::-1]) != first
 
 
 def test_a_forked_child_of_a_function_may_end(module: Callable[[str], Path]) -> None:

@@ -188,6 +188,19 @@ def test_a_run_that_has_not_begun_has_a_page(run):
     assert "- Stage sft has not run." in text
 
 
+def test_parts_of_the_gold_score_have_a_table(run):
+    for role, value in {"base": -0.25, "sft": 0.0, "ppo": 0.5}.items():
+        run.metrics["ppo"] |= {
+            f"gold_warmth_{role}": value,
+            f"gold_warmth_{role}_low": value - 0.125,
+            f"gold_warmth_{role}_high": value + 0.125,
+        }
+    text = run.complete().texts()[1]
+    rows = [row for table in tables(text) for row in table]
+    assert ["Part of the gold score", "Base", "SFT", "PPO"] in rows
+    assert ["warmth", "-0.25 [-0.375, -0.125]", "0 [-0.125, 0.125]", "0.5 [0.375, 0.625]"] in rows
+
+
 def test_without_a_judge_there_is_no_gold_figure(tmp_path):
     run = Run(tmp_path / "run", judge=None)
     run.metrics["ppo"] = {name: value for name, value in run.metrics["ppo"].items() if "gold" not in name}

@@ -12,6 +12,7 @@ import torch
 
 from configs.errors import UserError
 from stages.distributed.ranks import Ranks
+from stages.feedback.judgements import Judgement
 from stages.feedback.labellers import labeller, ranks_of, warmth
 from stages.maths.statistics import repeated_bigrams
 from tests.support.roles import CPU
@@ -77,7 +78,7 @@ def judge_module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_ours_goes_by_its_name() -> None:
-    assert labeller("warmth", "ppo.judge", ALONE)(["p"], ["great"]) == [warmth("great")]
+    assert labeller("warmth", "ppo.judge", ALONE)(["p"], ["great"]) == [Judgement(warmth("great"))]
 
 
 def test_the_users_own_is_given_prompts_and_answers_on_rank_0_alone(judge_module: ModuleType) -> None:
@@ -89,7 +90,10 @@ def test_the_users_own_is_given_prompts_and_answers_on_rank_0_alone(judge_module
 
     vars(judge_module)["judge"] = judge
     prompts, answers = ["p", "q"], ["a", "b"]
-    assert labeller("my_judge:judge", "ppo.judge", ALONE)(prompts, answers) == [0.5, 2.0]
+    assert labeller("my_judge:judge", "ppo.judge", ALONE)(prompts, answers) == [
+        Judgement(0.5),
+        Judgement(2.0),
+    ]
     assert labeller("my_judge:judge", "ppo.judge", OtherRank(1, 2, CPU))(prompts, answers) == []
     assert calls == [{"prompts": prompts, "completions": answers}]
 
