@@ -5,8 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from docs.generators.command_line import command_line
+from docs.generators.configuration import configuration
+from docs.generators.recipes import recipes
+
 MARKER = re.compile(r"^<!-- generated: (\S+) -->$", re.MULTILINE)
-GENERATORS: dict[str, Callable[[], str]] = {}
+GENERATORS: dict[str, Callable[[], str]] = {
+    "command-line": command_line,
+    "configuration": configuration,
+    "recipes": recipes,
+}
 
 
 def fill(page: str) -> str:
