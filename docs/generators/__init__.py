@@ -8,12 +8,14 @@ from collections.abc import Callable
 from docs.generators.command_line import command_line
 from docs.generators.configuration import configuration
 from docs.generators.recipes import recipes
+from docs.generators.warnings import warnings
 
 MARKER = re.compile(r"^<!-- generated: (\S+) -->$", re.MULTILINE)
 GENERATORS: dict[str, Callable[[], str]] = {
     "command-line": command_line,
     "configuration": configuration,
     "recipes": recipes,
+    "warnings": warnings,
 }
 
 

@@ -16,7 +16,7 @@ ROW = re.compile(r"^\| `([^`]+)` \| (.*) \|$", re.MULTILINE)
 INTERVAL = ("low", "high", "n")  # what a mean with an interval has, too
 LABELS = ("rm", "brevity")  # of the terms of the reward in the runs below
 JUDGED = "ppo.judge=warmth"
-RUNS = {
+RUNS: dict[str, list[tuple[str, ...]]] = {
     "sft": [()],
     "rm": [()],
     "ppo": [

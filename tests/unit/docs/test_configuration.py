@@ -17,7 +17,7 @@ PAGE = configuration()
 
 def values():
     """The dotted path of every key that holds a value."""
-    paths = {".".join(keys) for keys in all_keys() if not is_section(node_at(keys))}
+    paths = {".".join(keys) for keys in all_keys() if (node := node_at(keys)) and not is_section(node)}
     return paths | {f"ppo.rewards[].{key}" for key in Reward.model_fields}
 
 
