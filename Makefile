@@ -1,9 +1,10 @@
 # make demo     run the whole pipeline with a real model on a CPU: SFT, reward model, PPO, report (runs/demo/report)
 # make test     run the test suite
-# make test-vllm  run the vLLM engine on this CPU, in an environment of its own (.venv-vllm); see docs/vllm.md
+# make test-vllm  run the vLLM engine on this CPU, in an environment of its own (.venv-vllm); see docs/reference/vllm.md
 # make chaos    damage every file of a tiny run; kill its stages KILLS times, resume them, compare the results
 # make audit    ask the registry for known vulnerabilities of the pinned versions
 # make lint     check style, types, and who imports whom
+# make docs     build the documentation site into site/; open site/index.html
 # make setup    create the environment in .venv; the other targets call it
 # make clean    remove .venv, .venv-vllm and caches, but not runs/
 #
@@ -32,7 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # deepspeed starts ninja, and tristage starts deepspeed, by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test test-vllm test-vllm-here chaos audit lint clean
+.PHONY: setup demo test test-vllm test-vllm-here chaos audit lint docs clean
 
 setup: $(INSTALLED)
 
@@ -77,6 +78,10 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: setup
+	$(BIN)/python -m mkdocs build --strict
+
 # A separate environment without pins, so that pip-audit knows the newest advisories.
 audit:
 	$(PYTHON) -m venv $(VENV)/audit
@@ -84,5 +89,5 @@ audit:
 	$(VENV)/audit/bin/pip-audit --no-deps --disable-pip --requirement constraints.txt
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -62,7 +62,9 @@ __all__ = [
 class Experiment(Section):
     """One experiment. All stages share its bases, adapter and data, so stages cannot disagree."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME)] = Field(
+        description="of the run directory, runs/NAME, and of the group in W&B"
+    )
     seed: Seed = Field(0, description="of the split, and of the noise and order of every stage")
     base: Base
     adapter: Adapter = Adapter()

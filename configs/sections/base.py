@@ -16,11 +16,19 @@ class Base(Section):
 
     model: Text = Field(description="embedded model name, local folder, or hub id")
     revision: Text | None = Field(None, description="branch, tag or commit on the hub")
-    quantization: Literal["nf4", "int8", "none"] = "nf4"
+    quantization: Literal["nf4", "int8", "none"] = Field(
+        "nf4",
+        description="of the frozen weights: nf4 is 4 bits, the smallest; int8 is twice that; none keeps "
+        "compute_dtype",
+    )
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 if the hardware multiplies it, else float32"
     )
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa",
+        description="sdpa: torch's fused kernels; eager: plain products, for bases without sdpa; "
+        "flash_attention_2: the package flash-attn, on GPUs",
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
@@ -34,9 +42,13 @@ class RewardBase(Base):
 class Adapter(Section):
     """LoRA (Hu et al. 2021): the update of a weight is `alpha / r * B @ A`."""
 
-    r: Annotated[int, Field(ge=1, le=16_384), NotBoolean] = Field(16, description="rank of A and B")
-    alpha: Positive = 32.0
-    dropout: BelowOne = 0.0
+    r: Annotated[int, Field(ge=1, le=16_384), NotBoolean] = Field(
+        16, description="rank of A and B; a higher one fits more and takes more memory"
+    )
+    alpha: Positive = Field(32.0, description="scale of the update; twice r is usual")
+    dropout: BelowOne = Field(
+        0.0, description="share of the adapter's inputs set to 0 in SFT and RM; try 0.05 if they overfit"
+    )
     target_modules: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)] = Field(
         "all-linear", description="names of the linear layers that get an adapter"
     )

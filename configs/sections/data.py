@@ -46,9 +46,9 @@ class Source(Section):
 class Shares(Section):
     """Share of the prompts that each stage gets if several stages read the same source."""
 
-    sft: Fraction = 0.2
-    rm: Fraction = 0.4
-    ppo: Fraction = 0.4
+    sft: Fraction = Field(0.2, description="share of SFT; 0 if it has another source")
+    rm: Fraction = Field(0.4, description="share of the reward model")
+    ppo: Fraction = Field(0.4, description="share of PPO, and of best-of-n")
 
     def of(self, stage: Stage) -> float:
         share: float = getattr(self, data_stage(stage))

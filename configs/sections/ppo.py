@@ -35,7 +35,9 @@ class Reward(Section):
         pattern=r"^(rm|https?://.+|[\w.]+:\w+)$",
         description="rm; a Python function `module:function`, which is imported; or the URL of an endpoint",
     )
-    weight: Annotated[float, Field(ge=-1e9, le=1e9), NotBoolean] = 1.0
+    weight: Annotated[float, Field(ge=-1e9, le=1e9), NotBoolean] = Field(
+        1.0, description="the term counts this many times; a negative weight punishes what it measures"
+    )
     name: Annotated[Text, Field(max_length=64, pattern=r"^[^/]*$")] | None = Field(
         None,
         description="its name in metrics, at most 64 letters, no /; default: rm, the function or the host",
@@ -61,9 +63,15 @@ class Reward(Section):
 class Ppo(Training):
     """PPO against the reward model (Schulman et al. 2017; Ouyang et al. 2022, equation 2)."""
 
-    learning_rate: LearningRate = 1e-5
-    critic_learning_rate: LearningRate | None = Field(None, description="default: learning_rate")
-    scheduler: Literal["linear", "cosine", "constant"] = "constant"
+    learning_rate: LearningRate = Field(
+        1e-5, description="of the policy; the first key to lower if the KL runs away"
+    )
+    critic_learning_rate: LearningRate | None = Field(
+        None, description="of the critic; default: learning_rate"
+    )
+    scheduler: Literal["linear", "cosine", "constant"] = Field(
+        "constant", description="course of the learning rates over all updates, after the warm-up"
+    )
     iterations: Count = Field(
         100, description="number of rollouts of batch_size prompts; updates follow each one"
     )
@@ -86,15 +94,23 @@ class Ppo(Training):
     kl_in: Literal["reward", "loss"] = Field(
         "reward", description="the KL penalty is part of the reward or of the loss"
     )
-    rewards: Annotated[list[Reward], Field(min_length=1)] = Field([Reward()])
-    normalize_rewards: bool = Field(False, description="by their running mean and standard deviation")
+    rewards: Annotated[list[Reward], Field(min_length=1)] = Field(
+        [Reward()], description="terms of the reward, which is their weighted sum; default: the reward model"
+    )
+    normalize_rewards: bool = Field(
+        False, description="subtract the sum's running mean, and divide by its running deviation"
+    )
     clip_reward: Positive | None = Field(None, description="clip the reward of a response to +- this")
     length_penalty: NonNegative = Field(0.0, description="subtracted from the score per response token")
     whiten_rewards: bool = Field(False, description="scale token rewards, with KL penalty, to deviation 1")
     whiten_advantages: bool = Field(True, description="scale advantages to mean 0, deviation 1")
-    gamma: Fraction = Field(1.0, description="discount of GAE")
-    lam: Fraction = Field(0.95, description="lambda of GAE")
-    clip_range: Positive = Field(0.2, description="of the probability ratio")
+    gamma: Fraction = Field(
+        1.0, description="discount of GAE per token; 1 suits answers, whose reward comes at the end"
+    )
+    lam: Fraction = Field(
+        0.95, description="lambda of GAE; a lower one relies more on the critic, with less noise"
+    )
+    clip_range: Positive = Field(0.2, description="the probability ratio has no more effect beyond 1 +- this")
     old_logprobs: Literal["auto", "recomputed"] = Field(
         "auto",
         description="of ratio and KL. recomputed: by the model that trains; auto: as sampled, which saves a "
@@ -102,7 +118,7 @@ class Ppo(Training):
         "and no shared critic needs the forward; else recomputed",
     )
     clip_range_value: Positive | None = Field(
-        0.2, description="of the critic's values; null does not clip them"
+        0.2, description="the critic's values stay within this of the old ones; null does not clip them"
     )
     dual_clip: Annotated[float, Field(gt=1)] | None = Field(
         None, description="upper bound on the ratio of tokens with a negative advantage"

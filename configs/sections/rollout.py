@@ -37,8 +37,10 @@ class Rollout(Section):
     vllm: Vllm = Vllm()
     max_new_tokens: Size = Field(128, description="maximum tokens of a response")
     batch_size: Size = Field(32, description="sequences decoded together on one rank")
-    temperature: Annotated[float, Field(gt=0, le=100), NotBoolean] = 1.0
-    top_k: Size | None = Field(None, description="sample from the k likeliest tokens")
+    temperature: Annotated[float, Field(gt=0, le=100), NotBoolean] = Field(
+        1.0, description="divides the logits; below 1, likely tokens become likelier and answers tamer"
+    )
+    top_k: Size | None = Field(None, description="sample from the k likeliest tokens; default: from all")
     top_p: Annotated[float, Field(gt=0, le=1), NotBoolean] = Field(
         1.0, description="sample from the likeliest tokens whose probabilities sum to p"
     )

@@ -18,11 +18,13 @@ class Tracking(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         "auto", description="auto: online if an API key is known, else offline"
     )
-    project: Name = Field("tristage", description=NAME)
-    entity: Name | None = Field(None, description=NAME)
+    project: Name = Field("tristage", description=f"W&B project: {NAME}")
+    entity: Name | None = Field(None, description=f"W&B user or team, default: your own; {NAME}")
     group: Annotated[Text, Field(max_length=128)] | None = Field(
-        None, description="at most 128 letters; default: the experiment's name"
+        None, description="group of the runs in W&B, at most 128 letters; default: the experiment's name"
     )
-    tags: list[Annotated[Text, Field(max_length=64)]] = Field([], description="at most 64 letters each")
-    artifacts: bool = Field(True, description="upload adapters as artifacts")
+    tags: list[Annotated[Text, Field(max_length=64)]] = Field(
+        [], description="tags of the runs in W&B, at most 64 letters each"
+    )
+    artifacts: bool = Field(True, description="upload adapters to W&B as artifacts")
     sample_rows: Size = Field(4, description="samples recorded at each logging step")

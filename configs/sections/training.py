@@ -26,13 +26,21 @@ from configs.sections.values import (
 class Training(Section):
     """Keys of all three stages: AdamW, its schedule, batch sizes, and when to log, evaluate and save."""
 
-    learning_rate: LearningRate = 1e-4
-    scheduler: Literal["linear", "cosine", "constant"] = "cosine"
+    learning_rate: LearningRate = Field(
+        1e-4, description="peak of AdamW's rate; the first key to try: raise it if the loss hardly falls"
+    )
+    scheduler: Literal["linear", "cosine", "constant"] = Field(
+        "cosine", description="course of the learning rate after the warm-up: down to 0, or constant"
+    )
     warmup_ratio: Fraction = Field(0.03, description="share of the steps with a rising learning rate")
-    weight_decay: Annotated[float, Field(ge=0, le=100), NotBoolean] = 0.0
-    adam_beta1: BelowOne = 0.9
-    adam_beta2: BelowOne = 0.999
-    adam_epsilon: Positive = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, le=100), NotBoolean] = Field(
+        0.0, description="of AdamW, on the adapters; seldom needed for LoRA"
+    )
+    adam_beta1: BelowOne = Field(0.9, description="decay of AdamW's mean of gradients")
+    adam_beta2: BelowOne = Field(
+        0.999, description="decay of AdamW's mean of squared gradients; 0.95 forgets outliers sooner"
+    )
+    adam_epsilon: Positive = Field(1e-8, description="added to the root of AdamW's squared mean")
     max_grad_norm: NonNegative = Field(
         1.0, description="clip the gradient's norm to this; 0 turns clipping off"
     )

@@ -1,6 +1,6 @@
 """Convert rows of all accepted formats to one form: `prompt`, and its completions.
 
-`FORMATS` is the table of formats, each with the keys that it uses; docs/datasets.md has an example of each.
+`FORMATS` is the table of formats, each with its keys; docs/guides/datasets.md has an example of each.
 Text stays text. A conversation becomes a list of {"role", "content"} messages.
 """
 

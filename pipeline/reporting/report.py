@@ -74,7 +74,7 @@ def build_page(results: Results, drawn: set[str]) -> Page:
         _samples(results),
         _rankings(results),
         *closing_sections(results),
-        Section("Rules of the warnings", [Bullets(list(RULES))]),
+        Section("Rules of the warnings", [Bullets([rule.condition for rule in RULES])]),
     ]
     return Page(
         title=f"Run {config.name}",

@@ -41,6 +41,11 @@ KEY_METRICS: dict[Stage, dict[str, str]] = {
 
 MIN_STEPS = 8  # optimizer steps; PPO: iterations
 MIN_PROMPTS = 20  # held out
+FEW_STEPS = "Stage {stage} made only {steps} {kind}: its result shows little. Raise {key}."
+FEW_PROMPTS = (
+    "Stage {stage} was judged on only {prompts} held-out prompts. Bootstrap intervals over so few are too "
+    "narrow. Raise {key}."
+)
 TERM_ENDS = ("_score_sft", "_score_ppo")
 
 
@@ -75,18 +80,26 @@ def metric_with_interval(metrics: Mapping[str, float], key: str) -> str:
 
 def small_samples(manifest: Manifest) -> list[str]:
     """A sentence if a stage made few steps, and one if it was judged on few held-out prompts."""
-    stage, metrics, sentences = manifest.stage, manifest.metrics, list[str]()
-    steps = metrics.get("steps", MIN_STEPS)
-    if stage != "best" and steps < MIN_STEPS:
-        kind = "iterations" if stage == "ppo" else "optimizer steps"
-        sentences.append(f"Stage {stage} made only {steps:.0f} {kind}: its result shows little.")
-    counts = [count for name, count in metrics.items() if name.endswith("_n")]
-    if counts and min(counts) < MIN_PROMPTS:
-        sentences.append(
-            f"Stage {stage} was judged on only {min(counts):.0f} held-out prompts. Bootstrap intervals over "
-            f"so few are too narrow. Raise data.{data_stage(stage)}.held_out."
-        )
-    return sentences
+    found = {FEW_STEPS: few_steps(manifest), FEW_PROMPTS: few_prompts(manifest)}
+    return [sentence.format_map(figures) for sentence, figures in found.items() if figures]
+
+
+def few_steps(manifest: Manifest) -> dict[str, str] | None:
+    """The figures of `FEW_STEPS`; None if the stage made enough steps. Best-of-n has none."""
+    stage, steps = manifest.stage, manifest.metrics.get("steps", MIN_STEPS)
+    if stage == "best" or steps >= MIN_STEPS:
+        return None
+    kind, key = ("iterations", "iterations") if stage == "ppo" else ("optimizer steps", "epochs")
+    return {"stage": stage, "steps": f"{steps:.0f}", "kind": kind, "key": f"{stage}.{key}"}
+
+
+def few_prompts(manifest: Manifest) -> dict[str, str] | None:
+    """The figures of `FEW_PROMPTS`; None if enough prompts were held out, or none."""
+    counts = [count for name, count in manifest.metrics.items() if name.endswith("_n")]
+    if not counts or min(counts) >= MIN_PROMPTS:
+        return None
+    stage = manifest.stage
+    return {"stage": stage, "prompts": f"{min(counts):.0f}", "key": f"data.{data_stage(stage)}.held_out"}
 
 
 def print_summary(console: Console, manifest: Manifest, output: Path, next_command: str | None) -> None:

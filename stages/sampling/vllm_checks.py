@@ -18,7 +18,7 @@ from stages.internals.vllm import adapter_refusal, cpu_memory, reports_sampling_
 from stages.models.adapter_files import loading_adapter
 from stages.models.base import compute_dtype
 
-INSTALL = "install it in its own environment, see docs/vllm.md"
+INSTALL = "install it in its own environment, see docs/reference/vllm.md"
 SHARE = "rollout.vllm.gpu_memory_utilization"
 # Each of these says whether vLLM sends statistics of its use. By default it does.
 TELEMETRY = ("VLLM_NO_USAGE_STATS", "VLLM_DO_NOT_TRACK", "DO_NOT_TRACK")

@@ -30,7 +30,8 @@ def test_all_mistakes_are_reported_at_once_each_with_its_source(write):
         """)
     lines = messages(file, "ppo.kl_coeff=0.1", "ppo.gamma=3")
     expected = [
-        f"{file}:3: base.quantization: 'nf5' is not allowed; allowed: one of nf4, int8, none; "
+        f"{file}:3: base.quantization: 'nf5' is not allowed; allowed: one of nf4, int8, none (of "
+        "the frozen weights: nf4 is 4 bits, the smallest; int8 is twice that; none keeps compute_dtype); "
         "did you mean nf4?",
         f"{file}:5: data.sft.held_outt: unknown key; allowed in data.sft: path, name, split, revision, "
         "limit, ignore_columns, held_out; did you mean data.sft.held_out?",
@@ -39,7 +40,7 @@ def test_all_mistakes_are_reported_at_once_each_with_its_source(write):
         f"{file}:9: sft.batch_size: 'lots' is not allowed; allowed: an integer ≥ 1 and ≤ 1,048,576 "
         "(global: sequences (sft), prompts (rm, ppo) per step)",
         "command line (ppo.gamma=3): ppo.gamma: 3 is not allowed; allowed: a number ≥ 0 and ≤ 1 "
-        "(discount of GAE)",
+        "(discount of GAE per token; 1 suits answers, whose reward comes at the end)",
     ]
     (unknown,) = [line for line in lines if line not in expected]
     assert sorted(lines) == sorted([*expected, unknown])

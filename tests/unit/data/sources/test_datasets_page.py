@@ -1,4 +1,4 @@
-"""docs/datasets.md: every block is read as the page says, or refused."""
+"""docs/guides/datasets.md: every block is read as the page says, or refused."""
 
 import re
 from pathlib import Path
@@ -12,8 +12,8 @@ from data.sources.keys import SYNONYMS
 from data.sources.loading import load_rows
 from data.sources.order import RANKS, SCORES
 
-PAGE = (Path(__file__).parents[4] / "docs" / "datasets.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```jsonl (\w+)( refused)?\n(.*?)```", PAGE, re.DOTALL)
+PAGE = (Path(__file__).parents[4] / "docs" / "guides" / "datasets.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r'```jsonl title="(\w+)( refused)?"\n(.*?)```', PAGE, re.DOTALL)
 NEEDS_LESS = {
     "rankings": ["rankings", "demonstrations", "prompts"],
     "demonstrations": ["demonstrations", "prompts"],

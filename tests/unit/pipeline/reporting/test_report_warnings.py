@@ -5,7 +5,7 @@ import json
 import pytest
 
 from configs.load import dump_experiment
-from pipeline.reporting.warnings import warnings
+from pipeline.reporting.warnings import RULES, warnings
 from pipeline.state.manifest import Fingerprint
 from pipeline.state.results import read_results
 from tests.support.finished_run import COST, write_lines
@@ -15,6 +15,13 @@ def test_a_good_run_has_no_warnings(run):
     html, _ = run.complete().texts()
     assert warnings(read_results(run.path)) == []
     assert "no warnings" in html
+
+
+def test_every_rule_says_when_it_warns_and_what_to_do():
+    assert len({rule.name for rule in RULES}) == len(RULES)
+    for rule in RULES:
+        assert rule.condition.endswith(".") and rule.message and not rule.message.endswith(" "), rule.name
+        assert rule.remedy.endswith(".") or "Raise {key}." in rule.message, rule.name
 
 
 def figures(stage, **changes):
@@ -159,12 +166,13 @@ def test_without_held_out_prompts_the_kl_is_that_of_the_last_iteration(run):
 def test_another_adapter_or_other_settings_upstream_are_named(run):
     run.complete().stage("sft", output=Fingerprint(sha256="f" * 64, files={"adapter_model.safetensors": "0"}))
     assert warnings(read_results(run.path)) == [
-        "Stage rm was trained on another sft adapter than the current one.",
-        "Stage ppo was trained on another sft adapter than the current one.",
+        "Stage rm was trained on another sft adapter than the current one. Run it again.",
+        "Stage ppo was trained on another sft adapter than the current one. Run it again.",
     ]
     run.complete()
     changed = run.experiment.model_copy(update={"seed": 7})
     (run.path / "config.yaml").write_text(dump_experiment(changed))
     messages = warnings(read_results(run.path))
-    assert messages[0] == "Stage sft was trained with other settings than config.yaml has: seed: 0 -> 7."
+    settings = "Stage sft was trained with other settings than config.yaml has: seed: 0 -> 7."
+    assert messages[0] == f"{settings} Run it again, or restore them."
     assert len(messages) == 3

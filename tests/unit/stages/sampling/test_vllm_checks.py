@@ -53,7 +53,7 @@ def test_without_a_module(modules, missing, machine) -> None:
     check_message(
         str(caught.value),
         f"ppo.rollout.engine: vllm: there is no Python module {missing} here; install it",
-        "docs/vllm.md, or choose auto",
+        "docs/reference/vllm.md, or choose auto",
     )
 
 

@@ -1,0 +1,92 @@
+"""docs/reading/metrics.md has every key that a stage logs, and no other."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.runs import ROOT, run_stage
+
+PAGE = (ROOT / "docs" / "reading" / "metrics.md").read_text(encoding="utf-8")
+SECTION = re.compile(r"^## [^\n]*\{#([\w-]+)\}\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+ROW = re.compile(r"^\| `([^`]+)` \| (.*) \|$", re.MULTILINE)
+INTERVAL = ("low", "high", "n")  # what a mean with an interval has, too
+LABELS = ("rm", "brevity")  # of the terms of the reward in the runs below
+JUDGED = "ppo.judge=warmth"
+RUNS: dict[str, list[tuple[str, ...]]] = {
+    "sft": [()],
+    "rm": [()],
+    "ppo": [
+        (
+            *(JUDGED, "ppo.ptx_coef=0.1", "ppo.entropy_coef=0.01", "ppo.rollout.top_k=20"),
+            f"ppo.rewards=[{{source: rm}}, {{source: '{__name__}:negative_length', name: brevity}}]",
+        ),
+        ("ppo.kl_in=loss", "ppo.kl_estimator=k3"),
+    ],
+    "best": [(JUDGED, "best.n=2")],
+}
+
+
+def negative_length(prompts: list[str], completions: list[str]) -> list[float]:
+    return [-float(len(completion)) for completion in completions]
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], set[str]]:
+    """The keys of `metrics.jsonl` ("steps") and of the manifest ("final") by stage, over all of RUNS."""
+    run_dir = tmp_path_factory.mktemp("run")
+    keys: dict[tuple[str, str], set[str]] = {}
+    for stage, options in RUNS.items():
+        for overrides in options:
+            run_stage(stage, run_dir, *overrides)
+            steps = _rows(run_dir / stage / "metrics.jsonl")
+            final = json.loads((run_dir / stage / "manifest.json").read_text())["metrics"]
+            keys.setdefault((stage, "steps"), set()).update(*steps)
+            keys.setdefault((stage, "final"), set()).update(final)
+    return keys
+
+
+def _rows(file: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def documented(stage: str, kind: str) -> set[str]:
+    """The keys that the page has for `stage`, in the sections of all stages and in its own."""
+    keys = set()
+    for anchor, text in SECTION.findall(PAGE):
+        if anchor == kind or anchor == f"{kind}-{stage}" or anchor.startswith(f"{kind}-{stage}-"):
+            for key, about in ROW.findall(text):
+                keys |= {key} | ({f"{key}_{end}" for end in INTERVAL} if "with interval" in about else set())
+    return keys
+
+
+def _general(key: str) -> str:
+    """The key with LABEL in place of a term's label."""
+    for label in LABELS:
+        key = re.sub(rf"(?<=rewards/){label}|^{label}(?=_score_sft|_score_ppo|_win_rate)", "LABEL", key)
+    return key
+
+
+@pytest.mark.parametrize("kind", ["steps", "final"])
+@pytest.mark.parametrize("stage", RUNS)
+def test_every_logged_key_is_on_the_page_and_no_other(
+    logged: dict[tuple[str, str], set[str]], stage: str, kind: str
+) -> None:
+    keys = logged[stage, kind]
+    if stage == "best" and kind == "steps":
+        assert not keys, "best-of-n has no steps"
+        return
+    assert {_general(key) if stage == "ppo" else key for key in keys} == documented(stage, kind)
+
+
+def test_every_key_has_words_on_each_count() -> None:
+    """What it is, always; a healthy value and a remedy, for all that can go wrong."""
+    sections = [text for anchor, text in SECTION.findall(PAGE) if anchor.startswith("steps")]
+    rows = [row for text in sections for row in ROW.findall(text)]
+    assert len(rows) > 40
+    for key, cells in rows:
+        what, healthy, remedy = (cell.strip() for cell in cells.split("|"))
+        assert what and (healthy or remedy or key in ("step", "time/update")), key

@@ -1,0 +1,32 @@
+"""The page of recipes repeats the header of each shipped YAML."""
+
+from docs.generators.recipes import CONFIGS, read_header, recipes
+
+PAGE = recipes()
+
+
+def test_every_shipped_yaml_has_a_row_and_a_section():
+    for file in CONFIGS.glob("*.yaml"):
+        assert f"| [`{file.name}`](#{file.stem}) |" in PAGE
+        assert f"\n## `{file.name}` {{#{file.stem}}}\n" in PAGE
+        assert f"--config configs/{file.name}" in PAGE
+
+
+def test_a_header_is_read(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "# What it\n# is for.\n#\n# More.\n#\n# Hardware: a CPU.\n"
+        "# Run:      make x   or, by hand: tristage run --config mine.yaml\n"
+        "# Override: add key=value, e.g. tristage run \\\n#             a.b=1\nname: mine # not this\n"
+    )
+    header = read_header(file)
+    assert header.about == ["What it is for.", "More."]
+    assert header.fields == {
+        "Hardware": "a CPU.",
+        "Run": "make x   or, by hand: tristage run --config mine.yaml",
+        "Override": "add key=value, e.g. tristage run \\\n  a.b=1",
+    }
+
+
+def test_two_ways_to_run_are_two_commands():
+    assert "```console\n$ make demo\n$ tristage run --config configs/demo.yaml\n```" in PAGE
