@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-FENCE = re.compile(r"^( *)```(\w*)([^\n]*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r'^( *)```(\w*)(?: title="(\w+)")?\n(.*?)^\1```', re.DOTALL | re.MULTILINE)
 SECTIONS = "base|adapter|data|sft|rm|ppo|best|tracking|deepspeed"
 KEY = re.compile(rf"`((?:{SECTIONS})\.[a-z_][\w.]*)(?:[=:][^`]*)?`")
 METRIC = re.compile(r"`((?:objective|policy|val|loss|rollout|completions|eval|time|perf)/[a-z_]+)`")
@@ -16,11 +16,11 @@ METRIC = re.compile(r"`((?:objective|policy|val|loss|rollout|completions|eval|ti
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block: the page, its language, the words after it, and the text between the fences."""
+    """One fenced block: the page, its language, its title or "", and the text between the fences."""
 
     page: str
     language: str
-    words: str
+    title: str
     text: str
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ def blocks(language: str, *names: str) -> list[Block]:
     """The blocks of a language on the named pages, or on all."""
     chosen = [DOCS / name for name in names] or pages()
     return [
-        Block(str(page.relative_to(DOCS)), found[2], found[3].strip(), found[4])
+        Block(str(page.relative_to(DOCS)), found[2], found[3] or "", found[4])
         for page in chosen
         for found in FENCE.finditer(page.read_text(encoding="utf-8"))
         if found[2] == language
