@@ -1,8 +1,9 @@
-"""Every page of docs/: its YAML loads, its commands parse, its keys, metrics and messages exist."""
+"""Every page of docs/: YAML loads, commands parse, examples compute, keys, metrics and messages exist."""
 
 from __future__ import annotations
 
 import ast
+import doctest
 import importlib.util
 import re
 import shlex
@@ -81,6 +82,12 @@ def test_every_row_is_read(block: Block, tmp_path: Path) -> None:
     file.write_text(block.text, encoding="utf-8")
     loaded = load_rows(Source(path=str(file)), block.title, lambda note: None)  # type: ignore[arg-type]
     assert len(loaded.rows) == len(block.text.splitlines())
+
+
+@pytest.mark.parametrize("block", blocks("pycon"), ids=str)
+def test_every_example_computes_what_the_page_shows(block: Block) -> None:
+    example = doctest.DocTestParser().get_doctest(block.text, {}, block.page, block.page, 0)
+    assert example.examples and not doctest.DocTestRunner().run(example).failed
 
 
 @pytest.mark.parametrize(("page", "line"), commands(), ids=lambda value: value[:60])
