@@ -5,7 +5,7 @@
 # make chaos    damage every file of a tiny run; kill its stages KILLS times, resume them, compare the results
 # make audit    ask the registry for known vulnerabilities of the pinned versions
 # make lint     check style, types, and who imports whom
-# make docs     build the documentation site into site/; open site/index.html
+# make docs     build the documentation site into site/; to search in it: python -m http.server -d site
 # make setup    create the environment in .venv; the other targets call it
 # make clean    remove .venv, .venv-vllm and caches, but not runs/
 #

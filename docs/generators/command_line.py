@@ -30,6 +30,7 @@ def _section(name: str, command: Any) -> str:
             option = parameter.metavar if is_argument else record[0]  # the record adds an argument's type
             rows.append([code(option), prose(record[1]), group])
     usage = " ".join([f"tristage {name}", *command.collect_usage_pieces(context)])
-    console = "\n".join(["```console", f"$ {usage}", f"$ {command.epilog.removeprefix(EXAMPLE)}", "```"])
+    example = f"```sh\n{command.epilog.removeprefix(EXAMPLE)}\n```"
     options = table(("option", "what it does", "group"), rows)
-    return f"## `tristage {name}` {{#{name}}}\n\n{prose(command.help)}\n\n{console}\n\n{options}"
+    heading = f"## `tristage {name}` {{#{name}}}"
+    return "\n\n".join([heading, prose(command.help), code(usage), example, options])

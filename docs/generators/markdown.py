@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-SPECIAL = re.compile(r"([\\`*_~|\[\]$#<>{}])")
+SPECIAL = re.compile(r"([\\`*_|\[\]#<>{}])")
 
 
 def text(plain: str) -> str:
@@ -24,8 +24,8 @@ def _escaped(plain: str) -> str:
 
 
 def code(plain: str) -> str:
-    """Inline code. A table cell needs its bars escaped even there."""
-    return f"`{plain}`".replace("|", "\\|")
+    """Inline code. Bars in it do not end a table's cell."""
+    return f"`{plain}`"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

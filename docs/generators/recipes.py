@@ -69,12 +69,12 @@ def _section(file: Path) -> str:
             *map(prose, header.about),
             f"**Hardware:** {prose(header.fields['Hardware'])}",
             "**Run:**",
-            _console(*ALTERNATIVE.split(header.fields["Run"])),
+            _shell(*ALTERNATIVE.split(header.fields["Run"])),
             f"**Override:** {prose(hint)}",
-            _console(example),
+            _shell(example),
         ]
     )
 
 
-def _console(*commands: str) -> str:
-    return "\n".join(["```console", *(f"$ {command}" for command in commands), "```"])
+def _shell(*commands: str) -> str:
+    return "\n".join(["```sh", *commands, "```"])

@@ -29,4 +29,4 @@ def test_a_header_is_read(tmp_path):
 
 
 def test_two_ways_to_run_are_two_commands():
-    assert "```console\n$ make demo\n$ tristage run --config configs/demo.yaml\n```" in PAGE
+    assert "```sh\nmake demo\ntristage run --config configs/demo.yaml\n```" in PAGE
