@@ -30,7 +30,7 @@ from pipeline.state.results import Results, read_results
 from pipeline.state.rows import Row
 from pipeline.terminal.format import show_number
 
-ANSWERS_SHOWN = 12
+ANSWERS_SHOWN = 30
 RANKINGS_SHOWN = 3
 ITERATIONS_SHOWN = 6
 PICTURES = {

@@ -1,7 +1,7 @@
 """What the demo shows over seeds: gold score and its parts, fluency, non-words, variety, best of n.
 
 tristage sweep --seeds 3 best.n=4
-python tests/benchmarks/demo_seeds.py runs/demo [--json FILE]
+python tests/benchmarks/demo_seeds.py runs/demo [--records FILE]
 
 All figures are of held-out prompts. Intervals are 95 % bootstrap intervals over prompts.
 """
@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import date
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,47 +27,75 @@ sys.path[0] = str(ROOT)
 from pipeline.state.results import Row, read_results, sweep_runs  # noqa: E402
 from stages.maths.statistics import mean_with_interval, wins  # noqa: E402
 
-ROLES = ("base", "sft", "ppo")
+NAMES = {"base": "base", "sft": "SFT", "ppo": "PPO"}
+ROLES = tuple(NAMES)
 Figures = dict[str, dict[str, float]]  # of each figure: mean, low, high, n
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("run", type=Path, help="the run directory of the sweep")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--records", type=Path, help="also write the figures as records of docs/evidence")
+    parser.add_argument("--machine", default="2-core CPU", help="for the records")
     arguments = parser.parse_args()
     runs = {path.name: figures(read_results(path).evaluation) for path in sweep_runs(arguments.run)}
     if not runs:
-        sys.exit(f"{arguments.run} holds no sweep. Run tristage sweep --seeds 3 first.")
-    runs["best of n"] = best_of_n(arguments.run)
-    for name, of_run in runs.items():
-        print(name)
-        for figure, value in of_run.items():
-            print(f"  {figure:32} {value['mean']:8.3f} [{value['low']:.3f}, {value['high']:.3f}]")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(runs, indent=1) + "\n")
+        sys.exit(f"{arguments.run} holds no sweep. Run tristage sweep --seeds 3 best.n=4 first.")
+    rows = {
+        name: {run: text(of_run[name]) for run, of_run in runs.items()} for name in next(iter(runs.values()))
+    }
+    for name, value in best_of_n(arguments.run).items():
+        rows[name] = dict.fromkeys(runs, text(value))  # it needs no PPO, so all seeds share it
+    for name, columns in rows.items():
+        print(f"{name:40}", *(f"{value:>24}" for value in columns.values()))
+    if arguments.records:
+        records = [record(name, columns, arguments.machine) for name, columns in rows.items()]
+        arguments.records.write_text("[\n " + ",\n ".join(map(json.dumps, records)) + "\n]\n")
     return 0
+
+
+def text(value: dict[str, float]) -> str:
+    return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+
+def record(name: str, columns: dict[str, str], machine: str) -> dict[str, Any]:
+    """One line of docs/evidence/demo.json."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return {
+        "table": "seeds",
+        "what": name,
+        "command": "python tests/benchmarks/demo_seeds.py runs/demo",
+        "n": "96 held-out prompts",
+        "figures": columns,
+        "commit": commit.stdout.strip(),
+        "machine": machine,
+        "date": f"{date.today():%Y-%m-%d}",
+    }
 
 
 def figures(rows: Sequence[Row]) -> Figures:
     """The figures of one run, from the rows of its `ppo/evaluation.jsonl`."""
     result: Figures = {}
-    columns = [name for name in rows[0] if name.startswith("gold_")]
-    for name in columns:
-        result[name] = interval(row[name] for row in rows)
-    result["win rate of PPO, gold"] = interval(
+    for part in (
+        "gold",
+        *(name.removesuffix("_ppo") for name in rows[0] if re.fullmatch(r"gold_\w+_ppo", name)),
+    ):
+        label = part.replace("gold_", "gold, ") if part != "gold" else "gold score"
+        for role in ROLES:
+            result[f"{label}: {NAMES[role]}"] = interval(row[f"{part}_{role}"] for row in rows)
+        result[f"{label}: PPO less SFT"] = interval(row[f"{part}_ppo"] - row[f"{part}_sft"] for row in rows)
+    result["win rate of PPO against SFT"] = interval(
         wins([row["gold_ppo"] for row in rows], [row["gold_sft"] for row in rows])
     )
-    for part in ("gold", "gold_nats"):
-        name = "gold, PPO less SFT" if part == "gold" else "nats per token, PPO less SFT"
-        result[name] = interval(row[f"{part}_ppo"] - row[f"{part}_sft"] for row in rows)
-    result["KL, nats per response"] = interval(row["kl"] for row in rows)
+    result["KL of PPO to SFT, nats per response"] = interval(row["kl"] for row in rows)
     for role in ROLES:
         texts = [row[role] for row in rows]
         words = [word for text in texts for word in words_of(text)]
-        result[f"non-words, {role}"] = interval(zipf_frequency(word, "en") == 0 for word in words)
-        result[f"different answers, {role}"] = interval([len(set(texts)) / len(texts)])
-        result[f"words of an answer, {role}"] = interval(len(words_of(text)) for text in texts)
+        result[f"share of non-words: {NAMES[role]}"] = interval(
+            zipf_frequency(word, "en") == 0 for word in words
+        )
+        result[f"share of different answers: {NAMES[role]}"] = interval([len(set(texts)) / len(texts)])
+        result[f"words of an answer: {NAMES[role]}"] = interval(len(words_of(text)) for text in texts)
     return result
 
 
@@ -78,9 +108,11 @@ def best_of_n(run: Path) -> Figures:
     ]
     n = len(answers[0]["gold"]) if answers else 0
     return {
-        f"gold, best of {n} by the reward model": interval(map(chosen_by_reward_model, answers)),
-        f"gold, best of {n} by the judge": interval(max(row["gold"]) for row in answers),
-        "gold, mean of the answers": interval(fmean(row["gold"]) for row in answers),
+        f"gold score: best of {n} SFT answers, by the reward model": interval(
+            map(chosen_by_reward_model, answers)
+        ),
+        f"gold score: best of {n} SFT answers, by the judge": interval(max(row["gold"]) for row in answers),
+        f"gold score: mean of {n} SFT answers": interval(fmean(row["gold"]) for row in answers),
     }
 
 

@@ -139,9 +139,9 @@ def test_texts_of_models_are_escaped(run):
 def test_answers_are_the_first_held_out_prompts(run):
     html, text = run.complete().texts()
     answers = next(table for table in tables(text) if table[0] == ["Prompt", "Base", "SFT", "PPO"])
-    assert [row[0] for row in answers[2:]] == [f"held-out prompt {number}" for number in range(12)]
+    assert [row[0] for row in answers[2:]] == [f"held-out prompt {number}" for number in range(30)]
     assert answers[2][1:3] == ["base 0<br>(gold -0.20, reward -0.50)", "sft 0<br>(gold 0.10, reward 0.00)"]
-    assert "The first 12 of 40 held-out prompts" in html
+    assert "The first 30 of 40 held-out prompts" in html
 
 
 def test_rankings_come_from_the_held_out_part(run):
