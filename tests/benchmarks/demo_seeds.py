@@ -41,11 +41,10 @@ def main() -> int:
     runs = {path.name: figures(read_results(path).evaluation) for path in sweep_runs(arguments.run)}
     if not runs:
         sys.exit(f"{arguments.run} holds no sweep. Run tristage sweep --seeds 3 best.n=4 first.")
-    rows = {
-        name: {run: text(of_run[name]) for run, of_run in runs.items()} for name in next(iter(runs.values()))
-    }
+    names = list(next(iter(runs.values())))
+    rows = {name: {run: show(of_run[name]) for run, of_run in runs.items()} for name in names}
     for name, value in best_of_n(arguments.run).items():
-        rows[name] = dict.fromkeys(runs, text(value))  # it needs no PPO, so all seeds share it
+        rows[name] = dict.fromkeys(runs, show(value))  # it needs no PPO, so all seeds share it
     for name, columns in rows.items():
         print(f"{name:40}", *(f"{value:>24}" for value in columns.values()))
     if arguments.records:
@@ -54,7 +53,7 @@ def main() -> int:
     return 0
 
 
-def text(value: dict[str, float]) -> str:
+def show(value: dict[str, float]) -> str:
     return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
@@ -76,10 +75,8 @@ def record(name: str, columns: dict[str, str], machine: str) -> dict[str, Any]:
 def figures(rows: Sequence[Row]) -> Figures:
     """The figures of one run, from the rows of its `ppo/evaluation.jsonl`."""
     result: Figures = {}
-    for part in (
-        "gold",
-        *(name.removesuffix("_ppo") for name in rows[0] if re.fullmatch(r"gold_\w+_ppo", name)),
-    ):
+    parts = [name.removesuffix("_ppo") for name in rows[0] if re.fullmatch(r"gold_(\w+_)?ppo", name)]
+    for part in parts:
         label = part.replace("gold_", "gold, ") if part != "gold" else "gold score"
         for role in ROLES:
             result[f"{label}: {NAMES[role]}"] = interval(row[f"{part}_{role}"] for row in rows)
@@ -91,9 +88,8 @@ def figures(rows: Sequence[Row]) -> Figures:
     for role in ROLES:
         texts = [row[role] for row in rows]
         words = [word for text in texts for word in words_of(text)]
-        result[f"share of non-words: {NAMES[role]}"] = interval(
-            zipf_frequency(word, "en") == 0 for word in words
-        )
+        unknown = (zipf_frequency(word, "en") == 0 for word in words)
+        result[f"share of non-words: {NAMES[role]}"] = interval(unknown)
         result[f"share of different answers: {NAMES[role]}"] = interval([len(set(texts)) / len(texts)])
         result[f"words of an answer: {NAMES[role]}"] = interval(len(words_of(text)) for text in texts)
     return result
@@ -107,10 +103,9 @@ def best_of_n(run: Path) -> Figures:
         for line in file.read_text().splitlines()
     ]
     n = len(answers[0]["gold"]) if answers else 0
+    chosen = interval(map(chosen_by_reward_model, answers))
     return {
-        f"gold score: best of {n} SFT answers, by the reward model": interval(
-            map(chosen_by_reward_model, answers)
-        ),
+        f"gold score: best of {n} SFT answers, by the reward model": chosen,
         f"gold score: best of {n} SFT answers, by the judge": interval(max(row["gold"]) for row in answers),
         f"gold score: mean of {n} SFT answers": interval(fmean(row["gold"]) for row in answers),
     }
