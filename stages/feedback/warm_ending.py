@@ -89,11 +89,11 @@ def nats_per_token(prompts: Sequence[str], answers: Sequence[str]) -> list[float
 def _nats(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[float]:
     """Nats per token of the second part of each row after the first."""
     ids = pad_sequence([torch.tensor(first + second) for first, second in rows], batch_first=True)
-    logits = model(ids).logits  # causal: padding on the right changes nothing
+    hidden = model.base_model(ids).last_hidden_state  # causal: padding on the right changes nothing
     values = []
-    for (first, second), row in zip(rows, logits, strict=True):
-        predicting = row[len(first) - 1 : len(first) + len(second) - 1]
-        values.append(float(cross_entropy(predicting, torch.tensor(second))))
+    for (first, second), row in zip(rows, hidden, strict=True):
+        logits = model.get_output_embeddings()(row[len(first) - 1 : len(first) + len(second) - 1])
+        values.append(float(cross_entropy(logits, torch.tensor(second))))
     return values
 
 

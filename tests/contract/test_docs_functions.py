@@ -10,7 +10,7 @@ import yaml
 
 from configs.load import load_experiment
 from pipeline.planning.stage_checks import run_preflight
-from stages.feedback.user_functions import load_function
+from stages.feedback.user_functions import as_numbers, load_function
 from stages.preflight import COMPLETIONS, PROMPTS
 from tests.contract.bad_inputs.entry import experiment
 from tests.support.docs_pages import blocks
@@ -57,7 +57,7 @@ def test_the_stages_accept_what_the_page_configures(folder: Path) -> None:
     ],
 )
 def test_values_by_hand(folder: Path, path: str, completion: str, expected: float) -> None:
-    (value,) = load_function(path, "key")(["Water my garden"], [completion])
+    (value,) = load_function(path, "key", as_numbers)(["Water my garden"], [completion])
     assert math.isclose(value, expected)
 
 
