@@ -9,6 +9,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -19,13 +20,13 @@ from pydantic import BaseModel
 
 from configs.errors import UserError
 from configs.load import load_experiment
-from configs.schema import Experiment, Source, Stage
+from configs.schema import Experiment, Ppo, Rm, Sft, Source, Stage
 from data.sources.loading import load_rows
 from launch import cli
 from launch.arguments import RequestOptions, command
 from launch.sweep import seeds_of, split_axes
 from tests.contract.bad_inputs.entry import VALID
-from tests.support.docs_pages import DOCS, KEY, METRIC, ROOT, Block, blocks, pages, prose, text_of
+from tests.support.docs_pages import DOCS, KEY, METRIC, ROOT, Block, blocks, pages, prose, table, text_of
 
 CODE = ("configs", "data", "stages", "pipeline", "launch")
 OWN_TESTS = ("datasets.md", "guides/datasets.md")  # each of its rows is read by another test
@@ -189,3 +190,15 @@ def constant_of(node: ast.expr) -> str:
 def test_every_quoted_message_is_one_of_the_program(message: str) -> None:
     pattern = re.compile(".*".join(map(re.escape, message.strip(ANYTHING).split(ANYTHING))), re.DOTALL)
     assert any(pattern.search(text) for text in literals())
+
+
+@pytest.mark.parametrize("row", table("guides/hyper-parameters.md", "stage"), ids=lambda row: row[1])
+def test_the_first_values_to_try_are_those_of_schema_and_recipes(row: list[str]) -> None:
+    key = row[1].strip("`")
+    defaults = load_experiment(ROOT / "configs" / "tiny.yaml").model_copy(
+        update={"sft": Sft(), "rm": Rm(), "ppo": Ppo()}
+    )
+    recipes = [
+        load_experiment(ROOT / "configs" / f"{name}.yaml") for name in ("smollm2-hh", "qwen3-8b-zero3")
+    ]
+    assert [float(cell) for cell in row[2:5]] == [attrgetter(key)(config) for config in (defaults, *recipes)]
