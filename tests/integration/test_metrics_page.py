@@ -21,7 +21,12 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
     "rm": [()],
     "ppo": [
         (
-            *(JUDGED, "ppo.ptx_coef=0.1", "ppo.entropy_coef=0.01", "ppo.rollout.top_k=20"),
+            *(
+                f"ppo.judge={__name__}:judge_in_parts",
+                "ppo.ptx_coef=0.1",
+                "ppo.entropy_coef=0.01",
+                "ppo.rollout.top_k=20",
+            ),
             f"ppo.rewards=[{{source: rm}}, {{source: '{__name__}:negative_length', name: brevity}}]",
         ),
         ("ppo.kl_in=loss", "ppo.kl_estimator=k3"),
@@ -32,6 +37,10 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
 
 def negative_length(prompts: list[str], completions: list[str]) -> list[float]:
     return [-float(len(completion)) for completion in completions]
+
+
+def judge_in_parts(prompts: list[str], completions: list[str]) -> list[dict[str, float]]:
+    return [{"score": -len(completion), "letters": len(completion)} for completion in completions]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +73,8 @@ def documented(stage: str, kind: str) -> set[str]:
 
 
 def _general(key: str) -> str:
-    """The key with LABEL in place of a term's label."""
+    """The key with LABEL in place of a term's label, and PART in place of the judge's part."""
+    key = key.replace("gold_letters", "gold_PART")
     for label in LABELS:
         key = re.sub(rf"(?<=rewards/){label}|^{label}(?=_score_sft|_score_ppo|_win_rate)", "LABEL", key)
     return key
