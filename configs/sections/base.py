@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from configs.sections.values import BelowOne, NotBoolean, Positive, Section, Text
+from configs.sections.values import BelowOne, PlainNumber, Positive, Section, Text
 
 
 class Base(Section):
@@ -34,7 +34,7 @@ class RewardBase(Base):
 class Adapter(Section):
     """LoRA (Hu et al. 2021): the update of a weight is `alpha / r * B @ A`."""
 
-    r: Annotated[int, Field(ge=1, le=16_384), NotBoolean] = Field(16, description="rank of A and B")
+    r: Annotated[int, Field(ge=1, le=16_384), PlainNumber] = Field(16, description="rank of A and B")
     alpha: Positive = 32.0
     dropout: BelowOne = 0.0
     target_modules: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)] = Field(

@@ -15,7 +15,7 @@ from configs.sections.values import (
     Function,
     LearningRate,
     NonNegative,
-    NotBoolean,
+    PlainNumber,
     Positive,
     Section,
     Seed,
@@ -29,7 +29,7 @@ class Training(Section):
     learning_rate: LearningRate = 1e-4
     scheduler: Literal["linear", "cosine", "constant"] = "cosine"
     warmup_ratio: Fraction = Field(0.03, description="share of the steps with a rising learning rate")
-    weight_decay: Annotated[float, Field(ge=0, le=100), NotBoolean] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=100), PlainNumber] = 0.0
     adam_beta1: BelowOne = 0.9
     adam_beta2: BelowOne = 0.999
     adam_epsilon: Positive = 1e-8
@@ -55,7 +55,7 @@ class Training(Section):
 class Epochs(Training):
     """Keys of a stage that makes passes over a data set."""
 
-    epochs: Annotated[float, Field(gt=0, le=100_000), NotBoolean] = Field(
+    epochs: Annotated[float, Field(gt=0, le=100_000), PlainNumber] = Field(
         1.0, description="passes over the training examples"
     )
     max_steps: Count | None = Field(None, description="maximum number of steps, whatever `epochs` says")
@@ -87,7 +87,7 @@ class Rankings(Section):
         description="file: data.rm already holds rankings; warmth: the shipped labeller; or your own Python "
         "function `module:function`",
     )
-    completions: Annotated[int, Field(ge=2, le=1024), NotBoolean] = Field(
+    completions: Annotated[int, Field(ge=2, le=1024), PlainNumber] = Field(
         4, description="K, the number of answers to rank per prompt"
     )
     rollout: Rollout = Rollout()
