@@ -16,6 +16,7 @@ from configs.error_messages import Keys
 from configs.regular_file import read_regular_file
 from configs.safe_text import REDACTED, may_hold_secret
 from configs.schema import DATA_FILES
+from configs.yaml_loader import Loader
 
 DEEPSPEED_CONFIG = ("deepspeed", "config")
 MAX_DEPTH = 8  # above the schema's depth; an anchor can make a YAML endless
@@ -185,7 +186,7 @@ def parse(text: str) -> tuple[Any, dict[Keys, int], list[tuple[Keys, int, int]]]
     """
     if len(text) > MAX_FILE_BYTES:
         raise ValueError(f"longer than {MAX_FILE_BYTES:,} bytes")
-    loader = yaml.SafeLoader(text)
+    loader = Loader(text)
     try:
         root = loader.get_single_node()
         if (values := _count_values(root, {})) > MAX_VALUES:

@@ -18,6 +18,7 @@ from launch.stage_sequence import run_all
 from launch.sweep import Run, check_different, run_sweep, runs_of, seeds_of, split_axes
 from launch.worker_pool import WorkerPool
 from pipeline.planning.batches import check_batches
+from pipeline.planning.machine import rank_here
 from pipeline.planning.plan import plan_stages, stages_between
 from pipeline.planning.preflight import check_files
 from pipeline.planning.stage_checks import check_stages
@@ -29,6 +30,7 @@ from pipeline.state.manifest import library_versions
 from pipeline.state.results import sweep_runs
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.console import SafeConsole
+from pipeline.terminal.memory_table import print_memory
 from pipeline.terminal.show import print_plan, print_status
 from pipeline.tracking.wandb_sink import check_mode
 from stages.distributed.environment import check_accelerator
@@ -189,6 +191,7 @@ def plan(options: RunOptions) -> int:
     world = Launch(RUN_STAGE, [], accelerators, options.hostfile).world()
     plans = plan_stages(request, options.stages())
     runnable = print_plan(SafeConsole(), request, plans, world)
+    print_memory(SafeConsole(), request, plans, rank_here(world, guess_accelerators()))
     check_files(request.config, plans)
     for remark in check_stages(request.config, plans):
         say(remark)

@@ -33,6 +33,7 @@ PROMPTS = ["How are you?", "Name a colour."]
 COMPLETIONS = ["I am well, thank you.", ""]  # a policy may end its turn at once
 MAX_BYTES = 64 * 2**20  # larger sources are read in part
 SOME_ROWS = 1_000
+MOST_REPEATS = 100  # of an example in one batch; more can only be a slip
 TOKENIZE: dict[Kind, Callable[..., Any]] = {
     "demonstrations": tokenize.demonstrations,
     "rankings": tokenize.rankings,
@@ -160,10 +161,30 @@ def _data(tokenizers: _Tokenizers, stage: Stage, kind: Kind, base: Base) -> Call
         elif tokenizer is None:
             StageData(config, stage, remarks.append).rows(kind)
         else:
-            read_examples(StageData(config, stage, remarks.append), kind, TOKENIZE[kind], tokenizer)
+            data = StageData(config, stage, remarks.append)
+            train, held_out, _ = read_examples(data, kind, TOKENIZE[kind], tokenizer)
+            _check_sizes(config, stage, len(train), len(held_out))
         return remarks
 
     return check
+
+
+def _check_sizes(config: Experiment, stage: Stage, train: int, held_out: int) -> None:
+    """Raise UserError if a batch of `stage` can only be a slip, because it repeats its examples so often."""
+    sizes = {
+        "sft": [("sft.batch_size", config.sft.batch_size, train)],
+        "rm": [
+            ("rm.batch_size", config.rm.batch_size, train),
+            ("rm.normalization_prompts", config.rm.normalization_prompts, held_out or train),
+        ],
+        "ppo": [("ppo.batch_size", config.ppo.batch_size, train)],
+    }
+    for key, size, examples in sizes.get(stage, []):
+        if size > MOST_REPEATS * examples:
+            raise UserError(
+                f"{key}: {size:,}, but data.{stage} has only {examples:,} examples for it. Lower it to "
+                f"{examples:,} or less."
+            )
 
 
 def _size(path: Path) -> int:

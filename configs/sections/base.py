@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from configs.sections.values import BelowOne, NotBoolean, Positive, Section, Text
+from configs.sections.values import BelowOne, PlainNumber, Positive, Section, Text
 
 
 class Base(Section):
@@ -42,7 +42,7 @@ class RewardBase(Base):
 class Adapter(Section):
     """LoRA (Hu et al. 2021): the update of a weight is `alpha / r * B @ A`."""
 
-    r: Annotated[int, Field(ge=1, le=16_384), NotBoolean] = Field(
+    r: Annotated[int, Field(ge=1, le=16_384), PlainNumber] = Field(
         16, description="rank of A and B; a higher one fits more and takes more memory"
     )
     alpha: Positive = Field(32.0, description="scale of the update; twice r is usual")

@@ -6,13 +6,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from configs.sections.values import NotBoolean, Section, Text
+from configs.sections.values import PlainNumber, Section, Text
 
 
 class DeepSpeed(Section):
     """The training engine. Batch sizes, clipping and precision come from the stage's own section."""
 
     config: Text = Field("deepspeed/zero0.json", description="path of a DeepSpeed JSON")
-    timeout_minutes: Annotated[float, Field(gt=0, le=525_600), NotBoolean] = Field(
+    timeout_minutes: Annotated[float, Field(gt=0, le=525_600), PlainNumber] = Field(
         30.0, description="a collective that hangs longer ends the job"
     )

@@ -15,7 +15,7 @@ from configs.sections.values import (
     Function,
     LearningRate,
     NonNegative,
-    NotBoolean,
+    PlainNumber,
     Positive,
     Section,
     Size,
@@ -35,17 +35,17 @@ class Reward(Section):
         pattern=r"^(rm|https?://.+|[\w.]+:\w+)$",
         description="rm; a Python function `module:function`, which is imported; or the URL of an endpoint",
     )
-    weight: Annotated[float, Field(ge=-1e9, le=1e9), NotBoolean] = Field(
+    weight: Annotated[float, Field(ge=-1e9, le=1e9), PlainNumber] = Field(
         1.0, description="the term counts this many times; a negative weight punishes what it measures"
     )
     name: Annotated[Text, Field(max_length=64, pattern=r"^[^/]*$")] | None = Field(
         None,
         description="its name in metrics, at most 64 letters, no /; default: rm, the function or the host",
     )
-    timeout_seconds: Annotated[float, Field(gt=0, le=86_400), NotBoolean] = Field(
+    timeout_seconds: Annotated[float, Field(gt=0, le=86_400), PlainNumber] = Field(
         30.0, description="limit of one request to an endpoint, from its start to the last byte of its answer"
     )
-    retries: Annotated[int, Field(ge=0, le=1000), NotBoolean] = Field(
+    retries: Annotated[int, Field(ge=0, le=1000), PlainNumber] = Field(
         5, description="of a failed request, with exponential backoff"
     )
     key_variable: Annotated[str, AfterValidator(variable_name)] | None = Field(
@@ -120,7 +120,7 @@ class Ppo(Training):
     clip_range_value: Positive | None = Field(
         0.2, description="the critic's values stay within this of the old ones; null does not clip them"
     )
-    dual_clip: Annotated[float, Field(gt=1)] | None = Field(
+    dual_clip: Annotated[float, Field(gt=1), PlainNumber] | None = Field(
         None, description="upper bound on the ratio of tokens with a negative advantage"
     )
     critic: Literal["adapter", "shared"] = Field(
@@ -136,13 +136,13 @@ class Ppo(Training):
     ptx_batch_size: Size | None = Field(
         None, description="global: demonstrations per update; default: the responses per update"
     )
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+    ema_decay: Annotated[float, Field(gt=0, lt=1), PlainNumber] | None = Field(
         None, description="keep a moving average of the policy over iterations, in adapter-ema"
     )
     use_ema: bool = Field(
         False, description="the result is the average; the last policy goes to adapter-last"
     )
-    critic_warmup: Annotated[int, Field(ge=0)] = Field(
+    critic_warmup: Annotated[int, Field(ge=0), PlainNumber] = Field(
         0, description="first iterations, which train only the critic"
     )
     max_approxkl: Positive | None = Field(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from configs.sections.values import NotBoolean, Section, Size
+from configs.sections.values import PlainNumber, Section, Size
 
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM allocates memory for one of these ranks
 # Usual names of embeddings and LM head, which get no adapter in vLLM. A stage asks its base for the names.
@@ -16,7 +16,7 @@ EMBEDDINGS = ("embed_tokens", "lm_head")
 class Vllm(Section):
     """How the engine vllm runs."""
 
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), NotBoolean] = Field(
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1), PlainNumber] = Field(
         0.3, description="share of the device's memory for vLLM's own copy of the base and its cache"
     )
     enforce_eager: bool = Field(
@@ -37,11 +37,11 @@ class Rollout(Section):
     vllm: Vllm = Vllm()
     max_new_tokens: Size = Field(128, description="maximum tokens of a response")
     batch_size: Size = Field(32, description="sequences decoded together on one rank")
-    temperature: Annotated[float, Field(gt=0, le=100), NotBoolean] = Field(
+    temperature: Annotated[float, Field(gt=0, le=100), PlainNumber] = Field(
         1.0, description="divides the logits; below 1, likely tokens become likelier and answers tamer"
     )
     top_k: Size | None = Field(None, description="sample from the k likeliest tokens; default: from all")
-    top_p: Annotated[float, Field(gt=0, le=1), NotBoolean] = Field(
+    top_p: Annotated[float, Field(gt=0, le=1), PlainNumber] = Field(
         1.0, description="sample from the likeliest tokens whose probabilities sum to p"
     )
 

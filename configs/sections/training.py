@@ -15,7 +15,7 @@ from configs.sections.values import (
     Function,
     LearningRate,
     NonNegative,
-    NotBoolean,
+    PlainNumber,
     Positive,
     Section,
     Seed,
@@ -33,7 +33,7 @@ class Training(Section):
         "cosine", description="course of the learning rate after the warm-up: down to 0, or constant"
     )
     warmup_ratio: Fraction = Field(0.03, description="share of the steps with a rising learning rate")
-    weight_decay: Annotated[float, Field(ge=0, le=100), NotBoolean] = Field(
+    weight_decay: Annotated[float, Field(ge=0, le=100), PlainNumber] = Field(
         0.0, description="of AdamW, on the adapters; seldom needed for LoRA"
     )
     adam_beta1: BelowOne = Field(0.9, description="decay of AdamW's mean of gradients")
@@ -63,7 +63,7 @@ class Training(Section):
 class Epochs(Training):
     """Keys of a stage that makes passes over a data set."""
 
-    epochs: Annotated[float, Field(gt=0, le=100_000), NotBoolean] = Field(
+    epochs: Annotated[float, Field(gt=0, le=100_000), PlainNumber] = Field(
         1.0, description="passes over the training examples"
     )
     max_steps: Count | None = Field(None, description="maximum number of steps, whatever `epochs` says")
@@ -96,7 +96,7 @@ class Rankings(Section):
         "the demo's, which also wants plain English on the subject; or your own Python function "
         "`module:function`",
     )
-    completions: Annotated[int, Field(ge=2, le=1024), NotBoolean] = Field(
+    completions: Annotated[int, Field(ge=2, le=1024), PlainNumber] = Field(
         4, description="K, the number of answers to rank per prompt"
     )
     rollout: Rollout = Rollout()

@@ -12,13 +12,19 @@ from pydantic_core import PydanticCustomError
 from configs.safe_text import may_hold_secret
 
 KEY_ELSEWHERE = "name the variable of a token in key_variable"
+NUMBER = re.compile(r"[-+]?((0|[1-9][0-9]*(_[0-9]+)*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 HOST = re.compile(r"([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?")
 
 
-def _reject_boolean(value: Any) -> Any:
-    """Refuse true and false as numbers. Python takes true for 1, and YAML takes `yes` and `on` for true."""
+def _plain_number(value: Any) -> Any:
+    """Refuse booleans as numbers, and text that is not a plain decimal number.
+
+    Python takes true for 1, and YAML takes `yes` and `on` for true. Pydantic takes '017' for 17.
+    """
     if isinstance(value, bool):
         raise PydanticCustomError("boolean_for_number", "true or false in place of a number")
+    if isinstance(value, str) and not NUMBER.fullmatch(value):
+        raise PydanticCustomError("text_for_number", "text in place of a number")
     return value
 
 
@@ -61,19 +67,18 @@ def _no_url(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_printable), AfterValidator(_no_url)]
-NotBoolean = BeforeValidator(
-    _reject_boolean
-)  # stands last, so that the bounds before it enter the JSON schema
+# Stands last, so that the bounds before it enter the JSON schema.
+PlainNumber = BeforeValidator(_plain_number)
 Function = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]  # module:function
 # Bounds far above what can be meant, so that a slip does not fill the memory.
-Count = Annotated[int, Field(ge=1, le=10**9), NotBoolean]  # of steps and rows
-Size = Annotated[int, Field(ge=1, le=2**20), NotBoolean]  # of what is in memory at once: sequences, tokens
-Positive = Annotated[float, Field(gt=0, le=1e9), NotBoolean]
-NonNegative = Annotated[float, Field(ge=0, le=1e9), NotBoolean]
-Fraction = Annotated[float, Field(ge=0, le=1), NotBoolean]
-BelowOne = Annotated[float, Field(ge=0, lt=1), NotBoolean]
-Seed = Annotated[int, Field(ge=0, le=2**63 - 1), NotBoolean]
-LearningRate = Annotated[float, Field(gt=0, le=1), NotBoolean]  # the bound catches 1e4 written for 1e-4
+Count = Annotated[int, Field(ge=1, le=10**9), PlainNumber]  # of steps and rows
+Size = Annotated[int, Field(ge=1, le=2**20), PlainNumber]  # of what is in memory at once: sequences, tokens
+Positive = Annotated[float, Field(gt=0, le=1e9), PlainNumber]
+NonNegative = Annotated[float, Field(ge=0, le=1e9), PlainNumber]
+Fraction = Annotated[float, Field(ge=0, le=1), PlainNumber]
+BelowOne = Annotated[float, Field(ge=0, lt=1), PlainNumber]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1), PlainNumber]
+LearningRate = Annotated[float, Field(gt=0, le=1), PlainNumber]  # the bound catches 1e4 written for 1e-4
 
 
 class Section(BaseModel):

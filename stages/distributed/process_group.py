@@ -39,6 +39,15 @@ def keep_freed_memory() -> bool:
     )
 
 
+def return_freed_memory() -> None:
+    """Have glibc return the memory that is free now to the kernel. Each thread keeps its own, for itself.
+
+    Loading a base frees more than later steps can use again: 0.2 GiB for a 135M base on two threads.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 LOOPBACK = ("127.0.0.1", "localhost")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +28,19 @@ UNUSABLE = (
 
 
 @contextmanager
-def loading_adapter(folder: Path) -> Iterator[None]:
-    """Check the folder's files, and turn PEFT's errors about them into a UserError."""
+def loading_adapter(folder: Path, modules: Sequence[str]) -> Iterator[None]:
+    """Check the folder's files, and turn PEFT's errors about them into a UserError.
+
+    Args:
+        modules: names of the base's modules, from which the adapter's config chooses.
+    """
     for name in ("adapter_config.json", ADAPTER_FILE):
         if not (folder / name).is_file():  # PEFT would try a pickle next, and then the hub
             raise _unusable(folder, f"it has no {name}")
     for path in sorted(folder.glob("*.safetensors")):
         if fault := safetensors_fault(path):
             raise _unusable(folder, fault)
-    if fault := config_fault(folder):
+    if fault := config_fault(folder, modules):
         raise _unusable(folder, fault)
     try:
         yield

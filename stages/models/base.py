@@ -22,6 +22,7 @@ from trl.trainer.utils import disable_dropout_in_model
 from configs.errors import UserError
 from configs.schema import Base
 from data.storage.folder_digest import folder_digest
+from stages.distributed.process_group import return_freed_memory
 from stages.internals.bitsandbytes import keep_packing
 from stages.internals.transformers import commit_hash
 from stages.models.base_checks import (
@@ -90,6 +91,8 @@ def load_base(config: Base, device: torch.device) -> PreTrainedModel:
     # Sampling defaults of a hub model (top-k, repetition penalty) would make samples off-policy.
     model.generation_config = GenerationConfig()
     check_logits(config, model)
+    if device.type == "cpu":
+        return_freed_memory()
     return model
 
 

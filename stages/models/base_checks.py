@@ -150,7 +150,7 @@ def check_fit(
     model_config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Raise UserError if a length of the experiment or an id of the tokenizer is too large for `base`."""
+    """Raise UserError if a size of the experiment or an id of the tokenizer is too large for `base`."""
     text = model_config.get_text_config()
     window, largest = text.to_dict().get("max_position_embeddings"), max(tokenizer.get_vocab().values())
     if largest >= text.vocab_size:
@@ -164,6 +164,23 @@ def check_fit(
                 f"{key}: {tokens} tokens are more than the {window} of the context window of "
                 f"{base.model!r}. Lower it, or use a base with a larger window."
             )
+    for key, size, most, what in _sizes(experiment, stage, base, text):
+        if size > most:
+            raise UserError(
+                f"{key}: {size:,} is more than {what} of {base.model!r}, {most:,}. Lower it to that or less."
+            )
+
+
+def _sizes(
+    experiment: Experiment, stage: Stage, base: Base, text: PretrainedConfig
+) -> Iterator[tuple[str, int, int, str]]:
+    """Sizes of a stage: key, value, the most that can be meant on `base`, and what sets that limit."""
+    hidden = text.to_dict().get("hidden_size")
+    if hidden is not None:
+        yield "adapter.r", experiment.adapter.r, hidden, "the hidden size"
+    key, rollout = experiment.rollouts.get(stage, ("", None))
+    if rollout is not None and rollout.top_k is not None and base.key == "base":
+        yield f"{key}.top_k", rollout.top_k, text.vocab_size, "the vocabulary"
 
 
 def supports_block_mask(base: PreTrainedModel) -> bool:

@@ -33,10 +33,9 @@ from transformers import (
 )
 
 from configs.errors import UserError
-from data.storage.file_cache import cache_dir
 from data.storage.files import sha256
+from stages.models.embedded import cached_folder
 
-CONVERTER_VERSION = 1  # part of the folder's name; raise it when a builder's output changes
 RECORD = "sha256.json"
 
 TINY_TEXT = """
@@ -81,7 +80,7 @@ def embedded_model(name: str) -> Path:
     """
     if name not in EMBEDDED:
         raise EmbeddedModelError(f"no embedded model is called {name!r}; choose from {sorted(EMBEDDED)}")
-    folder = _folder(name)
+    folder = cached_folder(name)
     if not _faults(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -106,11 +105,7 @@ def embedded_model(name: str) -> Path:
 
 def is_built(name: str) -> bool:
     """Whether the cache holds the embedded model `name`, or it takes no download to build it."""
-    return name == "tiny-random" or _folder(name).is_dir()
-
-
-def _folder(name: str) -> Path:
-    return cache_dir() / f"{name}-v{CONVERTER_VERSION}"
+    return name == "tiny-random" or cached_folder(name).is_dir()
 
 
 def _faults(folder: Path) -> list[str]:

@@ -74,6 +74,7 @@ class Roles(nn.Module):
         base.requires_grad_(False)
         self.causal = base
         self.base_digest = base_digest
+        self._module_names = [name for name, _ in base.named_modules()]  # before PEFT wraps some
         self.heads = nn.ModuleDict()
         # A list, so that torch does not register the model: its parameters are those of `causal`.
         self._peft: list[PeftModel] = []
@@ -134,7 +135,7 @@ class Roles(nn.Module):
         Raises:
             UserError: the folder has no such files, or they do not fit this base.
         """
-        with loading_adapter(folder):
+        with loading_adapter(folder, self._module_names):
             if self._peft:
                 self._peft[0].load_adapter(str(folder), adapter_name=str(role))
             else:
@@ -150,7 +151,7 @@ class Roles(nn.Module):
 
     def add_head_from(self, role: str, folder: Path) -> None:
         """Give `role` the scalar head in `folder`, trainable, and no adapter."""
-        with loading_adapter(folder):
+        with loading_adapter(folder, self._module_names):
             self.add_head(role)
             self.heads[role].load_state_dict(load_file(folder / HEAD_FILE))
         check_adapter(

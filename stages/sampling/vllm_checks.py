@@ -102,7 +102,7 @@ def check_vllm_adapter(config: Experiment, stage: Stage, base: PreTrainedModel, 
     section = _section(config, stage)
     if folder is None or section is None:
         return
-    with loading_adapter(folder):
+    with loading_adapter(folder, [name for name, _ in base.named_modules()]):
         written = json.loads((folder / "adapter_config.json").read_text())
         name = _embedding(base, written["target_modules"])
         refusal = f"it is on {name}" if name else adapter_refusal(written, VLLM_LORA_RANKS[-1])

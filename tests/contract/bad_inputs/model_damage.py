@@ -43,6 +43,16 @@ def edit(name: str, **changes: Any) -> Damage:
     return change
 
 
+def repeat_key(name: str, key: str, value: Any) -> Damage:
+    """Write `key` a second time into the JSON object of a file."""
+
+    def change(folder: Path) -> None:
+        text = (folder / name).read_text().rstrip().removesuffix("}")
+        (folder / name).write_text(f"{text}, {json.dumps(key)}: {json.dumps(value)}}}")
+
+    return change
+
+
 def write(name: str, content: bytes) -> Damage:
     return lambda folder: (folder / name).write_bytes(content)
 

@@ -22,6 +22,7 @@ from tests.contract.bad_inputs.model_damage import (
     plant,
     remove,
     rename_weights,
+    repeat_key,
     with_one,
     write,
 )
@@ -47,14 +48,23 @@ ADAPTERS: dict[str, tuple[Any, ...]] = {
     **{
         f"other method {method}": (
             [edit(CONFIG, peft_type=method)],
-            f"{CONFIG}: peft_type is {method!r}, and a role is LORA",
+            f"{CONFIG}: peft_type is {method!r}, and must be LORA",
         )
         for method in ("ZORK", "IA3", "LOHA", None)
     },
     "layers that are no pattern": ([edit(CONFIG, target_modules="(")], "unterminated subpattern"),
-    "layers that are numbers": ([edit(CONFIG, target_modules=[1])], "'int' object has no attribute"),
-    "start that is a number": ([edit(CONFIG, init_lora_weights=1)], "'int' object has no attribute"),
-    "alpha beyond a float": ([edit(CONFIG, lora_alpha=10**400)], "integer division result too large"),
+    "layers that are numbers": (
+        [edit(CONFIG, target_modules=[1])],
+        "target_modules is [1], and",
+    ),
+    "start that is a number": (
+        [edit(CONFIG, init_lora_weights=1)],
+        "init_lora_weights is 1, and",
+    ),
+    "alpha beyond a float": (
+        [edit(CONFIG, lora_alpha=10**400)],
+        "and at most 1e+09",
+    ),
     "NaN": (
         [change_weight(LORA_A, with_one(float("nan")), ADAPTER)],
         f"{ADAPTER}: {LORA_A} holds NaN or inf",
@@ -74,12 +84,12 @@ ADAPTERS: dict[str, tuple[Any, ...]] = {
     "infinite alpha": ([edit(CONFIG, lora_alpha=float("inf"))], "lora_alpha is inf"),
     "no alpha": (
         [edit(CONFIG, lora_alpha=0)],
-        "lora_alpha is 0, so that the adapter changes nothing",
+        "lora_alpha is 0, and must be a number above 0",
     ),
     "NaN dropout": ([edit(CONFIG, lora_dropout=float("nan"))], "lora_dropout is nan"),
     "dropout of all": (
         [edit(CONFIG, lora_dropout=1)],
-        "lora_dropout is 1, and must be at least 0 and below 1",
+        "lora_dropout is 1, and must be a number at least 0 and below 1",
     ),
     "negative dropout": ([edit(CONFIG, lora_dropout=-0.1)], "lora_dropout is -0.1, and must be"),
     "NaN of a pattern": (
@@ -88,12 +98,66 @@ ADAPTERS: dict[str, tuple[Any, ...]] = {
     ),
     "PiSSA": (
         [edit(CONFIG, init_lora_weights="pissa")],
-        "init_lora_weights is 'pissa', which changes",
+        "init_lora_weights is 'pissa', and must be",
     ),
     "other task": (
         [edit(CONFIG, task_type="SEQ_CLS")],
-        "task_type is 'SEQ_CLS', and a role is CAUSAL_LM",
+        "task_type is 'SEQ_CLS', and must be CAUSAL_LM",
     ),
+    **{
+        f"{key} of another type: {value!r}": (
+            [edit(CONFIG, **{key: value})],
+            f"{CONFIG}: {key} is {value!r}, and must be {allowed}",
+        )
+        for key, value, allowed in [
+            ("r", "4", "a whole number above 0"),
+            ("r", 4.0, "a whole number above 0"),
+            ("r", True, "a whole number above 0"),
+            ("r", None, "a whole number above 0"),
+            ("lora_alpha", True, "a number above 0"),
+            ("lora_alpha", "8", "a number above 0"),
+            ("lora_alpha", [8], "a number above 0"),
+            ("lora_dropout", "0", "a number at least 0"),
+            ("lora_dropout", False, "a number at least 0"),
+            ("use_rslora", "no", "true or false"),
+            ("use_rslora", 1, "true or false"),
+            ("use_rslora", None, "true or false"),
+            ("fan_in_fan_out", "false", "true or false"),
+            ("inference_mode", 0, "true or false"),
+            ("target_modules", None, "a pattern or a list of names"),
+            ("target_modules", [], "a pattern or a list of names"),
+            ("target_modules", {"q_proj": 1}, "a pattern or a list of names"),
+            ("exclude_modules", [["q_proj"]], "a pattern, a list of names"),
+            ("exclude_modules", 3, "a pattern, a list of names"),
+            ("layers_to_transform", "0", "the number of a layer"),
+            ("layers_to_transform", [0.0], "the number of a layer"),
+            ("layers_to_transform", [True], "the number of a layer"),
+            ("layers_pattern", 1, "a pattern, a list of names"),
+            ("init_lora_weights", "true", "true, false, gaussian"),
+            ("init_lora_weights", None, "true, false, gaussian"),
+            ("task_type", ["CAUSAL_LM"], "CAUSAL_LM or null"),
+            ("peft_type", ["LORA"], "LORA"),
+            ("base_model_name_or_path", ["a"], "text or null"),
+            ("revision", 3, "text or null"),
+        ]
+    },
+    **{
+        f"slow pattern in {key}": (
+            [edit(CONFIG, **{key: value})],
+            f"{CONFIG}: {key} is",
+            "and matching it takes too long; write a list of names",
+        )
+        for key, value in {
+            "target_modules": r"([a-z._0-9]+)+!",
+            "exclude_modules": r"(.|[a-z])*!",
+        }.items()
+    },
+    "slow pattern of layers": (
+        [edit(CONFIG, layers_to_transform=[0], layers_pattern=[r"([a-z._0-9]+)+!"])],
+        "layers_pattern is",
+        "and matching it takes too long",
+    ),
+    "a key twice": ([repeat_key(CONFIG, "r", 8)], f"{CONFIG}: r is given twice"),
     **{
         key: (
             [edit(CONFIG, **{key: value})],

@@ -43,6 +43,27 @@ def test_context_window(stage, data, part):
     check_message(str(caught.value), part, "Lower it, or use a base with a larger window")
 
 
+@pytest.mark.parametrize(
+    ("stage", "section", "part"),
+    [
+        ("sft", {"adapter": {"r": 65}}, "adapter.r: 65 is more than the hidden size of 'tiny-random', 64"),
+        (
+            "rm",
+            {"rm": {"rankings": {"rollout": {"top_k": 385}}}},
+            "rm.rankings.rollout.top_k: 385 is more than the vocabulary of 'tiny-random', 384",
+        ),
+        ("ppo", {"ppo": {"rollout": {"top_k": 1_000_000}}}, "ppo.rollout.top_k: 1,000,000 is more than"),
+        ("best", {"best": {"rollout": {"top_k": 385}}}, "best.rollout.top_k: 385 is more than"),
+    ],
+)
+def test_sizes_above_those_of_the_base(stage, section, part):
+    base_config = experiment(max_length=256, max_prompt_length=64).model_dump()
+    config = Experiment.model_validate(base_config | section)
+    with pytest.raises(UserError) as caught:
+        check_fit(config, stage, config.base, load_config(config.base), load_tokenizer(config.base))
+    check_message(str(caught.value), part, "Lower it to that or less")
+
+
 def test_tokenizer_of_another_model(tiny_folder, tmp_path):
     damaged(tiny_folder, tmp_path / "model", [edit(CONFIG, vocab_size=300)])
     config, model_config = experiment(), load_config(Base(model=str(tmp_path / "model")))

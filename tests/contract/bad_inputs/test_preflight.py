@@ -77,6 +77,25 @@ def test_options_that_do_not_fit(case: str, tmp_path: Path) -> None:
     check_message(str(caught.value), part)
 
 
+@pytest.mark.parametrize(
+    ("stage", "override", "part"),
+    [
+        ("sft", "sft.batch_size=1000000", "sft.batch_size: 1,000,000, but data.sft has only 18 examples"),
+        ("rm", "rm.batch_size=1801", "rm.batch_size: 1,801, but data.rm has only 18 examples"),
+        (
+            "rm",
+            "rm.normalization_prompts=201",
+            "rm.normalization_prompts: 201, but data.rm has only 2 examples",
+        ),
+        ("ppo", "ppo.batch_size=1000000", "ppo.batch_size: 1,000,000, but data.ppo has only 18 examples"),
+    ],
+)
+def test_sizes_far_above_the_number_of_examples(stage: Any, override: str, part: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        preflight.check_material(load_experiment(trial(tmp_path), [*SHORT, override]), stage)
+    check_message(str(caught.value), part, "Lower it to")
+
+
 def test_a_chat_template_that_drops_the_question(tmp_path: Path) -> None:
     (tmp_path / "constant.jinja").write_text("Hello{% if add_generation_prompt %}\nAnswer: {% endif %}")
     options = [*SHORT, "data.chat=true", f"data.chat_template={tmp_path}/constant.jinja"]

@@ -102,7 +102,7 @@ def test_keys_that_contradict_each_other_name_the_override(write):
         ("a: b: c\n", ": not YAML, line 1 column 5: mapping values are not allowed here"),
         ("a: [1\n", ": not YAML, line 2 column 1"),
         ("a: 1\n---\nb: 2\n", ": not YAML, line 2 column 1: but found another document"),
-        ("a: 2024-99-99\n", ": not YAML: month must be in 1..12"),
+        ("a: !!timestamp 2024-99-99\n", ": not YAML: month must be in 1..12"),
         ("a: !!python/name:os.system\n", ": not YAML, line 1 column 4"),
         (b"name: \xff\n", ": not UTF-8: byte 6 is 0xff"),
         ("name: \x00\n", ": not YAML: unacceptable character #x0000"),

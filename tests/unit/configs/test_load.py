@@ -36,6 +36,13 @@ def test_exponents_that_yaml_reads_as_text_become_numbers(write):
         ("data.chat=true", True),
         ("tracking.group=a=b", "a=b"),
         ("tracking.group='123'", "123"),
+        ("seed=1_000", 1000),
+        ("seed=0x10", 16),
+        ("base.revision=0012", "0012"),
+        ("base.revision=1:30", "1:30"),
+        ("base.revision=2024-01-01", "2024-01-01"),
+        ("base.revision=12e4567", "12e4567"),
+        ("sft.packing=on", True),
     ],
 )
 def test_an_override_is_read_as_yaml(minimal, override, value):

@@ -1,0 +1,261 @@
+"""An estimate of the memory of a rank in each phase of a stage, and of the stage's disk space."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.deepspeed_json import read_deepspeed_json
+from configs.errors import UserError
+from configs.schema import Epochs, Experiment, Rollout, Stage
+from pipeline.planning import memory
+from pipeline.planning.batches import training
+from pipeline.planning.memory import FP32, BaseShape, Precision
+
+MIB = 2**20
+# Measured: what a process takes before it loads a base (on a GPU, the CUDA context).
+LIBRARIES, CUDA_CONTEXT = 610 * MIB, 550 * MIB
+# Measured: free memory between tensors of activations, in shares of them. See docs/reference/memory.md.
+ALLOCATOR_WASTE = 0.25
+MARGIN = 2  # of `stages.sampling.merged_model`: `auto` samples on a merged copy if this many fit
+
+Parts = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What one rank runs on.
+
+    Attributes:
+        gpu: it has one; else its memory is the machine's RAM.
+        bf16: the hardware multiplies bf16, which `base.compute_dtype: auto` then chooses.
+        ranks: number of ranks of the whole run.
+        available: bytes that this rank can have; None if unknown.
+    """
+
+    gpu: bool
+    bf16: bool
+    ranks: int = 1
+    available: int | None = None
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """The estimate of one stage.
+
+    Attributes:
+        phases: bytes of each part, by phase; a part that lasts is in every phase.
+        disk: bytes of its checkpoints and adapters.
+    """
+
+    stage: Stage
+    phases: Mapping[str, Parts]
+    disk: int
+
+    @property
+    def peak_phase(self) -> str:
+        return max(self.phases, key=lambda phase: sum(self.phases[phase].values()))
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the largest phase."""
+        return sum(self.phases[self.peak_phase].values())
+
+    def largest_parts(self, count: int) -> list[tuple[str, int]]:
+        """The largest parts of the peak, largest first."""
+        parts = self.phases[self.peak_phase]
+        return sorted(parts.items(), key=lambda part: -part[1])[:count]
+
+
+def estimate(config: Experiment, stage: Stage, shapes: Mapping[str, BaseShape], rank: Rank) -> StageMemory:
+    """The memory of `stage`; `shapes` by the key of their base, `base` and `rm.base`."""
+    return _Estimator(config, stage, shapes, rank).estimate()
+
+
+class _Estimator:
+    """The sizes of one stage, from which its phases are added up."""
+
+    def __init__(self, config: Experiment, stage: Stage, shapes: Mapping[str, BaseShape], rank: Rank) -> None:
+        self.config, self.stage, self.rank = config, stage, rank
+        self.bases = [(shapes[base.key], self._precision(base.key)) for base in config.bases(stage)]
+        self.policy, self.policy_precision = self.bases[0]
+        self.scorer, self.scorer_precision = self.bases[-1]  # the reward model's base, and the critic's
+        self.zero = self._zero_stage()
+        self.adapter = self._adapter_parameters(self.policy)
+        self.scorer_adapter = self._adapter_parameters(self.scorer)
+
+    def _precision(self, key: str) -> Precision:
+        base = self.config.rm.base if key == "rm.base" and self.config.rm.base else self.config.base
+        narrow = base.compute_dtype == "bfloat16" or (base.compute_dtype == "auto" and self.rank.bf16)
+        return Precision(base.quantization, 2 if narrow else 4)
+
+    def _zero_stage(self) -> int:
+        with suppress(UserError):  # a check tells it
+            options = read_deepspeed_json(Path(self.config.deepspeed.config))
+            return int(options.get("zero_optimization", {}).get("stage", 0))
+        return 0
+
+    def _adapter_parameters(self, shape: BaseShape) -> int:
+        adapter = self.config.adapter
+        named = None if adapter.target_modules == "all-linear" else tuple(adapter.target_modules)
+        return memory.adapter_parameters(shape, adapter.r, named)
+
+    def estimate(self) -> StageMemory:
+        resident = self._resident()
+        phases = {"loading": self._loading()}
+        if self.stage != "best":
+            phases["training"] = resident | self._training()
+        if self._rollout() is not None:
+            phases["sampling"] = resident | self._sampling(resident)
+        return StageMemory(self.stage, phases, self._disk())
+
+    # Parts that last
+
+    def _process(self) -> int:
+        return CUDA_CONTEXT if self.rank.gpu else LIBRARIES
+
+    def _base(self) -> int:
+        whole = sum(memory.base_bytes(*base) for base in self.bases)
+        return whole // self.rank.ranks if self.zero == 3 else whole
+
+    def _loading(self) -> Parts:
+        # A GPU gets one weight after another. On a CPU, the mapped files count as the process's memory.
+        files = 0 if self.rank.gpu else max(memory.loading_bytes(*base) for base in self.bases)
+        whole = sum(memory.base_bytes(*base) for base in self.bases)
+        return {"libraries": self._process(), "base": whole, "files of the base": files}
+
+    def _resident(self) -> Parts:
+        trained, frozen = self._roles()
+        return {
+            "libraries": self._process(),
+            "base": self._base(),
+            "adapters": FP32 * (trained + frozen),
+            "gradients and Adam": memory.optimizer_bytes(trained, self.zero, self.rank.ranks),
+        }
+
+    def _roles(self) -> tuple[int, int]:
+        """Parameters of the adapters that train, and of those that do not."""
+        if self.stage == "sft":
+            return self.adapter, 0
+        if self.stage == "rm":
+            return self.scorer_adapter, self.adapter
+        if self.stage == "best":
+            return 0, 2 * self.adapter
+        critic = self.scorer_adapter if self.config.ppo.critic == "adapter" else 0
+        reward = self.scorer_adapter if self.config.ppo.uses_reward_model else 0
+        return self.adapter + critic, self.adapter + reward
+
+    # Training
+
+    def _training(self) -> Parts:
+        """The largest forward and backward: of the reward model in `rm`, else of the policy or the critic."""
+        sequences, length = batch = self._batch()
+        models = {"sft": self.bases[:1], "rm": self.bases[-1:]}.get(self.stage, self.bases)
+        activations = max(self._activations(*model, batch) for model in models)
+        parts = {"activations": activations}
+        if self.stage != "rm":
+            tokens = sequences * (self.config.ppo.rollout.max_new_tokens if self.stage == "ppo" else length)
+            tiled = self.stage == "sft" or not self.config.ppo.rollout.truncates
+            compute = self.policy_precision.compute
+            parts["logits"] = memory.logit_bytes(self.policy, compute, tokens, tiled=tiled, gpu=self.rank.gpu)
+        return parts | {"allocator": round(ALLOCATOR_WASTE * activations)}
+
+    def _activations(self, shape: BaseShape, precision: Precision, batch: tuple[int, int]) -> int:
+        checkpointing = self.config.base.gradient_checkpointing
+        return memory.activation_bytes(shape, precision.compute, self.config.adapter.r, batch, checkpointing)
+
+    def _batch(self) -> tuple[int, int]:
+        """Rows of one forward, and tokens of each at most."""
+        config, section = self.config, training(self.config, self.stage)
+        share = max(1, section.batch_size // self.rank.ranks)
+        if self.stage == "sft":
+            return min(share, section.micro_batch_size), config.data.max_length
+        if self.stage == "rm":
+            completions = completions_of(config)
+            rows = min(share, max(1, section.micro_batch_size // completions))
+            # A prompt is forwarded once for all of its completions.
+            prompt = config.data.max_prompt_length
+            return rows, prompt + completions * (self._longest_completion())
+        minibatch = max(1, share // config.ppo.minibatches)
+        length = config.data.max_prompt_length + config.ppo.rollout.max_new_tokens
+        return min(minibatch, section.micro_batch_size), length
+
+    def _longest_completion(self) -> int:
+        data, rankings = self.config.data, self.config.rm.rankings
+        if rankings.labeller == "file":
+            return data.max_length - data.max_prompt_length
+        return rankings.rollout.max_new_tokens
+
+    # Sampling
+
+    def _rollout(self) -> Rollout | None:
+        return self.config.rollouts[self.stage][1] if self.stage in self.config.rollouts else None
+
+    def _sampling(self, resident: Parts) -> Parts:
+        rollout = self._rollout()
+        assert rollout is not None
+        shape, precision = self.policy, self.policy_precision
+        prompt, b = self.config.data.max_prompt_length, precision.compute
+        if rollout.engine == "vllm":
+            share = round(rollout.vllm.gpu_memory_utilization * (self.rank.available or 0))
+            return {"vLLM": share}
+        rows = min(rollout.batch_size, self._answers())
+        length = prompt + rollout.max_new_tokens
+        parts = {
+            "KV cache": memory.cache_bytes(shape, b, rows, length),
+            "one step": memory.sampling_bytes(shape, b, rows, prompt),
+        }
+        packs = not self.rank.gpu
+        copy = memory.merged_bytes(shape, precision, packs=packs)
+        if self._merges(rollout, copy, resident):
+            parts["merged copy"] = copy
+            parts["merging"] = memory.merging_bytes(shape, b, packs=packs)
+        return parts
+
+    def _answers(self) -> int:
+        """Sequences that a rank samples at once, if the batch of the rollout has room for all."""
+        if self.stage == "ppo":
+            return max(1, self.config.ppo.batch_size // self.rank.ranks)
+        if self.stage == "rm" and self.config.rm.rankings.labeller == "file":
+            return max(1, -(-self.config.rm.normalization_prompts // self.rank.ranks))
+        return 2**20
+
+    def _merges(self, rollout: Rollout, copy: int, resident: Parts) -> bool:
+        if rollout.engine != "auto":
+            return rollout.engine in ("merged", "continuous")
+        if self.policy_precision.quantization == "int8":
+            return False
+        free = None if self.rank.available is None else self.rank.available - sum(resident.values())
+        return free is None or MARGIN * copy <= free
+
+    # Disk
+
+    def _disk(self) -> int:
+        """Checkpoints, which hold parameters and two moments, one more while it is written; and adapters."""
+        if self.stage == "best":
+            return 0
+        trained, _ = self._roles()
+        section = training(self.config, self.stage)
+        best = int(isinstance(section, Epochs) and section.use_best)
+        copies = section.keep_checkpoints + 1 + best
+        average = self.stage == "ppo" and self.config.ppo.ema_decay is not None
+        adapter = self.adapter if self.stage != "rm" else self.scorer_adapter
+        return FP32 * (3 * trained * copies + adapter * (2 if average else 1))
+
+
+def completions_of(config: Experiment) -> int:
+    """Completions of a ranking: the labeller's number, or that of the file's first row; 2 if it has none."""
+    rankings = config.rm.rankings
+    if rankings.labeller != "file":
+        return rankings.completions
+    file = Path(config.data.rm.path)
+    with suppress(OSError, ValueError):
+        if file.suffix == ".jsonl" and file.is_file():
+            with file.open("rb") as stream:
+                row = json.loads(stream.readline(MIB))
+            listed = row.get("completions") if isinstance(row, dict) else None
+            return max(2, len(listed)) if isinstance(listed, list) else 2
+    return 2
