@@ -12,7 +12,7 @@ import typer
 
 from configs.errors import UserError
 from configs.schema import MAX_NAME, STAGES, Experiment, Stage
-from launch.arguments import ROOT, ExperimentOptions, RequestOptions, command, exit_status
+from launch.arguments import ROOT, Commands, ExperimentOptions, RequestOptions, command, exit_status
 from launch.deepspeed_command import Launch, guess_accelerators, visible_devices
 from launch.stage_sequence import run_all
 from launch.sweep import Run, check_different, run_sweep, runs_of, seeds_of, split_axes
@@ -39,11 +39,11 @@ TrainedStage = Literal["sft", "rm", "ppo"]
 RANGE, MACHINE, SWEEP = "Stages", "Machine", "Sweep"  # groups of options in --help
 
 app = typer.Typer(
-    no_args_is_help=False,
+    cls=Commands,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     epilog="Shell completion: tristage --install-completion, then restart the shell.\n\n"
-    "Example: tristage run --config configs/demo.yaml ppo.kl_coef=0.1",
+    "Example: tristage run configs/demo.yaml ppo.kl_coef=0.1",
 )
 
 
@@ -137,7 +137,7 @@ class SweepOptions(StartOptions):
     ] = 1
 
 
-@command(app, "tristage run --config configs/demo.yaml ppo.kl_coef=0.1")
+@command(app, "tristage run configs/demo.yaml ppo.kl_coef=0.1")
 def run(options: RunOptions) -> int:
     """Run the stages one after another, each under its own deepspeed launch; skip finished ones."""
     request, launch = options.request("tristage"), options.launch()
@@ -180,7 +180,7 @@ def sweep(options: SweepOptions) -> int:
     return status
 
 
-@command(app, "tristage plan --config configs/demo.yaml --from ppo ppo.kl_coef=0.1")
+@command(app, "tristage plan configs/demo.yaml --from ppo ppo.kl_coef=0.1")
 def plan(options: RunOptions) -> int:
     """Show which stages would run, resume or be skipped, and why; start nothing."""
     request = options.request("tristage")

@@ -86,7 +86,6 @@ def test_plan_from_another_folder_and_with_arguments_in_any_order(tmp_path: Path
     ("arguments", "message"),
     [
         (["fly"], "No such command 'fly'; see `tristage --help`"),
-        ([], "Missing command; see `tristage --help`"),
         (
             ["plan", "--from", "dpo"],
             "'dpo' is not one of 'sft', 'rm', 'ppo'; see `tristage plan --help`",

@@ -292,7 +292,7 @@ def test_batch_size_that_ranks_do_not_divide(tmp_path):
 def test_no_such_config(name, tmp_path):
     status, _, stderr = tristage("plan", "--config", tmp_path / name)
     assert status == 2
-    check_message(stderr, f"error: {tmp_path}", "cannot be read", "give the path of a YAML with --config")
+    check_message(stderr, f"error: {tmp_path}", "cannot be read", "give the path of a YAML")
 
 
 def test_all_missing_files_are_named_at_once(tmp_path):
