@@ -72,6 +72,11 @@ class ExperimentOptions:
         object.__setattr__(self, "config", file)
         object.__setattr__(self, "overrides", list(filter(_is_override, self.overrides)))
 
+    @property
+    def file(self) -> Path:
+        """The experiment's YAML."""
+        return self.config or DEFAULT_CONFIG
+
     def experiment(self) -> tuple[Experiment, Path]:
         """The experiment and its run directory.
 
@@ -83,7 +88,7 @@ class ExperimentOptions:
                 f"{self.config!s:.200}: a folder, not an experiment's YAML. To name a run directory, write "
                 f"--run-dir {self.config!s:.200}."
             )
-        config = load_experiment(self.config or DEFAULT_CONFIG, self.overrides)
+        config = load_experiment(self.file, self.overrides)
         return config, _readable(self.run_dir or Path("runs", config.name))
 
     def run_directory(self) -> Path:

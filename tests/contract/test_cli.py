@@ -40,7 +40,8 @@ def run_stage(
 
 def test_plan_shows_everything_and_starts_nothing(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    result = tristage("plan", "--config", TINY, "--run-dir", str(run_dir), "sft.learning_rate=0.00077")
+    arguments = ("--config", TINY, "--run-dir", str(run_dir), "sft.learning_rate=0.00077", "--show-config")
+    result = tristage("plan", *arguments)
     assert result.returncode == 0, result.stderr
     for expected in ("sft  run", "rm   run", "ppo  run", "per optimizer step", "learning_rate: 0.00077"):
         assert expected in result.stdout
@@ -69,12 +70,14 @@ def test_plan_imports_no_torch(tmp_path: Path) -> None:
 def test_plan_says_what_does_not_divide(tmp_path: Path) -> None:
     result = tristage("plan", "--config", TINY, "--run-dir", str(tmp_path), "--num-accelerators", "3")
     assert result.returncode == 2
-    assert "sft.batch_size: 8 cannot be shared equally by 3 ranks" in result.stdout
+    assert "sft.batch_size: 8 cannot be shared equally by 3 ranks" in result.stderr
 
 
 def test_plan_from_another_folder_and_with_arguments_in_any_order(tmp_path: Path) -> None:
     result = tristage(
-        "plan", "seed=5", "--run-dir", "here", "--until", "sft", "--config", TINY, "rm.epochs=2", cwd=tmp_path
+        *("plan", "seed=5", "--run-dir", "here", "--until", "sft", "--config", TINY, "rm.epochs=2"),
+        "--show-config",
+        cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
     assert str(tmp_path / "here") in result.stdout
