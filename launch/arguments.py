@@ -19,7 +19,7 @@ from configs.error_messages import node_at
 from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import Experiment
-from pipeline.planning.request import Caller, Request
+from pipeline.planning.request import Request
 from pipeline.processes.streams import say
 from pipeline.state.run_directory import RunDirectory
 
@@ -147,11 +147,11 @@ class RequestOptions(ExperimentOptions):
         typer.Option("--fresh", help="start interrupted stages from step 0", rich_help_panel=FINISHED),
     ] = False
 
-    def request(self, caller: Caller) -> Request:
+    def request(self, caller: str) -> Request:
         """The request that these options make.
 
         Args:
-            caller: the program whose commands are suggested to the user.
+            caller: the program whose commands are suggested to the user; see `Request`.
 
         Raises:
             UserError: the configuration is wrong.

@@ -168,14 +168,14 @@ def test_stage_without_upstream_names_the_command(tmp_path: Path) -> None:
     result = run_stage("--stage", "ppo", "--config", TINY, "--run-dir", str(tmp_path / "run"))
     assert result.returncode == 2
     assert "stage ppo: needs stage sft" in result.stderr
-    assert "deepspeed launch/run_stage.py --stage sft" in result.stderr
+    assert "Run it first: python launch/run_stage.py --stage sft" in result.stderr
 
 
 def test_stage_runs_from_any_folder_and_is_then_skipped(tmp_path: Path) -> None:
     arguments = ("--stage", "sft", "--config", TINY, "--run-dir", "run", "sft.max_steps=1")
     first = run_stage(*arguments, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
-    assert f"next: deepspeed launch/run_stage.py --stage rm --config {TINY} --run-dir run" in first.stdout
+    assert f"next: python launch/run_stage.py --stage rm --config {TINY} --run-dir run" in first.stdout
     assert (tmp_path / "run/sft/manifest.json").exists()
     assert (tmp_path / "run/sft/adapter/adapter_config.json").exists()
     assert (tmp_path / "run/sft/logs/rank0.log").read_text()
@@ -200,6 +200,7 @@ def test_deepspeed_with_two_ranks_is_quiet_and_skips_too(tmp_path: Path) -> None
     stage_lines = [
         line for line in first.stdout.splitlines() if not line.startswith("[20")
     ]  # not the launcher's
+    assert "next: deepspeed launch/run_stage.py --stage rm" in first.stdout
     for noise in ("Warning", "gemm_4bit_forward", "Loading weights", "Setting accelerator"):
         assert noise not in "\n".join(stage_lines) + first.stderr
     assert first.stdout.count("stage sft finished") == 1

@@ -108,7 +108,10 @@ OVERRIDES = [
     ("rm.base=small", "rm.base: 'small' is not allowed; allowed: a section with the keys model, revision"),
     ("rm.base={}", "rm.base.model: missing; allowed: text"),
     ("rm.base={model: small, modell: x}", "rm.base.modell: unknown key", "did you mean rm.base.model?"),
-    ("rm.base={model: small, quantization: nf5}", "rm.base.quantization: 'nf5' is not allowed; allowed"),
+    (
+        "rm.base={model: small, quantization: nf5}",
+        "rm.base.quantization: 'nf5' is not allowed; did you mean nf4?",
+    ),
     # Keys
     ("ppo.kl_coeff=1", "did you mean ppo.kl_coef?"),
     ("kl_coef=1", "did you mean ppo.kl_coef?"),
@@ -121,7 +124,7 @@ OVERRIDES = [
     ("ppo.judge=vibes", "ppo.judge: 'vibes' is not allowed"),
     (
         "ppo.rollout.engine=continous",
-        "ppo.rollout.engine: 'continous' is not allowed; allowed: one of auto, hf, merged, continuous",
+        "ppo.rollout.engine: 'continous' is not allowed; did you mean continuous? Allowed: one of auto, hf",
     ),
     ("adapter.target_modules=[]", "adapter.target_modules: [] is not allowed"),
     ("sft={a: {b", "sft: not YAML"),
