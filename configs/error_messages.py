@@ -17,6 +17,7 @@ Node = Mapping[str, Any]  # a node of the JSON schema
 SCHEMA = Experiment.model_json_schema()
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 MAX_SHOWN = 100
+MAX_KEYS = 12  # that a message lists
 TYPES = {"integer": "an integer", "number": "a number", "boolean": "true or false", "null": "null"}
 
 
@@ -82,11 +83,24 @@ def unknown_key(keys: Sequence[str]) -> tuple[Keys, str]:
     assert parent is not None
     if not is_section(parent):
         return tuple(keys[:depth]), f"unknown key; {dotted(section)} holds {allowed(parent)}, not keys"
-    siblings = list(parent["properties"])
-    reason = f"unknown key; allowed {'in ' + dotted(section) if section else 'here'}: {', '.join(siblings)}"
-    similar = [(*section, match) for match in difflib.get_close_matches(key, siblings, n=1)]
-    same_name = [path for path in all_keys() if path[-1] == key]
-    return tuple(keys[:depth]), reason + _did_you_mean([".".join(path) for path in similar or same_name])
+    guess = _did_you_mean([".".join(path) for path in similar_keys(section, key)])
+    return tuple(keys[:depth]), f"unknown key; {_before(guess, _siblings(section, parent))}"
+
+
+def similar_keys(section: Keys, key: str) -> list[Keys]:
+    """Known keys that an unknown `key` of a section may stand for: a similar one there, or its namesakes."""
+    node = node_at(section)
+    assert node is not None
+    similar = [(*section, match) for match in difflib.get_close_matches(key, node["properties"], n=1)]
+    return similar or [path for path in all_keys() if path[-1] == key]
+
+
+def _siblings(section: Keys, node: Node) -> str:
+    """The keys of a section, or where they are listed if they are many."""
+    name, keys = dotted(section), list(node["properties"])
+    if len(keys) > MAX_KEYS:
+        return f"`tristage explain {name}` lists the keys of {name}"
+    return f"allowed {'in ' + name if section else 'here'}: {', '.join(keys)}"
 
 
 def allowed(node: Node) -> str:
@@ -98,7 +112,9 @@ def allowed(node: Node) -> str:
     if "const" in node:
         return str(node["const"])
     if is_section(node):
-        return "a section with the keys " + ", ".join(node["properties"])
+        keys = list(node["properties"])
+        more = f" and {len(keys) - MAX_KEYS} more" if len(keys) > MAX_KEYS else ""
+        return "a section with the keys " + ", ".join(keys[:MAX_KEYS]) + more
     if node["type"] == "array":
         return f"a list of {allowed(_resolved(node['items']))}"
     if node["type"] == "string":
@@ -132,10 +148,11 @@ def reason(error: ErrorDetails, node: Node) -> str:
     if error["type"] == "missing":
         return "missing" + hint
     value = error["input"]
-    text = f"{shown(value)} is not allowed{hint}"
     if isinstance(value, str):
         choices = [str(choice) for choice in _choices(node)]
-        return text + _did_you_mean(difflib.get_close_matches(value, choices, n=1))
+        guess = _did_you_mean(difflib.get_close_matches(value, choices, n=1))
+        return f"{shown(value)} is not allowed; {_before(guess, hint.removeprefix('; '))}"
+    text = f"{shown(value)} is not allowed{hint}"
     if error["type"] == "string_type" and value is not None and not isinstance(value, (dict, list)):
         return text + "; put quotes around it to make it text"
     return text
@@ -147,7 +164,12 @@ def _choices(node: Node) -> list[Any]:
 
 
 def _did_you_mean(options: Sequence[str]) -> str:
-    return f"; did you mean {' or '.join(options)}?" if options else ""
+    return f"did you mean {' or '.join(options)}?" if options else ""
+
+
+def _before(guess: str, rest: str) -> str:
+    """A question, if there is one, before the sentence that explains it."""
+    return f"{guess} {rest[0].upper()}{rest[1:]}" if guess else rest
 
 
 def _resolved(node: Node) -> Node:

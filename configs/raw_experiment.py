@@ -50,7 +50,7 @@ class RawExperiment:
             content = read_regular_file(self.file, MAX_FILE_BYTES)
             tree, self.lines, duplicates = parse(content.decode("utf-8-sig"))
         except OSError as error:
-            self._add_file_error(f"cannot be read: {error.strerror}; give the path of a YAML with --config")
+            self._add_file_error(f"cannot be read: {error.strerror}; give the path of a YAML")
         except UnicodeDecodeError as error:
             self._add_file_error(
                 f"not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; save it as UTF-8"

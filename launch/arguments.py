@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
+from configs.error_messages import node_at
 from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import Experiment
-from pipeline.planning.request import Caller, Request
+from pipeline.planning.request import Request
 from pipeline.processes.streams import say
 from pipeline.state.run_directory import RunDirectory
 
@@ -35,22 +37,45 @@ class ExperimentOptions:
 
     overrides: Annotated[
         list[str],
-        typer.Argument(metavar="key=value", show_default=False, help="settings, e.g. ppo.kl_coef=0.05"),
+        typer.Argument(
+            metavar="FILE key=value",
+            show_default=False,
+            help="the experiment's YAML, and settings that change it, e.g. ppo.kl_coef=0.05",
+        ),
     ] = field(default_factory=list)
     config: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="experiment (default: configs/demo.yaml)", rich_help_panel=EXPERIMENT
+            metavar="FILE",
+            help="the experiment's YAML, if it is not the first argument (default: configs/demo.yaml)",
+            rich_help_panel=EXPERIMENT,
         ),
     ] = None
     run_dir: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="run directory (default: runs/NAME of the experiment)",
+            help="run directory (default: runs/NAME below the current folder)",
             rich_help_panel=EXPERIMENT,
         ),
     ] = None
+
+    def __post_init__(self) -> None:
+        """Take the words that are no key=value as `config`. Raises UserError: they name several files."""
+        files = [Path(word) for word in self.overrides if not _is_override(word)]
+        if not files:
+            return
+        file, *others = [*([self.config] if self.config else []), *files]
+        for other in others:
+            if other.absolute() != file.absolute():
+                raise UserError(f"{other!s:.200}: the experiment is already {file!s:.200}. Give one YAML.")
+        object.__setattr__(self, "config", file)
+        object.__setattr__(self, "overrides", list(filter(_is_override, self.overrides)))
+
+    @property
+    def file(self) -> Path:
+        """The experiment's YAML."""
+        return self.config or DEFAULT_CONFIG
 
     def experiment(self) -> tuple[Experiment, Path]:
         """The experiment and its run directory.
@@ -58,8 +83,13 @@ class ExperimentOptions:
         Raises:
             UserError: the configuration is wrong.
         """
-        config = load_experiment(self.config or DEFAULT_CONFIG, self.overrides)
-        return config, _readable(self.run_dir or ROOT / "runs" / config.name)
+        if self.config and os.path.isdir(self.config):
+            raise UserError(
+                f"{self.config!s:.200}: a folder, not an experiment's YAML. To name a run directory, write "
+                f"--run-dir {self.config!s:.200}."
+            )
+        config = load_experiment(self.file, self.overrides)
+        return config, _readable(self.run_dir or Path("runs", config.name))
 
     def run_directory(self) -> Path:
         """The run directory. If `--run-dir` names it, the configuration is not read.
@@ -74,6 +104,14 @@ class ExperimentOptions:
         config = ["--config", str(self.config)] if self.config else []
         run_dir = ["--run-dir", str(self.run_dir)] if self.run_dir else []
         return [*config, *run_dir, *self.overrides]
+
+
+def _is_override(word: str) -> bool:
+    """Whether a word is `key=value`, or a known key whose value was forgotten; else it is a file."""
+    key, equals, _ = word.partition("=")
+    if os.path.isfile(word) or "/" in key:  # the folders of a sweep have = in their names
+        return False
+    return bool(equals) or node_at(key.split(".")) is not None
 
 
 def _readable(run_dir: Path) -> Path:
@@ -109,11 +147,11 @@ class RequestOptions(ExperimentOptions):
         typer.Option("--fresh", help="start interrupted stages from step 0", rich_help_panel=FINISHED),
     ] = False
 
-    def request(self, caller: Caller) -> Request:
+    def request(self, caller: str) -> Request:
         """The request that these options make.
 
         Args:
-            caller: the program whose commands are suggested to the user.
+            caller: the program whose commands are suggested to the user; see `Request`.
 
         Raises:
             UserError: the configuration is wrong.
@@ -129,13 +167,34 @@ class RequestOptions(ExperimentOptions):
 
 
 class Command(TyperCommand):
-    """A command whose errors name its own `--help`."""
+    """A command whose errors name its own `--help`, in which flags have no type."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return without_types_of_flags(super().get_params(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, args)
         except typer.TyperException as error:
             raise typer.TyperException(_one_line(error, ctx.command_path)) from None
+
+
+class Commands(TyperGroup):
+    """A group of commands. Without one, it prints its help."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return without_types_of_flags(super().get_params(ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or ["--help"])
+
+
+def without_types_of_flags(params: list[Any]) -> list[Any]:
+    """Parameters of a command, of which flags have no `<bool>` in `--help`."""
+    for param in params:
+        if param.param_type_name == "option" and param.is_flag:
+            param.metavar = ""
+    return params
 
 
 def command(app: typer.Typer, example: str) -> Callable[[Function], Function]:

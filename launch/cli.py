@@ -11,16 +11,28 @@ from typing import Annotated, Literal
 import typer
 
 from configs.errors import UserError
+from configs.load import dump_experiment
 from configs.schema import MAX_NAME, STAGES, Experiment, Stage
-from launch.arguments import ROOT, ExperimentOptions, RequestOptions, command, exit_status
+from launch.arguments import (
+    EXPERIMENT,
+    ROOT,
+    Commands,
+    ExperimentOptions,
+    RequestOptions,
+    command,
+    exit_status,
+)
 from launch.deepspeed_command import Launch, guess_accelerators, visible_devices
 from launch.stage_sequence import run_all
 from launch.sweep import Run, check_different, run_sweep, runs_of, seeds_of, split_axes
+from launch.sweep_plan import plan_runs
 from launch.worker_pool import WorkerPool
 from pipeline.planning.batches import check_batches
-from pipeline.planning.machine import rank_here
-from pipeline.planning.plan import plan_stages, stages_between
-from pipeline.planning.preflight import check_files
+from pipeline.planning.machine import machine_in_words, machine_warnings, made_for
+from pipeline.planning.machine_memory import rank_here
+from pipeline.planning.plan import StagePlan, plan_stages, stages_between
+from pipeline.planning.preflight import check_files, check_files_and_batches
+from pipeline.planning.request import Request
 from pipeline.planning.stage_checks import check_stages
 from pipeline.processes import logs, parent_watch
 from pipeline.processes.interruption import end_in_one_line
@@ -31,7 +43,14 @@ from pipeline.state.results import sweep_runs
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.console import SafeConsole
 from pipeline.terminal.memory_table import print_memory
-from pipeline.terminal.show import print_plan, print_status
+from pipeline.terminal.show import (
+    print_batches,
+    print_decisions,
+    print_heading,
+    print_lines,
+    print_runs,
+    print_status,
+)
 from pipeline.tracking.wandb_sink import check_mode
 from stages.distributed.environment import check_accelerator
 
@@ -41,11 +60,11 @@ TrainedStage = Literal["sft", "rm", "ppo"]
 RANGE, MACHINE, SWEEP = "Stages", "Machine", "Sweep"  # groups of options in --help
 
 app = typer.Typer(
-    no_args_is_help=False,
+    cls=Commands,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     epilog="Shell completion: tristage --install-completion, then restart the shell.\n\n"
-    "Example: tristage run --config configs/demo.yaml ppo.kl_coef=0.1",
+    "Example: tristage run configs/demo.yaml ppo.kl_coef=0.1",
 )
 
 
@@ -119,6 +138,15 @@ class RunOptions(StartOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanOptions(RunOptions):
+    """A request to show a plan."""
+
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="show every key with its value", rich_help_panel=EXPERIMENT)
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepOptions(StartOptions):
     """A request for several PPO runs."""
 
@@ -137,9 +165,12 @@ class SweepOptions(StartOptions):
             rich_help_panel=SWEEP,
         ),
     ] = 1
+    plan: Annotated[
+        bool, typer.Option("--plan", help="show what each run would do; start nothing", rich_help_panel=SWEEP)
+    ] = False
 
 
-@command(app, "tristage run --config configs/demo.yaml ppo.kl_coef=0.1")
+@command(app, "tristage run configs/demo.yaml ppo.kl_coef=0.1")
 def run(options: RunOptions) -> int:
     """Run the stages one after another, each under its own deepspeed launch; skip finished ones."""
     request, launch = options.request("tristage"), options.launch()
@@ -173,6 +204,8 @@ def sweep(options: SweepOptions) -> int:
     check_files(request.config, plans)
     check_stages(request.config, plans)
     shared = [plan for plan in plans if plan.stage != "ppo"]
+    if options.plan:
+        return _show_sweep(options, request, shared, runs, configs)
     status = run_sweep((request, launch, shared), list(zip(runs, commands, strict=True)), pool)
     if not any(sweep_runs(request.run.path)):
         return status  # a shared stage failed and has printed why
@@ -182,20 +215,43 @@ def sweep(options: SweepOptions) -> int:
     return status
 
 
-@command(app, "tristage plan --config configs/demo.yaml --from ppo ppo.kl_coef=0.1")
-def plan(options: RunOptions) -> int:
+def _show_sweep(
+    options: SweepOptions,
+    request: Request,
+    shared: Sequence[StagePlan],
+    runs: Sequence[Run],
+    configs: Sequence[Experiment],
+) -> int:
+    """Show what a sweep would do. Returns the exit status."""
+    console = SafeConsole()
+    world = _print_beginning(console, options, request)
+    print_decisions(console, shared)
+    check_files_and_batches(request.config, shared, world)
+    plans = plan_runs(request, shared, runs, configs)
+    print_runs(console, [run.path.name for run in runs], plans)
+    return 2 if any(plan.action == "blocked" for plan in [*shared, *plans]) else 0
+
+
+@command(app, "tristage plan configs/demo.yaml --from ppo ppo.kl_coef=0.1")
+def plan(options: PlanOptions) -> int:
     """Show which stages would run, resume or be skipped, and why; start nothing."""
-    request = options.request("tristage")
+    request, console = options.request("tristage"), SafeConsole()
     _check_environment()
-    accelerators = options.num_accelerators or max(1, guess_accelerators())
-    world = Launch(RUN_STAGE, [], accelerators, options.hostfile).world()
     plans = plan_stages(request, options.stages())
-    runnable = print_plan(SafeConsole(), request, plans, world)
-    print_memory(SafeConsole(), request, plans, rank_here(world, guess_accelerators()))
-    check_files(request.config, plans)
-    for remark in check_stages(request.config, plans):
-        say(remark)
-    return 0 if runnable else 2
+    world = _print_beginning(console, options, request)
+    print_decisions(console, plans)
+    check_files_and_batches(request.config, plans, world)
+    remarks = check_stages(request.config, plans)
+    warnings = machine_warnings(request.config, guess_accelerators(), world, options.hostfile)
+    if starting := [plan.stage for plan in plans if plan.starts]:
+        print_lines(console, warnings, "yellow")
+        print_batches(console, request.config, starting, world)
+        print_memory(console, request, plans, rank_here(world, guess_accelerators()))
+    print_lines(console, remarks)
+    if options.show_config:
+        print_lines(console, [dump_experiment(request.config)])
+    print_decisions(console, plans, details=False)
+    return 2 if any(plan.action == "blocked" for plan in plans) else 0
 
 
 @command(app, "tristage status --run-dir runs/demo")
@@ -212,6 +268,17 @@ def report(options: ExperimentOptions) -> int:
 
     say(f"report: {write_report(options.run_directory())}")
     return 0
+
+
+def _print_beginning(console: SafeConsole, options: StartOptions, request: Request) -> int:
+    """Print which experiment runs where, and for what it is made; returns the number of ranks."""
+    found = guess_accelerators()
+    world = Launch(RUN_STAGE, [], options.num_accelerators or max(1, found), options.hostfile).world()
+    machine = machine_in_words(found, world, options.hostfile)
+    hardware = made_for(options.file)
+    lines = [f"this machine {machine}", *([f"hardware, by its YAML: {hardware}"] if hardware else [])]
+    print_heading(console, request, lines)
+    return world
 
 
 def _check_environment() -> None:

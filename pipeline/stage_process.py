@@ -19,7 +19,7 @@ from configs.schema import Experiment, Stage
 from pipeline.planning.batches import check_batches
 from pipeline.planning.plan import StagePlan, plan_stage, sealed_checkpoint
 from pipeline.planning.preflight import check_files
-from pipeline.planning.request import Request
+from pipeline.planning.request import TRISTAGE, Request
 from pipeline.planning.stage_checks import check_feedback
 from pipeline.processes import endings, logs
 from pipeline.processes.signals import Signals, handled_by, watched_signals
@@ -129,7 +129,7 @@ def _checked_plan(request: Request, stage: Stage, world: int) -> StagePlan:
     plan.check_runnable()
     check_files(request.config, [plan])
     check_batches(request.config, stage, world)
-    if request.caller != "tristage":  # which checked all stages before it started the first
+    if request.caller != TRISTAGE:  # which checked all stages before it started the first
         _check_alone(request.config, plan)
     for line in plan.notes:
         say(line)
@@ -243,7 +243,7 @@ def _attempt(
 
 def _print_end(request: Request, manifest: Manifest) -> None:
     """Print the result. `tristage run` continues by itself, so it needs no next command."""
-    command = None if request.caller == "tristage" else request.next_command(manifest.stage)
+    command = None if request.caller == TRISTAGE else request.next_command(manifest.stage)
     print_summary(SafeConsole(), manifest, request.run.output(manifest.stage), command)
 
 

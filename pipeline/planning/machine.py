@@ -1,45 +1,46 @@
-"""What a rank has on this machine, as far as it can be told without torch."""
+"""The hardware that an experiment is for, and what this machine has, in words."""
 
 from __future__ import annotations
 
-import subprocess
-from contextlib import suppress
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
+from configs.deepspeed_json import ZERO_SECTION, read_deepspeed_json
+from configs.schema import Experiment
 
-from pipeline.planning.stage_memory import Rank
-
-MIB = 2**20
-CPU_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the names of Linux on x86 and on Arm
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+HARDWARE = re.compile("^# Hardware: *(.+)$", re.MULTILINE)
 
 
-def rank_here(world: int, accelerators: int) -> Rank:
-    """One of `world` ranks, on a machine with so many accelerators; without any, ranks share the RAM."""
-    if accelerators:
-        return Rank(gpu=True, bf16=True, ranks=world, available=_free_gpu_memory())
-    return Rank(gpu=False, bf16=_multiplies_bf16(), ranks=world, available=_free_ram() // world)
+def made_for(file: Path) -> str:
+    """The hardware that the header of an experiment's YAML names, or ""."""
+    found = HARDWARE.search(file.read_text(encoding="utf-8"))
+    return found[1] if found else ""
 
 
-def _free_gpu_memory() -> int | None:
-    """Bytes that are free on the fullest GPU; None if nvidia-smi does not say."""
-    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-    with suppress(OSError, ValueError, subprocess.SubprocessError):
-        output = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-        return min(int(line) for line in output.split()) * MIB
-    return None
+def machine_in_words(accelerators: int, world: int, hostfile: Path | None = None) -> str:
+    """What the stages run on.
+
+    Args:
+        accelerators: number of GPUs of this machine.
+        world: number of ranks.
+        hostfile: names the machines, if there are several.
+    """
+    ranks = "1 rank" if world == 1 else f"{world} ranks"
+    if hostfile is not None:
+        return f"runs on the machines of {hostfile}, {ranks}"
+    if not accelerators:
+        return f"has no GPU: the stages run on its CPU, {ranks}"
+    return f"has {accelerators} GPU{'s' * (accelerators > 1)}; the stages run on {ranks}"
 
 
-def _free_ram() -> int:
-    """Bytes that a new process can have, within the limit of this container."""
-    free = psutil.virtual_memory().available
-    with suppress(OSError, ValueError):  # no container, or `max`
-        free = min(free, int(CGROUP_LIMIT.read_text()))
-    return free
-
-
-def _multiplies_bf16() -> bool:
-    with suppress(OSError):
-        return bool(CPU_BF16 & set(Path("/proc/cpuinfo").read_text().split()))
-    return False
+def machine_warnings(
+    config: Experiment, accelerators: int, world: int, hostfile: Path | None = None
+) -> Iterator[str]:
+    """Why the machine does not fit the experiment, whose DeepSpeed JSON must have passed `check_files`."""
+    zero = read_deepspeed_json(Path(config.deepspeed.config)).get(ZERO_SECTION, {}).get("stage", 0)
+    asked = f"warning: deepspeed.config asks for ZeRO-{zero}, which shards over several GPUs."
+    if zero and not accelerators and hostfile is None:
+        yield f"{asked} This machine has none: the plan below is for its CPU."
+    elif zero and world == 1:
+        yield f"{asked} On 1 rank it saves no memory. Give --num-accelerators or --hostfile."

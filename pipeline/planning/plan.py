@@ -42,6 +42,11 @@ class StagePlan:
     inputs: dict[Stage, Input] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def starts(self) -> bool:
+        """Whether the stage will run or resume."""
+        return self.action in ("run", "resume")
+
     def check_runnable(self) -> None:
         """Raise UserError if the stage is blocked."""
         if self.action == "blocked":

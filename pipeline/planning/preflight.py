@@ -9,6 +9,7 @@ from pathlib import Path
 from configs.deepspeed_json import read_deepspeed_json
 from configs.errors import UserError
 from configs.schema import DATA_FILES, Experiment, Stage
+from pipeline.planning.batches import check_batches
 from pipeline.planning.plan import StagePlan
 
 
@@ -18,10 +19,34 @@ def check_files(config: Experiment, plans: Sequence[StagePlan]) -> None:
     Raises:
         UserError: one line per file that is missing or not usable.
     """
-    stages = [plan.stage for plan in plans if plan.action in ("run", "resume")]
-    faults = list(_faults(config, stages)) if stages else []
+    if faults := file_faults(config, plans):
+        raise UserError("\n".join(faults))
+
+
+def check_files_and_batches(config: Experiment, plans: Sequence[StagePlan], world: int) -> None:
+    """Check files, and the batches on `world` ranks, of the stages that will run or resume.
+
+    Raises:
+        UserError: one line per file that is not usable, and per batch that the ranks cannot share.
+    """
+    faults = file_faults(config, plans)
+    for stage in _starting(plans):
+        try:
+            check_batches(config, stage, world)
+        except UserError as error:
+            faults.append(str(error))
     if faults:
         raise UserError("\n".join(faults))
+
+
+def file_faults(config: Experiment, plans: Sequence[StagePlan]) -> list[str]:
+    """What is wrong with the files of the stages that will run or resume, one line for each file."""
+    stages = _starting(plans)
+    return list(_faults(config, stages)) if stages else []
+
+
+def _starting(plans: Sequence[StagePlan]) -> list[Stage]:
+    return [plan.stage for plan in plans if plan.starts]
 
 
 def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from typing import Literal
 
 from configs.schema import Experiment, Stage
 from pipeline.state.manifest import source_hashes
 from pipeline.state.run_directory import RunDirectory
 
-Caller = Literal["deepspeed", "tristage"]
+TRISTAGE = "tristage"
 NEXT_STAGE: dict[Stage, Stage] = {"sft": "rm", "rm": "ppo"}
 
 
@@ -23,7 +22,8 @@ class Request:
         arguments: `--config`, `--run-dir` and overrides as given. Suggested commands repeat them.
         force: run a finished stage again.
         fresh: start an interrupted stage from step 0.
-        caller: the program that the user called; suggested commands have its form.
+        caller: TRISTAGE, or the launcher that the user called, such as `torchrun --nproc-per-node 2`.
+            Suggested commands have its form.
     """
 
     config: Experiment
@@ -31,7 +31,7 @@ class Request:
     arguments: str = ""
     force: bool = False
     fresh: bool = False
-    caller: Caller = "deepspeed"
+    caller: str = "deepspeed"
 
     @cached_property
     def source_hashes(self) -> Callable[[Stage], dict[str, str]]:
@@ -40,9 +40,10 @@ class Request:
 
     def command(self, stage: Stage, *switches: str) -> str:
         """The command line that runs `stage` of this request. `tristage run` does not know `best`."""
-        if self.caller == "tristage" and stage != "best":
+        if self.caller == TRISTAGE and stage != "best":
             return self._line(f"tristage run --from {stage} --until {stage}", *switches)
-        return self._line(f"deepspeed launch/run_stage.py --stage {stage}", *switches)
+        launcher = "deepspeed" if self.caller == TRISTAGE else self.caller
+        return self._line(f"{launcher} launch/run_stage.py --stage {stage}", *switches)
 
     def next_command(self, stage: Stage) -> str:
         """The command line to call after `stage` has finished."""
@@ -51,7 +52,7 @@ class Request:
         if stage not in NEXT_STAGE:
             return self._line("tristage report")
         following = NEXT_STAGE[stage]
-        if self.caller == "tristage":
+        if self.caller == TRISTAGE:
             return self._line(f"tristage run --from {following}")
         return self.command(following)
 

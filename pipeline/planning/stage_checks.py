@@ -33,7 +33,7 @@ def check_stages(config: Experiment, plans: Sequence[StagePlan]) -> list[str]:
     Raises:
         UserError: one line for each that cannot be read, cannot be found, or does not answer with numbers.
     """
-    stages = [plan.stage for plan in plans if plan.action in ("run", "resume")]
+    stages = [plan.stage for plan in plans if plan.starts]
     return run_preflight(config, stages) if stages else []
 
 

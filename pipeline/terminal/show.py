@@ -2,77 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from configs.errors import UserError
-from configs.load import dump_experiment
 from configs.schema import ALL_STAGES, STAGES, Experiment, Stage
-from pipeline.planning.batches import Batches, batches, check_batches
-from pipeline.planning.plan import StagePlan
+from pipeline.planning.batches import Batches, batches
+from pipeline.planning.plan import Action, StagePlan
 from pipeline.planning.request import Request
 from pipeline.state.manifest import Manifest, read_manifest
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.format import show_seconds
 from pipeline.terminal.summary import key_metrics
 
-COLORS = {"run": "green", "resume": "yellow", "skip": "dim", "blocked": "red"}
+COLORS: dict[Action, str] = {"run": "green", "resume": "yellow", "skip": "dim", "blocked": "red"}
+
+MOST_RUNS = 24  # of a sweep that are shown
 
 
-def print_plan(console: Console, request: Request, plans: Sequence[StagePlan], world: int) -> bool:
-    """Print what each stage would do, its batch sizes and the resolved configuration.
+def print_heading(console: Console, request: Request, lines: Sequence[str]) -> None:
+    """Print which experiment goes where, and more `lines`."""
+    print_lines(console, [f"experiment {request.config.name}, in {request.run.path}", *lines])
 
-    Returns:
-        False if a stage is blocked or its batches cannot be divided among the ranks.
-    """
-    console.print(Text(f"experiment {request.config.name}, in {request.run.path}"), soft_wrap=True)
-    console.print()
+
+def print_decisions(console: Console, plans: Sequence[StagePlan], *, details: bool = True) -> None:
+    """Print what each stage would do, and why; with `details`, remedies and notes, too."""
     for plan in plans:
-        _print_stage(console, plan)
+        line = Text(f"{plan.stage:<5}")
+        line.append(f"{plan.action:<9}", style=COLORS[plan.action])
+        line.append(plan.why)
+        console.print(line, soft_wrap=True)
+        for detail in _details(plan) if details else ():
+            console.print(Text(" " * 14 + detail), soft_wrap=True)
     console.print()
-    problems = _print_batches(console, request.config, [plan.stage for plan in plans], world)
-    console.print()
-    console.print(Text(dump_experiment(request.config)), soft_wrap=True)
-    return not problems and all(plan.action != "blocked" for plan in plans)
 
 
-def _print_stage(console: Console, plan: StagePlan) -> None:
-    line = Text(f"{plan.stage:<5}")
-    line.append(f"{plan.action:<9}", style=COLORS[plan.action])
-    line.append(plan.why)
-    console.print(line, soft_wrap=True)
-    details = [plan.remedy, *(f"note: {note}" for note in plan.notes)]
-    if plan.set_aside:
-        details.append(f"the old folder is kept as {plan.set_aside}")
-    for detail in filter(None, details):
-        console.print(Text(" " * 14 + detail), soft_wrap=True)
+def _details(plan: StagePlan) -> list[str]:
+    aside = f"the old folder is kept as {plan.set_aside}" if plan.set_aside else ""
+    return list(filter(None, [plan.remedy, *(f"note: {note}" for note in plan.notes), aside]))
 
 
-def _print_batches(console: Console, config: Experiment, stages: Sequence[Stage], world: int) -> list[str]:
-    """Print a table of batch sizes. Returns the errors of batches that cannot be divided."""
+def print_batches(console: Console, config: Experiment, stages: Sequence[Stage], world: int) -> None:
+    """Print a table of batch sizes, which `check_batches` must have passed."""
     ranks = "1 rank" if world == 1 else f"{world} ranks"
     table = Table(title=f"per optimizer step, on {ranks}", title_justify="left", box=None, pad_edge=False)
     for heading in ("stage", "steps", "sequences", "micro-batches per rank", "tokens in one, at most"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
-    notes, problems = [], []
-    for stage in stages:
-        try:
-            check_batches(config, stage, world)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        sizes = batches(config, stage, world)
+    all_sizes = [batches(config, stage, world) for stage in stages]
+    for sizes in all_sizes:
         table.add_row(*_row(sizes))
-        notes += [f"{stage}: {sizes.note}"] if sizes.note else []
     console.print(table)
-    for line in notes:
-        console.print(Text(line), soft_wrap=True)
-    for line in problems:
-        console.print(Text(line, style="red"), soft_wrap=True)
-    return problems
+    for sizes in all_sizes:
+        if sizes.note:
+            console.print(Text(f"{sizes.stage}: {sizes.note}"), soft_wrap=True)
+    console.print()
+
+
+def print_runs(console: Console, names: Sequence[str], plans: Sequence[StagePlan]) -> None:
+    """Print the number of runs of a sweep by action, and what the first MOST_RUNS would do."""
+    counts = Counter(plan.action for plan in plans)
+    how_many = ", ".join(f"{action} {counts[action]}" for action in COLORS if counts[action])
+    console.print(Text(f"{len(plans)} runs of ppo: {how_many}"), soft_wrap=True)
+    width = max(map(len, names[:MOST_RUNS]), default=0) + 2
+    for name, plan in zip(names[:MOST_RUNS], plans, strict=False):
+        line = Text(name.ljust(width))
+        line.append(f"{plan.action:<9}", style=COLORS[plan.action])
+        line.append(f"{plan.why}. {plan.remedy}" if plan.remedy else plan.why)
+        console.print(line, soft_wrap=True)
+    if len(names) > MOST_RUNS:
+        console.print(Text(f"and {len(names) - MOST_RUNS} more"))
+
+
+def print_lines(console: Console, lines: Iterable[str], style: str = "") -> None:
+    """Print each line, then an empty one; nothing without lines."""
+    shown = list(lines)
+    for line in shown:
+        console.print(Text(line, style=style), soft_wrap=True)
+    if shown:
+        console.print()
 
 
 def _row(sizes: Batches) -> list[str]:

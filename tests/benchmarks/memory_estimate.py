@@ -25,7 +25,7 @@ from configs.load import load_experiment  # noqa: E402
 from configs.schema import STAGES, Stage  # noqa: E402
 from launch.deepspeed_command import guess_accelerators  # noqa: E402
 from pipeline.planning.base_shapes import find_base  # noqa: E402
-from pipeline.planning.machine import rank_here  # noqa: E402
+from pipeline.planning.machine_memory import rank_here  # noqa: E402
 from pipeline.planning.stage_memory import CUDA_CONTEXT, StageMemory, estimate  # noqa: E402
 from tests.benchmarks.memory import run_command, write_experiment  # noqa: E402
 from tests.benchmarks.peers import importing_first  # noqa: E402

@@ -122,7 +122,10 @@ OVERRIDES = [
     ("rm.base=small", "rm.base: 'small' is not allowed; allowed: a section with the keys model, revision"),
     ("rm.base={}", "rm.base.model: missing; allowed: text"),
     ("rm.base={model: small, modell: x}", "rm.base.modell: unknown key", "did you mean rm.base.model?"),
-    ("rm.base={model: small, quantization: nf5}", "rm.base.quantization: 'nf5' is not allowed; allowed"),
+    (
+        "rm.base={model: small, quantization: nf5}",
+        "rm.base.quantization: 'nf5' is not allowed; did you mean nf4?",
+    ),
     # Keys
     ("ppo.kl_coeff=1", "did you mean ppo.kl_coef?"),
     ("kl_coef=1", "did you mean ppo.kl_coef?"),
@@ -135,7 +138,7 @@ OVERRIDES = [
     ("ppo.judge=vibes", "ppo.judge: 'vibes' is not allowed"),
     (
         "ppo.rollout.engine=continous",
-        "ppo.rollout.engine: 'continous' is not allowed; allowed: one of auto, hf, merged, continuous",
+        "ppo.rollout.engine: 'continous' is not allowed; did you mean continuous? Allowed: one of auto, hf",
     ),
     ("adapter.target_modules=[]", "adapter.target_modules: [] is not allowed"),
     ("sft={a: {b", "sft: not YAML"),
@@ -297,16 +300,16 @@ def test_a_long_list_is_told_soon_and_as_what_it_is(where, size, tmp_path):
 
 
 def test_batch_size_that_ranks_do_not_divide(tmp_path):
-    status, stdout, _ = tristage("plan", "--config", experiment(tmp_path), "--num-accelerators", "3")
+    status, _, stderr = tristage("plan", "--config", experiment(tmp_path), "--num-accelerators", "3")
     assert status == 2
-    assert "sft.batch_size: 64 cannot be shared equally by 3 ranks" in stdout
+    check_message(stderr, "sft.batch_size: 64 cannot be shared equally by 3 ranks")
 
 
-@pytest.mark.parametrize("name", ["none.yaml", ".", "none/../trial.yaml"])
+@pytest.mark.parametrize("name", ["none.yaml", "none/../trial.yaml"])
 def test_no_such_config(name, tmp_path):
     status, _, stderr = tristage("plan", "--config", tmp_path / name)
     assert status == 2
-    check_message(stderr, f"error: {tmp_path}", "cannot be read", "give the path of a YAML with --config")
+    check_message(stderr, f"error: {tmp_path}", "cannot be read", "give the path of a YAML")
 
 
 def test_all_missing_files_are_named_at_once(tmp_path):

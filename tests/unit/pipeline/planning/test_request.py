@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.run_stage import launcher_of
 from tests.support.pipeline_runs import request
 
 
@@ -15,6 +16,12 @@ from tests.support.pipeline_runs import request
         ("deepspeed", "sft", "deepspeed launch/run_stage.py --stage rm --run-dir RUN"),
         ("deepspeed", "rm", "deepspeed launch/run_stage.py --stage ppo --run-dir RUN"),
         ("deepspeed", "ppo", "tristage report --run-dir RUN"),
+        ("python", "sft", "python launch/run_stage.py --stage rm --run-dir RUN"),
+        (
+            "torchrun --nproc-per-node 2",
+            "sft",
+            "torchrun --nproc-per-node 2 launch/run_stage.py --stage rm --run-dir RUN",
+        ),
         ("tristage", "sft", "tristage run --from rm --run-dir RUN"),
         ("tristage", "rm", "tristage run --from ppo --run-dir RUN"),
         ("tristage", "ppo", "tristage report --run-dir RUN"),
@@ -46,3 +53,18 @@ def test_a_stage_again(caller: str, expected: str, tmp_path: Path) -> None:
 def test_best_of_n_is_no_stage_of_tristage_run(tmp_path: Path) -> None:
     expected = "deepspeed launch/run_stage.py --stage best --run-dir RUN"
     assert request(tmp_path, caller="tristage").command("best") == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "python"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "deepspeed"),
+        (
+            {"RANK": "0", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"},
+            "torchrun --nproc-per-node 2",
+        ),
+    ],
+)
+def test_a_stage_knows_its_launcher(variables: dict[str, str], expected: str) -> None:
+    assert launcher_of(variables) == expected
