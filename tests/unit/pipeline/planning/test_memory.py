@@ -15,19 +15,25 @@ from stages.models.queries import TokenQuery
 from stages.models.roles import Role
 from tests.support.roles import new_role, tiny_roles
 
-# Two layers of width 4, with two query heads and one key head of width 2, an MLP of 6, and 10 tokens.
-SMALL = shape_of(
-    {
-        "hidden_size": 4,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "intermediate_size": 6,
-        "vocab_size": 10,
-        "tie_word_embeddings": True,
-    }
-)
-assert SMALL is not None
+
+def small() -> BaseShape:
+    """Two layers of width 4, with two query heads and one key head of width 2, an MLP of 6, and 10 tokens."""
+    shape = shape_of(
+        {
+            "hidden_size": 4,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "intermediate_size": 6,
+            "vocab_size": 10,
+            "tie_word_embeddings": True,
+        }
+    )
+    assert shape is not None
+    return shape
+
+
+SMALL = small()
 
 
 def test_parameters_by_hand() -> None:
