@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import date
+from itertools import permutations
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
 from pipeline.state.results import Row, read_results, sweep_runs  # noqa: E402
+from stages.feedback.warm_ending import nats_per_token  # noqa: E402
 from stages.maths.statistics import mean_with_interval, wins  # noqa: E402
 
 NAMES = {"base": "base", "sft": "SFT", "ppo": "PPO"}
@@ -43,8 +45,9 @@ def main() -> int:
         sys.exit(f"{arguments.run} holds no sweep. Run tristage sweep --seeds 3 best.n=4 first.")
     names = list(next(iter(runs.values())))
     rows = {name: {run: show(of_run[name]) for run, of_run in runs.items()} for name in names}
-    for name, value in best_of_n(arguments.run).items():
-        rows[name] = dict.fromkeys(runs, show(value))  # it needs no PPO, so all seeds share it
+    shared = best_of_n(arguments.run) | baselines(read_results(arguments.run).rankings)
+    for name, value in shared.items():
+        rows[name] = dict.fromkeys(runs, show(value))  # of SFT and reward model, which all seeds share
     for name, columns in rows.items():
         print(f"{name:40}", *(f"{value:>24}" for value in columns.values()))
     if arguments.records:
@@ -109,6 +112,26 @@ def best_of_n(run: Path) -> Figures:
         f"gold score: best of {n} SFT answers, by the judge": interval(max(row["gold"]) for row in answers),
         f"gold score: mean of {n} SFT answers": interval(fmean(row["gold"]) for row in answers),
     }
+
+
+def baselines(rankings: Sequence[Row]) -> Figures:
+    """How often simple rules put the better of two held-out answers first, as the reward model should."""
+    held_out = [row for row in rankings if row["split"] == "held_out" and max(row["ranks"]) > 0]
+    nats = [nats_per_token([row["prompt"]] * len(row["ranks"]), row["completions"]) for row in held_out]
+    lengths = [[float(len(answer)) for answer in row["completions"]] for row in held_out]
+    ranks = [row["ranks"] for row in held_out]
+    return {
+        "accuracy: the longer answer is better": interval(map(accuracy, lengths, ranks)),
+        "accuracy: the likelier answer is better": interval(
+            accuracy([-value for value in values], of_row) for values, of_row in zip(nats, ranks, strict=True)
+        ),
+    }
+
+
+def accuracy(scores: Sequence[float], ranks: Sequence[int]) -> float:
+    """Share of the pairs with different ranks that the scores order as the ranks do; a tie counts one half."""
+    pairs = [(i, j) for i, j in permutations(range(len(ranks)), 2) if ranks[i] < ranks[j]]
+    return fmean(wins([scores[i] for i, _ in pairs], [scores[j] for _, j in pairs]))
 
 
 def chosen_by_reward_model(row: dict[str, Any]) -> float:
