@@ -78,6 +78,13 @@ def test_disk_is_that_of_checkpoints_and_the_adapter() -> None:
     assert of("sft", sft__keep_checkpoints=4).disk == 5 * 3 * adapter + adapter
 
 
+def test_mapped_files_count_but_need_not_be_free() -> None:
+    sizes = {"data__max_length": 128, "data__max_prompt_length": 64}
+    stage = of("sft", base="Qwen/Qwen2.5-7B-Instruct", sft__micro_batch_size=1, **sizes)
+    assert stage.peak_phase == "loading"
+    assert stage.peak - stage.phases["loading"]["files of the base"] <= stage.needed.peak < stage.peak
+
+
 def test_completions_are_those_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "rm.jsonl"
     file.write_text(json.dumps({"prompt": "p", "completions": ["a", "b", "c"]}) + "\n")
