@@ -1,7 +1,7 @@
 """How many bytes the parts of a stage take: functions of sizes, without config, files or devices.
 
 H is the hidden size, b the bytes of a number in the compute dtype (4 in fp32, 2 in bf16). A part is an upper
-bound on what is alive at once. What an allocator adds is `ALLOCATOR_WASTE` of the activations.
+bound on what is alive at once, without what an allocator adds.
 """
 
 from __future__ import annotations

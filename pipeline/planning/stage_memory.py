@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs.deepspeed_json import read_deepspeed_json
@@ -18,9 +18,12 @@ from pipeline.planning.memory import FP32, BaseShape, Precision
 MIB = 2**20
 # Measured: what a process takes before it loads a base (on a GPU, the CUDA context).
 LIBRARIES, CUDA_CONTEXT = 610 * MIB, 550 * MIB
-# Measured: free memory between tensors of activations, in shares of them. See docs/reference/memory.md.
-ALLOCATOR_WASTE = 0.25
+# Free memory between tensors, in shares of the activations. Measured on CPUs (docs/reference/memory.md), and
+# assumed for GPUs, where torch rounds blocks up.
+CPU_WASTE, GPU_WASTE = 0.25, 0.1
 MARGIN = 2  # of `stages.sampling.merged_model`: `auto` samples on a merged copy if this many fit
+
+FILES = "files of the base"  # mapped into RAM; the kernel can drop them
 
 Parts = dict[str, int]
 
@@ -63,6 +66,15 @@ class StageMemory:
     def peak(self) -> int:
         """Bytes of the largest phase."""
         return sum(self.phases[self.peak_phase].values())
+
+    @property
+    def needed(self) -> StageMemory:
+        """The same without mapped files: what must be free."""
+        phases = {
+            phase: {part: size for part, size in parts.items() if part != FILES}
+            for phase, parts in self.phases.items()
+        }
+        return replace(self, phases=phases)
 
     def largest_parts(self, count: int) -> list[tuple[str, int]]:
         """The largest parts of the peak, largest first."""
@@ -125,7 +137,7 @@ class _Estimator:
         # A GPU gets one weight after another. On a CPU, the mapped files count as the process's memory.
         files = 0 if self.rank.gpu else max(memory.loading_bytes(*base) for base in self.bases)
         whole = sum(memory.base_bytes(*base) for base in self.bases)
-        return {"libraries": self._process(), "base": whole, "files of the base": files}
+        return {"libraries": self._process(), "base": whole, FILES: files}
 
     def _resident(self) -> Parts:
         trained, frozen = self._roles()
@@ -161,7 +173,8 @@ class _Estimator:
             tiled = self.stage == "sft" or not self.config.ppo.rollout.truncates
             compute = self.policy_precision.compute
             parts["logits"] = memory.logit_bytes(self.policy, compute, tokens, tiled=tiled, gpu=self.rank.gpu)
-        return parts | {"allocator": round(ALLOCATOR_WASTE * activations)}
+        waste = GPU_WASTE if self.rank.gpu else CPU_WASTE
+        return parts | {"allocator": round(waste * activations)}
 
     def _activations(self, shape: BaseShape, precision: Precision, batch: tuple[int, int]) -> int:
         checkpointing = self.config.base.gradient_checkpointing

@@ -23,7 +23,6 @@ REMEDIES = {
     "allocator": "lower {stage}.micro_batch_size, or set base.gradient_checkpointing to true",
     "logits": "lower {stage}.micro_batch_size",
     "base": "set base.quantization to nf4, or shard the base with configs/deepspeed/zero3.json",
-    "files of the base": "use a smaller base",
     "merged copy": "set the engine of the stage's rollout to hf, which is slower",
     "merging": "set the engine of the stage's rollout to hf, which is slower",
     "KV cache": "lower batch_size or max_new_tokens of the stage's rollout",
@@ -85,7 +84,7 @@ def _downloads(config: Experiment, bases: dict[str, FoundBase]) -> Iterator[str]
 
 def _memory_warnings(estimates: Sequence[StageMemory], rank: Rank) -> Iterator[str]:
     kind = "GPU memory" if rank.gpu else "RAM"
-    for one in estimates:
+    for one in (each.needed for each in estimates):
         if rank.available is None or one.peak <= rank.available:
             continue
         part, _ = one.largest_parts(1)[0]

@@ -16,24 +16,24 @@ from stages.models.roles import Role
 from tests.support.roles import new_role, tiny_roles
 
 
-def small() -> BaseShape:
-    """Two layers of width 4, with two query heads and one key head of width 2, an MLP of 6, and 10 tokens."""
-    shape = shape_of(
-        {
-            "hidden_size": 4,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "intermediate_size": 6,
-            "vocab_size": 10,
-            "tie_word_embeddings": True,
-        }
-    )
-    assert shape is not None
-    return shape
+def shape(config: dict) -> BaseShape:
+    found = shape_of(config)
+    assert found is not None
+    return found
 
 
-SMALL = small()
+# Two layers of width 4, with two query heads and one key head of width 2, an MLP of 6, and 10 tokens.
+SMALL = shape(
+    {
+        "hidden_size": 4,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 6,
+        "vocab_size": 10,
+        "tie_word_embeddings": True,
+    }
+)
 
 
 def test_parameters_by_hand() -> None:
@@ -46,11 +46,10 @@ def test_parameters_by_hand() -> None:
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_parameters_are_those_of_transformers(name: str) -> None:
-    shape = shape_of(KNOWN[name])
+    known = shape(KNOWN[name])
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**KNOWN[name]))
-    assert shape is not None
-    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert known.parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_base_by_hand() -> None:
@@ -81,8 +80,8 @@ def test_merged_copy_by_hand() -> None:
 
 def test_logits_in_tiles_do_not_grow_with_the_vocabulary() -> None:
     def of(vocabulary: int, *, tiled: bool) -> int:
-        shape = BaseShape(1, 8, 1, vocabulary, 8, 8, 8, True, (Linear("q_proj", 8, 8),), 1, True, 1)
-        return memory.logit_bytes(shape, 4, 100, tiled=tiled, gpu=False)
+        one = BaseShape(1, 8, 1, vocabulary, 8, 8, 8, True, (Linear("q_proj", 8, 8),), 1, True, 1)
+        return memory.logit_bytes(one, 4, 100, tiled=tiled, gpu=False)
 
     assert of(50_000, tiled=True) == of(100_000, tiled=True)
     assert of(100_000, tiled=False) == 4 * 4 * 100 * 100_000
@@ -90,13 +89,13 @@ def test_logits_in_tiles_do_not_grow_with_the_vocabulary() -> None:
 
 def test_packed_weights_take_what_bitsandbytes_allocates() -> None:
     roles = tiny_roles(quantization="nf4")
-    shape = tiny_shape(roles.causal.config.to_dict())
+    tiny = shape(roles.causal.config.to_dict())
     held = 0
     for parameter in roles.causal.parameters():
         if (state := getattr(parameter, "quant_state", None)) is not None:
             held += state.absmax.nbytes + state.state2.absmax.nbytes
         held += parameter.nbytes
-    assert memory.base_bytes(shape, Precision("nf4", 4)) == pytest.approx(held, rel=0.02)
+    assert memory.base_bytes(tiny, Precision("nf4", 4)) == pytest.approx(held, rel=0.02)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -109,14 +108,14 @@ def test_saved_activations_are_those_that_autograd_keeps(checkpointing: bool) ->
     mask = torch.ones_like(ids)
     mask[0, -8:] = 0  # padding, so that attention has a mask
     kept = saved_bytes(roles, TokenQuery(Role.POLICY, ids, mask, targets=ids[:, 1:]))
-    shape = tiny_shape(roles.causal.config.to_dict())
+    tiny = shape(roles.causal.config.to_dict())
     tokens = sequences * length
-    states = tokens * shape.hidden * 4
+    states = tokens * tiny.hidden * 4
     if checkpointing:  # the inputs of both layers, of the last norm and of the head
-        expected = (shape.layers + 2) * states
+        expected = (tiny.layers + 2) * states
     else:
-        layer = tokens * memory.saved_by_layer(shape, 4, roles.lora_rank)
-        expected = shape.layers * (layer + sequences * length**2 * 4)
+        layer = tokens * memory.saved_by_layer(tiny, 4, roles.lora_rank)
+        expected = tiny.layers * (layer + sequences * length**2 * 4)
     assert kept == pytest.approx(expected, rel=0.03)
 
 
@@ -135,9 +134,3 @@ def saved_bytes(roles, query: TokenQuery) -> int:
         statistics = roles(query)
     assert statistics.logprobs.requires_grad
     return sum(size for _, size in kept.values())
-
-
-def tiny_shape(config: dict) -> BaseShape:
-    shape = shape_of(config)
-    assert shape is not None
-    return shape
