@@ -181,7 +181,7 @@ class PpoTrainer:
         metrics = self._objective(trajectory, scores, rewards.sum(1) - scores, ended)
         if ppo.whiten_rewards:
             rewards = scale(rewards, trajectory.mask)
-        advantages = estimate_advantages(trajectory, scores, rewards, ppo)
+        advantages = estimate_advantages(trajectory, rewards, ppo)
         experience = Experience(**vars(trajectory), scores=scores, rewards=rewards, advantages=advantages)
         self._limit_kl(metrics | seconds)
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+MIN_SIGNAL = 0.1  # of the advantages' deviation
+
 
 def token_kl(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
     """Estimate of KL(pi || pi_ref) from each token that pi sampled: (B, T), in nats.
@@ -107,6 +109,26 @@ def centre(values: Tensor, mask: Tensor) -> Tensor:
         mask: (B, T).
     """
     return torch.where(mask, values - values[mask].mean(), 0.0)
+
+
+def whiten_signal(advantages: Tensor, rewards: Tensor, mask: Tensor) -> Tensor:
+    """Whiten the advantages; 0 if the rewards hold no signal for them. Those of one response are centred.
+
+    An advantage is what the rewards say plus the critic's error. If the responses' total rewards deviate by
+    less than MIN_SIGNAL times the advantages' deviation, nearly all of it is the critic's error. Smaller
+    advantages would not keep the policy from following it, because Adam undoes the scale of a gradient.
+
+    Args:
+        advantages: (B, T).
+        rewards: (B, T), as in `gae`.
+        mask: (B, T).
+    """
+    totals = torch.where(mask, rewards, 0.0).sum(1)
+    if len(totals) == 1:  # nothing to compare it with
+        return centre(advantages, mask)
+    if totals.std(unbiased=False) < MIN_SIGNAL * advantages[mask].std(unbiased=False):
+        return torch.zeros_like(advantages)
+    return whiten(advantages, mask)
 
 
 def scale(values: Tensor, mask: Tensor) -> Tensor:

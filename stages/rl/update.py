@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from configs.schema import Ppo
-from stages.maths.advantages import centre, gae, token_kl, whiten
+from stages.maths.advantages import gae, token_kl, whiten_signal
 from stages.maths.losses import masked_mean, masked_sum, policy_loss, value_loss
 from stages.maths.statistics import Means, add_means
 from stages.models.roles import Role
@@ -160,19 +159,11 @@ class PpoUpdate:
         return loss, {"loss/value_avg": means["loss"], "val/clipfrac_avg": means["clipfrac"]}
 
 
-def estimate_advantages(trajectory: Trajectory, scores: Tensor, rewards: Tensor, ppo: Ppo) -> Tensor:
-    """(B, R) advantages: GAE on the whole batch, whitened if `whiten_advantages` is set.
-
-    If all scores are equal, advantages are noise of the critic and KL penalties. They are centred only:
-    whitening would scale the noise up to the size of a signal.
+def estimate_advantages(trajectory: Trajectory, rewards: Tensor, ppo: Ppo) -> Tensor:
+    """(B, R) advantages: GAE on the whole batch, whitened by `whiten_signal` if `whiten_advantages` is set.
 
     Args:
-        scores: (B,) of the responses.
         rewards: (B, R) of the tokens.
     """
-    mask = trajectory.mask
-    advantages, _ = gae(rewards, trajectory.values, mask, ppo.gamma, ppo.lam)
-    if ppo.whiten_advantages:
-        equal = torch.allclose(scores, scores[0])
-        advantages = centre(advantages, mask) if equal else whiten(advantages, mask)
-    return advantages
+    advantages, _ = gae(rewards, trajectory.values, trajectory.mask, ppo.gamma, ppo.lam)
+    return whiten_signal(advantages, rewards, trajectory.mask) if ppo.whiten_advantages else advantages

@@ -14,6 +14,7 @@ from stages.maths.advantages import (
     token_kl,
     token_rewards,
     whiten,
+    whiten_signal,
 )
 
 NAN = math.nan
@@ -179,6 +180,52 @@ def test_whitening_keeps_order_and_ignores_shift_and_scale():
 def test_equal_values_whiten_to_zero():
     whitened = whiten(torch.full((2, 3), 4.0), left_aligned([3, 2]))
     assert whitened.tolist() == [[0.0] * 3] * 2
+
+
+def last_token(scores: list[float], filling: float = 0.0) -> torch.Tensor:
+    """Rewards of responses of LENGTHS, whose last token has the score."""
+    rows = [[*[0.0] * (length - 1), score] for length, score in zip(LENGTHS, scores, strict=True)]
+    return padded(rows, filling)
+
+
+@pytest.mark.parametrize("filling", [0.0, NAN])
+def test_critics_error_is_not_whitened_if_the_rewards_are_nearly_constant(filling):
+    advantages, mask = padded(random_rows(15), filling), left_aligned(LENGTHS)
+    noise = float(advantages[mask].std(unbiased=False))
+    for deviation, held in ((0.0, True), (1e-3, True), (0.099, True), (0.101, False), (1.0, False)):
+        # scores 1 -+ d, twice each, have deviation d
+        scores = [1 + sign * deviation * noise for sign in (-1, 1, -1, 1)]
+        found = whiten_signal(advantages, last_token(scores, filling), mask)
+        expected = torch.zeros_like(found) if held else whiten(advantages, mask)
+        assert torch.equal(found, expected), deviation
+
+
+def test_signal_of_the_rewards_includes_their_kl_penalty():
+    """A policy whose scores are constant is still pulled back to its reference."""
+    advantages, mask = padded(random_rows(16)), left_aligned(LENGTHS)
+    rewards = last_token([1.0] * 4) + padded(random_rows(17))
+    assert torch.equal(whiten_signal(advantages, rewards, mask), whiten(advantages, mask))
+
+
+def test_signal_does_not_depend_on_the_scale_of_the_rewards():
+    """Rewards of deviation 0.001 with a critic of the same scale are whitened as others are."""
+    advantages, rewards, mask = padded(random_rows(18)), padded(random_rows(19)), left_aligned(LENGTHS)
+    small = whiten_signal(advantages * 1e-3, rewards * 1e-3, mask)
+    torch.testing.assert_close(small, whiten_signal(advantages, rewards, mask), rtol=1e-2, atol=0)
+    assert small.any()
+
+
+def test_advantages_of_one_response_are_centred():
+    mask = torch.tensor([[True, True, True, False]])
+    centred = whiten_signal(tensor([[1.0, 2.0, 6.0, 99.0]]), tensor([[0.0, 0.0, 1.0, 0.0]]), mask)
+    assert centred.flatten().tolist() == [-2.0, -1.0, 3.0, 0.0]
+
+
+def test_reward_that_is_no_number_spreads_over_all_advantages():
+    """The update then has a gradient that is not finite, and is skipped."""
+    rewards, mask = last_token([1.0, 1.0, NAN, 1.0]), left_aligned(LENGTHS)
+    advantages, _ = gae(rewards, padded(random_rows(20)), mask, 1.0, 0.95)
+    assert whiten_signal(advantages, rewards, mask)[mask].isnan().all()
 
 
 # Explained variance

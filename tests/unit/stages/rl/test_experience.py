@@ -63,7 +63,7 @@ def experience() -> Experience:
     """One response of three tokens, whose last one is rewarded."""
     batch = replace(trajectory(3), values=torch.tensor([VALUES]))
     scores, rewards = torch.tensor([1.0]), torch.tensor([[0.0, 0.0, 1.0]])
-    advantages = estimate_advantages(batch, scores, rewards, PPO)
+    advantages = estimate_advantages(batch, rewards, PPO)
     return Experience(**vars(batch), scores=scores, rewards=rewards, advantages=advantages)
 
 
@@ -72,20 +72,18 @@ def test_advantages_by_hand() -> None:
 
 
 def test_whitening_does_not_amplify_what_is_no_signal() -> None:
-    """Two responses of two tokens. If their scores are equal, advantages only lose their mean."""
-    values = torch.tensor([[0.01, 0.02], [0.03, 0.0]])
-    batch = replace(trajectory(2, 2), values=values)
+    """Two responses of two tokens, whose values differ by hundredths. A = score - V with lambda 1."""
+    batch = replace(trajectory(2, 2), values=torch.tensor([[0.01, 0.02], [0.03, 0.0]]))
     ppo = Ppo(gamma=1.0, lam=1.0)
 
-    def advantages(scores: list[float]) -> torch.Tensor:
+    def advantages(*scores: float, whiten: bool = True) -> torch.Tensor:
         rewards = torch.tensor([[0.0, score] for score in scores])
-        return estimate_advantages(batch, torch.tensor(scores), rewards, ppo)
+        return estimate_advantages(batch, rewards, ppo.model_copy(update={"whiten_advantages": whiten}))
 
-    # A = score - V, whose mean is score - 0.015
-    assert advantages([1.0, 1.0]).flatten().tolist() == pytest.approx(
-        [0.005, -0.005, -0.015, 0.015], abs=1e-6
-    )
-    varied = advantages([1.0, 1.1])
+    assert not advantages(1.0, 1.0).any()
+    assert not advantages(1.0, 1.001).any()  # their deviation is 0.0005, that of the values 0.011
+    assert advantages(1.0, 1.001, whiten=False).all()
+    varied = advantages(1.0, 1.1)
     assert float(varied.mean()) == pytest.approx(0.0, abs=1e-5)
     assert float(varied.std(unbiased=False)) == pytest.approx(1.0, abs=1e-4)
 
