@@ -27,7 +27,7 @@ from pipeline.reporting.figure_style import (
 from pipeline.reporting.reward_words import is_reward_model, reward_label
 from pipeline.state.results import Results
 from pipeline.state.rows import Row
-from pipeline.terminal.format import show_number
+from pipeline.terminal.format import show_figure
 
 DOTS_PER_INCH = 150
 
@@ -44,7 +44,13 @@ def gold(results: Results) -> Figure | None:
     for x, role in enumerate(roles):
         value = metrics[f"gold_{role}"]
         draw_role(panels[0], role, x, value, interval(metrics, f"gold_{role}"))
-        panels[0].annotate(show_number(value), (x, value), (9, 0), textcoords="offset points", va="center")
+        panels[0].annotate(
+            show_figure(metrics, f"gold_{role}").value,
+            (x, value),
+            (9, 0),
+            textcoords="offset points",
+            va="center",
+        )
     panels[0].set_title("Mean, with its 95 % interval")
     panels[0].set_ylabel(f"gold score ({results.experiment.ppo.judge})")
     panels[0].set_xticks(range(len(roles)), [ROLE_NAMES[role] for role in roles])

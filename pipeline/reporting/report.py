@@ -28,7 +28,7 @@ from pipeline.reporting.warnings import RULES, warnings
 from pipeline.state.manifest import BaseModelId
 from pipeline.state.results import Results, read_results
 from pipeline.state.rows import Row
-from pipeline.terminal.format import show_number
+from pipeline.terminal.format import show_figure, show_number
 
 ANSWERS_SHOWN = 30
 RANKINGS_SHOWN = 3
@@ -121,7 +121,7 @@ def _tile(label: str, metrics: dict[str, float], key: str, unit: str = "") -> li
         (
             label,
             Cell(
-                show_number(metrics[key]),
+                show_figure(metrics, key).value,
                 "\n".join(filter(None, [bounds and f"95 %: {bounds}", count and f"n = {count}", unit])),
             ),
         )
@@ -202,7 +202,7 @@ def _best_of_n(results: Results) -> Section | None:
         + [
             cell
             for name in measures
-            for cell in (Cell(show_number(row[name])), Cell(show_interval(row, name)))
+            for cell in (Cell(show_figure(row, name).value), Cell(show_interval(row, name)))
         ]
         for row in rows
     ]

@@ -12,7 +12,7 @@ from pipeline.reporting.page import Cell, Paragraph, Section, Table
 from pipeline.state.manifest import Manifest
 from pipeline.state.results import Results
 from pipeline.state.run_directory import RunDirectory
-from pipeline.terminal.format import show_number, show_seconds
+from pipeline.terminal.format import show_figure, show_number, show_seconds
 from pipeline.terminal.summary import KEY_METRICS, metric_with_interval, term_label
 
 STAGE_NAMES: dict[Stage, str] = {"sft": "SFT", "rm": "Reward model", "ppo": "PPO", "best": "Best of n"}
@@ -66,9 +66,9 @@ def gold_parts(metrics: dict[str, float]) -> list[Table]:
 
 
 def show_interval(metrics: dict[str, float], key: str) -> str:
-    """`0.7112 to 0.8112`, or "" if `key` has no interval."""
-    bounds = [show_number(metrics[bound]) for bound in (f"{key}_low", f"{key}_high") if bound in metrics]
-    return " to ".join(bounds) if len(bounds) == 2 else ""
+    """`0.711 to 0.811`, or "" if `key` has no interval."""
+    figure = show_figure(metrics, key)
+    return f"{figure.low} to {figure.high}" if figure.low else ""
 
 
 def show_count(metrics: dict[str, float], key: str) -> str:
@@ -85,7 +85,7 @@ def _metrics(results: Results, stage: Stage) -> list[list[Cell]]:
         [
             Cell(STAGE_NAMES[stage]),
             Cell(labels.get(name, name)),
-            Cell(show_number(metrics[name])),
+            Cell(show_figure(metrics, name).value),
             Cell(show_interval(metrics, name)),
             Cell(show_count(metrics, name)),
         ]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import NamedTuple
+
+SMALL, LARGE = 1e-3, 1e5  # other numbers have exponents
 
 # The metrics beside a progress bar, in this order, and their short names.
 SHOWN = {
@@ -28,11 +32,42 @@ def show_seconds(seconds: float) -> str:
 
 
 def show_number(value: float) -> str:
-    """Up to four significant digits: `0.6931`, `12.35`, `1234`, `1.00e-05`."""
+    """Three significant digits: `0.693`, `12.3`, `0.0855`, `1.00e-05`. Whole numbers stay whole: `1234`."""
     value = float(value)
-    if value and not 1e-3 <= abs(value) < 1e5:
+    if value and not SMALL <= abs(value) < LARGE:  # NaN and infinity, too
         return f"{value:.2e}"
-    return f"{value:.0f}" if abs(value) >= 1000 or value.is_integer() else f"{value:.4g}"
+    return f"{value:.0f}" if value.is_integer() else f"{value:.{_decimals(value)}f}"
+
+
+class Figure(NamedTuple):
+    """A metric in text, and the bounds of its interval; "" without one."""
+
+    value: str
+    low: str = ""
+    high: str = ""
+
+
+def show_figure(metrics: Mapping[str, float], key: str) -> Figure:
+    """A metric and its interval with the same decimals: three significant digits of the metric.
+
+    0.0855 in [0.008, 0.16] is 0.0855 [0.0080, 0.1600]. A metric near 0 gets at most one decimal more than the
+    larger bound needs: 0.00041 in [-0.15, 0.15] is 0.0004 [-0.1500, 0.1500].
+    """
+    value = metrics[key]
+    if f"{key}_low" not in metrics or f"{key}_high" not in metrics:
+        return Figure(show_number(value))
+    numbers = [float(number) for number in (value, metrics[f"{key}_low"], metrics[f"{key}_high"])]
+    largest = max(map(abs, numbers))
+    if largest and not (math.isfinite(sum(numbers)) and SMALL <= largest < LARGE):
+        return Figure(*map(show_number, numbers))
+    decimals = min(_decimals(numbers[0]), _decimals(largest) + 1)
+    return Figure(*(f"{number:.{decimals}f}" for number in numbers))
+
+
+def _decimals(value: float) -> int:
+    """The decimals with which `value` has three significant digits; 0 from 100 on."""
+    exponent = int(f"{abs(value):.2e}".partition("e")[2])  # after rounding: 9.996 is 10.0
+    return max(0, 2 - exponent)
 
 
 def show_metrics(metrics: Mapping[str, float]) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from configs.schema import Stage, data_stage
 from pipeline.state.manifest import Manifest
-from pipeline.terminal.format import show_number, show_seconds
+from pipeline.terminal.format import show_figure, show_number, show_seconds
 
 KEY_METRICS: dict[Stage, dict[str, str]] = {
     "sft": {"eval_loss_before": "held-out loss before", "eval_loss": "held-out loss after"},
@@ -70,12 +70,11 @@ def term_label(name: str) -> str:
 
 
 def metric_with_interval(metrics: Mapping[str, float], key: str) -> str:
-    """`0.74 [0.70, 0.78], n = 200`, as far as interval and n are known."""
-    value = show_number(metrics[key])
+    """`0.740 [0.700, 0.780], n = 200`, as far as interval and n are known."""
+    figure = show_figure(metrics, key)
+    interval = f" [{figure.low}, {figure.high}]" if figure.low else ""
     count = f", n = {metrics[f'{key}_n']:.0f}" if f"{key}_n" in metrics else ""
-    if f"{key}_low" not in metrics or f"{key}_high" not in metrics:
-        return value + count
-    return f"{value} [{show_number(metrics[f'{key}_low'])}, {show_number(metrics[f'{key}_high'])}]{count}"
+    return figure.value + interval + count
 
 
 def small_samples(manifest: Manifest) -> list[str]:

@@ -129,7 +129,7 @@ def baselines(rankings: Sequence[Row]) -> Figures:
 
 
 def accuracy(scores: Sequence[float], ranks: Sequence[int]) -> float:
-    """Share of the pairs with different ranks that the scores order as the ranks do; a tie counts one half."""
+    """Share of the pairs with different ranks that the scores order as the ranks do; a tie counts ½."""
     pairs = [(i, j) for i, j in permutations(range(len(ranks)), 2) if ranks[i] < ranks[j]]
     return fmean(wins([scores[i] for i, _ in pairs], [scores[j] for _, j in pairs]))
 

@@ -70,15 +70,15 @@ def test_a_whole_run_shows_its_figures(run):
     html, text = run.complete().texts()
     outline = Outline(html)
     figures = [text_of_tag for tag, text_of_tag in outline.texts if tag == "span"]
-    for shown in ("2.123", "0.7612", "-0.2", "0.12", "0.61", "0.7812", "6.25"):
+    for shown in ("2.12", "0.761", "-0.200", "0.120", "0.610", "0.781", "6.25"):
         assert shown in figures
         assert f"**{shown}**" in text
     rows = [row for table in tables(text) for row in table]
-    assert ["PPO", "gold score, PPO", "0.61", "0.54 to 0.68", "40"] in rows
-    assert ["SFT", "held-out loss before", "4.559", "", ""] in rows
+    assert ["PPO", "gold score, PPO", "0.610", "0.540 to 0.680", "40"] in rows
+    assert ["SFT", "held-out loss before", "4.56", "", ""] in rows
     assert ["wall time", "4:05", "4:05", "4:05"] in rows
     assert ["peak memory, GiB per rank", "1.50", "1.50", "1.50"] in rows
-    assert ["tokens per second", "123.4", "123.4", "123.4"] in rows
+    assert ["tokens per second", "123", "123", "123"] in rows
     assert ["torch", "2.13.0", "2.13.0", "2.13.0"] in rows
     hash_ = stage_hash(run.experiment, "rm")[:12]
     assert [
@@ -169,7 +169,7 @@ def test_a_run_with_sft_alone_says_what_is_missing(run):
     }
     assert "- Stage rm has not run." in text
     assert "- Stage ppo has not run." in text
-    assert "2.123" in text
+    assert "2.12" in text
     assert warnings(read_results(run.path)) == []
 
 
@@ -198,7 +198,7 @@ def test_parts_of_the_gold_score_have_a_table(run):
     text = run.complete().texts()[1]
     rows = [row for table in tables(text) for row in table]
     assert ["Part of the gold score", "Base", "SFT", "PPO"] in rows
-    assert ["warmth", "-0.25 [-0.375, -0.125]", "0 [-0.125, 0.125]", "0.5 [0.375, 0.625]"] in rows
+    assert ["warmth", "-0.250 [-0.375, -0.125]", "0.000 [-0.125, 0.125]", "0.500 [0.375, 0.625]"] in rows
 
 
 def test_without_a_judge_there_is_no_gold_figure(tmp_path):
@@ -233,9 +233,9 @@ def test_a_function_is_not_called_the_reward_model(tmp_path):
     html, text = run.texts()
     assert any('PPO optimises the reward "score" (my:score).' in shown for _, shown in Outline(html).texts)
     assert "reward model" not in text.split("## How to read")[0], "headlines"
-    assert "| Reward score of PPO | **7.5** | 95 %: 7.3 to 7.7<br>n = 40<br>SFT: 3 |" in text
-    assert "| PPO | reward score, PPO | 7.5 | 7.3 to 7.7 | 40 |" in text
-    assert "| PPO | score: win rate against SFT | 0.9 |  |  |" in text
+    assert "| Reward score of PPO | **7.50** | 95 %: 7.30 to 7.70<br>n = 40<br>SFT: 3 |" in text
+    assert "| PPO | reward score, PPO | 7.50 | 7.30 to 7.70 | 40 |" in text
+    assert "| PPO | score: win rate against SFT | 0.900 |  |  |" in text
     assert "Stage rm has not run" not in text
 
 
@@ -251,7 +251,7 @@ def test_each_of_several_terms_has_its_figures(tmp_path):
     words = "the sum of 1 times the reward model's score and -0.5 times the reward"
     assert words in text.replace("\\", "")
     for label in ("Reward of PPO, the sum of its terms", "Reward rm of PPO", "Reward score of PPO"):
-        assert f"| {label} | **1.5** |" in text
+        assert f"| {label} | **1.50** |" in text
     run.stage("ppo", metrics=run.metrics["ppo"])
     assert "curves-ppo.png" in html
 

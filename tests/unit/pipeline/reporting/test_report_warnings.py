@@ -66,7 +66,7 @@ def answers(text):
         (figures("ppo", gold_ppo_low=0.2), "overlap"),
         (figures("ppo", gold_ppo_low=0.201), None),
         (figures("ppo", gold_ppo_low=-0.5, gold_ppo=-0.4, gold_ppo_high=-0.3), "made the answers worse"),
-        (figures("ppo", kl=15.01), "15.01 nats per response, above 15"),
+        (figures("ppo", kl=15.01), "15.0 nats per response, above 15"),
         (figures("ppo", kl=15.0), None),
         (figures("ppo", kl=-0.3, kl_low=-0.5, kl_high=-0.1), "A KL cannot be negative"),
         (figures("ppo", kl=-0.3, kl_low=-0.7, kl_high=0.1), None),
@@ -74,7 +74,7 @@ def answers(text):
         (late("completions/clipped_ratio", 0.25), None),
         (late("completions/clipped_ratio", 0.26, count=3), None),
         (late("val/ratio", 1.11, count=1), "was 1.11 at iteration 16"),
-        (late("val/ratio", 0.89, count=1), "was 0.89 at iteration 16"),
+        (late("val/ratio", 0.89, count=1), "was 0.890 at iteration 16"),
         (late("val/ratio", 1.09), None),
         (late("val/explained_variance", -0.01), "explained variance is -0.01"),
         (late("val/explained_variance", 0.0), None),
@@ -89,9 +89,9 @@ def answers(text):
         (late("objective/kl", 7.97), None),
         (late("objective/entropy", 0.7), "entropy has collapsed, from 2.35 to 0.7"),
         (late("objective/entropy", 0.71), None),
-        (kept_tokens(20.0, 9.9), "keep 9.9 tokens to sample from, 20 at first"),
+        (kept_tokens(20.0, 9.9), "keep 9.90 tokens to sample from, 20 at first"),
         (kept_tokens(20.0, 10.0), None),
-        (figures("ppo", kl=17.01, kl_sft=2.0), "is 15.01 nats per response beyond that of truncation alone"),
+        (figures("ppo", kl=17.01, kl_sft=2.0), "is 15.0 nats per response beyond that of truncation alone"),
         (figures("ppo", kl=17.0, kl_sft=2.0), None),
         (late("policy/clipfrac_avg", 0.31), "31% of the tokens' ratios were clipped"),
         (late("policy/clipfrac_avg", 0.3), None),
@@ -137,7 +137,7 @@ def unfinished(run, golds, response):
 def test_warnings_while_ppo_runs(run):
     assert unfinished(run, {0: 0.2, 8: 0.3}, "so good") == []
     [gold] = unfinished(run, {0: 0.2, 8: 0.3, 16: 0.1}, "so good")
-    assert "Up to iteration 16" in gold and "fell from 0.2 to 0.1" in gold
+    assert "Up to iteration 16" in gold and "fell from 0.200 to 0.100" in gold
     [repeated] = unfinished(run, {0: 0.2, 8: 0.3}, "so good so good so good")
     assert "PPO's latest samples repeat themselves: 60%" in repeated
 

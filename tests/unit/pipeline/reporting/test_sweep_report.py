@@ -43,7 +43,7 @@ def test_report_tells_settings_apart_and_counts_collapses(tmp_path: Path) -> Non
     without, with_penalty = (
         next(row for row in text.splitlines() if row.startswith(f"| kl\\_coef={b} ")) for b in ("0", "0.05")
     )
-    assert "| 2 |" in without and "1 of 2" in without and "-0.4 to 0.5" in without
+    assert "| 2 |" in without and "1 of 2" in without and "-0.400 to 0.500" in without
     assert "1 of 2 finished" in with_penalty and "0 of 1" in with_penalty
     assert (tmp_path / "sweep" / "report" / "frontier.png").stat().st_size > 10_000
     rows = [
@@ -81,7 +81,7 @@ def test_report_of_a_run_shows_best_of_n_beside_ppo(tmp_path: Path) -> None:
     page = write_report(run.path)
     assert "Best of n" in page.read_text() and "0.64" in page.read_text()
     assert page.with_name("score-kl.png").read_bytes() != without_best
-    assert "0.4321" in page.read_text() and "best/demonstrations" in page.read_text()
+    assert "0.432" in page.read_text() and "best/demonstrations" in page.read_text()
     console = Console(record=True, width=200)
     print_status(console, RunDirectory(run.path))
     assert re.search(r"best\s+finished.*\s+demonstrations: 77", console.export_text())

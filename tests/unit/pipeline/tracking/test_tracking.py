@@ -100,7 +100,7 @@ def test_plain_display_prints_a_line_per_tenth() -> None:
         display.advance(1, {"loss": 0.5})
     assert len(lines) == 10
     assert lines[0].startswith("training 20/200") and lines[-1].startswith("training 200/200")
-    assert lines[0].endswith("loss 0.5")
+    assert lines[0].endswith("loss 0.500")
 
 
 def test_plain_display_prints_every_half_minute_if_steps_are_slow() -> None:
@@ -151,13 +151,22 @@ def test_live_display_shows_and_survives_nested_phases() -> None:
 
 def test_figures_that_matter_come_first_by_short_names() -> None:
     figures = {"grad_norm": 3.0, "tokens_per_second": 1234.5, "objective/kl": 0.12345}
-    assert show_metrics(figures) == "KL 0.1235  tok/s 1234"
+    assert show_metrics(figures) == "KL 0.123  tok/s 1234"
     assert show_metrics({"other": 1.0}) == "other 1"
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.69314, "0.6931"), (12.345, "12.35"), (2, "2"), (1e-5, "1.00e-05"), (0.0, "0"), (float("nan"), "nan")],
+    [
+        (0.69314, "0.693"),
+        (12.345, "12.3"),
+        (9.996, "10.0"),
+        (0.0855, "0.0855"),
+        (2, "2"),
+        (1e-5, "1.00e-05"),
+        (0.0, "0"),
+        (float("nan"), "nan"),
+    ],
 )
 def test_numbers(value: float, text: str) -> None:
     assert show_number(value) == text
