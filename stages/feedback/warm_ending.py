@@ -21,7 +21,7 @@ from stages.models.demo_models import embedded_model
 
 READER = "smollm2-135m-instruct"
 WARM = 0.5  # of sentiment: one warm word is enough, and more of them earn nothing
-PLAIN = 2.75  # nats per token: plain English is below
+PLAIN = 3.25  # nats per token: plain English is below
 RELATED = 1.0  # nats per token that the scene explains of an answer to it
 UNFINISHED = 0.5
 REPETITION = 3.0
