@@ -74,6 +74,8 @@ def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
         "data": data,
         stage: section,
     }
+    if stage == "best":
+        parts["ppo"] = {"judge": tree["ppo"]["judge"]}  # which scores the answers, too
     if reward_base is not None and stage != "sft":
         parts["rm"] = parts.get("rm", {}) | {"base": reward_base}
     # All engines but vLLM draw the same noise.

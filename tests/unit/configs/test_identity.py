@@ -51,6 +51,11 @@ def test_a_stage_hash_changes_with_what_influences_that_stage_alone(minimal, ove
         assert changed_keys(before, after, stage) == ([key] if stage in stages else [])
 
 
+def test_the_answers_of_best_count_their_judge(minimal):
+    before, after = trial(minimal, "ppo.judge=warmth"), trial(minimal, "ppo.judge=mine:score")
+    assert changed_keys(before, after, "best") == ["ppo.judge"]
+
+
 def test_a_separate_base_of_the_reward_model_counts_from_that_stage_on(minimal):
     plain, separate = trial(minimal), trial(minimal, "rm.base.model=other")
     int8 = trial(minimal, "rm.base={model: other, quantization: int8}")
