@@ -64,7 +64,8 @@ class Ppo(Training):
     """PPO against the reward model (Schulman et al. 2017; Ouyang et al. 2022, equation 2)."""
 
     learning_rate: LearningRate = Field(
-        1e-5, description="of the policy; the first key to lower if the KL runs away"
+        5e-5,
+        description="of the policy's adapter; lower it if the KL runs away, or for far more than 200 updates",
     )
     critic_learning_rate: LearningRate | None = Field(
         None, description="of the critic; default: learning_rate"
@@ -103,7 +104,9 @@ class Ppo(Training):
     clip_reward: Positive | None = Field(None, description="clip the reward of a response to +- this")
     length_penalty: NonNegative = Field(0.0, description="subtracted from the score per response token")
     whiten_rewards: bool = Field(False, description="scale token rewards, with KL penalty, to deviation 1")
-    whiten_advantages: bool = Field(True, description="scale advantages to mean 0, deviation 1")
+    whiten_advantages: bool = Field(
+        True, description="scale advantages to mean 0, deviation 1; to 0 if the rewards hardly vary"
+    )
     gamma: Fraction = Field(
         1.0, description="discount of GAE per token; 1 suits answers, whose reward comes at the end"
     )

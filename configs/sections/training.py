@@ -27,7 +27,8 @@ class Training(Section):
     """Keys of all three stages: AdamW, its schedule, batch sizes, and when to log, evaluate and save."""
 
     learning_rate: LearningRate = Field(
-        1e-4, description="peak of AdamW's rate; the first key to try: raise it if the loss hardly falls"
+        2e-4,
+        description="peak of AdamW's rate. Lower it for bases above 13B; raise it if the loss hardly falls",
     )
     scheduler: Literal["linear", "cosine", "constant"] = Field(
         "cosine", description="course of the learning rate after the warm-up: down to 0, or constant"
