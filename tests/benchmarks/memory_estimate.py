@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,19 +79,17 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def compare(case: Case, folder: Path) -> list[str]:
-    """Run the three stages of a case; returns a row of the table for each."""
+def compare(case: Case, folder: Path) -> Iterator[str]:
+    """Run the three stages of a case, and yield a row of the table for each."""
     file = experiment(case, folder)
     config = load_experiment(file)
     shape = find_base(config.base).shape
     assert shape is not None
     rank = rank_here(1, guess_accelerators())
-    rows = []
     for stage in STAGES:
         expected = estimate(config, stage, {"base": shape}, rank)
         measured = run_stage(stage, file, folder)
-        rows.append(row(expected, measured, gpu=rank.gpu))
-    return rows
+        yield row(expected, measured, gpu=rank.gpu)
 
 
 def experiment(case: Case, folder: Path) -> Path:
@@ -114,7 +113,7 @@ def run_stage(stage: Stage, file: Path, folder: Path) -> int:
     command = [sys.executable, str(ROOT / "launch" / "run_stage.py"), *options]
     done = subprocess.run(command, cwd=ROOT, env=importing_first(), capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"{stage}\n{done.stdout}{done.stderr}")
+        sys.exit(f"{stage} ended with status {done.returncode}\n{done.stdout}{done.stderr}")
     manifest = json.loads((folder / "run" / stage / "manifest.json").read_text())
     return int(manifest["metrics"]["peak_memory_bytes"])
 
