@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -30,11 +29,6 @@ PROMPTS = ["How are you?", "Name a colour."]
 COMPLETIONS = ["I am well, thank you.", ""]  # a policy may end its turn at once
 MAX_BYTES = 64 * 2**20  # larger sources are read in part
 SOME_ROWS = 1_000
-TOKENIZE: dict[Kind, Callable[..., Any]] = {
-    "demonstrations": tokenize.demonstrations,
-    "rankings": tokenize.rankings,
-    "prompts": tokenize.prompts,
-}
 
 Check = tuple[str, Callable[[], list[str]]]  # a name, and a function that returns remarks or raises UserError
 
@@ -71,7 +65,7 @@ def material(config: Experiment, stages: Sequence[Stage]) -> Iterator[Check]:
     for stage in stages:
         for base in filter(is_downloaded, config.bases(stage)):
             yield f"{base.key}: {base.model}", _base(tokenizers, stage, base)
-    sources = {(data, kind): base for stage in stages for data, kind, base in _sources(config, stage)}
+    sources = {(data, kind): base for stage in stages for data, kind, base in sources_of(config, stage)}
     for (data_stage, kind), base in sources.items():
         if is_local(config.data.source(data_stage)):
             yield f"data.{data_stage}", _data(tokenizers, data_stage, kind, base)
@@ -103,7 +97,7 @@ def check_material(config: Experiment, stage: Stage) -> None:
         raise UserError("\n".join(dict.fromkeys(faults)))
 
 
-def _sources(config: Experiment, stage: Stage) -> Iterator[tuple[Stage, Kind, Base]]:
+def sources_of(config: Experiment, stage: Stage) -> Iterator[tuple[Stage, Kind, Base]]:
     """The data that a stage reads, what the rows serve as, and the base whose tokenizer reads them."""
     if stage == "sft" or (stage == "ppo" and config.ppo.ptx_coef):
         yield "sft", "demonstrations", config.base
@@ -113,6 +107,16 @@ def _sources(config: Experiment, stage: Stage) -> Iterator[tuple[Stage, Kind, Ba
         yield "rm", "prompts", config.base
     if stage in ("ppo", "best"):
         yield "ppo", "prompts", config.base
+
+
+def main_source(config: Experiment, stage: Stage) -> tuple[Stage, Kind, Base]:
+    """The last of `sources_of`: what the stage trains on."""
+    return list(sources_of(config, stage))[-1]
+
+
+def tokenizer_of(config: Experiment, stage: Stage, base: Base) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base of the stage; see `load_checked_tokenizer`."""
+    return _Tokenizers(config).load(stage, base)
 
 
 class _Tokenizers:
@@ -150,11 +154,11 @@ def _data(tokenizers: _Tokenizers, stage: Stage, kind: Kind, base: Base) -> Call
             rows = first_rows(source, kind, SOME_ROWS)
             remarks.append(f"data.{stage}: large; only its first {SOME_ROWS:,} rows were read")
             if tokenizer is not None:
-                TOKENIZE[kind](rows, tokenizer, config.data)
+                tokenize.TOKENIZE[kind](rows, tokenizer, config.data)
         elif tokenizer is None:
             StageData(config, stage, remarks.append).rows(kind)
         else:
-            read_examples(StageData(config, stage, remarks.append), kind, TOKENIZE[kind], tokenizer)
+            read_examples(StageData(config, stage, remarks.append), kind, tokenize.TOKENIZE[kind], tokenizer)
         return remarks
 
     return check
