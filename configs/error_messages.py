@@ -32,6 +32,16 @@ def node_at(keys: Sequence[str]) -> Node | None:
     return node
 
 
+def property_of(section: Node, name: str) -> Node:
+    """The node of a known key of a section, without what only the key says, such as a default."""
+    return _resolved(section["properties"][name])
+
+
+def items_of(node: Node) -> Node | None:
+    """The node of the items, if a node is a list."""
+    return _resolved(node["items"]) if node.get("type") == "array" else None
+
+
 def shortened(text: str) -> str:
     """`text`, cut to the length that a message has room for."""
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."

@@ -125,7 +125,7 @@ class RawExperiment:
                 section[key] = os.path.abspath(
                     Path(__file__).parent / error_messages.default(DEEPSPEED_CONFIG)
                 )
-            elif isinstance(section.get(key), str) and _is_local_path(keys, section[key]):
+            elif isinstance(section.get(key), str) and is_local_path(keys, section[key]):
                 folder = Path.cwd() if self._override_of(keys) else self.file.parent
                 section[key] = os.path.abspath(folder / os.path.expanduser(section[key]))
 
@@ -249,7 +249,8 @@ def _is_section(keys: Keys) -> bool:
     return node is not None and error_messages.is_section(node) and not error_messages.may_be_null(keys)
 
 
-def _is_local_path(keys: Keys, value: str) -> bool:
+def is_local_path(keys: Keys, value: str) -> bool:
+    """Whether the value of a key names a file or folder, not a data set or model of the hub."""
     if "://" in value:  # the schema refuses it
         return False
     if keys in (DEEPSPEED_CONFIG, ("data", "chat_template")):

@@ -24,6 +24,7 @@ from pipeline.processes.streams import say
 from pipeline.state.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
+RUN_STAGE = ROOT / "launch" / "run_stage.py"
 DEFAULT_CONFIG = ROOT / "configs" / "demo.yaml"
 EXPERIMENT, FINISHED = "Experiment", "Finished and interrupted stages"  # groups of options in --help
 

@@ -1,4 +1,4 @@
-"""The console script `tristage`: run, sweep, plan, status and report."""
+"""The console script `tristage`, and its commands on a run: run, sweep, plan, status and report."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import typer
 from configs.errors import UserError
 from configs.load import dump_experiment
 from configs.schema import MAX_NAME, STAGES, Experiment, Stage
+from launch import first_steps
 from launch.arguments import (
     EXPERIMENT,
-    ROOT,
+    RUN_STAGE,
     Commands,
     ExperimentOptions,
     RequestOptions,
@@ -54,7 +55,6 @@ from pipeline.terminal.show import (
 from pipeline.tracking.wandb_sink import check_mode
 from stages.distributed.environment import check_accelerator
 
-RUN_STAGE = ROOT / "launch" / "run_stage.py"
 TRISTAGE = [sys.executable, "-P", "-m", "launch.cli"]  # -P: ignore a folder `launch` in the working directory
 TrainedStage = Literal["sft", "rm", "ppo"]
 RANGE, MACHINE, SWEEP = "Stages", "Machine", "Sweep"  # groups of options in --help
@@ -268,6 +268,12 @@ def report(options: ExperimentOptions) -> int:
 
     say(f"report: {write_report(options.run_directory())}")
     return 0
+
+
+command(app, "tristage init my.yaml")(first_steps.init)
+command(app, "tristage explain ppo.kl_coef")(first_steps.explain)
+command(app, "tristage preview configs/demo.yaml --stage sft -n 3")(first_steps.preview)
+command(app, "tristage doctor")(first_steps.doctor)
 
 
 def _print_beginning(console: SafeConsole, options: StartOptions, request: Request) -> int:

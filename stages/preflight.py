@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -34,11 +33,6 @@ COMPLETIONS = ["I am well, thank you.", ""]  # a policy may end its turn at once
 MAX_BYTES = 64 * 2**20  # larger sources are read in part
 SOME_ROWS = 1_000
 MOST_REPEATS = 100  # of an example in one batch; more can only be a slip
-TOKENIZE: dict[Kind, Callable[..., Any]] = {
-    "demonstrations": tokenize.demonstrations,
-    "rankings": tokenize.rankings,
-    "prompts": tokenize.prompts,
-}
 
 Check = tuple[str, Callable[[], list[str]]]  # a name, and a function that returns remarks or raises UserError
 
@@ -75,7 +69,7 @@ def material(config: Experiment, stages: Sequence[Stage]) -> Iterator[Check]:
     for stage in stages:
         for base in filter(is_downloaded, config.bases(stage)):
             yield f"{base.key}: {base.model}", _base(tokenizers, stage, base)
-    sources = {(data, kind): base for stage in stages for data, kind, base in _sources(config, stage)}
+    sources = {(data, kind): base for stage in stages for data, kind, base in sources_of(config, stage)}
     for (data_stage, kind), base in sources.items():
         if is_local(config.data.source(data_stage)):
             yield f"data.{data_stage}", _data(tokenizers, data_stage, kind, base)
@@ -110,7 +104,7 @@ def check_material(config: Experiment, stage: Stage) -> None:
         raise UserError("\n".join(dict.fromkeys(faults)))
 
 
-def _sources(config: Experiment, stage: Stage) -> Iterator[tuple[Stage, Kind, Base]]:
+def sources_of(config: Experiment, stage: Stage) -> Iterator[tuple[Stage, Kind, Base]]:
     """The data that a stage reads, what the rows serve as, and the base whose tokenizer reads them."""
     if stage == "sft" or (stage == "ppo" and config.ppo.ptx_coef):
         yield "sft", "demonstrations", config.base
@@ -120,6 +114,16 @@ def _sources(config: Experiment, stage: Stage) -> Iterator[tuple[Stage, Kind, Ba
         yield "rm", "prompts", config.base
     if stage in ("ppo", "best"):
         yield "ppo", "prompts", config.base
+
+
+def main_source(config: Experiment, stage: Stage) -> tuple[Stage, Kind, Base]:
+    """The last of `sources_of`: what the stage trains on."""
+    return list(sources_of(config, stage))[-1]
+
+
+def tokenizer_of(config: Experiment, stage: Stage, base: Base) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base of the stage; see `load_checked_tokenizer`."""
+    return _Tokenizers(config).load(stage, base)
 
 
 class _Tokenizers:
@@ -157,12 +161,12 @@ def _data(tokenizers: _Tokenizers, stage: Stage, kind: Kind, base: Base) -> Call
             rows = first_rows(source, kind, SOME_ROWS)
             remarks.append(f"data.{stage}: large; only its first {SOME_ROWS:,} rows were read")
             if tokenizer is not None:
-                TOKENIZE[kind](rows, tokenizer, config.data)
+                tokenize.TOKENIZE[kind](rows, tokenizer, config.data)
         elif tokenizer is None:
             StageData(config, stage, remarks.append).rows(kind)
         else:
             data = StageData(config, stage, remarks.append)
-            train, held_out, _ = read_examples(data, kind, TOKENIZE[kind], tokenizer)
+            train, held_out, _ = read_examples(data, kind, tokenize.TOKENIZE[kind], tokenizer)
             _check_sizes(config, stage, len(train), len(held_out))
         return remarks
 

@@ -15,6 +15,10 @@ class NothingFits(UserError):
     """All examples are longer than the limits."""
 
 
+class NoPair(UserError):
+    """No ranking has two different completions of different rank."""
+
+
 @dataclass(frozen=True)
 class Counts:
     """Number of examples by outcome. Truncated examples count as kept, too.

@@ -6,19 +6,20 @@ includes the template's generation prompt. Special tokens in the texts of rows a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
 from configs.schema import Data
 from data.batches.encoding import encoder_of
-from data.batches.fit import Counts, Encoded, Fitted, count, fit_to_limits
+from data.batches.fit import Counts, Encoded, Fitted, NoPair, count, fit_to_limits
 from data.batches.template_check import check_template
 from data.batches.turns import NotAPrefix, learned_turns
-from data.sources.formats import Row
+from data.sources.formats import Kind, Row
 from data.sources.messages import Message, Text, cut
 from data.sources.order import without_copies
 from data.sources.text import collapsed
@@ -129,7 +130,7 @@ def rankings(
     ]
     useful = [(row, fit, ranking) for row, fit, ranking in fitting if len(set(ranking.ranks)) > 1]
     if fitting and not useful:
-        raise UserError(
+        raise NoPair(
             f"none of the {len(fitting)} rankings has two different completions of different rank in the "
             "tokens that are kept. Raise data.max_length, or give other rankings."
         )
@@ -171,6 +172,13 @@ def prompts(
         if fit is not None
     ]
     return kept, count(encoded, fitted, data)
+
+
+TOKENIZE: dict[Kind, Callable[..., tuple[list[Any], Counts]]] = {
+    "demonstrations": demonstrations,
+    "rankings": rankings,
+    "prompts": prompts,
+}
 
 
 def answer(
