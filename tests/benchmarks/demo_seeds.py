@@ -61,7 +61,7 @@ def show(value: dict[str, float]) -> str:
 
 
 def record(name: str, columns: dict[str, str], machine: str) -> dict[str, Any]:
-    """One line of docs/evidence/demo.json."""
+    """One record of docs/evidence."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
         "table": "seeds",

@@ -15,6 +15,7 @@ from data.batches.tokenize import rankings as tokenize_rankings
 from stages.context import Context
 from stages.distributed.ranks import Ranks
 from stages.feedback import labellers, rankings
+from stages.feedback.judgements import Judgement
 from stages.feedback.rankings import read_collected_rankings
 from stages.sampling.decoding import Response
 from stages.sampling.sampler import Sampler
@@ -85,14 +86,29 @@ def test_writing_leaves_nothing_else_behind(tmp_path):
     assert json.loads((tmp_path / "rankings.jsonl").read_text(encoding="utf-8"))["completions"] == ["é", "b"]
 
 
+def label_by(monkeypatch, score):
+    """Let the labeller that the config names by default score an answer with `score`."""
+    monkeypatch.setitem(
+        labellers.LABELLERS, "file", lambda prompts, answers: [Judgement(score(text)) for text in answers]
+    )
+
+
 def test_samples_are_ranked_best_first_with_ties(tmp_path, monkeypatch):
     # K = 4 answers to each of two prompts, in the order in which they were sampled
     answers = ["It rains.", "great", "It rains.", "Terrible.", "fine", "bad", "great", "good"]
     monkeypatch.setattr(Sampler, "respond_on_all_ranks", lambda *_: [Response([i]) for i in range(8)])
     monkeypatch.setattr(Sampler, "decode", lambda _, responses: [answers[i] for (i,) in responses])
-    monkeypatch.setitem(labellers.LABELLERS, "file", {  # what the config names here by default
-        "It rains.": 0.0, "great": 3.0, "Terrible.": -2.0, "fine": 1.0, "bad": -1.0, "good": 2.0,
-    }.__getitem__)  # fmt: skip
+    label_by(
+        monkeypatch,
+        {
+            "It rains.": 0.0,
+            "great": 3.0,
+            "Terrible.": -2.0,
+            "fine": 1.0,
+            "bad": -1.0,
+            "good": 2.0,
+        }.__getitem__,
+    )
     prompts = [Prompt("one", "one", [5]), Prompt("two", "two", [6])]
     first, second = rankings._rank(resuming(tmp_path), SAMPLER, "sft", prompts)
     assert first == {
@@ -114,7 +130,7 @@ def test_samples_of_one_prompt_have_seeds_of_their_own(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Sampler, "respond_on_all_ranks", respond_on_all_ranks)
     monkeypatch.setattr(Sampler, "decode", lambda _, responses: ["a"] * len(responses))
-    monkeypatch.setitem(labellers.LABELLERS, "file", lambda _: 0.0)
+    label_by(monkeypatch, lambda _: 0.0)
     one, two = Prompt("one", "one", [5]), Prompt("two", "two", [6])
     rankings._rank(resuming(tmp_path), SAMPLER, "sft", [one, two])
     assert len(set(sampled)) == 8
@@ -131,7 +147,7 @@ def test_reward_model_learns_from_the_tokens_that_were_sampled(tmp_path, monkeyp
     monkeypatch.setattr(Sampler, "respond_on_all_ranks", lambda *_: [Response(ids) for ids in sampled])
     sampler = Sampler(NOTHING, tiny_tokenizer, Ranks(0, 1, CPU), Rollout(), NOTHING)
     scores = {text: float(i) for i, text in enumerate(sampler.decode(sampled))}
-    monkeypatch.setitem(labellers.LABELLERS, "file", scores.__getitem__)
+    label_by(monkeypatch, scores.__getitem__)
     rows = rankings._rank(resuming(tmp_path), sampler, "sft", [Prompt("one", "one", [5])])
     (ranking,), _ = tokenize_rankings(rows, tiny_tokenizer, resuming(tmp_path).config.data)
     assert ranking.completion_ids == [[46], [44, 45, end], [43, end], [40, 41, 42]]
