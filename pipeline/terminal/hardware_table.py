@@ -10,6 +10,7 @@ from configs.schema import STAGES, Experiment
 from pipeline.planning.base_shapes import shape_of
 from pipeline.planning.known_bases import KNOWN
 from pipeline.planning.stage_memory import Rank, estimate
+from pipeline.processes.streams import say
 from pipeline.terminal.memory_table import gib
 
 MODELS = (
@@ -31,13 +32,13 @@ SETTINGS = (
 
 
 def main() -> None:
-    print(f"{SETTINGS} All cells are estimates.\n")
-    print("| base | parameters | on | quantization | SFT | RM | PPO |\n|---|---|---|---|---|---|---|")
+    say(f"{SETTINGS} All cells are estimates.\n")
+    say("| base | parameters | on | quantization | SFT | RM | PPO |\n|---|---|---|---|---|---|---|")
     for model in MODELS:
         for gpu in (True, False):
             for quantization in ("nf4", "none"):
                 if row := _row(model, quantization, gpu=gpu):
-                    print(row)
+                    say(row)
 
 
 def _row(model: str, quantization: str, *, gpu: bool) -> str | None:

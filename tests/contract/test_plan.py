@@ -32,12 +32,12 @@ def test_decisions_come_first_and_last_and_all_of_it_fits_a_screen(material_chec
     lines = stdout.rstrip().splitlines()
     assert lines[4:7] == lines[-3:] == DECISIONS
     assert len(lines) < 40
-    assert "kl_coef" not in stdout and "160 to train on, 96 held out" in stdout
+    assert "kl_coef" not in stdout and "192 to train on, 96 held out" in stdout
 
 
 def test_the_configuration_is_shown_on_demand():
     stdout = tristage("plan", DEMO, "--show-config")[1]
-    assert "  kl_coef: 0.05\n" in stdout
+    assert "  kl_coef: 0.2\n" in stdout
     assert stdout.rstrip().splitlines()[-3:] == DECISIONS
 
 

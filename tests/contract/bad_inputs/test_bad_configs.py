@@ -133,7 +133,7 @@ OVERRIDES = [
     ("sft.batch_size", "no value; write sft.batch_size=VALUE"),
     (
         "rm.rankings.labeller=human",
-        "rm.rankings.labeller: 'human' is not allowed; allowed: one of file, warmth or text matching",
+        "rm.rankings.labeller: 'human' is not allowed; allowed: one of file, warmth, warm_ending or text",
     ),
     ("ppo.judge=vibes", "ppo.judge: 'vibes' is not allowed"),
     (
