@@ -37,7 +37,7 @@ def test_finished_with_a_changed_setting_runs_again_and_names_it(tmp_path: Path)
     write_stage(tmp_path, "sft")
     plan = plan_stage(request(tmp_path, toy(sft__learning_rate=3e-4)), "sft")
     assert (plan.action, plan.set_aside) == ("run", tmp_path / "sft.old-1")
-    assert "sft.learning_rate: 0.0001 -> 0.0003" in plan.why
+    assert "sft.learning_rate: 0.0002 -> 0.0003" in plan.why
 
 
 def test_settings_of_speed_change_nothing(tmp_path: Path) -> None:
