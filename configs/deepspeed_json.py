@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
 from configs.regular_file import read_regular_file
+from configs.unique_keys import unique_keys
 
 RESERVED = {
     "train_batch_size": "<stage>.batch_size",
@@ -52,10 +53,16 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
     return options
 
 
+def zero_stage(options: Mapping[str, Any]) -> int:
+    """The ZeRO stage that the options of a DeepSpeed JSON ask for; 0 shards nothing."""
+    stage: int = options.get(ZERO_SECTION, {}).get("stage", 0)
+    return stage
+
+
 def _parsed(path: Path) -> Any:
     try:
         text = read_regular_file(path, MAX_BYTES).decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_reject_constant)
+        return json.loads(text, object_pairs_hook=unique_keys, parse_constant=_reject_constant)
     except OSError as error:
         reason = f"{error.strerror}; name a DeepSpeed JSON, or leave the key out"
         raise UserError(f"deepspeed.config: cannot read {path}: {reason}") from error
@@ -65,15 +72,6 @@ def _parsed(path: Path) -> Any:
         raise UserError(f"{path}: not JSON: {error!s:.200}; {EXAMPLE}") from error
     except RecursionError:
         raise UserError(f"{path}: not JSON: nested too deeply; {EXAMPLE}") from None
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    values = dict(pairs)
-    if len(values) < len(keys):
-        twice = next(key for key in values if keys.count(key) > 1)
-        raise ValueError(f"{twice!r:.60} is given twice")
-    return values
 
 
 def _reject_constant(name: str) -> Any:

@@ -125,8 +125,8 @@ def allowed(node: Node) -> str:
         keys = list(node["properties"])
         more = f" and {len(keys) - MAX_KEYS} more" if len(keys) > MAX_KEYS else ""
         return "a section with the keys " + ", ".join(keys[:MAX_KEYS]) + more
-    if node["type"] == "array":
-        return f"a list of {allowed(_resolved(node['items']))}"
+    if items := items_of(node):
+        return f"a list of {allowed(items)}"
     if node["type"] == "string":
         length = f" of at most {node['maxLength']} letters" if "maxLength" in node else ""
         return f"text{length}" + (f" matching {node['pattern']}" if "pattern" in node else "")

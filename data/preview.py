@@ -17,13 +17,11 @@ from data.batches.fit import NoPair, NothingFits
 from data.batches.tokenize import TOKENIZE, Demonstration, Prompt, Ranking
 from data.examples import StageData
 from data.sources.formats import Kind, Row
-from data.sources.loading import first_rows
+from data.sources.loading import MAX_BYTES, SOME_ROWS, first_rows
 
 Label = Literal["cut", "prompt", "context", "learned", "answer", "score"]
 Example = Demonstration | Ranking | Prompt
 LONGEST = 2**20  # tokens; no limit
-LARGE = 64 * 2**20  # bytes; of a larger file, only the first rows are read
-SOME_ROWS = 1_000
 
 
 class Piece(NamedTuple):
@@ -59,7 +57,7 @@ def rows_of(config: Experiment, stage: Stage, kind: Kind, note: Callable[[str], 
     """
     source = config.data.source(stage)
     path = Path(source.path)
-    if path.is_file() and path.stat().st_size > LARGE:
+    if path.is_file() and path.stat().st_size > MAX_BYTES:
         note(f"data.{stage}: large; only its first {SOME_ROWS:,} rows were read, held-out ones included")
         return first_rows(source, kind, SOME_ROWS)
     return StageData(config, stage, note).rows(kind).train

@@ -18,7 +18,7 @@ from configs.schema import Base, Experiment, Reward, Stage
 from data.batches import tokenize
 from data.examples import StageData, read_examples
 from data.sources.formats import Kind
-from data.sources.loading import first_rows
+from data.sources.loading import MAX_BYTES, SOME_ROWS, first_rows
 from data.sources.reading import is_local
 from stages.feedback.judgements import as_judgements
 from stages.feedback.reward_endpoint import Endpoint
@@ -30,8 +30,6 @@ from stages.setup import load_checked_tokenizer
 
 PROMPTS = ["How are you?", "Name a colour."]
 COMPLETIONS = ["I am well, thank you.", ""]  # a policy may end its turn at once
-MAX_BYTES = 64 * 2**20  # larger sources are read in part
-SOME_ROWS = 1_000
 MOST_REPEATS = 100  # of an example in one batch; more can only be a slip
 
 Check = tuple[str, Callable[[], list[str]]]  # a name, and a function that returns remarks or raises UserError

@@ -15,6 +15,8 @@ from data.sources.text import listed
 
 MAX_UNUSABLE_SHARE = 0.01  # published data has a few such rows (Anthropic HH 0.25 %); more mean a mistake
 MAX_FAULTS_SHOWN = 5
+MAX_BYTES = 64 * 2**20  # checks and previews read only some rows of larger sources
+SOME_ROWS = 1_000
 
 
 class Loaded(NamedTuple):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from configs.error_messages import SCHEMA, Keys, Node, allowed, is_section, node_at
+from configs.error_messages import Keys, Node, allowed, is_section, items_of, node_at
 from docs.generators.markdown import code, prose, table, text
 
 HEAD = ("key", "default", "allowed", "what it does")
@@ -47,8 +47,8 @@ def _walk(keys: Keys) -> Iterator[tuple[str, Node]]:
         yield ".".join(keys), node
         for key in node["properties"]:
             yield from _walk((*keys, key))
-    elif reference := node.get("items", {}).get("$ref"):
-        yield ".".join(keys) + OF_ITEMS, SCHEMA["$defs"][reference.rsplit("/", 1)[-1]]
+    elif (items := items_of(node)) and is_section(items):
+        yield ".".join(keys) + OF_ITEMS, items
 
 
 def _section_at(path: str, key: str) -> bool:

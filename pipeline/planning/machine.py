@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from configs.deepspeed_json import ZERO_SECTION, read_deepspeed_json
+from configs.deepspeed_json import read_deepspeed_json, zero_stage
 from configs.schema import Experiment
 
 HARDWARE = re.compile("^# Hardware: *(.+)$", re.MULTILINE)
@@ -38,7 +38,7 @@ def machine_warnings(
     config: Experiment, accelerators: int, world: int, hostfile: Path | None = None
 ) -> Iterator[str]:
     """Why the machine does not fit the experiment, whose DeepSpeed JSON must have passed `check_files`."""
-    zero = read_deepspeed_json(Path(config.deepspeed.config)).get(ZERO_SECTION, {}).get("stage", 0)
+    zero = zero_stage(read_deepspeed_json(Path(config.deepspeed.config)))
     asked = f"warning: deepspeed.config asks for ZeRO-{zero}, which shards over several GPUs."
     if zero and not accelerators and hostfile is None:
         yield f"{asked} This machine has none: the plan below is for its CPU."

@@ -102,7 +102,7 @@ def plan_stage(
 
 def _check_writable_folder(folder: Path, plan: StagePlan) -> None:
     """Refuse a folder with links, unless the stage gets a new one or writes nothing."""
-    if plan.action in ("run", "resume") and not plan.set_aside and (fault := not_plain(folder)):
+    if plan.starts and not plan.set_aside and (fault := not_plain(folder)):
         raise Blocked(fault, PLAIN_REMEDY)
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from configs.deepspeed_json import read_deepspeed_json
+from configs.deepspeed_json import read_deepspeed_json, zero_stage
 from configs.errors import UserError
 from configs.schema import Epochs, Experiment, Rollout, Stage
 from pipeline.planning import memory
@@ -106,8 +106,7 @@ class _Estimator:
 
     def _zero_stage(self) -> int:
         with suppress(UserError):  # a check tells it
-            options = read_deepspeed_json(Path(self.config.deepspeed.config))
-            return int(options.get("zero_optimization", {}).get("stage", 0))
+            return zero_stage(read_deepspeed_json(Path(self.config.deepspeed.config)))
         return 0
 
     def _adapter_parameters(self, shape: BaseShape) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import Stage, data_stage
+from pipeline.reporting.figure_style import ROLE_NAMES
 from pipeline.reporting.page import Cell, Paragraph, Section, Table
 from pipeline.state.manifest import Manifest
 from pipeline.state.results import Results
@@ -31,7 +32,6 @@ MORE_METRICS = {
 }
 COSTS = ("steps", "wall_seconds", "peak_memory_bytes", "tokens_per_second")
 DIGITS = 12
-ROLES = ("base", "sft", "ppo")
 
 
 def closing_sections(results: Results) -> list[Section]:
@@ -59,7 +59,7 @@ def gold_parts(metrics: dict[str, float]) -> list[Table]:
         if (match := re.fullmatch(r"gold_(\w+)_ppo", name)) and f"gold_{match[1]}_sft" in metrics
     ]
     rows = [
-        [Cell(part), *(Cell(metric_with_interval(metrics, f"gold_{part}_{role}")) for role in ROLES)]
+        [Cell(part), *(Cell(metric_with_interval(metrics, f"gold_{part}_{role}")) for role in ROLE_NAMES)]
         for part in parts
     ]
     return [Table(["Part of the gold score", "Base", "SFT", "PPO"], rows)] if rows else []

@@ -36,7 +36,7 @@ REMEDIES = {
 
 def print_memory(console: Console, request: Request, plans: Sequence[StagePlan], rank: Rank) -> None:
     """Print what each stage that will run or resume needs, and a warning for what is not there."""
-    stages = [plan.stage for plan in plans if plan.action in ("run", "resume")]
+    stages = [plan.stage for plan in plans if plan.starts]
     bases = {base.key: find_base(base) for stage in stages for base in request.config.bases(stage)}
     shapes = {key: found.shape for key, found in bases.items() if found.shape is not None}
     estimates = [

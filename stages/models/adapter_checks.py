@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from peft import LoraConfig
 from safetensors import safe_open
 
+from configs.unique_keys import DuplicateKey, unique_keys
 from stages.models.base_files import non_finite, number_fault
 
 CONFIG = "adapter_config.json"
@@ -105,24 +106,13 @@ def config_fault(folder: Path, modules: Sequence[str]) -> str | None:
     """
     try:
         text = (folder / CONFIG).read_text(encoding="utf-8")
-        config = json.loads(text, object_pairs_hook=_without_duplicates)
+        config = json.loads(text, object_pairs_hook=unique_keys)
     except DuplicateKey as error:
-        return f"{CONFIG}: {error}"
+        return f"{CONFIG}: {error.key:.60} is given twice"
     except (ValueError, RecursionError):
         return None
     faults = _config_faults(config, modules) if isinstance(config, dict) else iter(())
     return next((f"{CONFIG}: {fault}" for fault in faults), None)
-
-
-class DuplicateKey(Exception):
-    """A JSON object has a key twice."""
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys):
-        raise DuplicateKey(f"{max(keys, key=keys.count):.60} is given twice")
-    return dict(pairs)
 
 
 def _config_faults(config: Mapping[str, Any], modules: Sequence[str]) -> Iterator[str]:

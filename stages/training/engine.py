@@ -17,6 +17,7 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
+from configs.deepspeed_json import zero_stage
 from configs.errors import UserError
 from configs.schema import DeepSpeed, Training
 from stages.distributed.ranks import Ranks
@@ -99,7 +100,7 @@ class Engine:
         self._peaks = dict(learning_rates)
         self._factor = schedule(training, total_steps)
         options = deepspeed_options(config)
-        self.zero_stage: int = options.get("zero_optimization", {}).get("stage", 0)
+        self.zero_stage = zero_stage(options)
         if self.zero_stage == 0:
             # Without ZeRO, DeepSpeed clips but keeps the norm to itself.
             self.optimizer.register_step_pre_hook(lambda *_: self._clip(training.max_grad_norm))
@@ -284,9 +285,7 @@ def _initialize(
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": training.max_grad_norm
-        if options.get("zero_optimization", {}).get("stage")
-        else 0.0,
+        "gradient_clipping": training.max_grad_norm if zero_stage(options) else 0.0,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }

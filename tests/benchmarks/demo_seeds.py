@@ -13,7 +13,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from itertools import permutations
 from pathlib import Path
@@ -25,12 +25,12 @@ from wordfreq import zipf_frequency
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
-from pipeline.state.results import Row, read_results, sweep_runs  # noqa: E402
+from data.storage.files import read_json_lines  # noqa: E402
+from pipeline.reporting.figure_style import ROLE_NAMES  # noqa: E402
+from pipeline.state.results import Results, Row, read_results, sweep_runs  # noqa: E402
 from stages.feedback.warm_ending import nats_per_token  # noqa: E402
 from stages.maths.statistics import mean_with_interval, wins  # noqa: E402
 
-NAMES = {"base": "base", "sft": "SFT", "ppo": "PPO"}
-ROLES = tuple(NAMES)
 Figures = dict[str, dict[str, float]]  # of each figure: mean, low, high, n
 
 
@@ -45,13 +45,15 @@ def main() -> int:
         sys.exit(f"{arguments.run} holds no sweep. Run tristage sweep --seeds 3 best.n=4 first.")
     names = list(next(iter(runs.values())))
     rows = {name: {run: show(of_run[name]) for run, of_run in runs.items()} for name in names}
-    shared = best_of_n(arguments.run) | baselines(read_results(arguments.run).rankings)
+    shared_results = read_results(arguments.run)
+    shared = best_of_n(shared_results) | baselines(shared_results.rankings)
     for name, value in shared.items():
         rows[name] = dict.fromkeys(runs, show(value))  # of SFT and reward model, which all seeds share
     for name, columns in rows.items():
         print(f"{name:40}", *(f"{value:>24}" for value in columns.values()))
     if arguments.records:
-        records = [record(name, columns, arguments.machine) for name, columns in rows.items()]
+        n = len(read_results(next(sweep_runs(arguments.run))).evaluation)
+        records = [record(name, columns, n, arguments.machine) for name, columns in rows.items()]
         arguments.records.write_text("[\n " + ",\n ".join(map(json.dumps, records)) + "\n]\n")
     return 0
 
@@ -60,14 +62,14 @@ def show(value: dict[str, float]) -> str:
     return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
-def record(name: str, columns: dict[str, str], machine: str) -> dict[str, Any]:
+def record(name: str, columns: dict[str, str], n: int, machine: str) -> dict[str, Any]:
     """One record of docs/evidence."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
         "table": "seeds",
         "what": name,
         "command": "python tests/benchmarks/demo_seeds.py runs/demo",
-        "n": "96 held-out prompts",
+        "n": f"{n} held-out prompts",
         "figures": columns,
         "commit": commit.stdout.strip(),
         "machine": machine,
@@ -81,36 +83,34 @@ def figures(rows: Sequence[Row]) -> Figures:
     parts = [name.removesuffix("_ppo") for name in rows[0] if re.fullmatch(r"gold_(\w+_)?ppo", name)]
     for part in parts:
         label = part.replace("gold_", "gold, ") if part != "gold" else "gold score"
-        for role in ROLES:
-            result[f"{label}: {NAMES[role]}"] = interval(row[f"{part}_{role}"] for row in rows)
+        for role in ROLE_NAMES:
+            result[f"{label}: {ROLE_NAMES[role]}"] = interval(row[f"{part}_{role}"] for row in rows)
         result[f"{label}: PPO less SFT"] = interval(row[f"{part}_ppo"] - row[f"{part}_sft"] for row in rows)
     result["win rate of PPO against SFT"] = interval(
         wins([row["gold_ppo"] for row in rows], [row["gold_sft"] for row in rows])
     )
     result["KL of PPO to SFT, nats per response"] = interval(row["kl"] for row in rows)
-    for role in ROLES:
+    for role in ROLE_NAMES:
         texts = [row[role] for row in rows]
         words = [word for text in texts for word in words_of(text)]
         unknown = (zipf_frequency(word, "en") == 0 for word in words)
-        result[f"share of non-words: {NAMES[role]}"] = interval(unknown)
-        result[f"share of different answers: {NAMES[role]}"] = interval([len(set(texts)) / len(texts)])
-        result[f"words of an answer: {NAMES[role]}"] = interval(len(words_of(text)) for text in texts)
+        result[f"share of non-words: {ROLE_NAMES[role]}"] = interval(unknown)
+        result[f"share of different answers: {ROLE_NAMES[role]}"] = interval([len(set(texts)) / len(texts)])
+        result[f"words of an answer: {ROLE_NAMES[role]}"] = interval(len(words_of(text)) for text in texts)
     return result
 
 
-def best_of_n(run: Path) -> Figures:
-    """Best of n SFT answers, chosen by the reward model, and by the judge itself."""
-    answers = [
-        json.loads(line)
-        for file in sorted((run / "best" / "answers").glob("held_out-*.jsonl"))
-        for line in file.read_text().splitlines()
-    ]
-    n = len(answers[0]["gold"]) if answers else 0
-    chosen = interval(map(chosen_by_reward_model, answers))
+def best_of_n(results: Results) -> Figures:
+    """Best of n SFT answers, chosen by the reward model as the stage `best` did, and by the judge itself."""
+    if not results.best_of_n:
+        sys.exit("The stage best has no curve. Run the sweep with best.n=4.")
+    one, best = results.best_of_n[0], results.best_of_n[-1]
+    n, files = best["n"], sorted((results.run.stage("best") / "answers").glob("held_out-*.jsonl"))
+    answers = [row for file in files for row in read_json_lines(file, ["gold"])]
     return {
-        f"gold score: best of {n} SFT answers, by the reward model": chosen,
+        f"gold score: best of {n} SFT answers, by the reward model": of_metrics(best, "gold"),
         f"gold score: best of {n} SFT answers, by the judge": interval(max(row["gold"]) for row in answers),
-        f"gold score: mean of {n} SFT answers": interval(fmean(row["gold"]) for row in answers),
+        f"gold score: mean of {n} SFT answers": of_metrics(one, "gold"),
     }
 
 
@@ -134,19 +134,17 @@ def accuracy(scores: Sequence[float], ranks: Sequence[int]) -> float:
     return fmean(wins([scores[i] for i, _ in pairs], [scores[j] for _, j in pairs]))
 
 
-def chosen_by_reward_model(row: dict[str, Any]) -> float:
-    """The judge's score of the answer with the highest reward score."""
-    gold: float = max(zip(row["scores"], row["gold"], strict=True))[1]
-    return gold
-
-
 def words_of(text: str) -> list[str]:
     return re.findall(r"[A-Za-z]+(?:'[a-z]+)?", text)
 
 
 def interval(values: Iterable[float]) -> dict[str, float]:
-    metrics = mean_with_interval("x", [float(value) for value in values])
-    return {"mean": metrics["x"], "low": metrics["x_low"], "high": metrics["x_high"], "n": metrics["x_n"]}
+    return of_metrics(mean_with_interval("x", [float(value) for value in values]), "x")
+
+
+def of_metrics(metrics: Mapping[str, float], name: str) -> dict[str, float]:
+    """A mean with its interval, by names of its own."""
+    return {"mean": metrics[name], **{end: metrics[f"{name}_{end}"] for end in ("low", "high", "n")}}
 
 
 if __name__ == "__main__":

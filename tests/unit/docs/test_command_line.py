@@ -6,7 +6,7 @@ import pytest
 
 from configs.schema import ALL_STAGES
 from docs.generators.command_line import command_line
-from tests.contract.test_docs import DOCS
+from tests.support.docs_pages import DOCS
 
 SECTIONS = dict(
     re.findall(r"^## `tristage (\w+)`.*?$(.*?)(?=^## |\Z)", command_line(), re.MULTILINE | re.DOTALL)

@@ -13,7 +13,7 @@ from pipeline.processes.endings import exit_code
 from pipeline.state.manifest import Manifest, Status
 from pipeline.state.run_directory import RunDirectory
 from stages.context import Interrupted
-from tests.contract.test_docs import DOCS
+from tests.support.docs_pages import DOCS
 
 PAGES = {page.stem: page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md")}
 
