@@ -111,5 +111,5 @@ def test_a_trial_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(trials.Launch, "command", lambda launch, stage: ["python3", str(script)])
     monkeypatch.setattr(trials, "QUANTIZATIONS", ("int8",))
     monkeypatch.setattr(trials, "ZERO_STAGES", (3,))
-    reason = "does not train here: RuntimeError: no kernel"
+    reason = "does not train here: ended with status 1: RuntimeError: no kernel"
     assert list(trials.trials(script)) == [Finding("note", "int8, ZeRO-3", reason)]
