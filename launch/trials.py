@@ -31,9 +31,9 @@ def trials(script: Path) -> Iterator[Finding]:
             with tempfile.TemporaryDirectory() as folder:
                 reason = _trial(script, Path(folder), quantization, zero)
             if reason:
-                yield Finding("note", about, f"does not train here: {reason}")
+                yield Finding("note", about, f"did not train: {reason}")
             else:
-                yield Finding("ok", about, "trains here")
+                yield Finding("ok", about, "trains")
 
 
 def _trial(script: Path, folder: Path, quantization: str, zero: int) -> str:
