@@ -9,6 +9,7 @@ from pathlib import Path
 
 from launch.arguments import ROOT
 from launch.deepspeed_command import Launch
+from launch.stage_sequence import readable_status
 from pipeline.doctor import Finding
 from pipeline.state.manifest import read_manifest
 from pipeline.state.run_directory import RunDirectory
@@ -30,9 +31,9 @@ def trials(script: Path) -> Iterator[Finding]:
             with tempfile.TemporaryDirectory() as folder:
                 reason = _trial(script, Path(folder), quantization, zero)
             if reason:
-                yield Finding("note", about, f"does not train here: {reason}")
+                yield Finding("note", about, f"did not train: {reason}")
             else:
-                yield Finding("ok", about, "trains here")
+                yield Finding("ok", about, "trains")
 
 
 def _trial(script: Path, folder: Path, quantization: str, zero: int) -> str:
@@ -45,7 +46,7 @@ def _trial(script: Path, folder: Path, quantization: str, zero: int) -> str:
     launch = Launch(script, ["--config", str(TINY), "--run-dir", str(folder), *overrides])
     with (folder / "output").open("wb") as output:
         try:
-            subprocess.run(
+            status = subprocess.run(
                 launch.command("sft"),
                 env=launch.environment(),
                 stdin=subprocess.DEVNULL,
@@ -53,12 +54,13 @@ def _trial(script: Path, folder: Path, quantization: str, zero: int) -> str:
                 stderr=output,
                 timeout=SECONDS,
                 start_new_session=True,
-            )
+            ).returncode
         except subprocess.TimeoutExpired:
             return f"no end within {SECONDS} seconds"
     manifest = read_manifest(RunDirectory(folder).manifest("sft"))
     if manifest is not None and manifest.status == "finished":
         return ""
     lines = (folder / "output").read_text(errors="replace").split("\n")
-    errors = [line for line in lines if "rror" in line]
-    return (manifest and manifest.error) or (errors[-1].strip() if errors else "it ended without a message")
+    said = [line for line in lines if "rror" in line] or list(filter(str.strip, lines)) or [""]
+    end = f"ended with status {readable_status(status)}: {said[-1].strip():.200}"
+    return (manifest and manifest.error) or end.removesuffix(": ")

@@ -102,7 +102,7 @@ def test_disks(free, level, tmp_path, monkeypatch):
 def test_a_trial_trains_a_stage(monkeypatch):
     monkeypatch.setattr(trials, "QUANTIZATIONS", ("nf4",))
     monkeypatch.setattr(trials, "ZERO_STAGES", (0,))
-    assert list(trials.trials(RUN_STAGE)) == [Finding("ok", "nf4, ZeRO-0", "trains here")]
+    assert list(trials.trials(RUN_STAGE)) == [Finding("ok", "nf4, ZeRO-0", "trains")]
 
 
 def test_a_trial_that_fails_says_why(tmp_path, monkeypatch):
@@ -111,5 +111,5 @@ def test_a_trial_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(trials.Launch, "command", lambda launch, stage: ["python3", str(script)])
     monkeypatch.setattr(trials, "QUANTIZATIONS", ("int8",))
     monkeypatch.setattr(trials, "ZERO_STAGES", (3,))
-    reason = "does not train here: RuntimeError: no kernel"
+    reason = "did not train: ended with status 1: RuntimeError: no kernel"
     assert list(trials.trials(script)) == [Finding("note", "int8, ZeRO-3", reason)]
