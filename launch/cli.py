@@ -13,7 +13,7 @@ import typer
 from configs.errors import UserError
 from configs.load import dump_experiment
 from configs.schema import MAX_NAME, STAGES, Experiment, Stage
-from launch import first_steps
+from launch import first_steps, uses
 from launch.arguments import (
     EXPERIMENT,
     RUN_STAGE,
@@ -274,6 +274,7 @@ command(app, "tristage init my.yaml")(first_steps.init)
 command(app, "tristage explain ppo.kl_coef")(first_steps.explain)
 command(app, "tristage preview configs/demo.yaml --stage sft -n 3")(first_steps.preview)
 command(app, "tristage doctor")(first_steps.doctor)
+command(app, "tristage export --stage ppo")(uses.export)
 
 
 def _print_beginning(console: SafeConsole, options: StartOptions, request: Request) -> int:

@@ -60,14 +60,20 @@ class MergedCopy:
         device: the device of the base.
     """
 
-    def __init__(self, roles: Roles) -> None:
-        """Build the modules without memory; `load_role` allocates it."""
+    def __init__(self, roles: Roles, dtype: torch.dtype | None = None, *, packs: bool = True) -> None:
+        """Build the modules without memory; `load_role` allocates it.
+
+        Args:
+            dtype: of the merged weights; None for the base's compute dtype.
+            packs: use `PackedLinear` on CPUs that have oneDNN's products.
+        """
         base = roles.causal
         with init_empty_weights():
             self.model: PreTrainedModel = type(base)(copy.deepcopy(base.config))
         self.model.eval()
         self._roles, self.device = roles, base.device
-        self._dtype = roles.dtype
+        self._dtype = dtype or roles.dtype
+        self._packs = packs and self.device.type == "cpu" and onednn_multiplies(self._dtype)
         self._role: str | None = None
         self._merged: list[tuple[Any, Any]] = []  # module of the copy, module of the base
         self._copied: dict[nn.Parameter, nn.Parameter] = {}  # parameter of the base, parameter of the copy
@@ -106,10 +112,6 @@ class MergedCopy:
             empty = torch.empty(whole_shape(parameter), dtype=parameter.dtype, device="meta")
             self._copied[parameter] = nn.Parameter(empty)
         return self._copied[parameter]
-
-    @property
-    def _packs(self) -> bool:
-        return self.device.type == "cpu" and onednn_multiplies(self._dtype)
 
     @property
     def size(self) -> int:

@@ -1,0 +1,114 @@
+"""The model card of an export: what it is, how to load it, what it was trained on, and what it scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import ModelCard, try_to_load_from_cache
+
+from apps.trained_run import TrainedRun
+from configs.schema import Base, Stage
+from pipeline.state.manifest import Manifest
+from pipeline.terminal.summary import key_metrics
+from stages.models.base import model_folder
+from stages.models.demo_models import EMBEDDED
+
+LICENCES = {"smollm2-135m-instruct": "apache-2.0"}  # of embedded models, which have no card
+HUB_IDS = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+UNKNOWN = "unknown; see the base model"
+WHAT = {
+    "sft": "a policy, fine-tuned on demonstrations (SFT)",
+    "ppo": "a policy, trained by PPO against a reward model",
+    "rm": "a reward model, trained on rankings",
+}
+LIMITS = """It does what its data taught it, and has the base model's faults. A reward model is a proxy: text
+far from its training samples can score high and be bad. The figures hold for prompts like those of the data.
+Nothing here measures safety, facts or other languages."""
+
+
+def base_name(base: Base) -> str:
+    """The base's id on the hub, or the name of its folder."""
+    if base.model in EMBEDDED:
+        return HUB_IDS.get(base.model, base.model)
+    return Path(base.model).name if Path(base.model).is_dir() else base.model
+
+
+def base_licence(base: Base) -> str:
+    """The licence that the base's own card names."""
+    if base.model in EMBEDDED:
+        return LICENCES.get(base.model, UNKNOWN)
+    card = Path(model_folder(base)) / "README.md"
+    if not card.is_file() and not Path(base.model).is_dir():
+        found = try_to_load_from_cache(base.model, "README.md", revision=base.revision)
+        card = Path(found) if isinstance(found, str) else card
+    try:
+        data = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+    except (OSError, ValueError):
+        return UNKNOWN
+    return str(data.get("license") or UNKNOWN)
+
+
+def card(run: TrainedRun, stage: Stage, use: str, exactness: Sequence[str]) -> str:
+    """The text of `README.md`.
+
+    Args:
+        use: how to load this export, in Markdown.
+        exactness: sentences on how far the export is from what was trained.
+    """
+    config, base, manifest = run.config, run.config.base_of(stage), run.require(stage)
+    return "\n\n".join(
+        [
+            _front_matter(base, stage),
+            f"# {config.name}: {stage}",
+            f"This is {WHAT[stage]}: LoRA of rank {config.adapter.r} over `{base_name(base)}` "
+            f"(revision {base.revision or 'default'}), which was quantized as `{base.quantization}` in "
+            "training. Made with Tristage.",
+            f"## Use\n\n{use}",
+            "## How exact the export is\n\n" + "\n".join(f"- {sentence}" for sentence in exactness),
+            f"## What it scored\n\n{_metrics(run)}",
+            f"## What it was trained on\n\n{_data(run)}",
+            f"## Lineage\n\n{_lineage(run, stage, manifest)}",
+            f"## Limits\n\n{LIMITS}",
+            f"## Licence\n\nThat of the base: {base_licence(base)}. The training data may add conditions.",
+        ]
+    )
+
+
+def _front_matter(base: Base, stage: Stage) -> str:
+    licence = base_licence(base)
+    lines = [f"base_model: {base_name(base)}", "library_name: transformers"]
+    lines += [f"license: {licence}"] if licence != UNKNOWN else []
+    pipeline = "text-classification" if stage == "rm" else "text-generation"
+    return "\n".join(["---", *lines, f"pipeline_tag: {pipeline}", f"tags: [rlhf, tristage, {stage}]", "---"])
+
+
+def _metrics(run: TrainedRun) -> str:
+    """The key metrics of every finished stage, with 95 % intervals and the number of prompts."""
+    rows = [
+        f"| {stage} | {label} | {value} |"
+        for stage, manifest in run.manifests.items()
+        for label, value in key_metrics(manifest).items()
+    ]
+    return "\n".join(["| stage | figure | value |", "|---|---|---|", *rows])
+
+
+def _data(run: TrainedRun) -> str:
+    """The sources of each finished stage by name: a path could tell more than its owner wants."""
+    lines = []
+    for stage, manifest in run.manifests.items():
+        source, digest = run.config.data.source(stage).path, manifest.sources.get(f"data.{stage}.path")
+        version = f" (SHA-256 {digest[:16]})" if digest else ""
+        lines.append(f"- {stage}: `{Path(source).name}`{version}, {manifest.metrics.get('steps', 0):g} steps")
+    labeller = run.config.rm.rankings.labeller
+    lines.append(f"- rankings: {'from the file' if labeller == 'file' else f'by the labeller `{labeller}`'}")
+    return "\n".join(lines)
+
+
+def _lineage(run: TrainedRun, stage: Stage, manifest: Manifest) -> str:
+    adapter = manifest.output.sha256 if manifest.output else ""
+    lines = [f"- adapter of {stage}: SHA-256 `{adapter}`, run `{manifest.run_id}`"]
+    lines += [f"- from {name}: SHA-256 `{upstream.sha256}`" for name, upstream in manifest.inputs.items()]
+    lines += [f"- base: `{manifest.base_digest}`"]
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    return "\n".join([*lines, f"- configuration: SHA-256 `{manifest.config_hash}`", f"- {versions}"])

@@ -1,0 +1,110 @@
+"""Does an exported classifier give the reward model's scores, less the constant?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase, pipeline
+
+from apps.trained_run import LoadedPolicies, TrainedRun
+from configs.schema import Data
+from data.batches import tokenize
+from data.batches.tokenize import last_message_text
+from data.examples import StageData
+from data.sources.messages import Text
+from data.storage.files import read_json_lines
+from stages.feedback.rankings import FILE
+from stages.models.roles import Role
+from stages.sampling.response_batch import response_batch, sequence_scores
+
+AT_ONCE = 16
+Pair = tuple[Text, str]  # a prompt and an answer
+
+
+@dataclass(frozen=True)
+class ScoreDifference:
+    """How far the classifier's logits plus the constant are from the reward model's scores.
+
+    Attributes:
+        largest: absolute difference.
+        texts: how many answers were compared.
+    """
+
+    largest: float
+    texts: int
+
+    def __str__(self) -> str:
+        return (
+            "scores by the text-classification pipeline of transformers, plus the constant, differ from the "
+            f"reward model's by at most {self.largest:.2g} (n = {self.texts} answers)"
+        )
+
+
+def ranked_answers(run: TrainedRun, number: int) -> list[Pair]:
+    """The first two answers of held-out rankings of the run, at most `number` answers."""
+    collected = run.run.stage("rm") / FILE
+    if collected.is_file():
+        rows = read_json_lines(collected, ["prompt", "completions"])
+    else:
+        rows = StageData(run.config, "rm", lambda _: None).rows("rankings").held_out
+    pairs = (
+        (row["prompt"], last_message_text(answer))
+        for row in reversed(rows)  # held-out ones come last
+        for answer in row["completions"][:2]
+    )
+    return list(islice(((prompt, text) for prompt, text in pairs if text.strip()), number))
+
+
+def classifier_text(prompt: Text, answer: str, tokenizer: PreTrainedTokenizerBase, data: Data) -> str:
+    """What the classifier reads: prompt and answer, up to the token that ends the answer."""
+    if isinstance(prompt, str) and not data.chat:
+        return f"{prompt}{answer}{tokenizer.eos_token}"
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    answered = [*messages, {"role": "assistant", "content": answer}]
+    text: str = tokenizer.apply_chat_template(answered, tokenize=False)
+    return text
+
+
+def compare_classifier(
+    folder: Path, run: TrainedRun, policies: LoadedPolicies, constant: float, number: int
+) -> ScoreDifference:
+    """Load the folder as its users will, and compare its scores with those of the role it was made of."""
+    data, models = run.config.data, policies.models
+    pairs = ranked_answers(run, number)
+    expected = reward_scores(policies, pairs, data)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype="auto", device_map={"": models.reward_base.causal.device}
+    )
+    classify = pipeline("text-classification", model=model, tokenizer=tokenizer)
+    chat = data.chat or not isinstance(pairs[0][0], str)
+    outputs = classify(
+        [classifier_text(prompt, answer, tokenizer, data) for prompt, answer in pairs],
+        function_to_apply="none",
+        batch_size=AT_ONCE,
+        add_special_tokens=not chat,  # a chat template writes its own
+    )
+    differences = [
+        abs(output["score"] + constant - score) for output, score in zip(outputs, expected, strict=True)
+    ]
+    return ScoreDifference(max(differences), len(pairs))
+
+
+@torch.no_grad()
+def reward_scores(policies: LoadedPolicies, pairs: Sequence[Pair], data: Data) -> list[float]:
+    """The reward model's own score of each answer."""
+    models, scores = policies.models, list[float]()
+    tokenizer, device = models.reward_tokenizer, models.reward_base.causal.device
+    for first in range(0, len(pairs), AT_ONCE):
+        rows = [
+            tokenize.answer(prompt, answer, True, tokenizer, data)
+            for prompt, answer in pairs[first : first + AT_ONCE]
+        ]
+        prompts, answers = zip(*rows, strict=True)
+        batch = response_batch(prompts, answers, tokenizer.pad_token_id, device)
+        scores += sequence_scores(models, Role.REWARD, batch).tolist()
+    return scores

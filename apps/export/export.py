@@ -1,0 +1,70 @@
+"""`tristage export`: write one stage of a run in a format that other programs read, and check it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from apps.export.card import card
+from apps.export.formats import STAGES_OF, WRITERS, Export, Format
+from apps.trained_run import POLICY_STAGES, TrainedRun
+from configs.errors import UserError
+from configs.schema import Stage
+from data.storage.sealed_folder import SealedFolder
+from pipeline.state.manifest import now
+
+
+def chosen_stage(run: TrainedRun, stage: Stage | None, format_: Format | None) -> Stage:
+    """The stage to export: the one that is named, else the newest policy, or the reward model for `reward`.
+
+    Raises:
+        UserError: no stage that could be exported has finished.
+    """
+    if stage:
+        return stage
+    if format_ == "reward":
+        return "rm"
+    finished = [policy for policy in POLICY_STAGES if policy in run.manifests]
+    if not finished:
+        raise UserError(f"{run.run.path}: neither sft nor ppo has finished. Run one, or name another run.")
+    return finished[-1]
+
+
+def chosen_format(stage: Stage, format_: Format | None) -> Format:
+    """The format to write: the one that is named, else `merged` for a policy and `reward` for a reward model.
+
+    Raises:
+        UserError: the format is not for this stage.
+    """
+    chosen: Format = format_ or ("reward" if stage == "rm" else "merged")
+    if stage not in STAGES_OF[chosen]:
+        others = ", ".join(name for name, stages in STAGES_OF.items() if stage in stages)
+        raise UserError(f"--format {chosen}: not for stage {stage}. For {stage} there are: {others}.")
+    return chosen
+
+
+def write_export(export: Export, format_: Format, out: Path, *, overwrite: bool) -> Path:
+    """Write the export with its card and `export.json`; the folder is whole or absent.
+
+    Raises:
+        UserError: `out` is there already, the stage has not finished, or the export is not exact.
+    """
+    export.run.require(export.stage)
+    if out.exists() and not (overwrite and (out / "export.json").is_file()):
+        raise UserError(
+            f"{out}: exists, and is kept. Give another --out"
+            + (", or --overwrite." if (out / "export.json").is_file() else ".")
+        )
+    with SealedFolder(out) as folder:
+        written = WRITERS[format_](export, folder)
+        use = written.use.replace("FOLDER", out.name)
+        (folder / "README.md").write_text(card(export.run, export.stage, use, written.exactness) + "\n")
+        record = {
+            "stage": export.stage,
+            "format": format_,
+            "base": export.run.require(export.stage).base.model_dump(),
+            "figures": written.figures,
+            "written": now().isoformat(),
+        }
+        (folder / "export.json").write_text(json.dumps(record, indent=2) + "\n")
+    return out

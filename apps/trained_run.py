@@ -1,0 +1,218 @@
+"""A run whose stages have finished, opened to use its policies and its reward model on one frozen base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from configs.errors import UserError
+from configs.load import load_experiment
+from configs.schema import Base, Experiment, Stage
+from data.batches import tokenize
+from data.examples import StageData
+from pipeline.state.manifest import BaseModelId, Manifest, damage, read_manifest
+from pipeline.state.run_directory import RunDirectory
+from stages.distributed.ranks import Ranks
+from stages.models.base import base_digest, load_base, load_config
+from stages.models.base_checks import check_base
+from stages.models.role_models import RoleModels
+from stages.models.roles import Role, Roles
+from stages.setup import load_checked_tokenizer
+
+POLICY_STAGES: tuple[Stage, ...] = ("sft", "ppo")
+BASE = str(Role.BASE)
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run directory with at least one finished stage.
+
+    Attributes:
+        run: its folders.
+        config: the experiment, as the run directory has it.
+        manifests: of the finished stages.
+    """
+
+    run: RunDirectory
+    config: Experiment
+    manifests: Mapping[Stage, Manifest]
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Names of the policies: `base`, and each finished stage that trained one. The newest is last."""
+        return (BASE, *(stage for stage in POLICY_STAGES if stage in self.manifests))
+
+    def require(self, stage: Stage) -> Manifest:
+        """The manifest of `stage`.
+
+        Raises:
+            UserError: the stage has not finished, or trained on another base than the configuration names.
+        """
+        if stage not in self.manifests:
+            finished = ", ".join(self.manifests) or "none"
+            raise UserError(
+                f"{self.run.path}: stage {stage} has not finished here (finished: {finished}). Run it first, "
+                "or name another stage or run."
+            )
+        manifest, base = self.manifests[stage], self.config.base_of(stage)
+        if manifest.base != BaseModelId.of(base):
+            raise UserError(
+                f"{self.run.config_file}: {base.key}.model is {BaseModelId.of(base)}, but stage {stage} "
+                f"trained on {manifest.base}. Restore the setting, or train the stage again."
+            )
+        return manifest
+
+    def adapter(self, stage: Stage) -> Path:
+        """The adapter folder of `stage`, byte for byte as the stage wrote it.
+
+        Raises:
+            UserError: the stage has not finished, or the folder is damaged.
+        """
+        manifest, folder = self.require(stage), self.run.adapter(stage)
+        faults = damage(folder, manifest.output.files if manifest.output else {})
+        if faults:
+            raise UserError(f"{faults[0]}. Restore it, or train stage {stage} again.")
+        return folder
+
+
+def open_run(run_dir: Path) -> TrainedRun:
+    """Read what a run directory says of its finished stages. Loads no model.
+
+    Raises:
+        UserError: `run_dir` is no run directory, or a manifest is damaged.
+    """
+    run = RunDirectory(run_dir)
+    if not run.config_file.is_file():
+        raise UserError(
+            f"{run_dir}: not a run directory, it has no config.yaml. Run an experiment first, or name "
+            "another directory with --run-dir."
+        )
+    found = {stage: read_manifest(run.manifest(stage)) for stage in (*POLICY_STAGES, "rm")}
+    finished = {stage: one for stage, one in found.items() if one and one.status == "finished"}
+    return TrainedRun(run, load_experiment(run.config_file), finished)
+
+
+def this_process() -> Ranks:
+    """The only rank: the first GPU if there is one, else the CPU."""
+    return Ranks(0, 1, torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Adapters to load over the base.
+
+    Attributes:
+        policies: folder of each policy by name; `None` is the base itself.
+        reward: the reward model's folder, if it is wanted.
+    """
+
+    policies: Mapping[str, Path | None]
+    reward: Path | None = None
+
+
+def chosen_adapters(run: TrainedRun, names: Sequence[str], *, reward: bool) -> Adapters:
+    """The adapters of the policies `names`: `base`, `sft`, `ppo`, or the path of an adapter folder.
+
+    Raises:
+        UserError: a name is none of these, a stage has not finished, or a folder is damaged.
+    """
+    policies: dict[str, Path | None] = {}
+    for name in dict.fromkeys(names):
+        if name == BASE:
+            policies[name] = None
+        elif name in POLICY_STAGES:
+            policies[name] = run.adapter(name)
+        elif Path(name).is_dir():
+            policies[name] = Path(name)
+        else:
+            raise UserError(
+                f"policy {name!r:.200}: neither base, sft, ppo nor a folder with an adapter. This run has "
+                f"{', '.join(run.policies)}."
+            )
+    return Adapters(policies, run.adapter("rm") if reward else None)
+
+
+@dataclass(frozen=True)
+class LoadedPolicies:
+    """Policies, and maybe the reward model, in memory, all frozen.
+
+    Attributes:
+        roles: of each policy by its name, the name of its role in `models`.
+        models: the base or bases, with those roles.
+        reward: whether `Role.REWARD` is among them.
+    """
+
+    roles: Mapping[str, str]
+    models: RoleModels
+    reward: bool
+
+    @property
+    def base(self) -> Roles:
+        """The base of the policies."""
+        return self.models.policy_base
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the policies, with the experiment's chat template."""
+        return self.models.tokenizer
+
+
+def load_policies(run: TrainedRun, adapters: Adapters, ranks: Ranks) -> LoadedPolicies:
+    """Load the base as it was trained on, quantized in the same way, and the adapters over it.
+
+    Raises:
+        UserError: the base is not there, is not the one of the training, or an adapter does not fit.
+    """
+    config = run.config
+    policy_base = _load(config, "sft", config.base, ranks)
+    bases = [policy_base]
+    if adapters.reward and config.rm.base:
+        bases.append(_load(config, "rm", config.rm.base, ranks))
+    models = RoleModels(*bases)
+    roles = {}
+    for number, (name, folder) in enumerate(adapters.policies.items()):
+        roles[name] = BASE if folder is None else f"policy-{number}"  # no name of a module is like this
+        if folder is not None:
+            _check_trained_on(run, folder, models.policy_base)
+            models.policy_base.add_from(roles[name], folder, trainable=False)
+    if adapters.reward:
+        _check_trained_on(run, adapters.reward, models.reward_base)
+        models.reward_base.add_from(Role.REWARD, adapters.reward, trainable=False)
+    models.requires_grad_(False).eval()
+    return LoadedPolicies(roles, models, adapters.reward is not None)
+
+
+def _load(
+    config: Experiment, stage: Stage, base: Base, ranks: Ranks
+) -> tuple[Roles, PreTrainedTokenizerBase]:
+    tokenizer = load_checked_tokenizer(config, stage, base, load_config(base))
+    model = load_base(base, ranks.device)
+    return Roles(model, base_digest(base, model)), tokenizer
+
+
+def _check_trained_on(run: TrainedRun, folder: Path, base: Roles) -> None:
+    """Raise UserError if `folder` is a stage's of this run, and the stage trained on another base."""
+    for stage, manifest in run.manifests.items():
+        if folder == run.run.adapter(stage) and manifest.base_digest:
+            check_base(run.config, stage, manifest.base_digest, base.base_digest)
+
+
+def held_out_prompts(
+    run: TrainedRun, tokenizer: PreTrainedTokenizerBase, number: int | None = None
+) -> list[tokenize.Prompt]:
+    """The prompts that the run keeps from all training, at most `number` of them.
+
+    Raises:
+        UserError: the data is not where the configuration says, or it has no held-out prompts.
+    """
+    rows = StageData(run.config, "ppo", lambda _: None).rows("prompts").held_out
+    prompts, _ = tokenize.prompts(rows[:number], tokenizer, run.config.data)
+    if not prompts:
+        raise UserError(
+            f"data.ppo.held_out: {run.run.path} keeps no prompts from training. Give some with --prompts."
+        )
+    return prompts
