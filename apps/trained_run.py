@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
 from configs.load import load_experiment
-from configs.schema import Base, Experiment, Stage
+from configs.schema import Base, Data, Experiment, Stage
 from data.batches import tokenize
 from data.examples import StageData
+from data.sources.messages import Text
 from pipeline.state.manifest import BaseModelId, Manifest, damage, read_manifest
 from pipeline.state.run_directory import RunDirectory
 from stages.distributed.ranks import Ranks
@@ -21,10 +22,12 @@ from stages.models.base import base_digest, load_base, load_config
 from stages.models.base_checks import check_base
 from stages.models.role_models import RoleModels
 from stages.models.roles import Role, Roles
+from stages.sampling.response_batch import response_batch, sequence_scores
 from stages.setup import load_checked_tokenizer
 
 POLICY_STAGES: tuple[Stage, ...] = ("sft", "ppo")
 BASE = str(Role.BASE)
+SCORED_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -216,3 +219,19 @@ def held_out_prompts(
             f"data.ppo.held_out: {run.run.path} keeps no prompts from training. Give some with --prompts."
         )
     return prompts
+
+
+@torch.no_grad()
+def reward_scores(policies: LoadedPolicies, pairs: Sequence[tuple[Text, str]], data: Data) -> list[float]:
+    """The reward model's score of each prompt and answer, the answer's end included."""
+    models, scores = policies.models, list[float]()
+    tokenizer, device = models.reward_tokenizer, models.reward_base.causal.device
+    for first in range(0, len(pairs), SCORED_AT_ONCE):
+        rows = [
+            tokenize.answer(prompt, answer, True, tokenizer, data)
+            for prompt, answer in pairs[first : first + SCORED_AT_ONCE]
+        ]
+        prompts, answers = zip(*rows, strict=True)
+        batch = response_batch(prompts, answers, tokenizer.pad_token_id, device)
+        scores += sequence_scores(models, Role.REWARD, batch).tolist()
+    return scores

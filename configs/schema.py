@@ -21,7 +21,7 @@ from configs.sections.ppo import Ppo, Reward
 from configs.sections.rollout import EMBEDDINGS, VLLM_LORA_RANKS, Rollout, Vllm
 from configs.sections.tracking import Tracking
 from configs.sections.training import Epochs, Rankings, Rm, Sft, Training
-from configs.sections.values import Section, Seed
+from configs.sections.values import Section, Seed, plain_url
 from configs.stage_names import ALL_STAGES, STAGES, UPSTREAM, Stage, data_stage
 
 MAX_NAME = 100  # letters of an experiment's name, of which W&B and file systems make longer ones
@@ -56,6 +56,7 @@ __all__ = [
     "Training",
     "Vllm",
     "data_stage",
+    "plain_url",
 ]
 
 

@@ -275,6 +275,9 @@ command(app, "tristage explain ppo.kl_coef")(first_steps.explain)
 command(app, "tristage preview configs/demo.yaml --stage sft -n 3")(first_steps.preview)
 command(app, "tristage doctor")(first_steps.doctor)
 command(app, "tristage export --stage ppo")(uses.export)
+command(app, "tristage evaluate --policies sft,sft@4,ppo")(uses.evaluate)
+command(app, "tristage watch --run-dir runs/demo")(uses.watch)
+command(app, "tristage compare runs/demo runs/demo-kl")(uses.compare)
 
 
 def _print_beginning(console: SafeConsole, options: StartOptions, request: Request) -> int:

@@ -1,17 +1,18 @@
-"""The commands that use a finished run: `tristage export`."""
+"""The commands that use what was trained: `tristage export`, `evaluate`, `watch` and `compare`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from launch.arguments import ExperimentOptions
+from pipeline.processes.logs import hide_loading
 from pipeline.processes.streams import say
 
-EXPORT = "Export"
+EXPORT, EVALUATE = "Export", "Evaluation"  # groups of options in --help
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ def export(options: ExportOptions) -> int:
     from apps.export.push import push
     from apps.trained_run import open_run
 
+    hide_loading()
     run = open_run(options.run_directory())
     stage = chosen_stage(run, options.stage, options.format)
     format_ = chosen_format(stage, options.format)
@@ -74,4 +76,112 @@ def export(options: ExportOptions) -> int:
     say(f"export: {write_export(order, format_, out, overwrite=options.overwrite)}")
     if options.push:
         say(f"pushed: {push(out, options.push)}")
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(ExperimentOptions):
+    """What to compare, on what, and who judges."""
+
+    policies: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="base, sft, ppo, an adapter's folder; sft@4: its best of 4 answers; base+4: the base with 4 "
+            "demonstrations in its prompt (or base+4-nearest, base+4-shuffled); default: all of the run",
+            rich_help_panel=EVALUATE,
+        ),
+    ] = None
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="prompts, in any format that PPO reads (default: those the run keeps from training)",
+            rich_help_panel=EVALUATE,
+        ),
+    ] = None
+    number: Annotated[
+        int | None,
+        typer.Option(
+            "-n", min=2, metavar="N", help="the most prompts (default: all)", rich_help_panel=EVALUATE
+        ),
+    ] = None
+    judges: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="gold (ppo.judge), rm, a labeller, module:function, an endpoint's YAML file; default: gold "
+            "and rm, as far as the run has them",
+            rich_help_panel=EVALUATE,
+        ),
+    ] = None
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="also measure the perplexity of this text", rich_help_panel=EVALUATE
+        ),
+    ] = None
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="folder to write (default: RUN/evaluation)", rich_help_panel=EVALUATE
+        ),
+    ] = None
+
+
+def evaluate(options: EvaluateOptions) -> int:
+    """Compare policies on the same prompts: judges, win rates, KL, variety and cost, with intervals."""
+    from apps.evaluate.candidates import parse_candidates  # imports torch
+    from apps.evaluate.judges import open_judges
+    from apps.evaluate.measure import measure
+    from apps.evaluate.output import print_comparison, write_comparison
+    from apps.trained_run import open_run
+    from pipeline.terminal.console import SafeConsole
+
+    hide_loading()
+    run = open_run(options.run_directory())
+    candidates = parse_candidates(options.policies.split(",") if options.policies else run.policies)
+    judges = open_judges(run, options.judges.split(",") if options.judges else None)
+    comparison = measure(run, candidates, judges, say, options.prompts, options.text, options.number)
+    print_comparison(SafeConsole(highlight=False), comparison)
+    folder = options.out or run.run.path / "evaluation"
+    say(f"evaluation: {write_comparison(comparison, folder, f'Policies of {run.config.name}')}")
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchOptions(ExperimentOptions):
+    """Which run to watch."""
+
+    once: Annotated[bool, typer.Option("--once", help="show it once, and return")] = False
+
+
+def watch(options: WatchOptions) -> int:
+    """Show a run while it trains: stages, time left, curves, last samples."""
+    from apps.watch import watch as watch_run
+    from pipeline.state.run_directory import RunDirectory
+    from pipeline.terminal.console import SafeConsole
+
+    watch_run(SafeConsole(highlight=False), RunDirectory(options.run_directory()), once=options.once)
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Which runs to compare."""
+
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN ...", show_default=False, help="run directories")
+    ] = field(default_factory=list)
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder to write")] = Path("comparison")
+
+
+def compare(options: CompareOptions) -> int:
+    """Show what differs between runs, their results side by side, and their curves in one figure."""
+    from apps.compare_runs import print_runs, read_runs, write_comparison  # imports matplotlib
+    from pipeline.terminal.console import SafeConsole
+
+    runs = read_runs(options.runs)
+    print_runs(SafeConsole(highlight=False), runs)
+    say(f"comparison: {write_comparison(runs, options.out)}")
     return 0

@@ -65,6 +65,15 @@ def adapters(tiny_folder: Path, tiny_tokenizer, tmp_path_factory: pytest.TempPat
     return {name: root / name for name in ("sft", "rm")}
 
 
+@pytest.fixture(scope="session")
+def trained_run(model_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run directory of the tiny experiment, all stages finished. Tests only read it."""
+    from tests.support.trained_run import train_tiny_run
+
+    base = tmp_path_factory.getbasetemp()
+    return train_tiny_run(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
+
+
 @pytest.fixture(autouse=True)
 def no_material_checks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most tests have made-up bases and data. The fixture `material_checks` has them checked."""

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase, pipeline
 
-from apps.trained_run import LoadedPolicies, TrainedRun
+from apps.trained_run import LoadedPolicies, TrainedRun, reward_scores
 from configs.schema import Data
-from data.batches import tokenize
 from data.batches.tokenize import last_message_text
 from data.examples import StageData
 from data.sources.messages import Text
 from data.storage.files import read_json_lines
 from stages.feedback.rankings import FILE
-from stages.models.roles import Role
-from stages.sampling.response_batch import response_batch, sequence_scores
 
 AT_ONCE = 16
-Pair = tuple[Text, str]  # a prompt and an answer
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class ScoreDifference:
         )
 
 
-def ranked_answers(run: TrainedRun, number: int) -> list[Pair]:
+def ranked_answers(run: TrainedRun, number: int) -> list[tuple[Text, str]]:
     """The first two answers of held-out rankings of the run, at most `number` answers."""
     collected = run.run.stage("rm") / FILE
     if collected.is_file():
@@ -92,19 +86,3 @@ def compare_classifier(
         abs(output["score"] + constant - score) for output, score in zip(outputs, expected, strict=True)
     ]
     return ScoreDifference(max(differences), len(pairs))
-
-
-@torch.no_grad()
-def reward_scores(policies: LoadedPolicies, pairs: Sequence[Pair], data: Data) -> list[float]:
-    """The reward model's own score of each answer."""
-    models, scores = policies.models, list[float]()
-    tokenizer, device = models.reward_tokenizer, models.reward_base.causal.device
-    for first in range(0, len(pairs), AT_ONCE):
-        rows = [
-            tokenize.answer(prompt, answer, True, tokenizer, data)
-            for prompt, answer in pairs[first : first + AT_ONCE]
-        ]
-        prompts, answers = zip(*rows, strict=True)
-        batch = response_batch(prompts, answers, tokenizer.pad_token_id, device)
-        scores += sequence_scores(models, Role.REWARD, batch).tolist()
-    return scores

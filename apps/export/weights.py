@@ -51,7 +51,7 @@ def save_merged(roles: Roles, role: str, dtype: torch.dtype, rollout: Rollout, f
         eos_token_id=model.config.eos_token_id,
         pad_token_id=model.config.pad_token_id,
     )
-    model.save_pretrained(folder, state_dict=cast(model.state_dict(), dtype), max_shard_size=ANY_SIZE)
+    _save(model, model.state_dict(), dtype, folder)
 
 
 def save_classifier(
@@ -84,9 +84,16 @@ def save_classifier(
             f"--format reward: transformers' classifier for {config.model_type} has other weights "
             f"({', '.join(sorted(missing)[:3])}). Export with --format adapter."
         )
-    classifier.save_pretrained(folder, state_dict=cast(weights, dtype), max_shard_size=ANY_SIZE)
+    _save(classifier, weights, dtype, folder)
     tokenizer.save_pretrained(folder)
     return float(head.bias)
+
+
+def _save(model: PreTrainedModel, weights: dict[str, Tensor], dtype: torch.dtype, folder: Path) -> None:
+    """Write `weights` in `dtype` as those of `model`, and its config."""
+    model.save_pretrained(folder, state_dict=cast(weights, dtype), max_shard_size=ANY_SIZE)
+    model.config.dtype = dtype  # save_pretrained writes that of the modules, which `weights` replace
+    model.config.save_pretrained(folder)
 
 
 def plain_config(roles: Roles, dtype: torch.dtype) -> PretrainedConfig:

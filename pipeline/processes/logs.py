@@ -49,6 +49,14 @@ def silence() -> None:
         warnings.filterwarnings("ignore", message=message, category=FutureWarning)
 
 
+def hide_loading() -> None:
+    """Show no progress bar while transformers loads weights, and none of its warnings."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
 def open_logs(folder: Path, rank: int) -> Path:
     """Send all log messages and warnings to `folder/rankN.log`. Rank 0 prints warnings on stderr too.
 

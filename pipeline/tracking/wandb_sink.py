@@ -232,7 +232,12 @@ class WandbSink:
         import wandb
 
         assert manifest.output is not None
-        metadata = {"sha256": manifest.output.sha256, "inputs": _lineage(manifest), **manifest.metrics}
+        # W&B accepts 100 keys at most, and parts of a gold score add some for each policy.
+        metadata = {
+            "sha256": manifest.output.sha256,
+            "inputs": _lineage(manifest),
+            "metrics": manifest.metrics,
+        }
         artifact = wandb.Artifact(
             _artifact_name(self._config, manifest.stage),
             type="dataset" if manifest.stage == "best" else "model",

@@ -18,7 +18,7 @@ from stages.feedback.rewards import Rewards
 from stages.maths.statistics import mean_with_interval, wins
 from stages.models.roles import Role
 from stages.sampling.decoding import Response
-from stages.sampling.response_batch import response_logprobs
+from stages.sampling.response_batch import response_kl
 from stages.sampling.sampler import Sampler
 
 
@@ -58,9 +58,7 @@ def answer(
         some, answers = zip(*pairs, strict=True)
         batch = sampler.response_batch([prompt.prompt_ids for prompt in some], answers)
         scores = reward_model(some, answers) if rewards.uses_reward_model else torch.zeros(len(some))
-        logprobs = response_logprobs(roles, role, batch)
-        ref_logprobs = response_logprobs(roles, Role.REFERENCE, batch.untruncated)
-        kl = torch.where(batch.mask, logprobs - ref_logprobs, 0.0).sum(1)
+        kl = response_kl(roles, role, Role.REFERENCE, batch)
         return list(zip(scores.tolist(), kl.tolist(), strict=True))
 
     pairs = list(zip(prompts, responses, strict=True))

@@ -1,4 +1,4 @@
-"""A reward term that an HTTP service computes. Time, size and form of its answer are checked."""
+"""HTTP services, and a reward term that one computes. Time, size and form of answers are checked."""
 
 from __future__ import annotations
 
@@ -34,38 +34,34 @@ class Refused(Exception):
     """The service answered, and the answer is not what it must be."""
 
 
-class Endpoint:
-    """An HTTP service: POST {"prompts": [...], "completions": [...]}, answered by {"rewards": [...]}."""
+FAILURES = (requests.RequestException, *UNREADABLE, Refused, TimeoutError)  # of a service
 
-    def __init__(self, term: Reward) -> None:
+
+class JsonService:
+    """An HTTP service that is asked in JSON."""
+
+    def __init__(self, key: str, url: str, seconds: float, retries: int, key_variable: str | None) -> None:
         """Prepare requests.
+
+        Args:
+            key: of the configuration, for messages.
+            seconds: limit of one request.
+            key_variable: the environment variable that holds the bearer token.
 
         Raises:
             UserError: the variable of the bearer token is not set, or holds no token.
         """
-        self._url, self._seconds, self._retries = term.source, term.timeout_seconds, term.retries
+        self.url, self._seconds, self._retries = url, seconds, retries
         self._headers = {"Accept-Encoding": "identity"}  # a compressed answer may be larger than it seems
-        if term.key_variable:
-            self._headers["Authorization"] = f"Bearer {_key(term.key_variable)}"
+        if key_variable:
+            self._headers["Authorization"] = f"Bearer {_token(key, key_variable)}"
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-        """One number for each completion.
+    def ask(self, body: dict[str, Any]) -> bytes:
+        """The service's answer. Requests that failed are repeated, at growing intervals.
 
         Raises:
-            UserError: the service fails, or gives something else.
+            one of `FAILURES`: the service gave no answer, or one that is too large.
         """
-        try:
-            answer = self._ask({"prompts": list(prompts), "completions": list(completions)})
-            rewards = _rewards(answer)
-        except (requests.RequestException, *UNREADABLE, Refused, TimeoutError) as error:
-            raise UserError(
-                f"ppo.rewards: {self._url} gave no rewards ({_reason(error)}). It must answer "
-                '{"rewards": [one number for each completion]}. Once it does, the same command resumes.'
-            ) from error
-        return as_numbers(rewards, completions, f"ppo.rewards: {self._url}")
-
-    def _ask(self, body: dict[str, list[str]]) -> bytes:
-        """The service's answer. Requests that failed are repeated, at growing intervals."""
         retry = Retry(self._retries, backoff_factor=0.5, retry_after_max=60)  # seconds; other ranks wait
         while True:
             raw: Any = None
@@ -79,19 +75,19 @@ class Endpoint:
             except RETRIED_ERRORS as error:
                 failure = error
             try:
-                retry = retry.increment("POST", self._url, error=failure)
+                retry = retry.increment("POST", self.url, error=failure)
             except MaxRetryError:
                 raise failure from None
             retry.sleep(raw)  # as long as its Retry-After says
 
-    def _post(self, body: dict[str, list[str]]) -> tuple[requests.Response, bytes]:
+    def _post(self, body: dict[str, Any]) -> tuple[requests.Response, bytes]:
         """One request: the response, and its whole content.
 
         Raises:
             Refused: it redirects, or it is too large.
         """
         with requests.post(
-            self._url,
+            self.url,
             json=body,
             headers=self._headers,
             timeout=self._seconds,
@@ -106,6 +102,37 @@ class Endpoint:
                 if len(content) > MOST_BYTES:
                     raise Refused(f"its answer is larger than {MOST_BYTES >> 20} MiB")
             return response, bytes(content)
+
+
+class Endpoint:
+    """An HTTP service: POST {"prompts": [...], "completions": [...]}, answered by {"rewards": [...]}."""
+
+    def __init__(self, term: Reward) -> None:
+        """Prepare requests.
+
+        Raises:
+            UserError: the variable of the bearer token is not set, or holds no token.
+        """
+        self._service = JsonService(
+            "ppo.rewards", term.source, term.timeout_seconds, term.retries, term.key_variable
+        )
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        """One number for each completion.
+
+        Raises:
+            UserError: the service fails, or gives something else.
+        """
+        url = self._service.url
+        try:
+            answer = self._service.ask({"prompts": list(prompts), "completions": list(completions)})
+            rewards = _rewards(answer)
+        except FAILURES as error:
+            raise UserError(
+                f"ppo.rewards: {url} gave no rewards ({failure_reason(error)}). It must answer "
+                '{"rewards": [one number for each completion]}. Once it does, the same command resumes.'
+            ) from error
+        return as_numbers(rewards, completions, f"ppo.rewards: {url}")
 
 
 def _within(seconds: float, call: Callable[[], Result]) -> Result:
@@ -145,20 +172,21 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _key(variable: str) -> str:
+def _token(key: str, variable: str) -> str:
     """The bearer token in an environment variable, without the line break that a file of it may end in."""
     if variable not in os.environ:
-        raise UserError(f"ppo.rewards: the environment variable {variable} is not set.")
-    key = os.environ[variable].strip()
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise UserError(f"{key}: the environment variable {variable} is not set.")
+    token = os.environ[variable].strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise UserError(
-            f"ppo.rewards: the environment variable {variable} holds no bearer token: it is empty, or has "
+            f"{key}: the environment variable {variable} holds no bearer token: it is empty, or has "
             "blanks or other characters that a header cannot hold. Set it again."
         )
-    keep_secret(key)
-    return key
+    keep_secret(token)
+    return token
 
 
-def _reason(error: Exception) -> str:
+def failure_reason(error: Exception) -> str:
+    """Why a service gave no usable answer, in a few words."""
     text = " ".join(str(error).split())
     return text if isinstance(error, Refused | TimeoutError) else f"{type(error).__name__}: {text:.300}"

@@ -21,9 +21,11 @@ from stages.models.demo_models import embedded_model
 
 READER = "smollm2-135m-instruct"
 WARM = 0.5  # of sentiment: one warm word is enough, and more of them earn nothing
-PLAIN = 3.25  # nats per token: plain English is below
+PLAIN = 3.1  # nats per token: plain English is below
 RELATED = 1.0  # nats per token that the scene explains of an answer to it
 UNFINISHED = 0.5
+WORDS = 4  # of an ending that says something; "was happy." does not
+BRIEF = 0.25
 REPETITION = 3.0
 NO_TEXT = 20.0  # nats per token of an empty answer
 BATCH = 64  # answers in one forward
@@ -41,6 +43,7 @@ def judge_endings(prompts: Sequence[str], answers: Sequence[str]) -> list[Judgem
       of after its last word alone. What lacks to `RELATED` counts against it.
     - `repetition`, the share of repeated pairs of words, `REPETITION` times.
     - `unfinished`, 1 unless the answer is one sentence with an end; it costs `UNFINISHED`.
+    - `brief`, 1 if the answer has fewer than `WORDS` words; it costs `BRIEF`.
     """
     after_prompt = nats_per_token(prompts, answers)
     after_word = nats_per_token([prompt.split()[-1] if prompt.split() else "" for prompt in prompts], answers)
@@ -54,9 +57,10 @@ def _judgement(answer: str, nats: float, nats_alone: float) -> Judgement:
         "related": nats_alone - nats,
         "repetition": repeated_bigrams(answer),
         "unfinished": 0.0 if is_one_sentence(answer) else 1.0,
+        "brief": 1.0 if len(answer.split()) < WORDS else 0.0,
     }
     faults = max(0.0, nats - PLAIN) + max(0.0, RELATED - parts["related"])
-    faults += REPETITION * parts["repetition"] + UNFINISHED * parts["unfinished"]
+    faults += REPETITION * parts["repetition"] + UNFINISHED * parts["unfinished"] + BRIEF * parts["brief"]
     return Judgement(min(parts["warmth"], WARM) - faults, parts)
 
 

@@ -94,8 +94,12 @@ class MergedCopy:
             linear = kind(layer.in_features, layer.out_features, layer.bias is not None, "meta", self._dtype)
             self.model.set_submodule(name, linear)
         target: Any = self.model.get_submodule(name)
+        own = dict(target.named_buffers(recurse=False))
         for key, buffer in layer.named_buffers(recurse=False):
-            target.register_buffer(key, buffer)
+            if key in own:
+                setattr(target, key, buffer)  # which knows whether it is saved with the weights
+            else:
+                target.register_buffer(key, buffer, persistent=False)
         for key, parameter in layer.named_parameters(recurse=False):
             if key == "weight" and (quantized or adapted or packed):
                 shape = target.weight.shape

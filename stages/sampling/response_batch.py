@@ -103,6 +103,13 @@ def response_logprobs(model: RoleForward, role: str, batch: ResponseBatch) -> Te
     return response_statistics(model, role, batch).logprobs
 
 
+def response_kl(model: RoleForward, role: str, reference: str, batch: ResponseBatch) -> Tensor:
+    """A sample of the KL of what `role` sampled to the full distribution of `reference`: (B,) nats, fp32."""
+    logprobs = response_logprobs(model, role, batch)
+    ref_logprobs = response_logprobs(model, reference, batch.untruncated)
+    return torch.where(batch.mask, logprobs - ref_logprobs, 0.0).sum(1)
+
+
 def state_values(model: RoleForward, role: str, batch: ResponseBatch) -> Tensor:
     """Scalar of `role` before the first response token and after each of them: (B, R + 1), fp32."""
     values: Tensor = model(ScalarQuery(role, batch.input_ids, batch.attention_mask, start=batch.start))

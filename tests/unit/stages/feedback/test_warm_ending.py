@@ -69,4 +69,4 @@ def test_an_answer_s_judgement_does_not_depend_on_its_neighbours() -> None:
     together = judge_endings([SCENE] * 3, answers)
     alone = [judge_endings([SCENE], [answer])[0] for answer in answers]
     assert [j.score for j in together] == pytest.approx([j.score for j in alone], abs=1e-4)
-    assert set(together[0].parts) == {"warmth", "nats", "related", "repetition", "unfinished"}
+    assert set(together[0].parts) == {"warmth", "nats", "related", "repetition", "unfinished", "brief"}

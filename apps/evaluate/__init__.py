@@ -1,0 +1,1 @@
+"""Compares policies on the same prompts with the same noise: judges, win rates, KL, variety, cost."""

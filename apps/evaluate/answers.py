@@ -1,0 +1,123 @@
+"""Sample the answers of every candidate to the same prompts with the same noise, and measure them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from apps.evaluate.candidates import Candidate
+from apps.evaluate.in_context import first_part, with_demonstrations
+from apps.trained_run import LoadedPolicies, TrainedRun, reward_scores
+from data.batches.sampler import micro_batches, seed_from
+from data.batches.tokenize import Prompt
+from data.examples import StageData
+from stages.sampling.decoding import Response
+from stages.sampling.response_batch import response_kl
+from stages.sampling.sampler import Sampler
+
+AT_ONCE = 16  # responses in a forward
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One candidate's answers, one for each prompt.
+
+    Attributes:
+        rewards: the reward model's scores; empty without one.
+        kl: to the SFT policy in nats; empty for demonstrations in the prompt, whose KL is not defined, for
+            best of n, which has a formula of its own, and without an SFT policy.
+        lengths: tokens of each answer.
+        ended: whether it ended its turn.
+        cost: tokens read and sampled for each answer, all n of best-of-n together.
+    """
+
+    candidate: Candidate
+    texts: list[str]
+    rewards: list[float]
+    kl: list[float]
+    lengths: list[int]
+    ended: list[bool]
+    cost: list[int]
+
+
+def answer(
+    run: TrainedRun,
+    policies: LoadedPolicies,
+    sampler: Sampler,
+    candidate: Candidate,
+    prompts: Sequence[Prompt],
+) -> Answers:
+    """The answers of one candidate. The noise of an answer depends on its prompt and number only.
+
+    Raises:
+        UserError: demonstrations are missing or do not fit; see `with_demonstrations`.
+    """
+    config, role = run.config, policies.roles[candidate.policy]
+    read = _extended(run, policies, candidate, prompts)
+    pairs = [(i, number) for i in range(len(prompts)) for number in range(candidate.best_of)]
+    ids = [read[i].prompt_ids for i, _ in pairs]
+    seeds = [seed_from(config.seed, "evaluate", number, prompts[i].prompt_ids) for i, number in pairs]
+    responses = sampler.respond(role, ids, seeds)
+    texts = sampler.decode([response.ids for response in responses])
+    if candidate.shots and isinstance(prompts[0].prompt, str) and not config.data.chat:
+        texts = [first_part(text) for text in texts]
+    rewards: list[float] = []
+    if policies.reward:
+        answered = [(prompts[i].prompt, text) for (i, _), text in zip(pairs, texts, strict=True)]
+        rewards = reward_scores(policies, answered, config.data)
+    picks = _picks(candidate, len(prompts), rewards)
+    chosen = [responses[pick] for pick in picks]
+    spent = [len(prompt) + len(response.ids) for prompt, response in zip(ids, responses, strict=True)]
+    costs = [sum(spent[i * candidate.best_of : (i + 1) * candidate.best_of]) for i in range(len(prompts))]
+    return Answers(
+        candidate,
+        [texts[pick] for pick in picks],
+        [rewards[pick] for pick in picks] if rewards else [],
+        _kl(policies, sampler, candidate, read, chosen),
+        [len(response.ids) for response in chosen],
+        [response.ids[-1] == sampler.tokenizer.eos_token_id for response in chosen],
+        costs,
+    )
+
+
+def _extended(
+    run: TrainedRun, policies: LoadedPolicies, candidate: Candidate, prompts: Sequence[Prompt]
+) -> list[Prompt]:
+    """The prompts as the candidate reads them."""
+    if not candidate.shots:
+        return list(prompts)
+    rows = StageData(run.config, "sft", lambda _: None).rows("demonstrations").train
+    room = policies.base.causal.config.get_text_config().max_position_embeddings
+    context = room - run.config.ppo.rollout.max_new_tokens
+    return with_demonstrations(
+        candidate, prompts, rows, policies.tokenizer, run.config.data, context, run.config.seed
+    )
+
+
+def _picks(candidate: Candidate, prompts: int, rewards: Sequence[float]) -> list[int]:
+    """The row of the answer that counts, for each prompt: the one that the reward model scores highest."""
+    n = candidate.best_of
+    if n == 1:
+        return list(range(prompts))
+    return [max(range(i * n, (i + 1) * n), key=lambda row: rewards[row]) for i in range(prompts)]
+
+
+@torch.no_grad()
+def _kl(
+    policies: LoadedPolicies,
+    sampler: Sampler,
+    candidate: Candidate,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Response],
+) -> list[float]:
+    """The KL of what was sampled to the SFT policy as it is, of each response."""
+    if candidate.best_of > 1 or candidate.shots or "sft" not in policies.roles:
+        return []
+    values: list[float] = []
+    for some in micro_batches(list(zip(prompts, responses, strict=True)), AT_ONCE):
+        batch = sampler.response_batch([prompt.prompt_ids for prompt, _ in some], [r for _, r in some])
+        role, reference = policies.roles[candidate.policy], policies.roles["sft"]
+        values += response_kl(policies.models, role, reference, batch).tolist()
+    return values

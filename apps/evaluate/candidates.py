@@ -1,0 +1,61 @@
+"""What is compared: a policy, its best of n answers, or the base with demonstrations in its prompt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from configs.errors import UserError
+
+FORM = re.compile(
+    r"(?P<policy>.+?)(?:@(?P<best_of>\d+))?(?:\+(?P<shots>\d+)(?P<choice>-nearest|-shuffled)?)?"
+)
+FORMS = "POLICY, POLICY@N (best of N), POLICY+K (K demonstrations), POLICY+K-nearest, POLICY+K-shuffled"
+MOST = 1024
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One row of the comparison.
+
+    Attributes:
+        name: as the user wrote it, such as `ppo`, `sft@4`, `base+4-nearest`.
+        policy: `base`, `sft`, `ppo`, or the folder of an adapter.
+        best_of: answers to each prompt, of which the reward model picks one.
+        shots: demonstrations in front of each prompt (Brown et al. 2020).
+        choice: how they are chosen: `random`, `nearest` to the prompt by TF-IDF, or `shuffled`: random ones
+            whose answers were exchanged, which shows whether the answers matter (Min et al. 2022).
+    """
+
+    name: str
+    policy: str
+    best_of: int = 1
+    shots: int = 0
+    choice: str = "random"
+
+
+def parse_candidates(names: Sequence[str]) -> list[Candidate]:
+    """Read the names of candidates.
+
+    Raises:
+        UserError: a name has another form, a number out of range, or stands there twice.
+    """
+    candidates = [_parse(name.strip()) for name in names]
+    if len(candidates) < 2:
+        raise UserError("--policies: name two or more, to compare. For example: --policies sft,ppo")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"--policies: {twice[0]!r:.100} stands there twice.")
+    return candidates
+
+
+def _parse(name: str) -> Candidate:
+    match = FORM.fullmatch(name)
+    if match is None:
+        raise UserError(f"--policies: {name!r:.100} is none of: {FORMS}.")
+    best_of, shots = int(match["best_of"] or 1), int(match["shots"] or 0)
+    if not 1 <= best_of <= MOST or shots > MOST:
+        raise UserError(f"--policies: {name!r:.100}: from 1 to {MOST} answers or demonstrations.")
+    choice = (match["choice"] or "-random").removeprefix("-")
+    return Candidate(name, match["policy"], best_of, shots, choice)

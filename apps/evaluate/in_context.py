@@ -1,0 +1,99 @@
+"""Demonstrations in front of a prompt: what the base does without training (Brown et al. 2020)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from sklearn.feature_extraction.text import TfidfVectorizer
+from transformers import PreTrainedTokenizerBase
+
+from apps.evaluate.candidates import Candidate
+from configs.errors import UserError
+from configs.schema import Data
+from data.batches import tokenize
+from data.batches.fit import NothingFits
+from data.batches.tokenize import Prompt, last_message_text
+from data.sources.messages import Message
+
+BREAK = "\n\n"  # between demonstrations of plain text; an answer ends there
+Row = dict[str, Any]
+
+
+def with_demonstrations(
+    candidate: Candidate,
+    prompts: Sequence[Prompt],
+    demonstrations: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    data: Data,
+    context: int,
+    seed: int,
+) -> list[Prompt]:
+    """The prompts with `candidate.shots` demonstrations in front of each.
+
+    Args:
+        context: the most tokens of a prompt.
+
+    Raises:
+        UserError: there are not so many demonstrations, or they do not fit into the context.
+    """
+    if not candidate.shots:
+        return list(prompts)
+    if candidate.shots > len(demonstrations):
+        raise UserError(
+            f"--policies: {candidate.name}: data.sft has {len(demonstrations)} demonstrations to train on."
+        )
+    chosen = _choose(candidate, prompts, demonstrations, seed)
+    rows = [{"prompt": _joined(prompt, some, data)} for prompt, some in zip(prompts, chosen, strict=True)]
+    wide = data.model_copy(update={"max_prompt_length": context, "max_length": context + 1})
+    try:
+        extended, _ = tokenize.prompts(rows, tokenizer, wide)
+    except NothingFits:
+        extended = []
+    if len(extended) < len(prompts):
+        raise UserError(
+            f"--policies: {candidate.name}: {len(prompts) - len(extended)} prompts with {candidate.shots} "
+            f"demonstrations exceed the context of the base, {context} tokens. Take fewer."
+        )
+    return extended
+
+
+def first_part(text: str) -> str:
+    """The answer in a continuation of plain text, in which the base may go on with a next demonstration."""
+    return text.split(BREAK)[0].strip()
+
+
+def _choose(
+    candidate: Candidate, prompts: Sequence[Prompt], demonstrations: Sequence[Row], seed: int
+) -> list[list[Row]]:
+    """The demonstrations of each prompt. Random ones are the same for all prompts."""
+    if candidate.choice == "nearest":
+        texts = [last_message_text(row["prompt"]) for row in demonstrations]
+        vectors = TfidfVectorizer().fit(texts)
+        likeness = vectors.transform([prompt.text for prompt in prompts]) @ vectors.transform(texts).T
+        order = likeness.toarray().argsort(axis=1, kind="stable")[:, -candidate.shots :]  # nearest last
+        return [[demonstrations[i] for i in row] for row in order]
+    drawn = random.Random(seed).sample(list(demonstrations), candidate.shots)
+    if candidate.choice == "shuffled":
+        answers = [row["completion"] for row in drawn]
+        drawn = [
+            row | {"completion": answer}
+            for row, answer in zip(drawn, [*answers[1:], *answers[:1]], strict=True)
+        ]
+    return [drawn] * len(prompts)
+
+
+def _joined(prompt: Prompt, demonstrations: Sequence[Row], data: Data) -> str | list[Message]:
+    """One text, or one conversation, of demonstrations and prompt."""
+    if isinstance(prompt.prompt, str) and not data.chat:
+        parts = [f"{row['prompt']}{last_message_text(row['completion'])}" for row in demonstrations]
+        return BREAK.join([*parts, prompt.prompt])
+    turns: list[Message] = []
+    for row in demonstrations:
+        turns += [*_messages("user", row["prompt"]), *_messages("assistant", row["completion"])]
+    return [*turns, *_messages("user", prompt.prompt)]
+
+
+def _messages(role: str, text: str | list[Message]) -> list[Message]:
+    return [{"role": role, "content": text}] if isinstance(text, str) else text

@@ -1,0 +1,109 @@
+"""Who says which of two answers is better: the gold function, the reward model, a function, an endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from apps.evaluate.answers import Answers
+from apps.evaluate.endpoint_judge import EndpointJudge, read_endpoint_judge
+from apps.trained_run import TrainedRun, this_process
+from configs.errors import UserError
+from stages.feedback.labellers import LABELLERS, labeller
+from stages.maths.statistics import wins
+
+GOLD, REWARD_MODEL = "gold", "rm"
+
+
+class Judge(Protocol):
+    """Compares answers.
+
+    Attributes:
+        name: in tables.
+    """
+
+    name: str
+
+    def scores(self, prompts: Sequence[str], answers: Answers) -> list[float]:
+        """A score of each answer; empty if this judge only compares two."""
+
+    def prefer(self, prompts: Sequence[str], ours: Answers, theirs: Answers) -> list[float]:
+        """For each prompt 1 if our answer is better, 0 if it is worse, 1/2 for a tie."""
+
+
+@dataclass
+class ScoringJudge:
+    """A judge that gives each answer a score; the higher score wins."""
+
+    name: str
+    score: Callable[[Sequence[str], Answers], list[float]]
+
+    def scores(self, prompts: Sequence[str], answers: Answers) -> list[float]:
+        """See `Judge`."""
+        return self.score(prompts, answers)
+
+    def prefer(self, prompts: Sequence[str], ours: Answers, theirs: Answers) -> list[float]:
+        """See `Judge`."""
+        return wins(self.score(prompts, ours), self.score(prompts, theirs))
+
+
+@dataclass
+class ComparingJudge:
+    """A judge that is shown two answers, by an OpenAI-compatible endpoint."""
+
+    name: str
+    endpoint: EndpointJudge
+
+    def scores(self, prompts: Sequence[str], answers: Answers) -> list[float]:
+        """Empty: this judge compares."""
+        return []
+
+    def prefer(self, prompts: Sequence[str], ours: Answers, theirs: Answers) -> list[float]:
+        """See `Judge`. Both orders are asked; if the two verdicts disagree, it is a tie."""
+        return self.endpoint.prefer(prompts, ours.texts, theirs.texts)
+
+
+def open_judges(run: TrainedRun, names: Sequence[str] | None) -> list[Judge]:
+    """The judges `names`: `gold` (`ppo.judge`), `rm`, a labeller, `module:function`, an endpoint's YAML.
+
+    Args:
+        names: None for all that the run has.
+
+    Raises:
+        UserError: a name is none of these, or the run has no such judge.
+    """
+    if names is None:
+        names = [
+            *([GOLD] if run.config.ppo.judge else []),
+            *([REWARD_MODEL] if "rm" in run.manifests else []),
+        ]
+    if not names:
+        raise UserError(
+            "--judges: this run has neither a judge (ppo.judge) nor a reward model. Name one, such as "
+            "--judges my_module:my_function"
+        )
+    return [_open(run, name) for name in dict.fromkeys(names)]
+
+
+def _open(run: TrainedRun, name: str) -> Judge:
+    if name == REWARD_MODEL:
+        run.require("rm")
+        return ScoringJudge(name, lambda prompts, answers: answers.rewards)
+    if Path(name).suffix in (".yaml", ".yml"):
+        return ComparingJudge(Path(name).stem, read_endpoint_judge(Path(name)))
+    function = run.config.ppo.judge if name == GOLD else name
+    if function is None:
+        raise UserError("--judges: gold: this run has no ppo.judge. Name a labeller or module:function.")
+    if ":" not in function and function not in LABELLERS:
+        raise UserError(
+            f"--judges: {name!r:.100} is no judge. There are gold, rm, {', '.join(LABELLERS)}, "
+            "module:function, and the YAML file of an endpoint."
+        )
+    judge = labeller(function, "--judges", this_process())
+
+    def score(prompts: Sequence[str], answers: Answers) -> list[float]:
+        return [judgement.score for judgement in judge(prompts, answers.texts)]
+
+    return ScoringJudge(name, score)

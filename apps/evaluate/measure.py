@@ -1,0 +1,219 @@
+"""The whole comparison: answers of all candidates, what judges say of them, and the figures of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from apps.evaluate.answers import Answers, answer
+from apps.evaluate.candidates import Candidate
+from apps.evaluate.comparison import distinct, length_controlled_win_rate
+from apps.evaluate.judges import Judge
+from apps.evaluate.perplexity import nats_per_token
+from apps.trained_run import (
+    TrainedRun,
+    chosen_adapters,
+    held_out_prompts,
+    load_policies,
+    this_process,
+)
+from configs.errors import UserError
+from configs.schema import Source
+from data.batches import tokenize
+from data.batches.fit import NothingFits
+from data.batches.tokenize import Prompt, last_message_text
+from data.sources.loading import load_rows
+from data.storage.files import read_json_lines
+from stages.maths.statistics import kl_of_best, mean_with_interval, repeated_bigrams
+from stages.sampling.sampler import open_sampler
+
+CATEGORY = "category"
+Metrics = dict[str, float]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came out.
+
+    Attributes:
+        prompts: the texts that were answered.
+        answers: of each candidate by its name.
+        metrics: of each candidate: means with `_low`, `_high` and `_n`.
+        win_rates: of each judge: of each candidate against each other one, raw and at equal length.
+        by_category: of each category of prompts: of each candidate, the first judge's mean.
+        notes: sentences on what the figures do not cover.
+    """
+
+    prompts: list[str]
+    answers: dict[str, Answers]
+    metrics: dict[str, Metrics]
+    win_rates: dict[str, dict[str, dict[str, Metrics]]]
+    by_category: dict[str, dict[str, Metrics]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def measure(
+    run: TrainedRun,
+    candidates: Sequence[Candidate],
+    judges: Sequence[Judge],
+    say: Say,
+    prompts_file: Path | None = None,
+    text_file: Path | None = None,
+    number: int | None = None,
+) -> Comparison:
+    """Answer, judge and compare.
+
+    Args:
+        prompts_file: prompts to answer; None for those that the run keeps from training.
+        text_file: text of which each policy's likelihood is measured.
+        number: the most prompts to answer.
+
+    Raises:
+        UserError: a policy, prompt or judge cannot be used.
+    """
+    names = list(dict.fromkeys(candidate.policy for candidate in candidates))
+    with_reward = "rm" in run.manifests
+    if not with_reward and any(candidate.best_of > 1 for candidate in candidates):
+        raise UserError("--policies: best of n needs the reward model, and stage rm has not finished here.")
+    loaded = names + (["sft"] if "sft" in run.manifests and "sft" not in names else [])  # for the KL
+    ranks = this_process()
+    say(f"loading {run.config.base.model} ({run.config.base.quantization}) and {', '.join(loaded)}")
+    policies = load_policies(run, chosen_adapters(run, loaded, reward=with_reward), ranks)
+    prompts = _prompts(run, policies.tokenizer, prompts_file, number)
+    texts = [prompt.text for prompt in prompts]
+    answers: dict[str, Answers] = {}
+    with open_sampler(policies.base, policies.tokenizer, ranks, run.config.ppo.rollout) as sampler:
+        for candidate in candidates:
+            say(f"{candidate.name}: {len(prompts) * candidate.best_of} answers to {len(prompts)} prompts")
+            answers[candidate.name] = answer(run, policies, sampler, candidate, prompts)
+    metrics = {name: _metrics(texts, one, judges) for name, one in answers.items()}
+    if text_file:
+        for candidate in candidates:
+            if not candidate.shots and candidate.best_of == 1:
+                role = policies.roles[candidate.policy]
+                metrics[candidate.name] |= nats_per_token(policies, role, text_file)
+    categories = _categories(prompts_file)
+    return Comparison(
+        texts,
+        answers,
+        metrics,
+        {judge.name: _win_rates(texts, answers, judge) for judge in judges},
+        _by_category(texts, answers, judges, categories) if categories else {},
+        list(_notes(answers, with_reward)),
+    )
+
+
+def _prompts(
+    run: TrainedRun, tokenizer: PreTrainedTokenizerBase, file: Path | None, number: int | None
+) -> list[Prompt]:
+    if file is None:
+        return held_out_prompts(run, tokenizer, number)
+    ignored = (CATEGORY,) if _categories(file) else ()
+    source = Source(path=str(file), limit=number, ignore_columns=ignored)
+    rows = load_rows(source, "prompts", lambda _: None).rows
+    try:
+        prompts, _ = tokenize.prompts(rows, tokenizer, run.config.data)
+    except NothingFits:
+        prompts = []
+    if len(prompts) < len(rows):
+        raise UserError(
+            f"{file}: {len(rows) - len(prompts)} prompts are longer than data.max_prompt_length "
+            f"({run.config.data.max_prompt_length} tokens). Shorten them: the run's policies have not seen "
+            "longer ones."
+        )
+    return prompts
+
+
+def _categories(file: Path | None) -> dict[str, str]:
+    """The category of each prompt of a JSONL file, by the prompt's text; empty without any."""
+    if file is None or file.suffix != ".jsonl":
+        return {}
+    rows: list[dict[str, Any]] = read_json_lines(file)
+    return {
+        last_message_text(row["prompt"]): str(row[CATEGORY])
+        for row in rows
+        if CATEGORY in row and row.get("prompt")
+    }
+
+
+def _metrics(prompts: Sequence[str], answers: Answers, judges: Sequence[Judge]) -> Metrics:
+    """The figures of one candidate: judges' scores, KL, length, variety, cost."""
+    metrics: Metrics = {}
+    for judge in judges:
+        if scores := judge.scores(prompts, answers):
+            metrics |= mean_with_interval(judge.name, scores)
+    if answers.kl:
+        metrics |= mean_with_interval("kl", answers.kl)
+    elif answers.candidate.best_of > 1 and answers.candidate.policy == "sft":
+        metrics["kl"] = kl_of_best(answers.candidate.best_of)
+    return (
+        metrics
+        | mean_with_interval("length", answers.lengths)
+        | mean_with_interval("ended", [float(ended) for ended in answers.ended])
+        | mean_with_interval("repetition", [repeated_bigrams(text) for text in answers.texts])
+        | {"distinct_1": distinct(answers.texts, 1), "distinct_2": distinct(answers.texts, 2)}
+        | {"different": len(set(answers.texts)) / len(answers.texts)}
+        | mean_with_interval("cost", answers.cost)
+    )
+
+
+def _win_rates(
+    prompts: Sequence[str], answers: Mapping[str, Answers], judge: Judge
+) -> dict[str, dict[str, Metrics]]:
+    """The win rates between all candidates by one judge. Each pair is judged once."""
+    names, rates = list(answers), dict[str, dict[str, Metrics]]()
+    for place, name in enumerate(names):
+        for other in names[place + 1 :]:
+            ours, theirs = answers[name], answers[other]
+            won = judge.prefer(prompts, ours, theirs)
+            lost = [1 - outcome for outcome in won]
+            rates.setdefault(name, {})[other] = _rates(won, ours.lengths, theirs.lengths)
+            rates.setdefault(other, {})[name] = _rates(lost, theirs.lengths, ours.lengths)
+    return rates
+
+
+def _rates(won: Sequence[float], lengths: Sequence[int], others: Sequence[int]) -> Metrics:
+    """A paired bootstrap: prompts are drawn with both of their answers."""
+    return mean_with_interval("win_rate", won) | length_controlled_win_rate(won, lengths, others)
+
+
+def _by_category(
+    prompts: Sequence[str],
+    answers: Mapping[str, Answers],
+    judges: Sequence[Judge],
+    categories: Mapping[str, str],
+) -> dict[str, dict[str, Metrics]]:
+    """The mean score of each candidate in each category, by the first judge that scores."""
+    table: dict[str, dict[str, Metrics]] = {}
+    for name, one in answers.items():
+        scores = next((scores for judge in judges if (scores := judge.scores(prompts, one))), [])
+        for category in dict.fromkeys(categories.values()):
+            own = [
+                score
+                for prompt, score in zip(prompts, scores, strict=False)
+                if categories.get(prompt) == category
+            ]
+            if own:
+                table.setdefault(category, {})[name] = mean_with_interval("score", own)
+    return table
+
+
+def _notes(answers: Mapping[str, Answers], with_reward: bool) -> list[str]:
+    notes = []
+    if any(one.candidate.best_of > 1 for one in answers.values()):
+        notes.append(
+            "The reward model picks the best of n, so its own score of them is no judgement. The KL of best "
+            "of n is log n - (n - 1)/n."
+        )
+    if any(one.candidate.shots for one in answers.values()):
+        notes.append(
+            "Answers after demonstrations of plain text end at the first blank line. Their KL is not defined."
+        )
+    if not with_reward:
+        notes.append("The run has no reward model.")
+    return notes

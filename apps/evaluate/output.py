@@ -1,0 +1,169 @@
+"""A comparison on disk and in the terminal: `evaluation.json`, `answers.jsonl`, a page, and a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as TerminalTable
+from rich.text import Text
+
+from apps.evaluate.measure import Comparison, Metrics
+from data.storage.files import write_json_lines, write_text
+from pipeline.reporting.folder import report_folder
+from pipeline.reporting.page import Bullets, Cell, Page, Paragraph, Section, Table, quote, render
+from pipeline.terminal.format import show_figure, show_number
+
+# Columns of the table of candidates, besides the judges' scores.
+LABELS = {
+    "kl": "KL to SFT",
+    "length": "Length",
+    "ended": "Ended",
+    "repetition": "Repeated",
+    "distinct_2": "distinct-2",
+    "different": "Different",
+    "perplexity": "Perplexity",
+    "cost": "Cost, tokens",
+}
+SAMPLES = 10
+READING = (
+    "All candidates answer the same prompts with the same noise. Each cell has a mean over prompts with its "
+    "95 % bootstrap interval. KL is in nats per answer, length in tokens. Ended: the share of answers that "
+    "ended their turn. Repeated: the share of word pairs that repeat an earlier one. distinct-2: different "
+    "word pairs over all word pairs. Different: different answers per prompt. Cost: tokens read and sampled "
+    "for each answer."
+)
+WINNING = (
+    "A row's win rate against each column; a tie counts as a half. Under it: the rate if both answers had "
+    "the same length (Dubois et al. 2024). Intervals are paired: prompts are drawn with both answers."
+)
+
+
+def write_comparison(comparison: Comparison, folder: Path, title: str) -> Path:
+    """Write the comparison into `folder`. Returns the path of its page.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with report_folder(folder):
+        figures = {
+            "metrics": comparison.metrics,
+            "win_rates": comparison.win_rates,
+            "by_category": comparison.by_category,
+            "notes": comparison.notes,
+        }
+        write_text(folder / "evaluation.json", json.dumps(figures, indent=1) + "\n")
+        write_json_lines(folder / "answers.jsonl", _rows(comparison))
+        page = build_page(comparison, title)
+        write_text(folder / "report.md", render(page, "md"))
+        write_text(folder / "index.html", render(page, "html"))
+    return folder / "index.html"
+
+
+def _rows(comparison: Comparison) -> list[dict[str, object]]:
+    return [
+        {"prompt": prompt, **{name: answers.texts[i] for name, answers in comparison.answers.items()}}
+        for i, prompt in enumerate(comparison.prompts)
+    ]
+
+
+def build_page(comparison: Comparison, title: str) -> Page:
+    """The page: candidates, win rates by judge, categories, and answers to read."""
+    columns = columns_of(comparison)
+    rows = [
+        [Cell(name), *(_cell(metrics, column) for column in columns)]
+        for name, metrics in comparison.metrics.items()
+    ]
+    sections = [
+        Section(
+            "Candidates",
+            [Table(["", *columns.values()], rows), Paragraph(READING), *_bullets(comparison.notes)],
+        ),
+        *(
+            Section(f"Win rates by {judge}", [_matrix(rates), Paragraph(WINNING)])
+            for judge, rates in comparison.win_rates.items()
+        ),
+    ]
+    if comparison.by_category:
+        sections.append(Section("By category", [_categories(comparison)]))
+    sections.append(Section("The first answers", [_samples(comparison)]))
+    subtitle = f"{len(comparison.metrics)} candidates, {len(comparison.prompts)} prompts"
+    return Page(title, subtitle, sections)
+
+
+def columns_of(comparison: Comparison) -> dict[str, str]:
+    """The columns of the table of candidates that have a figure, and their labels: judges first."""
+    judges = {name: f"Score by {name}" for name in comparison.win_rates}
+    present = {name for metrics in comparison.metrics.values() for name in metrics}
+    return {name: label for name, label in (judges | LABELS).items() if name in present}
+
+
+def _cell(metrics: Metrics, name: str) -> Cell:
+    if name not in metrics:
+        return Cell("–")
+    figure = show_figure(metrics, name)
+    return Cell(figure.value, f"{figure.low} to {figure.high}" if figure.low else "")
+
+
+def _bullets(notes: list[str]) -> list[Bullets]:
+    return [Bullets(notes)] if notes else []
+
+
+def _matrix(rates: Mapping[str, Mapping[str, Metrics]]) -> Table:
+    names = list(rates)
+    rows = [
+        [Cell(name), *(_rate(rates[name][other]) if other != name else Cell("") for other in names)]
+        for name in names
+    ]
+    return Table(["", *(f"against {name}" for name in names)], rows)
+
+
+def _rate(metrics: Metrics) -> Cell:
+    raw, controlled = show_figure(metrics, "win_rate"), show_figure(metrics, "lc_win_rate")
+    return Cell(
+        f"{raw.value} [{raw.low}, {raw.high}]",
+        f"equal length: {controlled.value} [{controlled.low}, {controlled.high}]",
+    )
+
+
+def _categories(comparison: Comparison) -> Table:
+    names = list(comparison.answers)
+    rows = [
+        [Cell(category), *(_cell(of_each.get(name, {}), "score") for name in names)]
+        for category, of_each in comparison.by_category.items()
+    ]
+    return Table(["", *names], rows)
+
+
+def _samples(comparison: Comparison) -> Table:
+    rows = [
+        [Cell(quote(prompt)), *(Cell(quote(answers.texts[i])) for answers in comparison.answers.values())]
+        for i, prompt in enumerate(comparison.prompts[:SAMPLES])
+    ]
+    return Table(["Prompt", *comparison.answers], rows, "prose")
+
+
+def print_comparison(console: Console, comparison: Comparison) -> None:
+    """Print a column of figures for each candidate, with its win rates against the first one."""
+    table = TerminalTable(box=None, pad_edge=False)
+    for heading in ("", *comparison.metrics):
+        table.add_column(Text(heading))
+    for name, label in columns_of(comparison).items():
+        table.add_row(label, *(_in_one_line(metrics, name) for metrics in comparison.metrics.values()))
+    baseline = next(iter(comparison.answers))
+    for judge, rates in comparison.win_rates.items():
+        cells = [_in_one_line(rates[name].get(baseline, {}), "win_rate") for name in comparison.metrics]
+        table.add_row(Text(f"Beats {baseline}, by {judge}"), *cells)
+    console.print(table)
+    for note in comparison.notes:
+        console.print(Text(note), soft_wrap=True)
+
+
+def _in_one_line(metrics: Metrics, name: str) -> str:
+    if name not in metrics:
+        return "–"
+    figure = show_figure(metrics, name)
+    return f"{figure.value} [{figure.low}, {figure.high}]" if figure.low else show_number(metrics[name])

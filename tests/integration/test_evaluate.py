@@ -1,0 +1,156 @@
+"""`tristage evaluate`: the same prompts and noise for all, figures that follow from the answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from apps.evaluate.candidates import parse_candidates
+from apps.evaluate.judges import open_judges
+from apps.evaluate.measure import Comparison, measure
+from apps.evaluate.output import build_page, write_comparison
+from apps.trained_run import TrainedRun, open_run
+from configs.errors import UserError
+from launch.arguments import exit_status
+from launch.cli import app
+from pipeline.reporting.page import render
+from stages.feedback.labellers import warmth
+from stages.maths.statistics import wins
+
+NAMES = ["base", "sft", "sft@3", "base+2", "ppo"]
+
+
+@pytest.fixture(scope="module")
+def run(trained_run: Path) -> TrainedRun:
+    return open_run(trained_run)
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text("The quick brown fox jumps over the lazy dog. " * 12)
+    return file
+
+
+@pytest.fixture(scope="module")
+def comparison(run: TrainedRun, text_file: Path) -> Comparison:
+    judges = open_judges(run, None)
+    return measure(run, parse_candidates(NAMES), judges, lambda line: None, text_file=text_file)
+
+
+def test_every_candidate_answers_every_held_out_prompt(comparison) -> None:
+    assert list(comparison.answers) == NAMES
+    assert len(comparison.prompts) == 8
+    assert all(len(answers.texts) == 8 for answers in comparison.answers.values())
+
+
+def test_answers_are_those_of_the_judgement_of_ppo(run, comparison, trained_run) -> None:
+    """The mean KL of PPO is an independent estimate of what the stage measured, from other noise."""
+    measured = json.loads((trained_run / "ppo/manifest.json").read_text())["metrics"]
+    low, high = comparison.metrics["ppo"]["kl_low"], comparison.metrics["ppo"]["kl_high"]
+    assert low - measured["kl_high"] < 0 < high - measured["kl_low"] + 1e-6
+    assert comparison.metrics["sft"]["kl"] == pytest.approx(0.0, abs=1e-4)  # SFT to itself, not truncated
+
+
+def test_the_gold_score_is_that_of_the_texts(comparison) -> None:
+    for name, answers in comparison.answers.items():
+        mean = sum(map(warmth, answers.texts)) / len(answers.texts)
+        assert comparison.metrics[name]["gold"] == pytest.approx(mean)
+
+
+def test_win_rates_mirror_each_other_and_follow_from_the_scores(comparison) -> None:
+    rates = comparison.win_rates["rm"]
+    for name in NAMES:
+        for other in NAMES:
+            if name == other:
+                continue
+            ours, theirs = comparison.answers[name].rewards, comparison.answers[other].rewards
+            assert rates[name][other]["win_rate"] == pytest.approx(sum(wins(ours, theirs)) / 8)
+            assert rates[name][other]["win_rate"] + rates[other][name]["win_rate"] == pytest.approx(1.0)
+
+
+def test_best_of_n_contains_the_single_answer_and_costs_n_times_as_much(comparison) -> None:
+    one, best = comparison.answers["sft"], comparison.answers["sft@3"]
+    assert all(ours >= theirs for ours, theirs in zip(best.rewards, one.rewards, strict=True))
+    assert any(text in one.texts for text in best.texts)  # number 0 of the three has the same noise
+    assert sum(best.cost) > 2 * sum(one.cost)
+
+
+def test_demonstrations_cost_tokens(comparison) -> None:
+    assert sum(comparison.answers["base+2"].cost) > sum(comparison.answers["base"].cost) + 8 * 10
+    assert comparison.answers["base+2"].kl == []
+
+
+def test_perplexity_is_measured_for_policies_alone(comparison) -> None:
+    assert {name for name, metrics in comparison.metrics.items() if "perplexity" in metrics} == {
+        "base",
+        "sft",
+        "ppo",
+    }
+    assert comparison.metrics["sft"]["perplexity"] < comparison.metrics["base"]["perplexity"] * 3
+
+
+def test_the_page_shows_all_and_escapes_answers(comparison, tmp_path) -> None:
+    comparison.answers["ppo"].texts[0] = "<script>alert(1)</script>"
+    html = render(build_page(comparison, "Policies of tiny"), "html")
+    for text in ("Score by gold", "Score by rm", "against sft@3", "equal length", "5 candidates, 8 prompts"):
+        assert text in html
+    assert "<script>alert" not in html
+    page = write_comparison(comparison, tmp_path / "out", "Policies of tiny")
+    assert page.is_file()
+    figures = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert figures["metrics"]["ppo"]["gold_n"] == 8
+    assert len((tmp_path / "out/answers.jsonl").read_text().splitlines()) == 8
+
+
+def test_prompts_of_a_file_by_category(run, tmp_path) -> None:
+    file = tmp_path / "mine.jsonl"
+    rows = [{"prompt": f"say {word}", "category": word[0]} for word in ("apple", "axe", "bee", "boat")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = measure(
+        run, parse_candidates(["base", "ppo"]), open_judges(run, ["warmth"]), lambda line: None, file
+    )
+    assert result.prompts == [row["prompt"] for row in rows]
+    assert set(result.by_category) == {"a", "b"}
+    assert result.by_category["a"]["ppo"]["score_n"] == 2
+    file.write_text(json.dumps({"prompt": "many words " * 60}) + "\n")
+    with pytest.raises(UserError, match="1 prompts are longer"):
+        measure(run, parse_candidates(["base", "ppo"]), open_judges(run, ["warmth"]), lambda line: None, file)
+
+
+@pytest.mark.parametrize("name", ["no-judge", "gold", "rm"])
+def test_a_judge_that_the_run_lacks_is_refused(run, name) -> None:
+    config = run.config.model_copy(update={"ppo": run.config.ppo.model_copy(update={"judge": None})})
+    with pytest.raises(UserError):
+        open_judges(TrainedRun(run.run, config, {}), [name])
+    with pytest.raises(UserError, match="neither"):
+        open_judges(TrainedRun(run.run, config, {}), None)
+
+
+def test_the_command_prints_a_table(trained_run, tmp_path, monkeypatch, capsys) -> None:
+    out = str(tmp_path / "out")
+    command = [
+        "tristage",
+        "evaluate",
+        "--run-dir",
+        str(trained_run),
+        "--policies",
+        "sft,ppo",
+        "-n",
+        "4",
+        "--out",
+        out,
+    ]
+    monkeypatch.setattr("sys.argv", command)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert exit_status(app, "tristage") == 0
+    printed = capsys.readouterr().out
+    assert "Beats sft, by gold" in printed
+    assert f"evaluation: {out}/index.html" in printed
+
+
+def test_a_policy_that_is_none_is_refused(run) -> None:
+    with pytest.raises(UserError, match="neither base, sft, ppo nor a folder"):
+        measure(run, parse_candidates(["sft", "pop"]), open_judges(run, None), lambda line: None)
