@@ -115,6 +115,15 @@ class EvaluateOptions(ExperimentOptions):
             rich_help_panel=EVALUATE,
         ),
     ] = None
+    instructions: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="also the base with the best of N instructions that it proposes itself",
+            rich_help_panel=EVALUATE,
+        ),
+    ] = 0
     text: Annotated[
         Path | None,
         typer.Option(
@@ -133,7 +142,7 @@ def evaluate(options: EvaluateOptions) -> int:
     """Compare policies on the same prompts: judges, win rates, KL, variety and cost, with intervals."""
     from apps.evaluate.candidates import parse_candidates  # imports torch
     from apps.evaluate.judges import open_judges
-    from apps.evaluate.measure import measure
+    from apps.evaluate.measure import Material, measure
     from apps.evaluate.output import print_comparison, write_comparison
     from apps.trained_run import open_run
     from pipeline.terminal.console import SafeConsole
@@ -142,7 +151,8 @@ def evaluate(options: EvaluateOptions) -> int:
     run = open_run(options.run_directory())
     candidates = parse_candidates(options.policies.split(",") if options.policies else run.policies)
     judges = open_judges(run, options.judges.split(",") if options.judges else None)
-    comparison = measure(run, candidates, judges, say, options.prompts, options.text, options.number)
+    material = Material(options.prompts, options.number, options.text, options.instructions)
+    comparison = measure(run, candidates, judges, say, material)
     print_comparison(SafeConsole(highlight=False), comparison)
     folder = options.out or run.run.path / "evaluation"
     say(f"evaluation: {write_comparison(comparison, folder, f'Policies of {run.config.name}')}")

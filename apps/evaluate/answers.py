@@ -9,7 +9,9 @@ import torch
 
 from apps.evaluate.candidates import Candidate
 from apps.evaluate.in_context import first_part, with_demonstrations
+from apps.evaluate.instructions import instructed
 from apps.trained_run import LoadedPolicies, TrainedRun, reward_scores
+from data.batches import tokenize
 from data.batches.sampler import micro_batches, seed_from
 from data.batches.tokenize import Prompt
 from data.examples import StageData
@@ -61,7 +63,7 @@ def answer(
     seeds = [seed_from(config.seed, "evaluate", number, prompts[i].prompt_ids) for i, number in pairs]
     responses = sampler.respond(role, ids, seeds)
     texts = sampler.decode([response.ids for response in responses])
-    if candidate.shots and isinstance(prompts[0].prompt, str) and not config.data.chat:
+    if candidate.in_context and isinstance(prompts[0].prompt, str) and not config.data.chat:
         texts = [first_part(text) for text in texts]
     rewards: list[float] = []
     if policies.reward:
@@ -86,11 +88,15 @@ def _extended(
     run: TrainedRun, policies: LoadedPolicies, candidate: Candidate, prompts: Sequence[Prompt]
 ) -> list[Prompt]:
     """The prompts as the candidate reads them."""
+    room = policies.base.causal.config.get_text_config().max_position_embeddings
+    context = room - run.config.ppo.rollout.max_new_tokens
+    if candidate.instruction:
+        instructions = [{"prompt": instructed(prompt.prompt, candidate.instruction)} for prompt in prompts]
+        wide = run.config.data.model_copy(update={"max_prompt_length": context, "max_length": context + 1})
+        return tokenize.prompts(instructions, policies.tokenizer, wide)[0]
     if not candidate.shots:
         return list(prompts)
     rows = StageData(run.config, "sft", lambda _: None).rows("demonstrations").train
-    room = policies.base.causal.config.get_text_config().max_position_embeddings
-    context = room - run.config.ppo.rollout.max_new_tokens
     return with_demonstrations(
         candidate, prompts, rows, policies.tokenizer, run.config.data, context, run.config.seed
     )
@@ -113,7 +119,7 @@ def _kl(
     responses: Sequence[Response],
 ) -> list[float]:
     """The KL of what was sampled to the SFT policy as it is, of each response."""
-    if candidate.best_of > 1 or candidate.shots or "sft" not in policies.roles:
+    if candidate.best_of > 1 or candidate.in_context or "sft" not in policies.roles:
         return []
     values: list[float] = []
     for some in micro_batches(list(zip(prompts, responses, strict=True)), AT_ONCE):

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from configs.errors import UserError
 
 FORM = re.compile(
-    r"(?P<policy>.+?)(?:@(?P<best_of>\d+))?(?:\+(?P<shots>\d+)(?P<choice>-nearest|-shuffled)?)?"
+    r"(?P<policy>.+?)(?:@(?P<best_of>\d+))?(?:\+(?P<shots>\d+)(?P<choice>-nearest|-shuffled|-order\d+)?)?"
 )
-FORMS = "POLICY, POLICY@N (best of N), POLICY+K (K demonstrations), POLICY+K-nearest, POLICY+K-shuffled"
+FORMS = (
+    "POLICY, POLICY@N (best of N), POLICY+K (K demonstrations), POLICY+K-nearest, POLICY+K-shuffled, "
+    "POLICY+K-order2"
+)
 MOST = 1024
 
 
@@ -25,7 +28,9 @@ class Candidate:
         best_of: answers to each prompt, of which the reward model picks one.
         shots: demonstrations in front of each prompt (Brown et al. 2020).
         choice: how they are chosen: `random`, `nearest` to the prompt by TF-IDF, or `shuffled`: random ones
-            whose answers were exchanged, which shows whether the answers matter (Min et al. 2022).
+            whose answers were exchanged, which shows whether the answers matter (Min et al. 2022). `order2`,
+            `order3`, ...: the random ones in another order, which can matter as much (Lu et al. 2022).
+        instruction: stands in front of each prompt (see `instructions.py`).
     """
 
     name: str
@@ -33,6 +38,12 @@ class Candidate:
     best_of: int = 1
     shots: int = 0
     choice: str = "random"
+    instruction: str = ""
+
+    @property
+    def in_context(self) -> bool:
+        """Whether the prompt holds more than the prompt."""
+        return self.shots > 0 or bool(self.instruction)
 
 
 def parse_candidates(names: Sequence[str]) -> list[Candidate]:

@@ -75,6 +75,8 @@ def _choose(
         order = likeness.toarray().argsort(axis=1, kind="stable")[:, -candidate.shots :]  # nearest last
         return [[demonstrations[i] for i in row] for row in order]
     drawn = random.Random(seed).sample(list(demonstrations), candidate.shots)
+    if candidate.choice.startswith("order"):
+        random.Random(f"{seed} {candidate.choice}").shuffle(drawn)
     if candidate.choice == "shuffled":
         answers = [row["completion"] for row in drawn]
         drawn = [

@@ -12,9 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from apps.evaluate.answers import Answers, answer
 from apps.evaluate.candidates import Candidate
 from apps.evaluate.comparison import distinct, length_controlled_win_rate
+from apps.evaluate.instructions import propose
 from apps.evaluate.judges import Judge
 from apps.evaluate.perplexity import nats_per_token
 from apps.trained_run import (
+    BASE,
+    LoadedPolicies,
     TrainedRun,
     chosen_adapters,
     held_out_prompts,
@@ -26,12 +29,14 @@ from configs.schema import Source
 from data.batches import tokenize
 from data.batches.fit import NothingFits
 from data.batches.tokenize import Prompt, last_message_text
+from data.examples import StageData
 from data.sources.loading import load_rows
 from data.storage.files import read_json_lines
 from stages.maths.statistics import kl_of_best, mean_with_interval, repeated_bigrams
 from stages.sampling.sampler import open_sampler
 
 CATEGORY = "category"
+INSTRUCTED = "base+instruction"
 Metrics = dict[str, float]
 Say = Callable[[str], None]
 
@@ -57,26 +62,38 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Material:
+    """What is read.
+
+    Attributes:
+        prompts: a file of prompts to answer; None for those that the run keeps from training.
+        number: the most prompts to answer.
+        text: a file of text, of which each policy's likelihood is measured.
+        instructions: proposals of the base for an automatic prompt; with the best, it is a candidate, too.
+    """
+
+    prompts: Path | None = None
+    number: int | None = None
+    text: Path | None = None
+    instructions: int = 0
+
+
 def measure(
     run: TrainedRun,
     candidates: Sequence[Candidate],
     judges: Sequence[Judge],
     say: Say,
-    prompts_file: Path | None = None,
-    text_file: Path | None = None,
-    number: int | None = None,
+    material: Material,
 ) -> Comparison:
     """Answer, judge and compare.
-
-    Args:
-        prompts_file: prompts to answer; None for those that the run keeps from training.
-        text_file: text of which each policy's likelihood is measured.
-        number: the most prompts to answer.
 
     Raises:
         UserError: a policy, prompt or judge cannot be used.
     """
     names = list(dict.fromkeys(candidate.policy for candidate in candidates))
+    if material.instructions and BASE not in names:
+        names.append(BASE)
     with_reward = "rm" in run.manifests
     if not with_reward and any(candidate.best_of > 1 for candidate in candidates):
         raise UserError("--policies: best of n needs the reward model, and stage rm has not finished here.")
@@ -84,28 +101,46 @@ def measure(
     ranks = this_process()
     say(f"loading {run.config.base.model} ({run.config.base.quantization}) and {', '.join(loaded)}")
     policies = load_policies(run, chosen_adapters(run, loaded, reward=with_reward), ranks)
-    prompts = _prompts(run, policies.tokenizer, prompts_file, number)
+    prompts = _prompts(run, policies.tokenizer, material.prompts, material.number)
     texts = [prompt.text for prompt in prompts]
     answers: dict[str, Answers] = {}
+    notes: list[str] = []
+    if material.instructions:
+        best, note = _instructed_base(run, policies, material.instructions)
+        candidates, notes = [*candidates, best], [note]
     with open_sampler(policies.base, policies.tokenizer, ranks, run.config.ppo.rollout) as sampler:
         for candidate in candidates:
             say(f"{candidate.name}: {len(prompts) * candidate.best_of} answers to {len(prompts)} prompts")
             answers[candidate.name] = answer(run, policies, sampler, candidate, prompts)
     metrics = {name: _metrics(texts, one, judges) for name, one in answers.items()}
-    if text_file:
+    if material.text:
         for candidate in candidates:
-            if not candidate.shots and candidate.best_of == 1:
+            if not candidate.in_context and candidate.best_of == 1:
                 role = policies.roles[candidate.policy]
-                metrics[candidate.name] |= nats_per_token(policies, role, text_file)
-    categories = _categories(prompts_file)
+                metrics[candidate.name] |= nats_per_token(policies, role, material.text)
+    categories = _categories(material.prompts)
     return Comparison(
         texts,
         answers,
         metrics,
         {judge.name: _win_rates(texts, answers, judge) for judge in judges},
         _by_category(texts, answers, judges, categories) if categories else {},
-        list(_notes(answers, with_reward)),
+        [*notes, *_notes(answers, with_reward)],
     )
+
+
+def _instructed_base(run: TrainedRun, policies: LoadedPolicies, number: int) -> tuple[Candidate, str]:
+    """The base with the best of `number` instructions that it proposes, and a sentence about it."""
+    rows = StageData(run.config, "sft", lambda _: None).rows("demonstrations").train
+    config = run.config
+    found = propose(policies, rows, config.data, config.ppo.rollout, number, config.seed)
+    without = next(one.logprob for one in found if not one.text)
+    best = found[0] if found[0].text else found[1] if len(found) > 1 else found[0]
+    note = (
+        f"{INSTRUCTED}: of {len(found) - 1} instructions that the base proposed, {best.text!r} makes other "
+        f"demonstrations likeliest: {best.logprob:.2f} nats per token, {without:.2f} without any."
+    )
+    return Candidate(INSTRUCTED, BASE, instruction=best.text), note
 
 
 def _prompts(
@@ -210,9 +245,10 @@ def _notes(answers: Mapping[str, Answers], with_reward: bool) -> list[str]:
             "The reward model picks the best of n, so its own score of them is no judgement. The KL of best "
             "of n is log n - (n - 1)/n."
         )
-    if any(one.candidate.shots for one in answers.values()):
+    if any(one.candidate.in_context for one in answers.values()):
         notes.append(
-            "Answers after demonstrations of plain text end at the first blank line. Their KL is not defined."
+            "Answers after demonstrations or instructions in plain text end at the first blank line. "
+            "Their KL is not defined."
         )
     if not with_reward:
         notes.append("The run has no reward model.")

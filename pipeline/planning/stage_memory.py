@@ -21,6 +21,7 @@ LIBRARIES, CUDA_CONTEXT = 610 * MIB, 550 * MIB
 # Free memory between tensors, in shares of the activations. Measured on CPUs (docs/reference/memory.md), and
 # assumed for GPUs, where torch rounds blocks up.
 CPU_WASTE, GPU_WASTE = 0.25, 0.1
+READER = 135_000_000 * FP32  # the model with which the labeller `warm_ending` reads answers, on the CPU
 MARGIN = 2  # of `stages.sampling.merged_model`: `auto` samples on a merged copy if this many fit
 
 FILES = "files of the base"  # mapped into RAM; the kernel can drop them
@@ -140,12 +141,15 @@ class _Estimator:
 
     def _resident(self) -> Parts:
         trained, frozen = self._roles()
-        return {
+        parts = {
             "libraries": self._process(),
             "base": self._base(),
             "adapters": FP32 * (trained + frozen),
             "gradients and Adam": memory.optimizer_bytes(trained, self.zero, self.rank.ranks),
         }
+        if "warm_ending" in self.config.labellers([self.stage]).values() and not self.rank.gpu:
+            parts["reader of warm_ending"] = READER
+        return parts
 
     def _roles(self) -> tuple[int, int]:
         """Parameters of the adapters that train, and of those that do not."""

@@ -9,7 +9,7 @@ import pytest
 
 from apps.evaluate.candidates import parse_candidates
 from apps.evaluate.judges import open_judges
-from apps.evaluate.measure import Comparison, measure
+from apps.evaluate.measure import INSTRUCTED, Comparison, Material, measure
 from apps.evaluate.output import build_page, write_comparison
 from apps.trained_run import TrainedRun, open_run
 from configs.errors import UserError
@@ -37,11 +37,13 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def comparison(run: TrainedRun, text_file: Path) -> Comparison:
     judges = open_judges(run, None)
-    return measure(run, parse_candidates(NAMES), judges, lambda line: None, text_file=text_file)
+    return measure(
+        run, parse_candidates(NAMES), judges, lambda line: None, Material(text=text_file, instructions=3)
+    )
 
 
 def test_every_candidate_answers_every_held_out_prompt(comparison) -> None:
-    assert list(comparison.answers) == NAMES
+    assert list(comparison.answers) == [*NAMES, INSTRUCTED]
     assert len(comparison.prompts) == 8
     assert all(len(answers.texts) == 8 for answers in comparison.answers.values())
 
@@ -83,6 +85,14 @@ def test_demonstrations_cost_tokens(comparison) -> None:
     assert comparison.answers["base+2"].kl == []
 
 
+def test_an_automatic_prompt_is_told_with_its_likelihood(comparison) -> None:
+    candidate = comparison.answers[INSTRUCTED].candidate
+    assert candidate.policy == "base"
+    assert candidate.instruction.endswith(".")
+    assert repr(candidate.instruction) in comparison.notes[0]
+    assert sum(comparison.answers[INSTRUCTED].cost) > sum(comparison.answers["base"].cost)
+
+
 def test_perplexity_is_measured_for_policies_alone(comparison) -> None:
     assert {name for name, metrics in comparison.metrics.items() if "perplexity" in metrics} == {
         "base",
@@ -95,7 +105,7 @@ def test_perplexity_is_measured_for_policies_alone(comparison) -> None:
 def test_the_page_shows_all_and_escapes_answers(comparison, tmp_path) -> None:
     comparison.answers["ppo"].texts[0] = "<script>alert(1)</script>"
     html = render(build_page(comparison, "Policies of tiny"), "html")
-    for text in ("Score by gold", "Score by rm", "against sft@3", "equal length", "5 candidates, 8 prompts"):
+    for text in ("Score by gold", "Score by rm", "against sft@3", "equal length", "6 candidates, 8 prompts"):
         assert text in html
     assert "<script>alert" not in html
     page = write_comparison(comparison, tmp_path / "out", "Policies of tiny")
@@ -110,14 +120,24 @@ def test_prompts_of_a_file_by_category(run, tmp_path) -> None:
     rows = [{"prompt": f"say {word}", "category": word[0]} for word in ("apple", "axe", "bee", "boat")]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = measure(
-        run, parse_candidates(["base", "ppo"]), open_judges(run, ["warmth"]), lambda line: None, file
+        run,
+        parse_candidates(["base", "ppo"]),
+        open_judges(run, ["warmth"]),
+        lambda line: None,
+        Material(file),
     )
     assert result.prompts == [row["prompt"] for row in rows]
     assert set(result.by_category) == {"a", "b"}
     assert result.by_category["a"]["ppo"]["score_n"] == 2
     file.write_text(json.dumps({"prompt": "many words " * 60}) + "\n")
     with pytest.raises(UserError, match="1 prompts are longer"):
-        measure(run, parse_candidates(["base", "ppo"]), open_judges(run, ["warmth"]), lambda line: None, file)
+        measure(
+            run,
+            parse_candidates(["base", "ppo"]),
+            open_judges(run, ["warmth"]),
+            lambda line: None,
+            Material(file),
+        )
 
 
 @pytest.mark.parametrize("name", ["no-judge", "gold", "rm"])
@@ -153,4 +173,4 @@ def test_the_command_prints_a_table(trained_run, tmp_path, monkeypatch, capsys) 
 
 def test_a_policy_that_is_none_is_refused(run) -> None:
     with pytest.raises(UserError, match="neither base, sft, ppo nor a folder"):
-        measure(run, parse_candidates(["sft", "pop"]), open_judges(run, None), lambda line: None)
+        measure(run, parse_candidates(["sft", "pop"]), open_judges(run, None), lambda line: None, Material())
