@@ -192,6 +192,19 @@ ROWS: list[tuple[Any, ...]] = [
         D,
         "`foo` has no place in a message of `messages`",
     ),
+    # Files of a run that are for people
+    (
+        {"prompt": "p", "base": "a", "sft": "b", "ppo": "c", "score_base": 0.1, "kl": 1.2},
+        D,
+        "the keys `base`, `sft`, `ppo`, `score_base`, `kl` have no place in a prompt (`prompt`)",
+    ),
+    (
+        {"step": 1, "prompt": "p", "response": "c", "score": 0.1, "kl": 1.2},
+        D,
+        "the keys `step`, `score`, `kl` have no place in a demonstration",
+    ),
+    ({"prompt": "p", "completion": "c", "split": ["train"]}, D, "the key `split` has no place in a"),
+    ({"prompt": "p", "completions": ["a", ""]}, R, "a completion is empty"),
     # Text
     ({"prompt": 3, "completion": "c"}, D, "`prompt` must be text or a list of messages, not 3"),
     ({"prompt": "p", "completion": 3.5}, D, "`completion` must be text or a list of messages, not 3.5"),
