@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -36,6 +37,7 @@ _METADATA = """
 """
 METADATA = frozenset(_METADATA.split())
 SPLIT = "split"  # such as train or held_out, in rm/rankings.jsonl of a run; see `load_rows`
+OF_LIBRARIES = re.compile(r"__(index_level_\d+|null_dask_index|key|url)__")  # pandas, dask, WebDataset
 REFUSED = {
     "label": "`label` rates one answer, which this form does not have",
     "labels": "`labels` (stepwise supervision): `completions` are steps, which are not ranked",
@@ -131,5 +133,5 @@ def unused_keys(row: Mapping[str, Any], used: Collection[str]) -> list[str]:
         and value not in _EMPTY
         and key.lower() not in METADATA
         and not (key == SPLIT and isinstance(value, str))
-        and not key.startswith("__")
+        and not OF_LIBRARIES.fullmatch(key)
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from configs.deepspeed_json import read_deepspeed_json
 from configs.errors import UserError
 from configs.schema import DATA_FILES, Experiment, Stage, data_stage
+from data.sources.folders import check_number
 from pipeline.planning.batches import check_batches
 from pipeline.planning.plan import StagePlan
 
@@ -68,6 +69,12 @@ def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
     files = {key: path for key, path in files.items() if path.lower().endswith(DATA_FILES)}
     if config.data.chat_template is not None:
         files["data.chat_template"] = config.data.chat_template
+    for stage in stages:
+        try:
+            if os.path.isdir(path := config.data.source(stage).path):
+                check_number(Path(path))
+        except UserError as error:
+            yield f"data.{data_stage(stage)}.path: {error}"
     for key, path in files.items():
         if not os.path.isfile(path):
             yield f"{key}: {path}: there is no such file. Correct the path."
