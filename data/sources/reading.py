@@ -202,6 +202,8 @@ def _hub(source: Source) -> Iterable[Any]:
 def _check_folder(source: Source) -> None:
     """Raise UserError if `datasets` would leave out a file of a local folder."""
     folder = Path(source.path)
+    if source.revision is not None:
+        raise UserError(f"{folder}: a folder has no revision. Leave `revision` out of this source.")
     check_number(folder)
     builder = datasets.load_dataset_builder(source.path, source.name)
     if source.name is None and len(builder.builder_configs) == 1:  # else other configurations have files, too
