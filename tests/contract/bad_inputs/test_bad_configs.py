@@ -188,6 +188,10 @@ CONTRADICTIONS = [
         for mark in ("?key=k", "?", "#token=t", ";key=k", "x;k/y")
     ),
     (["ppo.rewards=[{source: 'https://u%3Ap%40h/'}]"], "a URL whose host and port are not readable"),
+    *(
+        ([f"ppo.rewards=[{{source: 'https://h:{port}/'}}]"], "a URL whose host and port are not readable")
+        for port in (0, 65536, 99999, "00")
+    ),
     (["ppo.rewards=[{source: 'https://h:p/w@h/'}]"], "a URL whose host and port are not readable"),
     (["ppo.rewards=[{source: 'https://h/?key=k'}]"], "a URL with a query"),
     (["ppo.kl_estimator=k3", "ppo.rollout.top_p=0.9"], "kl_estimator: k3 is biased if rollout.top_k or"),
