@@ -144,8 +144,8 @@ def _rewards(answer: bytes) -> list[Any]:
         raise Refused(f"its answer is not JSON: {error!s:.100}") from error
     if not isinstance(content, dict) or not isinstance(content.get("rewards"), list):
         raise Refused(f"its answer is {answer!r:.100}")
-    if error := content.get("error"):
-        raise Refused(f"it says that there was an error: {error!r:.100}")
+    if fault := content.get("error"):
+        raise Refused(f"it says that there was an error: {fault!r:.100}")
     rewards: list[Any] = content["rewards"]
     return rewards
 

@@ -293,7 +293,7 @@ def test_folders_that_are_read_whole(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"{}" if name.endswith("json") else LINE)
     (tmp_path / "README.md").write_text("About the rows")
-    assert len(load_rows(Source(path=str(tmp_path)), D, print).rows) == 2
+    assert len(load_rows(Source(path=str(tmp_path)), "demonstrations", print).rows) == 2
 
 
 @pytest.mark.parametrize(
