@@ -19,7 +19,7 @@ from configs.schema import DATA_FILES
 from configs.yaml_loader import Loader
 
 DEEPSPEED_CONFIG = ("deepspeed", "config")
-MAX_DEPTH = 8  # above the schema's depth; an anchor can make a YAML endless
+MAX_DEPTH = 8  # above the schema's depth
 MAX_FILE_BYTES = 2**16  # far above any experiment; PyYAML reads 30 KB a second
 MAX_VALUES = 100_000  # after all anchors are expanded
 MAX_ERRORS_SHOWN = 20
@@ -91,11 +91,15 @@ class RawExperiment:
             self.errors.append(f"command line ({text}): no value; write {text}=VALUE")
             return
         try:
-            parsed = parse(value)[0]
+            parsed, _, duplicates = parse(value)
         except (yaml.YAMLError, ValueError) as error:
             reason = f"{_yaml_fault(error)}; put quotes around text with special characters"
             self.errors.append(f"command line ({text}): {error_messages.dotted(keys)}: {reason}")
             return
+        for inside, *_ in duplicates:
+            self.errors.append(
+                f"command line ({text}): {error_messages.dotted((*keys, *inside))}: given twice"
+            )
         section = self._section(keys[:-1])
         if section is not None:
             section[keys[-1]] = parsed
@@ -126,6 +130,8 @@ class RawExperiment:
                     Path(__file__).parent / error_messages.default(DEEPSPEED_CONFIG)
                 )
             elif isinstance(section.get(key), str) and is_local_path(keys, section[key]):
+                if not section[key]:
+                    self.add_error(keys, "'' is empty; give a path, or leave the key out")
                 folder = Path.cwd() if self._override_of(keys) else self.file.parent
                 section[key] = os.path.abspath(folder / os.path.expanduser(section[key]))
 
@@ -207,9 +213,15 @@ def parse(text: str) -> tuple[Any, dict[Keys, int], list[tuple[Keys, int, int]]]
 
 
 def _count_values(node: yaml.Node | None, counts: dict[int, int]) -> int:
-    """Number of values below a node with every alias expanded. An alias to its own parent counts as 0."""
+    """Number of values below a node with every alias expanded.
+
+    Raises:
+        ValueError: an anchor holds itself.
+    """
     if not isinstance(node, yaml.CollectionNode):
         return 1
+    if counts.get(id(node)) == 0:
+        raise ValueError("an anchor holds itself; write the values out")
     if id(node) not in counts:
         counts[id(node)] = 0
         parts = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
@@ -218,9 +230,12 @@ def _count_values(node: yaml.Node | None, counts: dict[int, int]) -> int:
 
 
 def _key_lines(node: yaml.Node | None, prefix: Keys) -> Iterator[tuple[Keys, int]]:
-    if not isinstance(node, yaml.MappingNode) or len(prefix) > MAX_DEPTH:
+    if len(prefix) > MAX_DEPTH:
         return
-    for key, value in node.value:
+    if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            yield from _key_lines(item, (*prefix, str(number)))
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         if isinstance(key, yaml.ScalarNode) and key.value != "<<":
             yield (*prefix, key.value), key.start_mark.line + 1
             yield from _key_lines(value, (*prefix, key.value))

@@ -15,11 +15,14 @@ from typing import Annotated
 # Launchers put this file's folder first on the path; the packages lie in its parent.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.processes import interruption, logs, parent_watch, streams  # noqa: E402
+from pipeline.processes import interruption  # noqa: E402
+
+interruption.end_imports_in_one_line()
+
+from pipeline.processes import logs, parent_watch, streams  # noqa: E402
 
 logs.silence()
 streams.protect_streams()
-interruption.end_imports_in_one_line()
 parent_watch.follow_launcher()
 
 import typer  # noqa: E402

@@ -15,6 +15,7 @@ from typing import Any
 from data.batches import tokenize
 from data.batches.sampler import micro_batches, seed_from
 from data.examples import read_examples
+from data.sources.text import is_blank
 from data.storage.files import read_json_lines, write_json_lines
 from stages.context import Context, Outcome
 from stages.feedback.labellers import labeller
@@ -200,10 +201,11 @@ def answer(
 def demonstration(row: Row) -> Row | None:
     """The prompt with its best useful answer; None if there is none.
 
-    A useful answer has text and ended its turn. SFT would teach a wrong end with an answer that was cut.
+    A useful answer has visible text and ended its turn. SFT would teach a wrong end with an answer that
+    was cut.
     """
     answers = zip(row["scores"], row["completions"], row["ended"], strict=True)
-    useful = [(score, text) for score, text, ended in answers if ended and text]
+    useful = [(score, text) for score, text, ended in answers if ended and not is_blank(text)]
     if not useful:
         return None
     score, text = max(useful)

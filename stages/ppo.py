@@ -16,7 +16,7 @@ from stages.context import Context, Outcome
 from stages.feedback.evaluation import HeldOutEvaluation
 from stages.feedback.reward_model import RewardModel
 from stages.feedback.rewards import RewardShaper
-from stages.maths.advantages import explained_variance, gae, scale, token_rewards
+from stages.maths.advantages import explained_variance, gae, reward_signal, scale, token_rewards
 from stages.models.base import disable_dropout
 from stages.models.role_models import RoleModels
 from stages.models.roles import Role
@@ -201,7 +201,7 @@ class PpoTrainer:
         # Before the first update, the policy is the one that was sampled from.
         metrics[LOGPROB_DIFFERENCE] = updates[0][LOGPROB_DIFFERENCE]
         metrics |= {"learning_rate": learning_rate, "policy/updates": len(updates)}
-        metrics["val/explained_variance"] = self._explained_variance(experience)
+        metrics |= self._advantage_metrics(experience)
         metrics |= seconds | self.speed.metrics(seconds, tokens, len(updates) / ppo.minibatches)
         return metrics, collector.sample_rows(trajectory, scores)
 
@@ -266,7 +266,11 @@ class PpoTrainer:
             shuffled = epoch_order(size, seed_from(self.seed, "minibatches", step), epoch)
             yield from micro_batches(shuffled if epoch else range(size), size // self.ppo.minibatches)
 
-    def _explained_variance(self, experience: Experience) -> float:
-        mask = experience.mask
-        _, returns = gae(experience.rewards, experience.values, mask, self.ppo.gamma, self.ppo.lam)
-        return float(explained_variance(experience.values, returns, mask))
+    def _advantage_metrics(self, experience: Experience) -> Metrics:
+        """What the critic explains of the returns, and what the rewards are in the advantages."""
+        rewards, values, mask = experience.rewards, experience.values, experience.mask
+        advantages, returns = gae(rewards, values, mask, self.ppo.gamma, self.ppo.lam)
+        metrics = {"val/explained_variance": float(explained_variance(values, returns, mask))}
+        if len(experience) > 1:  # one response has nothing to vary from
+            metrics["objective/reward_signal"] = float(reward_signal(advantages, rewards, mask))
+        return metrics

@@ -16,8 +16,8 @@ class Source(Section):
     """Where a stage's examples come from: a JSONL, JSON or Parquet file, or a hub dataset."""
 
     path: Text = Field(description="a .jsonl, .json or .parquet file, or the id of a hub dataset")
-    name: Text | None = Field(None, description="configuration of a hub dataset")
-    split: Text = Field("train", description="split of a hub dataset")
+    name: Text | None = Field(None, description="configuration of a hub dataset or folder")
+    split: Text = Field("train", description="split of a hub dataset or folder")
     revision: Text | None = Field(None, description="branch, tag or commit of a hub dataset")
     limit: Count | None = Field(
         None, description="maximum number of rows to use, held-out ones included, of the stage's own prompts"
@@ -33,6 +33,18 @@ class Source(Section):
     def identity(self) -> tuple[str | None, ...]:
         """Two sources are the same source if these values are equal."""
         return self.path, self.name, self.split, self.revision
+
+    @model_validator(mode="after")
+    def _a_file_is_no_data_set(self) -> Source:
+        for key in ("name", "split", "revision"):
+            if (
+                self.path.lower().endswith(DATA_FILES)
+                and getattr(self, key) != type(self).model_fields[key].default
+            ):
+                raise ValueError(
+                    f"{key} is of hub datasets and folders, and the path is a file; leave it out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _whole_prompts(self) -> Source:

@@ -52,6 +52,15 @@ class Reward(Section):
         None, description="environment variable that holds the endpoint's bearer token"
     )
 
+    @model_validator(mode="after")
+    def _requests_need_an_endpoint(self) -> Reward:
+        for key in ("timeout_seconds", "retries", "key_variable"):
+            if "://" not in self.source and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key} is of requests to an endpoint; leave it out of a term that is no URL"
+                )
+        return self
+
     @property
     def label(self) -> str:
         """What the term is called in metrics."""
@@ -174,6 +183,8 @@ class Ppo(Training):
         if any(term.label == RM != term.source for term in self.rewards):
             raise ValueError("rewards: rm is the reward model; set another name for the term that is none")
         labels = [term.label for term in self.rewards]
+        if "reward_total" in labels or "reward_total_score" in labels:
+            raise ValueError("rewards: reward_total is the sum of the terms; give the term another name")
         if len(set(labels)) < len(labels):
             raise ValueError(f"rewards: two terms are called {max(labels, key=labels.count)}; set their name")
         return self

@@ -47,7 +47,13 @@ def plain_url(source: str) -> str:
         raise ValueError(f"a URL with a user's name or password in it; {KEY_ELSEWHERE}")
     if any(mark in source for mark in "?#;"):
         raise ValueError(f"a URL with a query, parameters or a fragment, which may be a key; {KEY_ELSEWHERE}")
-    if not HOST.fullmatch(parts.netloc) or any(letter.isspace() or letter == "\\" for letter in source):
+    port = parts.netloc.rpartition(":")[2]
+    bad_port = port.isdecimal() and not 0 < int(port) < 2**16
+    if (
+        not HOST.fullmatch(parts.netloc)
+        or bad_port
+        or any(letter.isspace() or letter == "\\" for letter in source)
+    ):
         raise ValueError("a URL whose host and port are not readable; write https://HOST/PATH")
     return source
 

@@ -166,6 +166,7 @@ def _history(history: Any) -> list[Message]:
     ]
 
 
+SAMPLED = "completion_ids"  # the tokens of sampled answers, as in rm/rankings.jsonl of a run
 QUESTION = frozenset({"input", "history", "system"})  # what may stand beside a prompt
 FORMATS = (
     Format(
@@ -222,7 +223,7 @@ def normalise(example: Mapping[str, Any], kind: Kind, ignored: Collection[str] =
         return {"prompt": without_weights(prompt)}
     ranks = form.ranks(fields, len(completions))
     if kind == "rankings":
-        return {"prompt": without_weights(prompt), **_ranked(completions, ranks)}
+        return {"prompt": without_weights(prompt), **_ranked(completions, ranks, SAMPLED in fields)}
     return _demonstration(fields, form, prompt, completions[ranks.index(min(ranks))])
 
 
@@ -259,10 +260,10 @@ def _demonstration(fields: Fields, form: Format, prompt: Text, completion: Text)
     return row
 
 
-def _ranked(completions: list[Text], ranks: list[int]) -> Row:
-    """The completions, best first, with their ranks."""
+def _ranked(completions: list[Text], ranks: list[int], sampled: bool) -> Row:
+    """The completions, best first, with their ranks. A sampled one may be empty: it ended at once."""
     for completion in completions:
-        check_completion(completion)
+        check_completion(completion, may_be_empty=sampled)
     order = sorted(range(len(ranks)), key=lambda position: ranks[position])
     best_first, ascending = [completions[i] for i in order], [ranks[i] for i in order]
     if len(set(ranks)) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -35,6 +36,8 @@ _METADATA = """
     prompt_tokens completion_tokens completion_ids meta metadata info comment comments note notes rm_score
 """
 METADATA = frozenset(_METADATA.split())
+SPLIT = "split"  # such as train or held_out, in rm/rankings.jsonl of a run; see `load_rows`
+OF_LIBRARIES = re.compile(r"__(index_level_\d+|null_dask_index|key|url)__")  # pandas, dask, WebDataset
 REFUSED = {
     "label": "`label` rates one answer, which this form does not have",
     "labels": "`labels` (stepwise supervision): `completions` are steps, which are not ranked",
@@ -122,12 +125,13 @@ def check_keys(row: Mapping[str, Any], used: Collection[str], form: str) -> None
 
 
 def unused_keys(row: Mapping[str, Any], used: Collection[str]) -> list[str]:
-    """The keys of `row` that say something and are neither used nor metadata."""
+    """The keys of `row` that say something and are neither used nor metadata nor the row's `split`."""
     return [
         key
         for key, value in row.items()
         if key not in used
         and value not in _EMPTY
         and key.lower() not in METADATA
-        and not key.startswith("__")
+        and not (key == SPLIT and isinstance(value, str))
+        and not OF_LIBRARIES.fullmatch(key)
     ]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from configs.errors import UserError
 from configs.schema import Source
 from data.sources.formats import ACCEPTED, Kind, Row, normalise
+from data.sources.keys import SPLIT
 from data.sources.reading import BadRow, LeftOut, UnusableRow, describe, read
 from data.sources.text import listed
 
@@ -44,7 +45,8 @@ def load_rows(
 
     A prompt and its completions are either all text or all lists of messages. A completion is one assistant
     turn. `where` names the row in messages. Rows without anything to learn (UnusableRow, LeftOut) are left
-    out, and `note` is called with a line about them. Nothing is read beyond the limit.
+    out, and `note` is called with a line about them, and with one about rows that have a `split` of their
+    own. Nothing is read beyond the limit.
 
     Raises:
         UserError: there are no rows, a row cannot be read, over 1 % are unusable, or nothing is left. The
@@ -52,13 +54,14 @@ def load_rows(
     """
     rows: list[Row] = []
     faults = _Faults()
-    total = others = 0
+    total = others = assigned = 0
     unseen = set(source.ignore_columns)
     for example, row in _normalised(source, kind, faults):
         total += 1
         unseen -= example.keys() if unseen else set()
         if row is None:
             continue
+        assigned += SPLIT in example
         if not belongs(row):
             others += 1
             continue
@@ -69,6 +72,11 @@ def load_rows(
     if unseen:
         raise UserError(
             f"{describe(source)}: `ignore_columns` names {listed(sorted(unseen))}, which no row has."
+        )
+    if assigned and SPLIT not in source.ignore_columns:
+        note(
+            f"{describe(source)}: {assigned:,} rows have `{SPLIT}`, which is ignored: `held_out` of this "
+            "source says how many prompts are held out, and a hash of each prompt which ones."
         )
     if left_out := [*faults.unusable, *faults.left_out]:
         note(f"{describe(source)}: left out {len(left_out)} of {total} rows.\n{_grouped(left_out)}")

@@ -122,7 +122,7 @@ def check_prompt(prompt: Text) -> None:
         raise UnusableRow("a message of the prompt is empty")
 
 
-def check_completion(completion: Text) -> None:
+def check_completion(completion: Text, may_be_empty: bool = False) -> None:
     """Raise UnusableRow if a completion is empty or is not one assistant turn, LeftOut if it has weight 0."""
     if isinstance(completion, str):
         empty = is_blank(completion)
@@ -133,5 +133,5 @@ def check_completion(completion: Text) -> None:
         if "weight" in completion[0]:
             raise LeftOut("the answer has weight 0")
         empty = is_blank(completion[0]["content"])
-    if empty:
+    if empty and not may_be_empty:
         raise UnusableRow("a completion is empty")

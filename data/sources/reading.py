@@ -16,6 +16,7 @@ from datasets.exceptions import DatasetsError
 
 from configs.errors import UserError
 from configs.schema import DATA_FILES, Source
+from data.sources.folders import check_all_read, check_number, data_files
 
 
 class BadRow(ValueError):
@@ -179,10 +180,14 @@ def _hub(source: Source) -> Iterable[Any]:
             ".parquet, or the id of a hub dataset such as Anthropic/hh-rlhf."
         )
     try:
+        if os.path.isdir(source.path):
+            _check_folder(source)
         dataset = datasets.load_dataset(
             source.path, source.name, split=source.split, revision=source.revision
         )
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        if os.path.isdir(source.path):
+            raise _fault_of_folder(source, error) from error
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"hub dataset {describe(source)} could not be loaded: {reason}. Check its id, `name`, `split` "
@@ -192,3 +197,32 @@ def _hub(source: Source) -> Iterable[Any]:
         raise UserError(f"hub dataset {describe(source)}: `split` must name one split, such as train.")
     rows: Iterable[Any] = dataset
     return rows
+
+
+def _check_folder(source: Source) -> None:
+    """Raise UserError if `datasets` would leave out a file of a local folder."""
+    folder = Path(source.path)
+    if source.revision is not None:
+        raise UserError(f"{folder}: a folder has no revision. Leave `revision` out of this source.")
+    check_number(folder)
+    builder = datasets.load_dataset_builder(source.path, source.name)
+    if source.name is None and len(builder.builder_configs) == 1:  # else other configurations have files, too
+        splits = builder.config.data_files or {}
+        check_all_read(folder, {Path(file).resolve() for files in splits.values() for file in files})
+
+
+def _fault_of_folder(source: Source, error: Exception) -> UserError:
+    """What is wrong with a local folder: a row of one of its files, or what `datasets` says."""
+    for file in data_files(Path(source.path)):
+        if str(file).endswith(DATA_FILES):
+            try:
+                rows = read(source.model_copy(update={"path": str(file)}))
+                if bad := next(((place, row) for place, row in rows if isinstance(row, BadRow)), None):
+                    return UserError(f"{file}, {bad[0]}: {bad[1]}. Correct or remove the row.")
+            except UserError as fault:
+                return fault
+    reason = str(error.__cause__ or error).strip().partition("\n")[0]
+    return UserError(
+        f"{source.path}: this folder could not be read as a data set: {reason:.300}. All of its files need "
+        "the same columns and types; `split` and `name` must be among those of the folder."
+    )

@@ -8,7 +8,7 @@ import typer
 from typer.main import get_command
 
 from docs.generators.markdown import code, prose, table
-from launch.cli import app
+from launch.commands import app
 
 EXAMPLE = "Example: "
 GENERAL = "General"  # the group of options that name none

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from configs.deepspeed_json import read_deepspeed_json
 from configs.errors import UserError
-from configs.schema import DATA_FILES, Experiment, Stage
+from configs.schema import DATA_FILES, Experiment, Stage, data_stage
+from data.sources.folders import check_number
 from pipeline.planning.batches import check_batches
 from pipeline.planning.plan import StagePlan
 
@@ -42,18 +43,38 @@ def check_files_and_batches(config: Experiment, plans: Sequence[StagePlan], worl
 def file_faults(config: Experiment, plans: Sequence[StagePlan]) -> list[str]:
     """What is wrong with the files of the stages that will run or resume, one line for each file."""
     stages = _starting(plans)
-    return list(_faults(config, stages)) if stages else []
+    return [*_faults(config, stages), *_set_aside(config, plans)] if stages else []
 
 
 def _starting(plans: Sequence[StagePlan]) -> list[Stage]:
     return [plan.stage for plan in plans if plan.starts]
 
 
+def _set_aside(config: Experiment, plans: Sequence[StagePlan]) -> Iterator[str]:
+    """Data in the folder of a stage that gets another name before it runs, such as its own rankings."""
+    renamed = {plan.set_aside.parent / plan.stage: plan.set_aside for plan in plans if plan.set_aside}
+    for reader in dict.fromkeys(map(data_stage, _starting(plans))):
+        path = Path(config.data.source(reader).path).resolve()
+        for folder, new in renamed.items():
+            if path.is_relative_to(folder.resolve()):
+                yield (
+                    f"data.{reader}.path: {path} lies in the folder of stage {folder.name}, which runs "
+                    f"again. Before that, it gets the name {new.name}. Copy the data to a folder outside "
+                    "of the run directory, and name the copy."
+                )
+
+
 def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
-    files = {f"data.{stage}.path": config.data.source(stage).path for stage in stages}
+    files = {f"data.{data_stage(stage)}.path": config.data.source(stage).path for stage in stages}
     files = {key: path for key, path in files.items() if path.lower().endswith(DATA_FILES)}
     if config.data.chat_template is not None:
         files["data.chat_template"] = config.data.chat_template
+    for stage in stages:
+        try:
+            if os.path.isdir(path := config.data.source(stage).path):
+                check_number(Path(path))
+        except UserError as error:
+            yield f"data.{data_stage(stage)}.path: {error}"
     for key, path in files.items():
         if not os.path.isfile(path):
             yield f"{key}: {path}: there is no such file. Correct the path."

@@ -12,6 +12,7 @@ from pipeline.state.results import Results
 from pipeline.terminal import summary
 from pipeline.terminal.format import show_number
 from pipeline.terminal.summary import metric_with_interval
+from stages.maths.advantages import MIN_SIGNAL
 from stages.maths.statistics import repeated_bigrams
 
 Figures = dict[str, str]
@@ -28,6 +29,7 @@ MIN_SUPPORT_SHARE = 0.5  # of the first number of tokens that top-k and top-p ke
 MAX_CLIPPED_SHARE = 0.3  # of tokens
 LENGTH_FACTOR = 2.0
 MAX_MORE_REPETITION = 0.1  # of word pairs
+MAX_HELD_SHARE = 0.5  # of the iterations
 RUNAWAY_KL_FACTOR = 2.0
 RUNAWAY_MIN_KL = 5.0  # nats per response
 
@@ -189,6 +191,14 @@ def critic_useless(results: Results) -> Iterator[Figures]:
     variance = _last_quarter(results, "val/explained_variance")
     if variance is not None and variance < 0:
         yield {"variance": show_number(variance)}
+
+
+def policy_held(results: Results) -> Iterator[Figures]:
+    """Whitening has set the advantages of most iterations to 0."""
+    _, signals = results.curve("ppo", "objective/reward_signal")
+    held = [signal for signal in signals if signal < MIN_SIGNAL]
+    if results.experiment.ppo.whiten_advantages and len(held) > MAX_HELD_SHARE * len(signals):
+        yield {"held": f"{len(held) / len(signals):.0%}", "signal": show_number(fmean(signals))}
 
 
 def not_finite(results: Results) -> Iterator[Figures]:

@@ -11,6 +11,7 @@ from pipeline.reporting import symptoms
 from pipeline.reporting.symptoms import Symptom
 from pipeline.state.results import Results
 from pipeline.terminal.summary import FEW_PROMPTS, FEW_STEPS, MIN_PROMPTS, MIN_STEPS
+from stages.maths.advantages import MIN_SIGNAL
 
 LATE = "In the last quarter of PPO"
 
@@ -175,6 +176,17 @@ RULES = (
         "constant, so advantages are noisy.",
         "Raise ppo.critic_warmup or ppo.critic_learning_rate.",
         symptoms.critic_useless,
+    ),
+    Rule(
+        "no-signal",
+        f"In over {symptoms.MAX_HELD_SHARE:.0%} of PPO's iterations, `objective/reward_signal` is below "
+        f"{MIN_SIGNAL:g}, and `ppo.whiten_advantages` is true.",
+        f"In {{held}} of PPO's iterations the rewards varied by less than {MIN_SIGNAL:g} times the "
+        "advantages (on average {signal} times). Whitening sets such advantages to 0, so the policy did not "
+        "learn there.",
+        "If the rewards vary, set ppo.normalize_rewards to true or raise their weight. If they do not, give "
+        "a reward that tells answers apart.",
+        symptoms.policy_held,
     ),
     Rule(
         "not-finite",

@@ -16,6 +16,7 @@ from urllib3.util.retry import Retry
 from configs.errors import UserError
 from configs.safe_text import keep_secret
 from configs.schema import Reward
+from configs.unique_keys import DuplicateKey, unique_keys
 from stages.feedback.user_functions import as_numbers
 
 RETRIED_STATUS = (429, 500, 502, 503, 504)
@@ -70,6 +71,8 @@ class JsonService:
                 response, content = _within(self._seconds, lambda: self._post(body))
                 if response.status_code not in RETRIED_STATUS:
                     response.raise_for_status()
+                    if not 200 <= response.status_code < 300:  # which requests takes for success
+                        raise Refused(f"status {response.status_code}")
                     return content
                 raw, failure = response.raw, Refused(f"status {response.status_code}")
             except RETRIED_ERRORS as error:
@@ -159,11 +162,17 @@ def _within(seconds: float, call: Callable[[], Result]) -> Result:
 def _rewards(answer: bytes) -> list[Any]:
     """The list in {"rewards": [...]}; raises Refused for anything else."""
     try:
-        content = json.loads(answer, parse_int=float, parse_constant=_no_constant)
+        content = json.loads(
+            answer, parse_int=float, parse_constant=_no_constant, object_pairs_hook=unique_keys
+        )
+    except DuplicateKey as error:
+        raise Refused(f"in its answer, {error}") from error
     except (ValueError, RecursionError) as error:
         raise Refused(f"its answer is not JSON: {error!s:.100}") from error
     if not isinstance(content, dict) or not isinstance(content.get("rewards"), list):
         raise Refused(f"its answer is {answer!r:.100}")
+    if fault := content.get("error"):
+        raise Refused(f"it says that there was an error: {fault!r:.100}")
     rewards: list[Any] = content["rewards"]
     return rewards
 

@@ -25,6 +25,7 @@ from stages.feedback.process_state import state_put_back
 RewardFunction = Callable[[Sequence[str], Sequence[str]], list[float]]  # of prompts' and completions' texts
 Result = TypeVar("Result")
 DEBUG = "TRISTAGE_DEBUG"  # if it is set, an error of the user's code keeps its whole stack
+LARGEST = torch.finfo(torch.float32).max  # the type in which rewards are summed
 LONGEST = 300  # characters of the user's own message
 # Files of these folders are not where the user looks for a fault. `<frozen importlib>` is no file.
 NOT_THEIRS = (
@@ -100,9 +101,17 @@ def explained(doing: str) -> Iterator[None]:
     except BaseException as error:
         if os.environ.get(DEBUG):
             raise
-        text = " ".join(str(error).split())
+        text = _text(error)
         reason = f"{type(error).__name__}: {text:.{LONGEST}}" if text else type(error).__name__
         raise UserError(f"{doing} raised {reason}{_place(error)}. {DEBUG}=1 shows the stack.") from error
+
+
+def _text(error: BaseException) -> str:
+    """What an error says in one line; "" if it cannot say it."""
+    try:
+        return " ".join(str(error).split())
+    except Exception:
+        return ""
 
 
 def _place(error: BaseException) -> str:
@@ -134,7 +143,7 @@ def as_numbers(values: Any, completions: Sequence[str], source: str) -> list[flo
     given = as_list(values, completions, source)
     numbers = list(map(_number, given))
     for index, number in enumerate(numbers):
-        if number is None or not math.isfinite(number):
+        if number is None or not abs(number) <= LARGEST:
             raise UserError(
                 f"{source} gave {given[index]!r:.60} for completions[{index}], {completions[index]!r:.60}. "
                 "It must be a finite real number."
@@ -146,6 +155,8 @@ def _number(value: Any) -> float | None:
     """A real number of Python, torch or NumPy; None for anything else. A number beyond floats is infinity."""
     if isinstance(value, torch.Tensor):
         value = value.item() if value.numel() == 1 else None
+    elif value is np.ma.masked:
+        return None  # its item is 0
     elif isinstance(value, np.ndarray | np.generic):
         value = value.item() if value.size == 1 else None
     if isinstance(value, bool | str) or not isinstance(value, SupportsFloat | SupportsIndex):

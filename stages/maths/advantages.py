@@ -123,12 +123,33 @@ def whiten_signal(advantages: Tensor, rewards: Tensor, mask: Tensor) -> Tensor:
         rewards: (B, T), as in `gae`.
         mask: (B, T).
     """
-    totals = torch.where(mask, rewards, 0.0).sum(1)
-    if len(totals) == 1:  # nothing to compare it with
+    if len(rewards) == 1:  # nothing to compare it with
         return centre(advantages, mask)
-    if totals.std(unbiased=False) < MIN_SIGNAL * advantages[mask].std(unbiased=False):
+    signal, whole = _deviations(advantages, rewards, mask)
+    if signal < MIN_SIGNAL * whole:
         return torch.zeros_like(advantages)
     return whiten(advantages, mask)
+
+
+def reward_signal(advantages: Tensor, rewards: Tensor, mask: Tensor) -> Tensor:
+    """Deviation of the responses' total rewards / deviation of the advantages: what `whiten_signal` compares.
+
+    Args:
+        advantages: (B, T), not whitened.
+        rewards: (B, T), as in `gae`.
+        mask: (B, T).
+
+    Returns:
+        A scalar, at most 1; 0 if the rewards do not vary.
+    """
+    signal, whole = _deviations(advantages, rewards, mask)
+    return torch.where(signal == 0, 0.0, signal / whole).clamp(max=1.0)
+
+
+def _deviations(advantages: Tensor, rewards: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the responses' total rewards, and of the advantages."""
+    totals = torch.where(mask, rewards, 0.0).sum(1)
+    return totals.std(unbiased=False), advantages[mask].std(unbiased=False)
 
 
 def scale(values: Tensor, mask: Tensor) -> Tensor:

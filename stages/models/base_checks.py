@@ -104,7 +104,8 @@ def safetensors_fault(path: Path) -> str | None:
 
 def check_architecture(config: Base, model_config: PretrainedConfig) -> None:
     """Raise UserError for a bidirectional model, such as BERT, or a model without LM head."""
-    names = model_config.architectures or []
+    given = model_config.architectures or []
+    names = [given] if isinstance(given, str) else given
     if names and not any(name.endswith(GENERATORS) for name in names):
         raise unusable(config, f"its config.json says {', '.join(names)}, not a causal language model")
 

@@ -16,11 +16,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from configs.schema import Base
+from configs.unique_keys import DuplicateKey, unique_keys
 from data.storage.file_cache import cached
 from stages.internals.transformers import find_file
 from stages.models.base_checks import BUFFERS, loading, unusable
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+MOST_LAYERS = 10_000  # transformers builds as many as config.json says, before it looks at the weights
 INFINITE = {"time_step_limit"}  # of Mamba 2, whose upper limit may be infinite
 
 
@@ -43,12 +45,17 @@ def check_files(config: Base, source: str) -> None:
                 raise unusable(config, f"{INDEX} names {name!r}, which is not safetensors and may run code")
             if Path(name).name != name:
                 raise unusable(config, f"{INDEX} names {name!r}, which is not in the folder of the base")
+        for name in ("tokenizer_config.json", "tokenizer.json", "generation_config.json"):
+            _json(config, source, name)
         _check_config(config, _json(config, source, "config.json"))
 
 
 def _check_config(config: Base, tree: dict[str, Any]) -> None:
     if faults := list(non_finite(tree)):
         raise unusable(config, f"config.json: {faults[0]}; restore the file")
+    layers = tree.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise unusable(config, f"config.json: num_hidden_layers is {layers}; restore the file")
     if "transformers_weights" in tree:
         reason = f"transformers_weights names other weights; remove the key and name them {WEIGHTS}"
         raise unusable(config, f"config.json: {reason}")
@@ -145,10 +152,17 @@ def _shards(config: Base, source: str) -> list[str]:
 
 
 def _json(config: Base, source: str, name: str) -> dict[str, Any]:
-    """The object in the file `name` of the base; {} if there is none, or if transformers will refuse it."""
+    """The object in the file `name` of the base; {} if there is none, or if transformers will refuse it.
+
+    Raises:
+        UserError: a key is given twice.
+    """
     file = find_file(source, name, config.revision)
     try:
-        tree = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
+        text = "{}" if file is None else file.read_text(encoding="utf-8")
+        tree = json.loads(text, object_pairs_hook=unique_keys)
+    except DuplicateKey as error:
+        raise unusable(config, f"{name}: {error}; restore the file") from None
     except (ValueError, RecursionError):
         return {}
     return tree if isinstance(tree, dict) else {}

@@ -1,6 +1,6 @@
 """python -m tests.chaos KILLS [--seed N]: kill the tiny experiment's stages, and print what they survived.
 
-python -m tests.chaos --phases [--ranks N]: kill once in each phase instead, and `tristage` itself.
+python -m tests.chaos --phases [--ranks N] [--only PHASE]: kill once in each phase, and `tristage` itself.
 
 If any result differs from that without kills, the exit status is 1 and the folders are kept.
 """
@@ -45,11 +45,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--phases", action="store_true")
     parser.add_argument("--ranks", type=int, default=1, help="of --phases")
+    names = [phase for phase, _, _ in phases.IN_STAGES]
+    parser.add_argument("--only", choices=names, default="", help="of --phases, one in a stage")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     campaign = Campaign(folder, arguments.seed)
     print(f"seed {arguments.seed}")
-    whole = kill_in_phases(campaign, arguments.ranks) if arguments.phases else kill(campaign, arguments.kills)
+    if arguments.phases:
+        whole = kill_in_phases(campaign, arguments.ranks, arguments.only)
+    else:
+        whole = kill(campaign, arguments.kills)
     if not whole:
         print(f"kept for inspection: {folder}")
         return 1
@@ -57,10 +62,10 @@ def main() -> int:
     return 0
 
 
-def kill_in_phases(campaign: Campaign, ranks: int) -> bool:
+def kill_in_phases(campaign: Campaign, ranks: int, only: str) -> bool:
     """Print what came of one kill in each phase. Returns whether all is as if never killed."""
     begin, ended = time.monotonic(), []
-    for outcome in phases.outcomes(campaign, ranks):
+    for outcome in phases.outcomes(campaign, ranks, only):
         ended.append(outcome)
         print(outcome.phase, *outcome.faults, sep="\n  ", flush=True)
     print(f"\n{phases.HEADER}", *(outcome.row() for outcome in ended), sep="\n")

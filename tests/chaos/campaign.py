@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from configs.schema import STAGES, Stage
+from configs.schema import ALL_STAGES, STAGES, UPSTREAM, Stage
 from data.storage.sealed_folder import seal_fault
 from pipeline.state.manifest import read_manifest
 from pipeline.state.run_directory import RunDirectory
@@ -26,8 +26,12 @@ SECONDS_TO_UNLOCK = 10.0
 # Dropout is on so that the random numbers of training matter; W&B, because it has its own process. The reward
 # model collects its rankings.
 COLLECTION = ["rm.rankings.labeller=warmth", "rm.rankings.rollout={max_new_tokens: 12}"]
-OPTIONS = ["adapter.dropout=0.1", "tracking.wandb=offline", "ppo.judge=warmth", *COLLECTION]
-RECORDS = ("metrics.jsonl", "samples.jsonl", "evaluation.jsonl", "rankings.jsonl")
+BEST = ["best.n=2", "best.rollout={max_new_tokens: 12}"]
+OPTIONS = ["adapter.dropout=0.1", "tracking.wandb=offline", "ppo.judge=warmth", *COLLECTION, *BEST]
+RECORDS = (
+    *("metrics.jsonl", "samples.jsonl", "evaluation.jsonl", "rankings.jsonl"),
+    *("curve.jsonl", "demonstrations/train.jsonl"),
+)
 
 
 @dataclass
@@ -74,7 +78,7 @@ class Campaign:
 
     def undisturbed(self, stage: Stage, ranks: int) -> Undisturbed:
         """The stage without kills. The stage and its upstream stages run once."""
-        for upstream in STAGES[: STAGES.index(stage) + 1]:
+        for upstream in (*UPSTREAM[stage], stage):
             if (upstream, ranks) not in self._undisturbed:
                 run = self.folder / f"undisturbed-{ranks}"
                 run.mkdir(exist_ok=True)
@@ -163,7 +167,7 @@ class Watch:
         return locked
 
     def at_the_end(self) -> list[str]:
-        known = (f".{stage}.lock" for stage in STAGES)
+        known = (f".{stage}.lock" for stage in ALL_STAGES)
         hidden = {path.relative_to(self.run.path).as_posix() for path in self.run.path.rglob(".*")}
         faults = [
             f"left over: {name}"
@@ -171,7 +175,8 @@ class Watch:
             if "/wandb/" not in name
         ]
         faults += [f"set aside: {path.name}" for path in self.run.path.glob("*.old-*")]
-        for folder in (self.folder / "adapter", *(self.folder / "checkpoints").glob("*")):
+        trained = [self.folder / "adapter"] if self.stage in STAGES else []
+        for folder in (*trained, *(self.folder / "checkpoints").glob("*")):
             if fault := seal_fault(folder):
                 faults.append(f"{folder.name}: {fault}")
         runs = {path.name.rpartition("-")[2] for path in (self.folder / "wandb").glob("offline-run-*")}
@@ -180,7 +185,7 @@ class Watch:
 
 def differences(actual: Path, expected: Path) -> list[str]:
     """What is not bit-identical in two folders of a stage, without timings."""
-    logged = [(row["step"], *sorted(row)) for row in rows(actual / "metrics.jsonl")]
+    logged = [(row["step"], *sorted(row)) for row in lines_of(actual / "metrics.jsonl")]
     faults = [f"step {row[0]} is logged {times} times" for row, times in Counter(logged).items() if times > 1]
     for name in RECORDS:
         if lines_of(actual / name) != lines_of(expected / name):

@@ -20,6 +20,7 @@ IN_STAGES: list[tuple[str, Stage, str]] = [
     ("normalisation", "rm", "in rm: normalizing"),
     ("final evaluation", "ppo", "in ppo: answers of"),
     ("W&B's end", "sft", WANDB_END),
+    ("best-of-n", "best", "in best: "),
 ]
 SWEPT = "seed=1"
 HEADER = "| phase | killed | when | recovered | every record identical |\n|---|---|---|---|---|"
@@ -40,9 +41,13 @@ class Outcome:
         return f"| {' | '.join((self.phase, self.killed, self.when, *answers))} |"
 
 
-def outcomes(campaign: Campaign, ranks: int) -> Iterator[Outcome]:
+def outcomes(campaign: Campaign, ranks: int, only: str = "") -> Iterator[Outcome]:
+    """One kill in each phase, or in one of a stage alone."""
     for phase, stage, beginning in IN_STAGES:
-        yield _in_stage(campaign, ranks, phase, stage, beginning)
+        if only in ("", phase):
+            yield _in_stage(campaign, ranks, phase, stage, beginning)
+    if only:
+        return
     reference = campaign.undisturbed("ppo", ranks).run
     commands = Tristage(campaign, ranks)
     yield commands.orchestrator(reference)

@@ -58,9 +58,9 @@ def test_every_shipped_experiment_can_be_planned(file: Path, tmp_path: Path) -> 
 
 def test_plan_imports_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from launch import cli\n"
+        "import sys; from launch import commands\n"
         f"sys.argv = ['tristage', 'plan', '--config', {TINY!r}, '--run-dir', {str(tmp_path)!r}]\n"
-        "status = cli.main()\n"
+        "status = commands.main()\n"
         "assert not {'torch', 'transformers', 'datasets', 'wandb'} & set(sys.modules)\n"
         "sys.exit(status)\n"
     )

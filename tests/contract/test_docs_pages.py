@@ -22,8 +22,8 @@ from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import Experiment, Ppo, Rm, Sft, Source, Stage
 from data.sources.loading import load_rows
-from launch import cli
 from launch.arguments import RequestOptions, command
+from launch.commands import app
 from launch.sweep import seeds_of, split_axes
 from tests.contract.bad_inputs.entry import VALID
 from tests.support.docs_pages import DOCS, KEY, METRIC, ROOT, Block, blocks, pages, prose, table, text_of
@@ -101,7 +101,7 @@ def test_every_command_parses(page: str, line: str) -> None:
         if word.startswith(("configs/", "launch/")):
             assert (ROOT / word).exists(), word
     if program == "tristage":
-        check_arguments(cli.app, arguments)
+        check_arguments(app, arguments)
     elif program == "deepspeed":
         assert arguments.pop(0) == "launch/run_stage.py"
         check_arguments(run_stage, arguments)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from configs.load import load_experiment
-from launch import cli
+from launch import commands
 from tests.contract.bad_inputs.entry import check_message, files, tristage
 from tests.support.pipeline_runs import write_stage
 from tests.support.runs import TINY
@@ -23,7 +23,7 @@ DECISIONS = [
 def elsewhere(tmp_path, monkeypatch):
     """Start from a folder that is not the project's, on a machine without a GPU."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "guess_accelerators", lambda: 0)
+    monkeypatch.setattr(commands, "guess_accelerators", lambda: 0)
 
 
 def test_decisions_come_first_and_last_and_all_of_it_fits_a_screen(material_checks):
@@ -65,11 +65,11 @@ def test_the_plan_of_a_recipe_for_several_gpus_says_that_there_is_none():
 
 
 def test_the_plan_of_a_recipe_for_several_gpus_on_one_gpu(monkeypatch):
-    monkeypatch.setattr(cli, "guess_accelerators", lambda: 1)
+    monkeypatch.setattr(commands, "guess_accelerators", lambda: 1)
     stdout = tristage("plan", QWEN)[1]
     assert "this machine has 1 GPU; the stages run on 1 rank" in stdout
     assert "On 1 rank it saves no memory" in stdout
-    monkeypatch.setattr(cli, "guess_accelerators", lambda: 8)
+    monkeypatch.setattr(commands, "guess_accelerators", lambda: 8)
     stdout = tristage("plan", QWEN)[1]
     assert "this machine has 8 GPUs; the stages run on 8 ranks" in stdout and "warning" not in stdout
 

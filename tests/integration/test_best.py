@@ -50,7 +50,7 @@ def test_only_answers_that_ended_become_demonstrations() -> None:
     read = normalise(best.demonstration(row | {"ended": [True] * 3}) or {}, "demonstrations")
     assert read == {"prompt": "p", "completion": "cut"}, "SFT reads what `best` writes"
     assert best.demonstration(row | {"ended": [False] * 3}) is None
-    assert best.demonstration(row | {"ended": [True] * 3, "completions": ["", "", ""]}) is None
+    assert best.demonstration(row | {"ended": [True] * 3, "completions": ["", " \n", "\u200b"]}) is None
     chat = [{"role": "user", "content": "p"}]
     demonstration = best.demonstration(row | {"prompt": chat, "ended": [True] * 3})
     assert demonstration is not None and demonstration["completion"] == [

@@ -14,7 +14,7 @@ from apps.evaluate.output import build_page, write_comparison
 from apps.trained_run import TrainedRun, open_run
 from configs.errors import UserError
 from launch.arguments import exit_status
-from launch.cli import app
+from launch.commands import app
 from pipeline.reporting.page import render
 from stages.feedback.labellers import warmth
 from stages.maths.statistics import wins

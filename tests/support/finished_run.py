@@ -155,6 +155,7 @@ def ppo_curve():
                 "completions/mean_length": 12 + 0.2 * step,
                 "completions/clipped_ratio": 0.1,
                 "val/ratio": 1.002,
+                "objective/reward_signal": 0.6,
                 "val/explained_variance": -0.8 if step == 1 else 0.4,
             }
         )

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from configs.schema import STAGES, Stage
+from configs.schema import UPSTREAM, Stage
 from launch.deepspeed_command import free_port
 from tests.support import warm
 
@@ -101,9 +101,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def copy_upstream(run_dir: Path, stage: Stage, target: Path) -> Path:
-    """A run directory with copies of the stages before `stage` in `run_dir`."""
+    """A run directory with copies of the stages that `stage` starts from."""
     target.mkdir(parents=True, exist_ok=True)
-    for upstream in STAGES[: STAGES.index(stage)]:
+    for upstream in UPSTREAM[stage]:
         shutil.copytree(run_dir / upstream, target / upstream)
     return target
 

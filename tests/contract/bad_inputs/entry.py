@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from configs.load import load_experiment
-from launch import cli
+from launch import commands
 from pipeline import stage_process
 from pipeline.planning.request import Request
 from pipeline.processes import logs
@@ -55,7 +55,7 @@ def tristage(*arguments: str | Path) -> tuple[int, str, str]:
         patch.setattr(sys, "argv", ["tristage", *map(str, arguments)])
         patch.setattr(logs, "silence", lambda: None)
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            status = cli.main()
+            status = commands.main()
     return status, stdout.getvalue(), stderr.getvalue()
 
 

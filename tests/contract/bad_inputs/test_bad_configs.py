@@ -142,6 +142,20 @@ OVERRIDES = [
     ),
     ("adapter.target_modules=[]", "adapter.target_modules: [] is not allowed"),
     ("sft={a: {b", "sft: not YAML"),
+    ("sft={epochs: 1, epochs: 2}", "sft.epochs: given twice"),
+    ("ppo.rewards=[{source: rm, weight: 1, weight: 2}]", "ppo.rewards.0.weight: given twice"),
+    # Keys that a value of another key makes void
+    (
+        "ppo.rewards=[{source: rm, timeout_seconds: 5}]",
+        "timeout_seconds is of requests to an endpoint; leave",
+    ),
+    ("ppo.rewards=[{source: 'm:f', key_variable: KEY}]", "key_variable is of requests to an endpoint"),
+    ("ppo.rewards=[{source: 'm:f', retries: 0}]", "retries is of requests to an endpoint"),
+    ("data.sft={path: a.jsonl, split: test}", "split is of hub datasets and folders, and the path is a file"),
+    ("data.rm={path: a.parquet, name: x}", "name is of hub datasets and folders"),
+    ("data.ppo={path: a.json, revision: main}", "revision is of hub datasets and folders"),
+    ("data.chat_template=''", "data.chat_template: '' is empty; give a path, or leave the key out"),
+    ("deepspeed.config=''", "deepspeed.config: '' is empty"),
 ]
 
 CONTRADICTIONS = [
@@ -149,6 +163,7 @@ CONTRADICTIONS = [
     (["data.shares.sft=0.9"], "the three shares must add up to at most 1"),
     (["ppo.rewards=[{source: rm}, {source: rm}]"], "rewards: two terms are called rm; set their name"),
     (["ppo.rewards=[{source: 'a:f'}, {source: 'b:f'}]"], "rewards: two terms are called f; set their name"),
+    (["ppo.rewards=[{source: rm}, {source: 'a:f', name: reward_total}]"], "reward_total is the sum of the"),
     (["ppo.rewards=[{source: 'a:f'}, {name: f}]"], "rewards: two terms are called f; set their name"),
     (["ppo.minibatches=3"], "minibatches (3) must divide batch_size (64)"),
     (["data.max_prompt_length=1024"], "max_prompt_length must be below max_length"),
@@ -173,6 +188,10 @@ CONTRADICTIONS = [
         for mark in ("?key=k", "?", "#token=t", ";key=k", "x;k/y")
     ),
     (["ppo.rewards=[{source: 'https://u%3Ap%40h/'}]"], "a URL whose host and port are not readable"),
+    *(
+        ([f"ppo.rewards=[{{source: 'https://h:{port}/'}}]"], "a URL whose host and port are not readable")
+        for port in (0, 65536, 99999, "00")
+    ),
     (["ppo.rewards=[{source: 'https://h:p/w@h/'}]"], "a URL whose host and port are not readable"),
     (["ppo.rewards=[{source: 'https://h/?key=k'}]"], "a URL with a query"),
     (["ppo.kl_estimator=k3", "ppo.rollout.top_p=0.9"], "kl_estimator: k3 is biased if rollout.top_k or"),
@@ -224,7 +243,10 @@ FILES = [
     ((VALID + MAPPING_BOMB).encode(), "its anchors expand to"),
     ((VALID + "sft: " + "[" * 3000 + "]" * 3000).encode(), "nested too deeply"),
     ((VALID + "sft: " + "{a: " * 3000 + "1" + "}" * 3000).encode(), "nested too deeply"),
-    ((VALID + "sft: &s {epochs: *s}\n").encode(), "sft.epochs"),
+    ((VALID + "sft: &s {epochs: *s}\n").encode(), "an anchor holds itself; write the values out"),
+    ((VALID + f"a: &s {{{', '.join(f'k{i}: *s' for i in range(40))}}}\n").encode(), "an anchor holds itself"),
+    ((VALID + f"a: &s [{', '.join(['*s'] * 40)}]\n").encode(), "an anchor holds itself"),
+    ((VALID + "ppo: {rewards: [{source: rm, weight: 1, weight: 2}]}\n").encode(), "weight: given twice"),
     ((VALID + "#" * 2**20).encode(), "longer than 65,536 bytes; give the path of another file"),
     ((VALID + "? [a]\n: 3\n").encode(), "line 8 column 3: found unhashable key"),
     ((VALID + "".join(f"k{i}: 1\n" for i in range(500))).encode(), "and 480 more"),

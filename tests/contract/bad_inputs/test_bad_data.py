@@ -167,6 +167,7 @@ ROWS: list[tuple[Any, ...]] = [
     ({**K, "ranks": ["0", "1", "2"]}, R, "`ranks` must be a list of numbers, not ['0', '1', '2']"),
     # Keys that say something which the format has no use for
     ({**GOOD, "foo": 1}, D, "the key `foo` has no place in a demonstration", "name it in `ignore_columns`"),
+    ({**GOOD, "__skip__": True}, D, "the key `__skip__` has no place in a demonstration"),
     ({**GOOD, "score": 0.2}, D, "the key `score` has no place in a demonstration"),
     ({**GOOD, "chosen": "d"}, D, "the key `chosen` has no place in a demonstration"),
     ({"prompt": "p", "ground_truth": 4}, P, "the key `ground_truth` has no place in a prompt"),
@@ -192,6 +193,19 @@ ROWS: list[tuple[Any, ...]] = [
         D,
         "`foo` has no place in a message of `messages`",
     ),
+    # Files of a run that are for people
+    (
+        {"prompt": "p", "base": "a", "sft": "b", "ppo": "c", "score_base": 0.1, "kl": 1.2},
+        D,
+        "the keys `base`, `sft`, `ppo`, `score_base`, `kl` have no place in a prompt (`prompt`)",
+    ),
+    (
+        {"step": 1, "prompt": "p", "response": "c", "score": 0.1, "kl": 1.2},
+        D,
+        "the keys `step`, `score`, `kl` have no place in a demonstration",
+    ),
+    ({"prompt": "p", "completion": "c", "split": ["train"]}, D, "the key `split` has no place in a"),
+    ({"prompt": "p", "completions": ["a", ""]}, R, "a completion is empty"),
     # Text
     ({"prompt": 3, "completion": "c"}, D, "`prompt` must be text or a list of messages, not 3"),
     ({"prompt": "p", "completion": 3.5}, D, "`completion` must be text or a list of messages, not 3.5"),
@@ -228,6 +242,58 @@ def test_file(name, content, kind, parts, tmp_path):
 def test_folder_for_a_file(tmp_path):
     (tmp_path / "a.jsonl").mkdir()
     check_message(refused(tmp_path / "a.jsonl", D), "there is no such file")
+
+
+LINE = json.dumps(GOOD).encode() + b"\n"
+FOLDERS: dict[str, tuple[Any, ...]] = {
+    "another type": ({"a.csv": b"prompt,completion\np,c\n", "b.jsonl": LINE}, "a.csv would not be read. All"),
+    "two of another": (
+        {"a.csv": b"", "b.tsv": b"", "c.jsonl": LINE, "d.jsonl": LINE, "e.jsonl": LINE},
+        "a.csv and 1 more would not be read",
+    ),
+    "no split": ({"train.jsonl": LINE, "extra.jsonl": LINE}, "extra.jsonl would not be read", "must say one"),
+    "no split below": ({"train.jsonl": LINE, "more/x.jsonl": LINE}, "more/x.jsonl would not be read"),
+    "half a line": ({"a.jsonl": LINE, "b.jsonl": b"{bad"}, "b.jsonl, line 1: invalid JSON at column 2"),
+    "a key twice": (
+        {"a.jsonl": LINE[:-2] + b', "prompt": "q"}'},
+        "a.jsonl, line 1: the key 'prompt' stands 2",
+    ),
+    "no Parquet": ({"a.parquet": b"PAR1"}, "a.parquet: not a Parquet file"),
+    "other columns": (
+        {"a.jsonl": LINE, "b.jsonl": b'{"prompt": "p", "chosen": "a", "rejected": "b"}'},
+        "this folder could not be read as a data set: Couldn't cast",
+        "need the same columns",
+    ),
+    "nothing": ({}, "this folder could not be read as a data set: The directory at"),
+    "another split": ({"test.jsonl": LINE}, "this folder could not be read as a data set: "),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_folder(name, tmp_path):
+    content, *parts = FOLDERS[name]
+    folder = tmp_path / "rows"
+    for file in (folder / each for each in content):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content[str(file.relative_to(folder))])
+    folder.mkdir(exist_ok=True)
+    message = refused(folder, D)
+    check_message(message, str(folder), *parts)
+
+
+def test_folder_of_everything(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.sources.folders.MOST_FILES", 3)
+    for number in range(4):
+        (tmp_path / f"{number}.jsonl").write_bytes(LINE)
+    check_message(refused(tmp_path, D), f"{tmp_path}: this folder holds over 3 files")
+
+
+def test_folders_that_are_read_whole(tmp_path):
+    for name in ("README.md", ".hidden.csv", "dataset_infos.json", "train.jsonl", "deep/train-1.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"{}" if name.endswith("json") else LINE)
+    (tmp_path / "README.md").write_text("About the rows")
+    assert len(load_rows(Source(path=str(tmp_path)), "demonstrations", print).rows) == 2
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,12 @@ ANSWERS = {
     b'{"rewards": [1.0, 1e999]}': "gave inf for completions[1]",
     b'{"rewards": [1.0, %s]}' % (b"9" * 400): "gave inf for completions[1]",
     b'{"rewards": [1.0, %s]}' % (b"9" * 5000): "gave inf for completions[1]",
+    b'{"rewards": [1.0, 2.0], "error": "no model"}': "it says that there was an error: 'no model'",
+    b'{"rewards": [1.0, -1e39]}': "gave -1e+39 for completions[1]",
     b'{"rewards": [true, 1.0]}': "gave True for completions[0]",
     b'{"rewards": [1.0, "2"]}': "gave '2' for completions[1]",
     b'{"rewards": [1.0, null]}': "gave None for completions[1]",
+    b'{"rewards": [1.0, 2.0], "rewards": [2.0, 1.0]}': "in its answer, 'rewards' is given twice",
     b'{"rewards": [1.0]}': "must give a number for each of 2 completions, gave 1",
     b'{"rewards": {"0": 1, "1": 2}}': "its answer is b'{",
     b'{"rewards": "12"}': "its answer is b'{",
@@ -127,6 +130,13 @@ def test_headers_that_nobody_can_read(status: int, header: bytes) -> None:
     with server(body(b"{}", head)) as url, pytest.raises(UserError) as caught:
         asked(url, retries=1)
     check_message(str(caught.value), f"ppo.rewards: {url} gave no rewards (")
+
+
+@pytest.mark.parametrize("status", [300, 304, 600, 999])
+def test_statuses_that_are_no_success(status: int) -> None:
+    head = b"HTTP/1.1 %d No\r\n" % status
+    with server(body(b'{"rewards": [1, 2]}', head)) as url, pytest.raises(UserError, match=str(status)):
+        asked(url)
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 418, 501])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,7 +35,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
     def write(text: str) -> Path:
         file = tmp_path / "theirs.py"
-        file.write_text(f"import math, os, random, sys\nimport numpy as np\nimport torch\n{text}\n")
+        file.write_text(f"import math, os, random, signal, sys\nimport numpy as np\nimport torch\n{text}\n")
         return file
 
     yield write
@@ -56,11 +57,13 @@ RETURNED = {
     "[math.inf, 1.0]": "gave inf for completions[0], 'short'",
     "[1.0, np.float32('nan')]": "for completions[1]",
     "torch.tensor([1.0, math.nan])": "gave tensor(nan) for completions[1]",
+    "[1.0, 1e300]": "gave 1e+300 for completions[1]",
     "[10 ** 400, 1]": "for completions[0]",
     "[True, 1.0]": "gave True for completions[0]",
     "[1.0, np.bool_(True)]": "for completions[1]",
     "torch.tensor([True, False])": "gave tensor(True) for completions[0]",
     "['1', 2.0]": "gave '1' for completions[0]",
+    "np.ma.array([1.0, 2.0], mask=[0, 1])": "gave masked for completions[1], 'much longer'",
     "[1.0, None]": "gave None for completions[1]",
     "[1.0, 1j]": "gave 1j for completions[1]",
     "[1.0, [2.0]]": "gave [2.0] for completions[1]",
@@ -110,6 +113,7 @@ RAISED = {
     "torch.stack([])": "raised RuntimeError: ",  # torch's own lines are not the user's
     "raise BaseException('any')": "raised BaseException: any (",
     "score(prompts, completions)": "raised RecursionError: ",
+    "raise type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})": "raised Mute (",
     "sys.exit()": "ended the process with status None (",
     "sys.exit(0)": "ended the process with status 0 (",
     "os._exit(0)": "ended the process with status 0 (",
@@ -167,7 +171,15 @@ def score(prompts, completions):
     prompts[0] = "changed"
     completions.clear()
     random.seed(7); np.random.seed(7); torch.manual_seed(7)
-    os.chdir("/")
+    os.chdir("/"); os.umask(0o777)
+    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_IGN)
+    signal.alarm(100)
+    sys.stdout = sys.stderr = None
+    np.seterr(all="raise")
+    torch.set_float32_matmul_precision("medium")
+    torch.use_deterministic_algorithms(True)
+    torch.autograd.set_detect_anomaly(True)
+    torch.set_autocast_enabled("cpu", True)
     torch.set_grad_enabled(False)
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")
@@ -180,7 +192,18 @@ def state() -> list[Any]:
     """What functions share with the rest of the process."""
     settings = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
     noise = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]
-    return [*noise, *settings, torch.get_num_threads(), Path.cwd(), PROMPTS.copy(), COMPLETIONS.copy()]
+    mask = os.umask(0o022)
+    os.umask(mask)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    of_python = mask, handlers, signal.getitimer(signal.ITIMER_REAL)[0], sys.stdout, sys.stderr, np.geterr()
+    of_torch = (
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_anomaly_enabled(),
+        torch.is_autocast_enabled("cpu"),
+    )
+    given = PROMPTS.copy(), COMPLETIONS.copy()
+    return [*noise, *settings, *of_python, *of_torch, torch.get_num_threads(), Path.cwd(), *given]
 
 
 @pytest.mark.parametrize("end", ["return [1, 2]", "raise ValueError", "sys.exit(0)"])

@@ -25,6 +25,7 @@ from tests.contract.bad_inputs.model_damage import (
     halve,
     plant,
     remove,
+    repeat_key,
     with_one,
     write,
 )
@@ -103,6 +104,10 @@ BASES: dict[str, tuple[Any, ...]] = {
         "has model type `zork` but Transformers does not recog",
     ),
     "encoder": ([write(CONFIG, BERT)], "its config.json says BertForMaskedLM, not a causal language model"),
+    "architecture no list": (
+        [edit(CONFIG, architectures="LlamaModel")],
+        "its config.json says LlamaModel, not",
+    ),
     "no head": ([edit(CONFIG, architectures=["LlamaModel"])], "says LlamaModel, not a causal language model"),
     "code": ([with_custom_code(CONFIG, **OWN_MODEL)], "it has its own code", "base.trust_remote_code"),
     "missing weight": (
@@ -173,6 +178,12 @@ BASES: dict[str, tuple[Any, ...]] = {
     ),
     "infinite theta": ([edit(CONFIG, rope_theta=float("inf"))], "config.json: rope_theta is inf"),
     "NaN of a list": ([edit(CONFIG, zork=[0, {"a": float("nan")}])], "config.json: zork[1].a is nan"),
+    "a key twice": ([repeat_key(CONFIG, "rms_norm_eps", 0.5)], "config.json: 'rms_norm_eps' is given twice"),
+    "a key of the tokenizer twice": (
+        [repeat_key(TOKENIZER, "eos_token", "<|im_start|>")],
+        f"{TOKENIZER}: 'eos_token' is given twice; restore",
+    ),
+    "a million layers": ([edit(CONFIG, num_hidden_layers=10**6)], "num_hidden_layers is 1000000; restore"),
     "unknown quantization": (
         [edit(CONFIG, quantization_config={"quant_method": "zork"})],
         "config.json: quantization_config says 'zork', but base.quantization is none; give the weights",

@@ -90,6 +90,19 @@ def test_a_file_where_the_stage_should_be(tmp_path):
     check_message(message, f"{tmp_path}/run/sft is a file where its folder should be", "Move the file away")
 
 
+@pytest.mark.parametrize("name", ["rankings.jsonl", "demonstrations/train.jsonl"])
+def test_data_in_the_folder_that_a_stage_renames(name, sft_run):
+    """A run trains again on a file of its own, which the stage would set aside before it reads it."""
+    file, _, run = sft_run
+    data = run / "sft" / name
+    data.parent.mkdir(exist_ok=True)
+    data.write_bytes((file.parent / "sft.jsonl").read_bytes())
+    message = stage_error(file, run, "sft", f"data.sft.path={data}")
+    check_message(
+        message, f"data.sft.path: {data} lies in the folder of stage sft, which runs again", "name sft.old-1"
+    )
+
+
 @pytest.mark.parametrize("stage", ["sft", "rm"])
 def test_two_processes(stage, sft_run):
     file, _, run = sft_run

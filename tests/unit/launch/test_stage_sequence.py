@@ -17,7 +17,7 @@ import pytest
 
 from configs.errors import UserError
 from configs.schema import Stage
-from launch import cli, deepspeed_command, stage_sequence
+from launch import commands, deepspeed_command, stage_sequence
 from launch.deepspeed_command import Launch, guess_accelerators, read_slots
 from launch.stage_sequence import run_all
 from pipeline.planning import plan
@@ -189,7 +189,7 @@ def test_tristage_run_plans_each_stage_once(
     monkeypatch.setattr(stage_sequence, "_launch", StandIn(run_dir, {"ppo": 7}))
     arguments = ["--config", str(experiment(tmp_path)), "--run-dir", str(run_dir)]
     monkeypatch.setattr("sys.argv", ["tristage", "run", *arguments])
-    assert cli.main() == 7
+    assert commands.main() == 7
     assert planned == ["sft", "rm", "ppo"]
 
 

@@ -15,10 +15,10 @@ import pytest
 from configs.errors import UserError
 from configs.identity import stage_hash
 from configs.load import dump_experiment, load_experiment
-from launch import cli
+from launch import commands
 from launch import sweep as sweeping
 from launch.arguments import DEFAULT_CONFIG as DEMO
-from launch.cli import main
+from launch.commands import main
 from launch.deepspeed_command import Launch
 from launch.sweep import link_shared, run_sweep, runs_of, seeds_of, split_axes
 from launch.worker_pool import WorkerPool
@@ -255,7 +255,7 @@ def test_the_command_starts_every_run_and_reports(
             MadeUp(run.path).stage("ppo").write_evaluation()
         return status
 
-    monkeypatch.setattr("launch.cli.run_sweep", run_sweep)
+    monkeypatch.setattr("launch.commands.run_sweep", run_sweep)
     arguments = ["--config", str(TINY), "--run-dir", str(tmp_path / "run"), "--seeds", "2", "sft.epochs=2"]
     arguments += ["--jobs", "9", "--num-accelerators", "1", "--force"]
     monkeypatch.setattr("sys.argv", ["tristage", "sweep", *arguments, "ppo.kl_coef=0,0.05"])
@@ -297,7 +297,7 @@ def test_what_runs_at_a_time_cannot_have_is_told_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(cli, "visible_devices", lambda: ["0", "1", "2", "3"])
+    monkeypatch.setattr(commands, "visible_devices", lambda: ["0", "1", "2", "3"])
     monkeypatch.setattr(sweeping, "run_all", pytest.fail)
     run_dir = ["--config", str(TINY), "--run-dir", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["tristage", "sweep", "--jobs", "2", *run_dir, *arguments])

@@ -115,3 +115,13 @@ def test_the_limit_counts_the_rows_of_the_stage(tmp_path):
     loaded = load_rows(source, "demonstrations", refuse, lambda row: int(row["prompt"][1:]) % 2 == 1)
     assert [row["prompt"] for row in loaded.rows] == ["p1", "p3", "p5"]
     assert (loaded.read, loaded.of_other_stages) == (6, 3)  # and nothing beyond
+
+
+def test_a_split_of_the_rows_own_is_ignored_with_a_note(tmp_path):
+    rows = [{**demonstration(1), "split": "train"}, {**demonstration(2), "split": "test"}, demonstration(3)]
+    source = write(tmp_path / "a.jsonl", rows)
+    notes: list[str] = []
+    assert len(load_rows(source, "demonstrations", notes.append).rows) == 3
+    (note,) = notes
+    assert note.startswith(f"{tmp_path}/a.jsonl: 2 rows have `split`, which is ignored: `held_out`")
+    load_rows(source.model_copy(update={"ignore_columns": ("split",)}), "demonstrations", refuse)

@@ -48,6 +48,14 @@ def kept_tokens(first, last):
     return change
 
 
+def unwhitened(run):
+    late("objective/reward_signal", 0.0, count=16)(run)
+    run.experiment = run.experiment.model_copy(
+        update={"ppo": run.experiment.ppo.model_copy(update={"whiten_advantages": False})}
+    )
+    (run.path / "config.yaml").write_text(dump_experiment(run.experiment))
+
+
 def answers(text):
     def change(run):
         for row in run.evaluation:
@@ -78,6 +86,13 @@ def answers(text):
         (late("val/ratio", 1.09), None),
         (late("val/explained_variance", -0.01), "explained variance is -0.01"),
         (late("val/explained_variance", 0.0), None),
+        (
+            late("objective/reward_signal", 0.099, count=9),
+            "In 56% of PPO's iterations the rewards varied",
+        ),
+        (late("objective/reward_signal", 0.099, count=8), None),
+        (late("objective/reward_signal", 0.1, count=16), None),
+        (unwhitened, None),
         (
             late("loss/policy_avg", None, count=2),
             "loss/policy_avg of stage ppo was not a finite number at step 15",

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from configs.errors import UserError
-from configs.schema import Rollout
+from configs.schema import Rollout, Source
 from data.batches.tokenize import Prompt
 from data.batches.tokenize import rankings as tokenize_rankings
+from data.sources.loading import load_rows
 from stages.context import Context
 from stages.distributed.ranks import Ranks
 from stages.feedback import labellers, rankings
@@ -46,6 +47,23 @@ def test_answers_may_hold_any_character(character, tmp_path):
     rows = [row("train", [f"a{character}b", "c"], [0, 1]), row("held_out", ["d", f"{character}e"], [0, 1])]
     rankings.write_sealed(tmp_path / "rankings.jsonl", rows)
     assert read_collected_rankings(resuming(tmp_path), record_samples=False) == ([rows[0]], [rows[1]])
+
+
+def test_the_file_serves_as_data_of_another_run(tmp_path):
+    """Also if an answer ended at once. Nothing of it is skipped but the tokens and the split."""
+    rows = [
+        {**row("train", ["a", ""], [0, 1]), "completion_ids": [[5, 2], [2]]},
+        {**row("held_out", ["c", "b", "d"], [0, 1, 1]), "completion_ids": [[7, 2], [6, 2], [8, 2]]},
+    ]
+    rows[1]["prompt"] = [{"role": "user", "content": "q"}]
+    rankings.write_sealed(tmp_path / "rankings.jsonl", rows)
+    notes: list[str] = []
+    source = Source(path=str(tmp_path / "rankings.jsonl"))
+    first, second = load_rows(source, "rankings", notes.append).rows
+    assert (first["prompt"], first["completions"], first["ranks"]) == ("p", ["a", ""], [0, 1])
+    answers = [message["content"] for (message,) in second["completions"]]
+    assert (second["prompt"], answers, second["ranks"]) == (rows[1]["prompt"], ["c", "b", "d"], [0, 1, 1])
+    assert [" 2 rows have `split`, which is ignored: " in note for note in notes] == [True]
 
 
 def test_rankings_of_ties_alone_are_left_out(tmp_path):

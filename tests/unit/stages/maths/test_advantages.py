@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from stages.maths.advantages import (
+    MIN_SIGNAL,
     explained_variance,
     gae,
     next_kl_coef,
+    reward_signal,
     scale,
     token_kl,
     token_rewards,
@@ -205,6 +207,30 @@ def test_signal_of_the_rewards_includes_their_kl_penalty():
     advantages, mask = padded(random_rows(16)), left_aligned(LENGTHS)
     rewards = last_token([1.0] * 4) + padded(random_rows(17))
     assert torch.equal(whiten_signal(advantages, rewards, mask), whiten(advantages, mask))
+
+
+@pytest.mark.parametrize("filling", [0.0, NAN])
+def test_reward_signal_by_hand(filling):
+    """Total rewards 1 -+ d deviate by d. The advantages -1 and 1 deviate by 1."""
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    advantages = torch.tensor([[1.0, -1.0, filling], [0.0, filling, filling]])
+    deviation = (2 / 3) ** 0.5
+    for d, share in ((0.0, 0.0), (0.05, 0.05 / deviation), (0.8, 0.8 / deviation), (2.0, 1.0)):
+        rewards = torch.tensor([[0.25, 0.75 - d, filling], [1 + d, filling, filling]])
+        assert float(reward_signal(advantages, rewards, mask)) == pytest.approx(share, rel=1e-5), d
+    nothing = torch.zeros(2, 3)
+    assert float(reward_signal(nothing, nothing, mask)) == 0.0
+    assert float(reward_signal(nothing, rewards, mask)) == 1.0
+    assert reward_signal(advantages, torch.full((2, 3), NAN), mask).isnan()
+
+
+@pytest.mark.parametrize("d", [0.05, 0.099, 0.101, 0.5])
+def test_advantages_are_held_exactly_if_the_logged_signal_is_below_the_limit(d):
+    advantages, mask = padded(random_rows(15)), left_aligned(LENGTHS)
+    noise = float(advantages[mask].std(unbiased=False))
+    rewards = last_token([1 + sign * d * noise for sign in (-1, 1, -1, 1)])
+    held = not whiten_signal(advantages, rewards, mask).any()
+    assert held == (float(reward_signal(advantages, rewards, mask)) < MIN_SIGNAL)
 
 
 def test_signal_does_not_depend_on_the_scale_of_the_rewards():

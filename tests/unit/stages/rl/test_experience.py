@@ -98,7 +98,7 @@ def test_returns_of_the_critic_by_hand() -> None:
 
 def test_explained_variance_by_hand() -> None:
     trainer: Any = SimpleNamespace(ppo=PPO)
-    found = PpoTrainer._explained_variance(trainer, experience())
+    found = PpoTrainer._advantage_metrics(trainer, experience())
     returns = [advantage + value for advantage, value in zip(ADVANTAGES, VALUES, strict=True)]
     expected = 1 - torch.tensor(ADVANTAGES).var() / torch.tensor(returns).var()
-    assert found == pytest.approx(float(expected), rel=1e-5)
+    assert found == {"val/explained_variance": pytest.approx(float(expected), rel=1e-5)}
