@@ -62,6 +62,8 @@ def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     if tree[stage].get("use_best"):  # these steps decide which checkpoints it chooses from
         speed_only -= {"eval_steps", "save_steps"}
     section = {key: value for key, value in tree[stage].items() if key not in speed_only}
+    if section.get("from", "") is None:  # as in runs that are older than the key
+        del section["from"]
     if "rewards" in section:
         section["rewards"] = [
             {key: value for key, value in reward.items() if key not in REQUEST_KEYS}

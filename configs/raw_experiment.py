@@ -268,7 +268,7 @@ def is_local_path(keys: Keys, value: str) -> bool:
     """Whether the value of a key names a file or folder, not a data set or model of the hub."""
     if "://" in value:  # the schema refuses it
         return False
-    if keys in (DEEPSPEED_CONFIG, ("data", "chat_template")):
+    if keys in (DEEPSPEED_CONFIG, ("data", "chat_template"), ("sft", "from")):
         return True
     named_as_a_path = value.startswith((".", "/", "~"))
     if keys[-2:] == ("base", "model"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -13,7 +14,7 @@ from stages.context import Context, Outcome
 from stages.maths.losses import masked_mean, nll_loss
 from stages.maths.statistics import Mean, Means, add_means
 from stages.models.base_checks import check_packing
-from stages.models.roles import Role
+from stages.models.roles import Role, Roles
 from stages.setup import prepare
 from stages.training.engine import Engine
 from stages.training.export import save_role
@@ -29,11 +30,10 @@ def run(context: Context) -> Outcome:
     """Train the `policy` adapter on demonstrations and write it to `folder/adapter`."""
     config, sft = context.config, context.config.sft
 
-    # 1. The base with one fresh adapter.
+    # 1. The base with one adapter, a fresh one or that of `sft.from`.
     ranks, models = context.ranks, prepare(context)
     tokenizer = models.tokenizer
-    seed_step(context.seed, "sft adapter", 0, 0)  # the same fresh adapter on every rank
-    models.policy_base.add_new(Role.POLICY, config.adapter)
+    add_policy(context, models.policy_base)
 
     # 2. Demonstrations, packed or one per row.
     train, held_out, counts = read_examples(
@@ -76,6 +76,19 @@ def run(context: Context) -> Outcome:
         },
         models.base_digest,
     )
+
+
+def add_policy(context: Context, base: Roles) -> None:
+    """Add the adapter to train: the one in `sft.from`, or a fresh one, the same on every rank."""
+    start = context.config.sft.start
+    if start:
+        base.add_from(Role.POLICY, Path(start), trainable=True)
+        targets = base.peft_config(Role.POLICY).target_modules or ()
+        names = targets if isinstance(targets, str) else ", ".join(sorted(targets))
+        context.tracker.note(f"sft.from: {start} adapts {names}; adapter.target_modules is not used")
+    else:
+        seed_step(context.seed, "sft adapter", 0, 0)
+        base.add_new(Role.POLICY, context.config.adapter)
 
 
 class SftTrainer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from configs.sections.base import RewardBase
 from configs.sections.rollout import Rollout
@@ -20,6 +20,7 @@ from configs.sections.values import (
     Section,
     Seed,
     Size,
+    Text,
 )
 
 
@@ -85,7 +86,15 @@ class Epochs(Training):
 class Sft(Epochs):
     """Supervised fine-tuning on demonstrations (Ouyang et al. 2022, section 3.5)."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
     packing: bool = Field(False, description="pack short examples into sequences of data.max_length")
+    start: Text | None = Field(
+        None,
+        alias="from",  # a word of Python
+        description="folder of a PEFT LoRA adapter to start from, yours or another program's; default: a "
+        "fresh adapter",
+    )
 
 
 class Rankings(Section):

@@ -196,6 +196,8 @@ def source_hashes(config: Experiment, stage: Stage) -> dict[str, str]:
         f"data.{data_stage(stage)}.path": config.data.source(stage).path,
         "data.chat_template": config.data.chat_template,
     }
+    if stage == "sft":
+        paths["sft.from"] = config.sft.start
     digests = {key: source_digest(Path(path)) for key, path in paths.items() if path}
     digests |= {f"{base.key}.model": folder_digest(Path(base.model)) for base in config.bases(stage)}
     return {key: digest for key, digest in digests.items() if digest}

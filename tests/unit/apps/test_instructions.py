@@ -33,8 +33,9 @@ def test_an_instruction_opens_a_text_or_the_last_message() -> None:
         {"role": "assistant", "content": "B"},
         {"role": "user", "content": "C"},
     ]
-    assert instructed(turns, "Be kind.")[-1]["content"] == "Be kind.\n\nC"
-    assert instructed(turns, "Be kind.")[:-1] == turns[:-1]
+    changed: Any = instructed(turns, "Be kind.")
+    assert changed[-1]["content"] == "Be kind.\n\nC"
+    assert changed[:-1] == turns[:-1]
 
 
 def test_the_best_proposal_makes_other_demonstrations_likeliest(policies, monkeypatch) -> None:
