@@ -191,17 +191,20 @@ class Commands(TyperGroup):
 
 
 def without_types_of_flags(params: list[Any]) -> list[Any]:
-    """Parameters of a command, of which flags have no `<bool>` in `--help`."""
+    """Parameters of a command, of which flags and lists of words have no type in `--help`."""
     for param in params:
+        if param.param_type_name == "argument" and param.nargs != 1:
+            param.display_type_rich = lambda ctx: None
         if param.param_type_name == "option" and param.is_flag:
             param.metavar = ""
     return params
 
 
-def command(app: typer.Typer, example: str) -> Callable[[Function], Function]:
+def command(app: typer.Typer, example: str, group: str | None = None) -> Callable[[Function], Function]:
     """Register a function of one dataclass as a command. The dataclass's fields are the command's options.
 
-    The function's docstring is the first line of `--help`, and `example` the last one.
+    The function's docstring is the first line of `--help`, and `example` the last one. `group` is its
+    place in the list of commands.
     """
 
     def register(function: Function) -> Function:
@@ -213,7 +216,8 @@ def command(app: typer.Typer, example: str) -> Callable[[Function], Function]:
 
         parsed.__signature__ = _signature(options)  # type: ignore[attr-defined]
         parsed.__annotations__ = {}
-        app.command(function.__name__, cls=Command, epilog=f"Example: {example}")(parsed)
+        epilog = f"Example: {example}"
+        app.command(function.__name__, cls=Command, epilog=epilog, rich_help_panel=group)(parsed)
         return function
 
     return register

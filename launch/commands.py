@@ -58,6 +58,7 @@ from stages.distributed.environment import check_accelerator
 TRISTAGE = [sys.executable, "-P", "-m", "launch.cli"]  # -P: ignore a folder `launch` in the working directory
 TrainedStage = Literal["sft", "rm", "ppo"]
 RANGE, MACHINE, SWEEP = "Stages", "Machine", "Sweep"  # groups of options in --help
+TRAIN, SEE, BEGIN, USE = "Train", "See", "First steps", "Use the result"  # groups of commands
 
 app = typer.Typer(
     cls=Commands,
@@ -170,7 +171,7 @@ class SweepOptions(StartOptions):
     ] = False
 
 
-@command(app, "tristage run configs/demo.yaml ppo.kl_coef=0.1")
+@command(app, "tristage run configs/demo.yaml ppo.kl_coef=0.1", TRAIN)
 def run(options: RunOptions) -> int:
     """Run the stages one after another, each under its own deepspeed launch; skip finished ones."""
     request, launch = options.request("tristage"), options.launch()
@@ -186,7 +187,7 @@ def run(options: RunOptions) -> int:
     return status
 
 
-@command(app, "tristage sweep --seeds 4 --jobs 2 ppo.kl_coef=0,0.05")
+@command(app, "tristage sweep --seeds 4 --jobs 2 ppo.kl_coef=0,0.05", TRAIN)
 def sweep(options: SweepOptions) -> int:
     """Run PPO with several seeds and values of its settings, on one SFT policy and one reward model."""
     overrides, seeds = seeds_of(options.overrides, options.seeds)
@@ -232,7 +233,7 @@ def _show_sweep(
     return 2 if any(plan.action == "blocked" for plan in [*shared, *plans]) else 0
 
 
-@command(app, "tristage plan configs/demo.yaml --from ppo ppo.kl_coef=0.1")
+@command(app, "tristage plan configs/demo.yaml --from ppo ppo.kl_coef=0.1", TRAIN)
 def plan(options: PlanOptions) -> int:
     """Show which stages would run, resume or be skipped, and why; start nothing."""
     request, console = options.request("tristage"), SafeConsole()
@@ -254,14 +255,14 @@ def plan(options: PlanOptions) -> int:
     return 2 if any(plan.action == "blocked" for plan in plans) else 0
 
 
-@command(app, "tristage status --run-dir runs/demo")
+@command(app, "tristage status --run-dir runs/demo", SEE)
 def status(options: ExperimentOptions) -> int:
     """Show which stages have run, with their results."""
     print_status(SafeConsole(), RunDirectory(options.run_directory()))
     return 0
 
 
-@command(app, "tristage report --run-dir runs/demo")
+@command(app, "tristage report --run-dir runs/demo", SEE)
 def report(options: ExperimentOptions) -> int:
     """Write the report of a run."""
     from pipeline.reporting.report import write_report  # imports matplotlib
@@ -270,14 +271,14 @@ def report(options: ExperimentOptions) -> int:
     return 0
 
 
-command(app, "tristage init my.yaml")(first_steps.init)
-command(app, "tristage explain ppo.kl_coef")(first_steps.explain)
-command(app, "tristage preview configs/demo.yaml --stage sft -n 3")(first_steps.preview)
-command(app, "tristage doctor")(first_steps.doctor)
-command(app, "tristage export --stage ppo")(uses.export)
-command(app, "tristage evaluate --policies sft,sft@4,ppo")(uses.evaluate)
-command(app, "tristage watch --run-dir runs/demo")(uses.watch)
-command(app, "tristage compare runs/demo runs/demo-kl")(uses.compare)
+command(app, "tristage init my.yaml", BEGIN)(first_steps.init)
+command(app, "tristage explain ppo.kl_coef", BEGIN)(first_steps.explain)
+command(app, "tristage preview configs/demo.yaml --stage sft -n 3", BEGIN)(first_steps.preview)
+command(app, "tristage doctor", BEGIN)(first_steps.doctor)
+command(app, "tristage export --stage ppo", USE)(uses.export)
+command(app, "tristage evaluate --policies sft,sft@4,ppo", USE)(uses.evaluate)
+command(app, "tristage watch --run-dir runs/demo", SEE)(uses.watch)
+command(app, "tristage compare runs/demo runs/demo-kl", SEE)(uses.compare)
 
 
 def _print_beginning(console: SafeConsole, options: StartOptions, request: Request) -> int:
