@@ -10,11 +10,13 @@ import torch
 from apps.evaluate.candidates import Candidate
 from apps.evaluate.in_context import first_part, with_demonstrations
 from apps.evaluate.instructions import instructed
-from apps.trained_run import LoadedPolicies, TrainedRun, reward_scores
+from apps.trained_run import LoadedPolicies, TrainedRun, reward_scores, this_process
 from data.batches import tokenize
 from data.batches.sampler import micro_batches, seed_from
 from data.batches.tokenize import Prompt
 from data.examples import StageData
+from data.sources.text import after
+from stages.feedback.reward_model import RewardModel
 from stages.sampling.decoding import Response
 from stages.sampling.response_batch import response_kl
 from stages.sampling.sampler import Sampler
@@ -65,10 +67,8 @@ def answer(
     texts = sampler.decode([response.ids for response in responses])
     if candidate.in_context and isinstance(prompts[0].prompt, str) and not config.data.chat:
         texts = [first_part(text) for text in texts]
-    rewards: list[float] = []
-    if policies.reward:
-        answered = [(prompts[i].prompt, text) for (i, _), text in zip(pairs, texts, strict=True)]
-        rewards = reward_scores(policies, answered, config.data)
+    asked = [prompts[i] for i, _ in pairs]
+    rewards = _rewards(run, policies, candidate, asked, responses, texts) if policies.reward else []
     picks = _picks(candidate, len(prompts), rewards)
     chosen = [responses[pick] for pick in picks]
     spent = [len(prompt) + len(response.ids) for prompt, response in zip(ids, responses, strict=True)]
@@ -82,6 +82,26 @@ def answer(
         [response.ids[-1] == sampler.tokenizer.eos_token_id for response in chosen],
         costs,
     )
+
+
+def _rewards(
+    run: TrainedRun,
+    policies: LoadedPolicies,
+    candidate: Candidate,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Response],
+    texts: Sequence[str],
+) -> list[float]:
+    """The reward model's score of each answer: of its tokens, or of its text if the prompt held more."""
+    data = run.config.data
+    if candidate.in_context:
+        answered = [
+            (one.prompt, after(one.prompt, text) if isinstance(one.prompt, str) and not data.chat else text)
+            for one, text in zip(prompts, texts, strict=True)
+        ]
+        return reward_scores(policies, answered, data)
+    reward_model = RewardModel(policies.models, this_process(), data)
+    return reward_model.score_on_all_ranks(prompts, responses, AT_ONCE)
 
 
 def _extended(

@@ -35,6 +35,16 @@ def collapsed(text: str) -> str:
     return " ".join(text.split())
 
 
+def after(prompt: str, answer: str) -> str:
+    """A stripped answer as it continues the text `prompt`: after a blank, if it begins with a word.
+
+    Scripts such as Chinese, whose letters are wide, have no blanks between words.
+    """
+    first, last = answer[:1], prompt[-1:]
+    is_word = first.isalnum() and unicodedata.east_asian_width(first) not in "WF"
+    return f" {answer}" if is_word and last and not last.isspace() else answer
+
+
 def read_string(value: Any, key: str) -> str:
     """Return `value` if it is text that a tokenizer can read.
 

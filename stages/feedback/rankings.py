@@ -10,6 +10,7 @@ from configs.errors import UserError
 from data.batches import tokenize
 from data.batches.sampler import seed_from
 from data.examples import read_examples
+from data.sources.text import after
 from data.storage.files import json_lines, read_json_lines, sha256, write_text
 from stages.context import Context
 from stages.feedback.labellers import labeller, ranks_of
@@ -87,6 +88,9 @@ def _rank(context: Context, sampler: Sampler, role: str, prompts: list[tokenize.
     rows = []
     for number, prompt in enumerate(prompts):
         answers = range(number * rankings.completions, (number + 1) * rankings.completions)
+        if isinstance(prompt.prompt, str) and not context.config.data.chat:
+            for i in answers:
+                texts[i] = after(prompt.prompt, texts[i])
         scored = sorted(((judgements[i].score, texts[i], responses[i]) for i in answers), reverse=True)
         scores, completions, completion_ids = (list(column) for column in zip(*scored, strict=True))
         rows.append(
