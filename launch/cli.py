@@ -275,6 +275,8 @@ command(app, "tristage explain ppo.kl_coef")(first_steps.explain)
 command(app, "tristage preview configs/demo.yaml --stage sft -n 3")(first_steps.preview)
 command(app, "tristage doctor")(first_steps.doctor)
 command(app, "tristage export --stage ppo")(uses.export)
+command(app, "tristage serve --port 8000")(uses.serve)
+command(app, "tristage chat --compare sft ppo")(uses.chat)
 
 
 def _print_beginning(console: SafeConsole, options: StartOptions, request: Request) -> int:
