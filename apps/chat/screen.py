@@ -44,7 +44,7 @@ def columns(answers: Answers, notes: Notes | None = None) -> Table:
     table = Table(expand=True, show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
     for policy in answers:
         table.add_column(Text(policy, style="bold cyan"), ratio=1, overflow="fold")
-    table.add_row(*(Text(answer.text) for answer in answers.values()))
+    table.add_row(*(Text(answer.text.strip()) for answer in answers.values()))
     if notes:
         table.add_row(*(Text(notes[policy], style="dim") for policy in answers))
     return table
