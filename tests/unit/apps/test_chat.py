@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -164,24 +166,32 @@ def test_a_person_at_a_terminal(run_dir):
         "ppo",
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb", "COLUMNS": "100"}
-    with subprocess.Popen(
-        command, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
-    ) as process:
+    with (
+        subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
+        ) as process,
+        ExitStack() as stack,
+    ):
         os.close(slave)
+        stack.callback(process.kill)  # else a failed assertion would wait for it
         seen = _read_until(master, "> ")
         assert "sft and ppo: a conversation" in seen
         os.write(master, f"{LINE}\n".encode())
         assert "score " in _read_until(master, "> ")
-        process.send_signal(signal.SIGINT)
+        for _ in range(60):  # a signal between the prompt and the wait for a key is seen at the next key
+            process.send_signal(signal.SIGINT)
+            if select.select([master], [], [], 1)[0]:
+                break
         _read_until(master, "> ")
         os.write(master, b"\x04")
         assert process.wait(60) == 0
     os.close(master)
 
 
-def _read_until(descriptor: int, mark: str, seconds: float = 60) -> str:
+def _read_until(descriptor: int, mark: str, seconds: float = 180) -> str:
     text, deadline = "", time.monotonic() + seconds
     while not text.endswith(mark):
-        assert time.monotonic() < deadline, text
+        left = deadline - time.monotonic()
+        assert left > 0 and select.select([descriptor], [], [], left)[0], text
         text += os.read(descriptor, 4096).decode(errors="replace")
     return text
