@@ -129,7 +129,7 @@ def chosen_adapters(run: TrainedRun, names: Sequence[str], *, reward: bool) -> A
             policies[name] = None
         elif name in POLICY_STAGES:
             policies[name] = run.adapter(name)
-        elif Path(name).is_dir():
+        elif name and Path(name).is_dir():
             policies[name] = Path(name)
         else:
             raise UserError(

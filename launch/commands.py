@@ -277,6 +277,8 @@ command(app, "tristage preview configs/demo.yaml --stage sft -n 3", BEGIN)(first
 command(app, "tristage doctor", BEGIN)(first_steps.doctor)
 command(app, "tristage export --stage ppo", USE)(uses.export)
 command(app, "tristage evaluate --policies sft,sft@4,ppo", USE)(uses.evaluate)
+command(app, "tristage serve --port 8000", USE)(uses.serve)
+command(app, "tristage chat --compare sft ppo", USE)(uses.chat)
 command(app, "tristage watch --run-dir runs/demo", SEE)(uses.watch)
 command(app, "tristage compare runs/demo runs/demo-kl", SEE)(uses.compare)
 

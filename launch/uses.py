@@ -1,18 +1,21 @@
-"""The commands that use what was trained: `tristage export`, `evaluate`, `watch` and `compare`."""
+"""The commands that use what was trained: export, evaluate, serve, chat, watch and compare."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from configs.errors import UserError
 from launch.arguments import ExperimentOptions
 from pipeline.processes.logs import hide_loading
 from pipeline.processes.streams import say
 
-EXPORT, EVALUATE = "Export", "Evaluation"  # groups of options in --help
+EXPORT, EVALUATE, SERVE, CHAT = "Export", "Evaluation", "Server", "Chat"  # groups of options in --help
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,3 +198,87 @@ def compare(options: CompareOptions) -> int:
     print_runs(SafeConsole(highlight=False), runs)
     say(f"comparison: {write_comparison(runs, options.out)}")
     return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(ExperimentOptions):
+    """What to serve, and where."""
+
+    policies: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="base, sft, ppo, or folders of adapters, with commas between (default: all of the run)",
+            rich_help_panel=SERVE,
+        ),
+    ] = None
+    host: Annotated[
+        str,
+        typer.Option(help="the address; one that other machines reach needs a key", rich_help_panel=SERVE),
+    ] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free port", rich_help_panel=SERVE)] = (
+        8000
+    )
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            envvar="TRISTAGE_API_KEY",
+            help="the key that clients must give; others of this machine can read it in a command line",
+            rich_help_panel=SERVE,
+        ),
+    ] = None
+
+
+def serve(options: ServeOptions) -> int:
+    """Serve the policies of a run behind OpenAI's HTTP interface, its reward model, and a page to compare."""
+    if missing := [name for name in ("starlette", "uvicorn") if not find_spec(name)]:
+        raise UserError(
+            f"tristage serve needs {' and '.join(missing)}. In the clone: pip install -c constraints.txt -e "
+            "'.[serve]'"
+        )
+    from apps.serve.serve import serve as run_server  # imports torch
+    from apps.trained_run import open_run
+
+    run = open_run(options.run_directory())
+    policies = options.policies.split(",") if options.policies is not None else None
+    return run_server(run, policies, options.host, options.port, options.api_key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions(ExperimentOptions):
+    """Whom to talk to."""
+
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="base, sft, ppo, or the folder of an adapter (default: the newest)",
+            rich_help_panel=CHAT,
+        ),
+    ] = None
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="NAME NAME", help="two policies, on the same prompts and noise", rich_help_panel=CHAT
+        ),
+    ] = None
+    score: Annotated[
+        bool,
+        typer.Option(
+            "--score/--no-score", help="show the reward model's score, if there is one", rich_help_panel=CHAT
+        ),
+    ] = True
+
+
+def chat(options: ChatOptions) -> int:
+    """Talk to a policy in the terminal, or to two at a time; or answer the lines of a pipe."""
+    if options.policy and options.compare:
+        raise UserError("--policy, --compare: one of them, not both.")
+    from apps.chat.chat import Chat, open_session  # imports torch
+    from apps.trained_run import open_run
+
+    run = open_run(options.run_directory())
+    policies = options.compare or [options.policy or run.policies[-1]]
+    session = open_session(run, policies, score=options.score)
+    return Chat(session, typed=sys.stdin.isatty()).run()

@@ -6,6 +6,7 @@ fp32: at RLHF learning rates, updates of bf16 weights round to nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from configs.errors import UserError
 from configs.schema import Adapter
 from stages.internals.peft import activate_adapter
 from stages.models.adapter_files import HEAD_FILE, check_adapter, loading_adapter
-from stages.models.fused_lora import add_in_one_pass
+from stages.models.fused_lora import RowAdapters, add_in_one_pass, can_mix
 from stages.models.queries import Query, ScalarQuery, TokenQuery
 from stages.models.token_statistics import (
     TokenStatistics,
@@ -79,6 +80,7 @@ class Roles(nn.Module):
         # A list, so that torch does not register the model: its parameters are those of `causal`.
         self._peft: list[PeftModel] = []
         self._lora_layers: list[LoraLayer] = []
+        self._row_adapters = RowAdapters()
         self._trainable: dict[str, bool] = {}
 
     def __contains__(self, role: str) -> bool:
@@ -161,7 +163,7 @@ class Roles(nn.Module):
     def _after_adding(self, role: str, *, trainable: bool) -> None:
         layers = [module for module in self.causal.modules() if isinstance(module, LoraLayer)]
         for layer in set(layers).difference(self._lora_layers):
-            add_in_one_pass(layer)
+            add_in_one_pass(layer, self._row_adapters)
         self._lora_layers = layers
         self._trainable[str(role)] = trainable
         # PEFT changes requires_grad when it adds an adapter, so every role is set again.
@@ -180,8 +182,29 @@ class Roles(nn.Module):
 
     def activate(self, role: str) -> None:
         """Make later forwards use the adapter of `role`; none for `Role.BASE`."""
+        self._row_adapters.rows = None
         for layer in self._lora_layers:
             activate_adapter(layer, None if role == Role.BASE else str(role))
+
+    def activate_rows(self, roles: Sequence[str]) -> None:
+        """Make row i of later forwards use the adapter of `roles[i]`, until `activate`. Without gradients.
+
+        Each role must be one that `can_mix` allows.
+        """
+        if len(set(roles)) == 1:
+            self.activate(roles[0])
+        else:
+            names = [None if role == Role.BASE else str(role) for role in roles]
+            self._row_adapters.choose(names, self.causal.device)
+
+    def can_mix(self, roles: Sequence[str]) -> bool:
+        """Whether the rows of one batch may use different ones of `roles`.
+
+        The experts of a mixture see tokens out of their rows, so their adapters cannot tell rows apart.
+        """
+        if any("expert" in key for key in self.causal.config.get_text_config().to_dict()):
+            return False
+        return all(can_mix(layer, role) for layer in self._lora_layers for role in roles)
 
     def forward(self, query: ScalarQuery | TokenQuery) -> Tensor | TokenStatistics:
         """Answer `query`: scalars (B, T - start) in fp32, or `TokenStatistics`.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -90,7 +90,7 @@ class Noise:
         return torch.from_numpy(exponential).log_().neg_().float().to(self._device)
 
 
-def sample(logits: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+def sample(logits: Tensor, noise: Callable[[int], Tensor]) -> tuple[Tensor, Tensor]:
     """Exact samples of softmax(logits) by the Gumbel-max trick: first a block of tokens, then a token.
 
     With standard Gumbel noise g, argmax(logits + g) is distributed as softmax(logits). The maximum over a
@@ -99,6 +99,7 @@ def sample(logits: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
 
     Args:
         logits: (B, V), -inf on tokens that must not be sampled.
+        noise: gives that many numbers for each row, as `Noise`.
 
     Returns:
         Tokens (B,) and their log-probabilities (B,), fp32.

@@ -116,6 +116,8 @@ GROUPS = {
     "plan": ["Experiment", "Finished and interrupted stages", "Machine", "Stages"],
     "status": ["Experiment"],
     "report": ["Experiment"],
+    "serve": ["Experiment", "Server"],
+    "chat": ["Experiment", "Chat"],
 }
 
 

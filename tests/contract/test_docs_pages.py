@@ -30,7 +30,19 @@ from tests.support.docs_pages import DOCS, KEY, METRIC, ROOT, Block, blocks, pag
 
 CODE = ("configs", "data", "stages", "pipeline", "launch")
 OWN_TESTS = ("datasets.md", "guides/datasets.md")  # each of its rows is read by another test
-OTHERS = {"git", "cd", "source", "export", "wandb", "hf", "kill", "pip", "python3.11"}  # not this project's
+OTHERS = {
+    "git",
+    "cd",
+    "source",
+    "export",
+    "echo",
+    "curl",
+    "wandb",
+    "hf",
+    "kill",
+    "pip",
+    "python3.11",
+}  # not this project's
 TARGETS = set(re.findall(r"^([\w-]+)(?: [\w-]+)*:", (ROOT / "Makefile").read_text(), re.MULTILINE))
 INLINE = re.compile(r"`((?:tristage|make|deepspeed|sbatch) [^`]+)`")
 MESSAGE = re.compile(r"^> (.+)$", re.MULTILINE)

@@ -131,12 +131,12 @@ def test_samples_are_ranked_best_first_with_ties(tmp_path, monkeypatch):
     first, second = rankings._rank(resuming(tmp_path), SAMPLER, "sft", prompts)
     assert first == {
         "prompt": "one",
-        "completions": ["great", "It rains.", "It rains.", "Terrible."],
+        "completions": [" great", " It rains.", " It rains.", " Terrible."],  # as they follow "one"
         "completion_ids": [[1], [2], [0], [3]],  # of those that tie, either may be first
         "ranks": [0, 1, 1, 2],
         "scores": [3.0, 0.0, 0.0, -2.0],
     }
-    assert (second["completions"], second["ranks"]) == (["great", "good", "fine", "bad"], [0, 1, 2, 3])
+    assert (second["completions"], second["ranks"]) == ([" great", " good", " fine", " bad"], [0, 1, 2, 3])
 
 
 def test_samples_of_one_prompt_have_seeds_of_their_own(tmp_path, monkeypatch):

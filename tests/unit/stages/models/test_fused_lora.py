@@ -127,3 +127,31 @@ def test_peft_does_what_is_more_than_that(case: str, adapters, monkeypatch) -> N
     dimensions = dimensions_seen_by_base(layer, monkeypatch)
     assert layer(x).dtype == x.dtype
     assert dimensions == [3]
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_rows_of_one_batch_use_different_adapters(quantization: str, compute_dtype: str) -> None:
+    roles = tiny_roles(quantization=quantization, compute_dtype=compute_dtype)
+    new_role(new_role(roles, "one", 1), "two", 2, r=8, target_modules=["q_proj", "down_proj"])
+    of_rows = ["two", "base", "one", "two"]
+    assert roles.eval().can_mix(of_rows)
+    input_ids = torch.arange(4 * 6).view(4, 6) + 5
+    with torch.no_grad():
+        roles.activate_rows(of_rows)
+        mixed = roles.causal(input_ids=input_ids).logits
+        for row, role in enumerate(of_rows):
+            roles.activate(role)
+            alone = roles.causal(input_ids=input_ids).logits[row]
+            torch.testing.assert_close(mixed[row], alone, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(mixed[0], alone, atol=1e-2)
+
+
+@pytest.mark.parametrize("reason", ["embedding", "experts"])
+def test_rows_that_adapters_cannot_tell_apart_are_not_mixed(reason: str) -> None:
+    roles = tiny_roles(quantization="none")
+    if reason == "embedding":  # its adapter is no pair of linear layers
+        new_role(roles, "one", 1, target_modules=["embed_tokens", "q_proj"])
+    else:  # each expert sees tokens out of their rows
+        new_role(roles, "one", 1).causal.config.num_experts = 4
+    assert not roles.can_mix(["one", "base"])

@@ -1,0 +1,54 @@
+"""The reward model's score of an answer to a prompt, both given as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from apps.answers.prompts import continues_text, window
+from apps.trained_run import LoadedPolicies, TrainedRun
+from data.batches import tokenize
+from data.sources.messages import Text
+from stages.models.roles import Role
+from stages.sampling.response_batch import response_batch, sequence_scores
+
+
+class Pair(NamedTuple):
+    """Token ids of a prompt and of its answer."""
+
+    prompt_ids: list[int]
+    answer_ids: list[int]
+
+
+class Scorer:
+    """Scores answers. An answer that is longer than the window is cut, as `data.overlong: truncate` does."""
+
+    def __init__(self, run: TrainedRun, loaded: LoadedPolicies) -> None:
+        self._models = loaded.models
+        self._tokenizer = loaded.models.reward_tokenizer
+        longest = window(loaded.models.reward_base)
+        limits = {"max_length": longest, "max_prompt_length": longest // 2}
+        chat = not continues_text(run.config)
+        self._data = run.config.data.model_copy(update=limits | {"chat": chat})
+
+    def encode(self, prompt: Text, answer: str, *, ended: bool = True) -> Pair:
+        """Tokens of a prompt and its answer.
+
+        Args:
+            ended: the answer ended its turn. If not, it has no end-of-turn token, as in PPO.
+
+        Raises:
+            UserError: no tokenizer can read them.
+        """
+        return Pair(*tokenize.answer(prompt, answer, ended, self._tokenizer, self._data))
+
+    @torch.no_grad()
+    def score(self, pairs: Sequence[Pair]) -> list[float]:
+        """The score of each answer, in one batch. Of the SFT policy, the mean is 0 and the deviation 1."""
+        base = self._models.reward_base
+        prompts, answers = zip(*pairs, strict=True)
+        batch = response_batch(prompts, answers, self._tokenizer.pad_token_id, base.causal.device)
+        scores: list[float] = sequence_scores(self._models, Role.REWARD, batch).tolist()
+        return scores

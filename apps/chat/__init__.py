@@ -1,0 +1,1 @@
+"""`tristage chat`: talk to a run's policies in the terminal."""

@@ -1,0 +1,1 @@
+"""`tristage serve`: a run's policies and its reward model behind OpenAI's HTTP interface."""
