@@ -123,6 +123,13 @@ def saved_by_layer(shape: BaseShape, compute: int, rank: int) -> int:
     return norms + (adapted_inputs + attention + mlp + len(shape.linears) * rank) * compute
 
 
+def layer_bytes(shape: BaseShape, compute: int, rank: int, batch: tuple[int, int]) -> int:
+    """What one layer keeps for its backward of a batch: sequences, and tokens of each."""
+    sequences, length = batch
+    mask = sequences * length**2 * compute
+    return sequences * length * saved_by_layer(shape, compute, rank) + mask
+
+
 def activation_bytes(
     shape: BaseShape, compute: int, rank: int, batch: tuple[int, int], checkpointing: bool
 ) -> int:
@@ -133,7 +140,7 @@ def activation_bytes(
     """
     sequences, length = batch
     tokens = sequences * length
-    layer = tokens * saved_by_layer(shape, compute, rank) + sequences * length**2 * compute  # its mask
+    layer = layer_bytes(shape, compute, rank, batch)
     kept = shape.layers * (tokens * shape.hidden * compute if checkpointing else layer)
     return kept + (layer if checkpointing else 0) + working_bytes(shape, compute, tokens)
 

@@ -21,6 +21,9 @@ LIBRARIES, CUDA_CONTEXT = 610 * MIB, 550 * MIB
 # Free memory between tensors, in shares of the activations. Measured on CPUs (docs/reference/memory.md), and
 # assumed for GPUs, where torch rounds blocks up.
 CPU_WASTE, GPU_WASTE = 0.25, 0.1
+# The same on a CPU after a merge, in shares of the merged linear layers, and with checkpointing, in layers: what
+# was freed lies between what stays. Fitted to the table of docs/reference/memory.md.
+MERGE_WASTE, RECOMPUTED_LAYERS = 0.75, 7
 READER = 135_000_000 * FP32  # the model with which the labeller `warm_ending` reads answers, on the CPU
 MARGIN = 2  # of `stages.sampling.merged_model`: `auto` samples on a merged copy if this many fit
 
@@ -176,8 +179,11 @@ class _Estimator:
             tiled = self.stage == "sft" or not self.config.ppo.rollout.truncates
             compute = self.policy_precision.compute
             parts["logits"] = memory.logit_bytes(self.policy, compute, tokens, tiled=tiled, gpu=self.rank.gpu)
-        waste = GPU_WASTE if self.rank.gpu else CPU_WASTE
-        return parts | {"allocator": round(waste * activations)}
+        waste = round((GPU_WASTE if self.rank.gpu else CPU_WASTE) * activations)
+        if self.config.base.gradient_checkpointing and not self.rank.gpu:
+            layers = (memory.layer_bytes(s, p.compute, self.config.adapter.r, batch) for s, p in models)
+            waste = max(waste, RECOMPUTED_LAYERS * max(layers))
+        return parts | {"allocator": waste}
 
     def _activations(self, shape: BaseShape, precision: Precision, batch: tuple[int, int]) -> int:
         checkpointing = self.config.base.gradient_checkpointing
@@ -229,6 +235,8 @@ class _Estimator:
         if self._merges(rollout, copy, resident):
             parts["merged copy"] = copy
             parts["merging"] = memory.merging_bytes(shape, b, packs=packs)
+            if not self.rank.gpu:
+                parts["allocator"] = round(MERGE_WASTE * shape.packable * b)
         return parts
 
     def _answers(self) -> int:
