@@ -145,8 +145,7 @@ def _samples(results: Results) -> Iterator[Text]:
     """The last samples of PPO, with their scores."""
     for row in results.samples[-SAMPLES:]:
         prompt, response = (visible(str(row[key]))[:LETTERS] for key in ("prompt", "response"))
-        line = Text(prompt, style="dim")
-        line.append(f" {response}", style="default")
+        line = Text.assemble((prompt, "dim"), f" {response}")
         if row.get("score") is not None:
             line.append(f"  [{show_number(row['score'])}]", style="cyan")
         yield line

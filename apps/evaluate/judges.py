@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -35,18 +35,24 @@ class Judge(Protocol):
 
 @dataclass
 class ScoringJudge:
-    """A judge that gives each answer a score; the higher score wins."""
+    """A judge that gives each answer a score; the higher score wins.
+
+    It is asked once about each candidate: some judges are slow, and some are random.
+    """
 
     name: str
     score: Callable[[Sequence[str], Answers], list[float]]
+    _given: dict[int, tuple[Answers, list[float]]] = field(default_factory=dict)  # by the answers' identity
 
     def scores(self, prompts: Sequence[str], answers: Answers) -> list[float]:
         """See `Judge`."""
-        return self.score(prompts, answers)
+        if id(answers) not in self._given:
+            self._given[id(answers)] = answers, self.score(prompts, answers)
+        return self._given[id(answers)][1]
 
     def prefer(self, prompts: Sequence[str], ours: Answers, theirs: Answers) -> list[float]:
         """See `Judge`."""
-        return wins(self.score(prompts, ours), self.score(prompts, theirs))
+        return wins(self.scores(prompts, ours), self.scores(prompts, theirs))
 
 
 @dataclass

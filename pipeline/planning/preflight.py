@@ -58,9 +58,9 @@ def _set_aside(config: Experiment, plans: Sequence[StagePlan]) -> Iterator[str]:
     """Data in the folder of a stage that gets another name before it runs, such as its own rankings."""
     renamed = {plan.set_aside.parent / plan.stage: plan.set_aside for plan in plans if plan.set_aside}
     for reader in dict.fromkeys(map(data_stage, _starting(plans))):
-        path = Path(config.data.source(reader).path).resolve()
+        path = Path(os.path.realpath(config.data.source(reader).path))  # which a loop of links does not stop
         for folder, new in renamed.items():
-            if path.is_relative_to(folder.resolve()):
+            if path.is_relative_to(os.path.realpath(folder)):
                 yield (
                     f"data.{reader}.path: {path} lies in the folder of stage {folder.name}, which runs "
                     f"again. Before that, it gets the name {new.name}. Copy the data to a folder outside "

@@ -14,7 +14,7 @@ from configs.load import dump_experiment, load_experiment
 from configs.schema import DATA_FILES
 
 ROOT = Path(__file__).parents[2]
-ROOTS = ("configs", "data", "stages", "pipeline", "launch")
+ROOTS = ("apps", "configs", "data", "stages", "pipeline", "launch")
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
 # Keys that the engine sets from the experiment.
 FILLED_IN = (

@@ -18,6 +18,7 @@ import typer
 import yaml
 from pydantic import BaseModel
 
+from apps.evaluate.endpoint_judge import read_endpoint_judge
 from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import Experiment, Ppo, Rm, Sft, Source, Stage
@@ -42,6 +43,8 @@ OTHERS = {
     "kill",
     "pip",
     "python3.11",
+    ".venv-gguf/bin/pip",
+    "ollama",
 }  # not this project's
 TARGETS = set(re.findall(r"^([\w-]+)(?: [\w-]+)*:", (ROOT / "Makefile").read_text(), re.MULTILINE))
 INLINE = re.compile(r"`((?:tristage|make|deepspeed|sbatch) [^`]+)`")
@@ -77,7 +80,14 @@ def commands() -> list[tuple[str, str]]:
     return lines + inline
 
 
-@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+@pytest.mark.parametrize("block", [b for b in blocks("yaml") if b.title == "judge"], ids=str)
+def test_every_judge_loads(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "a-key-of-the-docs")
+    (tmp_path / "judge.yaml").write_text(block.text)
+    read_endpoint_judge(tmp_path / "judge.yaml")
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("yaml") if b.title != "judge"], ids=str)
 def test_every_yaml_loads_or_is_refused(block: Block, tmp_path: Path) -> None:
     given = yaml.safe_load(block.text)
     file = tmp_path / "page.yaml"

@@ -37,7 +37,7 @@ def test_decisions_come_first_and_last_and_all_of_it_fits_a_screen(material_chec
 
 def test_the_configuration_is_shown_on_demand():
     stdout = tristage("plan", DEMO, "--show-config")[1]
-    assert "  kl_coef: 0.2\n" in stdout
+    assert "  kl_coef: 0.25\n" in stdout
     assert stdout.rstrip().splitlines()[-3:] == DECISIONS
 
 

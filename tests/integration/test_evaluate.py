@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from apps.evaluate.candidates import parse_candidates
-from apps.evaluate.judges import open_judges
+from apps.evaluate.judges import ScoringJudge, open_judges
 from apps.evaluate.measure import INSTRUCTED, Comparison, Material, measure
 from apps.evaluate.output import build_page, write_comparison
 from apps.trained_run import TrainedRun, open_run
@@ -174,3 +174,15 @@ def test_the_command_prints_a_table(trained_run, tmp_path, monkeypatch, capsys) 
 def test_a_policy_that_is_none_is_refused(run) -> None:
     with pytest.raises(UserError, match="neither base, sft, ppo nor a folder"):
         measure(run, parse_candidates(["sft", "pop"]), open_judges(run, None), lambda line: None, Material())
+
+
+def test_a_judge_is_asked_once_about_each_candidate(run, comparison) -> None:
+    asked = []
+    judge = ScoringJudge(
+        "slow", lambda prompts, answers: asked.append(answers.candidate.name) or answers.rewards
+    )
+    names = list(comparison.answers)
+    for name in names:
+        for other in names:
+            judge.prefer(comparison.prompts, comparison.answers[name], comparison.answers[other])
+    assert sorted(asked) == sorted(names)

@@ -34,7 +34,10 @@ MISTAKES = {
     "one policy that is not there": (["serve", "--policies", "sft,ppo"], ["stage ppo has not finished"]),
     "other machines without a key": (["serve", "--host", "0.0.0.0"], ["--host 0.0.0.0", "TRISTAGE_API_KEY"]),
     "a key that no header holds": (["serve", "--api-key", "a b"], ["TRISTAGE_API_KEY", "blanks"]),
-    "no address": (["serve", "--host", "no.such.host.example", "--api-key", "key"], ["--host no.such.host"]),
+    "no address": (
+        ["serve", "--host", "no.such.host.example", "--api-key", "a-key-of-no-use"],
+        ["--host no.such.host"],
+    ),
     "no port": (["serve", "--port", "65536"], ["--port", "less than or equal to 65535"]),
 }
 
