@@ -176,13 +176,15 @@ def test_a_policy_that_is_none_is_refused(run) -> None:
         measure(run, parse_candidates(["sft", "pop"]), open_judges(run, None), lambda line: None, Material())
 
 
-def test_a_judge_is_asked_once_about_each_candidate(run, comparison) -> None:
+def test_a_judge_is_asked_once_about_each_candidate(comparison) -> None:
     asked = []
-    judge = ScoringJudge(
-        "slow", lambda prompts, answers: asked.append(answers.candidate.name) or answers.rewards
-    )
-    names = list(comparison.answers)
-    for name in names:
-        for other in names:
-            judge.prefer(comparison.prompts, comparison.answers[name], comparison.answers[other])
-    assert sorted(asked) == sorted(names)
+
+    def score(prompts, answers):
+        asked.append(answers.candidate.name)
+        return answers.rewards
+
+    judge = ScoringJudge("slow", score)
+    for ours in comparison.answers.values():
+        for theirs in comparison.answers.values():
+            judge.prefer(comparison.prompts, ours, theirs)
+    assert sorted(asked) == sorted(comparison.answers)
