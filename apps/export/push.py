@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from configs.errors import UserError
 
@@ -25,7 +25,7 @@ def push(folder: Path, repository: str) -> str:
         commit = api.upload_folder(
             repo_id=repository, folder_path=folder, commit_message="Export of Tristage"
         )
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalTokenNotFoundError, OSError, ValueError) as error:  # a name that is none
         reason = " ".join(str(error).split())
         raise UserError(
             f"--push {repository}: {reason:.300}. The export is complete in {folder}. Log in with `hf auth "
