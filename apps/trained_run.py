@@ -13,16 +13,17 @@ from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import Base, Data, Experiment, Stage
 from data.batches import tokenize
+from data.batches.sampler import micro_batches
 from data.examples import StageData
 from data.sources.messages import Text
 from pipeline.state.manifest import BaseModelId, Manifest, damage, read_manifest
 from pipeline.state.run_directory import RunDirectory
 from stages.distributed.ranks import Ranks
+from stages.feedback.reward_model import score_tokens
 from stages.models.base import base_digest, load_base, load_config
 from stages.models.base_checks import check_base
 from stages.models.role_models import RoleModels
 from stages.models.roles import Role, Roles
-from stages.sampling.response_batch import response_batch, sequence_scores
 from stages.setup import load_checked_tokenizer
 
 POLICY_STAGES: tuple[Stage, ...] = ("sft", "ppo")
@@ -221,17 +222,11 @@ def held_out_prompts(
     return prompts
 
 
-@torch.no_grad()
 def reward_scores(policies: LoadedPolicies, pairs: Sequence[tuple[Text, str]], data: Data) -> list[float]:
     """The reward model's score of each prompt and answer, the answer's end included."""
     models, scores = policies.models, list[float]()
     tokenizer, device = models.reward_tokenizer, models.reward_base.causal.device
-    for first in range(0, len(pairs), SCORED_AT_ONCE):
-        rows = [
-            tokenize.answer(prompt, answer, True, tokenizer, data)
-            for prompt, answer in pairs[first : first + SCORED_AT_ONCE]
-        ]
-        prompts, answers = zip(*rows, strict=True)
-        batch = response_batch(prompts, answers, tokenizer.pad_token_id, device)
-        scores += sequence_scores(models, Role.REWARD, batch).tolist()
+    for some in micro_batches(pairs, SCORED_AT_ONCE):
+        rows = [tokenize.answer(prompt, answer, True, tokenizer, data) for prompt, answer in some]
+        scores += score_tokens(models, rows, device).tolist()
     return scores

@@ -15,7 +15,7 @@ from typing import Any
 from data.batches import tokenize
 from data.batches.sampler import micro_batches, seed_from
 from data.examples import read_examples
-from data.sources.text import after, is_blank
+from data.sources.text import is_blank
 from data.storage.files import read_json_lines, write_json_lines
 from stages.context import Context, Outcome
 from stages.feedback.labellers import labeller
@@ -190,9 +190,8 @@ def answer(
     rows = []
     for number, prompt in enumerate(prompts):
         mine = slice(number * best.n, (number + 1) * best.n)
-        completions = texts[mine]
-        if isinstance(prompt.prompt, str) and not context.config.data.chat:
-            completions = [after(prompt.prompt, text) for text in completions]
+        data = context.config.data
+        completions = [tokenize.continuation(prompt.prompt, text, data) for text in texts[mine]]
         row: Row = {"prompt": prompt.prompt, "completions": completions, "scores": scores[mine]}
         row["ended"] = [response.ids[-1] == end for response in responses[mine]]
         if gold:

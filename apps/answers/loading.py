@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers.utils import logging as transformers_logging
-
 from apps.trained_run import LoadedPolicies, TrainedRun, chosen_adapters, load_policies, this_process
+from pipeline.processes.logs import hide_loading
 from pipeline.processes.streams import say
 
 
@@ -17,7 +16,7 @@ def load(run: TrainedRun, policies: Sequence[str], *, score: bool) -> LoadedPoli
         UserError: a policy is not there, is damaged, or does not fit.
     """
     adapters = chosen_adapters(run, policies, reward=score and "rm" in run.manifests)
-    transformers_logging.disable_progress_bar()
+    hide_loading()
     say(
         f"loading {', '.join(adapters.policies)}{' and the reward model' if adapters.reward else ''}",
         error=True,

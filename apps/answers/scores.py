@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-
 from apps.answers.prompts import continues_text, window
 from apps.trained_run import LoadedPolicies, TrainedRun
 from data.batches import tokenize
 from data.sources.messages import Text
-from stages.models.roles import Role
-from stages.sampling.response_batch import response_batch, sequence_scores
+from stages.feedback.reward_model import score_tokens
 
 
 class Pair(NamedTuple):
@@ -44,11 +41,8 @@ class Scorer:
         """
         return Pair(*tokenize.answer(prompt, answer, ended, self._tokenizer, self._data))
 
-    @torch.no_grad()
     def score(self, pairs: Sequence[Pair]) -> list[float]:
         """The score of each answer, in one batch. Of the SFT policy, the mean is 0 and the deviation 1."""
-        base = self._models.reward_base
-        prompts, answers = zip(*pairs, strict=True)
-        batch = response_batch(prompts, answers, self._tokenizer.pad_token_id, base.causal.device)
-        scores: list[float] = sequence_scores(self._models, Role.REWARD, batch).tolist()
+        device = self._models.reward_base.causal.device
+        scores: list[float] = score_tokens(self._models, pairs, device).tolist()
         return scores

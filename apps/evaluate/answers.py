@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from apps.evaluate.candidates import Candidate
-from apps.evaluate.in_context import first_part, with_demonstrations
-from apps.evaluate.instructions import instructed
-from apps.trained_run import LoadedPolicies, TrainedRun, reward_scores, this_process
+from apps.evaluate.in_context import first_part, in_context
+from apps.evaluate.prompts import Row
+from apps.trained_run import LoadedPolicies, reward_scores, this_process
+from configs.schema import Data, Experiment
 from data.batches import tokenize
 from data.batches.sampler import micro_batches, seed_from
 from data.batches.tokenize import Prompt
-from data.examples import StageData
-from data.sources.text import after
 from stages.feedback.reward_model import RewardModel
 from stages.sampling.decoding import Response
 from stages.sampling.response_batch import response_kl
@@ -47,19 +46,26 @@ class Answers:
 
 
 def answer(
-    run: TrainedRun,
+    config: Experiment,
     policies: LoadedPolicies,
     sampler: Sampler,
     candidate: Candidate,
     prompts: Sequence[Prompt],
+    demonstrations: Sequence[Row],
 ) -> Answers:
     """The answers of one candidate. The noise of an answer depends on its prompt and number only.
 
+    Args:
+        demonstrations: of which the candidate may have some in its prompt.
+
     Raises:
-        UserError: demonstrations are missing or do not fit; see `with_demonstrations`.
+        UserError: demonstrations are missing, or the prompt does not fit; see `in_context`.
     """
-    config, role = run.config, policies.roles[candidate.policy]
-    read = _extended(run, policies, candidate, prompts)
+    role, room = policies.roles[candidate.policy], policies.base.causal.config.get_text_config()
+    context = room.max_position_embeddings - config.ppo.rollout.max_new_tokens
+    read = in_context(
+        candidate, prompts, demonstrations, policies.tokenizer, config.data, context, config.seed
+    )
     pairs = [(i, number) for i in range(len(prompts)) for number in range(candidate.best_of)]
     ids = [read[i].prompt_ids for i, _ in pairs]
     seeds = [seed_from(config.seed, "evaluate", number, prompts[i].prompt_ids) for i, number in pairs]
@@ -68,7 +74,7 @@ def answer(
     if candidate.in_context and isinstance(prompts[0].prompt, str) and not config.data.chat:
         texts = [first_part(text) for text in texts]
     asked = [prompts[i] for i, _ in pairs]
-    rewards = _rewards(run, policies, candidate, asked, responses, texts) if policies.reward else []
+    rewards = _rewards(config.data, policies, candidate, asked, responses, texts) if policies.reward else []
     picks = _picks(candidate, len(prompts), rewards)
     chosen = [responses[pick] for pick in picks]
     spent = [len(prompt) + len(response.ids) for prompt, response in zip(ids, responses, strict=True)]
@@ -85,7 +91,7 @@ def answer(
 
 
 def _rewards(
-    run: TrainedRun,
+    data: Data,
     policies: LoadedPolicies,
     candidate: Candidate,
     prompts: Sequence[Prompt],
@@ -93,33 +99,12 @@ def _rewards(
     texts: Sequence[str],
 ) -> list[float]:
     """The reward model's score of each answer: of its tokens, or of its text if the prompt held more."""
-    data = run.config.data
     if candidate.in_context:
-        answered = [
-            (one.prompt, after(one.prompt, text) if isinstance(one.prompt, str) and not data.chat else text)
-            for one, text in zip(prompts, texts, strict=True)
-        ]
+        pairs = zip(prompts, texts, strict=True)
+        answered = [(one.prompt, tokenize.continuation(one.prompt, text, data)) for one, text in pairs]
         return reward_scores(policies, answered, data)
     reward_model = RewardModel(policies.models, this_process(), data)
     return reward_model.score_on_all_ranks(prompts, responses, AT_ONCE)
-
-
-def _extended(
-    run: TrainedRun, policies: LoadedPolicies, candidate: Candidate, prompts: Sequence[Prompt]
-) -> list[Prompt]:
-    """The prompts as the candidate reads them."""
-    room = policies.base.causal.config.get_text_config().max_position_embeddings
-    context = room - run.config.ppo.rollout.max_new_tokens
-    if candidate.instruction:
-        instructions = [{"prompt": instructed(prompt.prompt, candidate.instruction)} for prompt in prompts]
-        wide = run.config.data.model_copy(update={"max_prompt_length": context, "max_length": context + 1})
-        return tokenize.prompts(instructions, policies.tokenizer, wide)[0]
-    if not candidate.shots:
-        return list(prompts)
-    rows = StageData(run.config, "sft", lambda _: None).rows("demonstrations").train
-    return with_demonstrations(
-        candidate, prompts, rows, policies.tokenizer, run.config.data, context, run.config.seed
-    )
 
 
 def _picks(candidate: Candidate, prompts: int, rewards: Sequence[float]) -> list[int]:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
 from configs.errors import UserError
+from configs.raw_experiment import parse
 from configs.regular_file import read_regular_file
 from configs.schema import Section, plain_url
 from stages.feedback.reward_endpoint import FAILURES, JsonService, failure_reason
@@ -131,14 +132,14 @@ def read_endpoint_judge(file: Path) -> EndpointJudge:
         UserError: the file cannot be read, or a key is missing, unknown or out of range.
     """
     try:
-        values = yaml.safe_load(read_regular_file(file))
+        values, _, duplicates = parse(read_regular_file(file).decode())
+        if duplicates:
+            raise UserError(f"--judges: {file!s:.200}: {duplicates[0][0][-1]!s:.60} is given twice.")
         return EndpointJudge(JudgeEndpoint.model_validate(values))
     except OSError as error:
         raise UserError(
             f"--judges: {file!s:.200}: cannot be read: {error.strerror}. Name another file."
         ) from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--judges: {file!s:.200}: not YAML: {' '.join(str(error).split()):.200}.") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
@@ -146,3 +147,6 @@ def read_endpoint_judge(file: Path) -> EndpointJudge:
         raise UserError(
             f"--judges: {file!s:.200}: {where:.60}: {first['msg']:.150}. Its keys are {known}."
         ) from None
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--judges: {file!s:.200}: not YAML: {reason:.200}.") from None

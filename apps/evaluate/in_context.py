@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import PreTrainedTokenizerBase
 
 from apps.evaluate.candidates import Candidate
+from apps.evaluate.instructions import instructed
+from apps.evaluate.prompts import Row, fitting
 from configs.errors import UserError
 from configs.schema import Data
-from data.batches import tokenize
-from data.batches.fit import NothingFits
 from data.batches.tokenize import Prompt, last_message_text
 from data.sources.messages import Message
 
 BREAK = "\n\n"  # between demonstrations of plain text; an answer ends there
-Row = dict[str, Any]
 
 
-def with_demonstrations(
+def in_context(
     candidate: Candidate,
     prompts: Sequence[Prompt],
     demonstrations: Sequence[Row],
@@ -30,27 +28,27 @@ def with_demonstrations(
     context: int,
     seed: int,
 ) -> list[Prompt]:
-    """The prompts with `candidate.shots` demonstrations in front of each.
+    """The prompts as the candidate reads them: after its instruction, or after its demonstrations.
 
     Args:
         context: the most tokens of a prompt.
 
     Raises:
-        UserError: there are not so many demonstrations, or they do not fit into the context.
+        UserError: there are not so many demonstrations, or a prompt does not fit into the context.
     """
-    if not candidate.shots:
+    if not candidate.in_context:
         return list(prompts)
     if candidate.shots > len(demonstrations):
         raise UserError(
             f"--policies: {candidate.name}: data.sft has {len(demonstrations)} demonstrations to train on."
         )
-    chosen = _choose(candidate, prompts, demonstrations, seed)
-    rows = [{"prompt": _joined(prompt, some, data)} for prompt, some in zip(prompts, chosen, strict=True)]
+    if candidate.instruction:
+        rows = [{"prompt": instructed(prompt.prompt, candidate.instruction)} for prompt in prompts]
+    else:
+        chosen = _choose(candidate, prompts, demonstrations, seed)
+        rows = [{"prompt": _joined(prompt, some, data)} for prompt, some in zip(prompts, chosen, strict=True)]
     wide = data.model_copy(update={"max_prompt_length": context, "max_length": context + 1})
-    try:
-        extended, _ = tokenize.prompts(rows, tokenizer, wide)
-    except NothingFits:
-        extended = []
+    extended = fitting(rows, tokenizer, wide)
     if len(extended) < len(prompts):
         raise UserError(
             f"--policies: {candidate.name}: {len(prompts) - len(extended)} prompts with {candidate.shots} "

@@ -9,25 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from statistics import fmean
 
-import torch
-
+from apps.evaluate.prompts import Row
+from apps.likelihood import token_logprobs
 from apps.trained_run import BASE, LoadedPolicies, this_process
 from configs.errors import UserError
 from configs.schema import Data, Rollout
 from data.batches import tokenize
-from data.batches.sampler import micro_batches, seed_from
+from data.batches.sampler import seed_from
 from data.batches.tokenize import last_message_text
 from data.sources.messages import Message
-from stages.sampling.response_batch import response_batch, response_logprobs
 from stages.sampling.sampler import open_sampler
 
 SHOWN = 5  # demonstrations that the base reads
 SCORED = 16  # other demonstrations, on which proposals are scored
 AT_ONCE = 8
 LETTERS = 300  # of an instruction
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,6 @@ def _sampled(
     return [f"{first[0].upper()}{first[1:]}." for first in firsts if first]
 
 
-@torch.no_grad()
 def _logprob(policies: LoadedPolicies, instruction: str, scored: Sequence[Row], data: Data) -> float:
     """Mean log-probability of a token of the demonstrations' answers after the instruction."""
     wide = data.model_copy(update={"max_prompt_length": 10**6, "max_length": 2 * 10**6})
@@ -112,11 +110,5 @@ def _logprob(policies: LoadedPolicies, instruction: str, scored: Sequence[Row], 
         )
         for row in scored
     ]
-    total = count = 0.0
-    for some in micro_batches(rows, AT_ONCE):
-        prompts, answers = zip(*some, strict=True)
-        batch = response_batch(prompts, answers, policies.tokenizer.pad_token_id, policies.base.causal.device)
-        values = response_logprobs(policies.models, BASE, batch)
-        total += float(values[batch.mask].sum())
-        count += float(batch.mask.sum())
-    return total / count
+    pad, device = policies.tokenizer.pad_token_id, policies.base.causal.device
+    return fmean(chain.from_iterable(token_logprobs(policies.models, BASE, rows, pad, device, AT_ONCE)))

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
 
 from apps.evaluate.answers import Answers, answer
 from apps.evaluate.candidates import Candidate
@@ -15,27 +12,20 @@ from apps.evaluate.comparison import distinct, length_controlled_win_rate
 from apps.evaluate.instructions import propose
 from apps.evaluate.judges import Judge
 from apps.evaluate.perplexity import nats_per_token
+from apps.evaluate.prompts import Row, categories_of, read_prompts, training_demonstrations
 from apps.trained_run import (
     BASE,
     LoadedPolicies,
     TrainedRun,
     chosen_adapters,
-    held_out_prompts,
     load_policies,
     this_process,
 )
 from configs.errors import UserError
-from configs.schema import Source
-from data.batches import tokenize
-from data.batches.fit import NothingFits
-from data.batches.tokenize import Prompt, last_message_text
-from data.examples import StageData
-from data.sources.loading import load_rows
-from data.storage.files import read_json_lines
+from configs.schema import Experiment
 from stages.maths.statistics import kl_of_best, mean_with_interval, repeated_bigrams
 from stages.sampling.sampler import open_sampler
 
-CATEGORY = "category"
 INSTRUCTED = "base+instruction"
 Metrics = dict[str, float]
 Say = Callable[[str], None]
@@ -101,24 +91,28 @@ def measure(
     ranks = this_process()
     say(f"loading {run.config.base.model} ({run.config.base.quantization}) and {', '.join(loaded)}")
     policies = load_policies(run, chosen_adapters(run, loaded, reward=with_reward), ranks)
-    prompts = _prompts(run, policies.tokenizer, material.prompts, material.number)
+    categories = categories_of(material.prompts)
+    prompts = read_prompts(run, policies.tokenizer, material.prompts, material.number, categories)
     texts = [prompt.text for prompt in prompts]
     answers: dict[str, Answers] = {}
     notes: list[str] = []
+    needed = material.instructions or any(candidate.shots for candidate in candidates)
+    demonstrations = training_demonstrations(run) if needed else []
     if material.instructions:
-        best, note = _instructed_base(run, policies, material.instructions)
+        best, note = _instructed_base(run.config, policies, demonstrations, material.instructions)
         candidates, notes = [*candidates, best], [note]
     with open_sampler(policies.base, policies.tokenizer, ranks, run.config.ppo.rollout) as sampler:
         for candidate in candidates:
             say(f"{candidate.name}: {len(prompts) * candidate.best_of} answers to {len(prompts)} prompts")
-            answers[candidate.name] = answer(run, policies, sampler, candidate, prompts)
+            answers[candidate.name] = answer(
+                run.config, policies, sampler, candidate, prompts, demonstrations
+            )
     metrics = {name: _metrics(texts, one, judges) for name, one in answers.items()}
     if material.text:
         for candidate in candidates:
             if not candidate.in_context and candidate.best_of == 1:
                 role = policies.roles[candidate.policy]
                 metrics[candidate.name] |= nats_per_token(policies, role, material.text)
-    categories = _categories(material.prompts)
     return Comparison(
         texts,
         answers,
@@ -129,11 +123,11 @@ def measure(
     )
 
 
-def _instructed_base(run: TrainedRun, policies: LoadedPolicies, number: int) -> tuple[Candidate, str]:
+def _instructed_base(
+    config: Experiment, policies: LoadedPolicies, demonstrations: Sequence[Row], number: int
+) -> tuple[Candidate, str]:
     """The base with the best of `number` instructions that it proposes, and a sentence about it."""
-    rows = StageData(run.config, "sft", lambda _: None).rows("demonstrations").train
-    config = run.config
-    found = propose(policies, rows, config.data, config.ppo.rollout, number, config.seed)
+    found = propose(policies, demonstrations, config.data, config.ppo.rollout, number, config.seed)
     without = next(one.logprob for one in found if not one.text)
     best = found[0] if found[0].text else found[1] if len(found) > 1 else found[0]
     note = (
@@ -141,39 +135,6 @@ def _instructed_base(run: TrainedRun, policies: LoadedPolicies, number: int) -> 
         f"demonstrations likeliest: {best.logprob:.2f} nats per token, {without:.2f} without any."
     )
     return Candidate(INSTRUCTED, BASE, instruction=best.text), note
-
-
-def _prompts(
-    run: TrainedRun, tokenizer: PreTrainedTokenizerBase, file: Path | None, number: int | None
-) -> list[Prompt]:
-    if file is None:
-        return held_out_prompts(run, tokenizer, number)
-    ignored = (CATEGORY,) if _categories(file) else ()
-    source = Source(path=str(file), limit=number, ignore_columns=ignored)
-    rows = load_rows(source, "prompts", lambda _: None).rows
-    try:
-        prompts, _ = tokenize.prompts(rows, tokenizer, run.config.data)
-    except NothingFits:
-        prompts = []
-    if len(prompts) < len(rows):
-        raise UserError(
-            f"{file}: {len(rows) - len(prompts)} prompts are longer than data.max_prompt_length "
-            f"({run.config.data.max_prompt_length} tokens). Shorten them: the run's policies have not seen "
-            "longer ones."
-        )
-    return prompts
-
-
-def _categories(file: Path | None) -> dict[str, str]:
-    """The category of each prompt of a JSONL file, by the prompt's text; empty without any."""
-    if file is None or file.suffix != ".jsonl":
-        return {}
-    rows: list[dict[str, Any]] = read_json_lines(file)
-    return {
-        last_message_text(row["prompt"]): str(row[CATEGORY])
-        for row in rows
-        if CATEGORY in row and row.get("prompt")
-    }
 
 
 def _metrics(prompts: Sequence[str], answers: Answers, judges: Sequence[Judge]) -> Metrics:

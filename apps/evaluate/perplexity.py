@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from statistics import fmean
 
-import torch
-
+from apps.likelihood import token_logprobs
 from apps.trained_run import LoadedPolicies
 from configs.errors import UserError
 from configs.regular_file import read_regular_file
 from stages.maths.statistics import mean_with_interval
-from stages.sampling.response_batch import response_batch, response_logprobs
 
 WINDOW = 256  # tokens that are read at once; each window but its first token is predicted
 MOST_WINDOWS = 256
 AT_ONCE = 4
 
 
-@torch.no_grad()
 def nats_per_token(policies: LoadedPolicies, role: str, file: Path) -> dict[str, float]:
     """`nats` per token of the file's text with its 95 % interval over windows, and `perplexity`, exp(nats).
 
@@ -30,14 +28,10 @@ def nats_per_token(policies: LoadedPolicies, role: str, file: Path) -> dict[str,
     ids = _ids(policies, file)
     windows = [ids[first : first + WINDOW] for first in range(0, len(ids), WINDOW)][:MOST_WINDOWS]
     windows = [window for window in windows if len(window) > 1]
+    pairs = [(window[:1], window[1:]) for window in windows]
     pad, device = policies.tokenizer.pad_token_id, policies.base.causal.device
-    means: list[float] = []
-    for first in range(0, len(windows), AT_ONCE):
-        some = windows[first : first + AT_ONCE]
-        batch = response_batch([w[:1] for w in some], [w[1:] for w in some], pad, device)
-        logprobs = response_logprobs(policies.models, role, batch)
-        means += [-float(row[mask].mean()) for row, mask in zip(logprobs, batch.mask, strict=True)]
-    metrics = mean_with_interval("nats", means)
+    logprobs = token_logprobs(policies.models, role, pairs, pad, device, AT_ONCE)
+    metrics = mean_with_interval("nats", [-fmean(row) for row in logprobs])
     return metrics | {"perplexity": math.exp(metrics["nats"])}
 
 

@@ -10,10 +10,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from apps.trained_run import LoadedPolicies, TrainedRun, reward_scores
 from configs.schema import Data
-from data.batches.tokenize import last_message_text
+from data.batches.tokenize import continuation, last_message_text
 from data.examples import StageData
 from data.sources.messages import Text
-from data.sources.text import after
 from data.storage.files import read_json_lines
 from stages.feedback.rankings import FILE
 
@@ -47,16 +46,12 @@ def ranked_answers(run: TrainedRun, number: int) -> list[tuple[Text, str]]:
     else:
         rows = StageData(run.config, "rm", lambda _: None).rows("rankings").held_out
     pairs = (
-        (row["prompt"], _as_it_follows(row["prompt"], last_message_text(answer), run.config.data))
+        # Older versions recorded answers without the blank before them.
+        (row["prompt"], continuation(row["prompt"], last_message_text(answer), run.config.data))
         for row in reversed(rows)  # held-out ones come last
         for answer in row["completions"][:2]
     )
     return list(islice(((prompt, text) for prompt, text in pairs if text.strip()), number))
-
-
-def _as_it_follows(prompt: Text, answer: str, data: Data) -> str:
-    """Rankings that were collected by older versions have answers without the blank before them."""
-    return after(prompt, answer) if isinstance(prompt, str) and not data.chat else answer
 
 
 def classifier_text(prompt: Text, answer: str, tokenizer: PreTrainedTokenizerBase, data: Data) -> str:

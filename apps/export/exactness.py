@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from apps.likelihood import token_logprobs
 from configs.schema import Rollout
 from data.batches.tokenize import Prompt
 from stages.maths.statistics import mean_with_interval
 from stages.models.roles import Roles
 from stages.sampling.decoding import Limits, Noise, Response, TokenSampler, generate
-from stages.sampling.response_batch import response_batch, response_logprobs
 
 AT_ONCE = 16  # responses in a forward
 GREEDY = 1e-4  # a temperature at which the noise of sampling decides nothing but exact ties
@@ -103,15 +103,8 @@ def _responses(
     return [response.ids for response in responses]
 
 
-@torch.no_grad()
 def _logprobs(
     roles: Roles, role: str, prompts: Sequence[list[int]], responses: Sequence[list[int]], pad: int
 ) -> list[list[float]]:
-    """Log-probability of each response token, over the whole vocabulary at temperature 1."""
-    rows: list[list[float]] = []
-    for first in range(0, len(prompts), AT_ONCE):
-        some = slice(first, first + AT_ONCE)
-        batch = response_batch(prompts[some], responses[some], pad, roles.causal.device)
-        values = response_logprobs(roles, role, batch)
-        rows += [row[mask].tolist() for row, mask in zip(values, batch.mask, strict=True)]
-    return rows
+    pairs = list(zip(prompts, responses, strict=True))
+    return token_logprobs(roles, role, pairs, pad, roles.causal.device, AT_ONCE)

@@ -36,14 +36,9 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _a_file_is_no_data_set(self) -> Source:
-        for key in ("name", "split", "revision"):
-            if (
-                self.path.lower().endswith(DATA_FILES)
-                and getattr(self, key) != type(self).model_fields[key].default
-            ):
-                raise ValueError(
-                    f"{key} is of hub datasets and folders, and the path is a file; leave it out"
-                )
+        is_file = self.path.lower().endswith(DATA_FILES)
+        if is_file and (key := self.changed("name", "split", "revision")):
+            raise ValueError(f"{key} is of hub datasets and folders, and the path is a file; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -54,11 +54,9 @@ class Reward(Section):
 
     @model_validator(mode="after")
     def _requests_need_an_endpoint(self) -> Reward:
-        for key in ("timeout_seconds", "retries", "key_variable"):
-            if "://" not in self.source and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(
-                    f"{key} is of requests to an endpoint; leave it out of a term that is no URL"
-                )
+        is_url = "://" in self.source
+        if not is_url and (key := self.changed("timeout_seconds", "retries", "key_variable")):
+            raise ValueError(f"{key} is of requests to an endpoint; leave it out of a term that is no URL")
         return self
 
     @property

@@ -91,3 +91,8 @@ class Section(BaseModel):
     """A section of the configuration. It is immutable and refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    def changed(self, *keys: str) -> str | None:
+        """The first of `keys` whose value is not its default; None if all are."""
+        defaults = type(self).model_fields
+        return next((key for key in keys if getattr(self, key) != defaults[key].default), None)

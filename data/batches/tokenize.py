@@ -22,7 +22,7 @@ from data.batches.turns import NotAPrefix, learned_turns
 from data.sources.formats import Kind, Row
 from data.sources.messages import Message, Text, cut
 from data.sources.order import without_copies
-from data.sources.text import collapsed
+from data.sources.text import after, collapsed
 
 # English has about 4 characters per token. Text far above the limits need not be tokenized as a whole.
 CHARACTERS_PER_TOKEN = 64
@@ -200,6 +200,11 @@ def answer(
     fitted = fit_to_limits(prompt_ids, [ids], data.model_copy(update={"overlong": "truncate"}))
     assert fitted is not None
     return fitted.prompt_ids, fitted.completion_ids[0]
+
+
+def continuation(prompt: Text, answer: str, data: Data) -> str:
+    """A sampled answer, whose ends were stripped, as it follows `prompt`: in a text, words stay apart."""
+    return after(prompt, answer) if isinstance(prompt, str) and not data.chat else answer
 
 
 def last_message_text(prompt: Text) -> str:

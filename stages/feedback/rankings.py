@@ -10,7 +10,6 @@ from configs.errors import UserError
 from data.batches import tokenize
 from data.batches.sampler import seed_from
 from data.examples import read_examples
-from data.sources.text import after
 from data.storage.files import json_lines, read_json_lines, sha256, write_text
 from stages.context import Context
 from stages.feedback.labellers import labeller, ranks_of
@@ -79,18 +78,18 @@ def _rank(context: Context, sampler: Sampler, role: str, prompts: list[tokenize.
     """K samples to each prompt, best first, as text and as the tokens that were sampled."""
     rankings = context.config.rm.rankings
     label = labeller(rankings.labeller, "rm.rankings.labeller", sampler.ranks)
-    ids = [prompt.prompt_ids for prompt in prompts for _ in range(rankings.completions)]
+    asked = [prompt for prompt in prompts for _ in range(rankings.completions)]
+    ids = [prompt.prompt_ids for prompt in asked]
     seeds = [seed_from(context.seed, "rankings", i % rankings.completions, p) for i, p in enumerate(ids)]
     sampled = sampler.respond_on_all_ranks(role, ids, seeds, context.tracker.advance)
     responses = [response.ids for response in sampled]
     texts = sampler.decode(responses)
-    judgements = label([prompt.text for prompt in prompts for _ in range(rankings.completions)], texts)
+    judgements = label([prompt.text for prompt in asked], texts)
+    data = context.config.data
+    texts = [tokenize.continuation(one.prompt, text, data) for one, text in zip(asked, texts, strict=True)]
     rows = []
     for number, prompt in enumerate(prompts):
         answers = range(number * rankings.completions, (number + 1) * rankings.completions)
-        if isinstance(prompt.prompt, str) and not context.config.data.chat:
-            for i in answers:
-                texts[i] = after(prompt.prompt, texts[i])
         scored = sorted(((judgements[i].score, texts[i], responses[i]) for i in answers), reverse=True)
         scores, completions, completion_ids = (list(column) for column in zip(*scored, strict=True))
         rows.append(

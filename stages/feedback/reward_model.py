@@ -21,6 +21,16 @@ from stages.sampling.response_batch import response_batch, sequence_scores
 Row = dict[str, Any]
 
 
+@torch.no_grad()
+def score_tokens(
+    models: RoleModels, rows: Sequence[tuple[list[int], list[int]]], device: torch.device
+) -> Tensor:
+    """The score of each prompt and answer, in the reward model's own tokens, in one batch: (B,), fp32."""
+    prompt_ids, answer_ids = zip(*rows, strict=True)
+    batch = response_batch(prompt_ids, answer_ids, models.reward_tokenizer.pad_token_id, device)
+    return sequence_scores(models, Role.REWARD, batch)
+
+
 class RewardModel:
     """Scores of responses by the reward model.
 
@@ -31,15 +41,10 @@ class RewardModel:
     def __init__(self, models: RoleModels, ranks: Ranks, data: Data) -> None:
         self.models, self.ranks, self.data = models, ranks, data
 
-    @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> Tensor:
         """The score of each response in one batch of this rank: (B,), fp32."""
         rows = [self._read(prompt, response.ids) for prompt, response in zip(prompts, responses, strict=True)]
-        prompt_ids, response_ids = zip(*rows, strict=True)
-        pad_id = self.models.reward_tokenizer.pad_token_id
-        return sequence_scores(
-            self.models, Role.REWARD, response_batch(prompt_ids, response_ids, pad_id, self.ranks.device)
-        )
+        return score_tokens(self.models, rows, self.ranks.device)
 
     def score_on_all_ranks(
         self, prompts: Sequence[Prompt], responses: Sequence[Response], size: int

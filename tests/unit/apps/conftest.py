@@ -9,7 +9,7 @@ import pytest
 
 from apps.answers.loading import load
 from apps.trained_run import LoadedPolicies, TrainedRun, open_run
-from tests.support.trained_runs import finished_run
+from tests.support.random_run import finished_run
 from tests.unit.apps.server import Address, serving
 
 

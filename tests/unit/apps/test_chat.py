@@ -24,7 +24,7 @@ from apps.chat.session import Session
 from apps.trained_run import open_run
 from configs.errors import UserError
 from configs.safe_text import visible
-from tests.support.trained_runs import without_stage
+from tests.support.random_run import without_stage
 
 ROOT = Path(__file__).resolve().parents[3]
 LINE = "My cat is sick."

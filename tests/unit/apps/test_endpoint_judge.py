@@ -67,6 +67,8 @@ def test_other_answers_are_refused(content: bytes) -> None:
         ("url: http://x/v1", "model"),
         ("url: http://x/v1\nmodel: m\nmodle: n", "modle"),
         ("[", "not YAML"),
+        ("url: http://x/v1\nmodel: m\nmodel: n", "model is given twice"),
+        ("url: http://x/v1\nmodel: 017\nretries: 1:30", "retries"),
         ("- a", "the file"),
         (json.dumps({"url": "http://user:secret@x/v1", "model": "m"}), "url"),
     ],

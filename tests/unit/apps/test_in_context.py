@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from apps.evaluate.candidates import Candidate
-from apps.evaluate.in_context import first_part, with_demonstrations
+from apps.evaluate.in_context import first_part, in_context
 from configs.errors import UserError
 from configs.schema import Data
 from data.batches.tokenize import prompts as tokenize_prompts
@@ -32,7 +32,7 @@ def prompts(tiny_tokenizer):
 def extend(name: str, prompts, tokenizer, *, chat: bool = False, context: int = 500):
     shots, _, choice = name.removeprefix("base+").partition("-")
     candidate = Candidate(name, "base", shots=int(shots), choice=choice or "random")
-    return with_demonstrations(candidate, prompts, ROWS, tokenizer, data(chat=chat), context, seed=5)
+    return in_context(candidate, prompts, ROWS, tokenizer, data(chat=chat), context, seed=5)
 
 
 def test_plain_text_is_demonstrations_then_prompt(prompts, tiny_tokenizer) -> None:

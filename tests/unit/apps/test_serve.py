@@ -22,8 +22,8 @@ from stages.distributed.ranks import Ranks
 from stages.feedback.reward_endpoint import Endpoint
 from stages.feedback.reward_model import RewardModel
 from stages.sampling.decoding import Response
+from tests.support.random_run import without_stage
 from tests.support.roles import CPU
-from tests.support.trained_runs import without_stage
 from tests.unit.apps.server import serving, until
 
 KEY = "a-key-of-tests"
