@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from configs.errors import UserError
+from configs.schema import Data
 from data.batches import tokenize
 from data.batches.sampler import seed_from
 from data.examples import read_examples
@@ -74,27 +77,61 @@ def read_collected_rankings(context: Context, record_samples: bool) -> tuple[lis
     return train, held_out
 
 
+class Sampled(NamedTuple):
+    """Answers of a policy to one prompt.
+
+    Attributes:
+        texts: as people read them.
+        completions: as they stand after the prompt.
+        ids: the tokens that were sampled.
+    """
+
+    prompt: tokenize.Prompt
+    texts: list[str]
+    completions: list[str]
+    ids: list[list[int]]
+
+
+def sample_answers(
+    data: Data,
+    sampler: Sampler,
+    role: str,
+    prompts: Sequence[tokenize.Prompt],
+    number: int,
+    seed: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[Sampled]:
+    """Sample `number` answers of `role` to each prompt. The noise depends on seed, prompt and answer only."""
+    asked = [prompt for prompt in prompts for _ in range(number)]
+    ids = [prompt.prompt_ids for prompt in asked]
+    seeds = [seed_from(seed, "rankings", i % number, prompt) for i, prompt in enumerate(ids)]
+    sampled = [response.ids for response in sampler.respond_on_all_ranks(role, ids, seeds, advance)]
+    texts = sampler.decode(sampled)
+    completions = [
+        tokenize.continuation(one.prompt, text, data) for one, text in zip(asked, texts, strict=True)
+    ]
+    return [
+        Sampled(prompt, texts[i : i + number], completions[i : i + number], sampled[i : i + number])
+        for prompt, i in zip(prompts, range(0, len(asked), number), strict=True)
+    ]
+
+
 def _rank(context: Context, sampler: Sampler, role: str, prompts: list[tokenize.Prompt]) -> list[Row]:
     """K samples to each prompt, best first, as text and as the tokens that were sampled."""
     rankings = context.config.rm.rankings
     label = labeller(rankings.labeller, "rm.rankings.labeller", sampler.ranks)
-    asked = [prompt for prompt in prompts for _ in range(rankings.completions)]
-    ids = [prompt.prompt_ids for prompt in asked]
-    seeds = [seed_from(context.seed, "rankings", i % rankings.completions, p) for i, p in enumerate(ids)]
-    sampled = sampler.respond_on_all_ranks(role, ids, seeds, context.tracker.advance)
-    responses = [response.ids for response in sampled]
-    texts = sampler.decode(responses)
-    judgements = label([prompt.text for prompt in asked], texts)
-    data = context.config.data
-    texts = [tokenize.continuation(one.prompt, text, data) for one, text in zip(asked, texts, strict=True)]
+    data, number, advance = context.config.data, rankings.completions, context.tracker.advance
+    sampled = sample_answers(data, sampler, role, prompts, number, context.seed, advance)
+    asked = [one.prompt.text for one in sampled for _ in one.texts]
+    judgements = iter(label(asked, [text for one in sampled for text in one.texts]))
     rows = []
-    for number, prompt in enumerate(prompts):
-        answers = range(number * rankings.completions, (number + 1) * rankings.completions)
-        scored = sorted(((judgements[i].score, texts[i], responses[i]) for i in answers), reverse=True)
-        scores, completions, completion_ids = (list(column) for column in zip(*scored, strict=True))
+    for one in sampled:
+        given = [judgement.score for judgement in islice(judgements, len(one.texts))]
+        ordered = sorted(zip(given, one.completions, one.ids, strict=True), reverse=True)
+        scores, completions, completion_ids = (list(column) for column in zip(*ordered, strict=True))
         rows.append(
             {
-                "prompt": prompt.prompt,
+                "prompt": one.prompt.prompt,
                 "completions": completions,
                 "completion_ids": completion_ids,
                 "ranks": ranks_of(scores),
