@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
@@ -18,14 +17,16 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 from transformers import PreTrainedTokenizerBase
 
-from apps.serve.errors import ApiError, on_api_error, on_bug, on_http_error
 from apps.serve.formats import ChatFormat, Envelope, Format, TextFormat
-from apps.serve.forms import Body, ChatForm, Sampled, ScoreForm, TextForm, parse
+from apps.serve.forms import ChatForm, Sampled, ScoreForm, TextForm, parse
 from apps.serve.generation import Generation
-from apps.serve.guard import Guard
 from apps.serve.limits import Limits
 from apps.serve.service import Service, status
+from apps.web.body import Body, read_body
+from apps.web.errors import HANDLERS
+from apps.web.guard import Guard
 
+OPEN_PATHS = ("/health", "/")
 PAGE = Path(__file__).with_name("page")
 GONE = 499  # nobody reads this response
 Result = TypeVar("Result")
@@ -55,8 +56,10 @@ def application(
             Route("/v1/score", paths.score, methods=["POST"]),
             Mount("/page", StaticFiles(directory=PAGE)),
         ],
-        middleware=[Middleware(Guard, key=key, requests=limits.requests)],
-        exception_handlers={ApiError: on_api_error, HTTPException: on_http_error, Exception: on_bug},
+        middleware=[
+            Middleware(Guard, keys=[key] if key else [], open_paths=OPEN_PATHS, requests=limits.requests)
+        ],
+        exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
 
@@ -106,21 +109,7 @@ class Paths:
         return Response(status_code=GONE) if rewards is None else JSONResponse({"rewards": rewards})
 
     async def _form(self, request: Request, form: type[Body]) -> Body:
-        try:
-            async with asyncio.timeout(self._limits.body_seconds):
-                content = await self._body(request)
-        except TimeoutError:
-            seconds = self._limits.body_seconds
-            raise ApiError(408, f"The body did not arrive within {seconds:g} seconds.") from None
-        return parse(form, content)
-
-    async def _body(self, request: Request) -> bytes:
-        content = bytearray()
-        async for part in request.stream():
-            content += part
-            if len(content) > self._limits.body_bytes:
-                raise ApiError(413, f"The body has more than {self._limits.body_bytes:,} bytes.")
-        return bytes(content)
+        return parse(form, await read_body(request, self._limits.body_bytes, self._limits.body_seconds))
 
     @staticmethod
     async def _respond(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import Field
 
-from apps.serve.errors import ApiError
-from configs.safe_text import visible
+from apps.web.body import Body, Form, json_object, validated
+from apps.web.errors import ApiError
 
 # Parameters without influence on an answer.
 IGNORED = (
@@ -29,14 +28,7 @@ NEUTRAL: dict[str, Any] = {
     "tools": [],
     "parallel_tool_calls": True,
 }
-Body = TypeVar("Body", bound="Form")
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
-
-
-class Form(BaseModel):
-    """Nothing is converted, and no key is unknown."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class TextPart(Form):
@@ -126,25 +118,8 @@ class ScoreForm(Form):
 
 
 def parse(form: type[Body], content: bytes) -> Body:
-    """The form in a request's body.
-
-    Raises:
-        ApiError: it is no JSON object, or something in it is wrong, unknown or not supported.
-    """
-    try:
-        body = json.loads(content, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"The body is not JSON: {error!s:.200}.") from error
-    if not isinstance(body, dict):
-        raise ApiError(400, "The body is not a JSON object.")
-    try:
-        json.dumps(body, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise ApiError(400, "A text holds half of a surrogate pair, which no tokenizer can read.") from None
-    try:
-        return form.model_validate(_without_neutral(body, form))
-    except ValidationError as error:
-        raise _fault(error.errors(include_url=False, include_context=False)[0]) from error
+    """The form in a request's body; see `validated`."""
+    return validated(form, _without_neutral(json_object(content), form))
 
 
 def _without_neutral(body: dict[str, Any], form: type[Form]) -> dict[str, Any]:
@@ -171,24 +146,3 @@ def _without_null(message: Any) -> Any:
     if not isinstance(message, dict):
         return message
     return {key: value for key, value in message.items() if key == "content" or value not in (None, [])}
-
-
-def _fault(error: ErrorDetails) -> ApiError:
-    path = [part for part in error["loc"] if not (isinstance(part, str) and _names_a_type(part))]
-    param = ".".join(map(str, path))[:100]
-    if error["type"] == "extra_forbidden":
-        message, code = "this server does not know it", "unknown_parameter"
-    elif error["type"] == "missing":
-        message, code = "it is missing", "missing_required_parameter"
-    else:
-        message, code = error["msg"], "invalid_value"
-    return ApiError(400, f"{visible(param)}: {message}.", param=param, code=code)
-
-
-def _names_a_type(part: str) -> bool:
-    """Whether pydantic, not the client, wrote this part of a place: a member of a union."""
-    return part in ("str", "ChatMessage") or "[" in part
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")

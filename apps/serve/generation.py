@@ -7,8 +7,9 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from apps.answers.answer import Answer, Piece
-from apps.serve.errors import ApiError, closing, model_failed
+from apps.serve.errors import model_failed
 from apps.serve.formats import Envelope, Format, Json, usage
+from apps.web.errors import ApiError, closing
 
 Event = tuple[int, Piece]
 DONE = "data: [DONE]\n\n"

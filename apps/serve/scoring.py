@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from apps.answers.prompts import Prompts
-from apps.serve.errors import ApiError
 from apps.serve.forms import ChatMessage, ScoreForm
+from apps.web.errors import ApiError
 from data.sources.messages import Text
 from data.sources.text import after
 

@@ -14,7 +14,7 @@ from apps.answers.decoder import Decoder, Room
 from apps.answers.prompts import Prompts
 from apps.answers.sampling import Sampling
 from apps.answers.scores import Pair, Scorer
-from apps.serve.errors import ApiError, busy, closing, unusable
+from apps.serve.errors import unusable
 from apps.serve.formats import Json
 from apps.serve.forms import ChatForm, Sampled, ScoreForm, TextForm
 from apps.serve.generation import Generation
@@ -22,6 +22,7 @@ from apps.serve.limits import Limits
 from apps.serve.scoring import conversations, text_pairs
 from apps.serve.worker import Closed, Worker
 from apps.trained_run import LoadedPolicies, TrainedRun
+from apps.web.errors import ApiError, busy, closing
 from configs.errors import UserError
 
 Result = TypeVar("Result")

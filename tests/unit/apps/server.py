@@ -14,9 +14,9 @@ import requests
 from apps.answers.decoder import Room
 from apps.serve.app import application
 from apps.serve.limits import Limits
-from apps.serve.serve import Server, listening_socket
 from apps.serve.service import Service
 from apps.trained_run import LoadedPolicies, TrainedRun
+from apps.web.server import Server, listening_socket
 
 SECONDS = 30  # for what should happen soon
 
@@ -46,7 +46,7 @@ def serving(
 ) -> Iterator[Address]:
     """Serve while the context is open."""
     service = Service(run, loaded, limits, room)
-    server = Server(application(service, loaded.tokenizer, key, limits), service)
+    server = Server(application(service, loaded.tokenizer, key, limits), service.close)
     with listening_socket("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
         thread.start()

@@ -13,8 +13,9 @@ import requests
 from apps.answers.decoder import Decoder, Room
 from apps.answers.loading import load
 from apps.serve.limits import Limits
-from apps.serve.serve import checked_key, listening_socket
+from apps.serve.serve import checked_key
 from apps.trained_run import open_run
+from apps.web.server import listening_socket
 from configs.errors import UserError
 from configs.schema import Reward
 from data.batches.tokenize import Prompt

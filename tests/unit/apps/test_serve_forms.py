@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from apps.serve.errors import ApiError
 from apps.serve.forms import ChatForm, ScoreForm, TextForm, parse
+from apps.web.errors import ApiError
 
 TEXT = {"model": "ppo", "prompt": "a"}
 CHAT = {"model": "ppo", "messages": [{"role": "user", "content": "a"}]}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import MutableMapping
+from collections.abc import Collection, MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from apps.serve.errors import ApiError, busy
+from apps.web.errors import ApiError, busy
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-OPEN_PATHS = ("/health", "/")  # and the files of the page: they tell nothing of the run
+PAGE = "/page/"  # the files of the page, which tell nothing of the run
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -24,13 +24,20 @@ HEADERS = {
 class Guard:
     """Refuses requests before they are read.
 
-    Without a key, the server is on loopback. Any web page can send requests there from the browsers of its
+    Args:
+        keys: a client must give one of them, if there are any.
+        open_paths: need no key, as the files of the page do not.
+        requests: that are open at a time.
+
+    Without keys, the server is on loopback. Any web page can send requests there from the browsers of its
     visitors. So their `Host` must be this machine, which a rebound name is not. And POST needs JSON: a
     browser asks before it sends that.
     """
 
-    def __init__(self, app: ASGIApp, *, key: str | None, requests: int) -> None:
-        self._app, self._key, self._requests = app, key, requests
+    def __init__(
+        self, app: ASGIApp, *, keys: Collection[str], open_paths: Collection[str], requests: int
+    ) -> None:
+        self._app, self._keys, self._open_paths, self._requests = app, keys, open_paths, requests
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,19 +56,23 @@ class Guard:
 
     def _fault(self, scope: Scope) -> ApiError | None:
         headers, path = Headers(scope=scope), scope["path"]
-        if self._key is None and _name(headers.get("host", "")) not in LOOPBACK:
+        if not self._keys and _name(headers.get("host", "")) not in LOOPBACK:
             return ApiError(403, "The Host of this request is not this machine. Start the server with a key.")
-        if self._key and path not in OPEN_PATHS and not path.startswith("/page/"):
-            scheme, _, given = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not secrets.compare_digest(given.encode(), self._key.encode()):
-                wanted = {"WWW-Authenticate": "Bearer"}
-                return ApiError(
-                    401, "The API key is missing or wrong.", code="invalid_api_key", headers=wanted
-                )
+        is_open = path in self._open_paths or path.startswith(PAGE)
+        if self._keys and not is_open and given_key(headers, self._keys) is None:
+            wanted = {"WWW-Authenticate": "Bearer"}
+            return ApiError(401, "The API key is missing or wrong.", code="invalid_api_key", headers=wanted)
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if scope["method"] == "POST" and kind != "application/json":
             return ApiError(415, "The body must be JSON, with the header Content-Type: application/json.")
         return busy("Too many requests are open") if self._open >= self._requests else None
+
+
+def given_key(headers: Headers, keys: Collection[str]) -> str | None:
+    """The one of `keys` that a client gives as its bearer token; None if it gives no such key."""
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    same = [key for key in keys if secrets.compare_digest(given.encode(), key.encode())]
+    return same[0] if same and scheme.lower() == "bearer" else None
 
 
 def _name(host: str) -> str:

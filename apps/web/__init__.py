@@ -1,0 +1,1 @@
+"""What the servers share: forms of requests, errors, and who may ask."""

@@ -1,0 +1,1 @@
+"""What people were asked, what they answered, and what that is worth to a stage."""

@@ -1,0 +1,196 @@
+"""The file of labels: one line for each thing that happened, in the order in which it happened.
+
+A line is on the disk before anybody is told so, and no line is ever changed. To undo is a line, too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from configs.errors import UserError
+from configs.regular_file import read_regular_file
+from data.storage.files import sync
+
+MOST_LETTERS = 200_000  # of a demonstration
+LOWEST, HIGHEST = 1, 7  # a rating, as in OpenAI's FeedME
+SkipReason = Literal["unclear", "cannot_judge", "harmful", "other"]
+
+
+def now() -> datetime:
+    """The time in UTC, in whole milliseconds."""
+    time = datetime.now(UTC)
+    return time.replace(microsecond=time.microsecond // 1000 * 1000)
+
+
+class Event(BaseModel):
+    """Something happened to a showing: one task, shown to one person.
+
+    Attributes:
+        showing: its id.
+        time: in UTC.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    showing: str
+    time: datetime = Field(default_factory=now)
+
+
+class Shown(Event):
+    """A person got a task.
+
+    Attributes:
+        order: the positions of the task's answers, in the order in which the page shows them.
+        again: the same person had this task before. The two labels tell how well a person agrees with itself.
+    """
+
+    event: Literal["shown"] = "shown"
+    task: str
+    labeller: str
+    order: tuple[int, ...]
+    again: bool = False
+
+
+class Submitted(Event):
+    """A person answered.
+
+    Attributes:
+        submission: made by the page, so that one sent twice counts once.
+        seconds: spent on the task.
+        ranks: of each of the task's answers, 0 for the best. Equal ranks tie. (rankings, pairs)
+        rating: 1 to 7. (ratings)
+        text: the demonstration. (demonstrations)
+        demonstration: the best answer, as the person would have written it. (rankings)
+    """
+
+    event: Literal["submitted"] = "submitted"
+    submission: str
+    seconds: Annotated[float, Field(ge=0)]
+    ranks: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    rating: Annotated[int, Field(ge=LOWEST, le=HIGHEST)] | None = None
+    text: Annotated[str, Field(max_length=MOST_LETTERS)] | None = None
+    demonstration: Annotated[str, Field(max_length=MOST_LETTERS)] | None = None
+
+
+class Skipped(Event):
+    """A person passed the task on."""
+
+    event: Literal["skipped"] = "skipped"
+    submission: str
+    seconds: Annotated[float, Field(ge=0)]
+    reason: SkipReason
+    note: Annotated[str, Field(max_length=2_000)] = ""
+
+
+class Undone(Event):
+    """A person took back what it submitted to a showing."""
+
+    event: Literal["undone"] = "undone"
+
+
+AnyEvent = Annotated[Shown | Submitted | Skipped | Undone, Field(discriminator="event")]
+EVENT: TypeAdapter[Shown | Submitted | Skipped | Undone] = TypeAdapter(AnyEvent)
+Outcome = Submitted | Skipped
+
+
+class Labels:
+    """What the events of a file amount to.
+
+    Attributes:
+        showings: by id, in the order in which they were shown.
+        outcomes: what came of a showing, by its id; the latest outcome last.
+    """
+
+    def __init__(self, events: Iterable[Shown | Submitted | Skipped | Undone] = ()) -> None:
+        self.showings: dict[str, Shown] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self._submissions: set[str] = set()
+        for event in events:
+            self.add(event)
+
+    def add(self, event: Shown | Submitted | Skipped | Undone) -> None:
+        """Take in one more event."""
+        if isinstance(event, Shown):
+            self.showings[event.showing] = event
+            return
+        self.outcomes.pop(event.showing, None)
+        if not isinstance(event, Undone):
+            self.outcomes[event.showing] = event
+            self._submissions.add(event.submission)
+
+    def has(self, submission: str) -> bool:
+        """Whether a submission is among the events, even if it was taken back since."""
+        return submission in self._submissions
+
+    def submitted(self) -> Iterator[tuple[Shown, Submitted]]:
+        """Each showing that was answered, with its answer."""
+        for showing, outcome in self.outcomes.items():
+            if isinstance(outcome, Submitted):
+                yield self.showings[showing], outcome
+
+    def skipped(self) -> Iterator[tuple[Shown, Skipped]]:
+        """Each showing that was skipped."""
+        for showing, outcome in self.outcomes.items():
+            if isinstance(outcome, Skipped):
+                yield self.showings[showing], outcome
+
+
+def read_events(file: Path) -> list[Shown | Submitted | Skipped | Undone]:
+    """The events of a file; none if there is no file. A last line that a kill cut short does not count.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    if not file.exists():
+        return []
+    *lines, _ = read_regular_file(file).split(b"\n")
+    return [_read(line, f"{file}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _read(line: bytes, where: str) -> Shown | Submitted | Skipped | Undone:
+    try:
+        return EVENT.validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if part not in ("shown", "submitted", "skipped"))
+        raise UserError(
+            f"{where}: damaged ({key}{': ' if key else ''}{first['msg']:.150}). Restore the file, or remove "
+            "the line: what it says is then lost."
+        ) from None
+
+
+class LabelFile:
+    """Appends events to a file. One process writes it at a time; see `Round.writing`."""
+
+    def __init__(self, file: Path) -> None:
+        """Open the file, and drop a last line that a kill cut short: nobody was told that it is there."""
+        self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        content = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
+        os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
+        sync(file.parent)
+
+    def append(self, event: Shown | Submitted | Skipped | Undone) -> None:
+        """Write one event. When this returns, it is on the disk.
+
+        Raises:
+            OSError: the disk is full. Nothing of the event is left in the file.
+        """
+        line = event.model_dump_json(exclude_none=True).encode() + b"\n"
+        size = os.fstat(self._descriptor).st_size
+        try:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+            os.fsync(self._descriptor)
+        except OSError:
+            os.ftruncate(self._descriptor, size)
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)

@@ -1,0 +1,197 @@
+"""A labelling round: a folder with what people are asked and what they answered.
+
+round.json     what was asked, and of which policies
+tasks.jsonl    a task in each line; its SHA-256 is in round.json
+labels.jsonl   what happened, an event in each line (see `events`)
+KIND.jsonl     what the labels are worth, in the format that stages read (see `results`)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from configs.errors import UserError
+from data.people.events import LabelFile, Labels, Shown, Submitted, read_events
+from data.sources.messages import Message, Text
+from data.storage.files import json_lines, read_json_lines, sha256, write_text
+
+Kind = Literal["rankings", "ratings", "demonstrations", "pairs"]
+KINDS: tuple[Kind, ...] = ("rankings", "ratings", "demonstrations", "pairs")
+FOLDER = "people"  # of a run; each kind has a folder of its own in it
+SETTINGS, TASKS, LABELS, LOCK = "round.json", "tasks.jsonl", "labels.jsonl", ".lock"
+
+
+class Task(BaseModel):
+    """What one page asks.
+
+    Attributes:
+        id: of its prompt and answers.
+        split: of the prompt: `train` or `held_out`.
+        completions: the answers, as they stand after the prompt; of a demonstration, the policy's draft.
+        completion_ids: the tokens that were sampled; empty if the answers are not a policy's.
+        sources: where each answer is from, such as `sft`. No labeller sees it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    split: Literal["train", "held_out"] = "train"
+    prompt: str | list[Message]
+    completions: tuple[str, ...] = ()
+    completion_ids: tuple[tuple[int, ...], ...] = ()
+    sources: tuple[str, ...] = ()
+
+
+def task_id(prompt: Text, completions: Sequence[str]) -> str:
+    """12 hexadecimal digits that depend on the prompt and the answers."""
+    content = json.dumps([prompt, list(completions)], ensure_ascii=False)
+    return hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()[:12]
+
+
+class Settings(BaseModel):
+    """What a round asks. A round that is continued must have the same.
+
+    Attributes:
+        run: the experiment's name.
+        answers: to each prompt.
+        policies: that gave them.
+        prompts: where they are from.
+        adapters: SHA-256 of each policy's adapter, by its name.
+        seed: of samples, of the order of answers, and of who gets which task.
+        continues_text: the answers go on where the prompt's text ends.
+        tasks_sha256: of `tasks.jsonl`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Kind
+    run: str
+    answers: int
+    policies: tuple[str, ...]
+    prompts: str
+    adapters: dict[str, str] = {}
+    seed: int = 0
+    continues_text: bool = False
+    tasks_sha256: str = ""
+
+
+class Round:
+    """The content of a round's folder.
+
+    Attributes:
+        tasks: by id, in the order of the file.
+        labels: what people did so far.
+    """
+
+    def __init__(self, folder: Path, settings: Settings, tasks: dict[str, Task], labels: Labels) -> None:
+        self.folder, self.settings, self.tasks, self.labels = folder, settings, tasks, labels
+
+    @property
+    def results_file(self) -> Path:
+        """What stages read; see `results.write_results`."""
+        return self.folder / f"{self.settings.kind}.jsonl"
+
+    @property
+    def unlabelled(self) -> list[Task]:
+        """The tasks that nobody has answered or skipped."""
+        done = {self.labels.showings[showing].task for showing in self.labels.outcomes}
+        return [task for task in self.tasks.values() if task.id not in done]
+
+    @contextmanager
+    def writing(self) -> Iterator[LabelFile]:
+        """Hold the round for this process, to append labels.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        lock = FileLock(self.folder / LOCK, is_singleton=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{self.folder}: another server collects labels there. Use that one, or end it first."
+            ) from None
+        try:
+            file = LabelFile(self.folder / LABELS)
+            try:
+                yield file
+            finally:
+                file.close()
+        finally:
+            lock.release()
+
+
+def create_round(folder: Path, settings: Settings, tasks: Sequence[Task]) -> None:
+    """Write the tasks of a new round. `round.json` comes last: with it, the round is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [task.model_dump(mode="json", exclude_defaults=True) for task in tasks]
+    content = json_lines(rows)
+    write_text(folder / TASKS, content)
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    whole = settings.model_copy(update={"tasks_sha256": digest})
+    write_text(folder / SETTINGS, whole.model_dump_json(indent=1) + "\n")
+
+
+def has_round(folder: Path) -> bool:
+    """Whether `folder` holds a round."""
+    return (folder / SETTINGS).is_file()
+
+
+def read_round(folder: Path) -> Round:
+    """Read a round.
+
+    Raises:
+        UserError: there is none, or a file of it is damaged.
+    """
+    settings = read_settings(folder)
+    file = folder / TASKS
+    if not file.is_file() or sha256(file) != settings.tasks_sha256:
+        raise UserError(f"{file}: missing or damaged (its SHA-256 is not the one in {SETTINGS}). Restore it.")
+    tasks = [Task.model_validate(row) for row in read_json_lines(file)]
+    by_id = {task.id: task for task in tasks}
+    labels = Labels()
+    for number, event in enumerate(read_events(folder / LABELS), 1):
+        if fault := _fault(event, labels, by_id):
+            raise UserError(f"{folder / LABELS}, line {number}: damaged ({fault}). Restore the file.")
+        labels.add(event)
+    return Round(folder, settings, by_id, labels)
+
+
+def read_settings(folder: Path) -> Settings:
+    """What a round asks.
+
+    Raises:
+        UserError: there is no round, or the file is damaged.
+    """
+    file = folder / SETTINGS
+    if not file.is_file():
+        raise UserError(f"{folder}: no labelling round is there (it has no {SETTINGS}).")
+    try:
+        return Settings.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{file}: damaged ({where}: {first['msg']:.150}). Restore the file.") from None
+
+
+def _fault(event: object, labels: Labels, tasks: dict[str, Task]) -> str:
+    """What is wrong with an event of this round; "" if nothing is."""
+    if isinstance(event, Shown):
+        if event.task not in tasks:
+            return f"no task {event.task!r:.40} is in {TASKS}"
+        answers = len(tasks[event.task].completions)
+        return "" if sorted(event.order) == list(range(answers)) else "`order` does not order the answers"
+    showing = labels.showings.get(getattr(event, "showing", ""))
+    if showing is None:
+        return "an earlier line must show the task"
+    if isinstance(event, Submitted) and event.ranks and len(event.ranks) != len(showing.order):
+        return f"{len(event.ranks)} ranks for {len(showing.order)} answers"
+    return ""
