@@ -13,7 +13,7 @@ import typer
 from configs.errors import UserError
 from configs.load import dump_experiment
 from configs.schema import MAX_NAME, STAGES, Experiment, Stage
-from launch import first_steps, uses
+from launch import collecting, first_steps, uses
 from launch.arguments import (
     EXPERIMENT,
     RUN_STAGE,
@@ -58,7 +58,7 @@ from stages.distributed.environment import check_accelerator
 TRISTAGE = [sys.executable, "-P", "-m", "launch.cli"]  # -P: ignore a folder `launch` in the working directory
 TrainedStage = Literal["sft", "rm", "ppo"]
 RANGE, MACHINE, SWEEP = "Stages", "Machine", "Sweep"  # groups of options in --help
-TRAIN, SEE, BEGIN, USE = "Train", "See", "First steps", "Use the result"  # groups of commands
+TRAIN, SEE, BEGIN, USE, PEOPLE = "Train", "See", "First steps", "Use the result", "People"  # of commands
 
 app = typer.Typer(
     cls=Commands,
@@ -279,6 +279,7 @@ command(app, "tristage export --stage ppo", USE)(uses.export)
 command(app, "tristage evaluate --policies sft,sft@4,ppo", USE)(uses.evaluate)
 command(app, "tristage serve --port 8000", USE)(uses.serve)
 command(app, "tristage chat --compare sft ppo", USE)(uses.chat)
+app.add_typer(collecting.app, name="collect", rich_help_panel=PEOPLE)
 command(app, "tristage watch --run-dir runs/demo", SEE)(uses.watch)
 command(app, "tristage compare runs/demo runs/demo-kl", SEE)(uses.compare)
 

@@ -1,13 +1,16 @@
-"""How well people agree, in pairs of answers: the ceiling of what a reward model can learn from them."""
+"""How well people agree: the ceiling of what a reward model can learn from them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from statistics import fmean
 
+from data.people.events import Submitted
 from data.people.results import first_labels
 from data.people.round import Round
+
+Judged = tuple[int, ...]
 
 
 def pairwise_agreement(ours: Sequence[float], theirs: Sequence[float]) -> float:
@@ -28,29 +31,41 @@ def _sign(difference: float) -> int:
     return (difference > 0) - (difference < 0)
 
 
-def agreement_of_prompts(content: Round) -> list[float]:
-    """For each prompt that several people ranked, the mean agreement of any two of them."""
+def near(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """1 if two ratings of one answer are at most one point apart, else 0."""
+    return float(abs(ours[0] - theirs[0]) <= 1)
+
+
+def agreement_of_tasks(content: Round) -> list[float]:
+    """For each task that several people judged, the mean agreement of any two of them.
+
+    Of rankings it is `pairwise_agreement`, of ratings `near`.
+    """
+    given: dict[str, dict[str, Judged]] = {}
+    for showing, label in first_labels(content):
+        if values := judged(label):
+            given.setdefault(showing.task, {})[showing.labeller] = values
     return [
-        fmean(pairwise_agreement(a, b) for a, b in combinations(rankings, 2))
-        for rankings in _rankings_of_tasks(content)
-        if len(rankings) > 1
+        fmean(_agreement(content, a, b) for a, b in combinations(by_labeller.values(), 2))
+        for by_labeller in given.values()
+        if len(by_labeller) > 1
     ]
 
 
-def _rankings_of_tasks(content: Round) -> Iterator[list[tuple[int, ...]]]:
-    """For each task the rankings that different people gave."""
-    given: dict[str, dict[str, tuple[int, ...]]] = {}
-    for showing, label in first_labels(content):
-        if label.ranks:
-            given.setdefault(showing.task, {})[showing.labeller] = label.ranks
-    for by_labeller in given.values():
-        yield list(by_labeller.values())
-
-
 def self_agreement(content: Round, labeller: str) -> list[float]:
-    """For each task that a person ranked twice, how well the two rankings agree."""
-    given: dict[str, list[tuple[int, ...]]] = {}
+    """For each task that a person judged twice, how well its two judgements agree."""
+    given: dict[str, list[Judged]] = {}
     for showing, label in content.labels.submitted():
-        if showing.labeller == labeller and label.ranks:
-            given.setdefault(showing.task, []).append(label.ranks)
-    return [pairwise_agreement(*rankings) for rankings in given.values() if len(rankings) == 2]
+        if showing.labeller == labeller and (values := judged(label)):
+            given.setdefault(showing.task, []).append(values)
+    return [_agreement(content, *both) for both in given.values() if len(both) == 2]
+
+
+def judged(label: Submitted) -> Judged:
+    """What a person said of a task: the ranks of its answers, or their rating; empty for a text."""
+    return label.ranks or (() if label.rating is None else (label.rating,))
+
+
+def _agreement(content: Round, ours: Judged, theirs: Judged) -> float:
+    agree = near if content.settings.kind == "ratings" else pairwise_agreement
+    return agree(ours, theirs)

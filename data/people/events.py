@@ -105,17 +105,20 @@ class Labels:
     Attributes:
         showings: by id, in the order in which they were shown.
         outcomes: what came of a showing, by its id; the latest outcome last.
+        events: the number of events so far.
     """
 
     def __init__(self, events: Iterable[Shown | Submitted | Skipped | Undone] = ()) -> None:
         self.showings: dict[str, Shown] = {}
         self.outcomes: dict[str, Outcome] = {}
         self._submissions: set[str] = set()
+        self.events = 0
         for event in events:
             self.add(event)
 
     def add(self, event: Shown | Submitted | Skipped | Undone) -> None:
         """Take in one more event."""
+        self.events += 1
         if isinstance(event, Shown):
             self.showings[event.showing] = event
             return

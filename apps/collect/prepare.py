@@ -1,0 +1,83 @@
+"""Open a round: continue the one in a folder, or make a new one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from apps.collect.tasks import PROMPTS_OF, Asked, Say, make_tasks
+from configs.errors import UserError
+from configs.schema import Experiment, Stage
+from data.people.round import Round, Settings, create_round, has_round, read_round
+from pipeline.state.manifest import read_manifest
+from pipeline.state.run_directory import RunDirectory
+
+TRAINED: tuple[Stage, ...] = ("sft", "ppo")
+
+
+def open_round(folder: Path, asked: Asked, config: Experiment, run: RunDirectory, say: Say) -> Round:
+    """The round in `folder`; a new one if there is none.
+
+    Raises:
+        UserError: the round there asks something else, or a prompt, answer or policy cannot be used.
+    """
+    settings = _settings(asked, config, run)
+    if has_round(folder):
+        content = read_round(folder)
+        _check_same(content, settings)
+        if content.settings.adapters != settings.adapters:
+            say(f"note: a policy was trained again since the answers in {folder} were sampled")
+        return content
+    tasks = make_tasks(asked, settings.policies, settings.answers, config, run, say)
+    if not tasks:
+        raise UserError(f"collect {asked.kind}: there is nothing to ask. Give more prompts with --prompts.")
+    continues = not config.data.chat and all(isinstance(task.prompt, str) for task in tasks)
+    create_round(folder, settings.model_copy(update={"continues_text": continues}), tasks)
+    return read_round(folder)
+
+
+def _settings(asked: Asked, config: Experiment, run: RunDirectory) -> Settings:
+    """What the lead wants, with what the experiment says where the lead says nothing."""
+    policies = () if asked.answers else asked.policies or _policies(asked, run)
+    if asked.kind == "pairs" and not asked.answers and len(set(policies)) != 2:
+        raise UserError("--policy: a pair has the answers of two policies. For example: --policy sft,ppo")
+    if asked.kind in ("rankings", "ratings") and len(policies) > 1:
+        raise UserError(f"--policy: {asked.kind} are of the answers of one policy.")
+    each = asked.each or (config.rm.rankings.completions if asked.kind == "rankings" else 1)
+    prompts = str(asked.prompts or f"data.{PROMPTS_OF[asked.kind]}")
+    prompts = f"answers of {asked.answers}" if asked.answers else prompts
+    stages: list[Stage] = [name for name in TRAINED if name in policies]
+    manifests = {name: read_manifest(run.manifest(name)) for name in stages}
+    return Settings(
+        kind=asked.kind,
+        run=config.name,
+        answers=each,
+        policies=policies,
+        prompts=prompts if asked.number is None else f"{prompts}, the first {asked.number}",
+        adapters={name: one.output.sha256 for name, one in manifests.items() if one and one.output},
+        seed=config.rm.seed if asked.kind == "rankings" and config.rm.seed is not None else config.seed,
+    )
+
+
+def _policies(asked: Asked, run: RunDirectory) -> tuple[str, ...]:
+    if asked.kind == "pairs":
+        return ("sft", "ppo")
+    if asked.kind == "demonstrations" and not asked.draft:
+        return ()
+    ppo = read_manifest(run.manifest("ppo"))
+    newest = "ppo" if ppo and ppo.status == "finished" else "sft"
+    return ("sft" if asked.kind == "rankings" else newest,)
+
+
+def _check_same(content: Round, wanted: Settings) -> None:
+    """Raise UserError unless the round asks what the lead wants."""
+    for name in ("kind", "answers", "policies", "prompts"):
+        have, want = getattr(content.settings, name), getattr(wanted, name)
+        if have != want:
+            raise UserError(
+                f"{content.folder}: the round there has {name} {_shown(have)}, not {_shown(want)}. Give the "
+                "same options to continue it, or another folder with --out."
+            )
+
+
+def _shown(value: object) -> str:
+    return ",".join(value) or "none" if isinstance(value, tuple) else str(value)

@@ -1,0 +1,158 @@
+"""What people are asked: prompts, and answers to them from a file, an evaluation, or a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from configs.errors import UserError
+from configs.schema import Experiment, Stage
+from configs.schema import Source as DataSource
+from data.batches.tokenize import continuation, last_message_text
+from data.examples import StageData
+from data.people.round import Kind, Task, task_id
+from data.sources.formats import Row
+from data.sources.loading import load_rows
+from data.sources.messages import Text
+from data.sources.text import collapsed
+from data.storage.files import read_json_lines
+from pipeline.state.run_directory import RunDirectory
+
+Say = Callable[[str], None]
+Split = str  # train or held_out
+PROMPTS_OF: dict[Kind, Stage] = {"rankings": "rm", "ratings": "ppo", "demonstrations": "sft", "pairs": "ppo"}
+EVALUATION = "evaluation.jsonl"  # of PPO: the answers of all policies to the held-out prompts
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the lead wants to collect.
+
+    Attributes:
+        policies: whose answers people judge; empty for those that the kind is about.
+        prompts: a file; None for those of the stage that the labels are for.
+        answers: a file of prompts with answers, which no policy need give.
+        number: the most prompts.
+        each: answers to each prompt; None for what the experiment says.
+        draft: a policy writes a draft of each demonstration.
+    """
+
+    kind: Kind
+    policies: tuple[str, ...] = ()
+    prompts: Path | None = None
+    answers: Path | None = None
+    number: int | None = None
+    each: int | None = None
+    draft: bool = False
+
+
+def make_tasks(
+    asked: Asked, policies: Sequence[str], each: int, config: Experiment, run: RunDirectory, say: Say
+) -> list[Task]:
+    """The tasks of a new round. Those with fewer than two different answers to compare are left out.
+
+    Raises:
+        UserError: a prompt, answer or policy cannot be used.
+    """
+    found: Iterator[Task]
+    if asked.answers:
+        found = islice(_answers_of_file(asked.answers, asked.kind, say), asked.number)
+    elif asked.kind == "pairs" and asked.prompts is None and tuple(policies) == ("sft", "ppo"):
+        found = islice(_answers_of_evaluation(config, run, say), asked.number)
+    elif not policies:
+        found = (make_task(split, row["prompt"], []) for split, row in _prompts(asked, config, say))
+    else:
+        from apps.collect.sampling import sampled_tasks  # imports torch
+
+        prompts = list(_prompts(asked, config, say))
+        found = sampled_tasks(asked.kind, policies, each, config, run, prompts, say)
+    tasks = list(found)
+    least = 2 if asked.kind in ("rankings", "pairs") else 0
+    useful = {task.id: task for task in map(distinct, tasks) if len(task.completions) >= least}
+    if len(useful) < len(tasks):
+        say(f"{len(tasks) - len(useful)} of {len(tasks)} prompts left out: their answers are the same")
+    return list(useful.values())
+
+
+def distinct(task: Task) -> Task:
+    """The task with one of each group of answers that differ by blanks only."""
+    keys = [collapsed(completion) for completion in task.completions]
+    kept = [position for position, key in enumerate(keys) if keys.index(key) == position]
+    if len(kept) == len(keys):
+        return task
+    columns = {
+        name: tuple(column[position] for position in kept)
+        for name in ("completions", "completion_ids", "sources")
+        if (column := getattr(task, name))
+    }
+    return task.model_copy(update=columns | {"id": task_id(task.prompt, columns["completions"])})
+
+
+def make_task(
+    split: Split,
+    prompt: Text,
+    completions: Sequence[str],
+    ids: Sequence[Sequence[int]] = (),
+    sources: Sequence[str] = (),
+) -> Task:
+    """A task with its id."""
+    return Task.model_validate(
+        {
+            "id": task_id(prompt, completions),
+            "split": split,
+            "prompt": prompt,
+            "completions": completions,
+            "completion_ids": ids,
+            "sources": sources,
+        }
+    )
+
+
+def _prompts(asked: Asked, config: Experiment, say: Say) -> Iterator[tuple[Split, Row]]:
+    """Each prompt with its split: of a file, or of the stage that the labels are for.
+
+    Rankings are of the prompts of `data.rm`, training and held-out ones. Of pairs, which evaluate, the
+    prompts are those that PPO holds out.
+    """
+    stage = PROMPTS_OF[asked.kind]
+    if asked.prompts and asked.kind != "rankings":
+        source = DataSource(path=str(asked.prompts), limit=asked.number)
+        yield from (("train", row) for row in load_rows(source, "prompts", say).rows)
+        return
+    changes = {"path": str(asked.prompts)} if asked.prompts else {}
+    limit = {"limit": asked.number} if asked.number and asked.kind != "pairs" else {}
+    source = config.data.source(stage).model_copy(update=changes | limit)
+    data = config.data.model_copy(update={stage: source})
+    rows = StageData(config.model_copy(update={"data": data}), stage, say).rows("prompts")
+    if asked.kind != "pairs":
+        yield from (("train", row) for row in rows.train)
+    if asked.kind in ("rankings", "pairs"):
+        yield from (("held_out", row) for row in rows.held_out)
+
+
+def _answers_of_file(file: Path, kind: Kind, say: Say) -> Iterator[Task]:
+    """The prompts and answers of a file, in any format of rankings; for ratings, of demonstrations."""
+    one = kind in ("ratings", "demonstrations")
+    for row in load_rows(DataSource(path=str(file)), "demonstrations" if one else "rankings", say).rows:
+        answers = [row["completion"]] if one else row["completions"]
+        if kind == "pairs" and len(answers) != 2:
+            raise UserError(f"{row['where']}: a pair has two answers, and this row {len(answers)}.")
+        yield make_task("train", row["prompt"], [last_message_text(answer) for answer in answers])
+
+
+def _answers_of_evaluation(config: Experiment, run: RunDirectory, say: Say) -> Iterator[Task]:
+    """The answers of SFT and PPO that PPO's evaluation has recorded; one more sampling would change them."""
+    file = run.stage("ppo") / EVALUATION
+    if not file.is_file():
+        raise UserError(
+            f"{file} is missing: stage ppo has not finished, or holds no prompts out. Run it first, or "
+            "sample answers to other prompts with --prompts."
+        )
+    held_out = StageData(config, "ppo", say).rows("prompts").held_out
+    prompts = {last_message_text(row["prompt"]): row["prompt"] for row in held_out}
+    for row in read_json_lines(file, ["prompt", "sft", "ppo"]):
+        prompt = prompts.get(row["prompt"], row["prompt"])
+        answers = [continuation(prompt, row[policy], config.data) for policy in ("sft", "ppo")]
+        yield make_task("held_out", prompt, answers, sources=["sft", "ppo"])
