@@ -201,7 +201,7 @@ def demonstrations(options: WritingOptions) -> int:
 
 @command(app, "tristage collect ratings --policy sft")
 def ratings(options: RatingOptions) -> int:
-    """People rate one answer at a time from 1 to 7 (default: the newest policy's); see data.sft.min_rating."""
+    """People rate single answers from 1 to 7 (default: the newest policy's); see data.sft.min_rating."""
     return _collect("ratings", options)
 
 
