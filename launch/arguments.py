@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from configs.error_messages import node_at
-from configs.errors import UserError
+from configs.errors import UserError, Waiting
 from configs.load import load_experiment
 from configs.schema import Experiment
 from pipeline.planning.request import Request
@@ -246,6 +246,9 @@ def exit_status(app: typer.Typer, program: str) -> int:
     """
     try:
         status: int | None = app(prog_name=program, standalone_mode=False)
+    except Waiting as error:
+        say(str(error))
+        return error.exit_code
     except UserError as error:
         say(f"error: {error}", error=True)
         return 2

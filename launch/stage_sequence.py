@@ -15,6 +15,7 @@ from types import FrameType
 from configs.schema import Stage
 from launch.deepspeed_command import Launch
 from pipeline.planning.batches import check_batches
+from pipeline.planning.people import check_people
 from pipeline.planning.plan import StagePlan
 from pipeline.planning.request import Request
 from pipeline.processes.parent_watch import SECONDS_TO_STOP
@@ -33,18 +34,22 @@ def run_all(request: Request, launch: Launch, plans: Sequence[StagePlan]) -> int
         0, or the exit status of the first stage that does not finish.
 
     Raises:
+        Waiting: the next stage waits for people. All earlier ones are done.
         UserError: before any stage starts, if a stage is blocked, its batches do not divide by the number of
             ranks, or this machine has too few devices.
     """
     for plan in plans:
-        plan.check_runnable()
+        if plan.action != "wait":
+            plan.check_runnable()
         if plan.action != "skip":
             launch.check_devices()
             check_batches(request.config, plan.stage, launch.world())
     for plan in plans:
         if plan.action == "skip":
             say(f"stage {plan.stage}: {plan.why}")
-        elif status := _run_one(request.run, launch, plan.stage):
+            continue
+        check_people(request, plan.stage)
+        if status := _run_one(request.run, launch, plan.stage):
             return status
     return 0
 

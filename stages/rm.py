@@ -1,7 +1,7 @@
 """Stage 2, a reward model on rankings (Ouyang et al. 2022, section 3.5, equation 1).
 
 If the config names a labeller, the stage first collects rankings: K answers of the SFT policy to each prompt,
-ranked by the labeller (InstructGPT's step 2).
+ranked by the labeller (InstructGPT's step 2). People have ranked them before the stage starts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from data.batches import collate, tokenize
 from data.batches.sampler import micro_batches, seed_from, total_steps
 from data.examples import Examples, read_examples, tokenized
 from stages.context import Context, Outcome
+from stages.feedback.people import people_figures, take_rankings
 from stages.feedback.rankings import collect_rankings, has_rankings, read_collected_rankings
 from stages.feedback.reward_model import RewardModel
 from stages.maths.losses import ranking_loss
@@ -87,6 +88,7 @@ def run(context: Context) -> Outcome:
             "score_mean": mean,
             "score_std": deviation,
             **counts,
+            **people_figures(context.folder),
             "steps": steps,
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": ranks.max(peak_memory_bytes()),
@@ -110,7 +112,7 @@ def add_reward_model(context: Context, models: RoleModels) -> None:
 def read_rankings(
     context: Context, models: RoleModels, reward_model: RewardModel, record_samples: bool
 ) -> Examples[tokenize.Ranking]:
-    """Training and held-out rankings, from `data.rm` or from the labeller, who ranks samples first.
+    """Training and held-out rankings, from `data.rm`, from people, or from the labeller, who ranks samples.
 
     Args:
         record_samples: record some collected rankings. A checkpoint has them on record already.
@@ -118,7 +120,10 @@ def read_rankings(
     config, tokenizer, note = context.config, models.reward_tokenizer, context.tracker.note
     if config.rm.rankings.labeller == "file":
         return read_examples(context.data("rm"), "rankings", tokenize.rankings, tokenizer)
-    if not has_rankings(context):
+    if config.rm.rankings.labeller == "people":
+        if not has_rankings(context):
+            take_rankings(context)
+    elif not has_rankings(context):
         rollout = config.rm.rankings.rollout
         with open_sampler(models.policy_base, models.tokenizer, context.ranks, rollout) as sampler:
             collect_rankings(context, sampler, Role.POLICY)

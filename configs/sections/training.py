@@ -100,14 +100,18 @@ class Sft(Epochs):
 class Rankings(Section):
     """InstructGPT's step 2: sample answers of the SFT policy and have a labeller rank them."""
 
-    labeller: Literal["file", "warmth", "warm_ending"] | Function = Field(
+    labeller: Literal["file", "people", "warmth", "warm_ending"] | Function = Field(
         "file",
-        description="file: data.rm already holds rankings; warmth: sentiment less repetition; warm_ending: "
-        "the demo's, which also wants plain English on the subject; or your own Python function "
-        "`module:function`",
+        description="file: data.rm already holds rankings; people: `tristage collect rankings` asks them, "
+        "and the stage waits; warmth: sentiment less repetition; warm_ending: the demo's, which also wants "
+        "plain English on the subject; or your own Python function `module:function`",
     )
     completions: Annotated[int, Field(ge=2, le=1024), PlainNumber] = Field(
         4, description="K, the number of answers to rank per prompt"
+    )
+    complete: Fraction = Field(
+        1.0,
+        description="people: share of the prompts that must be ranked, or skipped, before the stage starts",
     )
     rollout: Rollout = Rollout()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,6 +105,10 @@ class Round:
         """The tasks that nobody has answered or skipped."""
         done = {self.labels.showings[showing].task for showing in self.labels.outcomes}
         return [task for task in self.tasks.values() if task.id not in done]
+
+    def missing(self, share: float = 1.0) -> int:
+        """How many tasks people must still answer or skip, until a share of all is done."""
+        return max(0, math.ceil(share * len(self.tasks)) - (len(self.tasks) - len(self.unlabelled)))
 
     @contextmanager
     def writing(self) -> Iterator[LabelFile]:

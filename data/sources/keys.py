@@ -26,7 +26,7 @@ SYNONYMS = {
 _METADATA = """
     id ids _id uid uuid guid idx index row row_id row_idx prompt_id question_id conversation_id conv_id
     dialog_id dialogue_id thread_id message_id parent_id example_id sample_id chosen_id rejected_id user_id
-    annotator annotator_id hash sha256 md5
+    annotator annotator_id labeller hash sha256 md5
     source sources data_source source_dataset source_id dataset dataset_name origin url urls
     category categories topic topics subject domain subset task task_name task_type tag tags type
     language lang locale license author version created created_at updated_at date time timestamp

@@ -1,4 +1,4 @@
-"""Decide what happens to a stage, and why: run, resume, skip, or blocked until the user acts.
+"""Decide what happens to a stage, and why: run, resume, skip, wait for people, or blocked.
 
 Planning reads the configuration and the run directory. It starts nothing and writes nothing.
 """
@@ -10,16 +10,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from configs.errors import UserError
+from configs.errors import UserError, Waiting
 from configs.identity import differences, stage_hash
 from configs.schema import STAGES, Stage
 from data.storage.files import PARTIAL
+from pipeline.planning.people import waits_for_people
 from pipeline.planning.request import Request
 from pipeline.planning.upstream import Blocked, check_upstream
 from pipeline.state.manifest import Input, Manifest, damage, owner_of, read_manifest
 from pipeline.state.run_directory import PLAIN_REMEDY, not_plain
 
-Action = Literal["run", "resume", "skip", "blocked"]
+Action = Literal["run", "resume", "skip", "wait", "blocked"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class StagePlan:
 
     Attributes:
         why: one line for the user. For a blocked stage, it says what is wrong.
-        remedy: what to do about a blocked stage.
+        remedy: what to do about a blocked or a waiting stage.
         set_aside: the new name of the stage's present folder, which is renamed before the stage runs.
         inputs: the adapters that the stage reads, without those that are still to be trained.
         notes: lines for the user that do not change the decision.
@@ -48,7 +49,9 @@ class StagePlan:
         return self.action in ("run", "resume")
 
     def check_runnable(self) -> None:
-        """Raise UserError if the stage is blocked."""
+        """Raise UserError if the stage is blocked, Waiting if it waits for people."""
+        if self.action == "wait":
+            raise Waiting(f"stage {self.stage} {self.why}. {self.remedy}")
         if self.action == "blocked":
             raise UserError(f"stage {self.stage}: {self.why}.\n{self.remedy}")
 
@@ -95,6 +98,10 @@ def plan_stage(
         _check_writable_folder(request.run.stage(stage), plan)
     except Blocked as blocked:
         return StagePlan(stage, "blocked", blocked.why, blocked.remedy)
+    if plan.starts and (why := waits_for_people(request, stage, resumes=plan.action == "resume")):
+        if "sft" in pending:
+            return replace(plan, inputs=inputs, notes=(*notes, f"{why}, once sft has finished"))
+        plan = StagePlan(stage, "wait", why, f"Ask them: {request.collect_command()}")
     if plan.action == "skip" and manifest is not None:
         notes += tuple(manifest.record_faults(request.run.stage(stage)))
     return replace(plan, inputs=inputs, notes=notes)

@@ -56,6 +56,10 @@ class Request:
             return self._line(f"tristage run --from {following}")
         return self.command(following)
 
+    def collect_command(self) -> str:
+        """The command line by which people rank the answers of SFT."""
+        return self._line("tristage collect rankings")
+
     def _fine_tune_command(self) -> str:
         """SFT on the answers that `best` has picked, in its own run directory."""
         run_dir, config_file = self.run.path, self.run.config_file

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from configs.errors import UserError
+from configs.errors import UserError, Waiting
 from configs.safe_text import safe
 from data.storage.files import write_text
 from pipeline.processes.hangs import place_of_main_thread, timed_out, where_hung, where_raised
@@ -81,9 +81,7 @@ def explained(error: BaseException, folder: Path) -> BaseException:
 
 
 def exit_code(error: BaseException) -> int:
-    if isinstance(error, UserError):
-        return 2
-    if isinstance(error, Interrupted):
+    if isinstance(error, UserError | Interrupted):
         return error.exit_code
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
@@ -104,7 +102,9 @@ def report(error: BaseException, rank: int) -> None:
     if rank != 0:
         time.sleep(SECONDS_TO_FIND_HUNG_RANK if gave_up else SECONDS_BEFORE_OTHER_RANKS_REPORT)
         say(f"rank {rank}:", error=True)
-    if isinstance(error, UserError | RankFailed):
+    if isinstance(error, Waiting):
+        say(str(error))
+    elif isinstance(error, UserError | RankFailed):
         say(f"error: {error}", error=True)
     elif gave_up:  # torch's traceback only shows the collective; the log has it
         say(f"error: {GAVE_UP}", error=True)

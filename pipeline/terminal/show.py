@@ -19,7 +19,13 @@ from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.format import show_seconds
 from pipeline.terminal.summary import key_metrics
 
-COLORS: dict[Action, str] = {"run": "green", "resume": "yellow", "skip": "dim", "blocked": "red"}
+COLORS: dict[Action, str] = {
+    "run": "green",
+    "resume": "yellow",
+    "skip": "dim",
+    "wait": "cyan",
+    "blocked": "red",
+}
 
 MOST_RUNS = 24  # of a sweep that are shown
 

@@ -1,0 +1,41 @@
+"""Whether the reward model's stage must wait until people have ranked its answers."""
+
+from __future__ import annotations
+
+from configs.errors import Waiting
+from configs.schema import Stage
+from data.people.round import FOLDER, has_round, read_round
+from pipeline.planning.request import Request
+
+RANKINGS = "rankings.jsonl"  # in the stage's folder: what it trains on once it has begun
+
+
+def waits_for_people(request: Request, stage: Stage, *, resumes: bool = False) -> str:
+    """What people must still do before `stage` can start, in words; "" for nothing.
+
+    Args:
+        resumes: the stage has begun. It keeps the rankings that it began with.
+
+    Raises:
+        UserError: the labelling round is damaged.
+    """
+    rankings = request.config.rm.rankings
+    if stage != "rm" or rankings.labeller != "people":
+        return ""
+    if resumes and (request.run.stage(stage) / RANKINGS).is_file():
+        return ""
+    folder = request.run.path / FOLDER / "rankings"
+    if not has_round(folder):
+        return "waits for people, who have not been asked yet"
+    content = read_round(folder)
+    missing = content.missing(rankings.complete)
+    if not missing:
+        return ""
+    done = len(content.tasks) - len(content.unlabelled)
+    return f"waits for people: {missing} more of {len(content.tasks)} prompts to rank ({done} are done)"
+
+
+def check_people(request: Request, stage: Stage) -> None:
+    """Raise Waiting if people must act before `stage` can start."""
+    if why := waits_for_people(request, stage, resumes=not (request.force or request.fresh)):
+        raise Waiting(f"stage {stage} {why}. Ask them: {request.collect_command()}")
