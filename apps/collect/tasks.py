@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -114,22 +115,24 @@ def _prompts(asked: Asked, config: Experiment, say: Say) -> Iterator[tuple[Split
     """Each prompt with its split: of a file, or of the stage that the labels are for.
 
     Rankings are of the prompts of `data.rm`, training and held-out ones. Of pairs, which evaluate, the
-    prompts are those that PPO holds out.
+    prompts are those that PPO holds out. Of fewer prompts, as large a share is held out.
     """
     stage = PROMPTS_OF[asked.kind]
     if asked.prompts and asked.kind != "rankings":
         source = DataSource(path=str(asked.prompts), limit=asked.number)
         yield from (("train", row) for row in load_rows(source, "prompts", say).rows)
         return
-    changes = {"path": str(asked.prompts)} if asked.prompts else {}
-    limit = {"limit": asked.number} if asked.number and asked.kind != "pairs" else {}
-    source = config.data.source(stage).model_copy(update=changes | limit)
-    data = config.data.model_copy(update={stage: source})
-    rows = StageData(config.model_copy(update={"data": data}), stage, say).rows("prompts")
-    if asked.kind != "pairs":
-        yield from (("train", row) for row in rows.train)
-    if asked.kind in ("rankings", "pairs"):
-        yield from (("held_out", row) for row in rows.held_out)
+    if asked.prompts:
+        source = config.data.source(stage).model_copy(update={"path": str(asked.prompts)})
+        config = config.model_copy(update={"data": config.data.model_copy(update={stage: source})})
+    rows = StageData(config, stage, say).rows("prompts")
+    train = [] if asked.kind == "pairs" else rows.train
+    held_out = rows.held_out if asked.kind in ("rankings", "pairs") else []
+    total = len(train) + len(held_out)
+    number = min(asked.number or total, total)
+    kept = math.ceil(number * len(held_out) / max(1, total))
+    yield from (("train", row) for row in train[: number - kept])
+    yield from (("held_out", row) for row in held_out[:kept])
 
 
 def _answers_of_file(file: Path, kind: Kind, say: Say) -> Iterator[Task]:
