@@ -82,7 +82,14 @@ class Assignment:
         name = f"{labeller}/{task}/{len(self._labels.showings)}"
         answers = range(len(self._round.tasks[task].completions))
         order = sorted(answers, key=lambda position: _unit(self._round.settings.seed, name, str(position)))
-        return Shown(showing=uuid4().hex[:16], task=task, labeller=labeller, order=tuple(order), again=again)
+        return Shown(
+            showing=uuid4().hex[:16],
+            time=self._clock(),
+            task=task,
+            labeller=labeller,
+            order=tuple(order),
+            again=again,
+        )
 
     def _again(self, labeller: str, others: int) -> str | None:
         """A task that the person should get a second time, after `others` tasks or more."""

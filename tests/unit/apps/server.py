@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +16,7 @@ from apps.serve.limits import Limits
 from apps.serve.service import Service
 from apps.trained_run import LoadedPolicies, TrainedRun
 from apps.web.server import Server, listening_socket
-
-SECONDS = 30  # for what should happen soon
+from tests.support.waiting import SECONDS, until
 
 
 @dataclass(frozen=True)
@@ -55,11 +53,3 @@ def serving(
         server.should_exit = True
         thread.join(SECONDS)
         assert not thread.is_alive()
-
-
-def until(happened) -> None:
-    """Wait until `happened()` is true."""
-    deadline = time.monotonic() + SECONDS
-    while not happened():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.01)

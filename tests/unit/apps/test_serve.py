@@ -25,7 +25,8 @@ from stages.feedback.reward_model import RewardModel
 from stages.sampling.decoding import Response
 from tests.support.random_run import without_stage
 from tests.support.roles import CPU
-from tests.unit.apps.server import serving, until
+from tests.support.waiting import until
+from tests.unit.apps.server import serving
 
 KEY = "a-key-of-tests"
 TEXT = {"model": "sft", "prompt": "My cat is sick.", "max_tokens": 4}

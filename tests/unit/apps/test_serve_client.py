@@ -11,7 +11,7 @@ from apps.answers.answer import Order
 from apps.answers.decoder import Decoder
 from apps.answers.prompts import Prompts
 from apps.answers.sampling import Sampling
-from tests.unit.apps.server import until
+from tests.support.waiting import until
 
 MESSAGES = [{"role": "user", "content": "My cat is sick."}]
 

@@ -1,0 +1,245 @@
+"""The desk: who gets which task, what counts, and what stages read of it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+
+from apps.collect.assignment import Plan
+from apps.collect.desk import Answer, UnknownShowing, WrongKind
+from apps.collect.figures import agreement, progress
+from configs.errors import UserError
+from configs.schema import Source
+from data.people.agreement import agreement_of_tasks, self_agreement
+from data.people.results import demonstrations, rankings, ratings, write_results
+from data.people.round import read_round
+from data.sources.loading import load_rows
+from data.storage.files import read_json_lines
+from tests.support.people import desk_of, new_round
+
+
+@dataclass
+class Clock:
+    """A clock that a test moves."""
+
+    time: datetime = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.time
+
+    def pass_minutes(self, minutes: float) -> None:
+        self.time += timedelta(minutes=minutes)
+
+
+def answer(showing, ranks=None, **given) -> Answer:
+    ranks = None if given.keys() & {"rating", "text"} else ranks or list(range(1, len(showing.order) + 1))
+    return Answer(showing.showing, uuid4().hex, given.pop("seconds", 2.0), ranks, **given)
+
+
+def rank_by_text(desk, showing, reverse=False) -> Answer:
+    """Answer 0.0 is the best, whatever the order in which the page shows the answers."""
+    ranks = [position + 1 for position in showing.order]
+    return answer(showing, [len(ranks) + 1 - rank for rank in ranks] if reverse else ranks)
+
+
+def test_nobody_gets_what_another_holds_and_all_is_done_once(tmp_path):
+    new_round(tmp_path, tasks=6)
+    with desk_of(tmp_path) as desk:
+        first, second = desk.next("anna"), desk.next("ben")
+        assert first.task != second.task
+        assert desk.next("anna") == first  # a page that is loaded again
+        done = Counter()
+        for turn in range(6):
+            name = ("anna", "ben")[turn % 2]
+            showing = desk.next(name)
+            desk.submit(name, answer(showing))
+            done[showing.task] += 1
+        assert set(done.values()) == {1} and len(done) == 6
+        assert desk.next("anna") is None and desk.next("carol") is None
+        assert desk.round.unlabelled == []
+
+
+def test_a_lease_ends_and_the_task_goes_to_another(tmp_path):
+    new_round(tmp_path, tasks=1)
+    clock = Clock()
+    with desk_of(tmp_path, Plan(0, 0, lease_seconds=600), clock=clock) as desk:
+        held = desk.next("anna")
+        assert desk.next("ben") is None
+        clock.pass_minutes(6)
+        desk.hold("anna", held.showing)
+        clock.pass_minutes(6)
+        assert desk.next("ben") is None  # anna's page says that she is at it
+        clock.pass_minutes(10)
+        taken = desk.next("ben")
+        assert taken.task == held.task
+        assert desk.assignment.held("anna") is None
+        desk.submit("ben", answer(taken))
+        desk.submit("anna", answer(held))  # what a person gave is never thrown away
+        assert len(rankings(desk.round)) == 2
+
+
+def test_shared_tasks_go_to_everyone_and_some_come_again(tmp_path):
+    new_round(tmp_path, tasks=40)
+    with desk_of(tmp_path, Plan(overlap=0.25, again=0.2)) as desk:
+        people = ["anna", "ben", "carol"]
+        seen = {name: [] for name in people}
+        while any((showing := desk.next(name)) for name in people for _ in [0]):
+            for name in people:
+                if showing := desk.next(name):
+                    seen[name].append(showing)
+                    desk.submit(name, rank_by_text(desk, showing, reverse=name == "carol"))
+        everyone = set.intersection(*({one.task for one in shown} for shown in seen.values()))
+        assert len(everyone) == 10
+        assert len({one.task for shown in seen.values() for one in shown}) == 40
+        for name, shown in seen.items():
+            again = [one for one in shown if one.again]
+            assert again
+            for one in again:
+                places = [place for place, other in enumerate(shown) if other.task == one.task]
+                assert len(places) == 2
+            assert self_agreement(desk.round, name) == [1.0] * len(again)
+        # Anna and Ben agree, and Carol turns everything around: of three pairs of people, one agrees.
+        assert agreement_of_tasks(desk.round) == pytest.approx([1 / 3] * 10)
+        figures = agreement(desk.round, intervals=True)
+        assert figures["tau_b"]["value"] == pytest.approx(-1 / 3)
+        assert figures["alpha"]["value"] < 0 and figures["alpha"]["low"] <= figures["alpha"]["value"]
+        assert len(rankings(desk.round)) == 40 + 2 * 10  # what came again is no ranking more
+
+
+def test_the_order_of_the_answers_is_recorded_and_undone_in_the_ranks(tmp_path):
+    new_round(tmp_path, tasks=8)
+    with desk_of(tmp_path) as desk:
+        orders = []
+        while showing := desk.next("anna"):
+            orders.append(showing.order)
+            desk.submit("anna", rank_by_text(desk, showing))
+        assert len(set(orders)) > 3  # of 24
+    for row in rankings(read_round(tmp_path)):
+        number = row["prompt"].split()[1]
+        assert row["completions"] == [f"Answer {number}.{place}" for place in range(4)]
+        assert row["ranks"] == [0, 1, 2, 3]
+
+
+def test_ties_stay_ties_and_gaps_close(tmp_path):
+    new_round(tmp_path, tasks=1)
+    with desk_of(tmp_path) as desk:
+        showing = desk.next("anna")
+        shown = [[1, 4, 4, 9][position] for position in showing.order]
+        desk.submit("anna", answer(showing, shown))
+        assert rankings(desk.round)[0]["ranks"] == [0, 1, 1, 2]
+
+
+def test_a_submission_counts_once_and_may_be_undone(tmp_path):
+    new_round(tmp_path, tasks=3)
+    with desk_of(tmp_path) as desk:
+        showing = desk.next("anna")
+        given = answer(showing, demonstration="A better answer.")
+        desk.submit("anna", given)
+        desk.submit("anna", given)
+        assert desk.counts("anna") == {
+            "done": 1, "left": 2, "total": 3, "today": 1, "median_seconds": 2.0,
+        }  # fmt: skip
+        assert [row["completion"] for row in demonstrations(desk.round)] == ["A better answer."]
+        shown, outcome = desk.undo("anna")
+        assert shown == showing and outcome.demonstration == "A better answer."
+        assert rankings(desk.round) == [] and desk.undo("anna") is None
+        desk.submit("anna", given)  # the page's last retry arrives late
+        assert rankings(desk.round) == []
+        desk.submit("anna", answer(showing))
+        assert len(rankings(desk.round)) == 1
+
+
+def test_a_skipped_task_is_done_unless_another_person_takes_it(tmp_path):
+    new_round(tmp_path, tasks=2)
+    with desk_of(tmp_path) as desk:
+        for _ in range(2):
+            desk.skip("anna", desk.next("anna").showing, uuid4().hex, 1.0, "unclear", "")
+        assert desk.next("anna") is None
+        assert desk.round.missing() == 0
+        desk.submit("ben", answer(desk.next("ben")))
+        figures = progress(desk.round)
+        assert figures["labelled"] == 1 and figures["skips"] == {"unclear": 2}
+
+
+def test_what_is_no_answer_to_the_task_is_refused(tmp_path):
+    new_round(tmp_path, tasks=2)
+    with desk_of(tmp_path) as desk:
+        showing = desk.next("anna")
+        for wrong in (
+            answer(showing, [1, 2, 3]),
+            answer(showing, rating=3),
+            Answer(showing.showing, uuid4().hex, 1.0),
+        ):
+            with pytest.raises(WrongKind):
+                desk.submit("anna", wrong)
+        for name, one in (("ben", answer(showing)), ("anna", Answer("unknown", uuid4().hex, 1.0, [1]))):
+            with pytest.raises(UnknownShowing):
+                desk.submit(name, one)
+        desk.submit("anna", answer(showing))
+        with pytest.raises(UnknownShowing):  # in another tab of the same person
+            desk.submit("anna", answer(showing))
+
+
+def test_a_second_server_and_a_damaged_file_are_refused(tmp_path):
+    new_round(tmp_path, tasks=2)
+    with desk_of(tmp_path) as desk:
+        desk.submit("anna", answer(desk.next("anna")))
+        with pytest.raises(UserError, match="another server collects labels there"), desk_of(tmp_path):
+            pass
+    labels = tmp_path / "labels.jsonl"
+    whole = labels.read_text()
+    labels.write_text(whole.replace('"order":[', '"order":[7,'))
+    with pytest.raises(
+        UserError, match=r"labels.jsonl, line 1: damaged \(`order` does not order the answers"
+    ):
+        read_round(tmp_path)
+    labels.write_text(whole)
+    (tmp_path / "tasks.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"tasks\.jsonl: missing or damaged"):
+        read_round(tmp_path)
+
+
+def test_what_a_server_forgets_at_a_kill_is_in_the_file(tmp_path):
+    new_round(tmp_path, tasks=3)
+    with desk_of(tmp_path) as desk:
+        desk.submit("anna", answer(desk.next("anna")))
+        held = desk.next("anna")
+    with desk_of(tmp_path) as again:
+        assert again.next("anna") == held
+        again.submit("anna", answer(held))
+        assert again.counts("anna")["done"] == 2
+
+
+def test_stages_read_rankings_and_ratings(tmp_path):
+    folders = {kind: tmp_path / kind for kind in ("rankings", "ratings", "pairs")}
+    for kind, folder in folders.items():
+        new_round(folder, kind, tasks=5, answers={"rankings": 4, "ratings": 1, "pairs": 2}[kind])
+        with desk_of(folder, Plan(overlap=1, again=0)) as desk:
+            for number, name in enumerate(("anna", "ben")):
+                while showing := desk.next(name):
+                    rating = {"rating": 5 + number} if kind == "ratings" else {}
+                    desk.submit(name, answer(showing, **rating))
+            write_results(desk.round)
+    rows = load_rows(Source(path=str(folders["rankings"] / "rankings.jsonl")), "rankings", print).rows
+    assert len(rows) == 10 and {len(row["completions"]) for row in rows} == {4}
+    assert {row["rating"] for row in ratings(read_round(folders["ratings"]))} == {5.5}
+    pairs = read_json_lines(folders["pairs"] / "pairs.jsonl")
+    assert {tuple(sorted(row["sources"])) for row in pairs} == {("ppo", "sft")}
+    assert json.loads((folders["pairs"] / "round.json").read_text())["kind"] == "pairs"
+
+
+def test_demonstrations_that_continue_a_text_stay_apart_from_it(tmp_path):
+    content = new_round(tmp_path, "demonstrations", tasks=1, answers=0)
+    (tmp_path / "round.json").write_text(
+        content.settings.model_copy(update={"continues_text": True}).model_dump_json()
+    )
+    with desk_of(tmp_path) as desk:
+        with pytest.raises(WrongKind, match="empty"):
+            desk.submit("anna", answer(desk.next("anna"), text=" \n"))
+        desk.submit("anna", answer(desk.next("anna"), text="and so on."))
+        assert demonstrations(desk.round)[0]["completion"] == " and so on."
