@@ -24,7 +24,6 @@ from apps.web.guard import Guard
 from data.people.events import HIGHEST, LOWEST, Outcome, Shown, SkipReason, Submitted
 
 PAGE = Path(__file__).with_name("page")
-OPEN_PATHS = ("/", "/progress", "/api/round")
 MOST_BYTES, MOST_SECONDS, MOST_REQUESTS = 2**20, 30.0, 512
 Json = dict[str, Any]
 
@@ -45,21 +44,23 @@ class Lead:
 def application(desk: Desk, lead: Lead) -> Starlette:
     """The labelling page and its interface over `desk`."""
     paths = Paths(desk, lead)
+    routes: list[Route | Mount] = [
+        Route("/", _page("index.html")),
+        Route("/progress", _page("progress.html")),
+        Route("/api/round", paths.round),
+        Route("/api/next", paths.next, methods=["POST"]),
+        Route("/api/submit", paths.submit, methods=["POST"]),
+        Route("/api/skip", paths.skip, methods=["POST"]),
+        Route("/api/undo", paths.undo, methods=["POST"]),
+        Route("/api/hold", paths.hold, methods=["POST"]),
+        Route("/api/progress", paths.progress),
+        Mount("/page", StaticFiles(directory=PAGE)),
+    ]
+    open_paths = {route.path for route in routes}  # each of them finds out who asks
     return Starlette(
-        routes=[
-            Route("/", _page("index.html")),
-            Route("/progress", _page("progress.html")),
-            Route("/api/round", paths.round),
-            Route("/api/next", paths.next, methods=["POST"]),
-            Route("/api/submit", paths.submit, methods=["POST"]),
-            Route("/api/skip", paths.skip, methods=["POST"]),
-            Route("/api/undo", paths.undo, methods=["POST"]),
-            Route("/api/hold", paths.hold, methods=["POST"]),
-            Route("/api/progress", paths.progress),
-            Mount("/page", StaticFiles(directory=PAGE)),
-        ],
+        routes=routes,
         middleware=[
-            Middleware(Guard, keys=lead.people.by_token, open_paths=OPEN_PATHS, requests=MOST_REQUESTS)
+            Middleware(Guard, keys=lead.people.by_token, open_paths=open_paths, requests=MOST_REQUESTS)
         ],
         exception_handlers=HANDLERS | {UnknownShowing: _on_unknown_showing, WrongKind: _on_wrong_kind},
     )

@@ -79,6 +79,12 @@ class Labeller:
         task: Json | None = response.json()["task"]
         return task
 
+    def take(self) -> Json:
+        """The next task; there must be one."""
+        task = self.next()
+        assert task is not None
+        return task
+
     def rank(self, task: Json, ranks: list[int] | None = None, **more: Any) -> requests.Response:
         ranks = ranks or list(range(1, len(task["answers"]) + 1))
         answer = {"showing": task["showing"], "submission": uuid4().hex, "seconds": 3.5, "ranks": ranks}

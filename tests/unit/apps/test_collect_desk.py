@@ -11,13 +11,14 @@ from uuid import uuid4
 import pytest
 
 from apps.collect.assignment import Plan
-from apps.collect.desk import Answer, UnknownShowing, WrongKind
+from apps.collect.desk import Answer, Desk, UnknownShowing, WrongKind
 from apps.collect.figures import agreement, progress
 from configs.errors import UserError
 from configs.schema import Source
 from data.people.agreement import agreement_of_tasks, self_agreement
+from data.people.events import Shown, Submitted
 from data.people.results import demonstrations, rankings, ratings, write_results
-from data.people.round import read_round
+from data.people.round import Kind, read_round
 from data.sources.loading import load_rows
 from data.storage.files import read_json_lines
 from tests.support.people import desk_of, new_round
@@ -41,6 +42,13 @@ def answer(showing, ranks=None, **given) -> Answer:
     return Answer(showing.showing, uuid4().hex, given.pop("seconds", 2.0), ranks, **given)
 
 
+def take(desk: Desk, name: str) -> Shown:
+    """The task that a person gets; there must be one."""
+    showing = desk.next(name)
+    assert showing is not None
+    return showing
+
+
 def rank_by_text(desk, showing, reverse=False) -> Answer:
     """Answer 0.0 is the best, whatever the order in which the page shows the answers."""
     ranks = [position + 1 for position in showing.order]
@@ -50,13 +58,13 @@ def rank_by_text(desk, showing, reverse=False) -> Answer:
 def test_nobody_gets_what_another_holds_and_all_is_done_once(tmp_path):
     new_round(tmp_path, tasks=6)
     with desk_of(tmp_path) as desk:
-        first, second = desk.next("anna"), desk.next("ben")
+        first, second = take(desk, "anna"), take(desk, "ben")
         assert first.task != second.task
-        assert desk.next("anna") == first  # a page that is loaded again
-        done = Counter()
+        assert take(desk, "anna") == first  # a page that is loaded again
+        done = Counter[str]()
         for turn in range(6):
             name = ("anna", "ben")[turn % 2]
-            showing = desk.next(name)
+            showing = take(desk, name)
             desk.submit(name, answer(showing))
             done[showing.task] += 1
         assert set(done.values()) == {1} and len(done) == 6
@@ -68,14 +76,14 @@ def test_a_lease_ends_and_the_task_goes_to_another(tmp_path):
     new_round(tmp_path, tasks=1)
     clock = Clock()
     with desk_of(tmp_path, Plan(0, 0, lease_seconds=600), clock=clock) as desk:
-        held = desk.next("anna")
+        held = take(desk, "anna")
         assert desk.next("ben") is None
         clock.pass_minutes(6)
         desk.hold("anna", held.showing)
         clock.pass_minutes(6)
         assert desk.next("ben") is None  # anna's page says that she is at it
         clock.pass_minutes(10)
-        taken = desk.next("ben")
+        taken = take(desk, "ben")
         assert taken.task == held.task
         assert desk.assignment.held("anna") is None
         desk.submit("ben", answer(taken))
@@ -87,8 +95,8 @@ def test_shared_tasks_go_to_everyone_and_some_come_again(tmp_path):
     new_round(tmp_path, tasks=40)
     with desk_of(tmp_path, Plan(overlap=0.25, again=0.2)) as desk:
         people = ["anna", "ben", "carol"]
-        seen = {name: [] for name in people}
-        while any((showing := desk.next(name)) for name in people for _ in [0]):
+        seen: dict[str, list[Shown]] = {name: [] for name in people}
+        while any(desk.next(name) for name in people):
             for name in people:
                 if showing := desk.next(name):
                     seen[name].append(showing)
@@ -128,7 +136,7 @@ def test_the_order_of_the_answers_is_recorded_and_undone_in_the_ranks(tmp_path):
 def test_ties_stay_ties_and_gaps_close(tmp_path):
     new_round(tmp_path, tasks=1)
     with desk_of(tmp_path) as desk:
-        showing = desk.next("anna")
+        showing = take(desk, "anna")
         shown = [[1, 4, 4, 9][position] for position in showing.order]
         desk.submit("anna", answer(showing, shown))
         assert rankings(desk.round)[0]["ranks"] == [0, 1, 1, 2]
@@ -137,7 +145,7 @@ def test_ties_stay_ties_and_gaps_close(tmp_path):
 def test_a_submission_counts_once_and_may_be_undone(tmp_path):
     new_round(tmp_path, tasks=3)
     with desk_of(tmp_path) as desk:
-        showing = desk.next("anna")
+        showing = take(desk, "anna")
         given = answer(showing, demonstration="A better answer.")
         desk.submit("anna", given)
         desk.submit("anna", given)
@@ -145,8 +153,9 @@ def test_a_submission_counts_once_and_may_be_undone(tmp_path):
             "done": 1, "left": 2, "total": 3, "today": 1, "median_seconds": 2.0,
         }  # fmt: skip
         assert [row["completion"] for row in demonstrations(desk.round)] == ["A better answer."]
-        shown, outcome = desk.undo("anna")
-        assert shown == showing and outcome.demonstration == "A better answer."
+        shown, outcome = desk.undo("anna") or (None, None)
+        assert shown == showing and isinstance(outcome, Submitted)
+        assert outcome.demonstration == "A better answer."
         assert rankings(desk.round) == [] and desk.undo("anna") is None
         desk.submit("anna", given)  # the page's last retry arrives late
         assert rankings(desk.round) == []
@@ -158,10 +167,10 @@ def test_a_skipped_task_is_done_unless_another_person_takes_it(tmp_path):
     new_round(tmp_path, tasks=2)
     with desk_of(tmp_path) as desk:
         for _ in range(2):
-            desk.skip("anna", desk.next("anna").showing, uuid4().hex, 1.0, "unclear", "")
+            desk.skip("anna", take(desk, "anna").showing, uuid4().hex, 1.0, "unclear", "")
         assert desk.next("anna") is None
         assert desk.round.missing() == 0
-        desk.submit("ben", answer(desk.next("ben")))
+        desk.submit("ben", answer(take(desk, "ben")))
         figures = progress(desk.round)
         assert figures["labelled"] == 1 and figures["skips"] == {"unclear": 2}
 
@@ -169,7 +178,7 @@ def test_a_skipped_task_is_done_unless_another_person_takes_it(tmp_path):
 def test_what_is_no_answer_to_the_task_is_refused(tmp_path):
     new_round(tmp_path, tasks=2)
     with desk_of(tmp_path) as desk:
-        showing = desk.next("anna")
+        showing = take(desk, "anna")
         for wrong in (
             answer(showing, [1, 2, 3]),
             answer(showing, rating=3),
@@ -188,7 +197,7 @@ def test_what_is_no_answer_to_the_task_is_refused(tmp_path):
 def test_a_second_server_and_a_damaged_file_are_refused(tmp_path):
     new_round(tmp_path, tasks=2)
     with desk_of(tmp_path) as desk:
-        desk.submit("anna", answer(desk.next("anna")))
+        desk.submit("anna", answer(take(desk, "anna")))
         with pytest.raises(UserError, match="another server collects labels there"), desk_of(tmp_path):
             pass
     labels = tmp_path / "labels.jsonl"
@@ -207,8 +216,8 @@ def test_a_second_server_and_a_damaged_file_are_refused(tmp_path):
 def test_what_a_server_forgets_at_a_kill_is_in_the_file(tmp_path):
     new_round(tmp_path, tasks=3)
     with desk_of(tmp_path) as desk:
-        desk.submit("anna", answer(desk.next("anna")))
-        held = desk.next("anna")
+        desk.submit("anna", answer(take(desk, "anna")))
+        held = take(desk, "anna")
     with desk_of(tmp_path) as again:
         assert again.next("anna") == held
         again.submit("anna", answer(held))
@@ -216,7 +225,8 @@ def test_what_a_server_forgets_at_a_kill_is_in_the_file(tmp_path):
 
 
 def test_stages_read_rankings_and_ratings(tmp_path):
-    folders = {kind: tmp_path / kind for kind in ("rankings", "ratings", "pairs")}
+    kinds: tuple[Kind, ...] = ("rankings", "ratings", "pairs")
+    folders = {kind: tmp_path / kind for kind in kinds}
     for kind, folder in folders.items():
         new_round(folder, kind, tasks=5, answers={"rankings": 4, "ratings": 1, "pairs": 2}[kind])
         with desk_of(folder, Plan(overlap=1, again=0)) as desk:
@@ -240,6 +250,6 @@ def test_demonstrations_that_continue_a_text_stay_apart_from_it(tmp_path):
     )
     with desk_of(tmp_path) as desk:
         with pytest.raises(WrongKind, match="empty"):
-            desk.submit("anna", answer(desk.next("anna"), text=" \n"))
-        desk.submit("anna", answer(desk.next("anna"), text="and so on."))
+            desk.submit("anna", answer(take(desk, "anna"), text=" \n"))
+        desk.submit("anna", answer(take(desk, "anna"), text="and so on."))
         assert demonstrations(desk.round)[0]["completion"] == " and so on."

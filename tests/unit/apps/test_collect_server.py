@@ -1,0 +1,212 @@
+"""The labelling server by HTTP: many people at once, tokens, hostile requests, a kill in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import requests
+
+from apps.collect.assignment import Plan
+from apps.collect.people import People, Person, read_people
+from apps.collect.serve import checked_people
+from configs.errors import UserError
+from data.people.results import rankings
+from data.people.round import Kind, read_round
+from data.storage.files import read_json_lines
+from tests.support.people import Labeller, collecting, new_round
+from tests.support.waiting import until
+
+TOKEN, OTHER = "tiny-test-token-of-anna", "tiny-test-token-of-the-lead"
+PEOPLE = People({TOKEN: Person("anna"), OTHER: Person("li", lead=True)})
+
+
+def test_fifty_people_at_once_lose_and_double_nothing(tmp_path):
+    content = new_round(tmp_path, tasks=150)
+
+    def work(number: int) -> list[str]:
+        person, done = Labeller(url, f"person {number}"), []
+        while (task := person.next()) is not None:
+            answer = {"showing": task["showing"], "submission": uuid4().hex, "seconds": 1.0}
+            for _ in range(1 + number % 2):  # half of them send everything twice
+                response = person.post("/api/submit", answer | {"ranks": [1, 2, 3, 4]})
+                assert response.status_code == 200, response.text
+            done.append(task["prompt"])
+        return done
+
+    with collecting(content, Plan(overlap=0.1, again=0.05)) as url:
+        with ThreadPoolExecutor(50) as pool:
+            done = list(pool.map(work, range(50)))
+        figures = Labeller(url, "lead").get("/api/progress").json()
+    rows = rankings(read_round(tmp_path))
+    given = Counter((row["labeller"], row["task"]) for row in rows)
+    assert max(given.values()) == 1
+    shared = {task for task, people in Counter(row["task"] for row in rows).items() if people == 50}
+    assert len(shared) == 15
+    assert len(rows) == 15 * 50 + 135
+    assert len({row["task"] for row in rows}) == 150
+    assert sum(map(len, done)) == len(list(read_round(tmp_path).labels.submitted()))
+    assert figures["missing"] == 0 and len(figures["people"]) == 50
+    # All submit 1, 2, 3, 4 in the order shown, which is by chance: they agree like coins.
+    pairwise = figures["agreement"]["pairwise"]
+    assert pairwise["n"] == 15 and pairwise["low"] < 0.52 and pairwise["high"] > 0.48
+    assert read_json_lines(tmp_path / "rankings.jsonl") == json.loads(json.dumps(rows))
+
+
+def test_a_killed_server_has_everything_that_it_confirmed(tmp_path):
+    """People submit as fast as they can; SIGKILL comes in the middle; nothing confirmed is missing."""
+    new_round(tmp_path, tasks=400)
+    command = [sys.executable, "-c", SERVE, str(tmp_path)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
+    assert server.stdout is not None
+    url = server.stdout.readline().strip()
+    confirmed: list[str] = []
+
+    def work(number: int) -> None:
+        person = Labeller(url, f"person {number}")
+        try:
+            while (task := person.next()) is not None:
+                if person.rank(task).status_code == 200:
+                    confirmed.append(task["showing"])
+        except (requests.RequestException, AssertionError):
+            return  # the server is gone
+
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(8):
+            pool.submit(work, number)
+        until(lambda: len(confirmed) > 40)
+        server.send_signal(signal.SIGKILL)
+        server.wait(30)
+    content = read_round(tmp_path)
+    kept = {showing.showing for showing, _ in content.labels.submitted()}
+    assert set(confirmed) <= kept
+    assert len(kept) <= len(confirmed) + 8  # on disk, and the answer did not arrive
+    with collecting(content) as again:
+        person = Labeller(again, "person 0")
+        assert person.rank(person.take()).status_code == 200
+
+
+SERVE = """
+import sys, threading
+from pathlib import Path
+from data.people.round import read_round
+from tests.support.people import collecting
+with collecting(read_round(Path(sys.argv[1]))) as url:
+    print(url, flush=True)
+    threading.Event().wait()
+"""
+
+
+def test_a_task_once_skipped_undone_and_held(tmp_path):
+    content = new_round(tmp_path)
+    with collecting(content, instructions="Rank by truth.") as url:
+        anna = Labeller(url, "安娜")
+        about = anna.get("/api/round").json()
+        assert about["labeller"] == "安娜" and about["instructions"] == "Rank by truth."
+        assert about["kind"] == "rankings" and about["lead"] and not about["tokens"]
+        task = anna.take()
+        assert anna.post("/api/hold", {"showing": task["showing"]}).json() == {"expires_in": 900}
+        skip = {"showing": task["showing"], "submission": uuid4().hex, "seconds": 1, "reason": "harmful"}
+        assert anna.post("/api/skip", skip).json()["counts"]["done"] == 0
+        back = anna.post("/api/undo").json()["task"]
+        assert back["showing"] == task["showing"] and back["earlier"] is None
+        assert anna.rank(back, [2, 1, 1, 3], demonstration="Mine.").status_code == 200
+        earlier = anna.post("/api/undo").json()["task"]["earlier"]
+        assert earlier["ranks"] == [2, 1, 1, 3] and earlier["demonstration"] == "Mine."
+        assert anna.rank(task).status_code == 200
+        gone = anna.rank(task)
+        assert (gone.status_code, gone.json()["error"]["code"]) == (409, "unknown_showing")
+
+
+def test_ratings_pairs_and_demonstrations(tmp_path):
+    cases: tuple[tuple[Kind, dict[str, Any], int], ...] = (
+        ("ratings", {"rating": 6}, 1),
+        ("pairs", {"ranks": [2, 1]}, 2),
+        ("demonstrations", {"text": "A good answer."}, 1),
+    )
+    for kind, given, answers in cases:
+        with collecting(new_round(tmp_path / kind, kind, answers=answers)) as url:
+            anna = Labeller(url, "anna")
+            task = anna.take()
+            assert task["draft"] == (
+                "Answer " + task["prompt"].split()[1] + ".0"
+                if answers == 1 and kind == "demonstrations"
+                else None
+            )
+            send = {"showing": task["showing"], "submission": uuid4().hex, "seconds": 1}
+            for wrong in ({"rating": 0}, {"rating": 8}, {"ranks": [0, 1]}, {"ranks": ["1", 2]}, {"rank": 1}):
+                assert anna.post("/api/submit", send | wrong).status_code == 400
+            other = {"rating": 3} if kind != "ratings" else {"text": "no rating"}
+            assert anna.post("/api/submit", send | other).json()["error"]["code"] == "wrong_kind"
+            assert anna.post("/api/submit", send | given).status_code == 200
+        assert len(read_json_lines(tmp_path / kind / f"{kind}.jsonl")) == 1
+
+
+def test_people_with_tokens(tmp_path):
+    with collecting(new_round(tmp_path), people=PEOPLE) as url:
+        assert Labeller(url).get("/api/round").json()["labeller"] is None
+        for stranger in (Labeller(url), Labeller(url, name="anna"), Labeller(url, token="not-a-known-token")):
+            refused = stranger.post("/api/next")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "unknown_labeller")
+        anna, lead = Labeller(url, token=TOKEN), Labeller(url, token=OTHER)
+        assert anna.rank(anna.take()).status_code == 200
+        assert anna.get("/api/progress").status_code == 403
+        assert lead.get("/api/progress").json()["people"][0]["name"] == "anna"
+        assert TOKEN not in (tmp_path / "labels.jsonl").read_text()
+
+
+def test_hostile_requests(tmp_path):
+    with collecting(new_round(tmp_path)) as url:
+        anna = Labeller(url, "anna")
+        task = anna.take()
+        headers = anna.headers() | {"Content-Type": "application/json"}
+        for body in (b"", b"[]", b"{", b"\xff", b'{"showing": NaN}', b"[" * 100_000, b'{"a": "\\ud800"}'):
+            assert requests.post(f"{url}/api/submit", data=body, headers=headers).status_code == 400
+        assert requests.post(f"{url}/api/submit", data=b"x" * 2**21, headers=headers).status_code == 413
+        assert requests.post(f"{url}/api/next", data="a=b", headers=anna.headers()).status_code == 415
+        assert requests.get(f"{url}/api/round", headers={"Host": "rebound.example"}).status_code == 403
+        for name in ("", " ", "../..", "<script>", "a" * 41, "\x00"):
+            assert Labeller(url, name).post("/api/next").status_code == 401
+        assert anna.get("/page/../desk.py").status_code == 404
+        assert anna.get("/labels.jsonl").status_code == 404
+        assert anna.take()["showing"] == task["showing"]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "nobody is in it"),
+        ("anna short\n", "line 1: a line has a name, and a token of at least 16"),
+        ("anna\n", "line 1: a line has a name"),
+        (f"anna {TOKEN}\nben {TOKEN}\n", "line 2: the name or the token stands there twice"),
+        (f"anna {TOKEN}\nanna {OTHER}\n", "line 2: the name or the token stands there twice"),
+        (f"<b>anna {TOKEN}\n", "line 1"),
+    ],
+)
+def test_a_file_of_people_that_cannot_be_used(tmp_path, text, fault):
+    file = tmp_path / "people.txt"
+    file.write_text(text)
+    with pytest.raises(UserError, match=fault):
+        read_people(file)
+
+
+def test_a_file_of_people(tmp_path):
+    file = tmp_path / "people.txt"
+    file.write_text(f"# our group\nAnna Maria  {TOKEN}\n\n李 {OTHER} lead\n")
+    people = read_people(file).by_token
+    assert people == {TOKEN: Person("Anna Maria"), OTHER: Person("李", lead=True)}
+    assert checked_people("0.0.0.0", file).by_token == people
+    with pytest.raises(
+        UserError, match=r"--host 0.0.0.0: other machines reach this address. Name the people"
+    ):
+        checked_people("0.0.0.0", None)
+    assert Path(file).exists()
