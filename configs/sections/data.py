@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from configs.sections.values import Count, Fraction, NonNegative, Section, Size, Text
+from configs.sections.values import Count, Fraction, NonNegative, Number, Section, Size, Text
 from configs.stage_names import Stage, data_stage
 
 DATA_FILES = (".jsonl", ".json", ".parquet")  # a source path with another ending names a hub dataset
@@ -24,6 +24,10 @@ class Source(Section):
     )
     ignore_columns: tuple[Text, ...] = Field(
         (), description="keys of rows and messages to ignore; other keys that no format uses are refused"
+    )
+    min_rating: Number | None = Field(
+        None,
+        description="of data.sft: rows with a `rating` below it are left out, and each row must have one",
     )
     held_out: NonNegative = Field(
         0.1, description="prompts kept for evaluation: below 1 a share, from 1 on a number"
@@ -93,6 +97,13 @@ class Data(Section):
         """The source that `stage` reads."""
         source: Source = getattr(self, data_stage(stage))
         return source
+
+    @model_validator(mode="after")
+    def _only_demonstrations_are_rated(self) -> Data:
+        for stage in ("rm", "ppo"):
+            if self.source(stage).min_rating is not None:
+                raise ValueError(f"{stage}.min_rating: only sft learns rated answers; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _prompt_leaves_room(self) -> Data:

@@ -81,6 +81,7 @@ Count = Annotated[int, Field(ge=1, le=10**9), PlainNumber]  # of steps and rows
 Size = Annotated[int, Field(ge=1, le=2**20), PlainNumber]  # of what is in memory at once: sequences, tokens
 Positive = Annotated[float, Field(gt=0, le=1e9), PlainNumber]
 NonNegative = Annotated[float, Field(ge=0, le=1e9), PlainNumber]
+Number = Annotated[float, Field(ge=-1e9, le=1e9), PlainNumber]
 Fraction = Annotated[float, Field(ge=0, le=1), PlainNumber]
 BelowOne = Annotated[float, Field(ge=0, lt=1), PlainNumber]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1), PlainNumber]

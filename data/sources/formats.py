@@ -26,6 +26,7 @@ from data.sources.order import (
     PAIR_SCORES,
     RANKS,
     SCORES,
+    is_number,
     ranks_of_completions,
     ranks_of_pair,
     rated_good,
@@ -166,6 +167,7 @@ def _history(history: Any) -> list[Message]:
     ]
 
 
+RATING = "rating"  # how good the one answer of a row is; see `min_rating` of a source
 SAMPLED = "completion_ids"  # the tokens of sampled answers, as in rm/rankings.jsonl of a run
 QUESTION = frozenset({"input", "history", "system"})  # what may stand beside a prompt
 FORMATS = (
@@ -186,13 +188,13 @@ FORMATS = (
     Format(
         "a demonstration (`prompt`, `completion`)",
         frozenset({"prompt", "completion"}),
-        QUESTION | {"label"},
+        QUESTION | {"label", RATING},
         _prompt_completion,
     ),
     Format(
         "a conversation (`messages`)",
         frozenset({"messages"}),
-        frozenset({"prompt", "system", "label"}),
+        frozenset({"prompt", "system", "label", RATING}),
         _conversation,
         learns_earlier_turns=True,
     ),
@@ -200,11 +202,14 @@ FORMATS = (
 )
 
 
-def normalise(example: Mapping[str, Any], kind: Kind, ignored: Collection[str] = ()) -> Row:
+def normalise(
+    example: Mapping[str, Any], kind: Kind, ignored: Collection[str] = (), min_rating: float | None = None
+) -> Row:
     """Convert `example` to the form of its kind (see `load_rows`), without `where`.
 
     Args:
         ignored: keys to leave out, of the row and of its messages.
+        min_rating: of demonstrations; rows with a lower `rating` are left out.
 
     Raises:
         BadRow: the row does not have the form of any accepted format, or says more than its format means.
@@ -224,6 +229,7 @@ def normalise(example: Mapping[str, Any], kind: Kind, ignored: Collection[str] =
     ranks = form.ranks(fields, len(completions))
     if kind == "rankings":
         return {"prompt": without_weights(prompt), **_ranked(completions, ranks, SAMPLED in fields)}
+    _check_rating(fields, min_rating)
     return _demonstration(fields, form, prompt, completions[ranks.index(min(ranks))])
 
 
@@ -247,6 +253,24 @@ def recognise(fields: Fields) -> Format:
     names = {fields.name(key): value for key, value in fields.items() if key not in form.used}
     check_keys(names, (), form.name)
     raise AssertionError("check_keys refuses the keys that are not used")
+
+
+def _check_rating(fields: Fields, least: float | None) -> None:
+    """Leave out a demonstration that is rated below `least`. One with a rating needs a `least`, and back."""
+    rating = fields.get(RATING)
+    if isinstance(rating, list):  # of several answers, of which the best is taken
+        rating = None if least is None else max(filter(is_number, rating), default=None)
+    if least is None and rating is None:
+        return
+    if least is None:
+        raise BadRow(
+            f"`{RATING}` says how good the answer is; set `min_rating` of this source to the lowest rating "
+            "to learn, or name it in `ignore_columns`"
+        )
+    if rating is None or not is_number(rating):
+        raise BadRow(f"`min_rating` is set, so each row needs a `{RATING}` that is a number")
+    if rating < least:
+        raise LeftOut("the answer is rated below `min_rating`")
 
 
 def _demonstration(fields: Fields, form: Format, prompt: Text, completion: Text) -> Row:

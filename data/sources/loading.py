@@ -123,13 +123,14 @@ def _normalised(
 ) -> Iterator[tuple[Mapping[str, Any], Row | None]]:
     """Each row as it was read ({} if it could not be), and as one of its kind, or None and one fault more."""
     ignored = frozenset(source.ignore_columns)
+    least = source.min_rating if kind == "demonstrations" else None
     for place, example in read(source):
         if isinstance(example, BadRow):
             faults.add(place, example)
             yield {}, None
             continue
         try:
-            row = normalise(example, kind, ignored)
+            row = normalise(example, kind, ignored, least)
         except BadRow as fault:
             faults.add(place, fault)
             yield example, None

@@ -50,7 +50,7 @@ def _list_orders(row: Mapping[str, Any], count: int) -> Iterator[tuple[str, list
     for key in (*RANKS, *SCORES):
         if key in row:
             values = row[key]
-            if not isinstance(values, list) or not all(map(_is_number, values)):
+            if not isinstance(values, list) or not all(map(is_number, values)):
                 raise BadRow(f"`{key}` must be a list of numbers, not {shown(values)}")
             if len(values) != count:
                 raise BadRow(f"`{key}` has {len(values)} entries for {count} completions")
@@ -60,7 +60,7 @@ def _list_orders(row: Mapping[str, Any], count: int) -> Iterator[tuple[str, list
 def _pair_orders(row: Mapping[str, Any]) -> Iterator[tuple[str, list[float]]]:
     for keys in PAIR_SCORES:
         for key in keys:
-            if key in row and not _is_number(row[key]):
+            if key in row and not is_number(row[key]):
                 raise BadRow(f"`{key}` must be a number, not {shown(row[key])}")
         if all(key in row for key in keys):
             yield keys[0], [-row[key] for key in keys]
@@ -82,7 +82,8 @@ def _dense(values: Sequence[float]) -> list[int]:
     return [distinct.index(value) for value in values]
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value of a row is a finite number."""
     if isinstance(value, int):  # math.isfinite fails on very large ones
         return not isinstance(value, bool)
     return isinstance(value, float) and math.isfinite(value)

@@ -89,6 +89,28 @@ def test_rows_that_say_so_themselves_are_left_out_and_counted(tmp_path):
     ]
 
 
+def test_answers_below_the_least_rating_are_left_out_and_counted(tmp_path):
+    rated = [{**demonstration(number), "rating": number} for number in range(1, 8)]
+    rated.append({"messages": [user("Sky?"), assistant("Blue.")], "rating": 6.5})
+    source, notes = write(tmp_path / "a.jsonl", rated), list[str]()
+    loaded = load_rows(source.model_copy(update={"min_rating": 6}), "demonstrations", notes.append)
+    assert [row["prompt"] for row in loaded.rows] == ["p6", "p7", [user("Sky?")]]
+    assert notes == [
+        f"{tmp_path}/a.jsonl: left out 5 of 8 rows.\n  line 1 and 4 more: the answer is rated below "
+        "`min_rating`"
+    ]
+    assert len(load_rows(source, "prompts", refuse).rows) == 8
+    with pytest.raises(UserError, match="`rating` says how good the answer is; set `min_rating`"):
+        load_rows(source, "demonstrations", refuse)
+
+
+@pytest.mark.parametrize("rating", [{}, {"rating": "7"}, {"rating": True}, {"rating": float("nan")}])
+def test_with_a_least_rating_each_row_must_have_one(tmp_path, rating):
+    source = write(tmp_path / "a.jsonl", [{**demonstration(1), **rating}])
+    with pytest.raises(UserError, match=r"each row needs a `rating` that is a number|NaN"):
+        load_rows(source.model_copy(update={"min_rating": 1}), "demonstrations", refuse)
+
+
 def test_a_source_that_is_left_out_as_a_whole_is_an_error(tmp_path):
     source = write(tmp_path / "a.jsonl", [{**demonstration(number), "label": 0} for number in range(3)])
     with pytest.raises(
