@@ -17,7 +17,7 @@ from data.people.agreement import Judged, agreement_of_tasks, judged, self_agree
 from data.people.events import now
 from data.people.results import first_labels
 from data.people.round import Round
-from stages.maths.statistics import mean_with_interval
+from stages.maths.statistics import mean_with_interval, wins
 
 Json = dict[str, Any]
 Given = dict[str, dict[str, Judged]]  # by task and labeller
@@ -45,6 +45,7 @@ def progress(content: Round, held: int = 0) -> Json:
         "skips": dict(Counter(skip.reason for _, skip in labels.skipped())),
         "people": [_person(content, name, now()) for name in names],
         "agreement": agreement(content),
+        "win_rate": win_rate(content),
     }
 
 
@@ -59,6 +60,26 @@ def _person(content: Round, name: str, at: datetime) -> Json:
         "median_seconds": median(label.seconds for label in mine) if mine else None,
         "self_agreement": _mean(self_agreement(content, name)),
     }
+
+
+def win_rate(content: Round) -> Json | None:
+    """How often people prefer the second policy of a round of pairs to the first; None for other rounds.
+
+    A tie counts one half, and so does a prompt that both answered alike, about which nobody was asked. What
+    several people say of a pair is averaged.
+    """
+    policies = content.settings.policies
+    if content.settings.kind != "pairs" or len(policies) != 2:
+        return None
+    won: dict[str, list[float]] = {}
+    for showing, label in first_labels(content):
+        if label.ranks:
+            rank = dict(zip(content.tasks[showing.task].sources, label.ranks, strict=True))
+            won.setdefault(showing.task, []).extend(wins([-rank[policies[1]]], [-rank[policies[0]]]))
+    if not won:
+        return None
+    figure = _mean([*map(fmean, won.values()), *[0.5] * content.settings.equal]) or {}
+    return {"policy": policies[1], "against": policies[0]} | figure
 
 
 def agreement(content: Round, *, intervals: bool = False) -> Json:

@@ -27,18 +27,20 @@ def open_round(folder: Path, asked: Asked, config: Experiment, run: RunDirectory
         if content.settings.adapters != settings.adapters:
             say(f"note: a policy was trained again since the answers in {folder} were sampled")
         return content
-    tasks = make_tasks(asked, settings.policies, settings.answers, config, run, say)
+    tasks, equal = make_tasks(asked, settings.policies, settings.answers, config, run, say)
     if not tasks:
         raise UserError(f"collect {asked.kind}: there is nothing to ask. Give more prompts with --prompts.")
     continues = not config.data.chat and all(isinstance(task.prompt, str) for task in tasks)
-    create_round(folder, settings.model_copy(update={"continues_text": continues}), tasks)
+    create_round(folder, settings.model_copy(update={"continues_text": continues, "equal": equal}), tasks)
     return read_round(folder)
 
 
 def _settings(asked: Asked, config: Experiment, run: RunDirectory) -> Settings:
     """What the lead wants, with what the experiment says where the lead says nothing."""
-    policies = () if asked.answers else asked.policies or _policies(asked, run)
-    if asked.kind == "pairs" and not asked.answers and len(set(policies)) != 2:
+    policies = asked.policies or (() if asked.answers else _policies(asked, run))
+    if asked.kind != "pairs" and asked.answers and policies:
+        raise UserError("--answers, --policy: one of them: the file has the answers.")
+    if asked.kind == "pairs" and (policies or not asked.answers) and len(set(policies)) != 2:
         raise UserError("--policy: a pair has the answers of two policies. For example: --policy sft,ppo")
     if asked.kind in ("rankings", "ratings") and len(policies) > 1:
         raise UserError(f"--policy: {asked.kind} are of the answers of one policy.")

@@ -74,6 +74,9 @@ def _print(console: Console, content: Round, figures: dict[str, Any]) -> None:
     for name, figure in figures["agreement"].items():
         if figure is not None:
             console.print(Text(f"{NAMES[name]}: {_shown(figure)} (n = {figure['n']} tasks)"))
+    if won := figures["win_rate"]:
+        line = f"people prefer {won['policy']} to {won['against']}: {_shown(won)} (n = {won['n']} prompts)"
+        console.print(Text(line))
     console.print(Text(f"stages read {content.results_file}"), soft_wrap=True)
     console.print()
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from configs.errors import UserError
 from configs.schema import Experiment, Stage
 from configs.schema import Source as DataSource
-from data.batches.tokenize import continuation, last_message_text
+from data.batches.tokenize import continuation
 from data.examples import StageData
 from data.people.round import Kind, Task, task_id
 from data.sources.formats import Row
 from data.sources.loading import load_rows
-from data.sources.messages import Text
+from data.sources.messages import Text, last_text
 from data.sources.text import collapsed
 from data.storage.files import read_json_lines
 from pipeline.state.run_directory import RunDirectory
@@ -51,17 +51,20 @@ class Asked:
 
 def make_tasks(
     asked: Asked, policies: Sequence[str], each: int, config: Experiment, run: RunDirectory, say: Say
-) -> list[Task]:
-    """The tasks of a new round. Those with fewer than two different answers to compare are left out.
+) -> tuple[list[Task], int]:
+    """The tasks of a new round, and how many are left out: they have no two different answers to compare.
 
     Raises:
         UserError: a prompt, answer or policy cannot be used.
     """
     found: Iterator[Task]
-    if asked.answers:
+    if asked.answers and asked.kind == "pairs" and asked.policies:
+        found = islice(_answers_of_policies(asked.answers, policies, config, say), asked.number)
+    elif asked.answers:
         found = islice(_answers_of_file(asked.answers, asked.kind, say), asked.number)
     elif asked.kind == "pairs" and asked.prompts is None and tuple(policies) == ("sft", "ppo"):
-        found = islice(_answers_of_evaluation(config, run, say), asked.number)
+        file = run.stage("ppo") / EVALUATION
+        found = islice(_answers_of_policies(file, policies, config, say), asked.number)
     elif not policies:
         found = (make_task(split, row["prompt"], []) for split, row in _prompts(asked, config, say))
     else:
@@ -71,10 +74,10 @@ def make_tasks(
         found = sampled_tasks(asked.kind, policies, each, config, run, prompts, say)
     tasks = list(found)
     least = 2 if asked.kind in ("rankings", "pairs") else 0
-    useful = {task.id: task for task in map(distinct, tasks) if len(task.completions) >= least}
-    if len(useful) < len(tasks):
-        say(f"{len(tasks) - len(useful)} of {len(tasks)} prompts left out: their answers are the same")
-    return list(useful.values())
+    useful = [task for task in map(distinct, tasks) if len(task.completions) >= least]
+    if equal := len(tasks) - len(useful):
+        say(f"{equal} of {len(tasks)} prompts left out: their answers are the same")
+    return list({task.id: task for task in useful}.values()), equal
 
 
 def distinct(task: Task) -> Task:
@@ -142,20 +145,25 @@ def _answers_of_file(file: Path, kind: Kind, say: Say) -> Iterator[Task]:
         answers = [row["completion"]] if one else row["completions"]
         if kind == "pairs" and len(answers) != 2:
             raise UserError(f"{row['where']}: a pair has two answers, and this row {len(answers)}.")
-        yield make_task("train", row["prompt"], [last_message_text(answer) for answer in answers])
+        yield make_task("train", row["prompt"], [last_text(answer) for answer in answers])
 
 
-def _answers_of_evaluation(config: Experiment, run: RunDirectory, say: Say) -> Iterator[Task]:
-    """The answers of SFT and PPO that PPO's evaluation has recorded; one more sampling would change them."""
-    file = run.stage("ppo") / EVALUATION
+def _answers_of_policies(file: Path, policies: Sequence[str], config: Experiment, say: Say) -> Iterator[Task]:
+    """The answers that an evaluation recorded, a column for each policy.
+
+    One more sampling would give other answers than those whose scores are known.
+
+    Raises:
+        UserError: the file is missing, or has no such columns.
+    """
     if not file.is_file():
         raise UserError(
             f"{file} is missing: stage ppo has not finished, or holds no prompts out. Run it first, or "
             "sample answers to other prompts with --prompts."
         )
     held_out = StageData(config, "ppo", say).rows("prompts").held_out
-    prompts = {last_message_text(row["prompt"]): row["prompt"] for row in held_out}
-    for row in read_json_lines(file, ["prompt", "sft", "ppo"]):
+    prompts = {last_text(row["prompt"]): row["prompt"] for row in held_out}
+    for row in read_json_lines(file, ["prompt", *policies], remedy="Name other policies, or another file."):
         prompt = prompts.get(row["prompt"], row["prompt"])
-        answers = [continuation(prompt, row[policy], config.data) for policy in ("sft", "ppo")]
-        yield make_task("held_out", prompt, answers, sources=["sft", "ppo"])
+        answers = [continuation(prompt, row[policy], config.data) for policy in policies]
+        yield make_task("held_out", prompt, answers, sources=policies)

@@ -13,8 +13,8 @@ from apps.evaluate.instructions import instructed
 from apps.evaluate.prompts import Row, fitting
 from configs.errors import UserError
 from configs.schema import Data
-from data.batches.tokenize import Prompt, last_message_text
-from data.sources.messages import Message
+from data.batches.tokenize import Prompt
+from data.sources.messages import Message, last_text
 
 BREAK = "\n\n"  # between demonstrations of plain text; an answer ends there
 
@@ -67,7 +67,7 @@ def _choose(
 ) -> list[list[Row]]:
     """The demonstrations of each prompt. Random ones are the same for all prompts."""
     if candidate.choice == "nearest":
-        texts = [last_message_text(row["prompt"]) for row in demonstrations]
+        texts = [last_text(row["prompt"]) for row in demonstrations]
         vectors = TfidfVectorizer().fit(texts)
         likeness = vectors.transform([prompt.text for prompt in prompts]) @ vectors.transform(texts).T
         order = likeness.toarray().argsort(axis=1, kind="stable")[:, -candidate.shots :]  # nearest last
@@ -87,7 +87,7 @@ def _choose(
 def _joined(prompt: Prompt, demonstrations: Sequence[Row], data: Data) -> str | list[Message]:
     """One text, or one conversation, of demonstrations and prompt."""
     if isinstance(prompt.prompt, str) and not data.chat:
-        parts = [f"{row['prompt']}{last_message_text(row['completion'])}" for row in demonstrations]
+        parts = [f"{row['prompt']}{last_text(row['completion'])}" for row in demonstrations]
         return BREAK.join([*parts, prompt.prompt])
     turns: list[Message] = []
     for row in demonstrations:

@@ -19,8 +19,7 @@ from configs.errors import UserError
 from configs.schema import Data, Rollout
 from data.batches import tokenize
 from data.batches.sampler import seed_from
-from data.batches.tokenize import last_message_text
-from data.sources.messages import Message
+from data.sources.messages import Message, last_text
 from stages.sampling.sampler import open_sampler
 
 SHOWN = 5  # demonstrations that the base reads
@@ -80,8 +79,7 @@ def _sampled(
 ) -> list[str]:
     """The first sentence of each proposal."""
     examples = "\n\n".join(
-        f"Input: {last_message_text(row['prompt'])}\nOutput: {last_message_text(row['completion']).strip()}"
-        for row in shown
+        f"Input: {last_text(row['prompt'])}\nOutput: {last_text(row['completion']).strip()}" for row in shown
     )
     question = (
         f"I gave a friend an instruction. They wrote these outputs to these inputs.\n\n{examples}\n\n"
@@ -103,7 +101,7 @@ def _logprob(policies: LoadedPolicies, instruction: str, scored: Sequence[Row], 
     rows = [
         tokenize.answer(
             instructed(row["prompt"], instruction),
-            last_message_text(row["completion"]),
+            last_text(row["completion"]),
             True,
             policies.tokenizer,
             wide,

@@ -9,12 +9,14 @@ from typing import Protocol
 
 from apps.evaluate.answers import Answers
 from apps.evaluate.endpoint_judge import EndpointJudge, read_endpoint_judge
+from apps.evaluate.people_judge import PeopleJudge
 from apps.trained_run import TrainedRun, this_process
 from configs.errors import UserError
+from data.people.round import FOLDER, read_round
 from stages.feedback.labellers import LABELLERS, labeller
 from stages.maths.statistics import wins
 
-GOLD, REWARD_MODEL = "gold", "rm"
+GOLD, REWARD_MODEL, PEOPLE = "gold", "rm", "people"
 
 
 class Judge(Protocol):
@@ -29,8 +31,8 @@ class Judge(Protocol):
     def scores(self, prompts: Sequence[str], answers: Answers) -> list[float]:
         """A score of each answer; empty if this judge only compares two."""
 
-    def prefer(self, prompts: Sequence[str], ours: Answers, theirs: Answers) -> list[float]:
-        """For each prompt 1 if our answer is better, 0 if it is worse, 1/2 for a tie."""
+    def prefer(self, prompts: Sequence[str], ours: Answers, theirs: Answers) -> Sequence[float | None]:
+        """For each prompt 1 if our answer is better, 0 if it is worse, 1/2 for a tie; None if not judged."""
 
 
 @dataclass
@@ -72,7 +74,7 @@ class ComparingJudge:
 
 
 def open_judges(run: TrainedRun, names: Sequence[str] | None) -> list[Judge]:
-    """The judges `names`: `gold` (`ppo.judge`), `rm`, a labeller, `module:function`, an endpoint's YAML.
+    """The judges `names`: `gold` (`ppo.judge`), `rm`, `people`, a labeller, a function, an endpoint's YAML.
 
     Args:
         names: None for all that the run has.
@@ -94,6 +96,8 @@ def open_judges(run: TrainedRun, names: Sequence[str] | None) -> list[Judge]:
 
 
 def _open(run: TrainedRun, name: str) -> Judge:
+    if name == PEOPLE:
+        return PeopleJudge(read_round(run.run.path / FOLDER / "pairs"))
     if name == REWARD_MODEL:
         run.require("rm")
         return ScoringJudge(name, lambda prompts, answers: answers.rewards)
@@ -104,7 +108,7 @@ def _open(run: TrainedRun, name: str) -> Judge:
         raise UserError("--judges: gold: this run has no ppo.judge. Name a labeller or module:function.")
     if ":" not in function and function not in LABELLERS:
         raise UserError(
-            f"--judges: {name!r:.100} is no judge. There are gold, rm, {', '.join(LABELLERS)}, "
+            f"--judges: {name!r:.100} is no judge. There are gold, rm, people, {', '.join(LABELLERS)}, "
             "module:function, and the YAML file of an endpoint."
         )
     judge = labeller(function, "--judges", this_process())
@@ -113,3 +117,13 @@ def _open(run: TrainedRun, name: str) -> Judge:
         return [judgement.score for judgement in judge(prompts, answers.texts)]
 
     return ScoringJudge(name, score)
+
+
+def notes_of(judge: Judge) -> list[str]:
+    """What a judge could not say, once it has judged."""
+    if not isinstance(judge, PeopleJudge) or not judge.unjudged:
+        return []
+    return [
+        f"People have judged {judge.asked - judge.unjudged} of {judge.asked} pairs of different answers. Ask "
+        "about the rest: tristage collect pairs --answers RUN/evaluation/answers.jsonl --policy A,B"
+    ]

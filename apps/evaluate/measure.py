@@ -10,7 +10,7 @@ from apps.evaluate.answers import Answers, answer
 from apps.evaluate.candidates import Candidate
 from apps.evaluate.comparison import distinct, length_controlled_win_rate
 from apps.evaluate.instructions import propose
-from apps.evaluate.judges import Judge
+from apps.evaluate.judges import Judge, notes_of
 from apps.evaluate.perplexity import nats_per_token
 from apps.evaluate.prompts import Row, categories_of, read_prompts, training_demonstrations
 from apps.trained_run import (
@@ -113,13 +113,14 @@ def measure(
             if not candidate.in_context and candidate.best_of == 1:
                 role = policies.roles[candidate.policy]
                 metrics[candidate.name] |= nats_per_token(policies, role, material.text)
+    win_rates = {judge.name: _win_rates(texts, answers, judge) for judge in judges}
     return Comparison(
         texts,
         answers,
         metrics,
-        {judge.name: _win_rates(texts, answers, judge) for judge in judges},
+        win_rates,
         _by_category(texts, answers, judges, categories) if categories else {},
-        [*notes, *_notes(answers, with_reward)],
+        [*notes, *_notes(answers, with_reward), *(note for judge in judges for note in notes_of(judge))],
     )
 
 
@@ -161,15 +162,26 @@ def _metrics(prompts: Sequence[str], answers: Answers, judges: Sequence[Judge]) 
 def _win_rates(
     prompts: Sequence[str], answers: Mapping[str, Answers], judge: Judge
 ) -> dict[str, dict[str, Metrics]]:
-    """The win rates between all candidates by one judge. Each pair is judged once."""
+    """The win rates between all candidates by one judge. Each pair is judged once.
+
+    A pair of candidates is left out if nothing of it is judged. People judge what they were asked.
+    """
     names, rates = list(answers), dict[str, dict[str, Metrics]]()
     for place, name in enumerate(names):
         for other in names[place + 1 :]:
             ours, theirs = answers[name], answers[other]
-            won = judge.prefer(prompts, ours, theirs)
+            outcomes = judge.prefer(prompts, ours, theirs)
+            judged = [
+                (won, length, of_other)
+                for won, length, of_other in zip(outcomes, ours.lengths, theirs.lengths, strict=True)
+                if won is not None
+            ]
+            if not judged:
+                continue
+            won, lengths, others = zip(*judged, strict=True)
             lost = [1 - outcome for outcome in won]
-            rates.setdefault(name, {})[other] = _rates(won, ours.lengths, theirs.lengths)
-            rates.setdefault(other, {})[name] = _rates(lost, theirs.lengths, ours.lengths)
+            rates.setdefault(name, {})[other] = _rates(won, lengths, others)
+            rates.setdefault(other, {})[name] = _rates(lost, others, lengths)
     return rates
 
 

@@ -115,7 +115,7 @@ def _bullets(notes: list[str]) -> list[Bullets]:
 def _matrix(rates: Mapping[str, Mapping[str, Metrics]]) -> Table:
     names = list(rates)
     rows = [
-        [Cell(name), *(_rate(rates[name][other]) if other != name else Cell("") for other in names)]
+        [Cell(name), *(_rate(rates[name][other]) if other in rates[name] else Cell("") for other in names)]
         for name in names
     ]
     return Table(["", *(f"against {name}" for name in names)], rows)
@@ -155,7 +155,8 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         table.add_row(label, *(_in_one_line(metrics, name) for metrics in comparison.metrics.values()))
     baseline = next(iter(comparison.answers))
     for judge, rates in comparison.win_rates.items():
-        cells = [_in_one_line(rates[name].get(baseline, {}), "win_rate") for name in comparison.metrics]
+        against = {name: of_name.get(baseline, {}) for name, of_name in rates.items()}
+        cells = [_in_one_line(against.get(name, {}), "win_rate") for name in comparison.metrics]
         table.add_row(Text(f"Beats {baseline}, by {judge}"), *cells)
     console.print(table)
     for note in comparison.notes:

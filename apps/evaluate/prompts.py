@@ -13,9 +13,10 @@ from configs.errors import UserError
 from configs.schema import Data, Source
 from data.batches import tokenize
 from data.batches.fit import NothingFits
-from data.batches.tokenize import Prompt, last_message_text
+from data.batches.tokenize import Prompt
 from data.examples import StageData
 from data.sources.loading import load_rows
+from data.sources.messages import last_text
 from data.storage.files import read_json_lines
 
 CATEGORY = "category"
@@ -61,7 +62,7 @@ def categories_of(file: Path | None) -> dict[str, str]:
     if file is None or file.suffix != ".jsonl":
         return {}
     return {
-        last_message_text(row["prompt"]): str(row[CATEGORY])
+        last_text(row["prompt"]): str(row[CATEGORY])
         for row in read_json_lines(file)
         if CATEGORY in row and row.get("prompt")
     }

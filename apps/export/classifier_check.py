@@ -10,9 +10,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from apps.trained_run import LoadedPolicies, TrainedRun, reward_scores
 from configs.schema import Data
-from data.batches.tokenize import continuation, last_message_text
+from data.batches.tokenize import continuation
 from data.examples import StageData
-from data.sources.messages import Text
+from data.sources.messages import Text, last_text
 from data.storage.files import read_json_lines
 from stages.feedback.rankings import FILE
 
@@ -47,7 +47,7 @@ def ranked_answers(run: TrainedRun, number: int) -> list[tuple[Text, str]]:
         rows = StageData(run.config, "rm", lambda _: None).rows("rankings").held_out
     pairs = (
         # Older versions recorded answers without the blank before them.
-        (row["prompt"], continuation(row["prompt"], last_message_text(answer), run.config.data))
+        (row["prompt"], continuation(row["prompt"], last_text(answer), run.config.data))
         for row in reversed(rows)  # held-out ones come last
         for answer in row["completions"][:2]
     )

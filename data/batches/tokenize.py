@@ -20,7 +20,7 @@ from data.batches.fit import Counts, Encoded, Fitted, NoPair, count, fit_to_limi
 from data.batches.template_check import check_template
 from data.batches.turns import NotAPrefix, learned_turns
 from data.sources.formats import Kind, Row
-from data.sources.messages import Message, Text, cut
+from data.sources.messages import Message, Text, cut, last_text
 from data.sources.order import without_copies
 from data.sources.text import after, collapsed
 
@@ -145,7 +145,7 @@ def rankings(
 
 def _ranking(row: Row, fit: Fitted) -> Ranking:
     """The ranking without completions that are ranked apart from a copy, in text or in the tokens kept."""
-    texts = [collapsed(last_message_text(completion)) for completion in row["completions"]]
+    texts = [collapsed(last_text(completion)) for completion in row["completions"]]
     ids, ranks = fit.completion_ids, row["ranks"]
     kept = without_copies(texts, ranks)
     again = without_copies(
@@ -167,7 +167,7 @@ def prompts(
     encoded = [_encode(row["prompt"], [], tokenizer, data, _where(row)) for row in rows]
     fitted = [fit_to_limits(prompt_ids, completions, data) for prompt_ids, completions in encoded]
     kept = [
-        Prompt(row["prompt"], last_message_text(row["prompt"]), fit.prompt_ids)
+        Prompt(row["prompt"], last_text(row["prompt"]), fit.prompt_ids)
         for row, fit in zip(rows, fitted, strict=True)
         if fit is not None
     ]
@@ -189,7 +189,7 @@ def answer(
     Every sampled answer must be scored, so an over-long one is truncated. A chat's answer is tokenized by
     itself: else one token could span the prompt's last line break and one at the answer's beginning.
     """
-    where = f"the prompt {last_message_text(prompt)[:60]!r}"
+    where = f"the prompt {last_text(prompt)[:60]!r}"
     if isinstance(prompt, str) and not data.chat:
         prompt_ids, (ids,) = _encode_text(prompt, [text], tokenizer, where)
     else:
@@ -205,11 +205,6 @@ def answer(
 def continuation(prompt: Text, answer: str, data: Data) -> str:
     """A sampled answer, whose ends were stripped, as it follows `prompt`: in a text, words stay apart."""
     return after(prompt, answer) if isinstance(prompt, str) and not data.chat else answer
-
-
-def last_message_text(prompt: Text) -> str:
-    """A prompt for people to read: the text, or the content of the last message."""
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -228,7 +223,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _where(row: Row) -> str:
     """The name of a row in messages."""
-    return str(row.get("where", f"the prompt {last_message_text(row['prompt'])[:60]!r}"))
+    return str(row.get("where", f"the prompt {last_text(row['prompt'])[:60]!r}"))
 
 
 def _encode_ranking(row: Row, tokenizer: PreTrainedTokenizerBase, data: Data) -> Encoded:

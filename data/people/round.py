@@ -68,6 +68,7 @@ class Settings(BaseModel):
         adapters: SHA-256 of each policy's adapter, by its name.
         seed: of samples, of the order of answers, and of who gets which task.
         continues_text: the answers go on where the prompt's text ends.
+        equal: prompts that nobody is asked about, because their answers are the same.
         tasks_sha256: of `tasks.jsonl`.
     """
 
@@ -81,6 +82,7 @@ class Settings(BaseModel):
     adapters: dict[str, str] = {}
     seed: int = 0
     continues_text: bool = False
+    equal: int = 0
     tasks_sha256: str = ""
 
 

@@ -70,6 +70,11 @@ def _weight(weight: Any, role: str, key: str) -> dict[str, str]:
     return {"weight": "0"} if role == "assistant" and not weight else {}
 
 
+def last_text(text: Text) -> str:
+    """What a person reads of a prompt or an answer: the text, or the content of the last message."""
+    return text if isinstance(text, str) else text[-1]["content"]
+
+
 def is_learned(message: Message) -> bool:
     """Whether SFT learns a message of a conversation."""
     return message["role"] == "assistant" and "weight" not in message
