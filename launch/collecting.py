@@ -255,10 +255,10 @@ def _collect(kind: Kind, options: CollectOptions) -> int:
 
 
 def _experiment(options: ExperimentOptions) -> tuple[Experiment, RunDirectory]:
-    """The experiment as its run has it; if there is no run yet, as the command line has it."""
+    """The experiment that the command line names; if it names only a run, that run's."""
     run = RunDirectory(options.run_directory())
-    if run.config_file.is_file():
-        return load_experiment(run.config_file), run
+    if options.config is None and run.config_file.is_file():
+        return load_experiment(run.config_file, options.overrides), run
     return options.experiment()[0], run
 
 

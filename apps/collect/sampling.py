@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from apps.collect.tasks import Say, Split, make_task
 from apps.trained_run import chosen_adapters, load_policies, open_run, this_process
+from configs.errors import UserError
 from configs.schema import Experiment, Rollout
 from data.batches import tokenize
 from data.people.round import Kind, Task
@@ -32,6 +33,7 @@ def sampled_tasks(
     Raises:
         UserError: a policy is not there, or does not fit.
     """
+    _check_room(kind, config)
     trained = open_run(run.path)
     say(f"loading {config.base.model} ({config.base.quantization}) and {', '.join(policies)}")
     loaded = load_policies(trained, chosen_adapters(trained, policies, reward=False), this_process())
@@ -60,3 +62,15 @@ def sampled_tasks(
 
 def _rollout(kind: Kind, config: Experiment) -> Rollout:
     return config.rm.rankings.rollout if kind == "rankings" else config.ppo.rollout
+
+
+def _check_room(kind: Kind, config: Experiment) -> None:
+    """Raise UserError if a stage could not read the longest prompt with the longest answer."""
+    key = "rm.rankings.rollout" if kind == "rankings" else "ppo.rollout"
+    data, tokens = config.data, _rollout(kind, config).max_new_tokens
+    if data.max_prompt_length + tokens > data.max_length:
+        raise UserError(
+            f"{key}.max_new_tokens: {tokens} tokens after a prompt of data.max_prompt_length "
+            f"({data.max_prompt_length}) are more than data.max_length ({data.max_length}). Lower the first: "
+            f"tristage collect {kind} ... {key}.max_new_tokens={data.max_length - data.max_prompt_length}"
+        )

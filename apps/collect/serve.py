@@ -81,8 +81,7 @@ def serve(content: Round, desktop: Desktop) -> int:
         desk = Desk(content, file, desktop.plan)
         app = application(desk, Lead(people, instructions))
         app.router.lifespan_context = lambda _: keeping_results(content)
-        _say_where(content, url_of(listener), people)
-        Server(app).run_at(listener)
+        Server(app).run_at(listener, lambda: _say_where(content, url_of(listener), people))
     settings, missing = content.settings, len(content.unlabelled)
     say(f"stopped; {settings.kind}: {content.results_file}, {missing} of {len(content.tasks)} still missing")
     return 0

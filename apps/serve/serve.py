@@ -60,7 +60,7 @@ def serve(run: TrainedRun, policies: Sequence[str] | None, host: str, port: int,
         service, tokenizer = open_service(run, policies)
         server, url = Server(application(service, tokenizer, key), service.close), url_of(listener)
         served = ", ".join(service.about()["policies"])
-        say(f"serving {served} at {url} (page) and {url}/v1; Ctrl-C ends")
-        server.run_at(listener)
+        line = f"serving {served} at {url} (page) and {url}/v1; Ctrl-C ends"
+        server.run_at(listener, lambda: say(line))
     say("stopped")
     return 0

@@ -67,6 +67,7 @@ class Server(uvicorn.Server):
             )
         )
         self._close = close
+        self._announce: Callable[[], None] = lambda: None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -78,7 +79,13 @@ class Server(uvicorn.Server):
         self._close()
         await super().shutdown(sockets)
 
-    def run_at(self, listener: socket.socket) -> None:
-        """Serve until SIGINT or SIGTERM."""
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and only then say so."""
+        await super().startup(sockets)
+        self._announce()
+
+    def run_at(self, listener: socket.socket, announce: Callable[[], None]) -> None:
+        """Serve until SIGINT or SIGTERM. `announce` is called once clients can connect."""
+        self._announce = announce
         with handled_by(self.handle_exit):
             self.run(sockets=[listener])

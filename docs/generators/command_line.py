@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import typer
@@ -17,7 +18,16 @@ GENERAL = "General"  # the group of options that name none
 def command_line() -> str:
     """A section for each command: what it does, an example, and its options by group."""
     program: Any = get_command(app)
-    return "\n\n".join(_section(name, command) for name, command in program.commands.items())
+    return "\n\n".join(_section(name, command) for name, command in _commands(program))
+
+
+def _commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Each command with its words, those of groups of commands included."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{before}{name} ")
+        else:
+            yield before + name, command
 
 
 def _section(name: str, command: Any) -> str:
@@ -32,5 +42,5 @@ def _section(name: str, command: Any) -> str:
     usage = " ".join([f"tristage {name}", *command.collect_usage_pieces(context)])
     example = f"```sh\n{command.epilog.removeprefix(EXAMPLE)}\n```"
     options = table(("option", "what it does", "group"), rows)
-    heading = f"## `tristage {name}` {{#{name}}}"
+    heading = f"## `tristage {name}` {{#{name.replace(' ', '-')}}}"
     return "\n\n".join([heading, prose(command.help), code(usage), example, options])

@@ -47,6 +47,12 @@ def accuracy_near_guessing(results: Results) -> Iterator[Figures]:
         yield {"accuracy": metric_with_interval(metrics, "accuracy")}
 
 
+def labellers_disagree(results: Results) -> Iterator[Figures]:
+    metrics = results.final_metrics("rm")
+    if metrics.get("label_agreement_low", 1.0) <= 0.5:
+        yield {"agreement": metric_with_interval(metrics, "label_agreement")}
+
+
 def gold_fell(results: Results) -> Iterator[Figures]:
     metrics = results.final_metrics("ppo")
     if _has_gold(metrics) and metrics["gold_ppo_high"] < metrics["gold_sft_low"]:

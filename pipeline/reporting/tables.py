@@ -19,6 +19,8 @@ from pipeline.terminal.summary import KEY_METRICS, metric_with_interval, term_la
 STAGE_NAMES: dict[Stage, str] = {"sft": "SFT", "rm": "Reward model", "ppo": "PPO", "best": "Best of n"}
 MORE_METRICS = {
     "rm_win_rate": "win rate against SFT, by the reward model",
+    "people": "people who ranked",
+    "prompts_skipped": "prompts that people skipped",
     "score_mean": "raw score of SFT samples, mean",
     "score_std": "raw score of SFT samples, standard deviation",
     "rows_read": "rows read",

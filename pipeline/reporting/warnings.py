@@ -63,6 +63,14 @@ RULES = (
         symptoms.accuracy_near_guessing,
     ),
     Rule(
+        "labellers-disagree",
+        "The interval of the agreement of two labellers includes 0.5, which is chance, or lies below.",
+        "Two labellers agree on {agreement} of the pairs of answers, which is not clearly above 0.5. "
+        "No reward model can learn what they do not agree about.",
+        "Make the instructions for labellers clearer, let more prompts overlap, or drop ties.",
+        symptoms.labellers_disagree,
+    ),
+    Rule(
         "gold-fell",
         "PPO's gold interval lies below SFT's.",
         "The gold score fell from {sft} (SFT) to {ppo} (PPO). PPO made the answers worse.{over_optimised}",

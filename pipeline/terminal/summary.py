@@ -15,7 +15,12 @@ from pipeline.terminal.format import show_figure, show_number, show_seconds
 
 KEY_METRICS: dict[Stage, dict[str, str]] = {
     "sft": {"eval_loss_before": "held-out loss before", "eval_loss": "held-out loss after"},
-    "rm": {"accuracy": "held-out accuracy", "margin": "margin", "eval_loss": "held-out loss"},
+    "rm": {
+        "accuracy": "held-out accuracy",
+        "label_agreement": "agreement of two labellers",
+        "margin": "margin",
+        "eval_loss": "held-out loss",
+    },
     "ppo": {
         "gold_base": "gold score, base",
         "gold_sft": "gold score, SFT",

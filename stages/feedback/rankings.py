@@ -24,7 +24,7 @@ REMEDY = (
 )
 FILE = "rankings.jsonl"
 SPLITS = ("train", "held_out")
-READABLE = ("prompt", "completions", "ranks", "scores")
+READABLE = ("prompt", "completions", "ranks", "scores", "labeller")
 
 
 def has_rankings(context: Context) -> bool:
@@ -63,7 +63,7 @@ def read_collected_rankings(context: Context, record_samples: bool) -> tuple[lis
     collected = _read(context.folder / FILE)
     if record_samples:
         shown = collected[:: max(1, len(collected) // 16)]
-        context.tracker.samples([{name: row[name] for name in READABLE} for row in shown], 0)
+        context.tracker.samples([{name: row[name] for name in READABLE if name in row} for row in shown], 0)
     useful = [row for row in collected if max(row["ranks"]) > 0]
     tied = len(collected) - len(useful)
     context.tracker.note(f"{len(collected)} rankings in {FILE}; {tied} left out: all their answers tie")

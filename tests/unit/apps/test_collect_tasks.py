@@ -1,0 +1,113 @@
+"""What people are asked: from a file, an evaluation, or the prompts of a stage; and rounds that go on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from apps.collect.prepare import open_round
+from apps.collect.tasks import Asked
+from configs.errors import UserError
+from configs.load import load_experiment
+from configs.schema import Experiment
+from data.people.round import Kind, Round
+from data.storage.files import write_json_lines
+from pipeline.state.run_directory import RunDirectory
+from tests.support.runs import TINY
+
+ROWS = [{"prompt": f"p{i}", "completions": [f"a{i}", f"b{i}", f"c{i}"], "ranks": [1, 2, 3]} for i in range(5)]
+EVALUATED = [{"prompt": f"p{i}", "sft": f"s{i}", "ppo": f"s{i}" if i == 0 else f"t{i}"} for i in range(5)]
+
+
+@pytest.fixture
+def config() -> Experiment:
+    return load_experiment(TINY)
+
+
+def opened(folder: Path, asked: Asked, config: Experiment) -> Round:
+    return open_round(folder / "round", asked, config, RunDirectory(folder), print)
+
+
+def test_answers_of_a_file(tmp_path, config):
+    file = tmp_path / "answers.jsonl"
+    write_json_lines(file, ROWS)
+    content = opened(tmp_path, Asked("rankings", answers=file, number=4), config)
+    assert [task.completions for task in content.tasks.values()] == [
+        (f"a{i}", f"b{i}", f"c{i}") for i in range(4)
+    ]
+    assert not content.settings.continues_text  # the tiny experiment chats
+    with pytest.raises(UserError, match="a pair has two answers, and this row 3"):
+        opened(tmp_path / "pairs", Asked("pairs", answers=file), config)
+
+
+def test_pairs_of_an_evaluation_are_its_answers(tmp_path, config):
+    (tmp_path / "ppo").mkdir()
+    write_json_lines(tmp_path / "ppo/evaluation.jsonl", EVALUATED)
+    content = opened(tmp_path, Asked("pairs"), config)
+    tasks = list(content.tasks.values())
+    assert [task.completions for task in tasks] == [(f"s{i}", f"t{i}") for i in range(1, 5)]
+    assert {task.sources for task in tasks} == {("sft", "ppo")}
+    assert content.settings.equal == 1  # a tie, about which nobody is asked
+
+
+def test_pairs_of_another_evaluation_have_the_names_of_its_candidates(tmp_path, config):
+    file = tmp_path / "answers.jsonl"
+    write_json_lines(file, [{"prompt": "p", "sft@4": "one", "ppo": "two"}])
+    content = opened(tmp_path, Asked("pairs", ("sft@4", "ppo"), answers=file), config)
+    assert [task.sources for task in content.tasks.values()] == [("sft@4", "ppo")]
+    with pytest.raises(UserError, match=r"line 1: damaged \(without base\). Name other policies"):
+        opened(tmp_path / "other", Asked("pairs", ("base", "ppo"), answers=file), config)
+
+
+def test_prompts_of_the_stages(tmp_path, config):
+    """Demonstrations of data.sft, without a model; a file's prompts all count."""
+    content = opened(tmp_path, Asked("demonstrations", number=5), config)
+    assert len(content.tasks) == 5 and not any(task.completions for task in content.tasks.values())
+    file = tmp_path / "prompts.jsonl"
+    write_json_lines(file, [{"prompt": f"p{i}"} for i in range(7)])
+    content = opened(tmp_path / "file", Asked("demonstrations", prompts=file), config)
+    assert len(content.tasks) == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        (
+            {"each": 3},
+            "the round there has answers 4, not 3. Give the same options to continue it, or another",
+        ),
+        ({"number": 3}, "has prompts answers of .*, the first 4, not answers of .*, the first 3"),
+        ({"policies": ("sft",)}, "--answers, --policy: one of them"),
+    ],
+)
+def test_a_round_that_asks_something_else_is_refused(tmp_path, config, changes, fault):
+    file = tmp_path / "answers.jsonl"
+    write_json_lines(file, ROWS)
+    asked = Asked("rankings", answers=file, number=4)
+    before = opened(tmp_path, asked, config)
+    assert opened(tmp_path, asked, config).tasks == before.tasks
+    with pytest.raises(UserError, match=fault):
+        opened(tmp_path, replace(asked, **changes), config)
+
+
+@pytest.mark.parametrize(
+    ("asked", "fault"),
+    [
+        (Asked("pairs", ("sft",)), "a pair has the answers of two policies"),
+        (Asked("rankings", ("sft", "ppo")), "rankings are of the answers of one policy"),
+        (Asked("pairs"), "evaluation.jsonl is missing: stage ppo has not finished"),
+        (Asked("ratings"), "not a run directory"),
+    ],
+)
+def test_what_cannot_be_asked(tmp_path, config, asked, fault):
+    with pytest.raises(UserError, match=fault):
+        opened(tmp_path, asked, config)
+    assert not (tmp_path / "round").exists()
+
+
+def test_an_answer_that_no_stage_could_read_is_refused_before_it_is_sampled(tmp_path, config):
+    kind: Kind = "rankings"
+    with pytest.raises(UserError, match=r"rm.rankings.rollout.max_new_tokens: 128 tokens after a prompt"):
+        opened(tmp_path, Asked(kind), config)
