@@ -9,7 +9,7 @@ from configs.errors import UserError
 from configs.schema import Experiment, Stage
 from data.people.round import Round, Settings, create_round, has_round, read_round
 from pipeline.state.manifest import read_manifest
-from pipeline.state.run_directory import RunDirectory
+from pipeline.state.run_directory import RunDirectory, check_plain
 
 TRAINED: tuple[Stage, ...] = ("sft", "ppo")
 
@@ -20,6 +20,7 @@ def open_round(folder: Path, asked: Asked, config: Experiment, run: RunDirectory
     Raises:
         UserError: the round there asks something else, or a prompt, answer or policy cannot be used.
     """
+    check_plain(folder)
     settings = _settings(asked, config, run)
     if has_round(folder):
         content = read_round(folder)

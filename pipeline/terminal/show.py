@@ -11,6 +11,7 @@ from rich.text import Text
 
 from configs.errors import UserError
 from configs.schema import ALL_STAGES, STAGES, Experiment, Stage
+from data.people.round import FOLDER, KINDS, has_round, read_round
 from pipeline.planning.batches import Batches, batches
 from pipeline.planning.plan import Action, StagePlan
 from pipeline.planning.request import Request
@@ -122,6 +123,11 @@ def print_status(console: Console, run: RunDirectory) -> None:
         lines = Text("\n").join(Text(f"{label}: {value}") for label, value in shown.items())
         table.add_row(stage, Text(_state(run, manifest)), lines)
     console.print(table)
+    for kind in KINDS:
+        if has_round(folder := run.path / FOLDER / kind):
+            content = read_round(folder)
+            done = len(content.tasks) - len(content.unlabelled)
+            console.print(Text(f"people: {kind}, {done} of {len(content.tasks)} tasks done"))
 
 
 def _state(run: RunDirectory, manifest: Manifest) -> str:

@@ -157,3 +157,7 @@ def test_the_stage_itself_says_what_is_missing(run: Path, trained_run: Path, tmp
     run_stage("rm", target, *PEOPLE, "rm.rankings.complete=0.5", "rm.max_steps=1", "data.rm.held_out=1")
     assert len(rows(target / "rm/rankings.jsonl")) == 4
     assert len(read_round(target / "people/rankings").unlabelled) == 4
+
+
+def test_status_shows_the_round(ranked: Path) -> None:
+    assert "people: rankings, 16 of 16 tasks done" in tristage("status", "--run-dir", ranked)

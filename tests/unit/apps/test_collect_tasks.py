@@ -111,3 +111,12 @@ def test_an_answer_that_no_stage_could_read_is_refused_before_it_is_sampled(tmp_
     kind: Kind = "rankings"
     with pytest.raises(UserError, match=r"rm.rankings.rollout.max_new_tokens: 128 tokens after a prompt"):
         opened(tmp_path, Asked(kind), config)
+
+
+def test_a_link_in_the_folder_of_a_round_is_refused(tmp_path, config):
+    file = tmp_path / "answers.jsonl"
+    write_json_lines(file, ROWS)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "round").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="round is a link"):
+        opened(tmp_path, Asked("rankings", answers=file), config)
