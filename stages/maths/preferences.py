@@ -1,0 +1,245 @@
+"""How good a reward model is on held-out rankings: accuracy where it is hard, and against dumb baselines.
+
+A pair is two answers to one prompt that the labels order. Pairs of one prompt are not independent, so every
+figure is a mean over prompts, and its interval draws prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+
+from stages.maths import calibration
+from stages.maths.statistics import mean_with_interval, wins
+
+Array = np.ndarray
+Figure = dict[str, float]  # value, low, high, n
+MISTAKES = 10
+
+
+@dataclass(frozen=True)
+class ScoredRanking:
+    """A held-out ranking with what is known of its answers, each a list of K.
+
+    Attributes:
+        ranks: 0 is the best; equal ranks tie.
+        rewards: the reward model's scores, on the scale that it was trained on.
+        lengths: in tokens.
+        nats: log-likelihood of each token under the base, a mean over the answer's tokens.
+        words: the score of a bag of words, higher for what the training rankings prefer.
+        labels: the labeller's own scores, if it gave any.
+    """
+
+    prompt: str
+    answers: list[str]
+    ranks: list[int]
+    rewards: list[float]
+    lengths: list[int]
+    nats: list[float]
+    words: list[float]
+    labels: list[float] | None = None
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Positions of the better and of the worse answer of each pair."""
+        places = range(len(self.ranks))
+        return [(i, j) for i, j in permutations(places, 2) if self.ranks[i] < self.ranks[j]]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """All pairs of all rankings, (N,) each.
+
+    Attributes:
+        prompts: the number of each pair's prompt.
+        better, worse: positions of its answers.
+        margins: the reward of the better answer less that of the worse.
+        weights: one over the number of pairs of the prompt.
+    """
+
+    rankings: Sequence[ScoredRanking]
+    prompts: Array
+    better: Array
+    worse: Array
+    margins: Array
+    weights: Array
+
+    def difference(self, values: Callable[[ScoredRanking], Sequence[float]]) -> Array:
+        """Of each pair, a value of the better answer less that of the worse, (N,)."""
+        columns = [values(ranking) for ranking in self.rankings]
+        triples = zip(self.prompts, self.better, self.worse, strict=True)
+        return np.array([columns[prompt][i] - columns[prompt][j] for prompt, i, j in triples], dtype=float)
+
+
+def pairs_of(rankings: Sequence[ScoredRanking]) -> Pairs:
+    """The pairs of rankings that have any."""
+    useful = [ranking for ranking in rankings if ranking.pairs]
+    found = [(prompt, i, j) for prompt, ranking in enumerate(useful) for i, j in ranking.pairs]
+    prompts, better, worse = (np.array(column, dtype=int) for column in zip(*found, strict=True))
+    margins = np.array([useful[p].rewards[i] - useful[p].rewards[j] for p, i, j in found])
+    weights = 1 / np.bincount(prompts)[prompts]
+    return Pairs(useful, prompts, better, worse, margins, weights)
+
+
+def share_in_order(pairs: Pairs, margins: Array, where: Array | None = None) -> Figure:
+    """Share of the pairs that margins order as the labels do: the accuracy of whatever gave the margins.
+
+    Args:
+        margins: of each pair, (N,). At 0, the pair counts one half.
+        where: the pairs that count, (N,), at least one; all by default.
+    """
+    right = wins(margins.tolist(), np.zeros_like(margins).tolist())
+    return figure(_by_prompt(pairs, right, where))
+
+
+def _by_prompt(pairs: Pairs, values: Sequence[float], where: Array | None) -> Array:
+    """The mean over each prompt's pairs, for the prompts that have any."""
+    inside = np.ones(len(pairs.prompts), dtype=bool) if where is None else where
+    counts = np.bincount(pairs.prompts[inside])
+    sums = np.bincount(pairs.prompts[inside], weights=np.asarray(values, dtype=float)[inside])
+    return sums[counts > 0] / counts[counts > 0]
+
+
+def figure(values: Array) -> Figure:
+    """Mean, 95 % bootstrap interval and number of values."""
+    named = mean_with_interval("value", values.tolist())
+    return {name.removeprefix("value_"): number for name, number in named.items()}
+
+
+def baseline_margins(pairs: Pairs) -> dict[str, Array]:
+    """The margins of judges that read no prompt: the longer, the shorter, the likelier answer, its words."""
+    longer = pairs.difference(lambda one: one.lengths)
+    return {
+        "longer": longer,
+        "shorter": -longer,
+        "likelier": pairs.difference(lambda one: one.nats),
+        "bag of words": pairs.difference(lambda one: one.words),
+    }
+
+
+def lead_over(pairs: Pairs, margins: Array) -> Figure:
+    """The accuracy less that of other margins, paired: prompts are drawn with both."""
+    zeros = [0.0] * len(margins)
+    ours, theirs = wins(pairs.margins.tolist(), zeros), wins(margins.tolist(), zeros)
+    return figure(_by_prompt(pairs, np.subtract(ours, theirs).tolist(), None))
+
+
+def groups(pairs: Pairs) -> dict[str, dict[str, Figure]]:
+    """Accuracy by distance of ranks, by the labels' margin, and by length."""
+    distance = pairs.difference(lambda one: [-rank for rank in one.ranks])
+    longer = pairs.difference(lambda one: one.lengths)
+    split: dict[str, dict[str, Array]] = {
+        "distance of ranks": {str(int(value)): distance == value for value in np.unique(distance)},
+        "length": {
+            "the better answer is shorter": longer < 0,
+            "equal lengths": longer == 0,
+            "the better answer is longer": longer > 0,
+        },
+        "difference of lengths": _thirds(np.abs(longer), "tokens"),
+    }
+    if all(ranking.labels is not None for ranking in pairs.rankings):
+        margin = pairs.difference(lambda one: one.labels or [])
+        split["margin of the labels"] = _thirds(margin, "")
+    return {
+        name: {
+            part: share_in_order(pairs, pairs.margins, where) for part, where in parts.items() if where.any()
+        }
+        for name, parts in split.items()
+    }
+
+
+def _thirds(values: Array, unit: str) -> dict[str, Array]:
+    """Three parts of about equal size, by value."""
+    low, high = np.quantile(values, [1 / 3, 2 / 3])
+    unit = f" {unit}" if unit else ""
+    return {
+        f"up to {low:.3g}{unit}": values <= low,
+        f"up to {high:.3g}{unit}": (values > low) & (values <= high),
+        f"above {high:.3g}{unit}": values > high,
+    }
+
+
+def length_correlation(rankings: Sequence[ScoredRanking]) -> Figure | None:
+    """Pearson's correlation of reward and length among the answers to a prompt, a mean over prompts.
+
+    None if no prompt has answers that differ in both.
+    """
+    found = []
+    for ranking in rankings:
+        rewards, lengths = np.array(ranking.rewards), np.array(ranking.lengths, dtype=float)
+        if rewards.std() > 0 and lengths.std() > 0:
+            found.append(float(np.corrcoef(rewards, lengths)[0, 1]))
+    return figure(np.array(found)) if found else None
+
+
+def calibration_of(pairs: Pairs) -> dict[str, Any]:
+    """How far the model's probabilities are from the truth, and the temperature that brings them nearest."""
+    bins = calibration.reliability(pairs.margins, pairs.weights)
+    bound = calibration.error_of_calibrated(pairs.margins, pairs.weights, pairs.prompts)
+    squares = (1 - calibration.probability(pairs.margins)) ** 2
+    return {
+        "bins": [vars(one) for one in bins],
+        "error": calibration.expected_calibration_error(bins),
+        "error_of_calibrated": bound,
+        "brier": figure(_by_prompt(pairs, squares.tolist(), None)),
+        "temperature": calibration.best_temperature(pairs.margins, pairs.weights),
+    }
+
+
+def mistakes(pairs: Pairs) -> list[dict[str, Any]]:
+    """The pairs that the model is surest of and wrong about, the surest first; one of each prompt."""
+    order = np.argsort(pairs.margins, kind="stable")
+    found: dict[int, dict[str, Any]] = {}
+    for pair in order[pairs.margins[order] < 0]:
+        prompt = int(pairs.prompts[pair])
+        ranking = pairs.rankings[prompt]
+        found.setdefault(
+            prompt,
+            {
+                "prompt": ranking.prompt,
+                "better": ranking.answers[pairs.better[pair]],
+                "worse": ranking.answers[pairs.worse[pair]],
+                "margin": float(pairs.margins[pair]),
+            },
+        )
+    return list(found.values())[:MISTAKES]
+
+
+def tied_share(rankings: Sequence[ScoredRanking]) -> float:
+    """The share of all pairs of answers that the labels call a tie."""
+    ties = total = 0
+    for ranking in rankings:
+        k = len(ranking.ranks)
+        total += k * (k - 1) // 2
+        ties += k * (k - 1) // 2 - len(ranking.pairs)
+    return ties / max(1, total)
+
+
+def reward_report(rankings: Sequence[ScoredRanking], ceiling: Mapping[str, float] | None) -> dict[str, Any]:
+    """All figures of a reward model on held-out rankings, as JSON.
+
+    Args:
+        rankings: at least one must have a pair.
+        ceiling: the labellers' agreement with each other, as `Figure`, if several labelled.
+    """
+    pairs = pairs_of(rankings)
+    margins = baseline_margins(pairs)
+    baselines = {name: share_in_order(pairs, of) for name, of in margins.items()}
+    best = max(baselines, key=lambda name: baselines[name]["value"])
+    return {
+        "accuracy": share_in_order(pairs, pairs.margins),
+        "pairs": len(pairs.prompts),
+        "baselines": baselines,
+        "best_baseline": best,
+        "lead": lead_over(pairs, margins[best]),
+        "groups": groups(pairs),
+        "calibration": calibration_of(pairs),
+        "length_correlation": length_correlation(rankings),
+        "ceiling": dict(ceiling) if ceiling else None,
+        "tied": tied_share(rankings),
+        "mistakes": mistakes(pairs),
+    }
