@@ -1,0 +1,81 @@
+// The windows over the page: who the person is, instructions, keys, and why a task is skipped.
+import { button, make } from "./passage.js";
+import { known, say } from "./words.js";
+
+const byId = (id) => document.getElementById(id);
+
+/** Show a dialog; settles when it is closed. */
+function open(id) {
+  const dialog = byId(id);
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog), { once: true }));
+}
+
+/** The person's name. */
+export async function askName() {
+  for (;;) {
+    await open("who");
+    const name = byId("name").value.trim();
+    if (name) return name;
+  }
+}
+
+/** What to do, in general and in this project. */
+export function showGuide({ kind, instructions }) {
+  byId("guide-kind").textContent = say(`guide_${kind}`);
+  byId("guide-text").textContent = instructions ?? "";
+  return open("guide");
+}
+
+/** What each key does. */
+export function showKeys(kind) {
+  const lines = (say(`keys_${kind}`) + "\n" + say("keys_all")).split("\n").map((line) => line.split(" | "));
+  byId("keys-list").replaceChildren(...lines.flatMap(([keys, does]) => [keyNames(keys), make("dd", "", does)]));
+  return open("keys-help");
+}
+
+function keyNames(keys) {
+  return make("dt", "", ...keys.split(" ").flatMap((key) => [make("kbd", "", key), " "]));
+}
+
+/** Why the task is skipped: { reason, note }, or null if it is not. */
+export async function askReason(reasons) {
+  const dialog = byId("skip-reasons");
+  const note = byId("skip-note");
+  note.value = "";
+  let reason = null;
+  const choose = (name) => {
+    const asksForNote = name === "other" && reason !== name && !note.value;
+    reason = name;
+    if (asksForNote) note.focus();
+    else dialog.close();
+  };
+  const buttons = reasons.map((name, index) => {
+    const label = known(`reason_${name}`) ? say(`reason_${name}`) : name;
+    return button(label, String(index + 1), () => choose(name));
+  });
+  byId("reasons").replaceChildren(...buttons);
+  const listening = new AbortController();
+  const options = { signal: listening.signal };
+  dialog.addEventListener("keydown", (event) => onKey(event, buttons, note, () => choose(reason ?? "other")), options);
+  dialog.addEventListener("cancel", () => (reason = null), options);
+  byId("no-skip").addEventListener("click", () => ((reason = null), dialog.close()), options);
+  const closed = open("skip-reasons");
+  buttons[0].focus();
+  await closed;
+  listening.abort();
+  return reason && { reason, note: note.value.trim() };
+}
+
+/** Digits choose a reason, except in the note; Enter there sends it. */
+function onKey(event, buttons, note, send) {
+  if (event.isComposing) return;
+  if (event.target === note) {
+    if (event.key !== "Enter") return;
+    event.preventDefault();
+    send();
+  } else if (buttons[Number(event.key) - 1] && !event.repeat) {
+    event.preventDefault();
+    buttons[Number(event.key) - 1].click();
+  }
+}

@@ -1,0 +1,79 @@
+// What stays in the browser: localStorage under one prefix. A browser may refuse it; then nothing stays.
+
+const PREFIX = "tristage.collect.";
+const DAY = 24 * 60 * 60 * 1000;
+const DRAFT_DAYS = 14;
+const DRAFT_DELAY = 300; // milliseconds from a change to its draft
+
+/** What was kept under a name, or null. */
+export function recall(name) {
+  try {
+    return JSON.parse(localStorage.getItem(PREFIX + name));
+  } catch {
+    return null;
+  }
+}
+
+/** Keep a value that JSON can hold. */
+export function keep(name, value) {
+  try {
+    localStorage.setItem(PREFIX + name, JSON.stringify(value));
+  } catch {
+    // It is full or refused. The page works without it.
+  }
+}
+
+/** Keep nothing under a name. */
+export function forget(name) {
+  try {
+    localStorage.removeItem(PREFIX + name);
+  } catch {
+    // As above.
+  }
+}
+
+/** The unfinished work on one task. `state()` is asked for it soon after each change. */
+export class Draft {
+  #name;
+  #state;
+  #timer = null;
+
+  constructor(run, showing, state) {
+    this.#name = `draft.${run}.${showing}`;
+    this.#state = state;
+  }
+
+  read() {
+    return recall(this.#name)?.state ?? null;
+  }
+
+  changed() {
+    this.#timer ??= setTimeout(() => this.save(), DRAFT_DELAY);
+  }
+
+  /** Save what has changed; nothing if nothing has. */
+  save() {
+    if (this.#timer === null) return;
+    this.#stop();
+    keep(this.#name, { at: Date.now(), state: this.#state() });
+  }
+
+  remove() {
+    this.#stop();
+    forget(this.#name);
+  }
+
+  #stop() {
+    clearTimeout(this.#timer);
+    this.#timer = null;
+  }
+}
+
+/** Remove drafts that nobody came back to. */
+export function forgetOldDrafts() {
+  const start = `${PREFIX}draft.`;
+  const names = Object.keys(localStorage).filter((name) => name.startsWith(start));
+  for (const name of names.map((name) => name.slice(PREFIX.length))) {
+    if (!(recall(name)?.at > Date.now() - DRAFT_DAYS * DAY)) forget(name);
+  }
+}

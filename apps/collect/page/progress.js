@@ -1,0 +1,134 @@
+// The lead's view: what is done, by whom, and how far people agree. It refreshes itself.
+import { ask, takeToken } from "./client.js";
+import { make } from "./passage.js";
+import { byId, fault } from "./screen.js";
+import { figure, known, loadWords, say } from "./words.js";
+
+const REFRESH = 5000;
+const SVG = "http://www.w3.org/2000/svg";
+const FIGURES = {
+  pairwise: { low: 0, high: 1, known: [0.711, 0.741], write: percent },
+  tau_b: { low: -1, high: 1, write: decimals },
+  alpha: { low: -1, high: 1, write: decimals },
+};
+
+let latest = null;
+let latestTime = "";
+
+async function refresh() {
+  try {
+    latest = await ask("/api/progress");
+    latestTime = new Date().toLocaleTimeString(document.documentElement.lang);
+    fault("");
+    draw();
+  } catch (error) {
+    fault(message(error));
+  }
+  setTimeout(refresh, REFRESH);
+}
+
+function message({ status, message: text }) {
+  if (status === 401 || status === 403) return say("lead_only");
+  if (status) return text;
+  return latest ? say("stale", { time: latestTime }) : say("no_answer");
+}
+
+function draw() {
+  const { run, kind, total, labelled, missing, held, people, agreement, skips } = latest;
+  byId("progress").hidden = false;
+  byId("run").textContent = run;
+  byId("kind").textContent = say(`kind_${kind}`);
+  byId("bar").max = Math.max(1, total);
+  byId("bar").value = labelled;
+  drawCounts({ labelled, missing, held }, total);
+  drawAgreement(agreement);
+  drawPeople(people);
+  drawSkips(skips);
+  byId("updated").textContent = say("updated", { time: latestTime });
+}
+
+function drawCounts(counts, total) {
+  const rows = Object.entries(counts).flatMap(([name, number]) => {
+    const amount = name === "labelled" ? `${figure(number)} / ${figure(total)}` : figure(number);
+    return [make("dt", "", say(name)), make("dd", "", make("b", "", amount), make("span", "note", say(`${name}_means`)))];
+  });
+  byId("counts-list").replaceChildren(...rows);
+}
+
+function drawAgreement(agreement) {
+  const rows = Object.entries(FIGURES).flatMap(([name, form]) => {
+    const its = agreement[name];
+    const parts = its ? [make("b", "", inWords(its, form)), range(its, form)] : [make("span", "note", say("none_yet"))];
+    return [make("dt", "", say(name)), make("dd", "", ...parts, make("span", "note", say(`${name}_means`)))];
+  });
+  byId("agreement").replaceChildren(...rows);
+}
+
+function drawPeople(people) {
+  if (!people.length) return byId("people").replaceChildren(row("td", [say("no_people")]));
+  const columns = ["person", "person_done", "person_today", "person_skipped", "person_seconds", "person_self"];
+  const rows = people.map(({ name, done, today, skipped, median_seconds: median, self_agreement: self }) =>
+    row("td", [name, figure(done), figure(today), figure(skipped), median === null ? "–" : figure(median), selfInWords(self)]),
+  );
+  byId("people").replaceChildren(make("thead", "", row("th", columns.map((its) => say(its)))), make("tbody", "", ...rows));
+}
+
+function drawSkips(skips) {
+  const rows = Object.entries(skips).map(([reason, number]) => {
+    const label = known(`reason_${reason}`) ? say(`reason_${reason}`) : reason;
+    return row("td", [label, figure(number)]);
+  });
+  byId("skips").replaceChildren(...(rows.length ? rows : [row("td", [say("no_skips")])]));
+}
+
+/** A row of a table: a text first, then amounts. */
+function row(tag, cells) {
+  return make("tr", "", ...cells.map((cell, column) => {
+    const element = make(tag, column ? "amount" : "text", cell);
+    if (tag === "th") element.scope = "col";
+    if (!column) element.dir = "auto";
+    return element;
+  }));
+}
+
+const selfInWords = (self) => (self ? inWords(self, FIGURES.pairwise) : "–");
+
+/** "73 % (65 % to 80 %, n = 48)" */
+function inWords({ value, low, high, n }, { write }) {
+  const values = { value: write(value), n: figure(n) };
+  if (low === null || high === null) return say("no_interval", values);
+  return say("interval", { ...values, low: write(low), high: write(high) });
+}
+
+function percent(value) {
+  return `${(100 * value).toFixed(1)} %`;
+}
+
+function decimals(value) {
+  return value.toFixed(2).replace("-", "−");
+}
+
+/** A picture of a figure with its interval, and of the interval that is known from elsewhere. */
+function range({ value, low, high }, scale) {
+  const picture = shape("svg", { class: "range", viewBox: "0 0 200 10" });
+  picture.setAttribute("aria-hidden", "true");
+  const x = (its) => (200 * (its - scale.low)) / (scale.high - scale.low);
+  picture.append(line("axis", 0, 200));
+  if (low !== null && high !== null) picture.append(line("interval", x(low), x(high)));
+  for (const its of scale.known ?? []) picture.append(shape("line", { class: "known", x1: x(its), x2: x(its), y1: 0, y2: 10 }));
+  picture.append(shape("circle", { cx: x(value), cy: 5, r: 4 }));
+  return picture;
+}
+
+const line = (name, from, to) => shape("line", { class: name, x1: from, x2: to, y1: 5, y2: 5 });
+
+function shape(tag, attributes) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return element;
+}
+
+takeToken();
+await loadWords(byId("language"));
+document.addEventListener("language", () => latest && draw());
+refresh();
