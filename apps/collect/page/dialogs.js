@@ -30,7 +30,8 @@ export function showGuide({ kind, instructions }) {
 /** What each key does. */
 export function showKeys(kind) {
   const lines = (say(`keys_${kind}`) + "\n" + say("keys_all")).split("\n").map((line) => line.split(" | "));
-  byId("keys-list").replaceChildren(...lines.flatMap(([keys, does]) => [keyNames(keys), make("dd", "", does)]));
+  const rows = lines.flatMap(([keys, does]) => [keyNames(keys), make("dd", "", does)]);
+  byId("keys-list").replaceChildren(...rows);
   return open("keys-help");
 }
 
@@ -57,7 +58,8 @@ export async function askReason(reasons) {
   byId("reasons").replaceChildren(...buttons);
   const listening = new AbortController();
   const options = { signal: listening.signal };
-  dialog.addEventListener("keydown", (event) => onKey(event, buttons, note, () => choose(reason ?? "other")), options);
+  const send = () => choose(reason ?? "other");
+  dialog.addEventListener("keydown", (event) => onKey(event, buttons, note, send), options);
   dialog.addEventListener("cancel", () => (reason = null), options);
   byId("no-skip").addEventListener("click", () => ((reason = null), dialog.close()), options);
   const closed = open("skip-reasons");

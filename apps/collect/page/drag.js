@@ -4,7 +4,7 @@ const TIE = [0.35, 0.65]; // the part of a rank's height onto which a card is dr
 const EDGE = 70; // pixels from the window's edge in which the page scrolls
 const SPEED = 12; // pixels that it scrolls in each frame
 
-/** Let the cards of `list` be dragged. `dropped(card, where, other)` says before, after or with which card. */
+/** Let the cards of `list` be dragged. `dropped(card, where, other)`: before, after or with which card. */
 export function draggable(list, dropped) {
   list.addEventListener("pointerdown", (event) => {
     const grip = event.target.closest(".grip");

@@ -2,11 +2,14 @@
 import { button, make } from "./passage.js";
 import { say } from "./words.js";
 
+const MOST_CHARACTERS = 200_000; // the server takes no more
+
 /** A field for a text that may continue another one. */
 export function field(label, given, changed) {
   const area = make("textarea");
   area.dir = "auto";
   area.rows = 6;
+  area.maxLength = MOST_CHARACTERS;
   area.addEventListener("input", changed);
   const before = given ? [make("p", "given", given)] : [];
   for (const element of before) element.dir = "auto";
@@ -31,7 +34,8 @@ export class Edit {
   /** Edit a text; or go on with the one that is open. */
   open(text) {
     if (this.element.hidden) this.state = { text, original: text };
-    this.#area.focus();
+    this.#area.focus({ preventScroll: true });
+    this.element.scrollIntoView({ block: "nearest" });
     this.#desk.changed();
   }
 

@@ -14,7 +14,8 @@ export const placed = (ranks) => ({ ranks: [...ranks], given: ranks.map(() => tr
 /** The answers of each rank, best first. */
 export function groups({ ranks }) {
   const distinct = [...new Set(ranks)].sort((a, b) => a - b);
-  return distinct.map((rank) => ({ rank, cards: ranks.flatMap((its, card) => (its === rank ? [card] : [])) }));
+  const cardsOf = (rank) => ranks.flatMap((its, card) => (its === rank ? [card] : []));
+  return distinct.map((rank) => ({ rank, cards: cardsOf(rank) }));
 }
 
 /** The ranks without gaps: 1, 2, 2, 4 becomes 1, 2, 2, 3. */
@@ -58,7 +59,8 @@ export function tieAbove(order, card) {
 
 function fromRows(rows, given) {
   const ranks = Array(given.length);
-  rows.filter((cards) => cards.length).forEach((cards, row) => cards.forEach((card) => (ranks[card] = row + 1)));
+  const filled = rows.filter((cards) => cards.length);
+  filled.forEach((cards, row) => cards.forEach((card) => (ranks[card] = row + 1)));
   return { ranks, given };
 }
 

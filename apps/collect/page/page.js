@@ -11,7 +11,7 @@ import { make } from "./passage.js";
 import { givenText, hidePrompt, showPrompt, togglePrompt } from "./prompt.js";
 import { Rankings } from "./rankings.js";
 import { Ratings } from "./ratings.js";
-import { announce, banner, byId, fault, lock, showCounts, showMissing, urge } from "./screen.js";
+import { announce, banner, byId, fault, lock, position, showCounts, showMissing, urge } from "./screen.js";
 import { loadWords, say } from "./words.js";
 
 const KINDS = { rankings: Rankings, pairs: Pairs, ratings: Ratings, demonstrations: Demonstrations };
@@ -93,7 +93,7 @@ async function next(said = "", unfinished = null) {
 function show(answer, said = "", unfinished = null) {
   ({ task, counts } = answer);
   clearTimeout(looking);
-  showCounts(counts);
+  showCounts(counts, task);
   byId("send").hidden = false;
   for (const name of ["skip", "submit"]) byId(name).hidden = !task;
   if (!task) return showEnd(said);
@@ -102,12 +102,17 @@ function show(answer, said = "", unfinished = null) {
   clock.restart(kept?.seconds);
   lay();
   if (kept) work.state = kept.work;
-  else if (task.earlier) work.recall(task.earlier);
+  else if (task.earlier) recallEarlier();
   else if (unfinished && unfinished.key === keyOf(task)) work.state = unfinished.state;
   check();
   scrollTo(0, 0);
-  const position = say("task", { n: counts.done + 1, all: counts.done + counts.left });
-  announce([said, position, kept ? say("restored") : ""].join(" ").trim());
+  announce([said, say("task", position(counts)), kept ? say("restored") : ""].join(" ").trim());
+}
+
+/** Show what was submitted before. It is a draft now, which a reload brings back. */
+function recallEarlier() {
+  work.recall(task.earlier);
+  draft.changed();
 }
 
 /** Put the task on the page, as if nothing was done with it. */
@@ -197,7 +202,7 @@ async function hold() {
 
 /** Show the page in another language; the work stays as it is. */
 function translate() {
-  if (counts) showCounts(counts);
+  if (counts) showCounts(counts, task);
   if (!work) return;
   const { state } = work;
   lay();

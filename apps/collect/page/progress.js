@@ -12,7 +12,9 @@ const FIGURES = {
   alpha: { low: -1, high: 1, write: decimals },
 };
 
-let latest = null;
+const COLUMNS = ["person", "person_done", "person_today", "person_skipped", "person_seconds", "person_self"];
+
+let latest = null; // what the server said last, and when
 let latestTime = "";
 
 async function refresh() {
@@ -41,7 +43,7 @@ function draw() {
   byId("bar").max = Math.max(1, total);
   byId("bar").value = labelled;
   drawCounts({ labelled, missing, held }, total);
-  drawAgreement(agreement);
+  drawAgreement(agreement, kind);
   drawPeople(people);
   drawSkips(skips);
   byId("updated").textContent = say("updated", { time: latestTime });
@@ -50,27 +52,33 @@ function draw() {
 function drawCounts(counts, total) {
   const rows = Object.entries(counts).flatMap(([name, number]) => {
     const amount = name === "labelled" ? `${figure(number)} / ${figure(total)}` : figure(number);
-    return [make("dt", "", say(name)), make("dd", "", make("b", "", amount), make("span", "note", say(`${name}_means`)))];
+    return [make("dt", "", say(name)), make("dd", "", make("b", "", amount), note(say(`${name}_means`)))];
   });
   byId("counts-list").replaceChildren(...rows);
 }
 
-function drawAgreement(agreement) {
+function drawAgreement(agreement, kind) {
   const rows = Object.entries(FIGURES).flatMap(([name, form]) => {
     const its = agreement[name];
-    const parts = its ? [make("b", "", inWords(its, form)), range(its, form)] : [make("span", "note", say("none_yet"))];
-    return [make("dt", "", say(name)), make("dd", "", ...parts, make("span", "note", say(`${name}_means`)))];
+    const isOther = known(`${name}_${kind}`); // then InstructGPT’s figure is not comparable
+    const scale = isOther ? { ...form, known: [] } : form;
+    const parts = its ? [make("b", "", inWords(its, form)), range(its, scale)] : [note(say("none_yet"))];
+    const means = say(isOther ? `${name}_${kind}` : `${name}_means`);
+    return [make("dt", "", say(name)), make("dd", "", ...parts, note(means))];
   });
   byId("agreement").replaceChildren(...rows);
 }
 
 function drawPeople(people) {
   if (!people.length) return byId("people").replaceChildren(row("td", [say("no_people")]));
-  const columns = ["person", "person_done", "person_today", "person_skipped", "person_seconds", "person_self"];
-  const rows = people.map(({ name, done, today, skipped, median_seconds: median, self_agreement: self }) =>
-    row("td", [name, figure(done), figure(today), figure(skipped), median === null ? "–" : figure(median), selfInWords(self)]),
-  );
-  byId("people").replaceChildren(make("thead", "", row("th", columns.map((its) => say(its)))), make("tbody", "", ...rows));
+  const head = make("thead", "", row("th", COLUMNS.map((its) => say(its))));
+  byId("people").replaceChildren(head, make("tbody", "", ...people.map(personRow)));
+}
+
+function personRow({ name, done, today, skipped, median_seconds: median, self_agreement: self }) {
+  const seconds = median === null ? "–" : figure(median);
+  const agrees = self ? inWords(self, FIGURES.pairwise) : "–";
+  return row("td", [name, figure(done), figure(today), figure(skipped), seconds, agrees]);
 }
 
 function drawSkips(skips) {
@@ -81,6 +89,8 @@ function drawSkips(skips) {
   byId("skips").replaceChildren(...(rows.length ? rows : [row("td", [say("no_skips")])]));
 }
 
+const note = (text) => make("span", "note", text);
+
 /** A row of a table: a text first, then amounts. */
 function row(tag, cells) {
   return make("tr", "", ...cells.map((cell, column) => {
@@ -90,8 +100,6 @@ function row(tag, cells) {
     return element;
   }));
 }
-
-const selfInWords = (self) => (self ? inWords(self, FIGURES.pairwise) : "–");
 
 /** "73 % (65 % to 80 %, n = 48)" */
 function inWords({ value, low, high, n }, { write }) {
@@ -115,7 +123,9 @@ function range({ value, low, high }, scale) {
   const x = (its) => (200 * (its - scale.low)) / (scale.high - scale.low);
   picture.append(line("axis", 0, 200));
   if (low !== null && high !== null) picture.append(line("interval", x(low), x(high)));
-  for (const its of scale.known ?? []) picture.append(shape("line", { class: "known", x1: x(its), x2: x(its), y1: 0, y2: 10 }));
+  for (const its of scale.known ?? []) {
+    picture.append(shape("line", { class: "known", x1: x(its), x2: x(its), y1: 0, y2: 10 }));
+  }
   picture.append(shape("circle", { cx: x(value), cy: 5, r: 4 }));
   return picture;
 }

@@ -5,7 +5,7 @@ import { assign, dense, fresh, groups, place, placed, shift, tieAbove } from "./
 import { button, make, Passage } from "./passage.js";
 import { cardinal, ordinal, say } from "./words.js";
 
-const LETTERS = "ABCDEFGHI";
+const GLIDE = 160; // milliseconds
 const STEPS = { ArrowUp: -1, ArrowDown: 1 };
 
 export class Rankings {
@@ -23,7 +23,8 @@ export class Rankings {
     this.#edit = new Edit(given, desk);
     this.#cards = task.answers.map((text, index) => this.#card(text, index, given));
     draggable(this.#list, (card, where, other) => {
-      const [moving, target] = [card, other].map((its) => this.#cards.findIndex(({ element }) => element === its));
+      const indexOf = (its) => this.#cards.findIndex(({ element }) => element === its);
+      const [moving, target] = [card, other].map(indexOf);
       this.#use(place(this.#order, moving, where, target), moving);
     });
     const edit = button(say("edit_best"), "e", () => this.#editBest());
@@ -91,7 +92,7 @@ export class Rankings {
 
   #card(text, index, given) {
     const passage = new Passage(text, given);
-    const title = make("h3", "grip", say("answer", { name: LETTERS[index] }));
+    const title = make("h3", "grip", say("answer", { name: letter(index) }));
     const tools = [
       ["up", "↑", () => this.#move(-1)],
       ["down", "↓", () => this.#move(1)],
@@ -112,7 +113,7 @@ export class Rankings {
     });
     tool.tabIndex = -1;
     tool.title = say(name);
-    tool.ariaLabel = say(`${name}_label`, { name: LETTERS[index] });
+    tool.ariaLabel = say(`${name}_label`, { name: letter(index) });
     return tool;
   }
 
@@ -153,9 +154,11 @@ export class Rankings {
   /** Put the cards into the list, in their order. */
   #show() {
     const rows = groups(this.#order).map(({ rank, cards }) => {
-      const number = make("span", cards.some((card) => this.#order.given[card]) ? "place given" : "place", String(rank));
+      const isGiven = cards.some((card) => this.#order.given[card]);
+      const number = make("span", isGiven ? "place given" : "place", String(rank));
       number.ariaHidden = "true";
-      const tied = make("div", cards.length > 1 ? "tied" : "", ...cards.map((card) => this.#cards[card].element));
+      const elements = cards.map((card) => this.#cards[card].element);
+      const tied = make("div", cards.length > 1 ? "tied" : "", ...elements);
       return make("li", "rank", number, tied);
     });
     this.#list.replaceChildren(...rows);
@@ -166,8 +169,9 @@ export class Rankings {
   /** "Answer B is now second of four, equal with C." */
   #place(card, key) {
     const rank = this.#order.ranks[card];
-    const values = { name: LETTERS[card], place: ordinal(rank), count: cardinal(this.#cards.length) };
-    const equal = [...LETTERS].filter((_, its) => its !== card && this.#order.ranks[its] === rank);
+    const values = { name: letter(card), place: ordinal(rank), count: cardinal(this.#cards.length) };
+    const tied = groups(this.#order).find((row) => row.rank === rank).cards;
+    const equal = tied.filter((its) => its !== card).map(letter);
     return equal.length ? say(`${key}_tied`, { ...values, others: equal.join(", ") }) : say(key, values);
   }
 
@@ -179,12 +183,19 @@ export class Rankings {
   }
 }
 
+/** The name of an answer: A to Z, A2 to Z2, ... */
+function letter(index) {
+  const turn = Math.floor(index / 26) + 1;
+  return String.fromCharCode(65 + (index % 26)) + (turn > 1 ? turn : "");
+}
+
 /** Let the cards glide to their new places, unless the person prefers less motion. */
 function slide(cards, before) {
   if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
   cards.forEach(({ element }, index) => {
     const { left, top } = element.getBoundingClientRect();
     const [x, y] = [before[index].left - left, before[index].top - top];
-    if (x || y) element.animate([{ transform: `translate(${x}px, ${y}px)` }, {}], { duration: 160, easing: "ease-out" });
+    const from = { transform: `translate(${x}px, ${y}px)` };
+    if (x || y) element.animate([from, {}], { duration: GLIDE, easing: "ease-out" });
   });
 }

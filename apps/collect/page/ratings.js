@@ -21,7 +21,8 @@ export class Ratings {
     const scale = make("div", "scale", ...this.#buttons.values());
     scale.role = "group";
     scale.ariaLabel = say("scale_label", { low, high });
-    const ends = make("p", "ends note", make("span", "", say("worst", { low })), make("span", "", say("best", { high })));
+    const [worst, best] = [say("worst", { low }), say("best", { high })];
+    const ends = make("p", "ends note", make("span", "", worst), make("span", "", best));
     this.element = make("div", "", this.#card, scale, ends);
     this.#show();
   }

@@ -15,11 +15,18 @@ export const fault = (text) => (byId("fault").textContent = text);
 /** What the server does not answer; empty if it does. */
 export const banner = (text) => (byId("banner").textContent = text);
 
+/** The place of the task in sight among those for this person. `left` are the tasks after it. */
+export function position({ done, left }) {
+  return { n: figure(done + 1), all: figure(done + 1 + left) };
+}
+
 /** How much is done. */
-export function showCounts({ done, left, today, median_seconds: median }) {
-  byId("bar").max = Math.max(1, done + left);
+export function showCounts({ done, left, today, median_seconds: median }, task) {
+  const all = done + left + (task ? 1 : 0);
+  byId("bar").max = Math.max(1, all);
   byId("bar").value = done;
-  const parts = [say("done", { done: figure(done), all: figure(done + left) }), say("today", { today: figure(today) })];
+  const parts = [say("done", { done: figure(done), all: figure(all) })];
+  parts.push(say("today", { today: figure(today) }));
   if (median !== null) parts.push(say("median", { seconds: figure(median) }));
   byId("figures").textContent = parts.join(" · ");
 }

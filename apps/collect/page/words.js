@@ -48,6 +48,7 @@ function use(language) {
     title: (element, text) => (element.title = text),
   };
   for (const [kind, put] of Object.entries(write)) {
-    for (const element of document.querySelectorAll(`[data-${kind}]`)) put(element, say(element.dataset[kind]));
+    const elements = document.querySelectorAll(`[data-${kind}]`);
+    for (const element of elements) put(element, say(element.dataset[kind]));
   }
 }
