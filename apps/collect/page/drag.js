@@ -12,6 +12,10 @@ export function draggable(list, dropped) {
     event.preventDefault();
     new Drag(list, grip, event, dropped);
   });
+  // Else the browser takes a swift drag for a scroll, and ignores the tap that follows.
+  list.addEventListener("touchstart", (event) => event.target.closest(".grip") && event.preventDefault(), {
+    passive: false,
+  });
 }
 
 class Drag {
@@ -73,6 +77,7 @@ class Drag {
     this.#mark(null);
     this.card.classList.remove("dragged");
     this.card.style.transform = "";
-    if (drop && moved) this.dropped(this.card, where, other);
+    if (!moved) this.card.focus();
+    else if (drop) this.dropped(this.card, where, other);
   }
 }

@@ -36,6 +36,7 @@ export function forget(name) {
 export class Draft {
   #name;
   #state;
+  #exists = false; // there is something to come back to
   #timer = null;
 
   constructor(run, showing, state) {
@@ -44,22 +45,24 @@ export class Draft {
   }
 
   read() {
-    return recall(this.#name)?.state ?? null;
+    const state = recall(this.#name)?.state ?? null;
+    this.#exists = state !== null;
+    return state;
   }
 
   changed() {
+    this.#exists = true;
     this.#timer ??= setTimeout(() => this.save(), DRAFT_DELAY);
   }
 
-  /** Save what has changed; nothing if nothing has. */
   save() {
-    if (this.#timer === null) return;
     this.#stop();
-    keep(this.#name, { at: Date.now(), state: this.#state() });
+    if (this.#exists) keep(this.#name, { at: Date.now(), state: this.#state() });
   }
 
   remove() {
     this.#stop();
+    this.#exists = false;
     forget(this.#name);
   }
 

@@ -1,6 +1,6 @@
 // What the person has sent and the server has not yet confirmed. It outlives the page.
 import { insist, Refused } from "./client.js";
-import { Draft, forget, keep, recall } from "./keep.js";
+import { forget, keep, recall } from "./keep.js";
 
 const EXPIRED = "unknown_showing";
 
@@ -17,13 +17,11 @@ function uuid() {
 export const isExpired = (error) => error instanceof Refused && error.code === EXPIRED;
 
 export class Outbox {
-  #run;
   #name;
   #waiting;
 
   /** `waiting(true)` is called while the server does not answer. */
   constructor({ run, labeller }, waiting) {
-    this.#run = run;
     this.#name = `pending.${run}.${labeller}`;
     this.#waiting = waiting;
     this.pending = recall(this.#name);
@@ -42,7 +40,6 @@ export class Outbox {
     try {
       await insist(path, body, this.#waiting);
       this.#settle();
-      new Draft(this.#run, body.showing).remove();
     } catch (error) {
       if (error.status !== 401) this.#settle();
       throw error;

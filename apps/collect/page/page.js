@@ -125,7 +125,7 @@ function lay() {
 
 /** No task is left, or others hold the last ones. */
 function showEnd(said) {
-  work = null;
+  work = draft = null;
   hidePrompt();
   const text = say(counts.left ? "none_now" : "none_left");
   byId("work").replaceChildren(make("p", "end", text));
@@ -162,7 +162,7 @@ function send(path, content) {
 
 /** Deliver what is in the outbox, then go on. */
 async function deliver() {
-  waiting(false);
+  const { showing } = outbox.pending.body;
   try {
     await outbox.deliver();
   } catch (error) {
@@ -170,6 +170,8 @@ async function deliver() {
     if (!task && error.status !== 401) await next();
     throw error;
   }
+  draft = null;
+  new Draft(round.run, showing).remove();
   await next(say("saved"));
 }
 

@@ -1,0 +1,649 @@
+"""The labelling page in a browser: by keys, mouse and finger. What counts is on the server's disk."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import re
+import shutil
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect, sync_playwright
+
+from apps.collect.app import PAGE
+from apps.collect.assignment import Plan
+from apps.collect.people import People, Person
+from apps.collect.serve import Desktop, serve
+from apps.collect.tasks import make_task
+from data.people.events import Outcome, Skipped, Submitted
+from data.people.results import demonstrations, rankings
+from data.people.round import Kind, Settings, create_round, read_round
+from data.sources.messages import Text
+from tests.support.people import EVERYTHING, Labeller, collecting, new_round
+from tests.support.waiting import until
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no program `chromium` is on PATH")
+ANSWERS: dict[Kind, int] = {"rankings": 4, "pairs": 2, "ratings": 1, "demonstrations": 0}
+LARGE = 100_000  # bytes
+HOSTILE = [
+    "<img src=x onerror='document.title=1'><b>bold</b>",
+    "<script>document.title = 'taken over'</script>",
+    "word " * (LARGE // 5),
+    "x" * LARGE,
+    "\u202eright to left\u202c, then שלום",
+]
+# Text that is hard to read: each element's words, with the contrast of its colour and what lies behind it.
+CONTRASTS = """() => {
+  const light = (colour) => {
+    const parts = colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255);
+    const linear = parts.map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+  };
+  const behind = (element) => {
+    const colour = getComputedStyle(element).backgroundColor;
+    return colour.endsWith(", 0)") ? behind(element.parentElement) : colour;
+  };
+  const words = [...document.querySelectorAll("body *")].filter((element) =>
+    element.checkVisibility() && [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim()));
+  return words.map((element) => {
+    const [dark, bright] = [getComputedStyle(element).color, behind(element)].map(light).sort((a, b) => a - b);
+    return [element.textContent, (bright + 0.05) / (dark + 0.05)];
+  }).filter(([, contrast]) => contrast < 4.5);
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        # Root has no sandbox in a container; the only page is ours.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(
+    browser: Browser, url: str, name: str | None = "anna", refused: bool = False, **options: Any
+) -> Iterator[Page]:
+    """The page, which must not log an error or ask another server. `name` signs in, and reads on."""
+    context, faults = browser.new_context(**{"locale": "en-GB"} | options), []
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text) if is_fault(message) else None)
+    page.on("request", lambda request: None if request.url.startswith(url) else faults.append(request.url))
+    page.goto(url)
+    if name:
+        page.locator("#name").fill(name)
+        page.keyboard.press("Enter")
+        page.locator("#guide button").click()
+        expect(page.locator("#work .card, #work .end").first).to_be_visible()
+    yield page
+    assert refused or faults == []
+    context.close()
+
+
+def is_fault(message: ConsoleMessage) -> bool:
+    return message.type == "error"
+
+
+@contextmanager
+def labelling(
+    browser: Browser, folder: Path, kind: Kind = "rankings", plan: Plan = EVERYTHING, **options: Any
+) -> Iterator[Page]:
+    """A round of three tasks, and its page."""
+    content = new_round(folder, kind, tasks=3, answers=ANSWERS[kind])
+    with collecting(content, plan) as url, opened(browser, url, **options) as page:
+        yield page
+
+
+def asks(folder: Path, prompts: Sequence[Text], answers: Sequence[str], kind: Kind = "rankings") -> Any:
+    """A round with given words."""
+    tasks = [make_task("train", prompt, answers) for prompt in prompts]
+    create_round(folder, Settings(kind=kind, run="tiny", answers=len(answers), policies=(), prompts=""), tasks)
+    return read_round(folder)
+
+
+def outcomes(folder: Path) -> list[Outcome]:
+    """What is on the disk: what was submitted or skipped and not taken back."""
+    return list(read_round(folder).labels.outcomes.values())
+
+
+def saved(folder: Path, number: int) -> list[Outcome]:
+    until(lambda: len(outcomes(folder)) == number)
+    return outcomes(folder)
+
+
+def ranks_of(folder: Path, row: int = -1) -> dict[str, int]:
+    """The rank of each answer's text in a ranking on the disk, 0 for the best."""
+    ranking = rankings(read_round(folder))[row]
+    return dict(zip(ranking["completions"], ranking["ranks"], strict=True))
+
+
+def texts(page: Page) -> dict[str, str]:
+    """The text of each answer by its letter."""
+    cards = page.locator(".card:has(.grip)").all()
+    return {card.locator("h3").inner_text().split()[-1]: card.locator(".text").inner_text() for card in cards}
+
+
+def card(page: Page, letter: str) -> Locator:
+    return page.locator(".card", has=page.get_by_role("heading", name=f"Answer {letter}"))
+
+
+def said(page: Page, text: str) -> None:
+    expect(page.locator("#said")).to_contain_text(text)
+
+
+def press(page: Page, *keys: str) -> None:
+    for key in keys:
+        page.keyboard.press(key)
+
+
+def centre(locator: Locator, part: float = 0.5) -> tuple[float, float]:
+    box: Any = locator.bounding_box()
+    return box["x"] + 30, box["y"] + part * box["height"]
+
+
+def test_keys_alone_rank_and_tie(browser: Browser, tmp_path: Path) -> None:
+    with labelling(browser, tmp_path) as page:
+        shown = texts(page)
+        press(page, "Shift+ArrowDown")
+        said(page, "Answer A is now second of four.")
+        press(page, "ArrowDown", "1")  # C is the best: answers that nobody placed make room
+        said(page, "Answer C is now first of four.")
+        assert list(texts(page)) == ["C", "A", "B", "D"]
+        press(page, "ArrowDown", "ArrowDown", "=")
+        said(page, "Answer B is now second of four, equal with A.")
+        expect(page.get_by_role("group", name="Answer A, second of four, equal with B")).to_be_visible()
+        press(page, "Enter")
+        saved(tmp_path, 1)
+        expected = {"C": 0, "A": 1, "B": 1, "D": 2}
+        assert ranks_of(tmp_path) == {shown[letter]: rank for letter, rank in expected.items()}
+
+
+def test_each_digit_is_the_rank_that_it_says(browser: Browser, tmp_path: Path) -> None:
+    with labelling(browser, tmp_path) as page:
+        shown = texts(page)
+        for letter, rank in {"A": "3", "B": "1", "C": "2", "D": "2"}.items():
+            card(page, letter).focus()
+            press(page, rank)
+        press(page, "Enter")
+        saved(tmp_path, 1)
+        expected = {"A": 2, "B": 0, "C": 1, "D": 1}
+        assert ranks_of(tmp_path) == {shown[letter]: rank for letter, rank in expected.items()}
+
+
+def test_a_stray_enter_does_not_count(browser: Browser, tmp_path: Path) -> None:
+    with labelling(browser, tmp_path) as page:
+        shown = texts(page)
+        press(page, "Enter", "Enter")
+        page.get_by_role("button", name="Submit").click(force=True)  # although it looks disabled
+        said(page, "Nothing is ordered yet.")
+        assert outcomes(tmp_path) == []
+        press(page, "c", "Enter")
+        saved(tmp_path, 1)
+        assert ranks_of(tmp_path) == {text: rank for rank, text in enumerate(shown.values())}
+        said(page, "Saved. Task 2 of 3.")
+        press(page, "Enter")
+        said(page, "Nothing is ordered yet.")
+        assert len(outcomes(tmp_path)) == 1
+
+
+def test_the_mouse_drags_between_ranks_and_onto_one(browser: Browser, tmp_path: Path) -> None:
+    with labelling(browser, tmp_path, viewport={"width": 1000, "height": 900}) as page:
+        shown = texts(page)
+        for moved, target, part in (("D", "A", 0.1), ("B", "C", 0.5)):
+            page.mouse.move(*centre(card(page, moved).locator(".grip")))
+            page.mouse.down()
+            page.mouse.move(*centre(card(page, target), part), steps=8)
+            page.mouse.up()
+            page.wait_for_timeout(200)  # the cards glide
+        said(page, "Answer B is now third of four, equal with C.")
+        assert list(texts(page)) == ["D", "A", "B", "C"]
+        page.get_by_role("button", name="Submit").click()
+        saved(tmp_path, 1)
+        expected = {"D": 0, "A": 1, "B": 2, "C": 2}
+        assert ranks_of(tmp_path) == {shown[letter]: rank for letter, rank in expected.items()}
+
+
+def test_a_finger_drags_on_a_narrow_phone(browser: Browser, tmp_path: Path) -> None:
+    phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+    with labelling(browser, tmp_path, **phone) as page:
+        shown = texts(page)
+        touch = page.context.new_cdp_session(page)
+
+        def finger(kind: str, *at: float) -> None:
+            points = [{"x": at[0], "y": at[1]}] if at else []
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        start, end = centre(card(page, "C").locator(".grip")), centre(card(page, "A"), 0.1)
+        finger("touchStart", *start)
+        for step in range(1, 9):
+            finger("touchMove", *(a + (b - a) * step / 8 for a, b in zip(start, end, strict=True)))
+        finger("touchEnd")
+        said(page, "Answer C is now first of four.")
+        page.get_by_role("button", name="Move answer B up").tap()
+        said(page, "Answer B is now second of four.")
+        page.get_by_role("button", name="Submit").tap()
+        saved(tmp_path, 1)
+        expected = {"C": 0, "B": 1, "A": 2, "D": 3}
+        assert ranks_of(tmp_path) == {shown[letter]: rank for letter, rank in expected.items()}
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
+
+
+def test_a_task_is_skipped_with_a_reason(browser: Browser, tmp_path: Path) -> None:
+    with labelling(browser, tmp_path) as page:
+        press(page, "s", "Escape")
+        expect(page.get_by_role("dialog")).to_be_hidden()
+        assert outcomes(tmp_path) == []
+        press(page, "s", "2")
+        said(page, "Saved. Task")
+        press(page, "s", "4")
+        page.keyboard.type("see note 1")
+        press(page, "Enter")
+        skips = saved(tmp_path, 2)
+        assert [(skip.reason, skip.note) for skip in skips if isinstance(skip, Skipped)] == [
+            ("cannot_judge", ""),
+            ("other", "see note 1"),
+        ]
+
+
+def test_undo_brings_back_what_was_submitted(browser: Browser, tmp_path: Path) -> None:
+    with labelling(browser, tmp_path) as page:
+        shown = texts(page)
+        press(page, "4", "e")
+        page.keyboard.type("Better. ")
+        press(page, "Control+Enter")
+        said(page, "Task 2 of 3.")
+        press(page, "u")
+        said(page, "Your last submission is back.")
+        assert outcomes(tmp_path) == []
+        assert list(texts(page)) == ["B", "C", "D", "A"] and sorted(texts(page)) == sorted(shown)
+        expect(page.get_by_label("as you would write it")).to_have_value(re.compile("Better. "))
+        card(page, "D").focus()
+        press(page, "1", "Enter")
+        saved(tmp_path, 1)
+        expected = {"B": 0, "D": 0, "C": 1, "A": 2}
+        assert ranks_of(tmp_path) == {shown[letter]: rank for letter, rank in expected.items()}
+        said(page, "Task 2 of 3.")
+        press(page, "u")
+        said(page, "Your last submission is back.")
+        press(page, "u")
+        said(page, "There is nothing to undo.")
+        assert outcomes(tmp_path) == []
+
+
+def test_the_best_answer_is_edited_into_a_demonstration(browser: Browser, tmp_path: Path) -> None:
+    with labelling(browser, tmp_path) as page:
+        best = texts(page)["C"]
+        press(page, "e")
+        said(page, "Nothing is ordered yet.")
+        card(page, "C").focus()
+        press(page, "1", "e", "Control+Enter")  # unchanged, it is no demonstration
+        assert [label.demonstration for label in saved(tmp_path, 1) if isinstance(label, Submitted)] == [None]
+        said(page, "Task 2 of 3.")
+        press(page, "u")
+        said(page, "Your last submission is back.")
+        press(page, "e", "End")
+        page.keyboard.type(", and more: s u 1 ?")
+        press(page, "Escape")
+        expect(card(page, "C")).to_be_focused()
+        press(page, "Enter")
+        saved(tmp_path, 1)
+        assert [row["completion"] for row in demonstrations(read_round(tmp_path))] == [
+            f"{best}, and more: s u 1 ?"
+        ]
+
+
+def test_a_draft_outlives_a_reload(browser: Browser, tmp_path: Path) -> None:
+    drafts = "() => Object.keys(localStorage).filter((name) => name.includes('draft')).length"
+    with labelling(browser, tmp_path) as page:
+        shown = texts(page)
+        press(page, "3", "e")
+        page.keyboard.type("Mine: ")
+        page.wait_for_timeout(1000)
+        assert page.evaluate(drafts) == 1
+        page.reload()
+        said(page, "Your unfinished work is back.")
+        assert list(texts(page)) == ["B", "C", "A", "D"] and texts(page) == shown
+        expect(page.get_by_label("as you would write it")).to_have_value(re.compile("Mine: $"))
+        press(page, "Enter")
+        (label,) = saved(tmp_path, 1)
+        said(page, "Task 2 of 3.")
+        assert isinstance(label, Submitted) and (label.demonstration or "").endswith("Mine: ")
+        assert label.seconds >= 1  # the time before the reload counts
+        assert page.evaluate(drafts) == 0
+
+
+def test_the_time_in_hidden_tabs_does_not_count(browser: Browser, tmp_path: Path) -> None:
+    show = """(hidden) => {
+      Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+      document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    with labelling(browser, tmp_path, name=None) as page:
+        page.clock.install()
+        page.reload()
+        page.locator("#name").fill("anna")
+        press(page, "Enter")
+        page.locator("#guide button").click()
+        expect(card(page, "A")).to_be_visible()
+        page.clock.fast_forward(10_000)
+        page.evaluate(show, True)
+        page.clock.fast_forward(500_000)
+        page.evaluate(show, False)
+        page.clock.fast_forward(5_000)
+        press(page, "c", "Enter")
+        (label,) = saved(tmp_path, 1)
+        assert isinstance(label, Submitted) and 15 <= label.seconds < 25
+
+
+def serve_folder(folder: Path, port: int) -> None:
+    """What a process of the next test runs."""
+    serve(read_round(folder), Desktop("127.0.0.1", port, None, None, EVERYTHING))
+
+
+def test_a_killed_server_loses_nothing_and_counts_nothing_twice(browser: Browser, tmp_path: Path) -> None:
+    """It dies before it gets a submission, and again between the disk and its answer."""
+    new_round(tmp_path, tasks=3)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    servers = [start_server(tmp_path, port)]
+
+    def kill() -> None:
+        servers[-1].kill()
+        servers[-1].join()
+
+    def die_before(route: Route) -> None:
+        kill()
+        route.continue_()
+
+    def die_after(route: Route) -> None:
+        route.fetch()
+        kill()
+        route.abort()
+
+    with opened(browser, f"http://127.0.0.1:{port}", refused=True) as page:
+        page.route("**/api/submit", die_before, times=1)
+        press(page, "c", "Enter")
+        expect(page.locator("#banner")).to_contain_text("Not saved yet")
+        assert outcomes(tmp_path) == []
+        servers.append(start_server(tmp_path, port))
+        said(page, "Saved. Task 2 of 3.")
+        expect(page.locator("#banner")).to_be_empty()
+        assert len(outcomes(tmp_path)) == 1
+
+        page.route("**/api/submit", die_after, times=1)
+        press(page, "c", "Enter")
+        expect(page.locator("#banner")).to_contain_text("Not saved yet")
+        assert len(outcomes(tmp_path)) == 2
+        warns_before_it_is_left(page)
+        later = page.context.new_page()
+        page.close()  # whatever the browser asks
+        servers.append(start_server(tmp_path, port))
+        later.goto(f"http://127.0.0.1:{port}")
+        said(later, "Saved. Task 3 of 3.")
+        assert len(outcomes(tmp_path)) == 2 and len(rankings(read_round(tmp_path))) == 2
+    servers[-1].terminate()
+    servers[-1].join()
+    assert [server.exitcode for server in servers] == [-signal.SIGKILL, -signal.SIGKILL, 0]
+
+
+def start_server(folder: Path, port: int) -> Any:
+    process = multiprocessing.get_context("spawn").Process(target=serve_folder, args=(folder, port), daemon=True)
+    process.start()
+    until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+    return process
+
+
+def warns_before_it_is_left(page: Page) -> None:
+    warnings = []
+    page.once("dialog", lambda dialog: (warnings.append(dialog.type), dialog.dismiss()))
+    page.close(run_before_unload=True)
+    until(lambda: page.wait_for_timeout(10) or warnings)
+    assert warnings == ["beforeunload"]
+
+
+def test_hostile_text_is_only_text(browser: Browser, tmp_path: Path) -> None:
+    content = asks(tmp_path, [[{"role": "user", "content": HOSTILE[0]}]], HOSTILE)
+    with collecting(content) as url, opened(browser, url) as page:
+        shown = texts(page)
+        assert page.locator("main :is(img, script, b)").count() == 0 and page.title() == "Tristage"
+        for text in (HOSTILE[0], HOSTILE[1], HOSTILE[4]):
+            assert text in shown.values()
+        large = next(letter for letter, text in shown.items() if text.startswith("xxx"))
+        assert len(shown[large]) < 2000
+        begun = page.evaluate("() => performance.now()")
+        card(page, large).focus()
+        press(page, "f")
+        assert card(page, large).locator(".text").inner_text() == HOSTILE[3]
+        assert page.evaluate("() => performance.now()") - begun < 5000
+        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+        card(page, large).get_by_role("button", name="Show less").click()
+        box: Any = card(page, large).bounding_box()
+        assert box["height"] < 700
+        hebrew = next(letter for letter, text in shown.items() if text == HOSTILE[4])
+        assert card(page, hebrew).locator(".text").get_attribute("dir") == "auto"
+        press(page, "1", "Enter")
+        saved(tmp_path, 1)
+        assert set(ranks_of(tmp_path)) == set(HOSTILE)
+
+
+def test_a_long_prompt_stays_in_sight_and_opens(browser: Browser, tmp_path: Path) -> None:
+    turns: list[Any] = [
+        {"role": "user", "content": "Line\n" * 12},
+        {"role": "assistant", "content": "Word " * 300},
+        {"role": "user", "content": "And the last question?"},
+    ]
+    content = asks(tmp_path, [turns], [f"An answer of some length. {number}\n\n" * 5 for number in range(9)])
+    with collecting(content) as url, opened(browser, url) as page:
+        card(page, "I").focus()
+        press(page, "9")
+        expect(card(page, "I")).to_be_in_viewport()
+        expect(page.get_by_text("And the last question?")).to_be_in_viewport()
+        prompt: Any = page.locator("#prompt").bounding_box()
+        press(page, "p")
+        longer: Any = page.locator("#prompt").bounding_box()
+        assert longer["height"] > prompt["height"]
+        press(page, "p")
+        expect(page.get_by_role("button", name="More of the prompt")).to_be_visible()
+
+
+def test_answers_continue_the_text(browser: Browser, tmp_path: Path) -> None:
+    content = asks(tmp_path, ["At noon he"], [" ate.", " slept."], "pairs")
+    settings = content.settings.model_copy(update={"continues_text": True})
+    (tmp_path / "round.json").write_text(settings.model_dump_json())
+    with collecting(read_round(tmp_path)) as url, opened(browser, url) as page:
+        assert sorted(page.locator(".card .text").all_inner_texts()) == ["At noon he ate.", "At noon he slept."]
+
+
+def test_pairs(browser: Browser, tmp_path: Path) -> None:
+    with labelling(browser, tmp_path, "pairs") as page:
+        for number, key in enumerate("21=", 1):
+            first, second = page.locator(".card .text").all_inner_texts()
+            press(page, "Enter")
+            said(page, "Choose an answer first")
+            press(page, key, "Enter")
+            saved(tmp_path, number)
+            said(page, "Saved.")
+            ranks = {"1": [0, 1], "2": [1, 0], "=": [0, 0]}[key]
+            assert ranks_of(tmp_path) == dict(zip((first, second), ranks, strict=True))
+        expect(page.locator(".end")).to_have_text("No task is left for you. Thank you!")
+        press(page, "u")
+        expect(page.get_by_role("button", name="Equally good")).to_have_attribute("aria-pressed", "true")
+
+
+def test_ratings(browser: Browser, tmp_path: Path) -> None:
+    with labelling(browser, tmp_path, "ratings") as page:
+        press(page, "9", "0", "Enter")
+        said(page, "Choose a number first.")
+        press(page, "6", "Enter")
+        saved(tmp_path, 1)
+        said(page, "Task 2 of 3.")
+        page.get_by_role("button", name="2", exact=True).click()
+        page.get_by_role("button", name="Submit").click()
+        labels = saved(tmp_path, 2)
+        assert [label.rating for label in labels if isinstance(label, Submitted)] == [6, 2]
+        press(page, "u")
+        expect(page.get_by_role("button", name="2", exact=True)).to_have_attribute("aria-pressed", "true")
+
+
+def test_demonstrations_start_from_a_draft_or_from_nothing(browser: Browser, tmp_path: Path) -> None:
+    content = asks(tmp_path, ["First", "Second"], ["A draft."], "demonstrations")
+    with collecting(content) as url, opened(browser, url) as page:
+        press(page, "Control+Enter")
+        said(page, "Write an answer first.")
+        page.keyboard.type("s u 1 ?")
+        expect(page.get_by_role("button", name="Start from the draft")).to_be_disabled()
+        press(page, "Enter")
+        page.keyboard.type("two lines")
+        press(page, "Control+Enter")
+        saved(tmp_path, 1)
+        said(page, "Task 2 of 2.")
+        press(page, "Escape", "d")
+        expect(page.get_by_label("Your answer")).to_have_value("A draft.")
+        press(page, "End")
+        page.keyboard.type(" Better.")
+        press(page, "Control+Enter")
+        saved(tmp_path, 2)
+        assert [row["completion"] for row in demonstrations(read_round(tmp_path))] == [
+            "s u 1 ?\ntwo lines",
+            "A draft. Better.",
+        ]
+
+
+def test_another_tab_has_answered(browser: Browser, tmp_path: Path) -> None:
+    with labelling(browser, tmp_path, refused=True) as page:
+        tab = page.context.new_page()
+        tab.goto(page.url)
+        expect(card(tab, "A")).to_be_visible()
+        press(tab, "c", "Enter")
+        said(tab, "Task 2 of 3.")
+        press(page, "3", "Enter")
+        expect(page.locator("#fault")).to_contain_text("no longer open for you")
+        assert len(outcomes(tmp_path)) == 1
+        assert texts(page) == texts(tab)
+
+
+def test_it_speaks_chinese(browser: Browser, tmp_path: Path) -> None:
+    with labelling(browser, tmp_path, locale="zh-CN") as page:
+        expect(page.locator("html")).to_have_attribute("lang", "zh")
+        press(page, "3")
+        said(page, "回答 A 现在排第三，共四个。")
+        page.get_by_label("语言").select_option("en")
+        expect(page.locator("html")).to_have_attribute("lang", "en")
+        assert list(texts(page)) == ["B", "C", "A", "D"]  # the work stays as it is
+        page.reload()
+        expect(page.get_by_role("button", name="Submit")).to_be_visible()
+        press(page, "Enter")
+        saved(tmp_path, 1)
+
+
+def test_keys_and_instructions_are_shown(browser: Browser, tmp_path: Path) -> None:
+    content = new_round(tmp_path, tasks=1)
+    with collecting(content, instructions="Be <b>kind</b>.") as url, opened(browser, url, name=None) as page:
+        page.locator("#name").fill("李娜")
+        press(page, "Enter")
+        expect(page.get_by_text("Be <b>kind</b>.")).to_be_visible()
+        press(page, "Enter")
+        expect(card(page, "A")).to_be_focused()
+        press(page, "?")
+        expect(page.get_by_text("Edit the best answer into a demonstration")).to_be_visible()
+        press(page, "Escape", "c", "Enter")
+        saved(tmp_path, 1)
+        assert [shown.labeller for shown in read_round(tmp_path).labels.showings.values()] == ["李娜"]
+        page.reload()
+        expect(page.locator(".end")).to_be_visible()  # without instructions
+        page.get_by_role("button", name="Instructions").click()
+        expect(page.get_by_text("Be <b>kind</b>.")).to_be_visible()
+
+
+def test_a_link_says_who_it_is(browser: Browser, tmp_path: Path) -> None:
+    content = new_round(tmp_path, tasks=4)
+    people = People({"a" * 16: Person("anna"), "l" * 16: Person("lena", lead=True)})
+    with collecting(content, people=people) as url:
+        with opened(browser, url, name=None) as page:
+            expect(page.get_by_role("alert").filter(has_text="personal link")).to_be_visible()
+        for token, lead in (("a" * 16, False), ("l" * 16, True)):
+            with opened(browser, url, name=None, refused=True) as page:
+                page.goto(f"{url}/#token={token}")
+                page.reload()
+                page.get_by_role("button", name="Begin").click()
+                assert page.url == f"{url}/"
+                expect(page.get_by_role("link", name="Progress")).to_be_visible(visible=lead)
+                expect(card(page, "A")).to_be_focused()
+                press(page, "c", "Enter")
+                said(page, "Saved.")
+                page.goto(f"{url}/progress")
+                expect(page.locator("#progress")).to_be_visible(visible=lead)
+                expect(page.locator("#fault")).to_have_text("" if lead else re.compile("Only the lead"))
+    names = {shown.labeller for shown in read_round(tmp_path).labels.showings.values()}
+    assert names == {"anna", "lena"}
+
+
+def test_progress_is_live(browser: Browser, tmp_path: Path) -> None:
+    content = new_round(tmp_path, tasks=4)
+    with collecting(content, Plan(overlap=1, again=0)) as url:
+        anna, ben = Labeller(url, "anna"), Labeller(url, "ben")
+        for name, reverse in ((anna, False), (ben, True)):
+            for _ in range(3):
+                task = name.next()
+                assert task
+                ranks = [int(answer[-1]) + 1 for answer in task["answers"]]
+                assert name.rank(task, [5 - rank for rank in ranks] if reverse else ranks).ok
+        with opened(browser, url) as page:
+            page.get_by_role("link", name="Progress").click()
+            expect(page.locator("#counts-list")).to_contain_text("3 / 4")
+            expect(page.locator("#agreement")).to_contain_text("0.0 % (0.0 % to 0.0 %, n = 3)")
+            expect(page.locator("#agreement")).to_contain_text("72.6 ± 1.5 %")
+            expect(page.locator("#agreement")).to_contain_text("−1.00 (")
+            expect(page.get_by_role("row", name=re.compile("^ben 3 3 0 3.5"))).to_be_visible()
+            task = ben.next()
+            assert task
+            skip = {"showing": task["showing"], "submission": "0" * 8, "seconds": 1.0, "reason": "unclear"}
+            assert ben.post("/api/skip", skip).ok
+            expect(page.get_by_role("row", name="The prompt is unclear 1")).to_be_visible(timeout=8000)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out_in_light_and_dark(browser: Browser, tmp_path: Path, scheme: Any) -> None:
+    with labelling(browser, tmp_path, color_scheme=scheme) as page:
+        press(page, "Enter")
+        assert page.evaluate(CONTRASTS) == []
+        press(page, "1", "ArrowDown", "=", "e", "Escape")
+        assert page.evaluate(CONTRASTS) == []
+        press(page, "?")
+        assert page.evaluate(CONTRASTS) == []
+        background = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+        assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(16, 22, 21)"}[scheme]
+        page.goto(page.url + "progress")
+        expect(page.locator("#progress")).to_be_visible()
+        assert page.evaluate(CONTRASTS) == []
+
+
+def test_less_motion(browser: Browser, tmp_path: Path) -> None:
+    moving = "() => document.getAnimations().length"
+    for preference, glides in (("reduce", False), ("no-preference", True)):
+        folder = tmp_path / preference
+        with labelling(browser, folder, reduced_motion=preference) as page:
+            press(page, "4")
+            assert (page.evaluate(moving) > 0) == glides
+
+
+def test_all_words_are_in_both_languages() -> None:
+    english, chinese = json.loads((PAGE / "texts.json").read_text()).values()
+    assert english.keys() == chinese.keys()
+    for key, text in english.items():
+        assert len(text) == len(chinese[key]) if isinstance(text, list) else True
+        names = (sorted(re.findall(r"\{\w+\}", str(its))) for its in (text, chinese[key]))
+        assert len({tuple(its) for its in names}) == 1, key
+    code = "\n".join(file.read_text() for file in PAGE.glob("*.*") if file.suffix in (".js", ".html"))
+    asked = re.findall(r'(?:say|known)\("(\w+)"|data-(?:text|label|title)="(\w+)"', code)
+    assert {first or second for first, second in asked} <= english.keys()
