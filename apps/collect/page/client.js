@@ -15,21 +15,29 @@ export class Refused extends Error {
   }
 }
 
-/** Take the token out of the address, where others would see it. */
+let token = null;
+let name = recall("name");
+
+/** Take the token out of the address, where others would see it; or use the one of this tab. */
 export function takeToken() {
-  const token = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (!token) return;
-  sessionStorage.setItem(TOKEN, token);
-  history.replaceState(null, "", location.pathname + location.search);
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (given) history.replaceState(null, "", location.pathname + location.search);
+  token = given;
+  try {
+    if (given) sessionStorage.setItem(TOKEN, given);
+    else token = sessionStorage.getItem(TOKEN);
+  } catch {
+    // The browser keeps nothing. After a reload, the person opens the link again.
+  }
 }
 
-export const myName = () => recall("name");
-export const setName = (name) => keep("name", name);
+export function setName(its) {
+  name = its;
+  keep("name", its);
+}
 
 function identity() {
-  const token = sessionStorage.getItem(TOKEN);
   if (token) return { Authorization: `Bearer ${token}` };
-  const name = myName();
   return name ? { "X-Labeller": encodeURIComponent(name) } : {};
 }
 

@@ -74,9 +74,16 @@ export class Draft {
 
 /** Remove drafts that nobody came back to. */
 export function forgetOldDrafts() {
-  const start = `${PREFIX}draft.`;
-  const names = Object.keys(localStorage).filter((name) => name.startsWith(start));
-  for (const name of names.map((name) => name.slice(PREFIX.length))) {
+  for (const name of keptNames().filter((its) => its.startsWith("draft."))) {
     if (!(recall(name)?.at > Date.now() - DRAFT_DAYS * DAY)) forget(name);
+  }
+}
+
+function keptNames() {
+  try {
+    const names = Object.keys(localStorage).filter((its) => its.startsWith(PREFIX));
+    return names.map((its) => its.slice(PREFIX.length));
+  } catch {
+    return [];
   }
 }

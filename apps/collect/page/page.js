@@ -27,6 +27,7 @@ let work = null; // what the person does with it
 let draft = null;
 let busy = false; // while the server is asked
 let looking = null; // the timer that looks for a task
+let holding = null; // the timer that keeps the task
 let active = 0; // when the person last did something
 
 /** What the work on a task may use of the page. */
@@ -91,12 +92,15 @@ async function next(said = "", unfinished = null) {
 
 /** Show a task. `unfinished` is what the person did with it before it expired. */
 function show(answer, said = "", unfinished = null) {
+  draft?.save();
   ({ task, counts } = answer);
   clearTimeout(looking);
+  clearInterval(holding);
   showCounts(counts, task);
   byId("send").hidden = false;
   for (const name of ["skip", "submit"]) byId(name).hidden = !task;
   if (!task) return showEnd(said);
+  holding = setInterval(hold, Math.min(MINUTE, (1000 * task.expires_in) / 3));
   draft = new Draft(round.run, task.showing, () => ({ work: work.state, seconds: clock.seconds }));
   const kept = draft.read();
   clock.restart(kept?.seconds);
@@ -170,8 +174,8 @@ async function deliver() {
     if (!task && error.status !== 401) await next();
     throw error;
   }
+  (draft ?? new Draft(round.run, showing)).remove();
   draft = null;
-  new Draft(round.run, showing).remove();
   await next(say("saved"));
 }
 
@@ -185,7 +189,6 @@ async function expired() {
 /** Take back the last submission. If its answer is lost, the server says what is held now. */
 function undo() {
   exclusively(async () => {
-    draft?.save();
     const answer = await ask("/api/undo", {}).catch((error) => (error.status ? Promise.reject(error) : null));
     if (answer === null) return next();
     if (!answer.task) return announce(say("nothing_to_undo"));
@@ -232,9 +235,8 @@ onKeys({
   acts: { s: skip, u: undo, p: togglePrompt, "?": () => showKeys(round.kind) },
 });
 document.addEventListener("language", translate);
-for (const type of ["pagehide", "visibilitychange"]) document.addEventListener(type, () => draft?.save());
+for (const type of ["pagehide", "visibilitychange"]) addEventListener(type, () => draft?.save());
 for (const type of ["keydown", "pointerdown", "pointermove", "wheel"]) {
   addEventListener(type, () => (active = Date.now()), { passive: true });
 }
-setInterval(hold, MINUTE);
 exclusively(begin);

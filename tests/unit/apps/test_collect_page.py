@@ -32,6 +32,7 @@ CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no program `chromium` is on PATH")
 ANSWERS: dict[Kind, int] = {"rankings": 4, "pairs": 2, "ratings": 1, "demonstrations": 0}
 LARGE = 100_000  # bytes
+DRAFTS = "() => Object.keys(localStorage).filter((name) => name.includes('draft')).length"
 HOSTILE = [
     "<img src=x onerror='document.title=1'><b>bold</b>",
     "<script>document.title = 'taken over'</script>",
@@ -50,10 +51,12 @@ CONTRASTS = """() => {
     const colour = getComputedStyle(element).backgroundColor;
     return colour.endsWith(", 0)") ? behind(element.parentElement) : colour;
   };
+  const isText = (node) => node.nodeType === 3 && node.data.trim();
   const words = [...document.querySelectorAll("body *")].filter((element) =>
-    element.checkVisibility() && [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim()));
+    element.checkVisibility() && [...element.childNodes].some(isText));
   return words.map((element) => {
-    const [dark, bright] = [getComputedStyle(element).color, behind(element)].map(light).sort((a, b) => a - b);
+    const colours = [getComputedStyle(element).color, behind(element)];
+    const [dark, bright] = colours.map(light).sort((a, b) => a - b);
     return [element.textContent, (bright + 0.05) / (dark + 0.05)];
   }).filter(([, contrast]) => contrast < 4.5);
 }"""
@@ -107,7 +110,9 @@ def labelling(
 def asks(folder: Path, prompts: Sequence[Text], answers: Sequence[str], kind: Kind = "rankings") -> Any:
     """A round with given words."""
     tasks = [make_task("train", prompt, answers) for prompt in prompts]
-    create_round(folder, Settings(kind=kind, run="tiny", answers=len(answers), policies=(), prompts=""), tasks)
+    create_round(
+        folder, Settings(kind=kind, run="tiny", answers=len(answers), policies=(), prompts=""), tasks
+    )
     return read_round(folder)
 
 
@@ -191,6 +196,8 @@ def test_a_stray_enter_does_not_count(browser: Browser, tmp_path: Path) -> None:
         saved(tmp_path, 1)
         assert ranks_of(tmp_path) == {text: rank for rank, text in enumerate(shown.values())}
         said(page, "Saved. Task 2 of 3.")
+        page.wait_for_timeout(500)
+        assert page.evaluate(DRAFTS) == 0  # nor does the confirmed order come back as a draft
         press(page, "Enter")
         said(page, "Nothing is ordered yet.")
         assert len(outcomes(tmp_path)) == 1
@@ -214,7 +221,7 @@ def test_the_mouse_drags_between_ranks_and_onto_one(browser: Browser, tmp_path: 
 
 
 def test_a_finger_drags_on_a_narrow_phone(browser: Browser, tmp_path: Path) -> None:
-    phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+    phone: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
     with labelling(browser, tmp_path, **phone) as page:
         shown = texts(page)
         touch = page.context.new_cdp_session(page)
@@ -303,13 +310,12 @@ def test_the_best_answer_is_edited_into_a_demonstration(browser: Browser, tmp_pa
 
 
 def test_a_draft_outlives_a_reload(browser: Browser, tmp_path: Path) -> None:
-    drafts = "() => Object.keys(localStorage).filter((name) => name.includes('draft')).length"
     with labelling(browser, tmp_path) as page:
         shown = texts(page)
         press(page, "3", "e")
         page.keyboard.type("Mine: ")
         page.wait_for_timeout(1000)
-        assert page.evaluate(drafts) == 1
+        assert page.evaluate(DRAFTS) == 1
         page.reload()
         said(page, "Your unfinished work is back.")
         assert list(texts(page)) == ["B", "C", "A", "D"] and texts(page) == shown
@@ -319,10 +325,10 @@ def test_a_draft_outlives_a_reload(browser: Browser, tmp_path: Path) -> None:
         said(page, "Task 2 of 3.")
         assert isinstance(label, Submitted) and (label.demonstration or "").endswith("Mine: ")
         assert label.seconds >= 1  # the time before the reload counts
-        assert page.evaluate(drafts) == 0
+        assert page.evaluate(DRAFTS) == 0
 
 
-def test_the_time_in_hidden_tabs_does_not_count(browser: Browser, tmp_path: Path) -> None:
+def test_only_time_in_sight_counts_and_the_task_is_held(browser: Browser, tmp_path: Path) -> None:
     show = """(hidden) => {
       Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
       document.dispatchEvent(new Event("visibilitychange"));
@@ -339,9 +345,12 @@ def test_the_time_in_hidden_tabs_does_not_count(browser: Browser, tmp_path: Path
         page.clock.fast_forward(500_000)
         page.evaluate(show, False)
         page.clock.fast_forward(5_000)
-        press(page, "c", "Enter")
+        press(page, "c")
+        with page.expect_request("**/api/hold"):  # the person is at it
+            page.clock.fast_forward(50_000)
+        press(page, "Enter")
         (label,) = saved(tmp_path, 1)
-        assert isinstance(label, Submitted) and 15 <= label.seconds < 25
+        assert isinstance(label, Submitted) and 65 <= label.seconds < 75
 
 
 def serve_folder(folder: Path, port: int) -> None:
@@ -397,18 +406,24 @@ def test_a_killed_server_loses_nothing_and_counts_nothing_twice(browser: Browser
 
 
 def start_server(folder: Path, port: int) -> Any:
-    process = multiprocessing.get_context("spawn").Process(target=serve_folder, args=(folder, port), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(
+        target=serve_folder, args=(folder, port), daemon=True
+    )
     process.start()
-    until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+    until(lambda: listens(port))
     return process
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 def warns_before_it_is_left(page: Page) -> None:
-    warnings = []
-    page.once("dialog", lambda dialog: (warnings.append(dialog.type), dialog.dismiss()))
-    page.close(run_before_unload=True)
-    until(lambda: page.wait_for_timeout(10) or warnings)
-    assert warnings == ["beforeunload"]
+    with page.expect_event("dialog") as event:
+        page.close(run_before_unload=True)
+    assert event.value.type == "beforeunload"
+    event.value.dismiss()
 
 
 def test_hostile_text_is_only_text(browser: Browser, tmp_path: Path) -> None:
@@ -461,7 +476,10 @@ def test_answers_continue_the_text(browser: Browser, tmp_path: Path) -> None:
     settings = content.settings.model_copy(update={"continues_text": True})
     (tmp_path / "round.json").write_text(settings.model_dump_json())
     with collecting(read_round(tmp_path)) as url, opened(browser, url) as page:
-        assert sorted(page.locator(".card .text").all_inner_texts()) == ["At noon he ate.", "At noon he slept."]
+        assert sorted(page.locator(".card .text").all_inner_texts()) == [
+            "At noon he ate.",
+            "At noon he slept.",
+        ]
 
 
 def test_pairs(browser: Browser, tmp_path: Path) -> None:
