@@ -345,12 +345,13 @@ def test_only_time_in_sight_counts_and_the_task_is_held(browser: Browser, tmp_pa
         page.clock.fast_forward(500_000)
         page.evaluate(show, False)
         page.clock.fast_forward(5_000)
+        page.clock.fast_forward(40_000)
         press(page, "c")
         with page.expect_request("**/api/hold"):  # the person is at it
-            page.clock.fast_forward(50_000)
+            page.clock.fast_forward(30_000)
         press(page, "Enter")
         (label,) = saved(tmp_path, 1)
-        assert isinstance(label, Submitted) and 65 <= label.seconds < 75
+        assert isinstance(label, Submitted) and 85 <= label.seconds < 90
 
 
 def serve_folder(folder: Path, port: int) -> None:
