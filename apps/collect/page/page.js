@@ -100,6 +100,13 @@ function show(answer, said = "", unfinished = null) {
   byId("send").hidden = false;
   for (const name of ["skip", "submit"]) byId(name).hidden = !task;
   if (!task) return showEnd(said);
+  const restored = takeUp(unfinished);
+  scrollTo(0, 0);
+  announce([said, say("task", position(counts)), restored ? say("restored") : ""].join(" ").trim());
+}
+
+/** Let the person work on the task. Returns whether a draft of it was there. */
+function takeUp(unfinished) {
   holding = setInterval(hold, Math.min(MINUTE, (1000 * task.expires_in) / 3));
   draft = new Draft(round.run, task.showing, () => ({ work: work.state, seconds: clock.seconds }));
   const kept = draft.read();
@@ -109,8 +116,7 @@ function show(answer, said = "", unfinished = null) {
   else if (task.earlier) recallEarlier();
   else if (unfinished && unfinished.key === keyOf(task)) work.state = unfinished.state;
   check();
-  scrollTo(0, 0);
-  announce([said, say("task", position(counts)), kept ? say("restored") : ""].join(" ").trim());
+  return kept !== null;
 }
 
 /** Show what was submitted before. It is a draft now, which a reload brings back. */
@@ -127,14 +133,14 @@ function lay() {
   byId("work").replaceChildren(make("p", "note", say(`hint_${round.kind}`)), work.element);
 }
 
-/** No task is left, or others hold the last ones. */
+/** No task is left for now: others may hold the last ones, and not finish them. */
 function showEnd(said) {
+  const wasEnd = byId("work").querySelector(".end");
   work = draft = null;
   hidePrompt();
-  const text = say(counts.left ? "none_now" : "none_left");
-  byId("work").replaceChildren(make("p", "end", text));
+  byId("work").replaceChildren(make("p", "end", say("none_left")));
   showMissing(null, false);
-  announce(`${said} ${text}`.trim());
+  if (!wasEnd) announce(`${said} ${say("none_left")}`.trim());
   looking = setTimeout(() => exclusively(next), LOOK_AGAIN);
 }
 
