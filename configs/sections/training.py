@@ -115,8 +115,8 @@ class Rankings(Section):
         description="file: data.rm already holds rankings; people: `tristage collect rankings` asks them, "
         "and the stage waits; warmth: sentiment less repetition; warm_ending: the demo's, which also wants "
         "plain English on the subject; your own Python function `module:function`; the YAML file of an "
-        "endpoint that judges, such as judge.yaml; or {agree: [a, b]}: two of the last four, kept where they "
-        "agree",
+        "endpoint that judges, such as judge.yaml; or {agree: [a, b]}: two of these, but not file or people, "
+        "kept where they agree",
     )
     completions: Annotated[int, Field(ge=2, le=1024), PlainNumber] = Field(
         4, description="K, the number of answers to rank per prompt"

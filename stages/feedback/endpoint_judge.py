@@ -99,7 +99,7 @@ class EndpointJudge:
         self._check_number(answers)
         self._ask(self._questions(*TRIED)[:1])
         requests = self.requests(answers)
-        return f"{self._key}: at most {requests:,} requests to {self.config.model} for each prompt"
+        return f"{self._key}: requests to {self.config.model} for each prompt: at most {requests:,}"
 
     def requests(self, answers: int) -> int:
         """The most requests that the answers to one prompt take."""
