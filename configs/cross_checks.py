@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from configs.schema import EMBEDDINGS, STAGES, VLLM_LORA_RANKS, Epochs, Experiment, Rollout, Stage
+from configs.schema import EMBEDDINGS, STAGES, VLLM_LORA_RANKS, Agreement, Epochs, Experiment, Rollout, Stage
 
 Keys = tuple[str, ...]
 
@@ -14,6 +14,7 @@ def contradictions(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     yield from _packing(experiment)
     yield from _use_best(experiment)
     yield from _reward_base(experiment)
+    yield from _agreement(experiment)
     yield from _response_lengths(experiment)
     yield from _shares(experiment)
     for key, rollout in dict(experiment.rollouts.values()).items():
@@ -49,6 +50,15 @@ def _reward_base(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
         yield (
             ("rm", "base"),
             "is the experiment's own base; leave rm.base out, so that the reward model starts from SFT",
+        )
+
+
+def _agreement(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
+    labeller = experiment.rm.rankings.labeller
+    if isinstance(labeller, Agreement) and len(set(labeller.agree)) < 2:
+        yield (
+            ("rm", "rankings", "labeller"),
+            f"agree: names {labeller.agree[0]} twice, which always agrees with itself; name two labellers",
         )
 
 

@@ -184,7 +184,7 @@ def _before(guess: str, rest: str) -> str:
 
 def _resolved(node: Node) -> Node:
     """The node that `node` refers to, if it is a reference or an optional reference."""
-    for option in (node, *node.get("anyOf", ())):
-        if "$ref" in option:
-            return SCHEMA["$defs"][option["$ref"].rsplit("/", 1)[-1]]
+    options = [option for option in node.get("anyOf", (node,)) if option != {"type": "null"}]
+    if len(options) == 1 and "$ref" in options[0]:
+        return SCHEMA["$defs"][options[0]["$ref"].rsplit("/", 1)[-1]]
     return node

@@ -15,10 +15,11 @@ from configs import error_messages
 from configs.error_messages import Keys
 from configs.regular_file import read_regular_file
 from configs.safe_text import REDACTED, may_hold_secret
-from configs.schema import DATA_FILES
+from configs.schema import DATA_FILES, JUDGE_FILES
 from configs.yaml_loader import Loader
 
 DEEPSPEED_CONFIG = ("deepspeed", "config")
+LABELLER = ("rm", "rankings", "labeller")
 MAX_DEPTH = 8  # above the schema's depth
 MAX_FILE_BYTES = 2**16  # far above any experiment; PyYAML reads 30 KB a second
 MAX_VALUES = 100_000  # after all anchors are expanded
@@ -132,8 +133,21 @@ class RawExperiment:
             elif isinstance(section.get(key), str) and is_local_path(keys, section[key]):
                 if not section[key]:
                     self.add_error(keys, "'' is empty; give a path, or leave the key out")
-                folder = Path.cwd() if self._override_of(keys) else self.file.parent
-                section[key] = os.path.abspath(folder / os.path.expanduser(section[key]))
+                section[key] = self._absolute(keys, section[key])
+            elif keys == LABELLER:
+                self._resolve_judges(section.get(key))
+
+    def _resolve_judges(self, labeller: Any) -> None:
+        """Make the files of judges in {agree: [a, b]} absolute."""
+        if isinstance(labeller, dict) and isinstance(names := labeller.get("agree"), list):
+            labeller["agree"] = [
+                self._absolute(LABELLER, name) if _is_judge(name) else name for name in names
+            ]
+
+    def _absolute(self, keys: Keys, path: str) -> str:
+        """A path that stands at `keys`, or within the value there, as an absolute one."""
+        folder = Path.cwd() if self._override_of(keys) else self.file.parent
+        return os.path.abspath(folder / os.path.expanduser(path))
 
     def _existing(self, keys: Keys) -> dict[str, Any] | None:
         section: Any = self.tree
@@ -146,7 +160,7 @@ class RawExperiment:
         seen: set[Keys] = set()
         for error in failure.errors(include_url=False):
             keys = error_messages.known_part(error["loc"])
-            if error["type"] in ("extra_forbidden", "invalid_key"):
+            if error["type"] in ("extra_forbidden", "invalid_key") and keys != LABELLER:
                 keys, reason = error_messages.unknown_key((*keys, str(error["loc"][len(keys)])))
             else:
                 node = error_messages.node_at(keys)
@@ -270,8 +284,15 @@ def is_local_path(keys: Keys, value: str) -> bool:
         return False
     if keys in (DEEPSPEED_CONFIG, ("data", "chat_template"), ("sft", "from")):
         return True
+    if keys == LABELLER:
+        return _is_judge(value)
     named_as_a_path = value.startswith((".", "/", "~"))
     if keys[-2:] == ("base", "model"):
         return named_as_a_path
     is_file = named_as_a_path or value.lower().endswith(DATA_FILES)
     return keys[0] == "data" and keys[-1] == "path" and is_file
+
+
+def _is_judge(value: Any) -> bool:
+    """Whether a labeller is the YAML file of an endpoint. The schema refuses a URL."""
+    return isinstance(value, str) and value.endswith(JUDGE_FILES) and "://" not in value

@@ -20,8 +20,8 @@ from configs.sections.deepspeed import DeepSpeed
 from configs.sections.ppo import Ppo, Reward
 from configs.sections.rollout import EMBEDDINGS, VLLM_LORA_RANKS, Rollout, Vllm
 from configs.sections.tracking import Tracking
-from configs.sections.training import Epochs, Rankings, Rm, Sft, Training
-from configs.sections.values import Section, Seed, plain_url
+from configs.sections.training import Agreement, Epochs, Rankings, Rm, Sft, Training
+from configs.sections.values import JUDGE_FILES, Section, Seed, plain_url
 from configs.stage_names import ALL_STAGES, STAGES, UPSTREAM, Stage, data_stage
 
 MAX_NAME = 100  # letters of an experiment's name, of which W&B and file systems make longer ones
@@ -30,11 +30,13 @@ __all__ = [
     "ALL_STAGES",
     "DATA_FILES",
     "EMBEDDINGS",
+    "JUDGE_FILES",
     "MAX_NAME",
     "STAGES",
     "UPSTREAM",
     "VLLM_LORA_RANKS",
     "Adapter",
+    "Agreement",
     "Base",
     "Best",
     "Data",
@@ -93,16 +95,24 @@ class Experiment(Section):
 
     def labellers(self, stages: Sequence[Stage]) -> dict[str, str]:
         """Key and name of each labeller that the stages call."""
-        named = {"rm.rankings.labeller": self.rm.rankings.labeller} if "rm" in stages else {}
+        named = self.rm.rankings.labellers if "rm" in stages else {}
         judges = {"ppo.judge": self.ppo.judge or ""} if "ppo" in stages or "best" in stages else {}
         return named | judges
 
+    def judge_files(self, stages: Sequence[Stage]) -> dict[str, str]:
+        """Key and path of each YAML file of an endpoint that labels for the stages."""
+        return {key: name for key, name in self.labellers(stages).items() if name.endswith(JUDGE_FILES)}
+
     def users_code(self, stages: Sequence[Stage]) -> list[tuple[str, str | Reward]]:
-        """Key and name of each `module:function` that the stages call, and each such term of the reward."""
-        labellers = self.labellers(stages)
+        """Key and name of each `module:function` and each endpoint that the stages call.
+
+        An endpoint is a labeller's YAML file or a term of the reward.
+        """
+        labellers, judges = self.labellers(stages), self.judge_files(stages)
         terms = self.ppo.rewards if "ppo" in stages else []
+        functions = {key: name for key, name in labellers.items() if ":" in name}  # names that ship have none
         return [
-            *((key, path) for key, path in labellers.items() if ":" in path),  # names that ship have no colon
+            *(functions | judges).items(),
             *(("ppo.rewards", term) for term in terms if ":" in term.source),
         ]
 

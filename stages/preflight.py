@@ -14,12 +14,14 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
-from configs.schema import Base, Experiment, Reward, Stage
+from configs.judge_file import read_judge
+from configs.schema import JUDGE_FILES, Base, Experiment, Reward, Stage
 from data.batches import tokenize
 from data.examples import StageData, read_examples
 from data.sources.formats import Kind
 from data.sources.loading import MAX_BYTES, SOME_ROWS, first_rows
 from data.sources.reading import is_local
+from stages.feedback.endpoint_judge import EndpointJudge
 from stages.feedback.judgements import as_judgements
 from stages.feedback.reward_endpoint import Endpoint
 from stages.feedback.user_functions import as_numbers, load_function
@@ -80,7 +82,9 @@ def feedback(config: Experiment, stages: Sequence[Stage]) -> Iterator[Check]:
             yield f"{key}: {name}", _reader
     for key, code in config.users_code(stages):
         source = code.source if isinstance(code, Reward) else code
-        if isinstance(code, Reward) and "://" in source:
+        if not isinstance(code, Reward) and source.endswith(JUDGE_FILES):
+            yield f"{key}: {source}", _judge(Path(source), key, config.rm.rankings.completions)
+        elif isinstance(code, Reward) and "://" in source:
             yield f"{key}: {source}", _endpoint(code)
         else:
             yield f"{key}: {source}", _function(source, key)
@@ -206,6 +210,14 @@ def _function(path: str, key: str) -> Callable[[], list[str]]:
         else:
             load_function(path, key, as_judgements)(PROMPTS, COMPLETIONS)
         return []
+
+    return check
+
+
+def _judge(file: Path, key: str, completions: int) -> Callable[[], list[str]]:
+    def check() -> list[str]:
+        judge = EndpointJudge(read_judge(file, key).model_copy(update={"retries": 0}), key)
+        return [judge.try_once(completions)]
 
     return check
 

@@ -17,8 +17,13 @@ from data.batches import collate, tokenize
 from data.batches.sampler import micro_batches, seed_from, total_steps
 from data.examples import Examples, read_examples, tokenized
 from stages.context import Context, Outcome
-from stages.feedback.people import people_figures, take_rankings
-from stages.feedback.rankings import collect_rankings, has_rankings, read_collected_rankings
+from stages.feedback.people import take_rankings
+from stages.feedback.rankings import (
+    collect_rankings,
+    has_rankings,
+    read_collected_rankings,
+    read_label_metrics,
+)
 from stages.feedback.reward_model import RewardModel
 from stages.maths.losses import ranking_loss
 from stages.maths.statistics import Means, add_means, mean_with_interval
@@ -88,7 +93,7 @@ def run(context: Context) -> Outcome:
             "score_mean": mean,
             "score_std": deviation,
             **counts,
-            **people_figures(context.folder),
+            **read_label_metrics(context.folder),
             "steps": steps,
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": ranks.max(peak_memory_bytes()),

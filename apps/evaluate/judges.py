@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Protocol
 
 from apps.evaluate.answers import Answers
-from apps.evaluate.endpoint_judge import EndpointJudge, read_endpoint_judge
 from apps.evaluate.people_judge import PeopleJudge
 from apps.trained_run import TrainedRun, this_process
 from configs.errors import UserError
+from configs.judge_file import read_judge
+from configs.schema import JUDGE_FILES
 from data.people.round import FOLDER, read_round
+from stages.feedback.endpoint_judge import EndpointJudge
 from stages.feedback.labellers import LABELLERS, labeller
 from stages.maths.statistics import wins
 
 GOLD, REWARD_MODEL, PEOPLE = "gold", "rm", "people"
+OPTION = "--judges"
 
 
 class Judge(Protocol):
@@ -69,7 +72,7 @@ class ComparingJudge:
         return []
 
     def prefer(self, prompts: Sequence[str], ours: Answers, theirs: Answers) -> list[float]:
-        """See `Judge`. Both orders are asked; if the two verdicts disagree, it is a tie."""
+        """See `Judge` and `EndpointJudge.prefer`."""
         return self.endpoint.prefer(prompts, ours.texts, theirs.texts)
 
 
@@ -101,8 +104,8 @@ def _open(run: TrainedRun, name: str) -> Judge:
     if name == REWARD_MODEL:
         run.require("rm")
         return ScoringJudge(name, lambda prompts, answers: answers.rewards)
-    if Path(name).suffix in (".yaml", ".yml"):
-        return ComparingJudge(Path(name).stem, read_endpoint_judge(Path(name)))
+    if name.endswith(JUDGE_FILES):
+        return ComparingJudge(Path(name).stem, EndpointJudge(read_judge(Path(name), OPTION), OPTION))
     function = run.config.ppo.judge if name == GOLD else name
     if function is None:
         raise UserError("--judges: gold: this run has no ppo.judge. Name a labeller or module:function.")
@@ -111,7 +114,7 @@ def _open(run: TrainedRun, name: str) -> Judge:
             f"--judges: {name!r:.100} is no judge. There are gold, rm, people, {', '.join(LABELLERS)}, "
             "module:function, and the YAML file of an endpoint."
         )
-    judge = labeller(function, "--judges", this_process())
+    judge = labeller(function, OPTION, this_process())
 
     def score(prompts: Sequence[str], answers: Answers) -> list[float]:
         return [judgement.score for judgement in judge(prompts, answers.texts)]

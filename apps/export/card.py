@@ -100,8 +100,9 @@ def _data(run: TrainedRun) -> str:
         source, digest = run.config.data.source(stage).path, manifest.sources.get(f"data.{stage}.path")
         version = f" (SHA-256 {digest[:16]})" if digest else ""
         lines.append(f"- {stage}: `{Path(source).name}`{version}, {manifest.metrics.get('steps', 0):g} steps")
-    labeller = run.config.rm.rankings.labeller
-    lines.append(f"- rankings: {'from the file' if labeller == 'file' else f'by the labeller `{labeller}`'}")
+    rankings = run.config.rm.rankings
+    by = f"by `{rankings.labelled_by}`" if rankings.labellers else "from the file"
+    lines.append(f"- rankings: {by}")
     return "\n".join(lines)
 
 

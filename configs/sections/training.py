@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -13,6 +14,7 @@ from configs.sections.values import (
     Count,
     Fraction,
     Function,
+    JudgeFile,
     LearningRate,
     NonNegative,
     PlainNumber,
@@ -97,14 +99,24 @@ class Sft(Epochs):
     )
 
 
+class Agreement(Section):
+    """Two labellers. Answers are kept where both order them alike."""
+
+    agree: Annotated[
+        list[Literal["warmth", "warm_ending"] | Function | JudgeFile], Field(min_length=2, max_length=2)
+    ] = Field(description="two labellers that differ, each as in rm.rankings.labeller")
+
+
 class Rankings(Section):
     """InstructGPT's step 2: sample answers of the SFT policy and have a labeller rank them."""
 
-    labeller: Literal["file", "people", "warmth", "warm_ending"] | Function = Field(
+    labeller: Literal["file", "people", "warmth", "warm_ending"] | Function | JudgeFile | Agreement = Field(
         "file",
         description="file: data.rm already holds rankings; people: `tristage collect rankings` asks them, "
         "and the stage waits; warmth: sentiment less repetition; warm_ending: the demo's, which also wants "
-        "plain English on the subject; or your own Python function `module:function`",
+        "plain English on the subject; your own Python function `module:function`; the YAML file of an "
+        "endpoint that judges, such as judge.yaml; or {agree: [a, b]}: two of these, but not file or people, "
+        "kept where they agree",
     )
     completions: Annotated[int, Field(ge=2, le=1024), PlainNumber] = Field(
         4, description="K, the number of answers to rank per prompt"
@@ -114,6 +126,20 @@ class Rankings(Section):
         description="people: share of the prompts that must be ranked, or skipped, before the stage starts",
     )
     rollout: Rollout = Rollout()
+
+    @property
+    def labellers(self) -> dict[str, str]:
+        """Name of each labeller that ranks samples, by its key; empty if the file holds rankings."""
+        key, labeller = "rm.rankings.labeller", self.labeller
+        if isinstance(labeller, Agreement):
+            return {f"{key}.agree[{place}]": name for place, name in enumerate(labeller.agree)}
+        return {} if labeller == "file" else {key: labeller}
+
+    @property
+    def labelled_by(self) -> str:
+        """The labellers as a message names them: a file without its folder."""
+        names = [PurePath(name).name for name in self.labellers.values()]
+        return f"{' and '.join(names)}, where they agree" if len(names) > 1 else "".join(names) or "file"
 
 
 class Rm(Epochs):

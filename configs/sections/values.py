@@ -76,6 +76,9 @@ Text = Annotated[str, AfterValidator(_printable), AfterValidator(_no_url)]
 # Stands last, so that the bounds before it enter the JSON schema.
 PlainNumber = BeforeValidator(_plain_number)
 Function = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]  # module:function
+JUDGE_FILES = (".yaml", ".yml")
+# The YAML file of an endpoint that judges; see configs/judge_file.py. Its pattern enters the JSON schema.
+JudgeFile = Annotated[str, Field(pattern=r"\.ya?ml$"), AfterValidator(_printable), AfterValidator(_no_url)]
 # Bounds far above what can be meant, so that a slip does not fill the memory.
 Count = Annotated[int, Field(ge=1, le=10**9), PlainNumber]  # of steps and rows
 Size = Annotated[int, Field(ge=1, le=2**20), PlainNumber]  # of what is in memory at once: sequences, tokens

@@ -107,7 +107,8 @@ def _ranking_note(config: Experiment) -> str:
     rankings = config.rm.rankings
     if rankings.labeller == "file":
         return f"counted for {rankings.completions} completions a prompt; the file decides"
-    return f"{config.rm.batch_size} prompts of {rankings.completions} completions each"
+    ranked = f"ranked by {rankings.labelled_by}"
+    return f"{config.rm.batch_size} prompts of {rankings.completions} completions each, {ranked}"
 
 
 def _steps(config: Experiment, stage: Stage, section: Epochs) -> tuple[int | None, bool]:

@@ -71,6 +71,7 @@ def _set_aside(config: Experiment, plans: Sequence[StagePlan]) -> Iterator[str]:
 def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
     files = {f"data.{data_stage(stage)}.path": config.data.source(stage).path for stage in stages}
     files = {key: path for key, path in files.items() if path.lower().endswith(DATA_FILES)}
+    files |= config.judge_files(stages)
     if config.data.chat_template is not None:
         files["data.chat_template"] = config.data.chat_template
     for stage in stages:

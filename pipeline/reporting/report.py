@@ -267,11 +267,6 @@ def _samples(results: Results) -> Section | None:
     return Section("Samples during training", [Paragraph(text), table])
 
 
-def _who_ranks(results: Results) -> str:
-    labeller = results.experiment.rm.rankings.labeller
-    return labeller if labeller == "people" else f"the labeller {labeller}"
-
-
 def _rankings(results: Results) -> Section | None:
     held_out = [row for row in results.rankings if row.get("split") == "held_out"]
     rows = (held_out or results.rankings)[:RANKINGS_SHOWN]
@@ -279,8 +274,9 @@ def _rankings(results: Results) -> Section | None:
         return None
     text = (
         f"The first {len(rows)} {'held-out ' if held_out else ''}rankings in rm/rankings.jsonl, of "
-        f"{len(results.rankings)} in all: answers of the SFT policy, ranked by {_who_ranks(results)}, best "
-        "first. The reward model does not train on pairs that tie."
+        f"{len(results.rankings)} in all: answers of the SFT policy, ranked by "
+        f"{results.experiment.rm.rankings.labelled_by}, best first. The reward model does not train on pairs "
+        "that tie."
     )
     table = Table(["Prompt", "Rank", "Answer"], [line for row in rows for line in _ranking(row)], "prose")
     return Section("Rankings, from which the reward model learned", [Paragraph(text), table])

@@ -31,6 +31,12 @@ MORE_METRICS = {
     "examples_truncated": "examples truncated",
     "examples_too_long": "examples dropped: over-long",
     "examples_without_pair": "rankings dropped: completions are the same",
+    "label_prompts_dropped": "prompts dropped: the two labellers disagree",
+    "label_answers_dropped": "answers dropped: the two labellers disagree",
+    "judge_requests": "requests to the judge",
+    "judge_unreadable": "replies of the judge that are unreadable, so ties",
+    "judge_prompt_tokens": "tokens of the judge's prompts",
+    "judge_completion_tokens": "tokens of the judge's replies",
 }
 COSTS = ("steps", "wall_seconds", "peak_memory_bytes", "tokens_per_second")
 DIGITS = 12

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from configs.errors import UserError
+from configs.judge_file import judge_digest
 from configs.regular_file import read_regular_file
 from configs.schema import Base, Experiment, Stage, data_stage
 from data.storage.files import sha256, stays_inside, write_text
@@ -199,6 +200,7 @@ def source_hashes(config: Experiment, stage: Stage) -> dict[str, str]:
     if stage == "sft":
         paths["sft.from"] = config.sft.start
     digests = {key: source_digest(Path(path)) for key, path in paths.items() if path}
+    digests |= {key: judge_digest(Path(path)) for key, path in config.judge_files([stage]).items()}
     digests |= {f"{base.key}.model": folder_digest(Path(base.model)) for base in config.bases(stage)}
     return {key: digest for key, digest in digests.items() if digest}
 

@@ -30,7 +30,7 @@ PAGES = {
     "ppo.judge": "docs/guides/functions.md",
     "ppo.rewards": "docs/guides/functions.md",
     "ppo.rollout.vllm": "docs/reference/vllm.md",
-    "rm.rankings.labeller": "docs/guides/functions.md",
+    "rm.rankings.labeller": "docs/guides/labellers.md",
     "tracking": "docs/guides/wandb.md",
 }
 NO_DESCRIPTION = "(no description)"

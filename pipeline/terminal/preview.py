@@ -65,7 +65,7 @@ def ending(config: Experiment, stage: Stage) -> str:
     if stage == "rm" and rankings.labeller != "file":
         return (
             f"then {rankings.completions} answers of up to {rankings.rollout.max_new_tokens} tokens are "
-            f"sampled, and {rankings.labeller} ranks them"
+            f"sampled, and ranked by {rankings.labelled_by}"
         )
     return ""
 

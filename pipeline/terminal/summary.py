@@ -18,6 +18,7 @@ KEY_METRICS: dict[Stage, dict[str, str]] = {
     "rm": {
         "accuracy": "held-out accuracy",
         "label_agreement": "agreement of two labellers",
+        "judge_cost": "cost of the judge",
         "margin": "margin",
         "eval_loss": "held-out loss",
     },
@@ -99,7 +100,9 @@ def few_steps(manifest: Manifest) -> dict[str, str] | None:
 
 def few_prompts(manifest: Manifest) -> dict[str, str] | None:
     """The figures of `FEW_PROMPTS`; None if enough prompts were held out, or none."""
-    counts = [count for name, count in manifest.metrics.items() if name.endswith("_n")]
+    of_training = "label_agreement_n"
+    metrics = manifest.metrics.items()
+    counts = [count for name, count in metrics if name.endswith("_n") and name != of_training]
     if not counts or min(counts) >= MIN_PROMPTS:
         return None
     stage = manifest.stage

@@ -40,9 +40,3 @@ def labeller(name: str, key: str, ranks: Ranks) -> Labeller:
     """
     function = LABELLERS[name] if name in LABELLERS else load_function(name, key, as_judgements)
     return lambda prompts, answers: ranks.gather(function(prompts, answers) if ranks.rank == 0 else [])
-
-
-def ranks_of(scores: list[float]) -> list[int]:
-    """Rank of each score: 0 is the best. Equal scores share a rank, and ranks have no gaps."""
-    order = sorted(set(scores), reverse=True)
-    return [order.index(score) for score in scores]

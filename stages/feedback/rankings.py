@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from configs.errors import UserError
+from configs.regular_file import read_regular_file
 from configs.schema import Data
 from data.batches import tokenize
 from data.batches.sampler import seed_from
 from data.examples import read_examples
 from data.storage.files import json_lines, read_json_lines, sha256, write_text
 from stages.context import Context
-from stages.feedback.labellers import labeller, ranks_of
+from stages.feedback.rankers import Label, open_ranker
 from stages.sampling.sampler import Sampler
 
 Row = dict[str, Any]
@@ -23,6 +24,8 @@ REMEDY = (
     "Restore the file, or start over with --fresh; for rankings of your own, data.rm.path names the file."
 )
 FILE = "rankings.jsonl"
+SAMPLED = "sampled.jsonl"  # the answers, until they are ranked
+METRICS = "labels.json"  # of the labeller
 SPLITS = ("train", "held_out")
 READABLE = ("prompt", "completions", "ranks", "scores", "labeller")
 
@@ -33,20 +36,32 @@ def has_rankings(context: Context) -> bool:
 
 
 def collect_rankings(context: Context, sampler: Sampler, role: str) -> None:
-    """Rank samples of `role` for training and held-out prompts; write them to `folder/rankings.jsonl`."""
-    config = context.config
+    """Rank samples of `role` for training and held-out prompts; write them to `folder/rankings.jsonl`.
+
+    The samples are on disk before they are ranked: after a kill, a judge that was paid for sees the same
+    answers again. `folder/labels.json` has the labeller's metrics, if there are any.
+
+    Raises:
+        UserError: the labeller fails, or leaves nothing to train on.
+    """
     parts = read_examples(context.data("rm"), "prompts", tokenize.prompts, sampler.tokenizer)[:2]
-    context.tracker.phase(
-        f"rm: sampling {config.rm.rankings.completions} answers a prompt",
-        sum(map(len, parts)) * config.rm.rankings.completions,
-    )
-    ranked = [
-        {"split": split, **row}
-        for split, prompts in zip(SPLITS, parts, strict=True)
-        for row in _rank(context, sampler, role, prompts)
-    ]
+    sampled = _sampled(context, sampler, role, parts)
+    ranker = open_ranker(context)
+    ranked: list[Row] = []
+    for split, answers in zip(SPLITS, sampled, strict=True):
+        labels = ranker.rank([one.prompt.text for one in answers], [one.texts for one in answers])
+        rows = [ranked_row(one, label) for one, label in zip(answers, labels, strict=True)]
+        ranked += [{"split": split, **row} for row in rows if len(row["ranks"]) > 1]
+        if not ranked:
+            raise UserError(
+                f"rm.rankings.labeller: {context.config.rm.rankings.labelled_by}: nothing to train on is "
+                f"left: {ranker.notes()[0]}. Name other labellers, or raise rm.rankings.completions, and "
+                "start over with --fresh."
+            )
     if sampler.ranks.rank == 0:
-        write_sealed(context.folder / FILE, ranked)
+        for note in ranker.notes():
+            context.tracker.note(note)
+        write_sealed(context.folder / FILE, ranked, ranker.metrics())
     sampler.ranks.barrier()
 
 
@@ -61,9 +76,12 @@ def read_collected_rankings(context: Context, record_samples: bool) -> tuple[lis
             all training rankings tie.
     """
     collected = _read(context.folder / FILE)
+    if context.ranks.rank == 0:
+        _remove_sealed(context.folder / SAMPLED)  # its answers are among the rankings
     if record_samples:
         shown = collected[:: max(1, len(collected) // 16)]
-        context.tracker.samples([{name: row[name] for name in READABLE if name in row} for row in shown], 0)
+        samples = [{name: row[name] for name in READABLE if name in row} for row in shown]
+        context.tracker.samples(samples, 0)
     useful = [row for row in collected if max(row["ranks"]) > 0]
     tied = len(collected) - len(useful)
     context.tracker.note(f"{len(collected)} rankings in {FILE}; {tied} left out: all their answers tie")
@@ -71,10 +89,17 @@ def read_collected_rankings(context: Context, record_samples: bool) -> tuple[lis
     if collected and not train:
         raise UserError(
             f"{context.folder / FILE}: no training ranking prefers one answer to another: the labeller "
-            f"{context.config.rm.rankings.labeller} gave all answers to each prompt one label. Name another "
-            "rm.rankings.labeller, or raise rm.rankings.completions, and start over with --fresh."
+            f"{context.config.rm.rankings.labelled_by} gave all answers to each prompt one label. Name "
+            "another rm.rankings.labeller, or raise rm.rankings.completions, and start over with --fresh."
         )
     return train, held_out
+
+
+def read_label_metrics(folder: Path) -> dict[str, float]:
+    """The labeller's metrics of the rankings in `folder`, which `read_collected_rankings` has checked."""
+    file = folder / METRICS
+    metrics: dict[str, float] = json.loads(read_regular_file(file)) if file.exists() else {}
+    return metrics
 
 
 class Sampled(NamedTuple):
@@ -102,61 +127,80 @@ def sample_answers(
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[Sampled]:
     """Sample `number` answers of `role` to each prompt. The noise depends on seed, prompt and answer only."""
-    asked = [prompt for prompt in prompts for _ in range(number)]
-    ids = [prompt.prompt_ids for prompt in asked]
+    ids = [prompt.prompt_ids for prompt in prompts for _ in range(number)]
     seeds = [seed_from(seed, "rankings", i % number, prompt) for i, prompt in enumerate(ids)]
     sampled = [response.ids for response in sampler.respond_on_all_ranks(role, ids, seeds, advance)]
-    texts = sampler.decode(sampled)
-    completions = [
-        tokenize.continuation(one.prompt, text, data) for one, text in zip(asked, texts, strict=True)
-    ]
-    return [
-        Sampled(prompt, texts[i : i + number], completions[i : i + number], sampled[i : i + number])
-        for prompt, i in zip(prompts, range(0, len(asked), number), strict=True)
-    ]
+    return _with_texts(data, sampler, prompts, [sampled[i : i + number] for i in range(0, len(ids), number)])
 
 
-def _rank(context: Context, sampler: Sampler, role: str, prompts: list[tokenize.Prompt]) -> list[Row]:
-    """K samples to each prompt, best first, as text and as the tokens that were sampled."""
-    rankings = context.config.rm.rankings
-    label = labeller(rankings.labeller, "rm.rankings.labeller", sampler.ranks)
-    data, number, advance = context.config.data, rankings.completions, context.tracker.advance
-    sampled = sample_answers(data, sampler, role, prompts, number, context.seed, advance)
-    asked = [one.prompt.text for one in sampled for _ in one.texts]
-    judgements = iter(label(asked, [text for one in sampled for text in one.texts]))
-    rows = []
-    for one in sampled:
-        given = [judgement.score for judgement in islice(judgements, len(one.texts))]
-        ordered = sorted(zip(given, one.completions, one.ids, strict=True), reverse=True)
-        scores, completions, completion_ids = (list(column) for column in zip(*ordered, strict=True))
-        rows.append(
-            {
-                "prompt": one.prompt.prompt,
-                "completions": completions,
-                "completion_ids": completion_ids,
-                "ranks": ranks_of(scores),
-                "scores": scores,
-            }
-        )
-    return rows
+def _with_texts(
+    data: Data, sampler: Sampler, prompts: Sequence[tokenize.Prompt], ids: Sequence[list[list[int]]]
+) -> list[Sampled]:
+    """The answers to each prompt by the tokens that were sampled."""
+    texts = iter(sampler.decode([answer for answers in ids for answer in answers]))
+    sampled = []
+    for prompt, answers in zip(prompts, ids, strict=True):
+        own = [next(texts) for _ in answers]
+        completions = [tokenize.continuation(prompt.prompt, text, data) for text in own]
+        sampled.append(Sampled(prompt, own, completions, answers))
+    return sampled
 
 
-def write_sealed(file: Path, rows: list[Row]) -> None:
-    """Write the SHA-256 of the coming file, in the format of `sha256sum`, and then the file with `rows`."""
-    text = json_lines(rows)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    write_text(file.with_suffix(".sha256"), f"{digest}  {file.name}\n")
-    write_text(file, text)
+def _sampled(
+    context: Context, sampler: Sampler, role: str, parts: Sequence[Sequence[tokenize.Prompt]]
+) -> list[list[Sampled]]:
+    """K answers to the prompts of each split. They are read if an earlier attempt has sampled them."""
+    file, number, data = context.folder / SAMPLED, context.config.rm.rankings.completions, context.config.data
+    if sampler.ranks.broadcast(context.resume and file.exists()):
+        ids = iter([row["completion_ids"] for row in _read_sealed(file, ["completion_ids"])])
+        return [_with_texts(data, sampler, part, [next(ids) for _ in part]) for part in parts]
+    advance = context.tracker.advance
+    context.tracker.phase(f"rm: sampling {number} answers a prompt", sum(map(len, parts)) * number)
+    sampled = [sample_answers(data, sampler, role, part, number, context.seed, advance) for part in parts]
+    if sampler.ranks.rank == 0:
+        write_sealed(file, [{"completion_ids": one.ids} for part in sampled for one in part])
+    return sampled
+
+
+def ranked_row(sampled: Sampled, label: Label) -> Row:
+    """Answers to a prompt with their ranks, best first, as text and as the tokens that were sampled."""
+    ranks = {answer: rank for answer, rank in enumerate(label.ranks) if rank is not None}
+
+    def place(answer: int) -> tuple[int, str, list[int]]:
+        return -ranks[answer], sampled.completions[answer], sampled.ids[answer]
+
+    order = sorted(ranks, key=place, reverse=True)
+    row = {
+        "prompt": sampled.prompt.prompt,
+        "completions": [sampled.completions[answer] for answer in order],
+        "completion_ids": [sampled.ids[answer] for answer in order],
+        "ranks": [ranks[answer] for answer in order],
+    }
+    return row if label.scores is None else row | {"scores": [label.scores[answer] for answer in order]}
+
+
+def write_sealed(file: Path, rows: list[Row], metrics: dict[str, float] | None = None) -> None:
+    """Write the SHA-256 of the coming files, in the format of `sha256sum`, and then the file with `rows`.
+
+    Args:
+        metrics: go into `labels.json` beside it, unless there are none.
+    """
+    texts = {METRICS: json.dumps(metrics)} if metrics else {}
+    texts[file.name] = json_lines(rows)
+    seals = [f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n" for name, text in texts.items()]
+    write_text(file.with_suffix(".sha256"), "".join(seals))
+    for name, text in texts.items():
+        write_text(file.with_name(name), text)
+
+
+def _remove_sealed(file: Path) -> None:
+    for path in (file, file.with_suffix(".sha256")):
+        path.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> list[Row]:
     """The collected rankings; raises UserError if the file or one of its lines is damaged."""
-    seal = file.with_suffix(".sha256")
-    if not seal.is_file():
-        raise UserError(f"{seal} is missing, so {file.name} cannot be checked. {REMEDY}")
-    if seal.read_bytes() != f"{sha256(file)}  {file.name}\n".encode():
-        raise UserError(f"{file}: damaged (its SHA-256 is not the one in {seal.name}). {REMEDY}")
-    rows = read_json_lines(file, ["split", "prompt", "completions", "ranks"], remedy=REMEDY)
+    rows = _read_sealed(file, ["split", "prompt", "completions", "ranks"])
     for number, row in enumerate(rows, 1):
         ranks, completions = row["ranks"], row["completions"]
         lists = isinstance(ranks, list) and isinstance(completions, list)
@@ -165,3 +209,16 @@ def _read(file: Path) -> list[Row]:
                 f"{file}, line {number}: damaged (no ranking that this stage collected). {REMEDY}"
             )
     return rows
+
+
+def _read_sealed(file: Path, keys: Sequence[str]) -> list[Row]:
+    """The rows of a file that `write_sealed` wrote; raises UserError if a file under its seal is damaged."""
+    seal = file.with_suffix(".sha256")
+    if not seal.is_file():
+        raise UserError(f"{seal} is missing, so {file.name} cannot be checked. {REMEDY}")
+    has_metrics = file.name == FILE and file.with_name(METRICS).is_file()
+    sealed = [file.with_name(METRICS), file] if has_metrics else [file]
+    if seal.read_bytes() != "".join(f"{sha256(path)}  {path.name}\n" for path in sealed).encode():
+        names = " or ".join(path.name for path in reversed(sealed))
+        raise UserError(f"{file.parent}: {names}: damaged (SHA-256 is not the one in {seal.name}). {REMEDY}")
+    return read_json_lines(file, keys, remedy=REMEDY)

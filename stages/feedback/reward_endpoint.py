@@ -28,6 +28,7 @@ RETRIED_ERRORS = (
 )
 UNREADABLE = (ValueError, OverflowError, HTTPError)  # a header that requests or urllib3 cannot read
 MOST_BYTES = 16 * 2**20  # of an answer
+LONGEST = 200  # characters of what a service says of an error
 Result = TypeVar("Result")
 
 
@@ -69,12 +70,12 @@ class JsonService:
             failure: Exception
             try:
                 response, content = _within(self._seconds, lambda: self._post(body))
-                if response.status_code not in RETRIED_STATUS:
-                    response.raise_for_status()
-                    if not 200 <= response.status_code < 300:  # which requests takes for success
-                        raise Refused(f"status {response.status_code}")
+                if 200 <= response.status_code < 300:
                     return content
-                raw, failure = response.raw, Refused(f"status {response.status_code}")
+                refusal = Refused(f"status {response.status_code}{_said(content)}")
+                if response.status_code not in RETRIED_STATUS:
+                    raise refusal
+                raw, failure = response.raw, refusal
             except RETRIED_ERRORS as error:
                 failure = error
             try:
@@ -175,6 +176,16 @@ def _rewards(answer: bytes) -> list[Any]:
         raise Refused(f"it says that there was an error: {fault!r:.100}")
     rewards: list[Any] = content["rewards"]
     return rewards
+
+
+def _said(content: bytes) -> str:
+    """What a service says of an error: the message in OpenAI's form, or how its text begins."""
+    try:
+        message = json.loads(content)["error"]["message"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        message = content[:LONGEST].decode(errors="replace")
+    words = " ".join(str(message).split())
+    return f": {words:.{LONGEST}}" if words else ""
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -18,8 +18,8 @@ import typer
 import yaml
 from pydantic import BaseModel
 
-from apps.evaluate.endpoint_judge import read_endpoint_judge
 from configs.errors import UserError
+from configs.judge_file import read_judge
 from configs.load import load_experiment
 from configs.schema import Experiment, Ppo, Rm, Sft, Source, Stage
 from data.sources.loading import load_rows
@@ -81,10 +81,9 @@ def commands() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("block", [b for b in blocks("yaml") if b.title == "judge"], ids=str)
-def test_every_judge_loads(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JUDGE_KEY", "a-key-of-the-docs")
+def test_every_judge_loads(block: Block, tmp_path: Path) -> None:
     (tmp_path / "judge.yaml").write_text(block.text)
-    read_endpoint_judge(tmp_path / "judge.yaml")
+    read_judge(tmp_path / "judge.yaml", "--judges")
 
 
 @pytest.mark.parametrize("block", [b for b in blocks("yaml") if b.title != "judge"], ids=str)

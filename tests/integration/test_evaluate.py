@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from launch.commands import app
 from pipeline.reporting.page import render
 from stages.feedback.labellers import warmth
 from stages.maths.statistics import wins
+from tests.support.chat_stub import chat_stub
 
 NAMES = ["base", "sft", "sft@3", "base+2", "ppo"]
 
@@ -188,3 +190,24 @@ def test_a_judge_is_asked_once_about_each_candidate(comparison) -> None:
         for theirs in comparison.answers.values():
             judge.prefer(comparison.prompts, ours, theirs)
     assert sorted(asked) == sorted(comparison.answers)
+
+
+@pytest.mark.parametrize("mode", ["pairs", "ranking"])
+def test_an_endpoint_compares_two_candidates(comparison, run, tmp_path, mode) -> None:
+    def longer(body) -> str:
+        lengths = list(map(len, re.split(r"<\|>|Answer [AB]: ", body["messages"][0]["content"])[-2:]))
+        return "A > B" if lengths[0] > lengths[1] else "B > A"
+
+    file, fields = tmp_path / "judge.yaml", "{a}<|>{b}" if mode == "pairs" else "{answers}"
+    with chat_stub(longer) as stub:
+        file.write_text(f"url: {stub.url}\nmodel: m\nmode: {mode}\ntemplate: '{{prompt}}<|>{fields}'")
+        (judge,) = open_judges(run, [str(file)])
+        ours, theirs = comparison.answers["sft"], comparison.answers["ppo"]
+        verdicts = judge.prefer(comparison.prompts, ours, theirs)
+    lengths = [[len(text) for text in answers.texts] for answers in (ours, theirs)]
+    assert judge.name == "judge" and judge.scores(comparison.prompts, ours) == []
+    if mode == "pairs":  # which asks in both orders, so equal lengths tie
+        assert verdicts == wins(*lengths)
+    assert all(
+        verdict == 0.5 for verdict, a, b in zip(verdicts, ours.texts, theirs.texts, strict=True) if a == b
+    )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support.chat_stub import chat_stub
 from tests.support.runs import ROOT, run_stage
 
 PAGE = (ROOT / "docs" / "reading" / "metrics.md").read_text(encoding="utf-8")
@@ -18,7 +21,7 @@ LABELS = ("rm", "brevity")  # of the terms of the reward in the runs below
 JUDGED = "ppo.judge=warmth"
 RUNS: dict[str, list[tuple[str, ...]]] = {
     "sft": [()],
-    "rm": [()],
+    "rm": [(), ("rm.rankings.rollout={max_new_tokens: 8}", "data.rm.limit=12")],
     "ppo": [
         (
             *(
@@ -39,15 +42,35 @@ def negative_length(prompts: list[str], completions: list[str]) -> list[float]:
     return [-float(len(completion)) for completion in completions]
 
 
+def length(prompts: list[str], completions: list[str]) -> list[float]:
+    return [float(len(completion)) for completion in completions]
+
+
 def judge_in_parts(prompts: list[str], completions: list[str]) -> list[dict[str, float]]:
     return [{"score": -len(completion), "letters": len(completion)} for completion in completions]
 
 
+def longer(body: dict[str, Any]) -> str:
+    _, a, b = body["messages"][0]["content"].split("<|>")
+    return "A" if len(a) > len(b) else "B"
+
+
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], set[str]]:
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The option by which a function and a judge, whose replies have a price, rank together."""
+    file = tmp_path_factory.mktemp("judge") / "judge.yaml"
+    with chat_stub(longer) as stub:
+        template, price = "{prompt}<|>{a}<|>{b}", "{input: 1, output: 1}"
+        file.write_text(f"url: {stub.url}\nmodel: m\nprice: {price}\ntemplate: '{template}'")
+        yield f"rm.rankings.labeller={{agree: ['{__name__}:length', {file}]}}"
+
+
+@pytest.fixture(scope="module")
+def logged(judged: str, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], set[str]]:
     """The keys of `metrics.jsonl` ("steps") and of the manifest ("final") by stage, over all of RUNS."""
     run_dir = tmp_path_factory.mktemp("run")
     keys: dict[tuple[str, str], set[str]] = {}
+    RUNS["rm"][1] = (*RUNS["rm"][1], judged)
     for stage, options in RUNS.items():
         for overrides in options:
             run_stage(stage, run_dir, *overrides)

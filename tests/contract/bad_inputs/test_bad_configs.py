@@ -133,8 +133,23 @@ OVERRIDES = [
     ("sft.batch_size", "no value; write sft.batch_size=VALUE"),
     (
         "rm.rankings.labeller=human",
-        "rm.rankings.labeller: 'human' is not allowed; allowed: one of file, warmth, warm_ending or text",
+        "rm.rankings.labeller: 'human' is not allowed; allowed: one of file, people, warmth, warm_ending or",
+        r"text matching \.ya?ml$ or a section with the keys agree",
     ),
+    *(
+        (
+            f"rm.rankings.labeller={labeller}",
+            "rm.rankings.labeller: ",
+            "a section with the keys agree (file: data",
+        )
+        for labeller in (
+            *("", "judge.json", "{}", "[warmth, warm_ending]", "{agree: warmth}", "{agree: [warmth]}"),
+            *("{agree: [warmth, people]}", "{agree: [warmth, {agree: [warmth, warm_ending]}]}"),
+            *("{agree: [warmth, warm_ending, 'm:f']}", "{agree: [warmth, warm_ending], disagree: []}"),
+        )
+    ),
+    ("rm.rankings.labeller=https://h/judge.yaml", "rm.rankings.labeller: "),
+    ("rm.rankings.labeller.agree=[warmth, warm_ending]", "rm.rankings.labeller.agree: unknown key"),
     ("ppo.judge=vibes", "ppo.judge: 'vibes' is not allowed"),
     (
         "ppo.rollout.engine=continous",
@@ -197,6 +212,7 @@ CONTRADICTIONS = [
     (["ppo.kl_estimator=k3", "ppo.rollout.top_p=0.9"], "kl_estimator: k3 is biased if rollout.top_k or"),
     (["ppo.kl_estimator=k3", "ppo.rollout.top_k=9"], "kl_estimator: k3 is biased if rollout.top_k or"),
     (["rm.base.model=tiny-random"], "rm.base: is the experiment's own base; leave rm.base out"),
+    (["rm.rankings.labeller={agree: [warmth, warmth]}"], "rm.rankings.labeller: agree: names warmth twice"),
     (["sft.packing=true", "base.attention=eager"], "sft.packing: packed examples are kept apart by a mask"),
     (["sft.packing=true", "base.attention=flash_attention_2"], "set base.attention to sdpa"),
     (

@@ -21,6 +21,7 @@ from stages.feedback.judgements import as_judgements
 from stages.feedback.labellers import labeller
 from stages.feedback.user_functions import as_numbers, load_function
 from tests.contract.bad_inputs.entry import check_message, experiment, stage_run, tristage
+from tests.support.chat_stub import chat_stub
 from tests.support.pipeline_runs import write_stage
 
 PROMPTS, COMPLETIONS = ["a", "b"], ["short", "much longer"]
@@ -295,3 +296,32 @@ def test_a_stage_by_itself_asks_as_well(tmp_path: Path) -> None:
     status, said = stage_run(file, tmp_path / "run", "ppo", "ppo.judge=no_judge:f")
     assert status == 2 and not (tmp_path / "run/ppo").exists()
     check_message(said, "error: ppo.judge: cannot import 'no_judge'")
+
+
+def test_a_judge_that_is_not_there_or_wrong_is_named_before_anything_starts(tmp_path: Path) -> None:
+    options: list[str | Path] = ["--config", experiment(tmp_path), "--run-dir", tmp_path / "run"]
+    status, _, err = tristage("plan", *options, f"rm.rankings.labeller={tmp_path}/judge.yaml")
+    assert status == 2
+    check_message(err, f"error: rm.rankings.labeller: {tmp_path}/judge.yaml: there is no such file")
+    (tmp_path / "judge.yaml").write_text("url: http://127.0.0.1:9/\nmodel: m\nmodal: pairs")
+    (tmp_path / "other.yaml").write_text("url: http://127.0.0.1:9/\nmodel: m\nretries: 99")
+    both = f"rm.rankings.labeller={{agree: [{tmp_path}/judge.yaml, {tmp_path}/other.yaml]}}"
+    for command in ("plan", "run"):
+        status, _, err = tristage(command, *options, both)
+        assert status == 2 and not (tmp_path / "run").exists()
+        check_message(
+            err,
+            f"rm.rankings.labeller.agree[0]: {tmp_path}/judge.yaml: modal: Extra inputs are not permitted",
+            "rm.rankings.labeller.agree[1]: http://127.0.0.1:9/ gave no verdict (ConnectionError",
+        )
+    assert tristage("plan", *options, both, "--until", "sft")[0] == 0
+
+
+def test_the_plan_tells_how_much_a_judge_will_be_asked(tmp_path: Path) -> None:
+    with chat_stub(lambda body: "A") as stub:
+        (tmp_path / "judge.yaml").write_text(f"url: {stub.url}\nmodel: m")
+        options: list[str | Path] = ["--config", experiment(tmp_path), "--run-dir", tmp_path / "run"]
+        status, out, _ = tristage("plan", *options, f"rm.rankings.labeller={tmp_path}/judge.yaml")
+    assert status == 0 and len(stub.bodies) == 1
+    assert "rm.rankings.labeller: requests to m for each prompt: at most 12" in out
+    assert "64 prompts of 4 completions each, ranked by judge.yaml" in out

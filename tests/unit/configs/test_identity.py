@@ -26,6 +26,8 @@ def trial(minimal: Path, *overrides: str) -> Experiment:
         ("sft.epochs=2", {"sft"}),
         ("ppo.kl_coef=0.3", {"ppo"}),
         ("rm.rankings.completions=3", {"rm"}),
+        ("rm.rankings.labeller=warmth", {"rm"}),
+        ("rm.rankings.labeller=judge.yaml", {"rm"}),
         ("ppo.rollout.max_new_tokens=3", {"ppo"}),
         ("ppo.rollout.batch_size=3", set()),
         ("ppo.rollout.engine=hf", set()),

@@ -115,3 +115,49 @@ def test_the_default_engine_is_the_one_shipped_wherever_the_experiment_is(minima
 def test_a_dump_loads_back_equal(write, minimal):
     experiment = load_experiment(minimal, ["name='1e3'", "base.revision='1234567'", "sft.learning_rate=1e-5"])
     assert load_experiment(write(dump_experiment(experiment), "dumped.yaml")) == experiment
+
+
+# Labellers
+
+
+def test_the_file_of_a_judge_is_a_path(write, tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    key = "rm.rankings.labeller"
+    file = write(MINIMAL + "rm: {rankings: {labeller: ../judges/one.yaml}}\n")
+    assert load_experiment(file).rm.rankings.labeller == f"{tmp_path.parent}/judges/one.yaml"
+    of_command_line = load_experiment(file, [f"{key}=judge.yml"])
+    assert of_command_line.rm.rankings.labeller == f"{tmp_path}/work/judge.yml"
+    file = write(MINIMAL + "rm: {rankings: {labeller: {agree: [a.yaml, warmth]}}}\n")
+    assert load_experiment(file).rm.rankings.labellers == {
+        f"{key}.agree[0]": f"{tmp_path}/a.yaml",
+        f"{key}.agree[1]": "warmth",
+    }
+    both = load_experiment(file, [f"{key}={{agree: ['mine:yaml', ~/b.yaml]}}"])
+    assert list(both.rm.rankings.labellers.values()) == ["mine:yaml", str(Path.home() / "b.yaml")]
+    write(dump_experiment(both), "dump.yaml")
+    assert load_experiment(tmp_path / "dump.yaml") == both
+
+
+def test_labellers_are_named_without_folders(minimal):
+    named = {
+        "file": "file",
+        "people": "people",
+        "warmth": "warmth",
+        "a/judge.yaml": "judge.yaml",
+        "{agree: [warmth, a/judge.yaml]}": "warmth and judge.yaml, where they agree",
+    }
+    for labeller, name in named.items():
+        rankings = load_experiment(minimal, [f"rm.rankings.labeller={labeller}"]).rm.rankings
+        assert rankings.labelled_by == name
+        assert len(rankings.labellers) == {"file": 0}.get(labeller, 1 + ("agree" in labeller))
+
+
+def test_what_the_stages_call(minimal):
+    given = ["rm.rankings.labeller={agree: ['mine:score', j.yaml]}", "ppo.judge=warmth"]
+    config = load_experiment(minimal, given)
+    first, second = (f"rm.rankings.labeller.agree[{place}]" for place in (0, 1))
+    judge = str(Path.cwd() / "j.yaml")
+    assert config.users_code(["rm"]) == [(first, "mine:score"), (second, judge)]
+    assert config.users_code(["ppo"]) == []
+    assert config.judge_files(["rm", "ppo"]) == {second: judge}

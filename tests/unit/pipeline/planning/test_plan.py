@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -307,3 +308,21 @@ def test_ppo_may_do_without_a_reward_model(tmp_path: Path) -> None:
     assert plan_stages(request(tmp_path, without), ["rm", "ppo", "best"])[0].action == "run"
     for needs in (toy(ppo__rewards=function), toy(ppo__critic="shared")):
         assert plan_stages(request(tmp_path, needs), ["rm", "ppo"])[0].action == "run"
+
+
+@pytest.mark.parametrize("labeller", ["JUDGE", {"agree": ["warmth", "JUDGE"]}])
+def test_a_judge_that_asks_something_else_retrains_the_reward_model(labeller: Any, tmp_path: Path) -> None:
+    file = tmp_path / "judge.yaml"
+    file.write_text("url: http://127.0.0.1:9/v1\nmodel: m\n")
+    named = {"agree": ["warmth", str(file)]} if isinstance(labeller, dict) else str(file)
+    config, run = toy(rm__rankings={"labeller": named}), tmp_path / "run"
+    write_stage(run, "sft", config=config)
+    write_stage(run, "rm", config=config)
+    assert plan_stage(request(run, config), "rm").action == "skip"
+    file.write_text(file.read_text() + "retries: 1\n# and a comment")
+    assert plan_stage(request(run, config), "rm").action == "skip"
+    file.write_text(file.read_text().replace("model: m", "model: n"))
+    plan = plan_stage(request(run, config), "rm")
+    assert plan.action == "run"
+    key = "rm.rankings.labeller.agree[1]" if isinstance(labeller, dict) else "rm.rankings.labeller"
+    assert f"{key}: the file's content is not what it was" in plan.why

@@ -84,7 +84,7 @@ def test_the_rows_of_each_stage(stage, parts, tmp_path, monkeypatch):
 
 def test_a_labeller_ranks_what_is_sampled_later():
     stdout = tristage("preview", TINY, "--stage", "rm", "-n", "1", "rm.rankings.labeller=warmth", SHORT)[1]
-    assert "then 4 answers of up to 8 tokens are sampled, and warmth ranks them" in stdout
+    assert "then 4 answers of up to 8 tokens are sampled, and ranked by warmth" in stdout
 
 
 def test_what_cannot_be_previewed_is_refused(tmp_path):

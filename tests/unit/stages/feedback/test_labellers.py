@@ -13,7 +13,7 @@ import torch
 from configs.errors import UserError
 from stages.distributed.ranks import Ranks
 from stages.feedback.judgements import Judgement
-from stages.feedback.labellers import labeller, ranks_of, warmth
+from stages.feedback.labellers import labeller, warmth
 from stages.maths.statistics import repeated_bigrams
 from tests.support.roles import CPU
 
@@ -114,25 +114,3 @@ def test_a_judge_that_is_none_is_refused(
     vars(judge_module)["judge"] = lambda prompts, completions: values
     with pytest.raises(UserError, match=f"ppo.judge: .*{reason}"):
         labeller(name, "ppo.judge", ALONE)(["p", "q"], ["a", "b"])
-
-
-@pytest.mark.parametrize(
-    ("scores", "ranks"),
-    [
-        ([0.5], [0]),
-        ([0.1, 0.9, 0.5], [2, 0, 1]),
-        ([1.0, 2.0, 2.0, 0.0], [1, 0, 0, 2]),  # equal scores share a rank, and no rank is left out
-        ([3.0, 3.0], [0, 0]),
-        ([-1.0, -2.0], [0, 1]),
-    ],
-)
-def test_ranks_by_hand(scores, ranks):
-    assert ranks_of(scores) == ranks
-
-
-def test_ranks_order_every_pair_as_the_scores_do():
-    scores = [0.3, -1.0, 0.3, 2.0, 0.0, 2.0, -1.5]
-    ranks = ranks_of(scores)
-    for score, rank in zip(scores, ranks, strict=True):
-        assert [rank < other for other in ranks] == [score > other for other in scores]
-    assert sorted(set(ranks)) == list(range(len(set(scores))))

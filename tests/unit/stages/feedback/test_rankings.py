@@ -15,9 +15,10 @@ from data.batches.tokenize import rankings as tokenize_rankings
 from data.sources.loading import load_rows
 from stages.context import Context
 from stages.distributed.ranks import Ranks
-from stages.feedback import labellers, rankings
+from stages.feedback import rankings
 from stages.feedback.judgements import Judgement
-from stages.feedback.rankings import read_collected_rankings
+from stages.feedback.rankers import Label, ScoringRanker
+from stages.feedback.rankings import read_collected_rankings, read_label_metrics
 from stages.sampling.decoding import Response
 from stages.sampling.sampler import Sampler
 from tests.contract.bad_inputs.entry import check_message, flip
@@ -82,7 +83,8 @@ def test_an_attempt_without_a_checkpoint_records_samples_again(tmp_path, monkeyp
     read_collected_rankings(context, record_samples=False)
     assert recorded == []
     read_collected_rankings(context, record_samples=True)
-    assert recorded == [(0, [{name: row[name] for name in rankings.READABLE} for row in rows[::2]])]
+    shown = [{name: row[name] for name in rankings.READABLE if name in row} for row in rows[::2]]
+    assert recorded == [(0, shown)]
 
 
 @pytest.mark.parametrize("held_out", [[0, 0], [0, 1]])
@@ -104,31 +106,44 @@ def test_writing_leaves_nothing_else_behind(tmp_path):
     assert json.loads((tmp_path / "rankings.jsonl").read_text(encoding="utf-8"))["completions"] == ["é", "b"]
 
 
-def label_by(monkeypatch, score):
-    """Let the labeller that the config names by default score an answer with `score`."""
-    monkeypatch.setitem(
-        labellers.LABELLERS, "file", lambda prompts, answers: [Judgement(score(text)) for text in answers]
-    )
+def scoring(score) -> ScoringRanker:
+    """Ranks answers by `score` of their text."""
+    return ScoringRanker(lambda prompts, answers: [Judgement(score(text)) for text in answers])
+
+
+class Fixed:
+    """A ranker that gives labels which are known before."""
+
+    def __init__(self, *labels: Label) -> None:
+        self.labels = list(labels)
+
+    def rank(self, prompts, answers) -> list[Label]:
+        return self.labels
+
+    def metrics(self) -> dict[str, float]:
+        return {"judge_requests": 3.0}
+
+    def notes(self) -> list[str]:
+        return ["a note"]
+
+
+PROMPTS = [Prompt("one", "one", [5]), Prompt("two", "two", [6])]
+
+
+def ranked(folder, monkeypatch, ranker, answers) -> list[dict]:
+    """The rows of four answers to each of two prompts; the ids of an answer are its place."""
+    monkeypatch.setattr(Sampler, "decode", lambda _, ids: [answers[i] for (i,) in ids])
+    ids = [[[place] for place in places] for places in (range(4), range(4, 8))]
+    sampled = rankings._with_texts(resuming(folder).config.data, SAMPLER, PROMPTS, ids)
+    labels = ranker.rank([one.prompt.text for one in sampled], [one.texts for one in sampled])
+    return [rankings.ranked_row(one, label) for one, label in zip(sampled, labels, strict=True)]
 
 
 def test_samples_are_ranked_best_first_with_ties(tmp_path, monkeypatch):
     # K = 4 answers to each of two prompts, in the order in which they were sampled
     answers = ["It rains.", "great", "It rains.", "Terrible.", "fine", "bad", "great", "good"]
-    monkeypatch.setattr(Sampler, "respond_on_all_ranks", lambda *_: [Response([i]) for i in range(8)])
-    monkeypatch.setattr(Sampler, "decode", lambda _, responses: [answers[i] for (i,) in responses])
-    label_by(
-        monkeypatch,
-        {
-            "It rains.": 0.0,
-            "great": 3.0,
-            "Terrible.": -2.0,
-            "fine": 1.0,
-            "bad": -1.0,
-            "good": 2.0,
-        }.__getitem__,
-    )
-    prompts = [Prompt("one", "one", [5]), Prompt("two", "two", [6])]
-    first, second = rankings._rank(resuming(tmp_path), SAMPLER, "sft", prompts)
+    scores = {"It rains.": 0.0, "great": 3.0, "Terrible.": -2.0, "fine": 1.0, "bad": -1.0, "good": 2.0}
+    first, second = ranked(tmp_path, monkeypatch, scoring(scores.__getitem__), answers)
     assert first == {
         "prompt": "one",
         "completions": [" great", " It rains.", " It rains.", " Terrible."],  # as they follow "one"
@@ -139,35 +154,93 @@ def test_samples_are_ranked_best_first_with_ties(tmp_path, monkeypatch):
     assert (second["completions"], second["ranks"]) == ([" great", " good", " fine", " bad"], [0, 1, 2, 3])
 
 
+def test_a_ranker_may_have_no_scores_and_leave_answers_and_prompts_out(tmp_path, monkeypatch):
+    labels = Label([1, None, 0, 2]), Label([None] * 4)
+    first, second = ranked(tmp_path, monkeypatch, Fixed(*labels), list("abcdefgh"))
+    assert second["ranks"] == []  # which `collect_rankings` leaves out
+    assert first == {
+        "prompt": "one",
+        "completions": [" c", " a", " d"],
+        "completion_ids": [[2], [0], [3]],
+        "ranks": [0, 1, 2],
+    }
+
+
+class Drawn:
+    """Stands in for sampling: the answers to a prompt are known, and calls are counted."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.calls: list[tuple] = []
+        monkeypatch.setattr(Sampler, "respond_on_all_ranks", self.respond)
+        monkeypatch.setattr(Sampler, "decode", lambda _, ids: [str(each) for each in ids])
+        monkeypatch.setattr(rankings, "read_examples", lambda *_: ([PROMPTS[0]], [PROMPTS[1]], {}))
+        monkeypatch.setattr(Context, "data", lambda *_: None)
+
+    def respond(self, role, prompts, seeds, advance) -> list[Response]:
+        self.calls.extend(zip(map(tuple, prompts), seeds, strict=True))
+        return [Response([number, *prompt]) for number, prompt in enumerate(prompts)]
+
+
 def test_samples_of_one_prompt_have_seeds_of_their_own(tmp_path, monkeypatch):
-    sampled: list[tuple] = []
-
-    def respond_on_all_ranks(sampler, role, prompts, seeds, advance):
-        sampled.extend(zip(map(tuple, prompts), seeds, strict=True))
-        return [Response([0])] * len(prompts)
-
-    monkeypatch.setattr(Sampler, "respond_on_all_ranks", respond_on_all_ranks)
-    monkeypatch.setattr(Sampler, "decode", lambda _, responses: ["a"] * len(responses))
-    label_by(monkeypatch, lambda _: 0.0)
-    one, two = Prompt("one", "one", [5]), Prompt("two", "two", [6])
-    rankings._rank(resuming(tmp_path), SAMPLER, "sft", [one, two])
-    assert len(set(sampled)) == 8
-    sampled_together = sampled.copy()
-    sampled.clear()
-    rankings._rank(resuming(tmp_path), SAMPLER, "sft", [two])
-    assert sampled == sampled_together[4:]  # whatever other prompts there are
+    drawn, data = Drawn(monkeypatch), resuming(tmp_path).config.data
+    for part in (PROMPTS, PROMPTS[1:]):
+        rankings.sample_answers(data, SAMPLER, "sft", part, 4, seed=0)
+    together, alone = drawn.calls[:8], drawn.calls[8:]
+    assert len(set(together)) == 8
+    assert alone == together[4:]  # whatever other prompts there are
 
 
-def test_reward_model_learns_from_the_tokens_that_were_sampled(tmp_path, monkeypatch, tiny_tokenizer):
+def test_samples_are_kept_until_they_are_ranked(tmp_path, monkeypatch):
+    """A judge that was paid for sees the same answers after a kill, whatever a GPU would sample then."""
+    drawn, seen = Drawn(monkeypatch), []
+
+    class Killed(Fixed):
+        def rank(self, prompts, answers):
+            seen.append(answers)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(rankings, "open_ranker", lambda _: Killed())
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            rankings.collect_rankings(resuming(tmp_path), SAMPLER, "sft")
+    assert seen[0] == seen[1] and len(drawn.calls) == 8
+    assert {path.name for path in tmp_path.iterdir()} == {"sampled.jsonl", "sampled.sha256"}
+    monkeypatch.setattr(rankings, "open_ranker", lambda _: Fixed(Label([0, 1, 1, 1])))
+    rankings.collect_rankings(resuming(tmp_path), SAMPLER, "sft")
+    train, held_out = read_collected_rankings(resuming(tmp_path), record_samples=True)
+    assert [row["completion_ids"][0] for row in (*train, *held_out)] == [[0, 5], [0, 6]]
+    assert read_label_metrics(tmp_path) == {"judge_requests": 3.0}
+    assert {path.name for path in tmp_path.iterdir()} == {"rankings.jsonl", "rankings.sha256", "labels.json"}
+    assert len(drawn.calls) == 8
+
+
+def test_damaged_samples_are_refused(tmp_path, monkeypatch):
+    Drawn(monkeypatch)
+    rankings.write_sealed(tmp_path / "sampled.jsonl", [{"completion_ids": [[1]] * 4}] * 2)
+    flip(tmp_path / "sampled.jsonl", 20)
+    with pytest.raises(UserError, match=r"sampled.jsonl: damaged"):
+        rankings.collect_rankings(resuming(tmp_path), SAMPLER, "sft")
+
+
+def test_labellers_that_leave_nothing_are_an_error(tmp_path, monkeypatch):
+    Drawn(monkeypatch)
+    monkeypatch.setattr(rankings, "open_ranker", lambda _: Fixed(Label([None] * 4)))
+    with pytest.raises(UserError) as caught:
+        rankings.collect_rankings(resuming(tmp_path), SAMPLER, "sft")
+    check_message(
+        str(caught.value), "rm.rankings.labeller: ", "nothing to train on is left: a note. Name other"
+    )
+
+
+def test_reward_model_learns_from_the_tokens_that_were_sampled(tmp_path, tiny_tokenizer):
     """An answer that reached its limit has no end-of-turn token, and collecting it adds none."""
     end = tiny_tokenizer.eos_token_id
     sampled = [[40, 41, 42], [43, end], [44, 45, end], [46]]
-    monkeypatch.setattr(Sampler, "respond_on_all_ranks", lambda *_: [Response(ids) for ids in sampled])
     sampler = Sampler(NOTHING, tiny_tokenizer, Ranks(0, 1, CPU), Rollout(), NOTHING)
-    scores = {text: float(i) for i, text in enumerate(sampler.decode(sampled))}
-    label_by(monkeypatch, scores.__getitem__)
-    rows = rankings._rank(resuming(tmp_path), sampler, "sft", [Prompt("one", "one", [5])])
-    (ranking,), _ = tokenize_rankings(rows, tiny_tokenizer, resuming(tmp_path).config.data)
+    data = resuming(tmp_path).config.data
+    (answers,) = rankings._with_texts(data, sampler, PROMPTS[:1], [sampled])
+    row = rankings.ranked_row(answers, Label([3, 2, 1, 0]))
+    (ranking,), _ = tokenize_rankings([row], tiny_tokenizer, data)
     assert ranking.completion_ids == [[46], [44, 45, end], [43, end], [40, 41, 42]]
 
 
@@ -178,10 +251,13 @@ def test_reward_model_learns_from_the_tokens_that_were_sampled(tmp_path, monkeyp
         ("rankings.jsonl", lambda file: os.truncate(file, 9)),
         ("rankings.sha256", flip),
         ("rankings.sha256", Path.unlink),
+        ("labels.json", flip),
+        ("labels.json", Path.unlink),
     ],
 )
 def test_rankings_that_are_not_those_collected_are_refused(name, damage, tmp_path):
-    rankings.write_sealed(tmp_path / "rankings.jsonl", [row("train", ["a", "b"], [0, 1])])
+    metrics = {"label_agreement": 0.5}
+    rankings.write_sealed(tmp_path / "rankings.jsonl", [row("train", ["a", "b"], [0, 1])], metrics)
     damage(tmp_path / name)
     with pytest.raises(UserError, match="rankings"):
         read_collected_rankings(resuming(tmp_path), record_samples=False)

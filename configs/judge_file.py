@@ -1,0 +1,148 @@
+"""The YAML file of an endpoint that judges answers: its keys, its reader and its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
+
+from configs.errors import UserError
+from configs.raw_experiment import parse
+from configs.regular_file import read_regular_file
+from configs.schema import Section, plain_url
+from configs.sections.values import NonNegative, PlainNumber, variable_name
+
+Mode = Literal["pairs", "ranking"]
+FIELDS: dict[Mode, tuple[str, ...]] = {
+    "pairs": ("{prompt}", "{a}", "{b}"),
+    "ranking": ("{prompt}", "{answers}"),
+}
+TEMPLATES: dict[Mode, str] = {
+    "pairs": """Which answer to the prompt is better? Judge by what it says, not by its length.
+
+Prompt: {prompt}
+
+Answer A: {a}
+
+Answer B: {b}
+
+Reply with one letter, A or B.""",
+    "ranking": """Rank the answers to the prompt from best to worst. Judge by what they say, not by length.
+
+Prompt: {prompt}
+
+{answers}
+
+Reply with all letters in order and nothing else, such as B > A = C > D. = joins equally good answers.""",
+}
+MAX_TOKENS: dict[Mode, int] = {"pairs": 16, "ranking": 256}
+MAX_BYTES = 2**16
+
+
+class Price(Section):
+    """Price of a million tokens, in any currency."""
+
+    input: NonNegative = Field(description="of the prompt")
+    output: NonNegative = Field(description="of the completion")
+
+
+class JudgeEndpoint(Section):
+    """An OpenAI-compatible endpoint that judges."""
+
+    url: Annotated[str, AfterValidator(plain_url), Field(pattern=r"^https?://.+")] = Field(
+        description="of chat completions, such as http://127.0.0.1:8000/v1/chat/completions"
+    )
+    model: str = Field(description="the model's name there")
+    mode: Mode = Field(
+        "pairs", description="pairs: two answers a request, in both orders; ranking: all answers in one"
+    )
+    template: str | None = Field(
+        None, description="the question, with {prompt}, {a} and {b}; for a ranking, {prompt} and {answers}"
+    )
+    max_tokens: Annotated[int, Field(ge=1, le=100_000), PlainNumber] | None = Field(
+        None, description="of a reply; default: 16, for a ranking 256"
+    )
+    parameters: dict[str, JsonValue] = Field(
+        {}, description="more keys of each request's body; null leaves a key out, such as max_tokens: null"
+    )
+    key_variable: Annotated[str, AfterValidator(variable_name)] | None = Field(
+        None, description="environment variable that holds the bearer token"
+    )
+    timeout_seconds: Annotated[float, Field(gt=0, le=86_400), PlainNumber] = Field(
+        60.0, description="limit of one request"
+    )
+    retries: Annotated[int, Field(ge=0, le=1000), PlainNumber] = Field(5, description="of a failed request")
+    concurrency: Annotated[int, Field(ge=1, le=256), PlainNumber] = Field(8, description="requests at a time")
+    price: Price | None = Field(None, description="of a million tokens, such as {input: 0.15, output: 0.60}")
+
+    @model_validator(mode="after")
+    def _template_has_fields(self) -> JudgeEndpoint:
+        missing = [field for field in FIELDS[self.mode] if field not in self.question]
+        if missing:
+            raise ValueError(f"the template has no {missing[0]}, which mode: {self.mode} needs")
+        return self
+
+    @property
+    def question(self) -> str:
+        """The template of a question."""
+        return self.template or TEMPLATES[self.mode]
+
+    def body(self, question: str) -> dict[str, Any]:
+        """The body of a request."""
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": question}],
+            "max_tokens": self.max_tokens or MAX_TOKENS[self.mode],
+            "temperature": 0,
+        }
+        return {key: value for key, value in (body | self.parameters).items() if value is not None}
+
+
+def read_judge(file: Path, key: str) -> JudgeEndpoint:
+    """The endpoint that a YAML file describes.
+
+    Args:
+        key: of the configuration, or option, for messages.
+
+    Raises:
+        UserError: the file cannot be read, or a key is missing, unknown or out of range.
+    """
+    try:
+        return JudgeEndpoint.model_validate(_values(file))
+    except OSError as error:
+        fault = f"cannot be read: {error.strerror}. Name another file."
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        known = ", ".join(JudgeEndpoint.model_fields)
+        fault = f"{where:.60}: {first['msg'].removeprefix('Value error, '):.150}. Its keys are {known}."
+    except (yaml.YAMLError, ValueError) as error:
+        fault = f"not YAML: {' '.join(str(error).split()):.200}."
+    raise UserError(f"{key}: {file!s:.200}: {fault}")
+
+
+def _values(file: Path) -> Any:
+    values, _, duplicates = parse(read_regular_file(file, MAX_BYTES).decode())
+    if duplicates:
+        raise ValueError(f"{duplicates[0][0][-1]!s:.60} is given twice")
+    return values
+
+
+def judge_digest(file: Path) -> str | None:
+    """SHA-256 of what a judge's file asks, and of whom; None if there is no file.
+
+    Keys of how it asks, such as timeouts, leave the digest as it is: they change no verdict.
+    """
+    if not os.path.isfile(file):
+        return None
+    try:
+        judge = read_judge(file, "")
+        asked = json.dumps([judge.url, judge.mode, judge.question, judge.body("")], sort_keys=True)
+    except UserError as error:  # the stage reports it
+        asked = str(error)
+    return hashlib.sha256(asked.encode()).hexdigest()

@@ -1,0 +1,64 @@
+"""What a judge's reply says: which of two answers is better, or the order of several."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from string import ascii_uppercase as LETTERS
+from typing import Any
+
+THOUGHT = "</think>"  # ends what a model thinks aloud
+DECORATION = re.compile(r"[*`\"]|\b(?:answer|response)\b", re.IGNORECASE)
+LETTER = re.compile(r"\b[AB]\b")
+FIRST = re.compile(r"\W*([AB])(?=[.:)\]]|\s*$)", re.MULTILINE)  # a verdict, then perhaps its reasons
+TIE = re.compile(r"\btie\b|\bequally good\b|\[\[C\]\]", re.IGNORECASE)  # [[C]] is MT-Bench's
+CHAIN = re.compile(r"\b[A-Z](?:\s*[>=]\s*[A-Z])+\b")
+LIST = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]")
+
+
+def read_pair(reply: str) -> float | None:
+    """1 if the reply prefers A, 0 if it prefers B, 1/2 for a tie; None if it is unreadable.
+
+    It is readable if it begins with a letter alone, names only one of the letters, says that they tie, or
+    has a form of `read_ranking`. `[[A]]`, `[[B]]` and `[[C]]` are the verdicts of Zheng et al. 2023.
+    """
+    if order := read_ranking(reply, 2):
+        return 0.5 if order[0] == order[1] else float(order[0] < order[1])
+    text = DECORATION.sub("", reply.rpartition(THOUGHT)[2])
+    tie, letters, first = TIE.search(text), set(LETTER.findall(text)), FIRST.match(text)
+    if first is not None:
+        letters = {first[1]}
+    if bool(tie) == bool(letters) or len(letters) > 1:
+        return None
+    return 0.5 if tie else float(letters == {"A"})
+
+
+def read_ranking(reply: str, count: int) -> list[int] | None:
+    """The rank of each of the first `count` letters, 0 for the best; None if the reply is unreadable.
+
+    It is readable if it has an order of exactly these letters, and no other such order: `B > A = C`, or a
+    list of JSON, `["B", ["A", "C"]]`, best first, where an inner list ties.
+    """
+    text = reply.rpartition(THOUGHT)[2]
+    found = {tuple(order) for groups in _groups(text) if (order := _ranks(groups, count))}
+    return list(found.pop()) if len(found) == 1 else None
+
+
+def _groups(text: str) -> Iterator[list[list[str]]]:
+    """Each order in a text: groups of letters, best first."""
+    for chain in CHAIN.findall(DECORATION.sub("", text)):
+        yield [re.findall("[A-Z]", group) for group in chain.split(">")]
+    for listed in LIST.findall(text):
+        try:
+            items: list[Any] = json.loads(listed)
+        except ValueError:
+            continue
+        yield [item if isinstance(item, list) else [item] for item in items]
+
+
+def _ranks(groups: list[list[Any]], count: int) -> list[int]:
+    """The rank of each letter; empty if the groups do not hold each of the letters once."""
+    ranks = {letter: rank for rank, group in enumerate(groups) for letter in group if isinstance(letter, str)}
+    whole = sum(map(len, groups)) == count and set(ranks) == set(LETTERS[:count]) and all(groups)
+    return [ranks[letter] for letter in LETTERS[:count]] if whole else []
