@@ -24,6 +24,7 @@ from stages.feedback.rankings import (
     read_collected_rankings,
     read_label_metrics,
 )
+from stages.feedback.reward_evaluation import nats_of_answers, scored_rankings, write_report
 from stages.feedback.reward_model import RewardModel
 from stages.maths.losses import ranking_loss
 from stages.maths.statistics import Means, add_means, mean_with_interval
@@ -80,6 +81,7 @@ def run(context: Context) -> Outcome:
         after = loop.load_best()
     check_result("rm", engine, after)
     models.eval()
+    report = report_on(context, trainer, train, held_out)
     # A new sampler, because ZeRO-3 has sharded the base since.
     with open_sampler(models.policy_base, models.tokenizer, ranks, rm.rankings.rollout) as sampler:
         mean, deviation = score_statistics(context, sampler, reward_model, held_out or train)
@@ -94,12 +96,37 @@ def run(context: Context) -> Outcome:
             "score_std": deviation,
             **counts,
             **read_label_metrics(context.folder),
+            **report,
             "steps": steps,
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": ranks.max(peak_memory_bytes()),
         },
         models.reward_base.base_digest,
     )
+
+
+def report_on(
+    context: Context,
+    trainer: RewardModelTrainer,
+    train: Sequence[tokenize.Ranking],
+    held_out: Sequence[tokenize.Ranking],
+) -> dict[str, float]:
+    """Write the report on the reward model, and return its metrics; nothing without held-out rankings."""
+    if not held_out:
+        return {}
+    ranks, models, pad_id = trainer.engine.ranks, trainer.engine.models, trainer.pad_id
+    rewards = trainer.scores_of(held_out)
+    model = models.reward_base if not models.shares_base else models
+    nats = nats_of_answers(model, held_out, pad_id, ranks, trainer.micro_batch_size)
+    metrics: dict[str, float] = {}
+    if ranks.rank == 0:
+        rankings = scored_rankings(train, held_out, rewards, nats, models.reward_tokenizer)
+        labels = read_label_metrics(context.folder)
+        ends = {"value": "", "low": "_low", "high": "_high", "n": "_n"}
+        known = "label_agreement" in labels
+        ceiling = {name: labels[f"label_agreement{end}"] for name, end in ends.items()} if known else None
+        metrics = write_report(context.folder, rankings, ceiling)
+    return ranks.broadcast(metrics)
 
 
 def add_reward_model(context: Context, models: RoleModels) -> None:
@@ -181,6 +208,16 @@ class RewardModelTrainer:
             **mean_with_interval("margin", [row["margin"] for row in rows]),
             **mean_with_interval("loss", [row["loss"] for row in rows]),
         }
+
+    @torch.no_grad()
+    def scores_of(self, rankings: Sequence[tokenize.Ranking]) -> list[list[float]]:
+        """The score of each completion of each ranking, as it is: before normalisation."""
+
+        def score(some: Sequence[tokenize.Ranking]) -> list[list[float]]:
+            scores, order = self._scores(self.engine.models, some)
+            return [row[places >= 0].tolist() for row, places in zip(scores, order, strict=True)]
+
+        return self.engine.ranks.map_in_order(rankings, self._prompts_at_once(rankings), score)
 
     def _metrics_of_each(self, rankings: Sequence[tokenize.Ranking]) -> list[dict[str, float]]:
         """Accuracy, margin and loss per ranking, all scored in one batch."""

@@ -49,12 +49,16 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Completions, best first. `ranks` ascend; completions of equal rank tie."""
+    """Completions, best first. `ranks` ascend; completions of equal rank tie.
+
+    `labels` are the scores that a labeller gave them, if it gave any.
+    """
 
     prompt: Text
     prompt_ids: list[int]
     completion_ids: list[list[int]]
     ranks: list[int]
+    labels: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,7 @@ def _ranking(row: Row, fit: Fitted) -> Ranking:
         fit.prompt_ids,
         [ids[position] for position in kept],
         [ranks[position] for position in kept],
+        [row["scores"][position] for position in kept] if row.get("scores") else None,
     )
 
 

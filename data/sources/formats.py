@@ -30,6 +30,7 @@ from data.sources.order import (
     ranks_of_completions,
     ranks_of_pair,
     rated_good,
+    scores_of_answers,
     without_copies,
 )
 from data.sources.reading import BadRow, LeftOut, UnusableRow
@@ -228,7 +229,8 @@ def normalise(
         return {"prompt": without_weights(prompt)}
     ranks = form.ranks(fields, len(completions))
     if kind == "rankings":
-        return {"prompt": without_weights(prompt), **_ranked(completions, ranks, SAMPLED in fields)}
+        scores = scores_of_answers(fields, len(completions))
+        return {"prompt": without_weights(prompt), **_ranked(completions, ranks, scores, SAMPLED in fields)}
     _check_rating(fields, min_rating)
     return _demonstration(fields, form, prompt, completions[ranks.index(min(ranks))])
 
@@ -284,8 +286,8 @@ def _demonstration(fields: Fields, form: Format, prompt: Text, completion: Text)
     return row
 
 
-def _ranked(completions: list[Text], ranks: list[int], sampled: bool) -> Row:
-    """The completions, best first, with their ranks. A sampled one may be empty: it ended at once."""
+def _ranked(completions: list[Text], ranks: list[int], scores: list[float] | None, sampled: bool) -> Row:
+    """The completions, best first, with ranks and scores. A sampled one may be empty: it ended at once."""
     for completion in completions:
         check_completion(completion, may_be_empty=sampled)
     order = sorted(range(len(ranks)), key=lambda position: ranks[position])
@@ -297,7 +299,8 @@ def _ranked(completions: list[Text], ranks: list[int], sampled: bool) -> Row:
         raise LeftOut(
             "no two completions are left that differ by more than blanks (`chosen` equals `rejected`)"
         )
-    return {"completions": best_first, "ranks": ascending}
+    row: Row = {"completions": best_first, "ranks": ascending}
+    return row if scores is None else row | {"scores": [scores[i] for i in order]}
 
 
 def _words(text: Text) -> str:

@@ -45,6 +45,16 @@ def ranks_of_pair(row: Mapping[str, Any]) -> list[int]:
     return [0, 0] if any(best == worst for best, worst in orders.values()) else [0, 1]
 
 
+def scores_of_answers(row: Mapping[str, Any], count: int) -> list[float] | None:
+    """The score of each of a row's `count` answers, or of `chosen` and `rejected`; None if it has none."""
+    lists = [row[key] for key in SCORES if isinstance(row.get(key), list) and len(row[key]) == count]
+    pairs = [[row[a], row[b]] for a, b in PAIR_SCORES if count == 2 and a in row and b in row]
+    try:
+        return [float(score) for score in (lists + pairs)[0]] if lists or pairs else None
+    except OverflowError:  # an integer of hundreds of digits, which has a rank and no magnitude
+        return None
+
+
 def _list_orders(row: Mapping[str, Any], count: int) -> Iterator[tuple[str, list[float]]]:
     """Each key that orders the answers, with a number for each answer: the lower, the better."""
     for key in (*RANKS, *SCORES):
