@@ -38,12 +38,24 @@ class Assignment:
         self._order = sorted(content.tasks, key=lambda task: _unit(seed, "order", task))
         by_chance = sorted(content.tasks, key=lambda task: _unit(seed, "overlap", task))
         self._shared = frozenset(by_chance[: round(plan.overlap * len(by_chance))])
+        self._taken_back: dict[str, str] = {}  # the showing that each person took back last
         self._until: dict[str, datetime] = {}  # end of each lease that was renewed, by showing
 
     def held(self, labeller: str) -> Shown | None:
         """The task that a person has before it: the last one shown that it has not answered, if it may."""
-        open_ = [showing for showing in self._open() if showing.labeller == labeller]
-        return next((showing for showing in reversed(open_) if self._may_keep(showing)), None)
+        open_ = self.open_tasks(labeller)
+        taken_back = [showing for showing in open_ if showing.showing == self._taken_back.get(labeller)]
+        return next(reversed([*open_, *taken_back]), None)
+
+    def open_tasks(self, labeller: str) -> list[Shown]:
+        """The tasks that a person has before it, in the order in which they were shown."""
+        mine = (showing for showing in self._open() if showing.labeller == labeller)
+        return [showing for showing in mine if self._may_keep(showing)]
+
+    def take_back(self, showing: Shown) -> None:
+        """Let a person have a task again that it had answered. It comes first."""
+        self._taken_back[showing.labeller] = showing.showing
+        self.hold(showing)
 
     def next(self, labeller: str) -> Shown | None:
         """A new task for a person, not recorded yet; None if there is none for it now."""

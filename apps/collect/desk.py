@@ -124,7 +124,7 @@ class Desk:
             shown = self.labels.showings[showing]
             if shown.labeller == labeller:
                 self._record(Undone(showing=showing, time=self._clock()))
-                self.assignment.hold(shown)
+                self.assignment.take_back(shown)
                 return shown, outcome
         return None
 
@@ -136,12 +136,15 @@ class Desk:
         return self.assignment.hold(shown)
 
     def counts(self, labeller: str) -> Json:
-        """What a person has done, and what is left for it."""
+        """What a person has done, and what is left for it beside the task in sight."""
+        before = [shown.task for shown in self.assignment.open_tasks(labeller)]
+        in_sight = self.assignment.held(labeller)
+        left = {*self.assignment.candidates(labeller), *before} - {in_sight.task if in_sight else None}
         mine = [outcome for shown, outcome in self.labels.submitted() if shown.labeller == labeller]
         today = self._clock().astimezone().date()
         return {
             "done": len(mine),
-            "left": sum(1 for _ in self.assignment.candidates(labeller)),
+            "left": len(left),
             "total": len(self.round.tasks),
             "today": sum(one.time.astimezone().date() == today for one in mine),
             "median_seconds": median(one.seconds for one in mine) if mine else None,

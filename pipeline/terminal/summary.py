@@ -100,12 +100,12 @@ def few_steps(manifest: Manifest) -> dict[str, str] | None:
 
 def few_prompts(manifest: Manifest) -> dict[str, str] | None:
     """The figures of `FEW_PROMPTS`; None if enough prompts were held out, or none."""
-    of_training = "label_agreement_n"
-    metrics = manifest.metrics.items()
-    counts = [count for name, count in metrics if name.endswith("_n") and name != of_training]
+    stage, metrics = manifest.stage, manifest.metrics
+    # Some figures of a reward model are of a part of the held-out prompts, or of the training prompts.
+    names = ["accuracy_n"] if stage == "rm" else [name for name in metrics if name.endswith("_n")]
+    counts = [metrics[name] for name in names if name in metrics]
     if not counts or min(counts) >= MIN_PROMPTS:
         return None
-    stage = manifest.stage
     return {"stage": stage, "prompts": f"{min(counts):.0f}", "key": f"data.{data_stage(stage)}.held_out"}
 
 

@@ -163,6 +163,21 @@ def test_a_submission_counts_once_and_may_be_undone(tmp_path):
         assert len(rankings(desk.round)) == 1
 
 
+def test_what_is_left_is_all_but_the_task_in_sight(tmp_path):
+    new_round(tmp_path, tasks=5)
+    with desk_of(tmp_path, Plan(overlap=1, again=0)) as desk:
+        first = take(desk, "anna")
+        assert desk.counts("anna")["left"] == 4
+        desk.submit("anna", answer(first))
+        second = take(desk, "anna")
+        assert (desk.counts("anna")["done"], desk.counts("anna")["left"]) == (1, 3)
+        desk.undo("anna")
+        assert desk.next("anna") == first  # what was taken back comes before what is held since
+        assert (desk.counts("anna")["done"], desk.counts("anna")["left"]) == (0, 4)
+        desk.submit("anna", answer(first))
+        assert desk.next("anna") == second
+
+
 def test_a_skipped_task_is_done_unless_another_person_takes_it(tmp_path):
     new_round(tmp_path, tasks=2)
     with desk_of(tmp_path) as desk:

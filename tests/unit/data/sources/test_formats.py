@@ -123,7 +123,9 @@ def test_earlier_turns_that_are_learned(example, prompt, completion, learned):
 )  # fmt: skip
 def test_rankings(example, prompt, completions):
     expected = {"prompt": prompt, "completions": completions, "ranks": list(range(len(completions)))}
-    assert normalise(example, "rankings") == expected
+    row = normalise(example, "rankings")
+    row.pop("scores", None)
+    assert row == expected
     assert normalise(example, "demonstrations") == {"prompt": prompt, "completion": completions[0]}
     assert normalise(example, "prompts") == {"prompt": prompt}
 
@@ -148,8 +150,26 @@ def test_rankings(example, prompt, completions):
 def test_ranks_and_scores_order_the_answers(given, best_first, ranks):
     example = {"prompt": "p", "completions": ["a", "b", "c", "d"], **given}
     expected = {"prompt": "p", "completions": list(best_first), "ranks": ranks}
-    assert normalise(example, "rankings") == expected
+    row = normalise(example, "rankings")
+    row.pop("scores", None)
+    assert row == expected
     assert normalise(example, "demonstrations") == {"prompt": "p", "completion": best_first[0]}
+
+
+@pytest.mark.parametrize(
+    ("given", "scores"),
+    [
+        ({"completions": ["a", "b", "c"], "scores": [1, 9.5, 4]}, [9.5, 4.0, 1.0]),
+        ({"completions": ["a", "b", "c"], "ranks": [3, 1, 2], "scores": [1, 9, 9]}, [9.0, 9.0, 1.0]),
+        ({"completions": ["a", "b"], "scores": [10**400, 1]}, None),
+        ({"completions": ["a", "b"], "ranks": [2, 1]}, None),
+        ({"chosen": "a", "rejected": "b", "score_chosen": 8, "score_rejected": 7.5}, [8.0, 7.5]),
+        ({"chosen": "a", "rejected": "b", "scores": [2, 1]}, [2.0, 1.0]),
+        ({"chosen": "a", "rejected": "b", "score_chosen": 8}, None),
+    ],
+)
+def test_scores_stay_with_their_answers_best_first(given, scores):
+    assert normalise({"prompt": "p", **given}, "rankings").get("scores") == scores
 
 
 def test_prompts_need_no_completion():
