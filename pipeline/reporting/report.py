@@ -22,6 +22,7 @@ from pipeline.reporting.page import (
     quote,
     render,
 )
+from pipeline.reporting.reward_model import reward_section
 from pipeline.reporting.reward_words import is_reward_model, reward_words
 from pipeline.reporting.tables import closing_sections, gold_parts, show_count, show_interval
 from pipeline.reporting.warnings import RULES, warnings
@@ -72,6 +73,7 @@ def build_page(results: Results, drawn: set[str]) -> Page:
         _answers(results),
         _training(drawn),
         _samples(results),
+        reward_section(results, drawn),
         _rankings(results),
         *closing_sections(results),
         Section("Rules of the warnings", [Bullets([rule.condition for rule in RULES])]),

@@ -19,6 +19,16 @@ from pipeline.terminal.summary import KEY_METRICS, metric_with_interval, term_la
 STAGE_NAMES: dict[Stage, str] = {"sft": "SFT", "rm": "Reward model", "ppo": "PPO", "best": "Best of n"}
 MORE_METRICS = {
     "rm_win_rate": "win rate against SFT, by the reward model",
+    "accuracy_lead": "accuracy less that of the best judge without a prompt",
+    "accuracy_when_shorter": "accuracy if the better answer is shorter",
+    "accuracy_of_longer": "accuracy of “the longer is better”",
+    "accuracy_of_shorter": "accuracy of “the shorter is better”",
+    "accuracy_of_likelier": "accuracy of “what the base finds likelier is better”",
+    "accuracy_of_words": "accuracy of a bag of words",
+    "calibration_error": "calibration error",
+    "brier": "Brier score",
+    "temperature": "temperature that calibrates raw scores",
+    "length_correlation": "correlation of reward and length within prompts",
     "people": "people who ranked",
     "prompts_skipped": "prompts that people skipped",
     "score_mean": "raw score of SFT samples, mean",

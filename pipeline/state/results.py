@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from configs.errors import UserError
@@ -17,6 +17,7 @@ from pipeline.state.rows import (
     RankingRow,
     Row,
     SampleRow,
+    ScoredRankingRow,
     read_rows,
 )
 from pipeline.state.run_directory import RunDirectory
@@ -31,6 +32,7 @@ class Results:
         samples: prompts and responses seen during PPO.
         evaluation: answers of base, SFT and PPO to the held-out prompts.
         rankings: the rankings that the RM stage collected.
+        scored_rankings: the held-out rankings with the reward model's scores.
         best_of_n: KL and scores on held-out prompts for each n.
     """
 
@@ -42,6 +44,7 @@ class Results:
     evaluation: list[Row]
     rankings: list[Row]
     best_of_n: list[Row]
+    scored_rankings: list[Row] = field(default_factory=list)
 
     def finished(self, stage: Stage) -> bool:
         return stage in self.manifests and self.manifests[stage].status == "finished"
@@ -81,6 +84,7 @@ def read_results(run_dir: Path) -> Results:
         evaluation=read_rows(run.stage("ppo") / "evaluation.jsonl", EvaluationRow),
         rankings=read_rows(run.stage("rm") / "rankings.jsonl", RankingRow),
         best_of_n=read_rows(run.stage("best") / "curve.jsonl", CurveRow),
+        scored_rankings=read_rows(run.stage("rm") / "evaluation.jsonl", ScoredRankingRow),
     )
 
 

@@ -70,6 +70,26 @@ class RankingRow(_Row):
         return self
 
 
+class ScoredRankingRow(_Row):
+    """A held-out ranking of `rm/evaluation.jsonl`, with a value of each kind for each answer."""
+
+    prompt: str
+    answers: list[str]
+    ranks: list[int]
+    rewards: list[float]
+    lengths: list[int]
+    nats: list[float]
+    words: list[float]
+    labels: list[float] | None
+
+    @model_validator(mode="after")
+    def _one_for_each(self) -> ScoredRankingRow:
+        columns = (self.ranks, self.rewards, self.lengths, self.nats, self.words, self.labels or self.ranks)
+        if {len(column) for column in columns} != {len(self.answers)}:
+            raise ValueError("there is not one value of each kind for each answer")
+        return self
+
+
 class CurveRow(_Row):
     """The best of n: all other keys are scores and their intervals."""
 

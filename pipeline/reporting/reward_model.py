@@ -1,0 +1,179 @@
+"""The reward model's part of a report: is it better than guessing by length, calibrated, tested on enough?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.figure import Figure as Drawing
+
+from pipeline.reporting.figure_style import COLOURS, PALE, new_figure
+from pipeline.reporting.page import Block, Bullets, Cell, Paragraph, Picture, Section, Table, quote
+from pipeline.state.results import Results
+from pipeline.terminal.format import show_figure, show_number
+from stages.maths.preferences import Figure, ScoredRanking, reward_report
+
+PICTURE = "reward-model.png"
+WIDEST = 0.2  # an interval of accuracy that still tells a good model from a poor one
+LENGTH_MATTERS = 0.3  # a correlation of reward and length
+ENDS = {"value": "", "low": "_low", "high": "_high", "n": "_n"}
+Report = Mapping[str, Any]
+
+
+def report_of(results: Results) -> Report | None:
+    """The figures of the reward model on its held-out rankings; None before there are any."""
+    rankings = [ScoredRanking(**{name: row[name] for name in FIELDS}) for row in results.scored_rankings]
+    if not any(ranking.pairs for ranking in rankings):
+        return None
+    metrics = results.final_metrics("rm")
+    known = "label_agreement_low" in metrics
+    ceiling = {name: metrics[f"label_agreement{end}"] for name, end in ENDS.items()} if known else None
+    return reward_report(rankings, ceiling)
+
+
+FIELDS = ("prompt", "answers", "ranks", "rewards", "lengths", "nats", "words", "labels")
+
+
+def verdicts(report: Report) -> list[str]:
+    """Plain answers to what people ask about a reward model, each with the figures behind it."""
+    found = [_against_baselines(report), _about_length(report), _calibrated(report), _enough(report)]
+    if report["ceiling"]:
+        found.insert(1, _against_ceiling(report))
+    return found
+
+
+def _against_baselines(report: Report) -> str:
+    best, lead = report["best_baseline"], report["lead"]
+    figures = f"it is right about {_shown(report['accuracy'])} of the pairs, and “{best}” about "
+    figures += f"{_shown(report['baselines'][best])}. The difference, on the same prompts: {_shown(lead)}."
+    if lead["low"] > 0:
+        return f"Better than judges that read no prompt? Yes: {figures}"
+    if lead["high"] < 0:
+        return f"Better than judges that read no prompt? No, worse: {figures}"
+    return f"Better than judges that read no prompt? Not clearly: {figures}"
+
+
+def _against_ceiling(report: Report) -> str:
+    ceiling, accuracy = report["ceiling"], report["accuracy"]
+    figures = f"two labellers agree on {_shown(ceiling)}, the model with them on {_shown(accuracy)}."
+    if accuracy["low"] > ceiling["high"]:
+        return f"As good as people agree? Better, which should not be: {figures} Look for a leak."
+    if accuracy["high"] < ceiling["low"]:
+        return f"As good as people agree? Not yet: {figures}"
+    return f"As good as people agree? It cannot be told apart from them: {figures}"
+
+
+def _about_length(report: Report) -> str:
+    correlation = report["length_correlation"]
+    shorter = report["groups"]["length"].get("the better answer is shorter")
+    longer = report["groups"]["length"].get("the better answer is longer")
+    if correlation is None or shorter is None or longer is None:
+        return "Does it judge by length? The held-out answers do not tell: their lengths hardly differ."
+    figures = (
+        f"reward and length correlate by {_shown(correlation)} among the answers to a prompt. It is right "
+        f"about {_shown(shorter)} of the pairs whose better answer is shorter, and {_shown(longer)} of those "
+        "whose better answer is longer."
+    )
+    if abs(correlation["value"]) > LENGTH_MATTERS and not correlation["low"] <= 0 <= correlation["high"]:
+        return f"Does it judge by length? In part: {figures}"
+    return f"Does it judge by length? Hardly: {figures}"
+
+
+def _calibrated(report: Report) -> str:
+    found = report["calibration"]
+    figures = (
+        f"its probabilities are off by {show_number(found['error'])} on average. Those of a calibrated model "
+        f"would be off by up to {show_number(found['error_of_calibrated'])} on as few pairs."
+    )
+    if found["error"] <= found["error_of_calibrated"]:
+        return f"Calibrated? As far as these pairs tell: {figures}"
+    temperature = found["temperature"]
+    if temperature is None:
+        return f"Calibrated? No: {figures} No temperature mends that."
+    sure = "too sure" if temperature > 1 else "not sure enough"
+    mend = f"Divide differences of raw scores by {show_number(temperature)}."
+    return f"Calibrated? No, {sure}: {figures} {mend}"
+
+
+def _enough(report: Report) -> str:
+    accuracy = report["accuracy"]
+    width = accuracy["high"] - accuracy["low"]
+    count = f"{accuracy['n']:.0f} prompts with {report['pairs']} pairs"
+    if width > WIDEST:
+        return (
+            f"Tested on enough? No: {count} leave an interval of {show_number(width)}. Hold out "
+            f"{_needed(accuracy, width)} prompts (data.rm.held_out)."
+        )
+    return f"Tested on enough? {count} give an interval of {show_number(width)}."
+
+
+def _needed(accuracy: Figure, width: float) -> str:
+    """The number of prompts that would make the interval narrow enough: its width goes with 1/√n."""
+    return f"about {accuracy['n'] * (width / WIDEST) ** 2:.0f}"
+
+
+def reward_section(results: Results, drawn: set[str]) -> Section | None:
+    """Verdicts, accuracy against baselines and by kind of pair, calibration, and the surest mistakes."""
+    report = report_of(results)
+    if report is None:
+        return None
+    blocks: list[Block] = [Bullets(verdicts(report)), _accuracies(report)]
+    if PICTURE in drawn:
+        blocks.append(Picture(PICTURE, "Accuracy of the reward model against its confidence"))
+    blocks.append(
+        Paragraph(
+            f"Brier score {_shown(report['calibration']['brier'])}; a coin has 0.25. The labels tie "
+            f"{report['tied']:.0%} of all pairs, which do not count. Each interval is over prompts."
+        )
+    )
+    if report["mistakes"]:
+        rows = [
+            [Cell(quote(one["prompt"])), Cell(quote(one["better"])), Cell(quote(one["worse"]))]
+            for one in report["mistakes"]
+        ]
+        heading = Paragraph("The mistakes that it is surest of. Are the labels right?")
+        blocks += [heading, Table(["Prompt", "Better by the labels", "Better by the model"], rows, "prose")]
+    return Section("Is the reward model good enough?", blocks)
+
+
+def _accuracies(report: Report) -> Table:
+    rows = [[Cell("all pairs"), *_cells(report["accuracy"])]]
+    parts = [(name, part, one) for name, of in report["groups"].items() for part, one in of.items()]
+    rows += [[Cell(f"by {name}: {part}"), *_cells(one)] for name, part, one in parts]
+    rows += [[Cell(f"baseline: {name}"), *_cells(one)] for name, one in report["baselines"].items()]
+    return Table(["Accuracy", "", "95 % interval", "prompts"], rows)
+
+
+def _cells(figure: Figure) -> list[Cell]:
+    shown = show_figure(_named(figure), "value")
+    return [Cell(shown.value), Cell(f"{shown.low} to {shown.high}"), Cell(f"{figure['n']:.0f}")]
+
+
+def _shown(figure: Figure) -> str:
+    shown = show_figure(_named(figure), "value")
+    return f"{shown.value} [{shown.low}, {shown.high}]"
+
+
+def _named(figure: Figure) -> dict[str, float]:
+    return {"value": figure["value"], "value_low": figure["low"], "value_high": figure["high"]}
+
+
+def draw_reliability(results: Results) -> Drawing | None:
+    """Accuracy against confidence, with the number of pairs; a calibrated model lies on the diagonal."""
+    report = report_of(results)
+    if report is None:
+        return None
+    bins = report["calibration"]["bins"]
+    drawing = new_figure(4.6, 3.4)
+    axes = drawing.add_subplot()
+    axes.plot([0.5, 1], [0.5, 1], color=PALE, linewidth=1, linestyle="--")
+    sizes = [20 + 400 * one["weight"] for one in bins]
+    confidence, accuracy = ([one[name] for one in bins] for name in ("confidence", "accuracy"))
+    axes.plot(confidence, accuracy, color=COLOURS["rm"])
+    axes.scatter(confidence, accuracy, s=sizes, color=COLOURS["rm"], zorder=3, clip_on=False)
+    axes.set_xlim(0.5, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("confidence, σ of the difference of scores")
+    axes.set_ylabel("share of pairs in order")
+    axes.set_title("Reliability; areas are shares of the pairs")
+    return drawing

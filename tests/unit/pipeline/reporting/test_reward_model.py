@@ -1,0 +1,77 @@
+"""The plain words about a reward model: each rule says yes, no, or that it cannot tell."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from pipeline.reporting.reward_model import verdicts
+
+
+def figure(value, width=0.05, n=400):
+    return {"value": value, "low": value - width / 2, "high": value + width / 2, "n": n}
+
+
+REPORT = {
+    "accuracy": figure(0.70),
+    "pairs": 2400,
+    "baselines": {"longer": figure(0.60), "likelier": figure(0.55)},
+    "best_baseline": "longer",
+    "lead": figure(0.10),
+    "groups": {
+        "length": {
+            "the better answer is shorter": figure(0.68),
+            "the better answer is longer": figure(0.72),
+        }
+    },
+    "calibration": {"error": 0.02, "error_of_calibrated": 0.05, "temperature": 1.1},
+    "length_correlation": figure(0.1),
+    "ceiling": None,
+}
+
+
+def changed(**changes):
+    report = copy.deepcopy(REPORT) | changes
+    return " ".join(verdicts(report))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "Better than judges that read no prompt? Yes: it is right about 0.700"),
+        ({"lead": figure(0.02)}, "Better than judges that read no prompt? Not clearly"),
+        ({"lead": figure(-0.1)}, "Better than judges that read no prompt? No, worse"),
+        ({}, "Does it judge by length? Hardly: reward and length correlate by 0.100"),
+        ({"length_correlation": figure(0.5)}, "Does it judge by length? In part"),
+        ({"length_correlation": figure(0.5, width=1.2)}, "Does it judge by length? Hardly"),
+        ({"length_correlation": None}, "Does it judge by length? The held-out answers do not tell"),
+        ({}, "Calibrated? As far as these pairs tell: its probabilities are off by 0.020"),
+        ({}, "Tested on enough? 400 prompts with 2400 pairs give an interval of 0.050."),
+        ({"accuracy": figure(0.7, 0.4, 20)}, "Tested on enough? No: 20 prompts"),
+        ({"accuracy": figure(0.7, 0.4, 20)}, "Hold out about 80 prompts"),
+        ({"ceiling": figure(0.72)}, "As good as people agree? It cannot be told apart from them"),
+        ({"ceiling": figure(0.85)}, "As good as people agree? Not yet"),
+        ({"ceiling": figure(0.55)}, "As good as people agree? Better, which should not be"),
+    ],
+)
+def test_each_rule(changes, words):
+    assert words in changed(**changes)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "words"),
+    [
+        (1.8, "Calibrated? No, too sure: its probabilities are off by 0.120"),
+        (1.8, "Divide differences of raw scores by 1.80"),
+        (0.5, "Calibrated? No, not sure enough"),
+        (None, "No temperature mends that"),
+    ],
+)
+def test_what_mends_a_calibration(temperature, words):
+    calibration = {"error": 0.12, "error_of_calibrated": 0.05, "temperature": temperature}
+    assert words in changed(calibration=calibration)
+
+
+def test_without_people_nothing_is_said_about_their_agreement():
+    assert "people agree" not in changed()
