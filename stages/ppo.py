@@ -78,7 +78,7 @@ def run(context: Context) -> Outcome:
             return metrics
 
         _, after = loop.run(len(train), take_step, evaluation.evaluate_policy)
-        check_result("ppo", engine, after)
+        check_result("ppo", engine, updates, after)
 
         # 5. The result, judged on held-out prompts beside the base and the SFT policy.
         stopped = loop.progress.stopped is not None

@@ -78,7 +78,7 @@ def run(context: Context) -> Outcome:
     # 5. The result, on a scale where the SFT policy has mean 0 and deviation 1.
     if rm.use_best:
         after = loop.load_best()
-    check_result("rm", engine, after)
+    check_result("rm", engine, steps, after)
     models.eval()
     # A new sampler, because ZeRO-3 has sharded the base since.
     with open_sampler(models.policy_base, models.tokenizer, ranks, rm.rankings.rollout) as sampler:

@@ -51,7 +51,7 @@ def run(context: Context) -> Outcome:
     loop = TrainingLoop(context, sft, engine, trainer.meter, steps)
     loop.resume(checkpoint)
 
-    # 4. Training.
+    # 4. Training; with max_steps: 0, only the evaluation.
     def take_step(_: int, picks: list[int]) -> dict[str, float]:
         return trainer.step([rows[i] for i in picks])
 
@@ -63,7 +63,7 @@ def run(context: Context) -> Outcome:
     # 5. The result.
     if sft.use_best:
         after = loop.load_best()
-    check_result("sft", engine, after)
+    check_result("sft", engine, steps, after)
     save_role(context, engine, Role.POLICY, tokenizer)
     return Outcome(
         {

@@ -70,13 +70,17 @@ class Epochs(Training):
     epochs: Annotated[float, Field(gt=0, le=100_000), PlainNumber] = Field(
         1.0, description="passes over the training examples"
     )
-    max_steps: Count | None = Field(None, description="maximum number of steps, whatever `epochs` says")
+    max_steps: Annotated[int, Field(ge=0, le=10**9), PlainNumber] | None = Field(
+        None, description="maximum number of steps, whatever `epochs` says; 0 evaluates and trains nothing"
+    )
     use_best: bool = Field(
         False, description="the result is the checkpoint with the lowest held-out loss, not the last"
     )
 
     @model_validator(mode="after")
     def _evaluated_checkpoints(self) -> Epochs:
+        if self.use_best and self.max_steps == 0:
+            raise ValueError("use_best chooses among checkpoints, and max_steps: 0 makes none; leave it out")
         if self.use_best and (self.eval_steps is None or self.eval_steps % self.save_steps):
             raise ValueError(
                 f"use_best chooses among evaluated checkpoints: eval_steps ({self.eval_steps}) must "

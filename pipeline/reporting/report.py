@@ -279,7 +279,9 @@ def _rankings(results: Results) -> Section | None:
         "that tie."
     )
     table = Table(["Prompt", "Rank", "Answer"], [line for row in rows for line in _ranking(row)], "prose")
-    return Section("Rankings, from which the reward model learned", [Paragraph(text), table])
+    untrained = results.final_metrics("rm").get("steps") == 0  # rm.max_steps: 0
+    use = "by which the reward model was judged" if untrained else "from which the reward model learned"
+    return Section(f"Rankings, {use}", [Paragraph(text), table])
 
 
 def _ranking(row: Row) -> list[list[Cell]]:

@@ -37,6 +37,8 @@ RUNAWAY_MIN_KL = 5.0  # nats per response
 def loss_not_lower(results: Results) -> Iterator[Figures]:
     metrics = results.final_metrics("sft")
     before, after = metrics.get("eval_loss_before"), metrics.get("eval_loss")
+    if metrics.get("steps") == 0:  # sft.max_steps: 0 trains nothing
+        return
     if before is not None and after is not None and after >= before:
         yield {"before": show_number(before), "after": show_number(after)}
 

@@ -90,9 +90,9 @@ def small_samples(manifest: Manifest) -> list[str]:
 
 
 def few_steps(manifest: Manifest) -> dict[str, str] | None:
-    """The figures of `FEW_STEPS`; None if the stage made enough steps. Best-of-n has none."""
+    """The figures of `FEW_STEPS`; None if the stage made enough steps, or was to make none (max_steps: 0)."""
     stage, steps = manifest.stage, manifest.metrics.get("steps", MIN_STEPS)
-    if stage == "best" or steps >= MIN_STEPS:
+    if stage == "best" or steps == 0 or steps >= MIN_STEPS:
         return None
     kind, key = ("iterations", "iterations") if stage == "ppo" else ("optimizer steps", "epochs")
     return {"stage": stage, "steps": f"{steps:.0f}", "kind": kind, "key": f"{stage}.{key}"}

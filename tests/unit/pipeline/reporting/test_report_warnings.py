@@ -119,6 +119,8 @@ def answers(text):
         (figures("rm", accuracy_n=19), "Stage rm was judged on only 19 held-out prompts"),
         (figures("ppo", kl_n=19), "Stage ppo was judged on only 19 held-out prompts"),
         (figures("ppo", kl_n=20), None),
+        (figures("sft", steps=0, eval_loss=4.5592), None),
+        (figures("rm", steps=0), None),
         (figures("sft", steps=7), "Stage sft made only 7 optimizer steps"),
         (figures("ppo", steps=7), "Stage ppo made only 7 iterations"),
         (figures("rm", steps=8), None),
