@@ -149,6 +149,14 @@ class Rankings(Section):
 class Rm(Epochs):
     """Reward model on rankings (Ouyang et al. 2022, equation 1)."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    start: Text | None = Field(
+        None,
+        alias="from",
+        description="folder of a reward model to start from: LoRA with a head, by this program or by TRL's "
+        "RewardTrainer; default: SFT's adapter with a fresh head",
+    )
     base: RewardBase | None = Field(
         None, description="separate base for the reward model and PPO's critic; default: the experiment's"
     )
@@ -157,3 +165,12 @@ class Rm(Epochs):
         64,
         description="held-out prompts. Their SFT samples get scores of mean 0 and standard deviation 1",
     )
+
+    @model_validator(mode="after")
+    def _untrained_has_a_head(self) -> Rm:
+        if self.max_steps == 0 and self.start is None:
+            raise ValueError(
+                "max_steps: 0 leaves the head random, which scores nothing; name a reward model in from, or "
+                "allow steps"
+            )
+        return self
