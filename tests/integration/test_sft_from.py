@@ -107,6 +107,7 @@ def test_without_steps_the_result_is_the_adapter_itself(foreign, tmp_path) -> No
     assert figures["steps"] == 0 and figures["eval_loss"] == figures["eval_loss_before"]
     assert [row["step"] for row in rows(tmp_path / "sft/metrics.jsonl")] == [0], "one evaluation"
     assert "optimizer steps" not in output, "nobody is told to raise sft.epochs"
+    assert "It started from the adapter in `sft.from`" in (tmp_path / "sft/adapter/README.md").read_text()
     (only,) = warnings(read_results(tmp_path))
     assert "judged on only 8 held-out prompts" in only
 
