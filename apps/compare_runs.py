@@ -31,7 +31,7 @@ CURVES: tuple[tuple[Stage, str, str], ...] = (
     ("sft", "eval/loss", "SFT: held-out loss"),
     ("rm", "eval/accuracy", "Reward model: held-out accuracy"),
     ("ppo", "objective/scores", "PPO: score of the rollouts"),
-    ("ppo", "objective/kl", "PPO: KL to SFT, nats per response"),
+    ("ppo", "objective/kl", "PPO: KL to the reference, nats per response"),
     ("ppo", "eval/gold", "PPO: gold score, held out"),
     ("ppo", "objective/entropy", "PPO: entropy, nats per token"),
 )

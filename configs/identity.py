@@ -30,6 +30,7 @@ SPEED_ONLY_NESTED = (
     "best.rollout.vllm.gpu_memory_utilization",
     "best.rollout.vllm.enforce_eager",
 )
+NEWER_KEYS = {"from": None, "reference": "sft"}  # which older runs lack: left out at these defaults
 SOURCE_KEYS = ("path", "name", "split", "revision")
 REQUEST_KEYS = ("timeout_seconds", "retries", "key_variable")  # of ppo.rewards: how to call an endpoint
 
@@ -62,8 +63,9 @@ def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     if tree[stage].get("use_best"):  # these steps decide which checkpoints it chooses from
         speed_only -= {"eval_steps", "save_steps"}
     section = {key: value for key, value in tree[stage].items() if key not in speed_only}
-    if section.get("from", "") is None:  # as in runs that are older than the key
-        del section["from"]
+    for key, default in NEWER_KEYS.items():
+        if key in section and section[key] == default:
+            del section[key]
     if "rewards" in section:
         section["rewards"] = [
             {key: value for key, value in reward.items() if key not in REQUEST_KEYS}

@@ -282,7 +282,7 @@ def is_local_path(keys: Keys, value: str) -> bool:
     """Whether the value of a key names a file or folder, not a data set or model of the hub."""
     if "://" in value:  # the schema refuses it
         return False
-    if keys in (DEEPSPEED_CONFIG, ("data", "chat_template"), ("sft", "from")):
+    if keys in (DEEPSPEED_CONFIG, ("data", "chat_template")) or keys[-1] == "from":
         return True
     if keys == LABELLER:
         return _is_judge(value)

@@ -117,6 +117,16 @@ class Experiment(Section):
         ]
 
     @property
+    def starts(self) -> dict[Stage, str]:
+        """The adapter folder that each stage starts from, if the user names one as `STAGE.from`."""
+        folders: dict[Stage, str | None] = {
+            "sft": self.sft.start,
+            "rm": self.rm.start,
+            "ppo": self.ppo.start,
+        }
+        return {stage: folder for stage, folder in folders.items() if folder}
+
+    @property
     def rollouts(self) -> dict[Stage, tuple[str, Rollout]]:
         """Key and rollout section of each stage that samples."""
         best, ppo = self.best.rollout, ("ppo.rollout", self.ppo.rollout)

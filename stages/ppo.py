@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from configs.errors import UserError
 from configs.schema import Ppo
 from data.batches import tokenize
 from data.batches.sampler import epoch_order, micro_batches, seed_from
@@ -19,7 +21,8 @@ from stages.feedback.rewards import RewardShaper
 from stages.maths.advantages import explained_variance, gae, reward_signal, scale, token_rewards
 from stages.models.base import disable_dropout
 from stages.models.role_models import RoleModels
-from stages.models.roles import Role
+from stages.models.roles import Role, Roles
+from stages.models.start_adapters import add_start
 from stages.rl.experience import ExperienceCollector
 from stages.rl.kl_controller import KlController
 from stages.rl.policy_snapshots import LastGoodPolicy, PolicyAverage
@@ -28,7 +31,7 @@ from stages.rl.speed import IterationSpeed
 from stages.rl.trajectory import Experience, Trajectory
 from stages.rl.update import LOGPROB_DIFFERENCE, PpoUpdate, estimate_advantages
 from stages.sampling.sampler import Sampler, open_sampler
-from stages.setup import prepare
+from stages.setup import add_given, prepare
 from stages.training.checkpoint import Stateful
 from stages.training.engine import Engine
 from stages.training.export import save_role
@@ -78,7 +81,7 @@ def run(context: Context) -> Outcome:
             return metrics
 
         _, after = loop.run(len(train), take_step, evaluation.evaluate_policy)
-        check_result("ppo", engine, after)
+        check_result("ppo", engine, updates, after)
 
         # 5. The result, judged on held-out prompts beside the base and the SFT policy.
         stopped = loop.progress.stopped is not None
@@ -103,12 +106,25 @@ def run(context: Context) -> Outcome:
 
 def add_roles(context: Context, models: RoleModels) -> None:
     """Add policy, reference and critic, and the reward model if it is a term of the reward."""
-    models.policy_base.add_from(Role.POLICY, context.inputs["sft"], trainable=True)
-    models.policy_base.add_from(Role.REFERENCE, context.inputs["sft"], trainable=False)
+    add_policies(context, models.policy_base)
     if context.config.ppo.uses_reward_model:
         models.reward_base.add_from(Role.REWARD, context.inputs["rm"], trainable=False)
     add_critic(context, models)
     disable_dropout(models)  # the ratio compares two forwards of one policy
+
+
+def add_policies(context: Context, base: Roles) -> None:
+    """Add policy and reference, and SFT's policy for the final comparison if it is not the reference."""
+    ppo, sft = context.config.ppo, context.inputs["sft"]
+    if ppo.start:
+        add_given(context, base, Role.POLICY)
+    else:
+        base.add_from(Role.POLICY, sft, trainable=True)
+    if ppo.start and ppo.reference == "from":
+        add_start(base, Role.REFERENCE, "ppo.from", Path(ppo.start), trainable=False)
+        base.add_from(Role.SFT, sft, trainable=False)
+    else:
+        base.add_from(Role.REFERENCE, sft, trainable=False)
 
 
 def add_critic(context: Context, models: RoleModels) -> None:
@@ -158,6 +174,7 @@ class PpoTrainer:
 
         Raises:
             StopTraining: the KL is above `max_kl`; the policy is the last one below it again.
+            UserError: the KL is above `max_kl` before any update.
         """
         ppo, collector, watch = self.ppo, self.collector, Stopwatch()
 
@@ -229,12 +246,23 @@ class PpoTrainer:
         }
 
     def _limit_kl(self, metrics: Metrics) -> None:
-        """Remember the policy while its KL is within `max_kl`; else restore the last good one, and stop."""
+        """Remember the policy while its KL is within `max_kl`; else restore the last good one, and stop.
+
+        Raises:
+            StopTraining: see `iterate`.
+            UserError: the policy that PPO starts from is above the limit.
+        """
         if self.last_good is None or self.ppo.max_kl is None:
             return
         kl, limit = metrics["objective/kl"], self.ppo.max_kl
         if kl <= limit:
             self.last_good.remember()
+        elif not self.last_good.is_known and kl > limit:
+            start = " Or set ppo.reference to from." if self.ppo.start and self.ppo.reference == "sft" else ""
+            raise UserError(
+                f"ppo.max_kl: the policy starts {kl:.4g} nats per response from {self.ppo.reference_name}, "
+                f"above {limit:g}. Raise the limit.{start}"
+            )
         else:  # above, or not a number
             self.last_good.restore()
             message = f"the KL is {kl:.4g} nats per response, not within ppo.max_kl, {limit:g}"

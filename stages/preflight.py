@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -26,8 +27,10 @@ from stages.feedback.judgements import as_judgements
 from stages.feedback.reward_endpoint import Endpoint
 from stages.feedback.user_functions import as_numbers, load_function
 from stages.feedback.warm_ending import READER
-from stages.models.base import is_downloaded, load_config
+from stages.models.base import empty_base, is_downloaded, load_config
 from stages.models.demo_models import embedded_model
+from stages.models.roles import Role, Roles
+from stages.models.start_adapters import add_start
 from stages.setup import load_checked_tokenizer
 
 PROMPTS = ["How are you?", "Name a colour."]
@@ -61,7 +64,7 @@ def main(results: int) -> None:
 
 
 def material(config: Experiment, stages: Sequence[Stage]) -> Iterator[Check]:
-    """Checks of the tokenizers, chat templates and rows of the stages.
+    """Checks of the tokenizers, chat templates, rows and given adapters of the stages.
 
     A base that is not here yet is left to the stage, which downloads it. So is data of the hub.
     """
@@ -69,6 +72,8 @@ def material(config: Experiment, stages: Sequence[Stage]) -> Iterator[Check]:
     for stage in stages:
         for base in filter(is_downloaded, config.bases(stage)):
             yield f"{base.key}: {base.model}", _base(tokenizers, stage, base)
+        if stage in config.starts and is_downloaded(config.base_of(stage)):
+            yield f"{stage}.from: {config.starts[stage]}", _start(config, stage)
     sources = {(data, kind): base for stage in stages for data, kind, base in sources_of(config, stage)}
     for (data_stage, kind), base in sources.items():
         if is_local(config.data.source(data_stage)):
@@ -146,6 +151,20 @@ class _Tokenizers:
 def _base(tokenizers: _Tokenizers, stage: Stage, base: Base) -> Callable[[], list[str]]:
     def check() -> list[str]:
         tokenizers.load(stage, base)
+        return []
+
+    return check
+
+
+def _start(config: Experiment, stage: Stage) -> Callable[[], list[str]]:
+    """Load the adapter that the stage starts from over the base's layers, without the base's weights."""
+
+    def check() -> list[str]:
+        role = Role.REWARD if stage == "rm" else Role.POLICY
+        roles = Roles(empty_base(config.base_of(stage)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, that a weight copied onto `meta` goes nowhere
+            add_start(roles, role, f"{stage}.from", Path(config.starts[stage]))
         return []
 
     return check

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,16 +26,17 @@ from stages.feedback.rankings import (
     read_label_metrics,
 )
 from stages.feedback.reward_evaluation import nats_of_answers, scored_rankings, write_report
-from stages.feedback.reward_model import RewardModel
+from stages.feedback.reward_model import RewardModel, other_token_read
 from stages.maths.losses import ranking_loss
 from stages.maths.statistics import Means, add_means, mean_with_interval
 from stages.models.base_checks import supports_block_mask
 from stages.models.queries import ScalarQuery
 from stages.models.role_models import RoleModels
 from stages.models.roles import Role
+from stages.models.start_adapters import is_classifier
 from stages.sampling.response_batch import response_batch, sequence_scores
 from stages.sampling.sampler import Sampler, open_sampler
-from stages.setup import prepare
+from stages.setup import add_given, prepare
 from stages.training.engine import Engine
 from stages.training.export import write_role
 from stages.training.loop import TrainingLoop
@@ -79,7 +81,7 @@ def run(context: Context) -> Outcome:
     # 5. The result, on a scale where the SFT policy has mean 0 and deviation 1.
     if rm.use_best:
         after = loop.load_best()
-    check_result("rm", engine, after)
+    check_result("rm", engine, steps, after)
     models.eval()
     report = report_on(context, trainer, train, held_out)
     # A new sampler, because ZeRO-3 has sharded the base since.
@@ -130,7 +132,21 @@ def report_on(
 
 
 def add_reward_model(context: Context, models: RoleModels) -> None:
-    """Add a head on the SFT adapter; if the reward model has its own base, on a new adapter."""
+    """Add the reward model of `rm.from`, or else a head on the SFT adapter.
+
+    If the reward model has its own base, the head is on a new adapter.
+    """
+    roles = models.reward_base
+    if "rm" in context.config.starts:
+        add_given(context, roles, Role.REWARD)
+        note_where_it_was_read(context, models)
+    else:
+        add_new_reward_model(context, models)
+    roles.heads[Role.REWARD].bias.requires_grad_(False)  # it cancels in differences of scores
+
+
+def add_new_reward_model(context: Context, models: RoleModels) -> None:
+    """Add a random head on the SFT adapter, or on a new one if the reward model has its own base."""
     roles = models.reward_base
     seed_step(context.seed, "rm head", 0, 0)
     roles.add_head(Role.REWARD)
@@ -138,7 +154,17 @@ def add_reward_model(context: Context, models: RoleModels) -> None:
         roles.add_from(Role.REWARD, context.inputs["sft"], trainable=True)
     else:
         roles.add_new(Role.REWARD, context.config.adapter)
-    roles.heads[Role.REWARD].bias.requires_grad_(False)  # it cancels in differences of scores
+
+
+def note_where_it_was_read(context: Context, models: RoleModels) -> None:
+    """Note if the classifier in `rm.from` was read at another token than the end of the turn."""
+    tokenizer, folder = models.reward_tokenizer, Path(context.config.starts["rm"])
+    if is_classifier(folder) and (token := other_token_read(tokenizer)) is not None:
+        context.tracker.note(
+            f"rm.from: a classifier reads its score at the last token that is not padding: with this chat "
+            f"template, {token}. This program reads it at {tokenizer.eos_token!r}. If the held-out "
+            "accuracy is lower than the one that you know, train a few steps."
+        )
 
 
 def read_rankings(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from configs.schema import Base, Experiment, Stage
@@ -12,7 +14,8 @@ from stages.models.base import base_digest, load_base, load_config, load_tokeniz
 from stages.models.base_checks import check_base, check_fit
 from stages.models.base_files import check_weights
 from stages.models.role_models import RoleModels, check_critic
-from stages.models.roles import Roles
+from stages.models.roles import Role, Roles
+from stages.models.start_adapters import adapted_layers, add_start
 from stages.sampling.decoding_batch import check_joinable
 from stages.sampling.vllm_checks import check_vllm, check_vllm_adapter
 from stages.training.optimizer import deepspeed_options
@@ -41,11 +44,30 @@ def prepare(context: Context) -> RoleModels:
         check_critic(config, tokenizers)
     roles = [_roles(context, base, ranks) for base in bases]
     models = RoleModels(*zip(roles, tokenizers, strict=True))
-    check_vllm_adapter(config, context.stage, models.policy_base.causal, context.inputs.get("sft"))
+    for folder in sampled_adapters(context):
+        check_vllm_adapter(config, context.stage, models.policy_base.causal, folder)
     for stage, trained_on in context.bases.items():
         roles_of_stage = models.reward_base if stage == "rm" else models.policy_base
         check_base(config, stage, trained_on, roles_of_stage.base_digest)
     return models
+
+
+def sampled_adapters(context: Context) -> list[Path | None]:
+    """Folders of the adapters that the stage samples from; None for that of SFT, where SFT has none yet."""
+    start = context.config.ppo.start if context.stage == "ppo" else None
+    return [context.inputs.get("sft"), *([Path(start)] if start else [])]
+
+
+def add_given(context: Context, roles: Roles, role: Role) -> None:
+    """Give `role` the adapter in `STAGE.from`, to train it further, and note which layers it adapts.
+
+    Raises:
+        UserError: see `add_start`.
+    """
+    key, folder = f"{context.stage}.from", context.config.starts[context.stage]
+    add_start(roles, role, key, Path(folder))
+    layers = adapted_layers(roles, role)
+    context.tracker.note(f"{key}: {folder} adapts {layers}; adapter.target_modules is not used")
 
 
 def load_checked_tokenizer(

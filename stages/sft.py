@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -15,7 +14,7 @@ from stages.maths.losses import masked_mean, nll_loss
 from stages.maths.statistics import Mean, Means, add_means
 from stages.models.base_checks import check_packing
 from stages.models.roles import Role, Roles
-from stages.setup import prepare
+from stages.setup import add_given, prepare
 from stages.training.engine import Engine
 from stages.training.export import save_role
 from stages.training.likelihood import Example, completion_logprobs, completion_tokens, sequence_length
@@ -51,7 +50,7 @@ def run(context: Context) -> Outcome:
     loop = TrainingLoop(context, sft, engine, trainer.meter, steps)
     loop.resume(checkpoint)
 
-    # 4. Training.
+    # 4. Training; with max_steps: 0, only the evaluation.
     def take_step(_: int, picks: list[int]) -> dict[str, float]:
         return trainer.step([rows[i] for i in picks])
 
@@ -63,7 +62,7 @@ def run(context: Context) -> Outcome:
     # 5. The result.
     if sft.use_best:
         after = loop.load_best()
-    check_result("sft", engine, after)
+    check_result("sft", engine, steps, after)
     save_role(context, engine, Role.POLICY, tokenizer)
     return Outcome(
         {
@@ -80,12 +79,8 @@ def run(context: Context) -> Outcome:
 
 def add_policy(context: Context, base: Roles) -> None:
     """Add the adapter to train: the one in `sft.from`, or a fresh one, the same on every rank."""
-    start = context.config.sft.start
-    if start:
-        base.add_from(Role.POLICY, Path(start), trainable=True)
-        targets = base.peft_config(Role.POLICY).target_modules or ()
-        names = targets if isinstance(targets, str) else ", ".join(sorted(targets))
-        context.tracker.note(f"sft.from: {start} adapts {names}; adapter.target_modules is not used")
+    if "sft" in context.config.starts:
+        add_given(context, base, Role.POLICY)
     else:
         seed_step(context.seed, "sft adapter", 0, 0)
         base.add_new(Role.POLICY, context.config.adapter)

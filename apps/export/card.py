@@ -110,6 +110,7 @@ def _lineage(run: TrainedRun, stage: Stage, manifest: Manifest) -> str:
     adapter = manifest.output.sha256 if manifest.output else ""
     lines = [f"- adapter of {stage}: SHA-256 `{adapter}`, run `{manifest.run_id}`"]
     lines += [f"- from {name}: SHA-256 `{upstream.sha256}`" for name, upstream in manifest.inputs.items()]
+    lines += [f"- {key}, which it starts from: SHA-256 `{d}`" for key, d in manifest.given_adapters.items()]
     lines += [f"- base: `{manifest.base_digest}`"]
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     return "\n".join([*lines, f"- configuration: SHA-256 `{manifest.config_hash}`", f"- {versions}"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from configs.sections.rollout import Rollout
 from configs.sections.training import Training
@@ -70,6 +70,17 @@ class Reward(Section):
 class Ppo(Training):
     """PPO against the reward model (Schulman et al. 2017; Ouyang et al. 2022, equation 2)."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    start: Text | None = Field(
+        None,
+        alias="from",
+        description="folder of a PEFT LoRA adapter that the policy starts from, such as that of an earlier "
+        "round of PPO; default: SFT's",
+    )
+    reference: Literal["sft", "from"] = Field(
+        "sft", description="policy that the KL is to: SFT's, or the adapter in from, where the policy starts"
+    )
     learning_rate: LearningRate = Field(
         5e-5,
         description="of the policy's adapter; lower it if the KL runs away, or for far more than 200 updates",
@@ -166,6 +177,11 @@ class Ppo(Training):
     )
 
     @property
+    def reference_name(self) -> str:
+        """The reference in words: the policy that the KL is to."""
+        return "the SFT policy" if self.reference == "sft" else "the starting policy"
+
+    @property
     def uses_reward_model(self) -> bool:
         """Whether the reward model's score is a term of the reward."""
         return any(term.source == RM for term in self.rewards)
@@ -185,6 +201,12 @@ class Ppo(Training):
             raise ValueError("rewards: reward_total is the sum of the terms; give the term another name")
         if len(set(labels)) < len(labels):
             raise ValueError(f"rewards: two terms are called {max(labels, key=labels.count)}; set their name")
+        return self
+
+    @model_validator(mode="after")
+    def _reference_exists(self) -> Ppo:
+        if self.reference == "from" and self.start is None:
+            raise ValueError("reference: from needs a folder in from; without it, the policy starts at SFT's")
         return self
 
     @model_validator(mode="after")

@@ -70,13 +70,17 @@ class Epochs(Training):
     epochs: Annotated[float, Field(gt=0, le=100_000), PlainNumber] = Field(
         1.0, description="passes over the training examples"
     )
-    max_steps: Count | None = Field(None, description="maximum number of steps, whatever `epochs` says")
+    max_steps: Annotated[int, Field(ge=0, le=10**9), PlainNumber] | None = Field(
+        None, description="maximum number of steps, whatever `epochs` says; 0 evaluates and trains nothing"
+    )
     use_best: bool = Field(
         False, description="the result is the checkpoint with the lowest held-out loss, not the last"
     )
 
     @model_validator(mode="after")
     def _evaluated_checkpoints(self) -> Epochs:
+        if self.use_best and self.max_steps == 0:
+            raise ValueError("use_best chooses among checkpoints, and max_steps: 0 makes none; leave it out")
         if self.use_best and (self.eval_steps is None or self.eval_steps % self.save_steps):
             raise ValueError(
                 f"use_best chooses among evaluated checkpoints: eval_steps ({self.eval_steps}) must "
@@ -145,6 +149,14 @@ class Rankings(Section):
 class Rm(Epochs):
     """Reward model on rankings (Ouyang et al. 2022, equation 1)."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    start: Text | None = Field(
+        None,
+        alias="from",
+        description="folder of a reward model to start from: LoRA with a head, by this program or by TRL's "
+        "RewardTrainer; default: SFT's adapter with a fresh head",
+    )
     base: RewardBase | None = Field(
         None, description="separate base for the reward model and PPO's critic; default: the experiment's"
     )
@@ -153,3 +165,12 @@ class Rm(Epochs):
         64,
         description="held-out prompts. Their SFT samples get scores of mean 0 and standard deviation 1",
     )
+
+    @model_validator(mode="after")
+    def _untrained_has_a_head(self) -> Rm:
+        if self.max_steps == 0 and self.start is None:
+            raise ValueError(
+                "max_steps: 0 leaves the head random, which scores nothing; name a reward model in from, or "
+                "allow steps"
+            )
+        return self

@@ -55,9 +55,12 @@ def micro_batches(items: Sequence[Item], size: int) -> list[list[Item]]:
 
 
 def total_steps(size: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
-    """Number of optimizer steps in `epochs` passes over `size` examples; at least 1, at most `max_steps`."""
+    """Number of optimizer steps in `epochs` passes over `size` examples: at most `max_steps`, which may be 0.
+
+    Without `max_steps`, at least 1.
+    """
     steps = max(1, round(epochs * size / batch_size))
-    return min(steps, max_steps) if max_steps else steps
+    return steps if max_steps is None else min(steps, max_steps)
 
 
 def seed_from(*parts: Any) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from configs.regular_file import read_regular_file
 from configs.schema import Base
 from pipeline.planning.known_bases import KNOWN
 from pipeline.planning.memory import BaseShape, Linear
+from pipeline.planning.safetensors_headers import stored_tensors
 from stages.models.embedded import cached_folder
 
 MAX_JSON = 2**20  # of a config.json
-MAX_HEADER = 100 * 2**20  # of a safetensors file, its own limit
 SECONDS = 3.0  # for each answer of the hub
 LARGEST = 2**24  # a larger size in a config.json is an error, which the stage's own checks name
 UNGATED = ("gpt2", "gptj", "gpt_neo", "gpt_neox", "opt", "bloom", "phi", "falcon", "mpt", "starcoder2")
@@ -110,7 +110,7 @@ def _on_the_hub(base: Base) -> FoundBase:
 
 def _found(config: Mapping[str, Any], files: list[Path], download: int | None) -> FoundBase:
     """`download`: None to count two bytes for each parameter, as most models are published in bf16."""
-    shape = shape_of(config, dict(_tensors(files)))
+    shape = shape_of(config, dict(stored_tensors(files)))
     if shape is None:
         return FoundBase(None, download, "its config.json has other keys than decoder-only transformers")
     return FoundBase(shape, shape.stored if download is None else download)
@@ -167,15 +167,3 @@ def _linears(hidden: int, query: int, key_value: int, intermediate: int, gated: 
         Linear("up_proj", hidden, intermediate),
         Linear("down_proj", intermediate, hidden),
     )
-
-
-def _tensors(files: list[Path]) -> Iterator[tuple[str, tuple[tuple[int, ...], int]]]:
-    """Name, shape and bytes of each tensor, from the headers of safetensors files."""
-    for file in files:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if length <= MAX_HEADER else {}
-        for name, entry in header.items():
-            if name != "__metadata__":
-                begin, end = entry["data_offsets"]
-                yield name, (tuple(entry["shape"]), end - begin)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from configs.deepspeed_json import read_deepspeed_json
 from configs.errors import UserError
-from configs.regular_file import read_regular_file
 from configs.schema import DATA_FILES, Experiment, Stage, data_stage
 from data.sources.folders import check_number
 from pipeline.planning.batches import check_batches
 from pipeline.planning.plan import StagePlan
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+from pipeline.planning.start_adapters import start_faults
 
 
 def check_files(config: Experiment, plans: Sequence[StagePlan]) -> None:
@@ -55,16 +52,20 @@ def _starting(plans: Sequence[StagePlan]) -> list[Stage]:
 
 
 def _set_aside(config: Experiment, plans: Sequence[StagePlan]) -> Iterator[str]:
-    """Data in the folder of a stage that gets another name before it runs, such as its own rankings."""
+    """Data or an adapter in the folder of a stage that gets another name before it runs, such as its own."""
     renamed = {plan.set_aside.parent / plan.stage: plan.set_aside for plan in plans if plan.set_aside}
-    for reader in dict.fromkeys(map(data_stage, _starting(plans))):
-        path = Path(os.path.realpath(config.data.source(reader).path))  # which a loop of links does not stop
+    starting = _starting(plans)
+    read = {f"data.{data_stage(stage)}.path": config.data.source(stage).path for stage in starting}
+    read |= {f"{stage}.from": folder for stage, folder in config.starts.items() if stage in starting}
+    for key, name in read.items():
+        path = Path(os.path.realpath(name))  # which a loop of links does not stop
         for folder, new in renamed.items():
             if path.is_relative_to(os.path.realpath(folder)):
+                what = "adapter" if key.endswith(".from") else "data"
                 yield (
-                    f"data.{reader}.path: {path} lies in the folder of stage {folder.name}, which runs "
-                    f"again. Before that, it gets the name {new.name}. Copy the data to a folder outside "
-                    "of the run directory, and name the copy."
+                    f"{key}: {path} lies in the folder of stage {folder.name}, which runs again. Before "
+                    f"that, it gets the name {new.name}. Copy the {what} to a folder outside of the run "
+                    "directory, and name the copy."
                 )
 
 
@@ -85,8 +86,7 @@ def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
             yield f"{key}: {path}: there is no such file. Correct the path."
         elif not os.access(path, os.R_OK):
             yield f"{key}: {path}: this account may not read it. Change its permissions, or copy it."
-    if "sft" in stages and config.sft.start and (fault := adapter_fault(config, Path(config.sft.start))):
-        yield f"sft.from: {fault}"
+    yield from start_faults(config, stages)
     models = {f"{base.key}.model": base.model for stage in stages for base in config.bases(stage)}
     for key, model in models.items():
         if os.path.isabs(model) and not os.path.isdir(model):
@@ -95,33 +95,3 @@ def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
         read_deepspeed_json(Path(config.deepspeed.config))
     except UserError as error:
         yield str(error)
-
-
-def adapter_fault(config: Experiment, folder: Path) -> str | None:
-    """Why the adapter in `folder` cannot be the one that SFT starts from; None if it can, as far as is seen.
-
-    The stage itself checks tensors and layers. The adapter's rank, alpha and dropout are those of all stages.
-    """
-    if not folder.is_dir():
-        return f"{folder}: there is no such folder. Correct the path, or leave the key out."
-    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
-    if missing:
-        return f"{folder}: it has no {missing[0]}. Name the folder of a PEFT LoRA adapter in safetensors."
-    try:
-        found = json.loads(read_regular_file(folder / ADAPTER_FILES[0]))
-    except (OSError, ValueError, RecursionError) as error:
-        return f"{folder}: {ADAPTER_FILES[0]} cannot be read: {error!s:.100}. Restore it."
-    adapter = config.adapter
-    wanted = {
-        "r": ("r", adapter.r),
-        "lora_alpha": ("alpha", adapter.alpha),
-        "lora_dropout": ("dropout", adapter.dropout),
-    }
-    for name, (key, value) in wanted.items():
-        own = found.get(name) if isinstance(found, dict) else None
-        if own != value:
-            return (
-                f"{folder}: its {name} is {own!r:.40}, but adapter.{key} is {value:g}, and all stages "
-                f"share one adapter section. Set adapter.{key} to {own!r:.40}."
-            )
-    return None

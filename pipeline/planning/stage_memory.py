@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from configs.schema import Epochs, Experiment, Rollout, Stage
 from pipeline.planning import memory
 from pipeline.planning.batches import training
 from pipeline.planning.memory import FP32, BaseShape, Precision
+from pipeline.planning.safetensors_headers import stored_tensors
 
 MIB = 2**20
 # Measured: what a process takes before it loads a base (on a GPU, the CUDA context).
@@ -100,8 +102,10 @@ class _Estimator:
         self.policy, self.policy_precision = self.bases[0]
         self.scorer, self.scorer_precision = self.bases[-1]  # the reward model's base, and the critic's
         self.zero = self._zero_stage()
-        self.adapter = self._adapter_parameters(self.policy)
-        self.scorer_adapter = self._adapter_parameters(self.scorer)
+        self.sft_adapter = self._given("sft") or self._adapter_parameters(self.policy)
+        self.adapter = (self._given("ppo") if stage == "ppo" else None) or self.sft_adapter
+        new = self._adapter_parameters(self.scorer) if config.rm.base else self.sft_adapter
+        self.scorer_adapter = self._given("rm") or new
 
     def _precision(self, key: str) -> Precision:
         base = self.config.rm.base if key == "rm.base" and self.config.rm.base else self.config.base
@@ -112,6 +116,15 @@ class _Estimator:
         with suppress(UserError):  # a check tells it
             return zero_stage(read_deepspeed_json(Path(self.config.deepspeed.config)))
         return 0
+
+    def _given(self, stage: Stage) -> int | None:
+        """Parameters of the adapter in `STAGE.from`; None without one, or if a check says why it is none."""
+        if stage not in self.config.starts:
+            return None
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            tensors = stored_tensors([Path(self.config.starts[stage]) / "adapter_model.safetensors"])
+            return sum(math.prod(shape) for _, (shape, _) in tensors)
+        return None
 
     def _adapter_parameters(self, shape: BaseShape) -> int:
         adapter = self.config.adapter
@@ -161,10 +174,12 @@ class _Estimator:
         if self.stage == "rm":
             return self.scorer_adapter, self.adapter
         if self.stage == "best":
-            return 0, 2 * self.adapter
-        critic = self.scorer_adapter if self.config.ppo.critic == "adapter" else 0
-        reward = self.scorer_adapter if self.config.ppo.uses_reward_model else 0
-        return self.adapter + critic, self.adapter + reward
+            return 0, self.adapter + self.scorer_adapter
+        ppo = self.config.ppo
+        reference = self.sft_adapter if ppo.reference == "sft" else self.adapter + self.sft_adapter
+        critic = self.scorer_adapter if ppo.critic == "adapter" else 0
+        reward = self.scorer_adapter if ppo.uses_reward_model else 0
+        return self.adapter + critic, reference + reward
 
     # Training
 

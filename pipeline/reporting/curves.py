@@ -35,6 +35,7 @@ class Panel:
     """A title, the unit of the y axis, and metrics.
 
     Attributes:
+        title: `{reference}` in it stands for the policy that the KL is to.
         level: a reference value, drawn as a dashed line.
         share: the y axis goes from 0 to 1, so that noise on a small share does not fill the panel.
     """
@@ -80,7 +81,7 @@ PANELS: dict[Stage, tuple[Panel, ...]] = {
             ),
             level=0.0,
         ),
-        Panel("KL to the SFT policy", "nats per response", (Line("objective/kl"),), level=0.0),
+        Panel("KL to {reference}", "nats per response", (Line("objective/kl"),), level=0.0),
         Panel("Entropy", "nats per token", (Line("objective/entropy"),)),
         Panel("Response length", "tokens", (Line("completions/mean_length"),)),
         Panel(
@@ -134,7 +135,7 @@ def _draw_panel(axes: Axes, results: Results, stage: Stage, panel: Panel) -> Non
         axes.axhline(panel.level, color=PALE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     if panel.share:
         axes.set_ylim(-0.03, 1.03)
-    axes.set_title(panel.title)
+    axes.set_title(panel.title.format(reference=results.experiment.ppo.reference_name))
     axes.set_ylabel(panel.unit)
     axes.set_xlabel("PPO iteration" if stage == "ppo" else "optimizer step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

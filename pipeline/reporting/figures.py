@@ -76,7 +76,7 @@ def _draw_differences(axes: Axes, differences: Sequence[float]) -> None:
 
 
 def score_against_kl(results: Results) -> Figure | None:
-    """The optimised score, and the held-out score, against the KL to the SFT policy."""
+    """The optimised score, and the held-out score, against the KL to the reference."""
     rollouts = [row for row in results.metrics["ppo"] if _has(row, "objective/kl", "objective/scores")]
     if not rollouts:
         return None
@@ -92,7 +92,7 @@ def score_against_kl(results: Results) -> Figure | None:
     if measure:
         _draw_held_out(panels[1], results, measure, last)
     for axes in panels:
-        axes.set_xlabel("KL to the SFT policy, nats per response")
+        axes.set_xlabel(f"KL to {results.experiment.ppo.reference_name}, nats per response")
     bar = figure.colorbar(dots, ax=panels, pad=0.015, aspect=30, label="PPO iteration")
     bar.outline.set_linewidth(0)
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -109,7 +109,10 @@ def _held_out_measure(results: Results) -> str | None:
 
 
 def _draw_held_out(axes: Axes, results: Results, measure: str, last: int) -> None:
-    """The path from SFT over the evaluations to the final policy. SFT and final policy have intervals."""
+    """The path from SFT over the evaluations to the final policy. SFT and final policy have intervals.
+
+    SFT, and best of n with it, has a place only if the KL is to SFT.
+    """
     ppo_config, metrics = results.experiment.ppo, results.final_metrics("ppo")
     axes.set_title("Held-out prompts")
     axes.set_ylabel(f"gold score ({ppo_config.judge})" if measure == "gold" else reward_label(ppo_config))
@@ -118,11 +121,16 @@ def _draw_held_out(axes: Axes, results: Results, measure: str, last: int) -> Non
     _draw_dots(axes, points, rows, last)
     figure = "gold" if measure == "gold" else ppo_config.reward_metric
     sft, ppo = f"{figure}_sft", f"{figure}_ppo"
-    if {sft, ppo, "kl"} <= metrics.keys():
+    to_sft = ppo_config.reference == "sft"
+    if to_sft and {sft, "kl"} <= metrics.keys():
         draw_role(axes, "sft", 0.0, metrics[sft], interval(metrics, sft))
+        points = [(0.0, metrics[sft]), *points]
+    if {ppo, "kl"} <= metrics.keys():
         draw_role(axes, "ppo", metrics["kl"], metrics[ppo], interval(metrics, ppo), interval(metrics, "kl"))
-        points = [(0.0, metrics[sft]), *points, (metrics["kl"], metrics[ppo])]
-    if measure == "gold" or is_reward_model(ppo_config):  # best of n is chosen by the reward model
+        points = [*points, (metrics["kl"], metrics[ppo])]
+    if to_sft and (
+        measure == "gold" or is_reward_model(ppo_config)
+    ):  # best of n is chosen by the reward model
         _draw_best_of_n(axes, results.best_of_n, "gold" if measure == "gold" else "rm_score")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best")

@@ -36,7 +36,7 @@ RANKINGS_SHOWN = 3
 ITERATIONS_SHOWN = 6
 PICTURES = {
     "gold.png": "Gold score of base, SFT and PPO with 95 % intervals, and its change by prompt",
-    "score-kl.png": "Score against KL to the SFT policy along PPO training",
+    "score-kl.png": "Score against KL along PPO training",
     "curves-sft.png": "Training curves of SFT: loss on training batches and held out, token accuracy",
     "curves-rm.png": "Training curves of the reward model: loss and accuracy, in training and held out",
     "curves-ppo.png": "Training curves of PPO: scores, KL, entropy, length, truncation, explained variance",
@@ -97,7 +97,7 @@ def _result(results: Results) -> Section | None:
         *_tile("Gold score of PPO", ppo, "gold_ppo"),
         *_tile("PPO's win rate against SFT", ppo, "win_rate"),
         *_reward_tiles(results.experiment.ppo, ppo),
-        *_tile("KL of PPO to SFT", ppo, "kl", "nats per response"),
+        *_tile(f"KL of PPO to {results.experiment.ppo.reference_name}", ppo, "kl", "nats per response"),
     ]
     return Section("Result", [Tiles(tiles)]) if tiles else None
 
@@ -136,7 +136,7 @@ def _warnings(results: Results) -> Section:
         f"Intervals are 95 % bootstrap intervals over prompts. PPO optimises {reward_words(ppo)}. The gold "
         "score, if the run has one, comes from a judge that PPO never sees. If the first rises and the "
         "second does not, PPO exploits errors of the reward. The KL measures the distance between the policy "
-        "and the SFT policy."
+        f"and {ppo.reference_name}."
     )
     good = Paragraph(
         "In a good run, SFT's held-out loss falls, and the reward model's accuracy on held-out pairs is well "
@@ -281,7 +281,9 @@ def _rankings(results: Results) -> Section | None:
         "that tie."
     )
     table = Table(["Prompt", "Rank", "Answer"], [line for row in rows for line in _ranking(row)], "prose")
-    return Section("Rankings, from which the reward model learned", [Paragraph(text), table])
+    untrained = results.final_metrics("rm").get("steps") == 0  # rm.max_steps: 0
+    use = "by which the reward model was judged" if untrained else "from which the reward model learned"
+    return Section(f"Rankings, {use}", [Paragraph(text), table])
 
 
 def _ranking(row: Row) -> list[list[Cell]]:

@@ -42,6 +42,7 @@ class SweepResult:
             optimised.
         answer: its first held-out answer.
         of_reward_model: the reward is the reward model's score alone, as that of best-of-n is.
+        reference: the policy that the KL is to.
     """
 
     setting: str
@@ -49,6 +50,7 @@ class SweepResult:
     metrics: dict[str, float]
     answer: str
     of_reward_model: bool
+    reference: str = "the SFT policy"
 
     @property
     def evaluated(self) -> bool:
@@ -98,7 +100,8 @@ def read_result(run: Path) -> SweepResult:
     for role in ("sft", "ppo"):
         if f"{ppo.reward_metric}_{role}" in metrics:
             metrics[f"reward_{role}"] = metrics[f"{ppo.reward_metric}_{role}"]
-    return SweepResult(setting, int(seed), metrics, answers[0] if answers else "", is_reward_model(ppo))
+    answer = answers[0] if answers else ""
+    return SweepResult(setting, int(seed), metrics, answer, is_reward_model(ppo), ppo.reference_name)
 
 
 def frontier(results: Sequence[SweepResult], best_of_n: Sequence[Row]) -> Figure:
@@ -106,6 +109,9 @@ def frontier(results: Sequence[SweepResult], best_of_n: Sequence[Row]) -> Figure
     figure = new_figure(12.0, 3.9)
     panels = list(figure.subplots(1, len(MEASURES)))
     settings = list(dict.fromkeys(result.setting for result in results))
+    references = sorted({result.reference for result in results}) or ["the SFT policy"]
+    if references != ["the SFT policy"]:
+        best_of_n = []  # its KL is to SFT
     for axes, (measure, label) in zip(panels, MEASURES.items(), strict=True):
         for number, setting in enumerate(settings):
             finished = [
@@ -131,7 +137,7 @@ def frontier(results: Sequence[SweepResult], best_of_n: Sequence[Row]) -> Figure
                 *zip(*points, strict=True), color=COLOURS["best"], marker="^", label="best of n", zorder=2
             )
             axes.axhline(points[0][1], color=PALE, linewidth=1, linestyle=":", label="SFT")
-        axes.set_xlabel("KL to SFT, nats per response")
+        axes.set_xlabel(f"KL to {' or '.join(references)}, nats per response")
         axes.set_ylabel(label)
         axes.set_title(label.capitalize())
     panels[1].legend(loc="best")

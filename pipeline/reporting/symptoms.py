@@ -37,6 +37,8 @@ RUNAWAY_MIN_KL = 5.0  # nats per response
 def loss_not_lower(results: Results) -> Iterator[Figures]:
     metrics = results.final_metrics("sft")
     before, after = metrics.get("eval_loss_before"), metrics.get("eval_loss")
+    if metrics.get("steps") == 0:  # sft.max_steps: 0 trains nothing
+        return
     if before is not None and after is not None and after >= before:
         yield {"before": show_number(before), "after": show_number(after)}
 
@@ -88,7 +90,7 @@ def _over_optimised(metrics: dict[str, float], ppo: Ppo) -> str:
 
 
 def gold_falls_while_reward_rises(results: Results) -> Iterator[Figures]:
-    """Compare the evaluations during PPO. The first one is of the SFT policy."""
+    """Compare the evaluations during PPO. The first one is of the policy that PPO starts from."""
     steps, golds = results.curve("ppo", "eval/gold")
     _, scores = results.curve("ppo", "eval/score")
     finished = "gold_ppo" in results.final_metrics("ppo")  # then the result itself is judged
@@ -103,12 +105,14 @@ def kl_high(results: Results) -> Iterator[Figures]:
     steps, values = results.curve("ppo", "objective/kl")
     if "kl" not in metrics and not steps:
         return
-    kl = metrics.get("kl", values[-1] if values else 0.0) - metrics.get("kl_sft", 0.0)
+    truncation = f"kl_{results.experiment.ppo.reference}"
+    kl = metrics.get("kl", values[-1] if values else 0.0) - metrics.get(truncation, 0.0)
     if kl > MAX_KL:
         yield {
+            "reference": results.experiment.ppo.reference_name,
             "where": "on held-out prompts" if "kl" in metrics else f"of iteration {steps[-1]}",
             "kl": show_number(kl),
-            "beyond": " beyond that of truncation alone" if "kl_sft" in metrics else "",
+            "beyond": " beyond that of truncation alone" if truncation in metrics else "",
             "limit": f"{MAX_KL:.0f}",
         }
 

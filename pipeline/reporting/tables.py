@@ -14,7 +14,7 @@ from pipeline.state.manifest import Manifest
 from pipeline.state.results import Results
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.format import show_figure, show_number, show_seconds
-from pipeline.terminal.summary import KEY_METRICS, metric_with_interval, term_label
+from pipeline.terminal.summary import key_labels, metric_with_interval, term_label
 
 STAGE_NAMES: dict[Stage, str] = {"sft": "SFT", "rm": "Reward model", "ppo": "PPO", "best": "Best of n"}
 MORE_METRICS = {
@@ -97,7 +97,9 @@ def show_count(metrics: dict[str, float], key: str) -> str:
 def _metrics(results: Results, stage: Stage) -> list[list[Cell]]:
     """All final metrics of `stage` except its costs."""
     metrics = results.final_metrics(stage)
-    labels = {name: term_label(name) for name in metrics} | KEY_METRICS[stage] | MORE_METRICS
+    labels = (
+        {name: term_label(name) for name in metrics} | key_labels(results.manifests[stage]) | MORE_METRICS
+    )
     names = [name for name in metrics if name not in COSTS and not name.endswith(("_low", "_high", "_n"))]
     return [
         [
@@ -151,6 +153,7 @@ def _lineage(results: Results) -> Section:
 
 def _lineage_row(run: RunDirectory, manifest: Manifest) -> list[Cell]:
     inputs = [f"{used.path} {used.sha256[:DIGITS]}" for used in manifest.inputs.values()]
+    inputs += [f"{key} {digest[:DIGITS]}" for key, digest in manifest.given_adapters.items()]
     output, path = manifest.output, run.output(manifest.stage).relative_to(run.path)
     result = f"{path} {output.sha256[:DIGITS]}" if output else "none yet"
     return [

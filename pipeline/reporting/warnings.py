@@ -96,15 +96,15 @@ RULES = (
     ),
     Rule(
         "kl-high",
-        f"The KL to the SFT policy is above {symptoms.MAX_KL:.0f} nats per response.",
-        "The KL {where} is {kl} nats per response{beyond}, above {limit}. The policy is far from the SFT "
-        "policy, where a reward model has little data.",
+        f"The KL to the reference (by default SFT) is above {symptoms.MAX_KL:.0f} nats per response.",
+        "The KL {where} is {kl} nats per response{beyond}, above {limit}. The policy is far from "
+        "{reference}, where a reward model has little data.",
         "Raise ppo.kl_coef or stop earlier.",
         symptoms.kl_high,
     ),
     Rule(
         "kl-negative",
-        "The KL to the SFT policy is significantly below 0.",
+        "The KL to the reference is significantly below 0.",
         "The KL {where} is {kl} nats per response. A KL cannot be negative, so responses and "
         "log-probabilities do not come from the same policy.",
         "Look at rollout/logprob_difference, and set ppo.old_logprobs to recomputed.",

@@ -134,6 +134,11 @@ class Manifest(_Record):
     error: str | None = None
     sha256: str = Field("", description="of all other fields, so that a flipped bit shows")
 
+    @property
+    def given_adapters(self) -> dict[str, str]:
+        """Key and digest of the adapter that the stage started from, if there is one in `STAGE.from`."""
+        return {key: digest for key, digest in self.sources.items() if key.endswith(".from")}
+
     def write(self, path: Path) -> None:
         """Write atomically: a reader sees the old manifest or the new one."""
         write_text(path, self.sealed().model_dump_json(indent=2) + "\n")
@@ -197,8 +202,7 @@ def source_hashes(config: Experiment, stage: Stage) -> dict[str, str]:
         f"data.{data_stage(stage)}.path": config.data.source(stage).path,
         "data.chat_template": config.data.chat_template,
     }
-    if stage == "sft":
-        paths["sft.from"] = config.sft.start
+    paths[f"{stage}.from"] = config.starts.get(stage)
     digests = {key: source_digest(Path(path)) for key, path in paths.items() if path}
     digests |= {key: judge_digest(Path(path)) for key, path in config.judge_files([stage]).items()}
     digests |= {f"{base.key}.model": folder_digest(Path(base.model)) for base in config.bases(stage)}

@@ -33,6 +33,7 @@ KEY_METRICS: dict[Stage, dict[str, str]] = {
         "reward_total_ppo": "reward, sum of its terms, PPO",
         "kl": "KL to SFT, nats per response",
         "kl_sft": "KL of truncation alone",
+        "kl_from": "KL of truncation alone",
         "mean_length": "response length, tokens",
     },
     "best": {
@@ -58,13 +59,21 @@ TERM_ENDS = ("_score_sft", "_score_ppo")
 def key_metrics(manifest: Manifest) -> dict[str, str]:
     """Labels and values of the key metrics, with their intervals."""
     terms = [name for name in manifest.metrics if name.endswith(TERM_ENDS)]
-    names = {name: term_label(name) for name in terms} | KEY_METRICS[manifest.stage]
+    names = {name: term_label(name) for name in terms} | key_labels(manifest)
     shown = {
         label: metric_with_interval(manifest.metrics, key)
         for key, label in names.items()
         if key in manifest.metrics
     }
     return shown | _cost(manifest.metrics)
+
+
+def key_labels(manifest: Manifest) -> dict[str, str]:
+    """The labels of the key metrics of the manifest's stage. That of the KL names what it is to."""
+    labels = KEY_METRICS[manifest.stage]
+    if manifest.stage == "ppo" and manifest.config.get("ppo", {}).get("reference") == "from":
+        return labels | {"kl": "KL to the starting policy, nats per response"}
+    return labels
 
 
 def term_label(name: str) -> str:
@@ -90,9 +99,9 @@ def small_samples(manifest: Manifest) -> list[str]:
 
 
 def few_steps(manifest: Manifest) -> dict[str, str] | None:
-    """The figures of `FEW_STEPS`; None if the stage made enough steps. Best-of-n has none."""
+    """The figures of `FEW_STEPS`; None if the stage made enough steps, or was to make none (max_steps: 0)."""
     stage, steps = manifest.stage, manifest.metrics.get("steps", MIN_STEPS)
-    if stage == "best" or steps >= MIN_STEPS:
+    if stage == "best" or steps == 0 or steps >= MIN_STEPS:
         return None
     kind, key = ("iterations", "iterations") if stage == "ppo" else ("optimizer steps", "epochs")
     return {"stage": stage, "steps": f"{steps:.0f}", "kind": kind, "key": f"{stage}.{key}"}

@@ -294,4 +294,5 @@ def _alias(digest: str) -> str:
 
 
 def _lineage(manifest: Manifest) -> dict[str, dict[str, str]]:
-    return {stage: used.model_dump() for stage, used in manifest.inputs.items()}
+    inputs = {stage: used.model_dump() for stage, used in manifest.inputs.items()}
+    return inputs | {key: {"sha256": digest} for key, digest in manifest.given_adapters.items()}

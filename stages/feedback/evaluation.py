@@ -120,13 +120,15 @@ class HeldOutEvaluation:
             have `gold_PART_base`, `gold_PART_sft` and `gold_PART_ppo`. Each term of the reward has its
             `LABEL_score_sft`, `LABEL_score_ppo` and `LABEL_win_rate`. Their weighted sum, if it is more than
             the only term, has `reward_total_sft`, `reward_total_ppo` and `reward_total_win_rate`. With top-k
-            or top-p, `kl_sft` is the KL of the SFT policy's truncated sampling to its full distribution.
+            or top-p, `kl_sft` is the KL of the SFT policy's truncated sampling to its full distribution;
+            `kl_from` is that of the policy in `ppo.from`, if that is the reference.
         """
         if not self.prompts:
             return {}
+        reference = self.context.config.ppo.reference
         answers = {
             "base": self._answer(Role.BASE),
-            "sft": self._answer(Role.REFERENCE),
+            "sft": self._answer(Role.REFERENCE if reference == "sft" else Role.SFT),
             "ppo": self._latest or self._answer(Role.POLICY),
         }
         sft, ppo = answers["sft"], answers["ppo"]
@@ -136,7 +138,8 @@ class HeldOutEvaluation:
             **mean_with_interval("mean_length", ppo.lengths),
         }
         if self.sampler.rollout.truncates:
-            metrics |= mean_with_interval("kl_sft", sft.kl)
+            of_reference = sft if reference == "sft" else self._answer(Role.REFERENCE)
+            metrics |= mean_with_interval(f"kl_{reference}", of_reference.kl)
         gold = self._gold_columns(answers)
         for name, scores in gold.items():
             metrics |= mean_with_interval(name, scores)

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from configs.schema import Data
 from data.batches import tokenize
+from data.batches.encoding import encoder_of
 from data.batches.tokenize import Prompt
-from data.sources.messages import Text
+from data.sources.messages import Message, Text
 from stages.distributed.ranks import Ranks
 from stages.models.role_models import RoleModels
 from stages.models.roles import Role
@@ -19,6 +21,7 @@ from stages.sampling.decoding import Response
 from stages.sampling.response_batch import response_batch, sequence_scores
 
 Row = dict[str, Any]
+EXCHANGE: list[Message] = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]
 
 
 @torch.no_grad()
@@ -29,6 +32,25 @@ def score_tokens(
     prompt_ids, answer_ids = zip(*rows, strict=True)
     batch = response_batch(prompt_ids, answer_ids, models.reward_tokenizer.pad_token_id, device)
     return sequence_scores(models, Role.REWARD, batch)
+
+
+def other_token_read(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Where a sequence classifier reads the score of an ended answer, in words; None for the end of its turn.
+
+    It reads the last token that is not padding. A chat template may write more after the end of a turn, and
+    the end of a turn may be the padding.
+    """
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    ids = [0, end]
+    if tokenizer.chat_template is not None:
+        (ids,) = encoder_of(tokenizer).conversations([(EXCHANGE, False)], "rm.from")
+    if end not in ids:  # TRL's trainer adds it
+        ids = [*ids, end]
+    read = max(place for place, id_ in enumerate(ids) if id_ != pad)
+    if ids[read] == end:
+        return None
+    last_end = len(ids) - 1 - ids[::-1].index(end)
+    return "the one before the end of the turn" if read < last_end else repr(tokenizer.decode(ids[read]))
 
 
 class RewardModel:

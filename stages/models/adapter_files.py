@@ -27,6 +27,16 @@ UNUSABLE = (
 )
 
 
+def check_files(folder: Path) -> None:
+    """Raise UserError unless the folder has an adapter's files, and its safetensors are whole."""
+    for name in ("adapter_config.json", ADAPTER_FILE):
+        if not (folder / name).is_file():  # PEFT would try a pickle next, and then the hub
+            raise unusable(folder, f"it has no {name}")
+    for path in sorted(folder.glob("*.safetensors")):
+        if fault := safetensors_fault(path):
+            raise unusable(folder, fault)
+
+
 @contextmanager
 def loading_adapter(folder: Path, modules: Sequence[str]) -> Iterator[None]:
     """Check the folder's files, and turn PEFT's errors about them into a UserError.
@@ -34,20 +44,15 @@ def loading_adapter(folder: Path, modules: Sequence[str]) -> Iterator[None]:
     Args:
         modules: names of the base's modules, from which the adapter's config chooses.
     """
-    for name in ("adapter_config.json", ADAPTER_FILE):
-        if not (folder / name).is_file():  # PEFT would try a pickle next, and then the hub
-            raise _unusable(folder, f"it has no {name}")
-    for path in sorted(folder.glob("*.safetensors")):
-        if fault := safetensors_fault(path):
-            raise _unusable(folder, fault)
+    check_files(folder)
     if fault := config_fault(folder, modules):
-        raise _unusable(folder, fault)
+        raise unusable(folder, fault)
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except UNUSABLE as error:
-        raise _unusable(folder, f"{' '.join(str(error).split()):.300}") from error
+        raise unusable(folder, f"{' '.join(str(error).split()):.300}") from error
 
 
 def check_adapter(folder: Path, role: str, names: Iterable[str]) -> None:
@@ -59,7 +64,7 @@ def check_adapter(folder: Path, role: str, names: Iterable[str]) -> None:
     for file, expected in _file_names(role, names).items():
         fault = tensor_fault(folder, file, expected) if (folder / file).exists() else None
         if fault:
-            raise _unusable(folder, fault)
+            raise unusable(folder, fault)
 
 
 def _file_names(role: str, names: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -74,7 +79,8 @@ def _file_names(role: str, names: Iterable[str]) -> dict[str, dict[str, str]]:
     return files
 
 
-def _unusable(folder: Path, reason: str) -> UserError:
+def unusable(folder: Path, reason: str) -> UserError:
+    """The error about an adapter folder that no role can be made of."""
     return UserError(
         f"{folder}: no adapter for this base: {reason.removesuffix('.')}. Restore the folder, or train its "
         "stage again."

@@ -96,6 +96,17 @@ def load_base(config: Base, device: torch.device) -> PreTrainedModel:
     return model
 
 
+def empty_base(config: Base) -> PreTrainedModel:
+    """The base without weights: its modules by name and shape, on torch's device `meta`.
+
+    Raises:
+        UserError: see `load_config`.
+    """
+    model_config = load_config(config)
+    with loading(config, "config.json"), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+
+
 def load_config(config: Base) -> PretrainedConfig:
     """The base's `config.json`.
 

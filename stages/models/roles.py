@@ -37,7 +37,8 @@ class Role(StrEnum):
     """A use of the base. A role has an adapter, a scalar head, or both; `BASE` has neither."""
 
     POLICY = "policy"
-    REFERENCE = "reference"  # the SFT policy, frozen
+    REFERENCE = "reference"  # what the KL is to, frozen: the SFT policy, or that of ppo.from
+    SFT = "sft"  # the SFT policy, frozen, if it is not the reference
     REWARD = "reward"
     CRITIC = "critic"
     BASE = "base"  # the model before any training

@@ -63,6 +63,11 @@ class LastGoodPolicy:
         self._policy_tensors: Tensors = {}
         self._average_tensors: Tensors = {}
 
+    @property
+    def is_known(self) -> bool:
+        """Whether a rollout was within `max_kl`."""
+        return bool(self._policy_tensors)
+
     def remember(self) -> None:
         """Take the policy as it is now. Every rank must call."""
         self._policy_tensors = self._engine.role_tensors(Role.POLICY)

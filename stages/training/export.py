@@ -37,7 +37,8 @@ def write_role(
 
 
 def _card(context: Context, role: str) -> str:
-    config, base = context.config, context.config.base_of(context.stage)
+    config, base, key = context.config, context.config.base_of(context.stage), f"{context.stage}.from"
+    start = f"It started from the adapter in `{key}`. " if context.stage in config.starts else ""
     return f"""---
 base_model: {base.model}
 library_name: peft
@@ -46,7 +47,7 @@ tags: [lora, rlhf, {context.stage}]
 # {config.name}: {role}
 
 The `{role}` adapter of the {context.stage} stage of the experiment `{config.name}`: LoRA of rank
-{config.adapter.r} over `{base.model}` (revision {base.revision or "default"}, trained on it in
-{base.quantization}). Load it with `PeftModel.from_pretrained(base, folder)`. Its manifest, one folder up,
+{config.adapter.r} over `{base.model}` (revision {base.revision or "default"}, {base.quantization}).
+{start}Load it with `PeftModel.from_pretrained(base, folder)`. Its manifest, one folder up,
 holds what it was trained on and what it scored.
 """

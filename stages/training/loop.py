@@ -120,7 +120,7 @@ class TrainingLoop:
                 first step, every `eval_steps`, and after the last step.
 
         Returns:
-            The evaluation before the first step and the one after the last.
+            The evaluation before the first step and the one after the last; without steps, the same twice.
 
         Raises:
             UserError: too many updates in a row had a gradient that is not finite, the evaluation before
@@ -132,6 +132,8 @@ class TrainingLoop:
             progress.before = self._evaluate(evaluate)
         check_start(self.context.stage, progress.before)
         self._check_best_can_be_chosen(progress.before)
+        if not self.total:  # max_steps: 0
+            return progress.before, progress.before
         with self.context.signals_deferred() as received_signal:
             tracker.phase(f"{self.context.stage}: training", self.total, progress.step)
             while progress.step < self.total and progress.stopped is None:

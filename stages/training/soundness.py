@@ -24,19 +24,20 @@ def check_start(stage: Stage, evaluation: Mapping[str, float]) -> None:
         )
 
 
-def check_result(stage: Stage, engine: Engine, evaluation: Mapping[str, float]) -> None:
+def check_result(stage: Stage, engine: Engine, steps: int, evaluation: Mapping[str, float]) -> None:
     """Check what training left. Every rank must call.
 
     Args:
+        steps: of the whole stage. With 0, nothing was to be trained.
         evaluation: of the result; empty if nothing is held out.
 
     Raises:
         UserError: updates were skipped (or never made), or a weight or a metric is not finite.
     """
     counters, weights = engine.counters, engine.not_finite()
-    if not counters.applied:
+    if steps and not counters.applied:
         fault = f"none of {counters.steps} updates was made"
-    elif 2 * counters.skipped >= counters.steps:
+    elif steps and 2 * counters.skipped >= counters.steps:
         fault = f"{counters.skipped} of {counters.steps} updates had no finite gradient and were skipped"
     elif weights:
         fault = f"{len(weights)} trained weights are not finite, such as {weights[0]}"

@@ -37,6 +37,7 @@ OTHERS = {
     "source",
     "export",
     "echo",
+    "cp",
     "curl",
     "wandb",
     "hf",
@@ -163,7 +164,8 @@ def keys() -> set[str]:
 
 def walk(section: type[BaseModel], prefix: str) -> list[str]:
     found = []
-    for name, field in section.model_fields.items():
+    for attribute, field in section.model_fields.items():
+        name = field.alias or attribute
         found.append(prefix + name)
         for inner in sections_in(field.annotation):
             found += walk(inner, f"{prefix}{name}.")

@@ -33,6 +33,7 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
             f"ppo.rewards=[{{source: rm}}, {{source: '{__name__}:negative_length', name: brevity}}]",
         ),
         ("ppo.kl_in=loss", "ppo.kl_estimator=k3"),
+        ("ppo.from=RUN/sft/adapter", "ppo.reference=from", "ppo.rollout.top_k=20"),
     ],
     "best": [(JUDGED, "best.n=2")],
 }
@@ -73,7 +74,7 @@ def logged(judged: str, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[
     RUNS["rm"][1] = (*RUNS["rm"][1], judged)
     for stage, options in RUNS.items():
         for overrides in options:
-            run_stage(stage, run_dir, *overrides)
+            run_stage(stage, run_dir, *(text.replace("RUN", str(run_dir)) for text in overrides))
             steps = _rows(run_dir / stage / "metrics.jsonl")
             final = json.loads((run_dir / stage / "manifest.json").read_text())["metrics"]
             keys.setdefault((stage, "steps"), set()).update(*steps)

@@ -50,6 +50,10 @@ OVERRIDES = [
     ("ppo.critic_learning_rate=3", "a number > 0 and ≤ 1"),
     ("sft.epochs=1e308", "sft.epochs: '1e308' is not allowed"),
     ("ppo.kl_coef=.inf", "ppo.kl_coef: inf is not allowed"),
+    ("sft.max_steps=-1", "sft.max_steps: -1 is not allowed; allowed: an integer ≥ 0"),
+    ("ppo.reference=rm", "ppo.reference: 'rm' is not allowed", "Allowed: one of sft, from"),
+    ("ppo.from=''", "ppo.from: '' is empty; give a path, or leave the key out"),
+    ("rm.from=https://h/x", "rm.from: a URL, a password or a token"),
     ("data.sft.limit=0", "data.sft.limit: 0 is not allowed"),
     ("ppo.rollout.vllm.enforce_eager=maybe", "true or false"),
     ("ppo.rollout.vllm.gpu_memory_utilization=1.5", "a number > 0 and ≤ 1"),
@@ -196,6 +200,12 @@ CONTRADICTIONS = [
         "sft.use_best: nothing is held out to choose by; set data.sft.held_out",
     ),
     (["rm.use_best=true", "rm.eval_steps=30"], "eval_steps (30) must be a multiple of save_steps (50)"),
+    (
+        ["sft.use_best=true", "sft.eval_steps=50", "sft.max_steps=0"],
+        "use_best chooses among checkpoints, and max_steps: 0 makes none; leave it out",
+    ),
+    (["rm.max_steps=0"], "max_steps: 0 leaves the head random, which scores nothing; name a reward model in"),
+    (["ppo.reference=from"], "reference: from needs a folder in from"),
     (["ppo.kl_target=6", "ppo.kl_horizon=10"], "kl_horizon (10) must be above a fifth of batch_size (64)"),
     (["ppo.rewards=[{source: 'https://u:p@h/'}]"], "a URL with a user's name or password in it"),
     *(

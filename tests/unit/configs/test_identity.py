@@ -24,6 +24,10 @@ def trial(minimal: Path, *overrides: str) -> Experiment:
         ("data.rm.limit=10", {"rm"}),
         ("data.rm.ignore_columns=[a]", {"rm"}),
         ("sft.epochs=2", {"sft"}),
+        ("sft.from=/a", {"sft"}),
+        ("rm.from=/a", {"rm"}),
+        ("ppo.from=/a", {"ppo"}),
+        ("sft.max_steps=0", {"sft"}),
         ("ppo.kl_coef=0.3", {"ppo"}),
         ("rm.rankings.completions=3", {"rm"}),
         ("rm.rankings.labeller=warmth", {"rm"}),
@@ -51,6 +55,19 @@ def test_a_stage_hash_changes_with_what_influences_that_stage_alone(minimal, ove
     for stage in ("sft", "rm", "ppo"):
         assert (stage_hash(before, stage) != stage_hash(after, stage)) == (stage in stages)
         assert changed_keys(before, after, stage) == ([key] if stage in stages else [])
+
+
+def test_the_reference_counts_if_the_policy_starts_elsewhere(minimal):
+    to_sft, to_start = (trial(minimal, "ppo.from=/a", f"ppo.reference={name}") for name in ("sft", "from"))
+    assert changed_keys(to_sft, to_start, "ppo") == ["ppo.reference"]
+    assert changed_keys(trial(minimal), to_sft, "ppo") == ["ppo.from"]
+
+
+def test_folders_to_start_from_are_paths(minimal, tmp_path):
+    minimal.write_text(minimal.read_text() + "rm: {from: ./judge}\nppo: {from: ./round-1}\n")
+    starts = {"rm": str(tmp_path / "judge"), "ppo": str(tmp_path / "round-1")}
+    assert trial(minimal).starts == starts
+    assert Experiment.model_validate(trial(minimal).model_dump(mode="json")).starts == starts
 
 
 def test_the_answers_of_best_count_their_judge(minimal):

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from configs.load import load_experiment
-from configs.schema import Base, Experiment
+from configs.schema import Base, Experiment, Stage
 from pipeline.planning.base_shapes import BaseShape, find_base, shape_of
 from pipeline.planning.known_bases import KNOWN
 from pipeline.planning.stage_memory import Rank, StageMemory, completions_of, estimate
@@ -46,6 +48,24 @@ def test_ppo_holds_four_adapters_and_trains_two() -> None:
     assert ppo["adapters"] == 4 * sft["adapters"]
     assert ppo["gradients and Adam"] == 2 * sft["gradients and Adam"]
     assert of("ppo", ppo__critic="shared").phases["training"]["adapters"] == 3 * sft["adapters"]
+
+
+def test_adapters_that_stages_start_from_have_their_own_size(tmp_path: Path) -> None:
+    names = ("sft", "rm", "ppo")
+    for size, name in zip((200, 300, 400), names, strict=True):
+        (tmp_path / name).mkdir()
+        save_file({"a.lora_A.weight": torch.zeros(size)}, tmp_path / name / "adapter_model.safetensors")
+    given = {f"{name}__from": str(tmp_path / name) for name in names}
+
+    def adapters(stage: Stage, **changes: str) -> int:
+        return of(stage, **given | changes).phases["training"]["adapters"] // 4
+
+    assert adapters("sft") == 200
+    assert adapters("rm") == 200 + 300
+    assert adapters("ppo") == 400 + 200 + 2 * 300, "policy, reference, reward model and critic"
+    assert adapters("ppo", ppo__reference="from") == 2 * 400 + 200 + 2 * 300, "SFT is compared at the end"
+    assert of("ppo", **given).disk == 4 * (3 * 3 * (400 + 300) + 400)
+    assert of("sft", sft__from=str(tmp_path)).phases == of("sft").phases, "a check says what is wrong"
 
 
 def test_zero_3_shards_the_base() -> None:

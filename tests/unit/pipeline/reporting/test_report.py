@@ -10,6 +10,7 @@ import pytest
 from configs.errors import UserError
 from configs.identity import stage_hash
 from data.storage.files import read_json_lines
+from pipeline.reporting.figures import score_against_kl
 from pipeline.reporting.page import markdown, quote
 from pipeline.reporting.report import write_report
 from pipeline.reporting.warnings import warnings
@@ -237,6 +238,31 @@ def test_a_function_is_not_called_the_reward_model(tmp_path):
     assert "| PPO | reward score, PPO | 7.50 | 7.30 to 7.70 | 40 |" in text
     assert "| PPO | score: win rate against SFT | 0.900 |  |  |" in text
     assert "Stage rm has not run" not in text
+
+
+def test_a_second_round_names_what_its_kl_is_to(tmp_path):
+    run = Run(tmp_path / "run", **{"from": "/round-1", "reference": "from"})
+    html, text = run.complete().texts()
+    assert "KL of PPO to the starting policy" in text and "KL of PPO to the SFT policy" not in text
+    assert "KL to the starting policy, nats per response" in text
+    assert any("between the policy and the starting policy." in shown for _, shown in Outline(html).texts)
+    figure = score_against_kl(read_results(run.path))
+    assert figure is not None
+    held_out = figure.axes[1]
+    assert held_out.get_xlabel() == "KL to the starting policy, nats per response"
+    assert held_out.get_legend_handles_labels()[1] == ["PPO"], "SFT is not at KL 0"
+
+
+def test_the_adapter_that_a_stage_starts_from_is_in_its_lineage(run):
+    run.complete().stage("ppo", sources={"ppo.from": "ab" * 32})
+    [row] = [row for table in tables(run.texts()[1]) for row in table if "ppo.from" in " ".join(row)]
+    assert row[1].endswith("<br>ppo.from abababababab")
+
+
+def test_rankings_of_a_reward_model_that_was_not_trained(run):
+    run.metrics["rm"]["steps"] = 0.0
+    text = run.complete().texts()[1]
+    assert "by which the reward model was judged" in text and "the reward model learned" not in text
 
 
 def test_each_of_several_terms_has_its_figures(tmp_path):

@@ -8,7 +8,7 @@ from configs.load import dump_experiment
 from pipeline.reporting.warnings import RULES, warnings
 from pipeline.state.manifest import Fingerprint
 from pipeline.state.results import read_results
-from tests.support.finished_run import COST, write_lines
+from tests.support.finished_run import COST, Run, write_lines
 
 
 def test_a_good_run_has_no_warnings(run):
@@ -119,6 +119,8 @@ def answers(text):
         (figures("rm", accuracy_n=19), "Stage rm was judged on only 19 held-out prompts"),
         (figures("ppo", kl_n=19), "Stage ppo was judged on only 19 held-out prompts"),
         (figures("ppo", kl_n=20), None),
+        (figures("sft", steps=0, eval_loss=4.5592), None),
+        (figures("rm", steps=0), None),
         (figures("sft", steps=7), "Stage sft made only 7 optimizer steps"),
         (figures("ppo", steps=7), "Stage ppo made only 7 iterations"),
         (figures("rm", steps=8), None),
@@ -133,6 +135,14 @@ def test_each_rule_applies_exactly_at_its_limit(run, change, sentence):
     else:
         assert len(messages) == 1
         assert sentence in messages[0]
+
+
+def test_the_kl_is_high_to_what_it_is_to(tmp_path):
+    run = Run(tmp_path / "run", **{"from": "/round-1", "reference": "from"})
+    run.metrics["ppo"] |= {"kl": 18.0, "kl_from": 2.5, "kl_sft": 9.0}
+    [message] = warnings(read_results(run.complete().path))
+    assert "is 15.5 nats per response beyond that of truncation alone" in message
+    assert "far from the starting policy" in message
 
 
 def unfinished(run, golds, response):

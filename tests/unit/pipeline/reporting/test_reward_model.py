@@ -47,7 +47,7 @@ def changed(**changes):
         ({"length_correlation": figure(0.5, width=1.2)}, "Does it judge by length? Hardly"),
         ({"length_correlation": None}, "Does it judge by length? The held-out answers do not tell"),
         ({}, "Calibrated? As far as these pairs tell: its probabilities are off by 0.020"),
-        ({}, "Tested on enough? 400 prompts with 2400 pairs give an interval of 0.050."),
+        ({}, "Tested on enough? 400 prompts with 2400 pairs give an interval of 0.0500."),
         ({"accuracy": figure(0.7, 0.4, 20)}, "Tested on enough? No: 20 prompts"),
         ({"accuracy": figure(0.7, 0.4, 20)}, "Hold out about 80 prompts"),
         ({"ceiling": figure(0.72)}, "As good as people agree? It cannot be told apart from them"),

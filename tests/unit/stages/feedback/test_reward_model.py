@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from configs.schema import Base, Data, Source
 from data.batches.tokenize import Prompt, answer
 from stages.distributed.ranks import Ranks
-from stages.feedback.reward_model import RewardModel
+from stages.feedback.reward_model import RewardModel, other_token_read
 from stages.models.base import load_base, load_tokenizer
 from stages.models.queries import ScalarQuery, TokenQuery
 from stages.models.role_models import RoleModels, same_tokens
@@ -133,3 +133,23 @@ def test_what_makes_tokenizers_differ(change: str, tiny_folder: Path) -> None:
     else:
         other.add_tokens(["garden"])
     assert not same_tokens(one, other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "read"),
+    [
+        ({}, "'\\n'"),
+        ({"chat_template": "{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"}, None),
+        ({"chat_template": None}, None),
+        ({"chat_template": None, "pad_token": "<|im_end|>"}, "the one before the end of the turn"),
+        ({"pad_token": "<|im_end|>"}, "'\\n'"),
+    ],
+)
+def test_where_a_classifier_reads_its_score(
+    changes: dict[str, Any], read: str | None, tiny_folder: Path
+) -> None:
+    """The template of the tiny model writes a line break after the end of a turn, as ChatML does."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    assert other_token_read(tokenizer) == read

@@ -42,10 +42,10 @@ class Trained:
 )
 def test_results(engine: Any, evaluation: dict[str, float], fault: str | None) -> None:
     if fault is None:
-        check_result("rm", engine, evaluation)
+        check_result("rm", engine, 10, evaluation)
         return
     with pytest.raises(UserError, match=rf"stage rm: {fault}.*rm\.learning_rate"):
-        check_result("rm", engine, evaluation)
+        check_result("rm", engine, 10, evaluation)
 
 
 def test_the_start() -> None:
@@ -61,3 +61,14 @@ def test_names_are_few_and_without_their_intervals() -> None:
     assert not_finite({"a_low": nan, "a": 1.0}) == "a_low"
     assert not_finite(dict.fromkeys("abcde", nan)) == "a, b, c and 2 more"
     assert not_finite({}) == ""
+
+
+def test_a_stage_without_steps() -> None:
+    """max_steps: 0 has no updates to miss. Its weights and its evaluation are looked at all the same."""
+    engine: Any = Trained(steps=0)
+    check_result("sft", engine, 0, {"loss": 1.0})
+    with pytest.raises(UserError, match="loss of held-out data"):
+        check_result("sft", engine, 0, {"loss": math.nan})
+    spoiled: Any = Trained(steps=0, weights=("a",))
+    with pytest.raises(UserError, match="1 trained weights are not finite"):
+        check_result("sft", spoiled, 0, {})

@@ -1,0 +1,99 @@
+"""The adapters that stages start from, named by the user in `STAGE.from`: what their files say without torch.
+
+Here a folder is refused before any stage runs. `stages.models.start_adapters` loads it and checks its
+tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.regular_file import read_regular_file
+from configs.schema import Experiment, Stage
+
+CONFIG, WEIGHTS, HEAD = "adapter_config.json", "adapter_model.safetensors", "head.safetensors"
+WHOLE_MODEL: dict[Stage, str] = {
+    "sft": "Name it in base.model, and leave this key out",
+    "rm": "Name a LoRA adapter with a head, such as RUN/rm/adapter. Or write a function or an endpoint that "
+    "scores with this model, and name that in ppo.rewards",
+    "ppo": "Name the LoRA adapter that it was merged from",
+}
+
+
+def start_faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
+    """A line for each adapter that one of `stages` cannot start from."""
+    for stage, folder in config.starts.items():
+        if stage in stages and (fault := adapter_fault(config, stage, Path(folder))):
+            yield f"{stage}.from: {folder}: {fault}"
+
+
+def adapter_fault(config: Experiment, stage: Stage, folder: Path) -> str | None:
+    """Why `stage` cannot start from the adapter in `folder`; None if it can, as far as is seen."""
+    if not folder.is_dir():
+        return "there is no such folder. Correct the path, or leave the key out."
+    if (folder / "config.json").is_file() and not (folder / CONFIG).is_file():
+        return f"it is a whole model, and a role is a LoRA adapter on the base. {WHOLE_MODEL[stage]}."
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        return f"it has no {missing[0]}. Name the folder of a PEFT LoRA adapter in safetensors."
+    try:
+        found = json.loads(read_regular_file(folder / CONFIG))
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{CONFIG} cannot be read: {error!s:.100}. Restore it."
+    found = found if isinstance(found, dict) else {}
+    return (
+        _kind_fault(stage, folder, found) or _shape_fault(config, found) or _base_fault(config, stage, found)
+    )
+
+
+def _kind_fault(stage: Stage, folder: Path, found: Mapping[str, Any]) -> str | None:
+    """Refuse a policy as a reward model, and a reward model as a policy."""
+    has_head = (folder / HEAD).is_file()
+    if stage == "rm" and not has_head and found.get("task_type") != "SEQ_CLS":
+        return (
+            f"it is no reward model: it has no {HEAD}, and the task_type of {CONFIG} is not SEQ_CLS. Name "
+            "RUN/rm/adapter of another run, or an adapter of a sequence classifier with one label."
+        )
+    if stage != "rm" and (has_head or found.get("task_type") == "SEQ_CLS"):
+        sign = HEAD if has_head else f"task_type SEQ_CLS in {CONFIG}"
+        return f"it is a reward model ({sign}), not a policy. Name it in rm.from."
+    return None
+
+
+def _shape_fault(config: Experiment, found: Mapping[str, Any]) -> str | None:
+    """Rank, alpha and dropout are those of all stages."""
+    adapter = config.adapter
+    wanted = {
+        "r": ("r", adapter.r),
+        "lora_alpha": ("alpha", adapter.alpha),
+        "lora_dropout": ("dropout", adapter.dropout),
+    }
+    for name, (key, value) in wanted.items():
+        own = found.get(name)
+        if own != value:
+            return (
+                f"its {name} is {own!r:.40}, but adapter.{key} is {value:g}, and all stages share one "
+                f"adapter section. Set adapter.{key} to {own!r:.40}."
+            )
+    return None
+
+
+def _base_fault(config: Experiment, stage: Stage, found: Mapping[str, Any]) -> str | None:
+    """Compare the names of two bases of the hub, without their owners: many models have mirrors.
+
+    A path tells nothing about a base. Its shapes are checked when the adapter is loaded.
+    """
+    base, named = config.base_of(stage), found.get("base_model_name_or_path")
+    if not isinstance(named, str) or not named or os.path.isabs(named) or os.path.isabs(base.model):
+        return None
+    own, other = (name.rsplit("/", 1)[-1].lower() for name in (base.model, named))
+    if own == other or ("/" in named) != ("/" in base.model):  # an embedded model has no owner
+        return None
+    return (
+        f"{CONFIG}: base_model_name_or_path is {named:.100}, but {base.key}.model is {base.model}. Set "
+        f"{base.key}.model to the base of the adapter. If both are one model, correct {CONFIG}."
+    )
