@@ -59,6 +59,6 @@ def test_the_docs_libraries_are_an_extra_that_dev_includes():
     import tomllib
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert "tristage[collect,docs,evaluate,serve]" in extras["dev"] and len(extras["docs"]) == 2
+    assert "tristage[collect,docs,serve]" in extras["dev"] and len(extras["docs"]) == 2
     plugins = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["plugins"]
     assert plugins == ["search"], "no plugin beyond what MkDocs and Material bring"
