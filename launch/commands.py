@@ -13,7 +13,7 @@ import typer
 from configs.errors import UserError
 from configs.load import dump_experiment
 from configs.schema import MAX_NAME, STAGES, Experiment, Stage
-from launch import collecting, first_steps, uses
+from launch import checking, collecting, first_steps, uses
 from launch.arguments import (
     EXPERIMENT,
     RUN_STAGE,
@@ -279,6 +279,7 @@ command(app, "tristage export --stage ppo", USE)(uses.export)
 command(app, "tristage evaluate --policies sft,sft@4,ppo", USE)(uses.evaluate)
 command(app, "tristage serve --port 8000", USE)(uses.serve)
 command(app, "tristage chat --compare sft ppo", USE)(uses.chat)
+app.add_typer(checking.app, name="check", rich_help_panel=SEE)
 app.add_typer(collecting.app, name="collect", rich_help_panel=PEOPLE)
 command(app, "tristage watch --run-dir runs/demo", SEE)(uses.watch)
 command(app, "tristage compare runs/demo runs/demo-kl", SEE)(uses.compare)

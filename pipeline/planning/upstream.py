@@ -80,7 +80,7 @@ def _check_settings(request: Request, upstream: Stage, manifest: Manifest) -> li
         raise Blocked(
             f"stage {upstream} was trained with another adapter: {'; '.join(adapter_changes)}", remedy
         )
-    return [f"stage {upstream} was trained with other settings: {'; '.join(changes)}"]
+    return [f"stage {upstream} was trained with other settings: {'; '.join(changes)}"] if changes else []
 
 
 def _check_lineage(request: Request, upstream: Stage, manifest: Manifest, inputs: dict[Stage, Input]) -> None:

@@ -1,0 +1,80 @@
+"""`tristage check rm`: changed rankings keep their held-out prompts, and the table says what came out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from apps.check_rm import NEGATED, SHUFFLED, rankings_of, some_prompts, variants, verdict, write_variant
+from configs.load import load_experiment
+from configs.schema import Source
+from data.examples import StageData
+from data.sources.split import prompt_key
+from launch import checking
+from pipeline.state.run_directory import RunDirectory
+from tests.support.runs import RUN_STAGE, TINY, start_warm
+
+
+def rows_of(run_dir: Path) -> tuple[list[dict], list[dict]]:
+    return rankings_of(RunDirectory(run_dir), load_experiment(run_dir / "config.yaml"), print)
+
+
+def test_every_variant_holds_out_the_prompts_of_the_run(trained_run, tmp_path) -> None:
+    config = load_experiment(TINY)
+    train, held_out = rows_of(trained_run)
+    expected = {prompt_key(row["prompt"]) for row in held_out}
+    for variant in variants(curve=True):
+        file = tmp_path / f"{variant.name}.jsonl"
+        count = write_variant(file, variant, some_prompts(train, 20, 1), held_out, config.seed)
+        source = Source(path=str(file), held_out=count)
+        data = config.data.model_copy(update={"rm": source})
+        split = StageData(config.model_copy(update={"data": data}), "rm", print).rows("rankings")
+        assert {prompt_key(row["prompt"]) for row in split.held_out} == expected
+        assert not expected & {prompt_key(row["prompt"]) for row in split.train}
+
+
+def test_what_is_changed() -> None:
+    row = {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [0, 1, 2], "scores": [3, 2, 1]}
+    (negated,) = NEGATED.change([row], Random(0))
+    assert negated["ranks"] == [2, 1, 0] and "scores" not in negated
+    shuffled = [SHUFFLED.change([row], Random(seed))[0]["ranks"] for seed in range(600)]
+    for order in ([0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]):
+        assert 60 < shuffled.count(order) < 150  # of 100 expected
+
+
+@pytest.mark.parametrize(
+    ("variant", "low", "high", "words"),
+    [
+        (SHUFFLED, 0.45, 0.55, "as it should be"),
+        (SHUFFLED, 0.52, 0.7, "not as it should be (0.5: nothing to learn)"),
+        (NEGATED, 0.2, 0.3, "as it should be"),
+        (NEGATED, 0.4, 0.6, "not as it should be (below 0.5: the opposite)"),
+    ],
+)
+def test_the_verdict(variant, low, high, words) -> None:
+    assert verdict(variant, low, high) == words
+
+
+def test_the_command_trains_each_variant_and_writes_the_table(trained_run, tmp_path, monkeypatch) -> None:
+    """Stage by stage as the launcher starts them, without its start-up time."""
+    run_dir = tmp_path / "run"
+    for name in ("sft", "rm"):
+        shutil.copytree(trained_run / name, run_dir / name)
+    shutil.copy(trained_run / "config.yaml", run_dir)
+
+    def train(request, launch, plans) -> int:
+        assert [plan.action for plan in plans] == ["run"]
+        return start_warm([RUN_STAGE, "--stage", "rm", *launch.arguments]).returncode
+
+    monkeypatch.setattr(checking, "run_all", train)
+    assert checking.rm(checking.CheckOptions(run_dir=run_dir, rows=12)) == 0
+    found = json.loads((run_dir / "check/rm.json").read_text())
+    assert set(found) == {"all", "shuffled", "negated"}
+    for one in found.values():
+        assert one["accuracy_n"] == 8 and 0 <= one["accuracy_low"] <= one["accuracy"] <= one["accuracy_high"]
+    # Opposite labels: what the one gets right, the other tends to get wrong.
+    assert found["negated"]["accuracy"] <= found["all"]["accuracy"]
