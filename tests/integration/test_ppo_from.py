@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from tests.support.runs import (
     KILLED_STAGE,
+    RUN_STAGE,
     assert_same_result,
     copy_upstream,
     files,
@@ -169,3 +170,16 @@ def test_the_stage_does_not_move_away_what_it_starts_from(trained_run: Path, tmp
     assert "lies in the folder of stage ppo, which runs again" in output
     assert "Copy the adapter to a folder outside of the run directory" in output
     assert (run_dir / "ppo/adapter" / ADAPTER).is_file()
+
+
+@pytest.mark.distributed
+def test_two_ranks_that_shard_the_base_do_the_same(
+    trained_run: Path, first: Path, to_start: Path, tmp_path: Path
+) -> None:
+    run_dir = copy_upstream(trained_run, "ppo", tmp_path)
+    overrides = (f"ppo.from={first}", "ppo.reference=from", "deepspeed.config=configs/deepspeed/zero3.json")
+    result = start_warm([RUN_STAGE, *stage_arguments("ppo", run_dir, *overrides, *EXACT)], ranks=2)
+    assert result.returncode == 0, result.stdout
+    two, one = (metrics(folder / "manifest.json") for folder in (run_dir / "ppo", to_start))
+    assert two["rm_score_ppo"] == pytest.approx(one["rm_score_ppo"], abs=1e-3)
+    assert two["kl"] == pytest.approx(one["kl"], abs=1e-3)
