@@ -13,9 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, expect
 
 from data.people.round import read_round
 from data.storage.files import read_json_lines
+from tests.support.labelling_page import CHROMIUM, card, chromium, opened, press, said, texts
 from tests.support.people import Labeller
 from tests.support.runs import ROOT, TINY, copy_upstream, environment, metrics, rows, run_stage
 
@@ -140,6 +142,41 @@ def test_collect_report_writes_agreement(ranked: Path) -> None:
     assert figures["agreement"]["pairwise"]["value"] == pytest.approx(5.5 / 6, abs=0.02)
     assert figures["agreement"]["alpha"]["low"] <= figures["agreement"]["alpha"]["value"] <= 1
     assert {person["done"] for person in figures["people"]} == {16}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no program `chromium` is on PATH")
+def test_from_prompts_to_a_reward_model_by_keys_in_a_browser(
+    browser: Browser, trained_run: Path, tmp_path: Path
+) -> None:
+    """One person ranks the answers from the last one shown to the first, and ties the last two."""
+    target = copy_upstream(trained_run, "rm", tmp_path / "run")
+    (target / "config.yaml").write_bytes((trained_run / "config.yaml").read_bytes())
+    with (
+        serving(
+            "collect", "rankings", "--run-dir", target, "-n", 10, "--again", 0, "--port", 0, SHORT
+        ) as url,
+        opened(browser, url) as page,
+    ):
+        for done in range(10):
+            expect(page.locator("#figures")).to_contain_text(f"{done} of 10")
+            for letter, rank in zip("ABCD"[: len(texts(page))], "4321", strict=False):
+                card(page, letter).focus()
+                press(page, rank)
+            press(page, "=", "Enter")
+            said(page, "Saved.")
+    labels = read_round(target / "people/rankings").labels
+    for showing, label in labels.submitted():
+        ranks = [(label.ranks or ())[position] for position in showing.order]  # as shown
+        assert ranks == sorted(ranks, reverse=True) and len(ranks) - len(set(ranks)) <= 1
+    run_stage("rm", target, *PEOPLE, "rm.max_steps=2")
+    assert len(rows(target / "rm/rankings.jsonl")) == 10
+    assert metrics(target / "rm/manifest.json")["people"] == 1
 
 
 def test_the_stage_itself_says_what_is_missing(run: Path, trained_run: Path, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ function draw() {
   byId("bar").value = labelled;
   drawCounts({ labelled, missing, held }, total);
   drawAgreement(agreement, kind);
+  if (latest.win_rate) drawWins(latest.win_rate);
   drawPeople(people);
   drawSkips(skips);
   byId("updated").textContent = say("updated", { time: latestTime });
@@ -67,6 +68,13 @@ function drawAgreement(agreement, kind) {
     return [make("dt", "", say(name)), make("dd", "", ...parts, note(means))];
   });
   byId("agreement").replaceChildren(...rows);
+}
+
+/** How often people prefer one policy to the other. */
+function drawWins(its) {
+  const name = say("win_rate", { policy: its.policy, against: its.against });
+  const parts = [make("b", "", inWords(its, FIGURES.pairwise)), range(its, { low: 0, high: 1 })];
+  byId("agreement").prepend(make("dt", "", name), make("dd", "", ...parts, note(say("win_rate_means"))));
 }
 
 function drawPeople(people) {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
-import shutil
 import signal
 import socket
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from apps.collect.app import PAGE
 from apps.collect.assignment import Plan
@@ -25,10 +24,10 @@ from data.people.events import Outcome, Skipped, Submitted
 from data.people.results import demonstrations, rankings
 from data.people.round import Kind, Settings, create_round, read_round
 from data.sources.messages import Text
+from tests.support.labelling_page import CHROMIUM, card, chromium, opened, press, said, texts
 from tests.support.people import EVERYTHING, Labeller, collecting, new_round
 from tests.support.waiting import until
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no program `chromium` is on PATH")
 ANSWERS: dict[Kind, int] = {"rankings": 4, "pairs": 2, "ratings": 1, "demonstrations": 0}
 LARGE = 100_000  # bytes
@@ -64,37 +63,8 @@ CONTRASTS = """() => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        # Root has no sandbox in a container; the only page is ours.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
-
-
-@contextmanager
-def opened(
-    browser: Browser, url: str, name: str | None = "anna", refused: bool = False, **options: Any
-) -> Iterator[Page]:
-    """The page, which must not log an error or ask another server. `name` signs in, and reads on."""
-    context, faults = browser.new_context(**{"locale": "en-GB"} | options), []
-    page = context.new_page()
-    page.set_default_timeout(10_000)
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda message: faults.append(message.text) if is_fault(message) else None)
-    page.on("request", lambda request: None if request.url.startswith(url) else faults.append(request.url))
-    page.goto(url)
-    if name:
-        page.locator("#name").fill(name)
-        page.keyboard.press("Enter")
-        page.locator("#guide button").click()
-        expect(page.locator("#work .card, #work .end").first).to_be_visible()
-    yield page
-    assert refused or faults == []
-    context.close()
-
-
-def is_fault(message: ConsoleMessage) -> bool:
-    return message.type == "error"
 
 
 @contextmanager
@@ -130,25 +100,6 @@ def ranks_of(folder: Path, row: int = -1) -> dict[str, int]:
     """The rank of each answer's text in a ranking on the disk, 0 for the best."""
     ranking = rankings(read_round(folder))[row]
     return dict(zip(ranking["completions"], ranking["ranks"], strict=True))
-
-
-def texts(page: Page) -> dict[str, str]:
-    """The text of each answer by its letter."""
-    cards = page.locator(".card:has(.grip)").all()
-    return {card.locator("h3").inner_text().split()[-1]: card.locator(".text").inner_text() for card in cards}
-
-
-def card(page: Page, letter: str) -> Locator:
-    return page.locator(".card", has=page.get_by_role("heading", name=f"Answer {letter}"))
-
-
-def said(page: Page, text: str) -> None:
-    expect(page.locator("#said")).to_contain_text(text, timeout=20_000)  # retries wait longer and longer
-
-
-def press(page: Page, *keys: str) -> None:
-    for key in keys:
-        page.keyboard.press(key)
 
 
 def centre(locator: Locator, part: float = 0.5) -> tuple[float, float]:
