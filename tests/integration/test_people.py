@@ -157,12 +157,8 @@ def test_from_prompts_to_a_reward_model_by_keys_in_a_browser(
     """One person ranks the answers from the last one shown to the first, and ties the last two."""
     target = copy_upstream(trained_run, "rm", tmp_path / "run")
     (target / "config.yaml").write_bytes((trained_run / "config.yaml").read_bytes())
-    with (
-        serving(
-            "collect", "rankings", "--run-dir", target, "-n", 10, "--again", 0, "--port", 0, SHORT
-        ) as url,
-        opened(browser, url) as page,
-    ):
+    ask = ("collect", "rankings", "--run-dir", target, "-n", 10, "--again", 0, "--port", 0, SHORT)
+    with serving(*ask) as url, opened(browser, url) as page:
         for done in range(10):
             expect(page.locator("#figures")).to_contain_text(f"{done} of 10")
             for letter, rank in zip("ABCD"[: len(texts(page))], "4321", strict=False):

@@ -605,6 +605,19 @@ def test_progress_is_live(browser: Browser, tmp_path: Path) -> None:
             expect(page.get_by_role("row", name="The prompt is unclear 1")).to_be_visible(timeout=8000)
 
 
+def test_progress_of_pairs_says_who_wins(browser: Browser, tmp_path: Path) -> None:
+    content = new_round(tmp_path, "pairs", tasks=4, answers=2)  # the second answer is that of ppo
+    with collecting(content) as url:
+        anna = Labeller(url, "anna")
+        for _ in range(4):
+            task = anna.take()
+            assert anna.rank(task, [1 if answer.endswith(".1") else 2 for answer in task["answers"]]).ok
+        with opened(browser, url) as page:
+            page.get_by_role("link", name="Progress").click()
+            expect(page.locator("#agreement")).to_contain_text("ppo preferred to sft")
+            expect(page.locator("#agreement")).to_contain_text("100.0 % (100.0 % to 100.0 %, n = 4)")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_words_stand_out_in_light_and_dark(browser: Browser, tmp_path: Path, scheme: Any) -> None:
     with labelling(browser, tmp_path, color_scheme=scheme) as page:
