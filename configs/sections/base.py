@@ -40,12 +40,15 @@ class RewardBase(Base):
 
 
 class Adapter(Section):
-    """LoRA (Hu et al. 2021): the update of a weight is `alpha / r * B @ A`."""
+    """LoRA (Hu et al. 2021): the update of a weight is `alpha / r * B @ A`; with `rslora`, `alpha / √r`."""
 
     r: Annotated[int, Field(ge=1, le=16_384), PlainNumber] = Field(
         16, description="rank of A and B; a higher one fits more and takes more memory"
     )
     alpha: Positive = Field(32.0, description="scale of the update; twice r is usual")
+    rslora: bool = Field(
+        False, description="divide by the root of r in place of r, so that high ranks learn as fast"
+    )
     dropout: BelowOne = Field(
         0.0, description="share of the adapter's inputs set to 0 in SFT and RM; try 0.05 if they overfit"
     )

@@ -33,6 +33,10 @@ class Training(Section):
         2e-4,
         description="peak of AdamW's rate. Lower it for bases above 13B; raise it if the loss hardly falls",
     )
+    lora_plus_ratio: Annotated[float, Field(ge=1, le=10_000), PlainNumber] = Field(
+        1.0,
+        description="LoRA+: the rate of B is this times that of A; 16 is usual, with a lower learning_rate",
+    )
     scheduler: Literal["linear", "cosine", "constant"] = Field(
         "cosine", description="course of the learning rate after the warm-up: down to 0, or constant"
     )

@@ -123,6 +123,7 @@ class Roles(nn.Module):
             r=adapter.r,
             lora_alpha=adapter.alpha,
             lora_dropout=adapter.dropout,
+            use_rslora=adapter.rslora,
             target_modules=adapter.target_modules,
             task_type="CAUSAL_LM",
         )

@@ -133,8 +133,9 @@ class Engine:
         If the norm is not finite, parameters and moments stay as they are, and the step counts as skipped.
         The schedule advances all the same.
         """
-        for group, role in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = self.learning_rate(role) * self._bias_correction(role)
+        for group in self.optimizer.param_groups:
+            role, factor = group["role"], group["factor"]
+            group["lr"] = factor * self.learning_rate(role) * self._bias_correction(role)
         self.deepspeed.step()
         if self.zero_stage:
             # DeepSpeed skips the step itself, and reports infinity for a norm that is not finite.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
+from torch import nn
 from transformers import get_scheduler
 
 from configs.deepspeed_json import read_deepspeed_json
@@ -18,16 +19,30 @@ from stages.models.role_models import RoleModels, trainable
 
 
 def adamw(models: RoleModels, learning_rates: Mapping[str, float], training: Training) -> torch.optim.AdamW:
-    """AdamW with a parameter group per role, in the order of `learning_rates`."""
+    """AdamW with two parameter groups for each role: LoRA's B, and all else, which is A and the head.
+
+    A group has two more keys: its `role`, and the `factor` on the role's rate, which for B is LoRA+'s ratio
+    (Hayou et al. 2024, section 4). If the ratio is 1, a role has one group.
+    """
+    groups = [
+        {"params": parameters, "lr": factor * rate, "role": str(role), "factor": factor}
+        for role, rate in learning_rates.items()
+        for factor, parameters in _by_factor(trainable(models, [role]), training.lora_plus_ratio).items()
+    ]
     return torch.optim.AdamW(
-        [
-            {"params": list(trainable(models, [role]).values()), "lr": rate}
-            for role, rate in learning_rates.items()
-        ],
+        groups,
         betas=(training.adam_beta1, training.adam_beta2),
         eps=training.adam_epsilon,
         weight_decay=training.weight_decay,
     )
+
+
+def _by_factor(named: Mapping[str, nn.Parameter], ratio: float) -> dict[float, list[nn.Parameter]]:
+    """Parameters by the factor on their learning rate."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in named.items():
+        groups.setdefault(ratio if "lora_B" in name else 1.0, []).append(parameter)
+    return groups
 
 
 def schedule(training: Training, total_steps: int) -> Callable[[int], float]:
