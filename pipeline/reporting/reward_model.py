@@ -27,7 +27,9 @@ def report_of(results: Results) -> Report | None:
     if not any(ranking.pairs for ranking in rankings):
         return None
     metrics = results.final_metrics("rm")
-    known = "label_agreement_low" in metrics
+    # The rankings of two labellers are those that they agree about, so their agreement bounds nothing.
+    of_people = results.experiment.rm.rankings.labeller == "people"
+    known = of_people and "label_agreement_low" in metrics
     ceiling = {name: metrics[f"label_agreement{end}"] for name, end in ENDS.items()} if known else None
     return reward_report(rankings, ceiling)
 
