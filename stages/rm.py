@@ -27,7 +27,7 @@ from stages.feedback.rankings import (
 )
 from stages.feedback.reward_evaluation import nats_of_answers, scored_rankings, write_report
 from stages.feedback.reward_model import RewardModel, other_token_read
-from stages.maths.losses import ranking_loss
+from stages.maths.ranking_losses import ranking_loss
 from stages.maths.statistics import Means, add_means, mean_with_interval
 from stages.models.base_checks import supports_block_mask
 from stages.models.queries import ScalarQuery

@@ -9,7 +9,6 @@ that count.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stages.maths.statistics import Mean, Means
@@ -34,41 +33,6 @@ def nll_loss(logprobs: Tensor, mask: Tensor, normalizer: float) -> Tensor:
         normalizer: completion tokens in the global batch.
     """
     return -masked_sum(logprobs, mask) / normalizer
-
-
-def ranking_loss(scores: Tensor, ranks: Tensor, normalizer: float) -> tuple[Tensor, Means]:
-    """K-wise ranking loss: -1/C(K,2) * sum of log sigmoid(r_w - r_l), averaged over prompts.
-
-    Ouyang et al. 2022, equation 1; with K = 2 the pairwise loss of Bradley-Terry. Completions of equal rank
-    express no preference: their pairs are left out of the sum and of the count.
-
-    Args:
-        scores: (G, K) reward of each completion of G prompts.
-        ranks: (G, K) 0 is best; equal ranks are ties; -1 marks a slot without completion.
-        normalizer: prompts in the global batch.
-
-    Returns:
-        The loss, and means over the G prompts: `loss`, `accuracy` (share of pairs in the right order),
-        `margin` (mean r_w - r_l) and `mean_reward` (mean score of the completions).
-    """
-    real = ranks >= 0
-    pairs = (real[:, :, None] & real[:, None, :]) & (ranks[:, :, None] < ranks[:, None, :])
-    differences = torch.where(pairs, scores[:, :, None] - scores[:, None, :], 0.0)
-    count = pairs.sum((1, 2)).clamp(min=1)
-
-    def per_prompt(values: Tensor) -> Tensor:
-        return torch.where(pairs, values, 0.0).sum((1, 2)) / count
-
-    loss = per_prompt(-F.logsigmoid(differences))
-    metrics = {
-        "loss": loss.detach(),
-        "accuracy": per_prompt((differences > 0).float()),
-        "margin": per_prompt(differences.detach()),
-        "mean_reward": torch.where(real, scores.detach(), 0.0).sum(1) / real.sum(1).clamp(min=1),
-    }
-    return loss.sum() / normalizer, {
-        name: Mean(values.sum(), len(scores)) for name, values in metrics.items()
-    }
 
 
 def policy_loss(

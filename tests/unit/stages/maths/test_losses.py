@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from stages.maths.losses import masked_sum, nll_loss, policy_loss, ranking_loss, value_loss
+from stages.maths.losses import masked_sum, nll_loss, policy_loss, value_loss
+from stages.maths.ranking_losses import ranking_loss
 from tests.support.tensors import NAN, boolean, gradient, tensor
 
 
