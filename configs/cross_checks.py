@@ -15,6 +15,7 @@ def contradictions(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     yield from _use_best(experiment)
     yield from _reward_base(experiment)
     yield from _agreement(experiment)
+    yield from _ranking_loss(experiment)
     yield from _response_lengths(experiment)
     yield from _shares(experiment)
     for key, rollout in dict(experiment.rollouts.values()).items():
@@ -59,6 +60,41 @@ def _agreement(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
         yield (
             ("rm", "rankings", "labeller"),
             f"agree: names {labeller.agree[0]} twice, which always agrees with itself; name two labellers",
+        )
+
+
+def _ranking_loss(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
+    """Refuse options of the reward model's loss that have no meaning together, or no effect."""
+    loss, section = experiment.rm.loss, ("rm", "loss")
+    pairwise = {
+        "ties": "counts tied pairs",
+        "margin": "sets a margin for pairs",
+        "label_smoothing": "smooths the labels of pairs",
+    }
+    if loss.kind == "plackett_luce":
+        for key in pairwise:
+            if loss.changed(key):
+                yield (
+                    (*section, key),
+                    f"{pairwise[key]}, but kind: plackett_luce has no pairs; leave it out, or set kind to "
+                    "bradley_terry",
+                )
+    if loss.margin == "none" and loss.changed("margin_scale"):
+        yield (
+            (*section, "margin_scale"),
+            "has no effect without a margin; set rm.loss.margin to scores, or leave this out",
+        )
+    if loss.margin == "scores" and loss.label_smoothing:
+        yield (
+            (*section, "label_smoothing"),
+            "a label that may be wrong has no margin; set rm.loss.margin to none, or this to 0",
+        )
+    rankings = experiment.rm.rankings
+    if loss.margin == "scores" and rankings.only_compares:
+        yield (
+            (*section, "margin"),
+            f"the margins are differences of scores, but {rankings.labelled_by} gives ranks only; set this "
+            "to none, or name a labeller that scores",
         )
 
 

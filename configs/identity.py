@@ -31,6 +31,14 @@ SPEED_ONLY_NESTED = (
     "best.rollout.vllm.enforce_eager",
 )
 NEWER_KEYS = {"from": None, "reference": "sft"}  # which older runs lack: left out at these defaults
+NEWER_NESTED = {
+    "rm.loss.kind": "bradley_terry",
+    "rm.loss.ties": "ignore",
+    "rm.loss.margin": "none",
+    "rm.loss.margin_scale": 1.0,
+    "rm.loss.center": 0.0,
+    "rm.loss.label_smoothing": 0.0,
+}
 SOURCE_KEYS = ("path", "name", "split", "revision")
 REQUEST_KEYS = ("timeout_seconds", "retries", "key_variable")  # of ppo.rewards: how to call an endpoint
 
@@ -82,8 +90,13 @@ def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
         parts["ppo"] = {"judge": tree["ppo"]["judge"]}  # which scores the answers, too
     if reward_base is not None and stage != "sft":
         parts["rm"] = parts.get("rm", {}) | {"base": reward_base}
+    leaves = (
+        (key, value)
+        for key, value in _leaves(parts)
+        if not (key in NEWER_NESTED and value == NEWER_NESTED[key])
+    )
     # All engines but vLLM draw the same noise.
-    return {key: value for key, value in _leaves(parts) if key not in SPEED_ONLY_NESTED or value == "vllm"}
+    return {key: value for key, value in leaves if key not in SPEED_ONLY_NESTED or value == "vllm"}
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -20,7 +20,7 @@ from configs.sections.deepspeed import DeepSpeed
 from configs.sections.ppo import Ppo, Reward
 from configs.sections.rollout import EMBEDDINGS, VLLM_LORA_RANKS, Rollout, Vllm
 from configs.sections.tracking import Tracking
-from configs.sections.training import Agreement, Epochs, Rankings, Rm, Sft, Training
+from configs.sections.training import Agreement, Epochs, RankingLoss, Rankings, Rm, Sft, Training
 from configs.sections.values import JUDGE_FILES, Section, Seed, plain_url
 from configs.stage_names import ALL_STAGES, STAGES, UPSTREAM, Stage, data_stage
 
@@ -44,6 +44,7 @@ __all__ = [
     "Epochs",
     "Experiment",
     "Ppo",
+    "RankingLoss",
     "Rankings",
     "Reward",
     "RewardBase",

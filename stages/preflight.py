@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -25,6 +26,7 @@ from data.sources.reading import is_local
 from stages.feedback.endpoint_judge import EndpointJudge
 from stages.feedback.judgements import as_judgements
 from stages.feedback.reward_endpoint import Endpoint
+from stages.feedback.reward_loss import check_labels
 from stages.feedback.user_functions import as_numbers, load_function
 from stages.feedback.warm_ending import READER
 from stages.models.base import empty_base, is_downloaded, load_config
@@ -182,16 +184,23 @@ def _data(tokenizers: _Tokenizers, stage: Stage, kind: Kind, base: Base) -> Call
             rows = first_rows(source, kind, SOME_ROWS)
             remarks.append(f"data.{stage}: large; only its first {SOME_ROWS:,} rows were read")
             if tokenizer is not None:
-                tokenize.TOKENIZE[kind](rows, tokenizer, config.data)
+                some, _ = tokenize.TOKENIZE[kind](rows, tokenizer, config.data)
+                _check_scores(config, kind, some)
         elif tokenizer is None:
             StageData(config, stage, remarks.append).rows(kind)
         else:
             data = StageData(config, stage, remarks.append)
             train, held_out, _ = read_examples(data, kind, tokenize.TOKENIZE[kind], tokenizer)
             _check_sizes(config, stage, len(train), len(held_out))
+            _check_scores(config, kind, [*train, *held_out])
         return remarks
 
     return check
+
+
+def _check_scores(config: Experiment, kind: Kind, examples: Sequence[Any]) -> None:
+    if kind == "rankings":
+        check_labels(config.rm.loss, examples)
 
 
 def _check_sizes(config: Experiment, stage: Stage, train: int, held_out: int) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from configs.schema import RankingLoss
 from data.batches import collate, tokenize
 from data.batches.sampler import micro_batches, seed_from, total_steps
 from data.examples import Examples, read_examples, tokenized
@@ -26,8 +27,8 @@ from stages.feedback.rankings import (
     read_label_metrics,
 )
 from stages.feedback.reward_evaluation import nats_of_answers, scored_rankings, write_report
+from stages.feedback.reward_loss import check_labels, labels_of, reward_loss, ties_note
 from stages.feedback.reward_model import RewardModel, other_token_read
-from stages.maths.ranking_losses import ranking_loss
 from stages.maths.statistics import Means, add_means, mean_with_interval
 from stages.models.base_checks import supports_block_mask
 from stages.models.queries import ScalarQuery
@@ -45,6 +46,8 @@ from stages.training.resume import find_checkpoint, seed_step, start_engine
 from stages.training.soundness import check_result
 from stages.training.throughput import Meter, peak_memory_bytes
 
+DEFAULT_LOSS = RankingLoss()
+
 
 def run(context: Context) -> Outcome:
     """Train the `reward` adapter and its head on rankings and write them to `folder/adapter`."""
@@ -60,12 +63,15 @@ def run(context: Context) -> Outcome:
     checkpoint = find_checkpoint(context)
     tokenizer = models.reward_tokenizer
     train, held_out, counts = read_rankings(context, models, reward_model, record_samples=checkpoint is None)
+    check_labels(rm.loss, [*train, *held_out])
+    if (note := ties_note(rm.loss, train)) is not None:
+        context.tracker.note(note)
 
     # 3. The engine and the loop, at the newest checkpoint if there is one.
     steps = total_steps(len(train), rm.batch_size, rm.epochs, rm.max_steps)
     engine = start_engine(context, models, {Role.REWARD: rm.learning_rate}, rm, steps, checkpoint)
     share_prompts = supports_block_mask(models.reward_base.causal)
-    trainer = RewardModelTrainer(engine, tokenizer.pad_token_id, rm.micro_batch_size, share_prompts)
+    trainer = RewardModelTrainer(engine, tokenizer.pad_token_id, rm.micro_batch_size, share_prompts, rm.loss)
     loop = TrainingLoop(context, rm, engine, trainer.meter, steps)
     loop.resume(checkpoint)
 
@@ -143,7 +149,7 @@ def add_reward_model(context: Context, models: RoleModels) -> None:
         note_where_it_was_read(context, models)
     else:
         add_new_reward_model(context, models)
-    roles.heads[Role.REWARD].bias.requires_grad_(False)  # it cancels in differences of scores
+    roles.heads[Role.REWARD].bias.requires_grad_(False)  # the normalisation of the result sets it
 
 
 def add_new_reward_model(context: Context, models: RoleModels) -> None:
@@ -198,9 +204,16 @@ class RewardModelTrainer:
     masks for that. Otherwise it is forwarded once per completion.
     """
 
-    def __init__(self, engine: Engine, pad_id: int, micro_batch_size: int, share_prompts: bool) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        pad_id: int,
+        micro_batch_size: int,
+        share_prompts: bool,
+        loss: RankingLoss = DEFAULT_LOSS,
+    ) -> None:
         self.engine, self.pad_id, self.micro_batch_size = engine, pad_id, micro_batch_size
-        self.share_prompts = share_prompts
+        self.share_prompts, self.loss = share_prompts, loss
         self.meter = Meter()
 
     def step(self, batch: Sequence[tokenize.Ranking]) -> dict[str, float]:
@@ -217,7 +230,8 @@ class RewardModelTrainer:
     def _backward(self, micro: Sequence[tokenize.Ranking], rankings: int) -> Means:
         """Accumulate gradients on one micro-batch of a batch of `rankings`."""
         scores, order = self._scores(self.engine, micro)
-        loss, means = ranking_loss(scores, order, rankings)
+        labels = labels_of(micro, self.engine.ranks.device)
+        loss, means = reward_loss(self.loss, scores, order, labels, rankings)
         self.engine.backward(loss)
         return means
 
@@ -249,8 +263,13 @@ class RewardModelTrainer:
     def _metrics_of_each(self, rankings: Sequence[tokenize.Ranking]) -> list[dict[str, float]]:
         """Accuracy, margin and loss per ranking, all scored in one batch."""
         scores, order = self._scores(self.engine.models, rankings)
-        losses = [ranking_loss(scores[i : i + 1], order[i : i + 1], 1) for i in range(len(rankings))]
-        return [{name: mean.value for name, mean in means.items()} for _, means in losses]
+        labels = labels_of(rankings, self.engine.ranks.device)
+        rows = []
+        for i in range(len(rankings)):
+            one = slice(i, i + 1)
+            own = None if labels is None else labels[one]
+            rows.append(reward_loss(self.loss, scores[one], order[one], own, 1)[1])
+        return [{name: mean.value for name, mean in means.items()} for means in rows]
 
     def _prompts_at_once(self, batch: Sequence[tokenize.Ranking]) -> int:
         return max(1, self.micro_batch_size // max(len(ranking.completion_ids) for ranking in batch))

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 from configs.sections.base import RewardBase
 from configs.sections.rollout import Rollout
 from configs.sections.values import (
+    JUDGE_FILES,
     BelowOne,
     Count,
     Fraction,
@@ -144,10 +145,43 @@ class Rankings(Section):
         return {} if labeller == "file" else {key: labeller}
 
     @property
+    def only_compares(self) -> bool:
+        """Whether the labeller gives ranks without scores."""
+        labeller = self.labeller
+        return isinstance(labeller, Agreement) or labeller == "people" or labeller.endswith(JUDGE_FILES)
+
+    @property
     def labelled_by(self) -> str:
         """The labellers as a message names them: a file without its folder."""
         names = [PurePath(name).name for name in self.labellers.values()]
         return f"{' and '.join(names)}, where they agree" if len(names) > 1 else "".join(names) or "file"
+
+
+class RankingLoss(Section):
+    """Loss of the reward model on a ranking; docs/concepts/ranking-loss.md has the equations."""
+
+    kind: Literal["bradley_terry", "plackett_luce"] = Field(
+        "bradley_terry",
+        description="bradley_terry: mean over the pairs of a ranking; plackett_luce: likelihood of the whole "
+        "ranking, a choice at a time",
+    )
+    ties: Literal["ignore", "half"] = Field(
+        "ignore",
+        description="tied pairs are left out, or count as half a win each way. A ranking whose answers all "
+        "tie is always left out",
+    )
+    margin: Literal["none", "scores"] = Field(
+        "none",
+        description="scores: the better answer must lead by margin_scale times the difference of the "
+        "labeller's scores",
+    )
+    margin_scale: Positive = Field(1.0, description="with margin: scores, what multiplies the difference")
+    center: NonNegative = Field(
+        0.0, description="weight of the squared sum of a pair's two rewards, which pulls rewards to mean 0"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5), PlainNumber] = Field(
+        0.0, description="share of the pairs that are assumed to be labelled the wrong way round"
+    )
 
 
 class Rm(Epochs):
@@ -165,6 +199,7 @@ class Rm(Epochs):
         None, description="separate base for the reward model and PPO's critic; default: the experiment's"
     )
     rankings: Rankings = Rankings()
+    loss: RankingLoss = RankingLoss()
     normalization_prompts: Size = Field(
         64,
         description="held-out prompts. Their SFT samples get scores of mean 0 and standard deviation 1",

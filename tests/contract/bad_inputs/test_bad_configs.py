@@ -11,6 +11,7 @@ from tests.contract.bad_inputs.entry import VALID, check_message, experiment, pl
 
 SAME = ["data.rm.path=hub/set", "data.ppo.path=hub/set"]
 VLLM = "ppo.rollout.engine=vllm"
+PLACKETT_LUCE = "rm.loss.kind=plackett_luce"
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
@@ -154,6 +155,19 @@ OVERRIDES = [
     ),
     ("rm.rankings.labeller=https://h/judge.yaml", "rm.rankings.labeller: "),
     ("rm.rankings.labeller.agree=[warmth, warm_ending]", "rm.rankings.labeller.agree: unknown key"),
+    ("rm.loss=mse", "rm.loss: 'mse' is not allowed; allowed: a section with the keys kind, ties, margin"),
+    (
+        "rm.loss.kind=bradley-terry",
+        "did you mean bradley_terry? Allowed: one of bradley_terry, plackett_luce",
+    ),
+    ("rm.loss.ties=both", "rm.loss.ties: 'both' is not allowed; allowed: one of ignore, half"),
+    ("rm.loss.margin=0.5", "rm.loss.margin: 0.5 is not allowed"),
+    ("rm.loss.margin_scale=0", "rm.loss.margin_scale: 0 is not allowed; allowed: a number > 0"),
+    ("rm.loss.center=-0.1", "rm.loss.center: -0.1 is not allowed; allowed: a number ≥ 0"),
+    (
+        "rm.loss.label_smoothing=0.5",
+        "rm.loss.label_smoothing: 0.5 is not allowed; allowed: a number ≥ 0 and <",
+    ),
     ("ppo.judge=vibes", "ppo.judge: 'vibes' is not allowed"),
     (
         "ppo.rollout.engine=continous",
@@ -223,6 +237,36 @@ CONTRADICTIONS = [
     (["ppo.kl_estimator=k3", "ppo.rollout.top_k=9"], "kl_estimator: k3 is biased if rollout.top_k or"),
     (["rm.base.model=tiny-random"], "rm.base: is the experiment's own base; leave rm.base out"),
     (["rm.rankings.labeller={agree: [warmth, warmth]}"], "rm.rankings.labeller: agree: names warmth twice"),
+    *(
+        (
+            [PLACKETT_LUCE, f"rm.loss.{option}"],
+            f"rm.loss.{key}: {reason}, but kind: plackett_luce has no pairs",
+        )
+        for option, key, reason in (
+            ("ties=half", "ties", "counts tied pairs"),
+            ("margin=scores", "margin", "sets a margin for pairs"),
+            ("label_smoothing=0.1", "label_smoothing", "smooths the labels of pairs"),
+        )
+    ),
+    (
+        ["rm.loss.margin_scale=2"],
+        "rm.loss.margin_scale: has no effect without a margin; set rm.loss.margin to",
+    ),
+    (
+        ["rm.loss={margin: scores, label_smoothing: 0.1}"],
+        "rm.loss.label_smoothing: a label that may be wrong has no margin; set rm.loss.margin to none, or",
+    ),
+    *(
+        (
+            ["rm.loss.margin=scores", f"rm.rankings.labeller={labeller}"],
+            f"rm.loss.margin: the margins are differences of scores, but {name} gives ranks only; set this",
+        )
+        for labeller, name in (
+            ("people", "people"),
+            ("judges/j.yaml", "j.yaml"),
+            ("{agree: [warmth, warm_ending]}", "warmth and warm_ending, where they agree"),
+        )
+    ),
     (["sft.packing=true", "base.attention=eager"], "sft.packing: packed examples are kept apart by a mask"),
     (["sft.packing=true", "base.attention=flash_attention_2"], "set base.attention to sdpa"),
     (

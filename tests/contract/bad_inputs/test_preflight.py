@@ -62,6 +62,27 @@ def test_demonstrations_of_ppo_ptx_are_read(tmp_path: Path) -> None:
         preflight.check_material(load_experiment(file, [*SHORT, "ppo.ptx_coef=1"]), "ppo")
 
 
+@pytest.mark.parametrize("largest", [preflight.MAX_BYTES, 10])
+def test_margins_need_scores_in_every_row(
+    largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large source is read in part; it is refused, too."""
+    monkeypatch.setattr(preflight, "MAX_BYTES", largest)
+    file, margin = trial(tmp_path), [*SHORT, "rm.loss.margin=scores"]
+    scored = [row | {"scores": [2, 1]} for row in GOOD]
+    write_rows(tmp_path / "rm.jsonl", scored)
+    preflight.check_material(load_experiment(file, margin), "rm")
+    write_rows(tmp_path / "rm.jsonl", [*scored[:-1], GOOD[-1]])
+    preflight.check_material(load_experiment(file, SHORT), "rm")
+    with pytest.raises(UserError) as caught:
+        preflight.check_material(load_experiment(file, margin), "rm")
+    check_message(
+        str(caught.value),
+        "rm.loss.margin: scores, but 1 of 20 rankings have no scores. One has the prompt 'What is 19?'. Give",
+        "each row `scores`, or set rm.loss.margin to none.",
+    )
+
+
 OPTIONS = {
     "context window": (["data.max_length=2000"], "data.max_length: 2000 tokens are more than the 512"),
     "long prompts": ([*SHORT, "data.max_prompt_length=1"], "data.ppo: none of the 18 examples fits"),

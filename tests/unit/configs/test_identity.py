@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.identity import changed_keys, stage_hash
+from configs.identity import _identity, changed_keys, differences, stage_hash
 from configs.load import load_experiment
 from configs.schema import Experiment
 
@@ -30,6 +30,11 @@ def trial(minimal: Path, *overrides: str) -> Experiment:
         ("sft.max_steps=0", {"sft"}),
         ("ppo.kl_coef=0.3", {"ppo"}),
         ("rm.rankings.completions=3", {"rm"}),
+        ("rm.loss.kind=plackett_luce", {"rm"}),
+        ("rm.loss.ties=half", {"rm"}),
+        ("rm.loss.margin=scores", {"rm"}),
+        ("rm.loss.center=0.01", {"rm"}),
+        ("rm.loss.label_smoothing=0.1", {"rm"}),
         ("rm.rankings.labeller=warmth", {"rm"}),
         ("rm.rankings.labeller=judge.yaml", {"rm"}),
         ("ppo.rollout.max_new_tokens=3", {"ppo"}),
@@ -61,6 +66,20 @@ def test_the_reference_counts_if_the_policy_starts_elsewhere(minimal):
     to_sft, to_start = (trial(minimal, "ppo.from=/a", f"ppo.reference={name}") for name in ("sft", "from"))
     assert changed_keys(to_sft, to_start, "ppo") == ["ppo.reference"]
     assert changed_keys(trial(minimal), to_sft, "ppo") == ["ppo.from"]
+
+
+def test_an_older_run_has_the_default_loss(minimal):
+    """Its manifest does not name `rm.loss`, and its hash is that of the keys that it names."""
+    config = trial(minimal)
+    older = config.model_dump(mode="json")
+    del older["rm"]["loss"]
+    assert differences(older, config, "rm") == []
+    assert not any(key.startswith("rm.loss") for key in _identity(config, "rm"))
+    scaled = trial(minimal, "rm.loss={margin: scores, margin_scale: 2}")
+    assert differences(older, scaled, "rm") == [
+        "rm.loss.margin: none -> scores",
+        "rm.loss.margin_scale: 1.0 -> 2.0",
+    ]
 
 
 def test_folders_to_start_from_are_paths(minimal, tmp_path):
