@@ -93,8 +93,14 @@ def _ranking_loss(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     if loss.margin == "scores" and rankings.only_compares:
         yield (
             (*section, "margin"),
-            f"the margins are differences of scores, but {rankings.labelled_by} gives ranks only; set this "
-            "to none, or name a labeller that scores",
+            f"needs scores, but rm.rankings.labeller ({rankings.labelled_by}) gives ranks only; set this to "
+            "none, or name a labeller that scores",
+        )
+    if loss.ties == "half" and rankings.labeller != "file" and rankings.completions == 2:
+        yield (
+            (*section, "ties"),
+            "has no effect on rankings of two answers, which are left out if both tie; set it to ignore, or "
+            "raise rm.rankings.completions",
         )
 
 

@@ -249,6 +249,10 @@ CONTRADICTIONS = [
         )
     ),
     (
+        ["rm.loss.ties=half", "rm.rankings={labeller: warmth, completions: 2}"],
+        "rm.loss.ties: has no effect on rankings of two answers, which are left out if both tie; set it to",
+    ),
+    (
         ["rm.loss.margin_scale=2"],
         "rm.loss.margin_scale: has no effect without a margin; set rm.loss.margin to",
     ),
@@ -259,7 +263,7 @@ CONTRADICTIONS = [
     *(
         (
             ["rm.loss.margin=scores", f"rm.rankings.labeller={labeller}"],
-            f"rm.loss.margin: the margins are differences of scores, but {name} gives ranks only; set this",
+            f"rm.loss.margin: needs scores, but rm.rankings.labeller ({name}) gives ranks only; set this to",
         )
         for labeller, name in (
             ("people", "people"),

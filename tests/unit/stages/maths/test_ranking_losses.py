@@ -3,6 +3,7 @@
 import math
 import random
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -227,7 +228,7 @@ def test_centring_by_hand():
     assert sum(gradient(centred, scores)[1][:2]) == pytest.approx(0.1 * 2 * 2 * 1 / 2)
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "half ties": {"half_ties": True},
     "smoothing": {"smoothing": 0.2},
     "margins": {"scale": 1.3},
