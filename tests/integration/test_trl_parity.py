@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-from configs.schema import Base, Rm, Sft
+from configs.schema import Base, RankingLoss, Rm, Sft
 from data.batches import pack
 from data.batches.tokenize import Demonstration, Ranking
 from stages import rm, sft
@@ -84,7 +85,8 @@ def sft_roles(quantization: str) -> Roles:
 
 def rm_roles(quantization: str) -> Roles:
     roles = new_role(tiny_roles(quantization=quantization), Role.REWARD, seed=4, head=True)
-    roles.heads[Role.REWARD].bias.requires_grad_(False)  # as in the recipe; TRL's head has no bias
+    head: Any = roles.heads[Role.REWARD]
+    torch.nn.init.zeros_(head.bias.requires_grad_(False))  # TRL's head has no bias; the recipe freezes it
     return roles
 
 
@@ -161,7 +163,9 @@ def trl_sft(
     return trl_step(trainer, tensors_of(roles, Role.POLICY), accumulation)
 
 
-def trl_rm(quantization: str, rankings: Sequence[Ranking], tokenizer: Any, folder: Path) -> Result:
+def trl_rm(
+    quantization: str, rankings: Sequence[Ranking], tokenizer: Any, folder: Path, **options: Any
+) -> Result:
     roles = rm_roles(quantization)
     save_role_of(roles, Role.REWARD, folder / "adapter", tokenizer)
     config = base_config(quantization)
@@ -177,12 +181,13 @@ def trl_rm(quantization: str, rankings: Sequence[Ranking], tokenizer: Any, folde
         {
             "chosen_ids": ranking.prompt_ids + ranking.completion_ids[0],
             "rejected_ids": ranking.prompt_ids + ranking.completion_ids[1],
+            **({"margin": ranking.labels[0] - ranking.labels[1]} if ranking.labels else {}),
         }
         for ranking in rankings
     ]
     trainer = RewardTrainer(
         model=model,
-        args=RewardConfig(**trl_options(folder, per_device_train_batch_size=len(rankings))),
+        args=RewardConfig(**trl_options(folder, per_device_train_batch_size=len(rankings), **options)),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
@@ -287,6 +292,38 @@ def test_pairwise_rm_equals_trl(
         metrics, gradients = gradients_of(engine, partial(trainer.step, rankings))
         assert_same((metrics["loss"], gradients), trl)
         assert "heads.reward.weight" in gradients
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        (RankingLoss(margin="scores"), {}),
+        (RankingLoss(center=0.3), {"center_rewards_coefficient": 0.3}),
+        (RankingLoss(margin="scores", center=0.3), {"center_rewards_coefficient": 0.3}),
+        (RankingLoss(kind="plackett_luce", center=0.3), {"center_rewards_coefficient": 0.3}),
+    ],
+    ids=lambda value: " ".join(value.model_fields_set) if isinstance(value, RankingLoss) else "",
+)
+def test_options_of_the_pairwise_loss_equal_those_of_trl(
+    loss: RankingLoss,
+    options: dict[str, float],
+    rankings: list[Ranking],
+    tiny_tokenizer: Any,
+    ranks: Ranks,
+    tmp_path: Path,
+) -> None:
+    if loss.margin == "scores":
+        labels = ([2.0, 1.25], [3.5, -1.0], [0.5, 0.0], [1.0, 1.0])
+        rankings = [replace(one, labels=own) for one, own in zip(rankings, labels, strict=True)]
+    trl = trl_rm("none", rankings, tiny_tokenizer, tmp_path, **options)
+    for micro, share_prompts in ((8, True), (2, True), (8, False)):
+        settings = Rm(batch_size=4, micro_batch_size=micro, max_grad_norm=0)
+        engine = engine_of(rm_roles("none"), {Role.REWARD: 1e-3}, ranks, settings)
+        trainer = rm.RewardModelTrainer(engine, 0, micro, share_prompts, loss)
+        held_out = trainer.evaluate(rankings)
+        metrics, gradients = gradients_of(engine, partial(trainer.step, rankings))
+        assert_same((metrics["loss"], gradients), trl)
+        assert held_out["loss"] == pytest.approx(trl[0], rel=1e-5)
 
 
 def test_prompts_forwarded_once_change_nothing(ranks: Ranks) -> None:
