@@ -39,6 +39,7 @@ NEWER_NESTED = {
     "rm.loss.center": 0.0,
     "rm.loss.label_smoothing": 0.0,
 }
+NEWER_SOURCE_KEYS = ("format", "rank_by")  # left out if null, as are the names in `columns`
 SOURCE_KEYS = ("path", "name", "split", "revision")
 REQUEST_KEYS = ("timeout_seconds", "retries", "key_variable")  # of ppo.rewards: how to call an endpoint
 
@@ -61,7 +62,13 @@ def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     reward_base = tree["rm"].pop("base")
     data = {key: value for key, value in tree["data"].items() if key not in STAGES}
     source = data_stage(stage)
-    data[source] = tree["data"][source]
+    data[source] = {
+        key: value
+        for key, value in tree["data"][source].items()
+        if value is not None or key not in NEWER_SOURCE_KEYS
+    }
+    columns = data[source]["columns"].items()
+    data[source]["columns"] = {key: name for key, name in columns if name is not None}
     for other in STAGES:  # a stage with the same source takes prompts from this stage
         if other != source and all(tree["data"][other][key] == data[source][key] for key in SOURCE_KEYS):
             data[other] = {key: data[source][key] for key in SOURCE_KEYS}

@@ -15,7 +15,7 @@ from configs import error_messages
 from configs.error_messages import Keys
 from configs.regular_file import read_regular_file
 from configs.safe_text import REDACTED, may_hold_secret
-from configs.schema import DATA_FILES, JUDGE_FILES
+from configs.schema import JUDGE_FILES, names_files
 from configs.yaml_loader import Loader
 
 DEEPSPEED_CONFIG = ("deepspeed", "config")
@@ -289,7 +289,7 @@ def is_local_path(keys: Keys, value: str) -> bool:
     named_as_a_path = value.startswith((".", "/", "~"))
     if keys[-2:] == ("base", "model"):
         return named_as_a_path
-    is_file = named_as_a_path or value.lower().endswith(DATA_FILES)
+    is_file = named_as_a_path or names_files(value)
     return keys[0] == "data" and keys[-1] == "path" and is_file
 
 

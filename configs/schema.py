@@ -15,7 +15,16 @@ from pydantic import Field
 
 from configs.sections.base import Adapter, Base, RewardBase
 from configs.sections.best import Best
-from configs.sections.data import DATA_FILES, Data, Shares, Source
+from configs.sections.data import (
+    DATA_FILES,
+    Columns,
+    Data,
+    FormatName,
+    Shares,
+    Source,
+    ending_of,
+    names_files,
+)
 from configs.sections.deepspeed import DeepSpeed
 from configs.sections.ppo import Ppo, Reward
 from configs.sections.rollout import EMBEDDINGS, VLLM_LORA_RANKS, Rollout, Vllm
@@ -39,10 +48,12 @@ __all__ = [
     "Agreement",
     "Base",
     "Best",
+    "Columns",
     "Data",
     "DeepSpeed",
     "Epochs",
     "Experiment",
+    "FormatName",
     "Ppo",
     "RankingLoss",
     "Rankings",
@@ -59,6 +70,8 @@ __all__ = [
     "Training",
     "Vllm",
     "data_stage",
+    "ending_of",
+    "names_files",
     "plain_url",
 ]
 

@@ -123,7 +123,7 @@ def tokenized(
 
 def _remarks(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data) -> Iterator[str]:
     """What a person might not expect of the way in which `rows` become tokens."""
-    plain = sum(isinstance(row["prompt"], str) for row in rows)
+    plain = sum(isinstance(row["prompt"], str) and row["prompt"] != "" for row in rows)
     if plain and not data.chat and tokenizer.chat_template is not None:
         yield (
             f"{plain:,} prompts are plain text, and the chat template of this base is not used for them. Set "

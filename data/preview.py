@@ -5,9 +5,9 @@ Each row goes through the functions that training uses, twice: with the limits o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +16,7 @@ from configs.schema import Data, Experiment, Stage
 from data.batches.fit import NoPair, NothingFits
 from data.batches.tokenize import TOKENIZE, Demonstration, Prompt, Ranking
 from data.examples import StageData
+from data.sources.folders import size_of
 from data.sources.formats import Kind, Row
 from data.sources.loading import MAX_BYTES, SOME_ROWS, first_rows
 
@@ -56,8 +57,7 @@ def rows_of(config: Experiment, stage: Stage, kind: Kind, note: Callable[[str], 
         UserError: a row cannot be read, or nothing is left to train on.
     """
     source = config.data.source(stage)
-    path = Path(source.path)
-    if path.is_file() and path.stat().st_size > MAX_BYTES:
+    if not os.path.isdir(source.path) and size_of(source.path) > MAX_BYTES:
         note(f"data.{stage}: large; only its first {SOME_ROWS:,} rows were read, held-out ones included")
         return first_rows(source, kind, SOME_ROWS)
     return StageData(config, stage, note).rows(kind).train

@@ -20,6 +20,7 @@ from configs.judge_file import read_judge
 from configs.schema import JUDGE_FILES, Base, Experiment, Reward, Stage
 from data.batches import tokenize
 from data.examples import StageData, read_examples
+from data.sources.folders import size_of
 from data.sources.formats import Kind
 from data.sources.loading import MAX_BYTES, SOME_ROWS, first_rows
 from data.sources.reading import is_local
@@ -179,7 +180,7 @@ def _data(tokenizers: _Tokenizers, stage: Stage, kind: Kind, base: Base) -> Call
 
     def check() -> list[str]:
         tokenizer = tokenizers.load(stage, base) if is_downloaded(base) else None
-        large = _size(Path(source.path)) > MAX_BYTES
+        large = size_of(source.path) > MAX_BYTES
         if large:
             rows = first_rows(source, kind, SOME_ROWS)
             remarks.append(f"data.{stage}: large; only its first {SOME_ROWS:,} rows were read")
@@ -219,11 +220,6 @@ def _check_sizes(config: Experiment, stage: Stage, train: int, held_out: int) ->
                 f"{key}: {size:,}, but data.{stage} has only {examples:,} examples for it. Lower it to "
                 f"{examples:,} or less."
             )
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _reader() -> list[str]:

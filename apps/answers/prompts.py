@@ -10,9 +10,10 @@ from configs.errors import UserError
 from configs.schema import Experiment
 from data.batches import tokenize
 from data.batches.fit import NothingFits
+from data.sources.bad_rows import BadRow
 from data.sources.loading import first_rows
 from data.sources.messages import Text, read_text
-from data.sources.reading import BadRow, is_local
+from data.sources.reading import is_local
 from stages.models.roles import Roles
 
 LONGEST = 4096  # tokens of prompt and answer, if the base has a larger window

@@ -69,5 +69,16 @@ def categories_of(file: Path | None) -> dict[str, str]:
 
 
 def training_demonstrations(run: TrainedRun) -> list[Row]:
-    """The demonstrations that SFT trains on."""
-    return StageData(run.config, "sft", lambda _: None).rows("demonstrations").train
+    """The demonstrations that SFT trains on.
+
+    Raises:
+        UserError: they are texts without prompts, which show no answer to one.
+    """
+    rows = StageData(run.config, "sft", lambda _: None).rows("demonstrations").train
+    with_prompt = [row for row in rows if row["prompt"]]
+    if not with_prompt:
+        raise UserError(
+            "data.sft: its rows are texts without prompts, so a base has no demonstrations to answer by. "
+            "Leave the candidates with demonstrations out."
+        )
+    return with_prompt

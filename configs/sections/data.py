@@ -9,13 +9,77 @@ from pydantic import Field, model_validator
 from configs.sections.values import Count, Fraction, NonNegative, Number, Section, Size, Text
 from configs.stage_names import Stage, data_stage
 
-DATA_FILES = (".jsonl", ".json", ".parquet")  # a source path with another ending names a hub dataset
+# A source path with another ending names a hub dataset, unless it has a pattern's characters.
+DATA_FILES = tuple(
+    ending + compression
+    for ending in (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+    for compression in ("", ".gz", ".zst")
+)
+FormatName = Literal[
+    "demonstration",
+    "conversation",
+    "text",
+    "preference",
+    "ranking",
+    "prompt",
+    "ultrafeedback",
+    "pandalm",
+    "llmbar",
+    "mt_bench",
+    "reward_bench_2",
+]
+
+
+def ending_of(path: str) -> str | None:
+    """Which of `DATA_FILES` a path ends in; None if it does in none."""
+    return next((ending for ending in DATA_FILES if path.lower().endswith(ending)), None)
+
+
+def names_files(path: str) -> bool:
+    """Whether a path is that of a data file, or a pattern of several."""
+    return ending_of(path) is not None or any(mark in path for mark in "*?[")
+
+
+class Columns(Section):
+    """Which key of a row is read as a key of the formats, for rows that have other names."""
+
+    prompt: Text | None = Field(None, description="the key that holds the prompt")
+    completion: Text | None = Field(None, description="the key that holds the answer")
+    input: Text | None = Field(None, description="the key that holds what follows the prompt")
+    system: Text | None = Field(None, description="the key that holds the system message")
+    history: Text | None = Field(None, description="the key that holds earlier questions and answers")
+    messages: Text | None = Field(None, description="the key that holds a conversation")
+    text: Text | None = Field(None, description="the key that holds a text without a prompt")
+    chosen: Text | None = Field(None, description="the key that holds the better answer")
+    rejected: Text | None = Field(None, description="the key that holds the worse answer")
+    score_chosen: Text | None = Field(None, description="the key that holds the score of the better answer")
+    score_rejected: Text | None = Field(None, description="the key that holds the score of the worse answer")
+    completions: Text | None = Field(None, description="the key that holds a list of answers")
+    ranks: Text | None = Field(None, description="the key that holds the rank of each answer")
+    scores: Text | None = Field(None, description="the key that holds the score of each answer")
+    label: Text | None = Field(None, description="the key that rates the answer as good or bad")
+    rating: Text | None = Field(None, description="the key that holds the rating of the answer")
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The key of the formats for each key of a row."""
+        return {name: key for key, name in self.model_dump().items() if name is not None}
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Columns:
+        given = [name for name in self.model_dump().values() if name is not None]
+        if twice := [name for name in given if given.count(name) > 1]:
+            raise ValueError(f"{twice[0]!r:.60} is read as two keys; name it once")
+        return self
 
 
 class Source(Section):
-    """Where a stage's examples come from: a JSONL, JSON or Parquet file, or a hub dataset."""
+    """Where a stage's examples come from: a file, a folder or a pattern of files, or a hub dataset."""
 
-    path: Text = Field(description="a .jsonl, .json or .parquet file, or the id of a hub dataset")
+    path: Text = Field(
+        description="a .jsonl, .json, .csv, .tsv or .parquet file, also with .gz or .zst; a folder; a "
+        "pattern such as data/*.jsonl; or the id of a hub dataset"
+    )
     name: Text | None = Field(None, description="configuration of a hub dataset or folder")
     split: Text = Field("train", description="split of a hub dataset or folder")
     revision: Text | None = Field(None, description="branch, tag or commit of a hub dataset")
@@ -24,6 +88,15 @@ class Source(Section):
     )
     ignore_columns: tuple[Text, ...] = Field(
         (), description="keys of rows and messages to ignore; other keys that no format uses are refused"
+    )
+    columns: Columns = Columns()
+    format: FormatName | None = Field(
+        None, description="the format of every row; by default, the keys of a row tell"
+    )
+    rank_by: Literal["overall_score", "aspects"] | None = Field(
+        None,
+        description="of UltraFeedback: rank by the overall score (the default), or by the mean rating of the "
+        "aspects",
     )
     min_rating: Number | None = Field(
         None,
@@ -40,9 +113,22 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _a_file_is_no_data_set(self) -> Source:
-        is_file = self.path.lower().endswith(DATA_FILES)
-        if is_file and (key := self.changed("name", "split", "revision")):
+        if names_files(self.path) and (key := self.changed("name", "split", "revision")):
             raise ValueError(f"{key} is of hub datasets and folders, and the path is a file; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _a_column_is_read_or_ignored(self) -> Source:
+        if both := sorted(set(self.columns.names) & set(self.ignore_columns)):
+            raise ValueError(
+                f"{both[0]!r:.60} stands in columns and in ignore_columns; name it in one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rank_by_is_of_ultrafeedback(self) -> Source:
+        if self.rank_by and self.format not in (None, "ultrafeedback"):
+            raise ValueError(f"rank_by is of UltraFeedback, and format is {self.format}; leave one out")
         return self
 
     @model_validator(mode="after")

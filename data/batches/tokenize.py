@@ -278,6 +278,11 @@ def _encode_whole(
     prompt: Text, completions: Sequence[Text], tokenizer: PreTrainedTokenizerBase, data: Data, where: str
 ) -> Encoded:
     """Token ids of a row whose texts are all strings or all lists of messages."""
+    if not prompt and data.chat:
+        raise UserError(
+            f"{where}: a text without a prompt is no turn of a chat, and data.chat is true. Set it to false, "
+            "or give `prompt` and `completion`."
+        )
     if isinstance(prompt, str) and not data.chat:
         # Some data sets end an answer with the text of the end-of-turn token, which is added here.
         texts = [str(completion).removesuffix(str(tokenizer.eos_token)) for completion in completions]
@@ -309,10 +314,13 @@ def _encode_text(
     """Tokenize prompt + completion as one text, as TRL does.
 
     If a token would span both (the prompt ends in a blank), the completion is tokenized by itself. Generation
-    continues exactly the prompt's tokens, so training must use them, too.
+    continues exactly the prompt's tokens, so training must use them, too. If the prompt is empty and the
+    tokenizer begins no text with a token of its own, the completion's first token is the prompt.
     """
     encoder = encoder_of(tokenizer)
     prompt_ids = encoder.text(prompt, where)
+    if not prompt and not prompt_ids:  # of a text without a prompt, nothing predicts the first token
+        prompt_ids = encoder.text(completions[0], where)[:1]
     answers = []
     for completion in completions:
         ids = encoder.text(prompt + completion, where)

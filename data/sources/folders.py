@@ -1,18 +1,18 @@
-"""Local folders of data: which of their files `datasets` reads, and which one it stumbles over."""
+"""Local folders and patterns of data: which files they name, in order, and which would be left out."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from itertools import islice
 from pathlib import Path
 
 from configs.errors import UserError
-from configs.schema import DATA_FILES
+from configs.schema import DATA_FILES, ending_of
+from data.storage.source_digest import MOST_FILES, is_pattern, matches
 
-OTHER_DATA = (".csv", ".tsv", ".ndjson", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".7z")
+OTHER_DATA = (".ndjson", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".7z")
 ABOUT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-MOST_FILES = 10_000  # more can only be a wrong folder, such as /
 
 
 def check_number(folder: Path) -> None:
@@ -32,12 +32,46 @@ def check_all_read(folder: Path, read: Set[Path]) -> None:
     """
     unread = [file for file in data_files(folder) if file.resolve() not in read]
     if unread:
-        more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
+        raise _not_read(folder, unread)
+
+
+def check_one_type(folder: Path, files: Sequence[Path]) -> None:
+    """Raise UserError if files of a folder differ in type or compression: one may be a copy of another."""
+    first = _type(files[0])
+    if others := [file for file in files if _type(file) != first]:
+        raise _not_read(folder, others)
+
+
+def files_of_pattern(pattern: str) -> list[Path]:
+    """The files that a pattern names, in order.
+
+    Raises:
+        UserError: there is none, or something else than data files of one type.
+    """
+    found = matches(pattern)
+    if not found:
+        raise UserError(f"{pattern}: no file has such a name. Correct the pattern under `data`.")
+    if len(found) > MOST_FILES:
+        raise UserError(f"{pattern}: it names over {MOST_FILES:,} files. Narrow the pattern.")
+    for file in found:
+        if ending_of(file.name) is None or file.is_dir():
+            what = "a folder" if file.is_dir() else "no data file"
+            raise UserError(
+                f"{pattern}: it also names {file}, which is {what}. Narrow the pattern, as in data/*.jsonl."
+            )
+    first = _type(found[0])
+    if other := next((file for file in found if _type(file) != first), None):
         raise UserError(
-            f"{folder}: {unread[0].relative_to(folder)}{more} would not be read. All files of a folder "
-            "need one type, and if one name says a split, such as train.jsonl, each must say one. Rename or "
-            "convert the file, or move it away."
+            f"{pattern}: it names {found[0]} and {other}, which differ in type. Narrow the pattern."
         )
+    return found
+
+
+def size_of(path: str) -> int:
+    """Bytes of the file, of the files of the folder, or of those of the pattern at `path`."""
+    place = Path(path)
+    files = matches(path) if is_pattern(path) else place.rglob("*") if place.is_dir() else [place]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def data_files(folder: Path) -> list[Path]:
@@ -45,6 +79,22 @@ def data_files(folder: Path) -> list[Path]:
     endings = (*DATA_FILES, *OTHER_DATA)
     return sorted(
         file for file in _files(folder) if file.name.lower().endswith(endings) and file.name not in ABOUT_DATA
+    )
+
+
+def _type(file: Path) -> tuple[str, str]:
+    """What reads a file, and how it is compressed. JSON and JSONL have one reader."""
+    ending = ending_of(file.name) or ""
+    kind, _, compression = ending.removeprefix(".").partition(".")
+    return kind.replace("jsonl", "json"), compression
+
+
+def _not_read(folder: Path, files: Sequence[Path]) -> UserError:
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    return UserError(
+        f"{folder}: {files[0].relative_to(folder)}{more} would not be read. All files of a folder "
+        "need one type, and if one name says a split, such as train.jsonl, each must say one. Rename or "
+        "convert the file, or move it away."
     )
 
 

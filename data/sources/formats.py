@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from trl.data_utils import extract_prompt
 
-from data.sources.keys import REMEDY, Fields, check_keys, read_fields, unused_keys
+from configs.schema import FormatName
+from data.sources.bad_rows import BadRow, LeftOut, UnusableRow
+from data.sources.keys import NO_COLUMNS, REMEDY, Fields, check_keys, read_fields, unused_keys
 from data.sources.messages import (
     Message,
     Text,
@@ -33,7 +35,16 @@ from data.sources.order import (
     scores_of_answers,
     without_copies,
 )
-from data.sources.reading import BadRow, LeftOut, UnusableRow
+from data.sources.published import (
+    RankBy,
+    is_reward_bench_2,
+    is_ultrafeedback,
+    llmbar,
+    mt_bench,
+    pandalm,
+    reward_bench_2,
+    ultrafeedback,
+)
 from data.sources.text import collapsed, is_blank, listed, read_string
 
 Kind = Literal["demonstrations", "rankings", "prompts"]
@@ -43,10 +54,11 @@ Row = dict[str, Any]
 
 ACCEPTED: dict[Kind, str] = {
     "demonstrations": "`prompt` and `completion`; `messages`; `instruction`, `input` and `output` (Alpaca); "
-    "`conversations` (ShareGPT); any format of rankings, whose best completion is taken",
+    "`conversations` (ShareGPT); `text`; any format of rankings, whose best completion is taken",
     "rankings": "`prompt`, `chosen` and `rejected`; `chosen` and `rejected` that begin alike (Anthropic HH's "
     "transcripts too); `conversations`, `chosen` and `rejected` (ShareGPT); `prompt` and `completions`, best "
-    "first or with `ranks` or `scores`. `rm.rankings.labeller` ranks rows that have only prompts",
+    "first or with `ranks` or `scores`; UltraFeedback, PandaLM, LLMBar, MT-Bench and "
+    "RewardBench. `rm.rankings.labeller` ranks rows that have only prompts",
     "prompts": "`prompt`; `messages`; any format of demonstrations or rankings, whose prompt is taken",
 }
 
@@ -56,20 +68,26 @@ class Format:
     """One form of a row, which its keys tell.
 
     Attributes:
+        key: its name in the configuration.
         name: in messages.
         required: the keys that tell it.
         optional: the other keys that it uses.
         read: returns the prompt and the completions, in the order in which they stand.
         ranks: returns the rank of each completion, 0 for the best.
         learns_earlier_turns: SFT learns the assistant's turns in the prompt, too.
+        fits: whether the values of the required keys are of this form.
+        as_ranking: returns the fields of the ranking that a row of a published data set stands for.
     """
 
+    key: FormatName
     name: str
     required: frozenset[str]
     optional: frozenset[str]
     read: Callable[[Fields], tuple[Text, list[Text]]]
     ranks: Callable[[Fields, int], list[int]] = lambda fields, count: list(range(count))
     learns_earlier_turns: bool = False
+    fits: Callable[[Fields], bool] = lambda fields: True
+    as_ranking: Callable[[Fields, RankBy], Fields] = lambda fields, rank_by: fields
 
     @property
     def used(self) -> frozenset[str]:
@@ -168,11 +186,66 @@ def _history(history: Any) -> list[Message]:
     ]
 
 
+def _published(
+    key: FormatName,
+    name: str,
+    required: Collection[str],
+    as_ranking: Callable[[Fields, RankBy], Fields],
+    fits: Callable[[Fields], bool] = lambda fields: True,
+    optional: Collection[str] = (),
+) -> Format:
+    """The format of a public data set, which is read as a ranking."""
+    listed_keys = ", ".join(f"`{each}`" for each in sorted(required))
+    return Format(
+        key,
+        f"a row of {name} ({listed_keys})",
+        frozenset(required),
+        frozenset({*optional, "system"}),
+        _ranking,
+        ranks_of_completions,
+        fits=fits,
+        as_ranking=as_ranking,
+    )
+
+
 RATING = "rating"  # how good the one answer of a row is; see `min_rating` of a source
 SAMPLED = "completion_ids"  # the tokens of sampled answers, as in rm/rankings.jsonl of a run
 QUESTION = frozenset({"input", "history", "system"})  # what may stand beside a prompt
+IN_RANKING = frozenset({"prompt", "completions"})
 FORMATS = (
+    _published(
+        "ultrafeedback",
+        "UltraFeedback",
+        IN_RANKING,
+        ultrafeedback,
+        is_ultrafeedback,
+        {"correct_answers", "incorrect_answers"},
+    ),
+    _published(
+        "reward_bench_2",
+        "RewardBench 2",
+        {"prompt", "chosen", "rejected"},
+        reward_bench_2,
+        is_reward_bench_2,
+        {"num_correct", "num_incorrect", "total_completions", "additional_metadata"},
+    ),
+    _published(
+        "pandalm",
+        "PandaLM",
+        {"prompt", "response1", "response2", "annotator1", "annotator2", "annotator3"},
+        pandalm,
+        optional={"input", "motivation_app", "cmp_key"},
+    ),
+    _published("llmbar", "LLMBar", {"input", "output_1", "output_2", "label"}, llmbar),
+    _published(
+        "mt_bench",
+        "MT-Bench",
+        {"conversation_a", "conversation_b", "winner"},
+        mt_bench,
+        optional={"model_a", "model_b", "judge"},
+    ),
     Format(
+        "ranking",
         "a ranking (`prompt`, `completions`)",
         frozenset({"completions"}),
         QUESTION.union({"prompt", "messages"}, RANKS, SCORES),
@@ -180,6 +253,7 @@ FORMATS = (
         ranks_of_completions,
     ),
     Format(
+        "preference",
         "a preference (`prompt`, `chosen`, `rejected`)",
         frozenset({"chosen", "rejected"}),
         QUESTION.union({"prompt", "messages"}, RANKS, SCORES, *PAIR_SCORES),
@@ -187,51 +261,87 @@ FORMATS = (
         lambda fields, count: ranks_of_pair(fields),
     ),
     Format(
+        "demonstration",
         "a demonstration (`prompt`, `completion`)",
         frozenset({"prompt", "completion"}),
         QUESTION | {"label", RATING},
         _prompt_completion,
     ),
     Format(
+        "conversation",
         "a conversation (`messages`)",
         frozenset({"messages"}),
         frozenset({"prompt", "system", "label", RATING}),
         _conversation,
         learns_earlier_turns=True,
     ),
-    Format("a prompt (`prompt`)", frozenset({"prompt"}), QUESTION, lambda fields: (_prompt(fields), [])),
+    Format(
+        "text",
+        "a text (`text`)",
+        frozenset({"text"}),
+        frozenset(),
+        lambda fields: ("", [read_string(fields["text"], fields.name("text"))]),
+    ),
+    Format(
+        "prompt",
+        "a prompt (`prompt`)",
+        frozenset({"prompt"}),
+        QUESTION,
+        lambda fields: (_prompt(fields), []),
+    ),
 )
 
 
-def normalise(
-    example: Mapping[str, Any], kind: Kind, ignored: Collection[str] = (), min_rating: float | None = None
-) -> Row:
-    """Convert `example` to the form of its kind (see `load_rows`), without `where`.
+class Reading(NamedTuple):
+    """How the rows of a source are read.
 
-    Args:
+    Attributes:
         ignored: keys to leave out, of the row and of its messages.
+        columns: the key of the formats for each name that rows have for one.
+        format: the format of every row; None if its keys tell.
+        rank_by: what UltraFeedback ranks by.
         min_rating: of demonstrations; rows with a lower `rating` are left out.
+    """
+
+    ignored: Collection[str] = ()
+    columns: Mapping[str, str] = NO_COLUMNS
+    format: FormatName | None = None
+    rank_by: RankBy = None
+    min_rating: float | None = None
+
+
+BY_ITS_KEYS = Reading()
+
+
+def normalise(example: Mapping[str, Any], kind: Kind, reading: Reading = BY_ITS_KEYS) -> Row:
+    """Convert `example` to the form of its kind (see `load_rows`), without `where`.
 
     Raises:
         BadRow: the row does not have the form of any accepted format, or says more than its format means.
         UnusableRow: it has, but there is nothing to learn from it.
         LeftOut: it says itself that there is nothing to learn.
     """
-    fields = read_fields(example, ignored)
-    form = recognise(fields)
+    fields = read_fields(example, reading.ignored, reading.columns)
+    form = recognise(fields) if reading.format is None else _named(fields, reading.format)
+    if reading.rank_by and form.key != "ultrafeedback":
+        raise BadRow(f"`rank_by` is of UltraFeedback, and the row is {form.name}; leave `rank_by` out")
+    fields = form.as_ranking(fields, reading.rank_by)
     prompt, completions = form.read(fields)
     _check_copies(fields, form, prompt, completions)
     prompt, completions = _same_type(_opened(prompt, fields), completions)
     if len(completions) < {"prompts": 0, "demonstrations": 1, "rankings": 2}[kind]:
         raise _missing(fields, completions, kind)
-    check_prompt(prompt)
+    if form.key != "text":
+        check_prompt(prompt)
+    elif kind == "prompts":
+        raise BadRow(f"`{fields.name('text')}` is a text without a prompt")
     if kind == "prompts":
         return {"prompt": without_weights(prompt)}
     ranks = form.ranks(fields, len(completions))
     if kind == "rankings":
         scores = scores_of_answers(fields, len(completions))
         return {"prompt": without_weights(prompt), **_ranked(completions, ranks, scores, SAMPLED in fields)}
-    _check_rating(fields, min_rating)
+    _check_rating(fields, reading.min_rating)
     return _demonstration(fields, form, prompt, completions[ranks.index(min(ranks))])
 
 
@@ -242,19 +352,42 @@ def recognise(fields: Fields) -> Format:
         BadRow: there is none. The message names the keys that do not fit.
     """
     keys = {key for key in fields if key != "messages" or fields[key]}
-    candidates = [form for form in FORMATS if form.required <= keys]
-    for form in candidates:
-        if not unused_keys(fields, form.used):
-            return form
+    candidates: list[Format] = []
+    for form in FORMATS:
+        if form.required <= keys and form.fits(fields):
+            if not unused_keys(fields, form.used):
+                return form
+            candidates.append(form)
     answers = keys & {"completion", "completions", "chosen", "rejected"}
     if answers in ({"chosen"}, {"rejected"}):
         raise BadRow("`chosen` and `rejected` must both be present")
     if not candidates:
         raise BadRow(f"no known format has these keys: {listed(map(fields.name, fields))}")
-    form = candidates[0]
+    _check_used(fields, candidates[0])
+    raise AssertionError("a key is not used")
+
+
+def _named(fields: Fields, key: FormatName) -> Format:
+    """The format that the configuration names.
+
+    Raises:
+        BadRow: the row lacks a key of it, has other values, or has other keys.
+    """
+    form = next(form for form in FORMATS if form.key == key)
+    if missing := sorted(form.required - fields.keys()):
+        raise BadRow(f"`format` is {key}, and the row has no {listed(missing)}")
+    if not form.fits(fields):
+        raise BadRow(
+            f"`format` is {key}, and the values of {listed(sorted(form.required))} are not of {form.name}"
+        )
+    _check_used(fields, form)
+    return form
+
+
+def _check_used(fields: Fields, form: Format) -> None:
+    """Raise BadRow if the row has keys that have no place in the form."""
     names = {fields.name(key): value for key, value in fields.items() if key not in form.used}
     check_keys(names, (), form.name)
-    raise AssertionError("check_keys refuses the keys that are not used")
 
 
 def _check_rating(fields: Fields, least: float | None) -> None:

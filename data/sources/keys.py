@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from data.sources.reading import BadRow
+from data.sources.bad_rows import BadRow
+from data.sources.cells import value_of
+from data.sources.tables import Cells
 from data.sources.text import collapsed, listed
 
 # Every name on the left reads as the key on the right.
@@ -55,6 +58,7 @@ REFUSED = {
     ),
 }
 REMEDY = "rename or remove it, or name it in `ignore_columns` of this source"
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
@@ -63,23 +67,35 @@ class Fields(dict[str, Any]):
 
     def __init__(self, values: Mapping[str, Any], names: Mapping[str, str]) -> None:
         super().__init__(values)
-        self._names = names
+        self.names = names
 
     def name(self, key: str) -> str:
         """The name that the row itself has for `key`."""
-        return self._names.get(key, key)
+        return self.names.get(key, key)
 
 
-def read_fields(row: Mapping[str, Any], ignored: Collection[str] = ()) -> Fields:
+def read_fields(
+    row: Mapping[str, Any], ignored: Collection[str] = (), columns: Mapping[str, str] = NO_COLUMNS
+) -> Fields:
     """The row without nulls, which Arrow adds, without the `ignored` keys, and without synonyms.
 
+    Args:
+        columns: the key of the formats for each name that the row has for one.
+
     Raises:
-        BadRow: two names of one key have different values.
+        BadRow: two names of one key have different values, or `columns` names one of the two.
     """
     values: dict[str, Any] = {}
     names: dict[str, str] = {}
     for name, value in _filled(row, ignored).items():
-        key = SYNONYMS.get(name, name)
+        key = columns.get(name) or SYNONYMS.get(name, name)
+        if isinstance(row, Cells):
+            value = value_of(key, value)
+        if key in values and not {name, names[key]}.isdisjoint(columns) and value not in _EMPTY:
+            raise BadRow(
+                f"`columns` reads `{key}` from one of `{names[key]}` and `{name}`, and the row has both; "
+                "name the other in `ignore_columns` of this source"
+            )
         if key in values and not _says_the_same(values[key], value):
             raise BadRow(f"`{names[key]}` and `{name}` say different things; {REMEDY}")
         if key not in values or values[key] in _EMPTY:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from configs.errors import UserError
 from configs.schema import Source
-from data.sources.formats import ACCEPTED, Kind, Row, normalise
+from data.sources.bad_rows import BadRow, LeftOut, UnusableRow
+from data.sources.formats import ACCEPTED, Kind, Reading, Row, normalise
 from data.sources.keys import SPLIT
-from data.sources.reading import BadRow, LeftOut, UnusableRow, describe, read
+from data.sources.reading import describe, read, where
 from data.sources.text import listed
 
 MAX_UNUSABLE_SHARE = 0.01  # published data has a few such rows (Anthropic HH 0.25 %); more mean a mistake
@@ -55,10 +56,11 @@ def load_rows(
     rows: list[Row] = []
     faults = _Faults()
     total = others = assigned = 0
-    unseen = set(source.ignore_columns)
+    unseen = {**dict.fromkeys(source.ignore_columns, "ignore_columns"), **_columns(source)}
     for example, row in _normalised(source, kind, faults):
         total += 1
-        unseen -= example.keys() if unseen else set()
+        for name in unseen.keys() & example.keys() if unseen else ():
+            del unseen[name]
         if row is None:
             continue
         assigned += SPLIT in example
@@ -69,10 +71,9 @@ def load_rows(
         if len(rows) == source.limit:
             break
     _check(source, kind, total, faults)
-    if unseen:
-        raise UserError(
-            f"{describe(source)}: `ignore_columns` names {listed(sorted(unseen))}, which no row has."
-        )
+    for key in sorted(set(unseen.values())):
+        names = sorted(name for name, named_by in unseen.items() if named_by == key)
+        raise UserError(f"{describe(source)}: `{key}` names {listed(names)}, which no row has.")
     if assigned and SPLIT not in source.ignore_columns:
         note(
             f"{describe(source)}: {assigned:,} rows have `{SPLIT}`, which is ignored: `held_out` of this "
@@ -122,20 +123,29 @@ def _normalised(
     source: Source, kind: Kind, faults: _Faults
 ) -> Iterator[tuple[Mapping[str, Any], Row | None]]:
     """Each row as it was read ({} if it could not be), and as one of its kind, or None and one fault more."""
-    ignored = frozenset(source.ignore_columns)
-    least = source.min_rating if kind == "demonstrations" else None
+    reading = Reading(
+        ignored=frozenset(source.ignore_columns),
+        columns=source.columns.names,
+        format=source.format,
+        rank_by=source.rank_by,
+        min_rating=source.min_rating if kind == "demonstrations" else None,
+    )
     for place, example in read(source):
         if isinstance(example, BadRow):
             faults.add(place, example)
             yield {}, None
             continue
         try:
-            row = normalise(example, kind, ignored, least)
+            row = normalise(example, kind, reading)
         except BadRow as fault:
             faults.add(place, fault)
             yield example, None
         else:
-            yield example, {**row, "where": f"{describe(source)}, {place}"}
+            yield example, {**row, "where": where(source, place)}
+
+
+def _columns(source: Source) -> dict[str, str]:
+    return dict.fromkeys(source.columns.names, "columns")
 
 
 def _check(source: Source, kind: Kind, total: int, faults: _Faults) -> None:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from data.sources.bad_rows import BadRow, LeftOut, UnusableRow
 from data.sources.keys import check_keys
-from data.sources.reading import BadRow, LeftOut, UnusableRow
 from data.sources.text import is_blank, read_string, shown
 
 Message = dict[str, str]  # role and content; `weight` (see `_weight`) only until a row is normalised

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from data.sources.reading import BadRow
+from data.sources.bad_rows import BadRow
 from data.sources.text import listed, shown
 
 RANKS = ("ranks", "rank", "ranking")  # one number for each answer, the lowest for the best

@@ -1,222 +1,169 @@
-"""Read the raw rows of a JSONL, JSON or Parquet file or of a hub dataset, with the place of each row."""
+"""Read the raw rows of a file, a folder, a pattern or a hub dataset, with the place of each row."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
 from configs.errors import UserError
-from configs.schema import DATA_FILES, Source
-from data.sources.folders import check_all_read, check_number, data_files
+from configs.schema import Source, ending_of
+from data.sources.bad_rows import BadRow
+from data.sources.folders import check_all_read, check_number, check_one_type, data_files, files_of_pattern
+from data.sources.json_rows import Rows, numbered, read_json
+from data.sources.opening import DamagedFile, existing
+from data.sources.tables import read_csv, read_parquet, read_tsv
+from data.storage.source_digest import is_pattern
 
-
-class BadRow(ValueError):
-    """A row that cannot be read. The message gives the reason."""
-
-
-class UnusableRow(BadRow):
-    """A readable row without anything to learn, such as one with an empty answer. Few may be."""
-
-
-class LeftOut(BadRow):
-    """A row that says itself that there is nothing to learn, such as a bad answer. Any number may be."""
+READERS: dict[str, Callable[[Path], Rows]] = {
+    ".jsonl": read_json,
+    ".json": read_json,
+    ".parquet": read_parquet,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+}
 
 
 def describe(source: Source) -> str:
-    """The name of `source` in messages: the path of a file, or a hub dataset with configuration and split."""
-    if source.path.endswith(DATA_FILES):
+    """The name of `source` in messages: a path, or a hub dataset with configuration and split."""
+    if ending_of(source.path) or is_pattern(source.path):
         return source.path
     return f"{source.path} ({', '.join(part for part in (source.name, source.split) if part)})"
 
 
 def is_local(source: Source) -> bool:
-    """Whether the source is a file or folder of this machine, and not a data set of the hub."""
-    return source.path.endswith(DATA_FILES) or os.path.exists(source.path)
+    """Whether the source is on this machine, and not a data set of the hub."""
+    return ending_of(source.path) is not None or os.path.exists(source.path) or is_pattern(source.path)
 
 
-def read(source: Source) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
+def where(source: Source, place: str) -> str:
+    """The name of a row in messages. `place` is what `read` yields, or follows the name of the source."""
+    return place if _has_files(source) and ", " in place else f"{describe(source)}, {place}"
+
+
+def read(source: Source) -> Rows:
     """Yield `(place, row)` of each row. `place` is "line 3" or "row 3" (from 1).
 
-    A row that is not a JSON object is yielded as a BadRow.
+    In a folder or a pattern, the path stands before it (see `where`). A row that is not an object, or whose
+    number of cells is not that of the columns, is yielded as a BadRow.
 
     Raises:
-        UserError: the file or dataset cannot be read.
+        UserError: a file or the dataset cannot be read.
     """
-    if source.path.endswith(".parquet"):
-        return _numbered(_parquet(_existing(source.path)))
-    if source.path.endswith((".jsonl", ".json")):
-        return _json(_existing(source.path))
-    return _numbered(_hub(source))
+    if is_pattern(source.path):
+        return _files(files_of_pattern(source.path))
+    if ending_of(source.path):
+        return read_file(existing(source.path))
+    if os.path.isdir(source.path):
+        return _folder(source)
+    return numbered(_hub(source))
 
 
-def _existing(path: str) -> Path:
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"{path}: there is no such file. Correct the path under `data` in the configuration.")
-    if file.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty. Put rows into it, or point `data` at another file.")
-    if not os.access(file, os.R_OK):
-        raise UserError(f"{path}: permission to read the file is denied. Change its permissions, or copy it.")
-    return file
-
-
-def _json(file: Path) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
-    """Read an array of objects if the first character is `[`, else one object per line."""
-    with file.open("rb") as stream:
-        start = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    return _json_array(file) if start.startswith(b"[") else _json_lines(file)
-
-
-def _json_array(file: Path) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
+def read_file(file: Path) -> Rows:
+    """Yield the rows of one file, as `read` does."""
+    ending = ending_of(file.name)
+    assert ending is not None
+    place = ""
     try:
-        rows, repeated = _loads(file.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 at byte {error.start}. Save the file as UTF-8.") from error
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{file}: invalid JSON at {where}: {error.msg}. Correct it there.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{file}: {_parser_limit(error)}. Correct it, or write one object per line."
-        ) from None
-    return _numbered([_repeated_key(row) or row for row in rows] if repeated else rows)
+        for place, row in READERS[f".{ending.split('.')[1]}"](file):
+            yield place, row
+    except DamagedFile as fault:
+        after = f"damaged after {place}: " if place else ""
+        raise UserError(f"{file}: {after}{fault}.") from fault
 
 
-def _loads(text: str) -> tuple[Any, bool]:
-    """The value of a JSON text, and whether an object has a key twice: a BadRow stands for it."""
-    repeated = False
-
-    def object_of(pairs: list[tuple[str, Any]]) -> Any:
-        nonlocal repeated
-        fields = dict(pairs)
-        if len(fields) == len(pairs):
-            return fields
-        repeated = True
-        counts = Counter(key for key, _ in pairs)
-        key = next(key for key in counts if counts[key] > 1)
-        return BadRow(f"the key {key!r:.60} stands {counts[key]} times in one object; remove all but one")
-
-    return json.loads(text, object_pairs_hook=object_of), repeated
+def _has_files(source: Source) -> bool:
+    return is_pattern(source.path) or (ending_of(source.path) is None and os.path.isdir(source.path))
 
 
-def _repeated_key(value: Any) -> BadRow | None:
-    """The first BadRow that `_loads` put somewhere into `value`."""
-    if isinstance(value, BadRow):
-        return value
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next(filter(None, map(_repeated_key, items)), None)
+def _files(files: list[Path]) -> Rows:
+    for file in files:
+        for place, row in read_file(existing(file)):
+            yield f"{file}, {place}", row
 
 
-def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield f"line {number}", _parsed(line)
-
-
-def _parsed(line: bytes) -> dict[str, Any] | BadRow:
-    try:
-        row, repeated = _loads(line.decode("utf-8-sig"))
-        return (_repeated_key(row) if repeated else None) or _object(row)
-    except UnicodeDecodeError as error:
-        return BadRow(f"not UTF-8 at byte {error.start}; save the file as UTF-8")
-    except json.JSONDecodeError as error:
-        return BadRow(f"invalid JSON at column {error.colno}: {error.msg}; a line holds one whole object")
-    except (ValueError, RecursionError) as error:
-        return BadRow(_parser_limit(error))
-
-
-def _parser_limit(error: ValueError | RecursionError) -> str:
-    """Why Python refuses a valid JSON text."""
-    return "nested too deeply" if isinstance(error, RecursionError) else "a number of thousands of digits"
-
-
-def _object(row: Any) -> dict[str, Any] | BadRow:
-    return (
-        row
-        if isinstance(row, (dict, BadRow))
-        else BadRow(f"a JSON object is expected, not {type(row).__name__}")
-    )
-
-
-def _numbered(rows: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
-    return ((f"row {number}", _object(row)) for number, row in enumerate(rows, start=1))
-
-
-def _parquet(file: Path) -> Iterator[Any]:
-    row = 0
-    try:
-        table = pq.ParquetFile(file)
-        _check_columns(file, table.schema_arrow.names)
-        for batch in table.iter_batches():
-            for value in batch.to_pylist():
-                row += 1
-                yield value
-    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text is not UTF-8
-        where = f"damaged after row {row}" if row else "not a Parquet file"
-        raise UserError(f"{file}: {where} ({error!s:.200}). Write it again, or use JSONL.") from error
-
-
-def _check_columns(file: Path, names: list[str]) -> None:
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise UserError(f"{file}: the column {repeated[0]!r:.60} stands there twice. Remove one of the two.")
-
-
-def _hub(source: Source) -> Iterable[Any]:
+def _hub(source: Source) -> datasets.Dataset:
     local = Path(source.path).expanduser()
     if local.is_file() or (local.is_absolute() and not local.exists()):
         raise UserError(
-            f"{source.path}: not a readable file. Use the path of a file that ends in .jsonl, .json or "
-            ".parquet, or the id of a hub dataset such as Anthropic/hh-rlhf."
+            f"{source.path}: not a readable file. Use the path of a file that ends in .jsonl, .json, .csv, "
+            ".tsv or .parquet, or the id of a hub dataset such as Anthropic/hh-rlhf."
         )
     try:
-        if os.path.isdir(source.path):
-            _check_folder(source)
-        dataset = datasets.load_dataset(
-            source.path, source.name, split=source.split, revision=source.revision
-        )
+        return _loaded(source)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        if os.path.isdir(source.path):
-            raise _fault_of_folder(source, error) from error
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"hub dataset {describe(source)} could not be loaded: {reason}. Check its id, `name`, `split` "
-            "and `revision`, and the network; a local file's path must end in .jsonl, .json or .parquet."
+            "and `revision`, and the network; a local file's path must end in .jsonl, .json, .csv, .tsv or "
+            ".parquet."
         ) from error
+
+
+def _loaded(source: Source) -> datasets.Dataset:
+    dataset = datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
     if not isinstance(dataset, datasets.Dataset):
         raise UserError(f"hub dataset {describe(source)}: `split` must name one split, such as train.")
-    rows: Iterable[Any] = dataset
-    return rows
+    return dataset
 
 
-def _check_folder(source: Source) -> None:
-    """Raise UserError if `datasets` would leave out a file of a local folder."""
+def _folder(source: Source) -> Rows:
+    """The rows of a split of a local folder: file by file, or as the folder's own description says."""
     folder = Path(source.path)
     if source.revision is not None:
         raise UserError(f"{folder}: a folder has no revision. Leave `revision` out of this source.")
     check_number(folder)
+    try:
+        files = _files_of_split(source, folder)
+        if files is not None:
+            return _files(files)
+        return ((where(source, place), row) for place, row in numbered(_loaded(source)))
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise _fault_of_folder(source, error) from error
+
+
+def _files_of_split(source: Source, folder: Path) -> list[Path] | None:
+    """The files of a split, in order. None if only `datasets` knows how to read them.
+
+    It does if the folder describes configurations, if `split` is an expression such as train[:10%], or if a
+    file has another type.
+    """
     builder = datasets.load_dataset_builder(source.path, source.name)
+    splits = builder.config.data_files or {}
     if source.name is None and len(builder.builder_configs) == 1:  # else other configurations have files, too
-        splits = builder.config.data_files or {}
         check_all_read(folder, {Path(file).resolve() for files in splits.values() for file in files})
+    if source.name is not None or _describes_itself(folder) or source.split not in splits:
+        return None
+    files = sorted(_inside(folder, file) for file in splits[source.split])
+    if not all(ending_of(file.name) for file in files):
+        return None
+    check_one_type(folder, files)
+    return files
+
+
+def _describes_itself(folder: Path) -> bool:
+    """Whether a dataset card says which files are read, and how."""
+    card = folder / "README.md"
+    return (folder / ".huggingface.yaml").exists() or (
+        card.is_file() and card.read_bytes().startswith(b"---")
+    )
+
+
+def _inside(folder: Path, file: str) -> Path:
+    """The path of a file below `folder`, as the source names the folder."""
+    resolved = folder.resolve()
+    return folder / Path(file).relative_to(resolved) if Path(file).is_relative_to(resolved) else Path(file)
 
 
 def _fault_of_folder(source: Source, error: Exception) -> UserError:
     """What is wrong with a local folder: a row of one of its files, or what `datasets` says."""
     for file in data_files(Path(source.path)):
-        if str(file).endswith(DATA_FILES):
+        if ending_of(file.name):
             try:
-                rows = read(source.model_copy(update={"path": str(file)}))
+                rows = read_file(existing(file))
                 if bad := next(((place, row) for place, row in rows if isinstance(row, BadRow)), None):
                     return UserError(f"{file}, {bad[0]}: {bad[1]}. Correct or remove the row.")
             except UserError as fault:

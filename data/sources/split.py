@@ -23,6 +23,11 @@ def prompt_key(prompt: Text) -> str:
     return json.dumps(turns, ensure_ascii=False)
 
 
+def row_key(row: Row) -> str:
+    """The identity of a row's prompt; of its text, if it has no prompt."""
+    return prompt_key(row["prompt"] or row["completion"])
+
+
 def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
     """Return `(train, held_out)` rows of the stage, each in the order of `rows`.
 
@@ -35,7 +40,7 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int) -> tup
         UserError: no prompt is left to train on, or the stage has no share of a shared source.
     """
     belongs = belongs_to(data, stage, seed)
-    of_stage = [(prompt_key(row["prompt"]), row) for row in rows if belongs(row)]
+    of_stage = [(row_key(row), row) for row in rows if belongs(row)]
     prompts = sorted({key for key, _ in of_stage}, key=lambda key: (_unit(seed, "held_out", key), key))
     source = data.source(stage)
     count = _held_out_count(source, len(prompts))
@@ -53,7 +58,7 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int) -> tup
 def belongs_to(data: Data, stage: Stage, seed: int) -> Callable[[Row], bool]:
     """Whether a row's prompt belongs to the stage (see `stage_interval`)."""
     low, high = stage_interval(data, stage)
-    return lambda row: low <= _unit(seed, "stage", prompt_key(row["prompt"])) < high
+    return lambda row: low <= _unit(seed, "stage", row_key(row)) < high
 
 
 def stage_interval(data: Data, stage: Stage) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from data.sources.reading import BadRow, UnusableRow
+from data.sources.bad_rows import BadRow, UnusableRow
 
 SHORT = reprlib.Repr()  # it ends, however deep or long a value is
 SHORT.maxstring = SHORT.maxother = 70

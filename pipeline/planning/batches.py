@@ -1,13 +1,17 @@
-"""Batch arithmetic: a stage's sizes on a number of ranks. It only counts the lines of data files."""
+"""Batch arithmetic: a stage's sizes on a number of ranks. It only counts the rows of data files."""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from configs.errors import UserError
 from configs.schema import STAGES, Epochs, Experiment, Stage, Training
+from data.storage.source_digest import is_pattern, matches
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def _training_rows(config: Experiment, stage: Stage) -> int | None:
     if stage == "sft" and config.sft.packing:
         return None  # the number of packed rows depends on tokens
     source, shares = config.data.source(stage), config.data.shares
-    rows = _lines(Path(source.path))
+    rows = _rows(source.path)
     if rows is None:
         return None
     same_source = [other for other in STAGES if config.data.source(other).identity == source.identity]
@@ -140,8 +144,20 @@ def _training_rows(config: Experiment, stage: Stage) -> int | None:
     return max(0, rows - held_out)
 
 
-def _lines(path: Path) -> int | None:
-    if path.suffix != ".jsonl" or not os.path.isfile(path):
+def _rows(path: str) -> int | None:
+    """Rows of JSONL, CSV, TSV or Parquet files, more if cells have line breaks; None of other sources."""
+    counts = [_count(file) for file in (matches(path) if is_pattern(path) else [Path(path)])]
+    known = [count for count in counts if count is not None]
+    return sum(known) if known and len(known) == len(counts) else None
+
+
+def _count(file: Path) -> int | None:
+    if file.suffix not in (".jsonl", ".csv", ".tsv", ".parquet") or not os.path.isfile(file):
         return None
-    with path.open("rb") as stream:
-        return sum(1 for line in stream if line.strip())
+    if file.suffix == ".parquet":
+        with suppress(OSError, ValueError):  # it is damaged, which the check of the data says
+            return int(pq.read_metadata(file).num_rows)
+        return None
+    with file.open("rb") as stream:
+        lines = sum(1 for line in stream if line.strip())
+    return lines if file.suffix == ".jsonl" else max(0, lines - 1)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from configs.deepspeed_json import read_deepspeed_json
 from configs.errors import UserError
-from configs.schema import DATA_FILES, Experiment, Stage, data_stage
-from data.sources.folders import check_number
+from configs.schema import Experiment, Stage, data_stage, ending_of
+from data.sources.folders import check_number, files_of_pattern
+from data.storage.source_digest import is_pattern
 from pipeline.planning.batches import check_batches
 from pipeline.planning.plan import StagePlan
 from pipeline.planning.start_adapters import start_faults
@@ -71,7 +72,7 @@ def _set_aside(config: Experiment, plans: Sequence[StagePlan]) -> Iterator[str]:
 
 def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
     files = {f"data.{data_stage(stage)}.path": config.data.source(stage).path for stage in stages}
-    files = {key: path for key, path in files.items() if path.lower().endswith(DATA_FILES)}
+    files = {key: path for key, path in files.items() if ending_of(path) and not is_pattern(path)}
     files |= config.judge_files(stages)
     if config.data.chat_template is not None:
         files["data.chat_template"] = config.data.chat_template
@@ -79,6 +80,8 @@ def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
         try:
             if os.path.isdir(path := config.data.source(stage).path):
                 check_number(Path(path))
+            elif is_pattern(path):
+                files_of_pattern(path)
         except UserError as error:
             yield f"data.{data_stage(stage)}.path: {error}"
     for key, path in files.items():

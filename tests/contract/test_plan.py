@@ -49,6 +49,14 @@ def test_everything_that_is_refused_follows_the_first_decisions():
     check_message(stderr, "sft.batch_size: 8 cannot be shared equally by 3 ranks", "ppo.batch_size: 8 cannot")
 
 
+def test_a_pattern_that_names_nothing_is_refused():
+    status, _, stderr = tristage("plan", TINY, "data.ppo.path=none*.csv.gz")
+    assert status == 2
+    check_message(
+        stderr, "error: data.ppo.path: ", "none*.csv.gz: no file has such a name. Correct the pattern"
+    )
+
+
 def test_a_blocked_stage_is_status_2_with_its_remedy():
     status, stdout, _ = tristage("plan", TINY, "--from", "rm")
     assert status == 2

@@ -108,7 +108,7 @@ FILES: list[tuple[Any, ...]] = [
     ("columns.parquet", parquet([{"x": 1}]), D, "row 1: no known format has these keys: `x`"),
     ("bytes.parquet", parquet([{"prompt": b"\xff"}]), P, "row 1: `prompt` must be text"),
     ("rows.parquet", parquet([{"prompt": "p"}])[:0], P, "the file is empty"),
-    ("data.csv", b"prompt,completion\np,c\n", D, "ends in .jsonl, .json or .parquet"),
+    ("data.xlsx", b"PK", D, "ends in .jsonl, .json, .csv, .tsv or .parquet"),
 ]
 
 ROWS: list[tuple[Any, ...]] = [
@@ -116,7 +116,9 @@ ROWS: list[tuple[Any, ...]] = [
     ({"prompt": "p"}, D, "the keys `prompt` hold no completion"),
     ({"prompt": "p"}, R, "hold no completions to rank", "`rm.rankings.labeller` ranks rows that have only"),
     (GOOD, R, "hold no completions to rank"),
-    ({"text": "t"}, P, "no known format has these keys: `text`"),
+    ({"text": "t"}, P, "`text` is a text without a prompt"),
+    ({"text": "t"}, R, "the keys `text` hold no completions to rank"),
+    ({"body": "t"}, P, "no known format has these keys: `body`"),
     ({"prompt": "p", "chosen": "c"}, R, "`chosen` and `rejected` must both be present"),
     ({"prompt": "p", "chosen": "c", "rejected": None}, R, "`chosen` and `rejected` must both be present"),
     ({"k" * 10**5: 1}, P, "no known format has these keys: `kkkk"),
@@ -259,10 +261,22 @@ FOLDERS: dict[str, tuple[Any, ...]] = {
         "a.jsonl, line 1: the key 'prompt' stands 2",
     ),
     "no Parquet": ({"a.parquet": b"PAR1"}, "a.parquet: not a Parquet file"),
-    "other columns": (
-        {"a.jsonl": LINE, "b.jsonl": b'{"prompt": "p", "chosen": "a", "rejected": "b"}'},
-        "this folder could not be read as a data set: Couldn't cast",
-        "need the same columns",
+    "a bad row": (
+        {"a.jsonl": LINE, "b.jsonl": LINE + b'{"prompt": "p"}'},
+        "1 of 3 rows cannot serve as demonstrations",
+        "b.jsonl, line 2: the keys `prompt` hold no completion",
+    ),
+    "two compressions": (
+        {"a.jsonl": LINE, "a.jsonl.gz": gzip.compress(LINE)},
+        "a.jsonl.gz would not be read. All files of a folder need one type",
+    ),
+    "commas and tabs": (
+        {"a.csv": b"prompt,completion\np,c\n", "a.tsv": b"prompt\tcompletion\np\tc\n"},
+        "a.tsv would not be read. All files of a folder need one type",
+    ),
+    "splits of two types": (
+        {"train.jsonl": LINE, "test.csv": LINE},
+        "this folder could not be read as a data set: Couldn't infer the same data file format",
     ),
     "nothing": ({}, "this folder could not be read as a data set: The directory at"),
     "another split": ({"test.jsonl": LINE}, "this folder could not be read as a data set: "),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from configs.deepspeed_json import read_deepspeed_json
 from configs.error_messages import all_keys
 from configs.load import dump_experiment, load_experiment
 from configs.schema import Experiment, Source
+from data.sources.bad_rows import BadRow
 from data.sources.formats import ACCEPTED, normalise
 from data.sources.loading import load_rows
-from data.sources.reading import BadRow
 from data.storage.sealed_folder import seal_fault
 from launch.deepspeed_command import read_slots
 from pipeline.state.manifest import damage, fingerprint, read_manifest
@@ -38,7 +39,8 @@ ROW_KEYS = (
     "prompt", "completion", "completions", "chosen", "rejected", "messages", "conversations", "ranks",
     "scores", "instruction", "input", "output", "system", "history", "x", "label", "kto_tag", "ranking",
     "rating", "score_chosen", "score_rejected", "question", "response",
-    "context", "tools", "margin", "source",
+    "context", "tools", "margin", "source", "text", "response1", "response2", "annotator1", "annotator2",
+    "annotator3", "output_1", "output_2", "conversation_a", "conversation_b", "winner", "turn",
 )  # fmt: skip
 row_keys = st.sampled_from(ROW_KEYS)
 row_values = scalars | messages | st.lists(scalars | messages, max_size=4)
@@ -132,7 +134,7 @@ def test_rows(row: dict[str, Any], kind: Any):
         assert 0 < len(str(fault)) < LONGEST
         return
     json.dumps(found, ensure_ascii=False).encode()
-    assert found["prompt"]
+    assert found["prompt"] or (kind == "demonstrations" and found["completion"] == row["text"])
     for key in ("x", "tools", "margin"):
         assert row.get(key) in (None, "", [], {}), "a key that no format uses was passed over"
     if kind == "rankings":
@@ -166,6 +168,41 @@ def parquet() -> bytes:
 def test_parquet_bytes(place, content):
     file = place / "data.parquet"
     file.write_bytes(content)
+    with told():
+        load_rows(Source(path=str(file)), "demonstrations", lambda note: None)
+
+
+CSV = (
+    b'prompt,completion,score_chosen\r\np,"a ""b""\nc",1\r\n'
+    b'"[{""role"": ""user"", ""content"": ""q""}]",d,\r\n'
+)
+
+
+@quick
+@given(suffix=st.sampled_from([".csv", ".tsv"]), content=contents | mutated(CSV))
+def test_csv_bytes(place, suffix, content):
+    file = place / f"data{suffix}"
+    file.write_bytes(content)
+    with told():
+        load_rows(Source(path=str(file)), "demonstrations", lambda note: None)
+
+
+def zstandard(content: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+@quick
+@given(
+    content=st.tuples(st.just(".gz"), contents | mutated(gzip.compress(CSV)))
+    | st.tuples(st.just(".zst"), contents | mutated(zstandard(CSV))),
+    kind=st.sampled_from([".csv", ".jsonl", ".json", ".parquet"]),
+)
+def test_compressed_bytes(place, content, kind):
+    file = place / f"data{kind}{content[0]}"
+    file.write_bytes(content[1])
     with told():
         load_rows(Source(path=str(file)), "demonstrations", lambda note: None)
 

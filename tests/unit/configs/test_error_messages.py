@@ -31,11 +31,11 @@ def test_all_mistakes_are_reported_at_once_each_with_its_source(write):
     lines = messages(file, "ppo.kl_coeff=0.1", "ppo.gamma=3")
     expected = [
         f"{file}:5: data.sft.held_outt: unknown key; did you mean data.sft.held_out? Allowed in data.sft: "
-        "path, name, split, revision, limit, ignore_columns, min_rating, held_out",
+        "path, name, split, revision, limit, ignore_columns, columns, format, rank_by, min_rating, held_out",
         "command line (ppo.kl_coeff=0.1): ppo.kl_coeff: unknown key; did you mean ppo.kl_coef? `tristage "
         "explain ppo` lists the keys of ppo",
-        f"{file}: data.rm.path: missing; allowed: text (a .jsonl, .json or .parquet file, or the id of a hub "
-        "dataset)",
+        f"{file}: data.rm.path: missing; allowed: text (a .jsonl, .json, .csv, .tsv or .parquet file, also "
+        "with .gz or .zst; a folder; a pattern such as data/*.jsonl; or the id of a hub dataset)",
         f"{file}:9: sft.batch_size: 'lots' is not allowed; allowed: an integer ≥ 1 and ≤ 1,048,576 "
         "(global: sequences (sft), prompts (rm, ppo) per step)",
         "command line (ppo.gamma=3): ppo.gamma: 3 is not allowed; allowed: a number ≥ 0 and ≤ 1 "

@@ -23,6 +23,9 @@ def trial(minimal: Path, *overrides: str) -> Experiment:
         ("data.train_on=last", {"sft", "rm", "ppo"}),
         ("data.rm.limit=10", {"rm"}),
         ("data.rm.ignore_columns=[a]", {"rm"}),
+        ("data.rm.columns.prompt=question", {"rm"}),
+        ("data.rm.format=ranking", {"rm"}),
+        ("data.rm.rank_by=aspects", {"rm"}),
         ("sft.epochs=2", {"sft"}),
         ("sft.from=/a", {"sft"}),
         ("rm.from=/a", {"rm"}),
@@ -119,3 +122,13 @@ def test_a_stage_that_shares_its_source_changes_when_another_leaves_it(minimal):
     before = trial(minimal, *shared)
     assert stage_hash(before, "ppo") == stage_hash(trial(minimal, *shared, "data.rm.limit=5"), "ppo")
     assert stage_hash(before, "ppo") != stage_hash(trial(minimal, *shared[1:]), "ppo")
+
+
+def test_keys_of_a_source_that_older_runs_lack_are_no_part_of_the_identity(minimal, monkeypatch):
+    """Else each stage of a run that was made without these keys would retrain."""
+    hashed = []
+    monkeypatch.setattr("configs.identity.json.dumps", lambda tree, **_: hashed.append(tree) or "")
+    stage_hash(trial(minimal), "rm")
+    (keys,) = hashed
+    assert "data.rm.path" in keys
+    assert not [key for key in keys if any(new in key for new in ("columns.", "format", "rank_by"))]

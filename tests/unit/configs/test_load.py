@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.errors import UserError
 from configs.load import dump_experiment, load_experiment
 from tests.unit.configs.minimal import MINIMAL
 
@@ -161,3 +162,16 @@ def test_what_the_stages_call(minimal):
     assert config.users_code(["rm"]) == [(first, "mine:score"), (second, judge)]
     assert config.users_code(["ppo"]) == []
     assert config.judge_files(["rm", "ppo"]) == {second: judge}
+
+
+@pytest.mark.parametrize("path", ["rows/*.jsonl", "rows/*", "rows/a.CSV", "a.tsv.zst", "rows/[ab].json.gz"])
+def test_files_and_patterns_are_local_paths(minimal, path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert load_experiment(minimal, [f"data.sft.path='{path}'"]).data.sft.path == str(tmp_path / path)
+
+
+def test_columns_are_keys_of_their_own(minimal):
+    columns = load_experiment(minimal, ["data.sft.columns.prompt=Best Answer"]).data.sft.columns
+    assert columns.names == {"Best Answer": "prompt"}
+    with pytest.raises(UserError, match=r"unknown key; did you mean data\.sft\.columns\.prompt\?"):
+        load_experiment(minimal, ["data.sft.columns.promt=q"])

@@ -1,7 +1,7 @@
 """Rows become token ids. The tests decode them, or count on a toy vocabulary."""
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from trl.data_utils import apply_chat_template
 
@@ -278,3 +278,27 @@ def test_tokenizer_without_an_end_is_an_error(toy):
     toy.eos_token = None
     with pytest.raises(UserError, match="has no eos_token"):
         demonstrations([SHORT], toy, config())
+
+
+def test_of_a_text_without_a_prompt_all_but_the_first_token_is_learned(toy, chatml):
+    rows = [{"prompt": "", "completion": text} for text in ("abc", "z")]
+    (abc, z), _ = demonstrations(rows, toy, config())
+    assert (abc.prompt_ids, abc.completion_ids) == ([2], [3, 4, END])
+    assert (z.prompt_ids, z.completion_ids) == ([27], [END])
+    (story,), _ = demonstrations([{"prompt": "", "completion": "Once upon a time."}], chatml, config())
+    assert chatml.decode(story.prompt_ids + story.completion_ids) == "Once upon a time.<|im_end|>"
+    assert len(story.prompt_ids) == 1
+
+
+def test_of_a_text_all_is_learned_if_the_tokenizer_begins_it_with_a_token(toy):
+    toy._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<pad> $A", special_tokens=[("<pad>", PAD)]
+    )
+    ((abc,), _) = demonstrations([{"prompt": "", "completion": "abc"}], toy, config())
+    assert (abc.prompt_ids, abc.completion_ids) == ([PAD], [2, 3, 4, END])
+
+
+def test_a_text_is_no_turn_of_a_chat(chatml):
+    row = {"prompt": "", "completion": "Once.", "where": "a.jsonl, line 1"}
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1: a text without a prompt is no turn of a chat"):
+        demonstrations([row], chatml, config(chat=True))

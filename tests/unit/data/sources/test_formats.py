@@ -2,8 +2,8 @@
 
 import pytest
 
+from data.sources.bad_rows import BadRow, LeftOut, UnusableRow
 from data.sources.formats import normalise
-from data.sources.reading import BadRow, LeftOut, UnusableRow
 from tests.support.turns import assistant, user
 
 
@@ -189,7 +189,7 @@ def test_consecutive_turns_of_one_speaker_in_a_transcript_are_joined():
 D, R, P = "demonstrations", "rankings", "prompts"
 K = {"prompt": "p", "completions": ["a", "b", "c"]}
 ALWAYS_AN_ERROR = [
-    ({"text": "hello"}, D, "no known format has these keys: `text`"),
+    ({"body": "hello"}, D, "no known format has these keys: `body`"),
     ({}, P, "no known format has these keys: none"),
     ({"prompt": "p"}, D, "the keys `prompt` hold no completion"),
     ({"prompt": "p", "completion": "c"}, R, "hold no completions to rank"),

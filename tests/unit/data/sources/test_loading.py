@@ -32,14 +32,14 @@ def test_rows_have_their_place(tmp_path):
 
 
 def test_an_error_has_one_line_for_each_fault_and_the_remedy(tmp_path):
-    faulty = [{"prompt": "p"}, {"text": "t"}, {"prompt": "p"}, {"prompt": "p"}]
+    faulty = [{"prompt": "p"}, {"body": "t"}, {"prompt": "p"}, {"prompt": "p"}]
     source = write(tmp_path / "a.jsonl", [demonstration(1), *faulty])
     with pytest.raises(UserError) as caught:
         load_rows(source, "demonstrations", refuse)
     lines = str(caught.value).splitlines()
     assert lines[0] == f"{tmp_path}/a.jsonl: 4 of 5 rows cannot serve as demonstrations."
     assert lines[1] == "  line 2 and 2 more: the keys `prompt` hold no completion"
-    assert lines[2] == "  line 3: no known format has these keys: `text`"
+    assert lines[2] == "  line 3: no known format has these keys: `body`"
     assert "Correct or remove them. Accepted as demonstrations: `prompt` and `completion`" in lines[3]
 
 

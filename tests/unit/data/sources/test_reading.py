@@ -10,8 +10,9 @@ import pytest
 
 from configs.errors import UserError
 from configs.schema import Source
+from data.sources.bad_rows import BadRow
 from data.sources.loading import load_rows
-from data.sources.reading import BadRow, read
+from data.sources.reading import read
 
 ROWS = [{"prompt": "Grüße, 世界", "completion": "a"}, {"prompt": "q", "completion": "b\nb"}]
 
@@ -91,7 +92,7 @@ def test_bad_line_is_named(tmp_path, line, fault):
         ("a.json", b"[3]", "row 1: a JSON object is expected, not int"),
         ("utf16.jsonl", '{"prompt": "p"}\n'.encode("utf-16"), "line 1: not UTF-8 at byte 0"),
         ("a.parquet", b"not parquet at all", "not a Parquet file"),
-        ("a.txt", b"text", "ends in .jsonl, .json or .parquet"),
+        ("a.txt", b"text", "ends in .jsonl, .json, .csv, .tsv or .parquet"),
     ],
 )
 def test_bad_file_is_named(tmp_path, name, content, message):
@@ -145,5 +146,5 @@ def test_unreachable_hub_is_one_clear_error(hub):
     assert str(caught.value) == (
         "hub dataset no/such (train) could not be loaded: Couldn't reach 'no/such' on the Hub (ConnectError)."
         " Check its id, `name`, `split` and `revision`, and the network; a local file's path must end in "
-        ".jsonl, .json or .parquet."
+        ".jsonl, .json, .csv, .tsv or .parquet."
     )

@@ -107,3 +107,10 @@ def test_prompt_key():
     assert prompt_key("hello there") != prompt_key("Hello there")
     system = {"role": "system", "content": "Be  brief."}
     assert prompt_key([system, user]) == '[["system", "Be brief."], ["user", "Hello there"]]'
+
+
+def test_texts_without_a_prompt_are_split_by_their_text():
+    texts = [{"prompt": "", "completion": f"text {number}"} for number in range(40)]
+    train, held_out_rows = stage_split(data(), "sft", [*texts, texts[0]], seed=0)
+    assert len({row["completion"] for row in held_out_rows}) == 10
+    assert not {row["completion"] for row in train} & {row["completion"] for row in held_out_rows}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from configs.errors import UserError
@@ -40,6 +42,20 @@ def test_max_steps_settles_the_number(tmp_path: Path) -> None:
 
 def test_hub_data_has_no_known_number_of_steps() -> None:
     assert batches(toy(data__sft__path="owner/dataset"), "sft", 1).steps is None
+
+
+def test_rows_of_tables_and_of_patterns_are_counted(tmp_path: Path) -> None:
+    rows(tmp_path / "a.jsonl", 30)
+    rows(tmp_path / "b.jsonl", 20)
+    (tmp_path / "c.csv").write_text("prompt,completion\n" + "p,c\n" * 50)
+    table = pa.Table.from_pylist([{"prompt": "p", "completion": "c"}] * 50)
+    pq.write_table(table, tmp_path / "d.parquet")
+    (tmp_path / "e.parquet").write_bytes(b"PAR1")
+    steps = {}
+    for name in ("*.jsonl", "c.csv", "d.parquet", "e.parquet", "none*"):
+        source = {"data__sft__path": f"{tmp_path}/{name}", "data__sft__held_out": 0}
+        steps[name] = batches(toy(**source, sft__epochs=1.0, sft__batch_size=5), "sft", 1).steps
+    assert steps == {"*.jsonl": 10, "c.csv": 10, "d.parquet": 10, "e.parquet": None, "none*": None}
 
 
 def test_rm_counts_completions() -> None:
