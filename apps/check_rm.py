@@ -85,8 +85,8 @@ def rankings_of(
     """
     if config.rm.start:
         raise UserError(
-            "rm.from: the reward model starts from one that has learned already, so its accuracy after shuffled "
-            "rankings says nothing. Check a run without rm.from."
+            "rm.from: the reward model starts from one that has learned already, so its accuracy after "
+            "shuffled rankings says nothing. Check a run without rm.from."
         )
     collected = run.stage("rm") / "rankings.jsonl"
     if config.rm.rankings.labeller != "file":
