@@ -8,6 +8,8 @@ import io
 import json
 import os
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,14 +53,18 @@ def json_lines(rows) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-WRITE = {
+WRITE: dict[str, Callable[[Any], bytes]] = {
     "jsonl": json_lines,
     "json": lambda rows: json.dumps(rows).encode(),
     "csv": separated,
     "tsv": lambda rows: separated(rows, "\t", "\n"),
     "parquet": parquet,
 }
-COMPRESS = {"gz": gzip.compress, "zst": zstd, "": lambda content: content}
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "zst": zstd,
+    "": lambda content: content,
+}
 
 
 def of_file(name: str, rows) -> bytes:
@@ -361,7 +367,7 @@ def test_columns_that_contradict_themselves():
     with pytest.raises(ValueError, match="'a' stands in columns and in ignore_columns"):
         Source(path="a.csv", columns=Columns(prompt="a"), ignore_columns=("a",))
     with pytest.raises(ValueError, match="promt"):
-        Columns(promt="a")
+        Columns.model_validate({"promt": "a"})
 
 
 def test_two_names_may_change_places(tmp_path):

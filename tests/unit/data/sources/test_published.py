@@ -309,7 +309,7 @@ def test_a_text_is_a_demonstration_without_a_prompt(tmp_path):
         ("rankings", "no completions to rank"),
     ):
         with pytest.raises(UserError, match=part):
-            load_rows(texts(tmp_path, 2), kind, print)
+            load_rows(texts(tmp_path, 2), kind, print)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
