@@ -40,7 +40,7 @@ def test_every_variant_holds_out_the_prompts_of_the_run(trained_run, tmp_path) -
 
 def test_a_model_that_has_learned_already_is_refused(trained_run) -> None:
     config = load_experiment(trained_run / "config.yaml", ["rm.from=/judge", "rm.max_steps=0"])
-    with pytest.raises(UserError, match=r"rm.from: the reward model starts from one that has learned already"):
+    with pytest.raises(UserError, match=r"rm.from: the reward model starts from one that has learned"):
         rankings_of(RunDirectory(trained_run), config, print)
 
 
