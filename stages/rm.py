@@ -131,7 +131,8 @@ def report_on(
         rankings = scored_rankings(train, held_out, rewards, nats, models.reward_tokenizer)
         labels = read_label_metrics(context.folder)
         ends = {"value": "", "low": "_low", "high": "_high", "n": "_n"}
-        known = "label_agreement" in labels
+        # The rankings of two labellers are those that they agree about, so their agreement bounds nothing.
+        known = context.config.rm.rankings.labeller == "people" and "label_agreement" in labels
         ceiling = {name: labels[f"label_agreement{end}"] for name, end in ends.items()} if known else None
         metrics = write_report(context.folder, rankings, ceiling)
     return ranks.broadcast(metrics)
