@@ -24,7 +24,7 @@ from pipeline.reporting.figure_style import (
     interval,
     new_figure,
 )
-from pipeline.reporting.reward_model import PICTURE, draw_reliability
+from pipeline.reporting.reward_model import PICTURE, draw_reward_model
 from pipeline.reporting.reward_words import is_reward_model, reward_label
 from pipeline.state.results import Results
 from pipeline.state.rows import Row
@@ -175,7 +175,7 @@ DRAWINGS: dict[str, Callable[[Results], Figure | None]] = {
     "curves-sft.png": curves("sft"),
     "curves-rm.png": curves("rm"),
     "curves-ppo.png": curves("ppo"),
-    PICTURE: draw_reliability,
+    PICTURE: draw_reward_model,
 }
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
-from pipeline.reporting.figure_style import COLOURS, PALE, new_figure
+from pipeline.reporting.figure_style import COLOURS, PALE, grid, new_figure
 from pipeline.reporting.page import Block, Bullets, Cell, Paragraph, Picture, Section, Table, quote
 from pipeline.state.results import Results
 from pipeline.terminal.format import show_figure, show_number
@@ -26,7 +27,9 @@ def report_of(results: Results) -> Report | None:
     if not any(ranking.pairs for ranking in rankings):
         return None
     metrics = results.final_metrics("rm")
-    known = "label_agreement_low" in metrics
+    # The rankings of two labellers are those that they agree about, so their agreement bounds nothing.
+    of_people = results.experiment.rm.rankings.labeller == "people"
+    known = of_people and "label_agreement_low" in metrics
     ceiling = {name: metrics[f"label_agreement{end}"] for name, end in ENDS.items()} if known else None
     return reward_report(rankings, ceiling)
 
@@ -119,7 +122,9 @@ def reward_section(results: Results, drawn: set[str]) -> Section | None:
         return None
     blocks: list[Block] = [Bullets(verdicts(report)), _accuracies(report)]
     if PICTURE in drawn:
-        blocks.append(Picture(PICTURE, "Accuracy of the reward model against its confidence"))
+        blocks.append(
+            Picture(PICTURE, "Accuracy of the reward model against its confidence, and beside dumb judges")
+        )
     blocks.append(
         Paragraph(
             f"Brier score {_shown(report['calibration']['brier'])}; a coin has 0.25. The labels tie "
@@ -158,22 +163,44 @@ def _named(figure: Figure) -> dict[str, float]:
     return {"value": figure["value"], "value_low": figure["low"], "value_high": figure["high"]}
 
 
-def draw_reliability(results: Results) -> Drawing | None:
-    """Accuracy against confidence, with the number of pairs; a calibrated model lies on the diagonal."""
+def draw_reward_model(results: Results) -> Drawing | None:
+    """Accuracy against confidence, and beside it the accuracy of the model and of judges without a prompt."""
     report = report_of(results)
     if report is None:
         return None
+    drawing = new_figure(8.4, 3.4)
+    left, right = grid(drawing, 1, 2)
+    _draw_reliability(left, report)
+    _draw_baselines(right, report)
+    return drawing
+
+
+def _draw_reliability(axes: Axes, report: Report) -> None:
+    """A calibrated model lies on the diagonal."""
     bins = report["calibration"]["bins"]
-    drawing = new_figure(4.6, 3.4)
-    axes = drawing.add_subplot()
-    axes.plot([0.5, 1], [0.5, 1], color=PALE, linewidth=1, linestyle="--")
-    sizes = [20 + 400 * one["weight"] for one in bins]
     confidence, accuracy = ([one[name] for one in bins] for name in ("confidence", "accuracy"))
+    axes.plot([0.5, 1], [0.5, 1], color=PALE, linewidth=1, linestyle="--")
     axes.plot(confidence, accuracy, color=COLOURS["rm"])
+    sizes = [20 + 400 * one["weight"] for one in bins]
     axes.scatter(confidence, accuracy, s=sizes, color=COLOURS["rm"], zorder=3, clip_on=False)
     axes.set_xlim(0.5, 1)
     axes.set_ylim(0, 1)
     axes.set_xlabel("confidence, σ of the difference of scores")
     axes.set_ylabel("share of pairs in order")
     axes.set_title("Reliability; areas are shares of the pairs")
-    return drawing
+
+
+def _draw_baselines(axes: Axes, report: Report) -> None:
+    named = {"reward model": report["accuracy"], **report["baselines"]}
+    if report["ceiling"]:
+        named = {"two labellers": report["ceiling"], **named}
+    for y, (name, one) in enumerate(reversed(named.items())):
+        colour = COLOURS["rm"] if name == "reward model" else PALE
+        axes.plot([one["low"], one["high"]], [y, y], color=colour)
+        axes.plot([one["value"]], [y], "o", color=colour)
+    axes.axvline(0.5, color=PALE, linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(named)), list(reversed(named)))
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("accuracy, with its 95 % interval")
+    axes.set_title("Against judges that read no prompt")
+    axes.grid(axis="y", visible=False)

@@ -180,7 +180,8 @@ def test_a_labeller_and_a_judge_agree_on_some(run: Path, tmp_path: Path) -> None
             == (lengths[i] // 6 > lengths[j] // 6)
             for i, j in permutations(range(len(lengths)), 2)
         )
-    assert "about_as_long and judge.yaml, where they agree" in write_report(run).read_text()
+    page = write_report(run).read_text()
+    assert "about_as_long and judge.yaml, where they agree" in page and "As good as people agree" not in page
 
 
 def test_labellers_that_never_agree_are_an_error(run: Path) -> None:

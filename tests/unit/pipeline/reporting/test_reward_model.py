@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from pipeline.reporting.reward_model import verdicts
+from pipeline.reporting.reward_model import report_of, verdicts
+from tests.support.pipeline_runs import toy
+from tests.unit.stages.maths.test_preferences import ranking
 
 
 def figure(value, width=0.05, n=400):
@@ -75,3 +80,19 @@ def test_what_mends_a_calibration(temperature, words):
 
 def test_without_people_nothing_is_said_about_their_agreement():
     assert "people agree" not in changed()
+
+
+@pytest.mark.parametrize(
+    ("labeller", "is_ceiling"), [("people", True), ({"agree": ["warmth", "warm_ending"]}, False)]
+)
+def test_agreement_is_a_ceiling_only_if_what_people_disagree_about_is_among_the_rankings(
+    labeller, is_ceiling
+):
+    agreement = {f"label_agreement{end}": 0.6 for end in ("", "_low", "_high", "_n")}
+    results: Any = SimpleNamespace(
+        scored_rankings=[asdict(ranking([2, 1])), asdict(ranking([3, 1]))],
+        final_metrics=lambda stage: agreement,
+        experiment=toy(rm__rankings={"labeller": labeller}),
+    )
+    report = report_of(results)
+    assert report is not None and bool(report["ceiling"]) == is_ceiling
