@@ -81,8 +81,13 @@ def rankings_of(
     """Training and held-out rankings as stage rm reads them.
 
     Raises:
-        UserError: the rankings are not there, or none is held out.
+        UserError: the rankings are not there, or none is held out, or the model starts from a trained one.
     """
+    if config.rm.start:
+        raise UserError(
+            "rm.from: the reward model starts from one that has learned already, so its accuracy after "
+            "shuffled rankings says nothing. Check a run without rm.from."
+        )
     collected = run.stage("rm") / "rankings.jsonl"
     if config.rm.rankings.labeller != "file":
         if not collected.is_file():

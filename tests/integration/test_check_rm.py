@@ -10,6 +10,7 @@ from random import Random
 import pytest
 
 from apps.check_rm import NEGATED, SHUFFLED, rankings_of, some_prompts, variants, verdict, write_variant
+from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import Source
 from data.examples import StageData
@@ -35,6 +36,12 @@ def test_every_variant_holds_out_the_prompts_of_the_run(trained_run, tmp_path) -
         split = StageData(config.model_copy(update={"data": data}), "rm", print).rows("rankings")
         assert {prompt_key(row["prompt"]) for row in split.held_out} == expected
         assert not expected & {prompt_key(row["prompt"]) for row in split.train}
+
+
+def test_a_model_that_has_learned_already_is_refused(trained_run) -> None:
+    config = load_experiment(trained_run / "config.yaml", ["rm.from=/judge", "rm.max_steps=0"])
+    with pytest.raises(UserError, match=r"rm\.from: the reward model starts from one that has learned"):
+        rankings_of(RunDirectory(trained_run), config, print)
 
 
 def test_what_is_changed() -> None:
