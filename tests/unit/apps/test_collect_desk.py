@@ -12,7 +12,7 @@ import pytest
 
 from apps.collect.assignment import Plan
 from apps.collect.desk import Answer, Desk, UnknownShowing, WrongKind
-from apps.collect.figures import agreement, progress
+from apps.collect.figures import agreement, progress, win_rate
 from configs.errors import UserError
 from configs.schema import Source
 from data.people.agreement import agreement_of_tasks, self_agreement
@@ -256,6 +256,20 @@ def test_stages_read_rankings_and_ratings(tmp_path):
     pairs = read_json_lines(folders["pairs"] / "pairs.jsonl")
     assert {tuple(sorted(row["sources"])) for row in pairs} == {("ppo", "sft")}
     assert json.loads((folders["pairs"] / "round.json").read_text())["kind"] == "pairs"
+
+
+def test_the_win_rate_counts_prompts_that_both_answered_alike(tmp_path):
+    content = new_round(tmp_path, "pairs", tasks=8, answers=2)
+    with_equal = content.settings.model_copy(update={"equal": 4})
+    (tmp_path / "round.json").write_text(with_equal.model_dump_json())
+    with desk_of(tmp_path) as desk:
+        for judged, rate, prompts in ((4, 4 + 2 * 0.5, 6), (4, 8 + 4 * 0.5, 12)):
+            for _ in range(judged):
+                showing = take(desk, "anna")  # the second answer, of ppo, is the better one
+                desk.submit("anna", answer(showing, [2 - position for position in showing.order]))
+            found = win_rate(desk.round)
+            assert found is not None and (found["policy"], found["against"]) == ("ppo", "sft")
+            assert (found["n"], found["value"]) == (prompts, pytest.approx(rate / prompts))
 
 
 def test_demonstrations_that_continue_a_text_stay_apart_from_it(tmp_path):
