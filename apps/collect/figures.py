@@ -65,9 +65,9 @@ def _person(content: Round, name: str, at: datetime) -> Json:
 def win_rate(content: Round) -> Json | None:
     """How often people prefer the second policy of a round of pairs to the first; None for other rounds.
 
-    A tie counts one half, and so does a prompt that both answered alike, about which nobody was asked. As long
-    as only a share of the pairs is judged, only that share of these prompts counts. What several people say of
-    a pair is averaged.
+    A tie counts one half, and so does a prompt that both answered alike, about which nobody was asked. As
+    long as only a share of the pairs is judged, only that share of these prompts counts. What several people
+    say of a pair is averaged.
     """
     policies = content.settings.policies
     if content.settings.kind != "pairs" or len(policies) != 2:
