@@ -46,7 +46,7 @@ def test_the_page_and_the_figure(runs, tmp_path) -> None:
     figure = draw(runs)
     assert figure is not None
     lines = [axes.get_title() for axes in figure.axes if len(axes.get_lines()) == 2]
-    assert "PPO: KL to SFT, nats per response" in lines
+    assert "PPO: KL to the reference, nats per response" in lines
 
 
 def test_the_terminal_has_both_tables(runs, capsys) -> None:
