@@ -21,6 +21,7 @@ from stages.models.role_models import RoleForward
 from stages.models.roles import Role
 from stages.sampling.response_batch import response_batch, response_logprobs
 
+MOST_RANKINGS = 5_000  # that the bag of words learns from
 REPORT, RANKINGS = "evaluation.json", "evaluation.jsonl"
 FIGURES = {  # the report's figures among the stage's metrics, each with its interval
     "accuracy_when_shorter": ("groups", "length", "the better answer is shorter"),
@@ -70,7 +71,8 @@ def scored_rankings(
             text.strip() for text in tokenizer.batch_decode(ranking.completion_ids, skip_special_tokens=True)
         ]
 
-    bag = BagOfWords([texts(one) for one in train], [one.ranks for one in train])
+    some = train[:: -(-len(train) // MOST_RANKINGS) or 1]
+    bag = BagOfWords([texts(one) for one in some], [one.ranks for one in some])
     return [
         ScoredRanking(
             prompt=last_text(one.prompt),
