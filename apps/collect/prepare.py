@@ -24,7 +24,7 @@ def open_round(folder: Path, asked: Asked, config: Experiment, run: RunDirectory
     settings = _settings(asked, config, run)
     if has_round(folder):
         content = read_round(folder)
-        _check_same(content, settings)
+        _check_same(content, settings, asked)
         if content.settings.adapters != settings.adapters:
             say(f"note: a policy was trained again since the answers in {folder} were sampled")
         return content
@@ -71,14 +71,20 @@ def _policies(asked: Asked, run: RunDirectory) -> tuple[str, ...]:
     return ("sft" if asked.kind == "rankings" else newest,)
 
 
-def _check_same(content: Round, wanted: Settings) -> None:
-    """Raise UserError unless the round asks what the lead wants."""
-    for name in ("kind", "answers", "policies", "prompts"):
+def _check_same(content: Round, wanted: Settings, asked: Asked) -> None:
+    """Raise UserError if the round asks something else than the lead says. What it does not say may differ."""
+    said = {
+        "kind": True,
+        "answers": asked.each is not None,
+        "policies": bool(asked.policies),
+        "prompts": bool(asked.prompts or asked.answers or asked.number),
+    }
+    for name in (name for name, is_said in said.items() if is_said):
         have, want = getattr(content.settings, name), getattr(wanted, name)
         if have != want:
             raise UserError(
-                f"{content.folder}: the round there has {name} {_shown(have)}, not {_shown(want)}. Give the "
-                "same options to continue it, or another folder with --out."
+                f"{content.folder}: the round there has {name} {_shown(have)}, not {_shown(want)}. Leave the "
+                "option out to continue it, or name another folder with --out."
             )
 
 

@@ -76,7 +76,7 @@ def test_prompts_of_the_stages(tmp_path, config):
     [
         (
             {"each": 3},
-            "the round there has answers 4, not 3. Give the same options to continue it, or another",
+            "the round there has answers 4, not 3. Leave the option out to continue it, or name",
         ),
         ({"number": 3}, "has prompts answers of .*, the first 4, not answers of .*, the first 3"),
         ({"policies": ("sft",)}, "--answers, --policy: one of them"),
@@ -88,6 +88,7 @@ def test_a_round_that_asks_something_else_is_refused(tmp_path, config, changes, 
     asked = Asked("rankings", answers=file, number=4)
     before = opened(tmp_path, asked, config)
     assert opened(tmp_path, asked, config).tasks == before.tasks
+    assert opened(tmp_path, Asked("rankings"), config).tasks == before.tasks  # the same command, in short
     with pytest.raises(UserError, match=fault):
         opened(tmp_path, replace(asked, **changes), config)
 
