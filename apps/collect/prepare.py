@@ -72,7 +72,7 @@ def _policies(asked: Asked, run: RunDirectory) -> tuple[str, ...]:
 
 
 def _check_same(content: Round, wanted: Settings, asked: Asked) -> None:
-    """Raise UserError if the round asks something else than the lead says. What it does not say may differ."""
+    """Raise UserError if the round asks something else than the lead says. The rest may differ."""
     said = {
         "kind": True,
         "answers": asked.each is not None,
