@@ -4,11 +4,17 @@ import { known, say } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
 
-/** Show a dialog; settles when it is closed. */
+let settle = null; // what waits for the last dialog
+
+/** Show a dialog; settles when it is closed. The event of an earlier closing may come only now. */
 function open(id) {
+  settle?.();
   const dialog = byId(id);
   dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog), { once: true }));
+  return new Promise((resolve) => {
+    settle = () => resolve(dialog);
+    dialog.addEventListener("close", () => dialog.open || resolve(dialog));
+  });
 }
 
 /** The person's name. */
