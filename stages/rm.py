@@ -28,7 +28,7 @@ from stages.feedback.rankings import (
 )
 from stages.feedback.reward_evaluation import nats_of_answers, scored_rankings, write_report
 from stages.feedback.reward_loss import check_labels, labels_of, reward_loss, ties_note
-from stages.feedback.reward_model import RewardModel, other_token_read
+from stages.feedback.reward_model import RewardModel, classifier_ending
 from stages.maths.statistics import Means, add_means, mean_with_interval
 from stages.models.base_checks import supports_block_mask
 from stages.models.queries import ScalarQuery
@@ -63,6 +63,7 @@ def run(context: Context) -> Outcome:
     checkpoint = find_checkpoint(context)
     tokenizer = models.reward_tokenizer
     train, held_out, counts = read_rankings(context, models, reward_model, record_samples=checkpoint is None)
+    read_as_classifier(context, models, train)
     check_labels(rm.loss, [*train, *held_out])
     if (note := ties_note(rm.loss, train)) is not None:
         context.tracker.note(note)
@@ -146,7 +147,6 @@ def add_reward_model(context: Context, models: RoleModels) -> None:
     roles = models.reward_base
     if "rm" in context.config.starts:
         add_given(context, roles, Role.REWARD)
-        note_where_it_was_read(context, models)
     else:
         add_new_reward_model(context, models)
     roles.heads[Role.REWARD].bias.requires_grad_(False)  # the normalisation of the result sets it
@@ -163,15 +163,18 @@ def add_new_reward_model(context: Context, models: RoleModels) -> None:
         roles.add_new(Role.REWARD, context.config.adapter)
 
 
-def note_where_it_was_read(context: Context, models: RoleModels) -> None:
-    """Note if the classifier in `rm.from` was read at another token than the end of the turn."""
-    tokenizer, folder = models.reward_tokenizer, Path(context.config.starts["rm"])
-    if is_classifier(folder) and (token := other_token_read(tokenizer)) is not None:
-        context.tracker.note(
-            f"rm.from: a classifier reads its score at the last token that is not padding: with this chat "
-            f"template, {token}. This program reads it at {tokenizer.eos_token!r}. If the held-out "
-            "accuracy is lower than the one that you know, train a few steps."
-        )
+def read_as_classifier(context: Context, models: RoleModels, rankings: Sequence[tokenize.Ranking]) -> None:
+    """Read the classifier of `rm.from` at the token at which it was trained, and note which that is."""
+    folder, tokenizer = context.config.starts.get("rm"), models.reward_tokenizer
+    if folder is None or not is_classifier(Path(folder)):
+        return
+    chat = context.config.data.chat or not isinstance(rankings[0].prompt, str)
+    ending = classifier_ending(tokenizer, chat=chat)
+    models.reward_base.head(Role.REWARD).ending = ending
+    if ending is not None:
+        after, before = repr(tokenizer.decode(ending.read)), repr(tokenizer.eos_token)
+        words = f"after {after}" if ending.read else f"before {before}"
+        context.tracker.note(f"rm.from: the score of an answer is read {words}, as the classifier does")
 
 
 def read_rankings(
@@ -278,16 +281,16 @@ class RewardModelTrainer:
         self, model: Engine | RoleModels, rankings: Sequence[tokenize.Ranking]
     ) -> tuple[Tensor, Tensor]:
         """Scores and ranks of each prompt's completions, (G, K); rank -1 marks an empty slot."""
-        device = self.engine.ranks.device
+        device, read = self.engine.ranks.device, self.engine.models.reward_base.head(Role.REWARD).read
         ranks = [torch.tensor(ranking.ranks, device=device) for ranking in rankings]
         order = pad_sequence(ranks, batch_first=True, padding_value=-1)
         if self.share_prompts:
-            rows = [(ranking.prompt_ids, ranking.completion_ids) for ranking in rankings]
+            rows = [(ranking.prompt_ids, [*map(read, ranking.completion_ids)]) for ranking in rankings]
             batch = collate.rankings(rows, self.pad_id).to(device)
             query = ScalarQuery(Role.REWARD, batch.input_ids, batch.attention_mask, batch.position_ids)
             return model(query).gather(1, batch.last), order
         prompts = [ranking.prompt_ids for ranking in rankings for _ in ranking.completion_ids]
-        completions = [ids for ranking in rankings for ids in ranking.completion_ids]
+        completions = [read(ids) for ranking in rankings for ids in ranking.completion_ids]
         flat = sequence_scores(model, Role.REWARD, response_batch(prompts, completions, self.pad_id, device))
         scores = flat.split([len(ranking.completion_ids) for ranking in rankings])
         return pad_sequence(list(scores), batch_first=True), order

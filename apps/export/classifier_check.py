@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase, pipeline
 
+from apps.export.weights import ending_text
 from apps.trained_run import LoadedPolicies, TrainedRun, reward_scores
 from configs.schema import Data
 from data.batches.tokenize import continuation
@@ -54,10 +55,12 @@ def ranked_answers(run: TrainedRun, number: int) -> list[tuple[Text, str]]:
     return list(islice(((prompt, text) for prompt, text in pairs if text.strip()), number))
 
 
-def classifier_text(prompt: Text, answer: str, tokenizer: PreTrainedTokenizerBase, data: Data) -> str:
-    """What the classifier reads: prompt and answer, up to the token that ends the answer."""
+def classifier_text(
+    prompt: Text, answer: str, tokenizer: PreTrainedTokenizerBase, data: Data, ending: str
+) -> str:
+    """What the classifier reads: prompt and answer, and `ending`, which its chat template has, too."""
     if isinstance(prompt, str) and not data.chat:
-        return f"{prompt}{answer}{tokenizer.eos_token}"
+        return f"{prompt}{answer}{ending}"
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     answered = [*messages, {"role": "assistant", "content": answer}]
     text: str = tokenizer.apply_chat_template(answered, tokenize=False)
@@ -75,10 +78,11 @@ def compare_classifier(
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, dtype="auto", device_map={"": models.reward_base.causal.device}
     )
+    ending = ending_text(models.reward_base, models.reward_tokenizer)
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer)
     chat = data.chat or not isinstance(pairs[0][0], str)
     outputs = classify(
-        [classifier_text(prompt, answer, tokenizer, data) for prompt, answer in pairs],
+        [classifier_text(prompt, answer, tokenizer, data, ending) for prompt, answer in pairs],
         function_to_apply="none",
         batch_size=AT_ONCE,
         add_special_tokens=not chat,  # a chat template writes its own

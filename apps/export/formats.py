@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from apps.export import usage
 from apps.export.classifier_check import compare_classifier
 from apps.export.exactness import Difference, Probe, compare, probe
-from apps.export.weights import save_classifier, save_merged
+from apps.export.weights import ending_text, save_classifier, save_merged
 from apps.trained_run import (
     Adapters,
     LoadedPolicies,
@@ -212,7 +212,11 @@ def reward(export: Export, folder: Path) -> Written:
         )
     export.say(f"the {difference}")
     figures = {"largest": difference.largest, "texts": float(difference.texts), "constant": constant}
-    return Written(usage.reward(run, constant), [f"The {difference}."], figures)
+    return Written(
+        usage.reward(run, constant, ending_text(roles, policies.models.reward_tokenizer)),
+        [f"The {difference}."],
+        figures,
+    )
 
 
 def gguf(export: Export, folder: Path) -> Written:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from apps.export.card import base_name
 from apps.trained_run import TrainedRun
 from configs.schema import Rollout, Stage
@@ -62,14 +64,14 @@ vllm serve {base_name(base)}{flags} \\
 ```"""
 
 
-def reward(run: TrainedRun, constant: float) -> str:
-    """The card's lines on a classifier."""
+def reward(run: TrainedRun, constant: float, ending: str) -> str:
+    """The card's lines on a classifier that reads `ending` after an answer."""
     chat = run.config.data.chat
     text = (
         'tokenizer.apply_chat_template([{"role": "user", "content": prompt}, '
         '{"role": "assistant", "content": answer}], tokenize=False)'
         if chat
-        else "prompt + answer + tokenizer.eos_token"
+        else f"prompt + answer + {json.dumps(ending)}"
     )
     special = ", add_special_tokens=False" if chat else ""
     return f"""```python

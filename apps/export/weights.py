@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ from configs.schema import Rollout
 from stages.models.roles import Role, Roles
 from stages.sampling.merged_model import MergedCopy
 
-# A chat template around another, without the generation prompt that a classifier never needs.
+# A chat template around another, without the generation prompt that a classifier never needs. `ending` stands
+# in place of the token that ends the answer.
 ENDS_WITH_ANSWER = (
     "{{% set conversation %}}{template}{{% endset %}}{{% set conversation = conversation.rstrip() %}}"
-    "{{{{ conversation }}}}{{% if not conversation.endswith(eos_token) %}}{{{{ eos_token }}}}{{% endif %}}"
+    "{{% if conversation.endswith(eos_token) %}}"
+    "{{% set conversation = conversation[: -(eos_token | length)] %}}{{% endif %}}"
+    "{{{{ conversation }}}}{{{{ {ending} }}}}"
 )
 ANY_SIZE = "100000GB"  # of a file: one file for a model of any size is what every reader takes
 
@@ -70,7 +74,7 @@ def save_classifier(
             for padding.
     """
     model = MergedCopy(roles, dtype, packs=False).load_role(Role.REWARD)
-    tokenizer = classifier_tokenizer(tokenizer)
+    tokenizer = classifier_tokenizer(tokenizer, ending_text(roles, tokenizer))
     config = plain_config(roles, dtype)
     config.num_labels, config.id2label, config.label2id = 1, {0: "score"}, {"score": 0}
     config.problem_type = "regression"
@@ -113,18 +117,26 @@ def cast(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: casts[tensor.data_ptr()] for name, tensor in weights.items()}
 
 
-def classifier_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A copy of the tokenizer with which a classifier reads the answer's end-of-turn token.
+def ending_text(roles: Roles, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the reward model reads after the text of an answer: its score is that of the last token."""
+    ending = roles.head(Role.REWARD).ending
+    return str(tokenizer.eos_token if ending is None else tokenizer.decode(ending.read))
+
+
+def classifier_tokenizer(tokenizer: PreTrainedTokenizerBase, ending: str) -> PreTrainedTokenizerBase:
+    """A copy of the tokenizer with which a classifier reads the last token of `ending`, after the answer.
 
     A classifier reads the last token that is not padding. So padding is no token that can end an answer, and
-    the chat template writes nothing after the token that ends it (ChatML writes a line break).
+    the chat template writes nothing after `ending` (ChatML writes a line break after the end of a turn).
 
     Raises:
         UserError: the vocabulary has no other special token.
     """
     copied = copy.deepcopy(tokenizer)
     if copied.chat_template:
-        copied.chat_template = ENDS_WITH_ANSWER.format(template=copied.chat_template)
+        copied.chat_template = ENDS_WITH_ANSWER.format(
+            template=copied.chat_template, ending=json.dumps(ending)
+        )
     if copied.pad_token_id != copied.eos_token_id:
         return copied
     used = {copied.eos_token, "<|im_start|>", "<|im_end|>"}

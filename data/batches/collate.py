@@ -113,7 +113,10 @@ def packed(rows: Sequence[PackedSequence], pad_id: int) -> PackedBatch:
 
 
 def rankings(rows: Sequence[tuple[list[int], list[list[int]]]], pad_id: int) -> RankedBatch:
-    """Collate `(prompt_ids, list of completion_ids)` rows. T is the length of the longest row."""
+    """Collate `(prompt_ids, list of completion_ids)` rows. T is the length of the longest row.
+
+    The last token of an empty completion is that of its prompt.
+    """
     ids, positions, segments, last = [], [], [], []
     for prompt, completions in rows:
         parts = [prompt, *completions]
@@ -121,7 +124,8 @@ def rankings(rows: Sequence[tuple[list[int], list[list[int]]]], pad_id: int) -> 
         starts = [0, *[len(prompt)] * len(completions)]
         positions.append([s + i for s, part in zip(starts, parts, strict=True) for i in range(len(part))])
         segments.append([number for number, part in enumerate(parts) for _ in part])
-        last.append([end - 1 for end in accumulate(map(len, parts))][1:])
+        ends = accumulate(map(len, parts))
+        last.append([end - 1 if part else len(prompt) - 1 for part, end in zip(parts, ends, strict=True)][1:])
     segment = _padded(segments, -1)
     key_segment = segment[:, None, :]
     return RankedBatch(

@@ -15,12 +15,14 @@ from data.batches.encoding import encoder_of
 from data.batches.tokenize import Prompt
 from data.sources.messages import Message, Text
 from stages.distributed.ranks import Ranks
+from stages.models.adapter_files import Ending
 from stages.models.role_models import RoleModels
 from stages.models.roles import Role
 from stages.sampling.decoding import Response
 from stages.sampling.response_batch import response_batch, sequence_scores
 
 Row = dict[str, Any]
+ANY_TOKEN = -1
 EXCHANGE: list[Message] = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]
 
 
@@ -29,28 +31,28 @@ def score_tokens(
     models: RoleModels, rows: Sequence[tuple[list[int], list[int]]], device: torch.device
 ) -> Tensor:
     """The score of each prompt and answer, in the reward model's own tokens, in one batch: (B,), fp32."""
-    prompt_ids, answer_ids = zip(*rows, strict=True)
+    head = models.reward_base.head(Role.REWARD)
+    prompt_ids, answer_ids = zip(*((prompt, head.read(answer)) for prompt, answer in rows), strict=True)
     batch = response_batch(prompt_ids, answer_ids, models.reward_tokenizer.pad_token_id, device)
     return sequence_scores(models, Role.REWARD, batch)
 
 
-def other_token_read(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Where a sequence classifier reads the score of an ended answer, in words; None for the end of its turn.
+def classifier_ending(tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> Ending | None:
+    """What a sequence classifier reads in place of the end of a turn; None for that token.
 
-    It reads the last token that is not padding. A chat template may write more after the end of a turn, and
-    the end of a turn may be the padding.
+    It reads its score at the last token that is not padding. A chat template may write more after the end of
+    a turn, and the end of a turn may be the padding. TRL's trainer adds an end if the template writes none.
     """
-    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    ids = [0, end]
-    if tokenizer.chat_template is not None:
+    end, pad = tokenize.end_of_turn(tokenizer), tokenizer.pad_token_id
+    ids = [ANY_TOKEN]
+    if chat:
         (ids,) = encoder_of(tokenizer).conversations([(EXCHANGE, False)], "rm.from")
-    if end not in ids:  # TRL's trainer adds it
-        ids = [*ids, end]
-    read = max(place for place, id_ in enumerate(ids) if id_ != pad)
-    if ids[read] == end:
-        return None
+    ids = ids if end in ids[1:] else [*ids, end]
     last_end = len(ids) - 1 - ids[::-1].index(end)
-    return "the one before the end of the turn" if read < last_end else repr(tokenizer.decode(ids[read]))
+    ending = ids[last_end:]
+    while ending and ending[-1] == pad:
+        ending.pop()
+    return None if ending == [end] else Ending(end, tuple(ending))
 
 
 class RewardModel:

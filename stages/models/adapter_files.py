@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import LoraConfig
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -25,6 +27,21 @@ UNUSABLE = (
     *(KeyError, OSError, RuntimeError, TypeError, ValueError),
     *(AttributeError, OverflowError, re.error),
 )
+
+
+class Ending(NamedTuple):
+    """Which tokens a scalar head reads in place of the one that ends a turn.
+
+    A classifier by another program reads its score a token later or earlier. The metadata of the head's file
+    hold both attributes, ids with blanks between them.
+
+    Attributes:
+        end: id of the token that ends a turn.
+        read: ids of the tokens in its place; they may be none.
+    """
+
+    end: int
+    read: tuple[int, ...]
 
 
 def check_files(folder: Path) -> None:
@@ -79,6 +96,27 @@ def _file_names(role: str, names: Iterable[str]) -> dict[str, dict[str, str]]:
     return files
 
 
+def read_ending(folder: Path, vocabulary: int) -> Ending | None:
+    """The `Ending` in the metadata of the folder's head; None if the head reads an answer as it is.
+
+    Raises:
+        UserError: it is no ids of tokens below `vocabulary`.
+    """
+    with safe_open(folder / HEAD_FILE, "pt") as tensors:
+        metadata = tensors.metadata() or {}
+    if metadata.keys().isdisjoint(Ending._fields):
+        return None
+    words = {name: metadata.get(name, "none").split() for name in Ending._fields}
+    for name, ids in words.items():
+        if not all(word.isascii() and word.isdecimal() and int(word) < vocabulary for word in ids):
+            raise unusable(
+                folder, f"{HEAD_FILE}: {name} is {metadata.get(name)!r:.60}, and must be token ids"
+            )
+    if len(words["end"]) != 1:
+        raise unusable(folder, f"{HEAD_FILE}: end is {metadata['end']!r:.60}, and must be one token id")
+    return Ending(int(words["end"][0]), tuple(map(int, words["read"])))
+
+
 def unusable(folder: Path, reason: str) -> UserError:
     """The error about an adapter folder that no role can be made of."""
     return UserError(
@@ -96,6 +134,7 @@ class AdapterInfo:
         config: PEFT's description of the adapter.
         base_model: name of the base, for `adapter_config.json`.
         card: text of the model card.
+        ending: of its head.
     """
 
     role: str
@@ -103,6 +142,7 @@ class AdapterInfo:
     base_model: str
     tokenizer: PreTrainedTokenizerBase
     card: str
+    ending: Ending | None = None
 
 
 def save_adapter(final: Path, tensors: dict[str, Tensor], info: AdapterInfo) -> None:
@@ -117,7 +157,7 @@ def save_adapter(final: Path, tensors: dict[str, Tensor], info: AdapterInfo) -> 
     with SealedFolder(final) as folder:
         # save_file would write files that only their owner can read.
         for file, names in files.items():
-            metadata = {"format": "pt"} if file == ADAPTER_FILE else None
+            metadata = {"format": "pt"} if file == ADAPTER_FILE else _head_metadata(info.ending)
             (folder / file).write_bytes(
                 save({saved: tensors[name] for saved, name in names.items()}, metadata)
             )
@@ -129,3 +169,7 @@ def save_adapter(final: Path, tensors: dict[str, Tensor], info: AdapterInfo) -> 
         config.save_pretrained(str(folder))
         info.tokenizer.save_pretrained(str(folder))
         (folder / "README.md").write_text(info.card)
+
+
+def _head_metadata(ending: Ending | None) -> dict[str, str] | None:
+    return ending and {"end": str(ending.end), "read": " ".join(map(str, ending.read))}

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from configs.errors import UserError
 from configs.schema import Adapter
 from stages.internals.peft import activate_adapter
-from stages.models.adapter_files import HEAD_FILE, check_adapter, loading_adapter
+from stages.models.adapter_files import HEAD_FILE, Ending, check_adapter, loading_adapter, read_ending
 from stages.models.fused_lora import RowAdapters, add_in_one_pass, can_mix
 from stages.models.queries import Query, ScalarQuery, TokenQuery
 from stages.models.token_statistics import (
@@ -45,10 +45,15 @@ class Role(StrEnum):
 
 
 class ScalarHead(nn.Module):
-    """Affine map from a hidden state to one number, in fp32 whatever the dtype of the base."""
+    """Affine map from a hidden state to one number, in fp32 whatever the dtype of the base.
+
+    Attributes:
+        ending: what the head reads in place of the token that ends a turn; None for that token.
+    """
 
     def __init__(self, hidden_size: int, device: torch.device) -> None:
         super().__init__()
+        self.ending: Ending | None = None
         # Standard deviation 1/sqrt(d + 1), as in Stiennon et al. 2020, appendix: scores start near 0.
         self.weight = nn.Parameter(torch.randn(1, hidden_size).div_((hidden_size + 1) ** 0.5).to(device))
         self.bias = nn.Parameter(torch.zeros(1, device=device))
@@ -56,6 +61,12 @@ class ScalarHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Hidden states (B, T, H) to scalars (B, T), fp32."""
         return nn.functional.linear(hidden.float(), self.weight, self.bias).squeeze(-1)
+
+    def read(self, answer: Sequence[int]) -> list[int]:
+        """The tokens of an answer up to the one at which its score is read."""
+        if self.ending is None or not answer or answer[-1] != self.ending.end:
+            return list(answer)
+        return [*answer[:-1], *self.ending.read]
 
 
 class Roles(nn.Module):
@@ -158,9 +169,16 @@ class Roles(nn.Module):
         with loading_adapter(folder, self._module_names):
             self.add_head(role)
             self.heads[role].load_state_dict(load_file(folder / HEAD_FILE))
+            self.head(role).ending = read_ending(folder, self.vocabulary)
         check_adapter(
             folder, role, [name for name in self.role_parameters(role) if name.startswith("heads.")]
         )
+
+    def head(self, role: str) -> ScalarHead:
+        """The scalar head of `role`."""
+        head = self.heads[role]
+        assert isinstance(head, ScalarHead)
+        return head
 
     def _after_adding(self, role: str, *, trainable: bool) -> None:
         layers = [module for module in self.causal.modules() if isinstance(module, LoraLayer)]

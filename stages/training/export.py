@@ -32,7 +32,9 @@ def write_role(
 ) -> None:
     """Write `tensors` of `role` to the stage's folder `name`, with tokenizer and model card."""
     base = context.config.base_of(context.stage).model
-    info = AdapterInfo(role, roles.peft_config(role), base, tokenizer, _card(context, role))
+    of_role = roles.of(role)
+    ending = of_role.head(role).ending if role in of_role.heads else None
+    info = AdapterInfo(role, roles.peft_config(role), base, tokenizer, _card(context, role), ending)
     save_adapter(context.folder / name, tensors, info)
 
 

@@ -25,6 +25,8 @@ from apps.trained_run import Adapters, TrainedRun, load_policies, open_run, rewa
 from configs.errors import UserError
 from stages.internals.bitsandbytes import keep_packing
 
+END = "<|im_end|>"
+
 
 @pytest.fixture(scope="module")
 def run(trained_run: Path) -> TrainedRun:
@@ -129,7 +131,9 @@ def test_text_classification_gives_the_scores(run, written, scored) -> None:
     pairs, expected, constant = scored
     assert len(set(expected)) > 6
     classify = pipeline("text-classification", model=str(written["reward"]))
-    texts = [classifier_text(prompt, answer, classify.tokenizer, run.config.data) for prompt, answer in pairs]
+    texts = [
+        classifier_text(prompt, answer, classify.tokenizer, run.config.data, END) for prompt, answer in pairs
+    ]
     for batch_size in (1, 5):
         outputs = classify(texts, function_to_apply="none", add_special_tokens=False, batch_size=batch_size)
         actual = [output["score"] + constant for output in outputs]
@@ -143,7 +147,7 @@ def test_trl_s_reward_gives_the_scores(run, written, scored) -> None:
     pairs, expected, constant = scored
     tokenizer = AutoTokenizer.from_pretrained(written["reward"])
     model = AutoModelForSequenceClassification.from_pretrained(written["reward"], dtype="auto").eval()
-    texts = [classifier_text(prompt, answer, tokenizer, run.config.data) for prompt, answer in pairs]
+    texts = [classifier_text(prompt, answer, tokenizer, run.config.data, END) for prompt, answer in pairs]
     ids = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
     with torch.no_grad():
         _, scores, _ = get_reward(model, ids["input_ids"], tokenizer.pad_token_id, 0)

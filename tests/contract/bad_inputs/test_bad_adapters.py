@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from stages.sampling.merged_model import merged_weight
+from tests.contract.bad_inputs.entry import files
 from tests.contract.bad_inputs.model_damage import (
     change_weight,
     check_refusal,
@@ -212,6 +214,25 @@ def test_head(damage, part, adapters, tmp_path):
     check_refusal(lambda: roles.add_head_from("critic", folder), folder, before, part)
     if (folder / HEAD).exists():
         check_refusal(lambda: roles.add_from("reward", folder, trainable=True), folder, before, part)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "part"),
+    [
+        ({"end": "2"}, f"{HEAD}: read is None, and must be token ids"),
+        ({"read": "2 3"}, f"{HEAD}: end is None, and must be token ids"),
+        ({"end": "2 3", "read": ""}, f"{HEAD}: end is '2 3', and must be one token id"),
+        ({"end": "2", "read": "3 -1"}, "read is '3 -1', and must be token ids"),
+        ({"end": "2", "read": "384"}, "read is '384', and must be token ids"),
+    ],
+)
+def test_what_a_head_reads(metadata, part, adapters, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapters["rm"], folder)
+    save_file(load_file(folder / HEAD), folder / HEAD, metadata)
+    before = files(folder)
+    roles = tiny_roles()
+    check_refusal(lambda: roles.add_from("reward", folder, trainable=True), folder, before, part)
 
 
 @pytest.mark.parametrize(

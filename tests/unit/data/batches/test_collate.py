@@ -139,3 +139,8 @@ def test_ranked_batch():
     ]
     assert second[1] == [1, 1, 0, 0, 0]
     assert all(row[column] for column, row in enumerate(second)), "padding looks at itself, or softmax is NaN"
+
+
+def test_the_last_token_of_an_empty_completion_is_that_of_its_prompt():
+    batch = collate.rankings([([1, 2], [[3, 4], [], [5]])], pad_id=PAD)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5]] and batch.last.tolist() == [[3, 1, 4]]

@@ -12,11 +12,12 @@ from transformers import AutoTokenizer
 from configs.schema import Base, Data, Source
 from data.batches.tokenize import Prompt, answer
 from stages.distributed.ranks import Ranks
-from stages.feedback.reward_model import RewardModel, other_token_read
+from stages.feedback.reward_model import RewardModel, classifier_ending
+from stages.models.adapter_files import Ending
 from stages.models.base import load_base, load_tokenizer
 from stages.models.queries import ScalarQuery, TokenQuery
 from stages.models.role_models import RoleModels, same_tokens
-from stages.models.roles import Role, Roles
+from stages.models.roles import Role, Roles, ScalarHead
 from stages.sampling.decoding import Response
 from tests.support.bases import foreign_base, wider_base
 from tests.support.roles import CPU, new_role, role_output, tiny_roles
@@ -135,21 +136,39 @@ def test_what_makes_tokenizers_differ(change: str, tiny_folder: Path) -> None:
     assert not same_tokens(one, other)
 
 
+NO_LINE_BREAK = "{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"
+NO_END = "{% for m in messages %}{{ m['content'] + '.' }}{% endfor %}"
+
+
 @pytest.mark.parametrize(
-    ("changes", "read"),
+    ("chat", "changes", "read"),
     [
-        ({}, "'\\n'"),
-        ({"chat_template": "{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"}, None),
-        ({"chat_template": None}, None),
-        ({"chat_template": None, "pad_token": "<|im_end|>"}, "the one before the end of the turn"),
-        ({"pad_token": "<|im_end|>"}, "'\\n'"),
+        (True, {}, "<|im_end|>\n"),
+        (True, {"pad_token": "<|im_end|>"}, "<|im_end|>\n"),
+        (True, {"chat_template": NO_LINE_BREAK}, None),
+        (True, {"chat_template": NO_LINE_BREAK, "pad_token": "<|im_end|>"}, ""),
+        (True, {"chat_template": NO_END}, None),
+        (False, {}, None),
+        (False, {"pad_token": "<|im_end|>"}, ""),
     ],
 )
-def test_where_a_classifier_reads_its_score(
-    changes: dict[str, Any], read: str | None, tiny_folder: Path
+def test_what_a_classifier_reads_in_place_of_an_end(
+    chat: bool, changes: dict[str, Any], read: str | None, tiny_folder: Path
 ) -> None:
     """The template of the tiny model writes a line break after the end of a turn, as ChatML does."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     for name, value in changes.items():
         setattr(tokenizer, name, value)
-    assert other_token_read(tokenizer) == read
+    ending = classifier_ending(tokenizer, chat=chat)
+    assert read == (ending and tokenizer.decode(ending.read))
+    assert ending is None or ending.end == tokenizer.eos_token_id
+
+
+def test_an_ending_stands_in_place_of_the_end_alone() -> None:
+    head = ScalarHead(4, CPU)
+    assert head.read([5, 2]) == [5, 2]
+    head.ending = Ending(2, (2, 9))
+    assert head.read([5, 2]) == [5, 2, 9] and head.read([2]) == [2, 9]
+    assert head.read([2, 5]) == [2, 5], "an answer that was cut off is read as it is"
+    head.ending = Ending(2, ())
+    assert head.read([5, 2]) == [5] and head.read([2]) == []
