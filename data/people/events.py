@@ -5,7 +5,6 @@ A line is on the disk before anybody is told so, and no line is ever changed. To
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from configs.errors import UserError
 from configs.regular_file import read_regular_file
-from data.storage.files import sync
+from data.storage.growing_file import append_line, drop_cut_line
 
 MOST_LETTERS = 200_000  # of a demonstration
 LOWEST, HIGHEST = 1, 7  # a rating, as in OpenAI's FeedME
@@ -172,28 +171,10 @@ class LabelFile:
     """Appends events to a file. One process writes it at a time; see `Round.writing`."""
 
     def __init__(self, file: Path) -> None:
-        """Open the file, and drop a last line that a kill cut short: nobody was told that it is there."""
-        self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        content = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
-        os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
-        sync(file.parent)
+        """Take over the file; see `drop_cut_line`."""
+        self._file = file
+        drop_cut_line(file)
 
     def append(self, event: Shown | Submitted | Skipped | Undone) -> None:
-        """Write one event. When this returns, it is on the disk.
-
-        Raises:
-            OSError: the disk is full. Nothing of the event is left in the file.
-        """
-        line = event.model_dump_json(exclude_none=True).encode() + b"\n"
-        size = os.fstat(self._descriptor).st_size
-        try:
-            while line:
-                line = line[os.write(self._descriptor, line) :]
-            os.fsync(self._descriptor)
-        except OSError:
-            os.ftruncate(self._descriptor, size)
-            raise
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
+        """Write one event; see `append_line`."""
+        append_line(self._file, event.model_dump_json(exclude_none=True).encode())

@@ -127,11 +127,7 @@ class Round:
                 f"{self.folder}: another server collects labels there. Use that one, or end it first."
             ) from None
         try:
-            file = LabelFile(self.folder / LABELS)
-            try:
-                yield file
-            finally:
-                file.close()
+            yield LabelFile(self.folder / LABELS)
         finally:
             lock.release()
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from configs.errors import UserError
-from configs.regular_file import read_regular_file
-from data.storage.files import read_json_lines, sync
+from data.storage.files import read_json_lines
+from data.storage.growing_file import append_line, drop_cut_line
 
 KEYS = ("question", "reply", "sha256")
 REMEDY = "Remove the line; its question is asked again."
@@ -61,7 +60,7 @@ class VerdictCache:
         """Keep the reply to a question, on disk first."""
         with self._lock:
             if self.file is not None:
-                _append(self.file, json.dumps(_line(key, reply)) + "\n")
+                append_line(self.file, json.dumps(_line(key, reply)).encode())
             self._replies[key] = reply
 
 
@@ -71,28 +70,9 @@ def _line(key: str, reply: Reply) -> dict[str, Any]:
     return row | {"sha256": hashlib.sha256(json.dumps(row).encode()).hexdigest()}
 
 
-def _append(file: Path, line: str) -> None:
-    """Append a line and sync it. After a failure, such as a full disk, no part of it stays."""
-    is_new, rest = not file.exists(), line.encode()
-    with file.open("ab", buffering=0) as stream:
-        size = stream.tell()
-        try:
-            while rest:
-                rest = rest[stream.write(rest) :]
-            os.fsync(stream.fileno())
-        except OSError:
-            os.truncate(file, size)
-            raise
-    if is_new:
-        sync(file.parent)
-
-
 def _read(file: Path) -> dict[str, Reply]:
     """The replies by their question's key. The file is cut after its last whole line."""
-    content = read_regular_file(file)
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(file, whole)
+    drop_cut_line(file)
     replies = {}
     for number, row in enumerate(read_json_lines(file, KEYS, remedy=REMEDY), 1):
         try:

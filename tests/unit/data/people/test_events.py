@@ -18,7 +18,6 @@ def written(tmp_path, *events):
     labels = LabelFile(file)
     for event in events:
         labels.append(event)
-    labels.close()
     return file
 
 
@@ -35,7 +34,7 @@ def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path):
         file.write_bytes(whole[:length])
         expected = whole[:length].count(b"\n")
         assert len(read_events(file)) == expected
-        LabelFile(file).close()  # a server that starts again removes the rest
+        LabelFile(file)  # a server that starts again removes the rest
         assert file.read_bytes().count(b"\n") == expected
         assert file.read_bytes() == whole[: file.stat().st_size]
 
