@@ -48,7 +48,7 @@ def run_all(request: Request, launch: Launch, plans: Sequence[StagePlan]) -> int
         if plan.action == "skip":
             say(f"stage {plan.stage}: {plan.why}")
             continue
-        check_people(request, plan.stage)
+        check_people(request, plan.stage, resumes=plan.action == "resume")
         if status := _run_one(request.run, launch, plan.stage):
             return status
     return 0

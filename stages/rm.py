@@ -29,6 +29,7 @@ from stages.feedback.rankings import (
 from stages.feedback.reward_evaluation import nats_of_answers, scored_rankings, write_report
 from stages.feedback.reward_loss import check_labels, labels_of, reward_loss, ties_note
 from stages.feedback.reward_model import RewardModel, classifier_ending
+from stages.maths.preferences import ceiling_of
 from stages.maths.statistics import Means, add_means, mean_with_interval
 from stages.models.base_checks import supports_block_mask
 from stages.models.queries import ScalarQuery
@@ -125,16 +126,12 @@ def report_on(
         return {}
     ranks, models, pad_id = trainer.engine.ranks, trainer.engine.models, trainer.pad_id
     rewards = trainer.scores_of(held_out)
-    model = models.reward_base if not models.shares_base else models
-    nats = nats_of_answers(model, held_out, pad_id, ranks, trainer.micro_batch_size)
+    nats = nats_of_answers(models.reward_base, held_out, pad_id, ranks, trainer.micro_batch_size)
     metrics: dict[str, float] = {}
     if ranks.rank == 0:
         rankings = scored_rankings(train, held_out, rewards, nats, models.reward_tokenizer)
         labels = read_label_metrics(context.folder)
-        ends = {"value": "", "low": "_low", "high": "_high", "n": "_n"}
-        # The rankings of two labellers are those that they agree about, so their agreement bounds nothing.
-        known = context.config.rm.rankings.labeller == "people" and "label_agreement" in labels
-        ceiling = {name: labels[f"label_agreement{end}"] for name, end in ends.items()} if known else None
+        ceiling = ceiling_of(context.config.rm.rankings.labeller, labels)
         metrics = write_report(context.folder, rankings, ceiling)
     return ranks.broadcast(metrics)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,6 +9,7 @@ from uuid import uuid4
 
 from data.people.events import Shown, Skipped, Submitted, now
 from data.people.round import Round
+from data.sources.split import unit
 
 AGAIN_AFTER = 5  # other tasks, at least, before a person gets one again
 
@@ -35,8 +35,8 @@ class Assignment:
     def __init__(self, content: Round, plan: Plan, clock: Callable[[], datetime] = now) -> None:
         self._round, self._labels, self._plan, self._clock = content, content.labels, plan, clock
         seed = content.settings.seed
-        self._order = sorted(content.tasks, key=lambda task: _unit(seed, "order", task))
-        by_chance = sorted(content.tasks, key=lambda task: _unit(seed, "overlap", task))
+        self._order = sorted(content.tasks, key=lambda task: unit(seed, "order", task))
+        by_chance = sorted(content.tasks, key=lambda task: unit(seed, "overlap", task))
         self._shared = frozenset(by_chance[: round(plan.overlap * len(by_chance))])
         self._taken_back: dict[str, str] = {}  # the showing that each person took back last
         self._until: dict[str, datetime] = {}  # end of each lease that was renewed, by showing
@@ -93,7 +93,7 @@ class Assignment:
         """Show a task, its answers in an order that depends on the person and on how often it was shown."""
         name = f"{labeller}/{task}/{len(self._labels.showings)}"
         answers = range(len(self._round.tasks[task].completions))
-        order = sorted(answers, key=lambda position: _unit(self._round.settings.seed, name, str(position)))
+        order = sorted(answers, key=lambda position: unit(self._round.settings.seed, name, str(position)))
         return Shown(
             showing=uuid4().hex[:16],
             time=self._clock(),
@@ -110,7 +110,7 @@ class Assignment:
         twice = {shown.task for shown in showings.values() if shown.again and shown.labeller == labeller}
         for number, shown in enumerate(mine):
             due = not shown.again and shown.task not in twice and len(mine) - number > others
-            if due and _unit(self._round.settings.seed, f"again/{labeller}", shown.task) < self._plan.again:
+            if due and unit(self._round.settings.seed, f"again/{labeller}", shown.task) < self._plan.again:
                 return shown.task
         return None
 
@@ -137,9 +137,3 @@ class Assignment:
         others = (one for one in self._open() if one.labeller != showing.labeller)
         taken = any(one.task == showing.task and self._is_held(one) for one in others)
         return not taken and showing.task not in self._tasks(Submitted)
-
-
-def _unit(seed: int, purpose: str, key: str) -> float:
-    """A number in [0, 1) that depends only on the arguments."""
-    digest = hashlib.sha256(f"{seed}\n{purpose}\n{key}".encode(errors="surrogatepass")).digest()
-    return int.from_bytes(digest[:6]) / 2**48

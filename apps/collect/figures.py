@@ -13,11 +13,11 @@ import krippendorff
 import numpy as np
 from scipy.stats import kendalltau
 
-from data.people.agreement import Judged, agreement_of_tasks, judged, self_agreement
+from data.people.agreement import Judged, agreement_of_tasks, judged_by_several, self_agreement
 from data.people.events import now
 from data.people.results import first_labels
 from data.people.round import Round
-from stages.maths.statistics import mean_with_interval, wins
+from stages.maths.statistics import figure, wins
 
 Json = dict[str, Any]
 Given = dict[str, dict[str, Judged]]  # by task and labeller
@@ -80,8 +80,11 @@ def win_rate(content: Round) -> Json | None:
     if not won:
         return None
     alike = round(content.settings.equal * len(won) / len(content.tasks))
-    figure = _mean([*map(fmean, won.values()), *[0.5] * alike]) or {}
-    return {"policy": policies[1], "against": policies[0]} | figure
+    return {
+        "policy": policies[1],
+        "against": policies[0],
+        **figure([*map(fmean, won.values()), *[0.5] * alike]),
+    }
 
 
 def agreement(content: Round, *, intervals: bool = False) -> Json:
@@ -94,7 +97,7 @@ def agreement(content: Round, *, intervals: bool = False) -> Json:
     Args:
         intervals: also that of `alpha`, which takes a second or more.
     """
-    given = {task: by_person for task, by_person in _given(content).items() if len(by_person) > 1}
+    given = judged_by_several(content)
     return {
         "pairwise": _mean(agreement_of_tasks(content)),
         "tau_b": _mean(_taus(content, given)),
@@ -102,20 +105,8 @@ def agreement(content: Round, *, intervals: bool = False) -> Json:
     }
 
 
-def _given(content: Round) -> Given:
-    """What each person said of each task: the ranks of its answers, or their rating."""
-    given: Given = {}
-    for showing, label in first_labels(content):
-        if values := judged(label):
-            given.setdefault(showing.task, {})[showing.labeller] = values
-    return given
-
-
 def _mean(values: Sequence[float]) -> Json | None:
-    if not values:
-        return None
-    figure = mean_with_interval("value", values)
-    return {name.removeprefix("value_"): number for name, number in figure.items()}
+    return dict(figure(values)) if values else None
 
 
 def _taus(content: Round, given: Given) -> list[float]:
@@ -156,11 +147,11 @@ def _alpha(given: Given, *, intervals: bool) -> Json | None:
     value = _alpha_of(blocks)
     if value is None:
         return None
-    figure: Json = {"value": value, "low": None, "high": None, "n": len(blocks)}
+    alpha: Json = {"value": value, "low": None, "high": None, "n": len(blocks)}
     if intervals:
         values = sorted(_resampled(blocks))
-        figure["low"], figure["high"] = np.percentile(values, [2.5, 97.5]).tolist()
-    return figure
+        alpha["low"], alpha["high"] = np.percentile(values, [2.5, 97.5]).tolist()
+    return alpha
 
 
 def _block(by_person: dict[str, tuple[int, ...]], people: Sequence[str]) -> np.ndarray:

@@ -41,27 +41,31 @@ def agreement_of_tasks(content: Round) -> list[float]:
 
     Of rankings it is `pairwise_agreement`, of ratings `near`.
     """
-    given: dict[str, dict[str, Judged]] = {}
-    for showing, label in first_labels(content):
-        if values := judged(label):
-            given.setdefault(showing.task, {})[showing.labeller] = values
     return [
         fmean(_agreement(content, a, b) for a, b in combinations(by_labeller.values(), 2))
-        for by_labeller in given.values()
-        if len(by_labeller) > 1
+        for by_labeller in judged_by_several(content).values()
     ]
+
+
+def judged_by_several(content: Round) -> dict[str, dict[str, Judged]]:
+    """What each person said of each task that several judged, by task and labeller."""
+    given: dict[str, dict[str, Judged]] = {}
+    for showing, label in first_labels(content):
+        if values := _judged(label):
+            given.setdefault(showing.task, {})[showing.labeller] = values
+    return {task: by_labeller for task, by_labeller in given.items() if len(by_labeller) > 1}
 
 
 def self_agreement(content: Round, labeller: str) -> list[float]:
     """For each task that a person judged twice, how well its two judgements agree."""
     given: dict[str, list[Judged]] = {}
     for showing, label in content.labels.submitted():
-        if showing.labeller == labeller and (values := judged(label)):
+        if showing.labeller == labeller and (values := _judged(label)):
             given.setdefault(showing.task, []).append(values)
     return [_agreement(content, *both) for both in given.values() if len(both) == 2]
 
 
-def judged(label: Submitted) -> Judged:
+def _judged(label: Submitted) -> Judged:
     """What a person said of a task: the ranks of its answers, or their rating; empty for a text."""
     return label.ranks or (() if label.rating is None else (label.rating,))
 

@@ -41,7 +41,7 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int) -> tup
     """
     belongs = belongs_to(data, stage, seed)
     of_stage = [(row_key(row), row) for row in rows if belongs(row)]
-    prompts = sorted({key for key, _ in of_stage}, key=lambda key: (_unit(seed, "held_out", key), key))
+    prompts = sorted({key for key, _ in of_stage}, key=lambda key: (unit(seed, "held_out", key), key))
     source = data.source(stage)
     count = _held_out_count(source, len(prompts))
     if count >= len(prompts):
@@ -58,7 +58,7 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int) -> tup
 def belongs_to(data: Data, stage: Stage, seed: int) -> Callable[[Row], bool]:
     """Whether a row's prompt belongs to the stage (see `stage_interval`)."""
     low, high = stage_interval(data, stage)
-    return lambda row: low <= _unit(seed, "stage", row_key(row)) < high
+    return lambda row: low <= unit(seed, "stage", row_key(row)) < high
 
 
 def stage_interval(data: Data, stage: Stage) -> tuple[float, float]:
@@ -88,7 +88,7 @@ def _others(readers: Sequence[Stage], stage: Stage) -> str:
     return " and ".join(f"data.{other}" for other in readers if other != stage)
 
 
-def _unit(seed: int, purpose: str, key: str) -> float:
+def unit(seed: int, purpose: str, key: str) -> float:
     """A pseudo-random number in [0, 1) that depends only on the arguments."""
     digest = hashlib.sha256(f"{seed}\n{purpose}\n{key}".encode()).digest()
     return int.from_bytes(digest[:6]) / 2**48

@@ -10,7 +10,7 @@ from pipeline.planning.request import Request
 RANKINGS = "rankings.jsonl"  # in the stage's folder: what it trains on once it has begun
 
 
-def waits_for_people(request: Request, stage: Stage, *, resumes: bool = False) -> str:
+def waits_for_people(request: Request, stage: Stage, *, resumes: bool) -> str:
     """What people must still do before `stage` can start, in words; "" for nothing.
 
     Args:
@@ -35,7 +35,7 @@ def waits_for_people(request: Request, stage: Stage, *, resumes: bool = False) -
     return f"waits for people: {missing} more of {len(content.tasks)} prompts to rank ({done} are done)"
 
 
-def check_people(request: Request, stage: Stage) -> None:
-    """Raise Waiting if people must act before `stage` can start."""
-    if why := waits_for_people(request, stage, resumes=not (request.force or request.fresh)):
+def check_people(request: Request, stage: Stage, *, resumes: bool) -> None:
+    """Raise Waiting if people must act before `stage` can start; see `waits_for_people`."""
+    if why := waits_for_people(request, stage, resumes=resumes):
         raise Waiting(f"stage {stage} {why}. Ask them: {request.collect_command()}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,29 +13,23 @@ from pipeline.reporting.figure_style import COLOURS, PALE, grid, new_figure
 from pipeline.reporting.page import Block, Bullets, Cell, Paragraph, Picture, Section, Table, quote
 from pipeline.state.results import Results
 from pipeline.terminal.format import show_figure, show_number
-from stages.maths.preferences import Figure, ScoredRanking, reward_report
+from stages.maths.preferences import ScoredRanking, ceiling_of, reward_report
+from stages.maths.statistics import ENDS, Figure
 
 PICTURE = "reward-model.png"
 WIDEST = 0.2  # an interval of accuracy that still tells a good model from a poor one
 LENGTH_MATTERS = 0.3  # a correlation of reward and length
-ENDS = {"value": "", "low": "_low", "high": "_high", "n": "_n"}
 Report = Mapping[str, Any]
 
 
 def report_of(results: Results) -> Report | None:
     """The figures of the reward model on its held-out rankings; None before there are any."""
-    rankings = [ScoredRanking(**{name: row[name] for name in FIELDS}) for row in results.scored_rankings]
+    names = [field.name for field in fields(ScoredRanking)]
+    rankings = [ScoredRanking(**{name: row[name] for name in names}) for row in results.scored_rankings]
     if not any(ranking.pairs for ranking in rankings):
         return None
-    metrics = results.final_metrics("rm")
-    # The rankings of two labellers are those that they agree about, so their agreement bounds nothing.
-    of_people = results.experiment.rm.rankings.labeller == "people"
-    known = of_people and "label_agreement_low" in metrics
-    ceiling = {name: metrics[f"label_agreement{end}"] for name, end in ENDS.items()} if known else None
+    ceiling = ceiling_of(results.experiment.rm.rankings.labeller, results.final_metrics("rm"))
     return reward_report(rankings, ceiling)
-
-
-FIELDS = ("prompt", "answers", "ranks", "rewards", "lengths", "nats", "words", "labels")
 
 
 def verdicts(report: Report) -> list[str]:
@@ -160,7 +155,7 @@ def _shown(figure: Figure) -> str:
 
 
 def _named(figure: Figure) -> dict[str, float]:
-    return {"value": figure["value"], "value_low": figure["low"], "value_high": figure["high"]}
+    return {f"value{end}": figure[part] for part, end in ENDS.items()}
 
 
 def draw_reward_model(results: Results) -> Drawing | None:

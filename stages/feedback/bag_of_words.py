@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import permutations
 
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+
+from stages.maths.orders import ordered_pairs
 
 WORDS = r"(?u)\b\w+\b|[^\w\s]"  # words and marks
 
@@ -28,8 +29,7 @@ class BagOfWords:
         better, worse, weights = [], [], []
         first = 0
         for of_prompt in ranks:
-            places = range(len(of_prompt))
-            pairs = [(i, j) for i, j in permutations(places, 2) if of_prompt[i] < of_prompt[j]]
+            pairs = ordered_pairs(of_prompt)
             better += [first + i for i, _ in pairs]
             worse += [first + j for _, j in pairs]
             weights += [1 / len(pairs)] * len(pairs)

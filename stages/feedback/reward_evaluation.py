@@ -16,7 +16,8 @@ from data.sources.messages import last_text
 from data.storage.files import write_json_lines, write_text
 from stages.distributed.ranks import Ranks
 from stages.feedback.bag_of_words import BagOfWords
-from stages.maths.preferences import Figure, ScoredRanking, reward_report
+from stages.maths.preferences import ScoredRanking, reward_report
+from stages.maths.statistics import ENDS, Figure
 from stages.models.role_models import RoleForward
 from stages.models.roles import Role
 from stages.sampling.response_batch import response_batch, response_logprobs
@@ -106,7 +107,5 @@ def report_metrics(report: dict[str, Any]) -> dict[str, float]:
         for part in path:
             figure = (figure or {}).get(part)
         if figure:
-            metrics |= {name: figure["value"]} | {
-                f"{name}_{end}": figure[end] for end in ("low", "high", "n")
-            }
+            metrics |= {f"{name}{end}": figure[part] for part, end in ENDS.items()}
     return metrics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import NamedTuple
 
 Pair = tuple[int, int]
@@ -14,6 +14,11 @@ def ranks_of(scores: Sequence[float]) -> list[int]:
     """Rank of each score: 0 is the best. Equal scores share a rank, and ranks have no gaps."""
     order = sorted(set(scores), reverse=True)
     return [order.index(score) for score in scores]
+
+
+def ordered_pairs(ranks: Sequence[int]) -> list[Pair]:
+    """Positions of the better and of the worse answer of each pair that ranks, (K,), order."""
+    return [(i, j) for i, j in permutations(range(len(ranks)), 2) if ranks[i] < ranks[j]]
 
 
 def copeland_ranks(count: int, verdicts: Mapping[Pair, float | None]) -> list[int]:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 from typing import Any
 
 import numpy as np
 
 from stages.maths import calibration
-from stages.maths.statistics import mean_with_interval, wins
+from stages.maths.orders import ordered_pairs
+from stages.maths.statistics import Figure, figure, figure_of, wins
 
 Array = np.ndarray
-Figure = dict[str, float]  # value, low, high, n
 MISTAKES = 10
 
 
@@ -46,8 +45,7 @@ class ScoredRanking:
     @property
     def pairs(self) -> list[tuple[int, int]]:
         """Positions of the better and of the worse answer of each pair."""
-        places = range(len(self.ranks))
-        return [(i, j) for i, j in permutations(places, 2) if self.ranks[i] < self.ranks[j]]
+        return ordered_pairs(self.ranks)
 
 
 @dataclass(frozen=True)
@@ -96,18 +94,13 @@ def share_in_order(pairs: Pairs, margins: Array, where: Array | None = None) -> 
     return figure(_by_prompt(pairs, right, where))
 
 
-def _by_prompt(pairs: Pairs, values: Sequence[float], where: Array | None) -> Array:
+def _by_prompt(pairs: Pairs, values: Sequence[float], where: Array | None) -> list[float]:
     """The mean over each prompt's pairs, for the prompts that have any."""
     inside = np.ones(len(pairs.prompts), dtype=bool) if where is None else where
     counts = np.bincount(pairs.prompts[inside])
     sums = np.bincount(pairs.prompts[inside], weights=np.asarray(values, dtype=float)[inside])
-    return sums[counts > 0] / counts[counts > 0]
-
-
-def figure(values: Array) -> Figure:
-    """Mean, 95 % bootstrap interval and number of values."""
-    named = mean_with_interval("value", values.tolist())
-    return {name.removeprefix("value_"): number for name, number in named.items()}
+    means: list[float] = (sums[counts > 0] / counts[counts > 0]).tolist()
+    return means
 
 
 def baseline_margins(pairs: Pairs) -> dict[str, Array]:
@@ -173,7 +166,7 @@ def length_correlation(rankings: Sequence[ScoredRanking]) -> Figure | None:
         rewards, lengths = np.array(ranking.rewards), np.array(ranking.lengths, dtype=float)
         if rewards.std() > 0 and lengths.std() > 0:
             found.append(float(np.corrcoef(rewards, lengths)[0, 1]))
-    return figure(np.array(found)) if found else None
+    return figure(found) if found else None
 
 
 def calibration_of(pairs: Pairs) -> dict[str, Any]:
@@ -217,6 +210,15 @@ def tied_share(rankings: Sequence[ScoredRanking]) -> float:
         total += k * (k - 1) // 2
         ties += k * (k - 1) // 2 - len(ranking.pairs)
     return ties / max(1, total)
+
+
+def ceiling_of(labeller: object, metrics: Mapping[str, float]) -> Figure | None:
+    """The agreement of people with each other, which bounds accuracy; None if it is not known.
+
+    The rankings of two labellers are those that they agree about, so their agreement bounds nothing.
+    """
+    known = labeller == "people" and "label_agreement" in metrics
+    return figure_of(metrics, "label_agreement") if known else None
 
 
 def reward_report(rankings: Sequence[ScoredRanking], ceiling: Mapping[str, float] | None) -> dict[str, Any]:

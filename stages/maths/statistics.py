@@ -60,6 +60,20 @@ def mean_with_interval(name: str, values: Sequence[float], seed: int = 0) -> dic
     return {name: float(array.mean()), **interval, f"{name}_n": len(array)}
 
 
+Figure = dict[str, float]  # value, low, high, n
+ENDS = {"value": "", "low": "_low", "high": "_high", "n": "_n"}  # how metrics name them
+
+
+def figure(values: Sequence[float]) -> Figure:
+    """Mean, 95 % interval and number of values, as `mean_with_interval` has them."""
+    return figure_of(mean_with_interval("", values), "")
+
+
+def figure_of(metrics: Mapping[str, float], name: str) -> Figure:
+    """The mean called `name` among metrics, with its interval."""
+    return {part: metrics[f"{name}{end}"] for part, end in ENDS.items()}
+
+
 @dataclass
 class RunningMoments:
     """Mean and variance of all values so far, by the parallel update of Chan et al. 1979."""

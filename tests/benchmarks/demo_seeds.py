@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
-from itertools import permutations
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,6 +28,7 @@ from data.storage.files import read_json_lines  # noqa: E402
 from pipeline.reporting.figure_style import ROLE_NAMES  # noqa: E402
 from pipeline.state.results import Results, Row, read_results, sweep_runs  # noqa: E402
 from stages.feedback.warm_ending import nats_per_token  # noqa: E402
+from stages.maths.orders import ordered_pairs  # noqa: E402
 from stages.maths.statistics import mean_with_interval, wins  # noqa: E402
 
 Figures = dict[str, dict[str, float]]  # of each figure: mean, low, high, n
@@ -130,7 +130,7 @@ def baselines(rankings: Sequence[Row]) -> Figures:
 
 def accuracy(scores: Sequence[float], ranks: Sequence[int]) -> float:
     """Share of the pairs with different ranks that the scores order as the ranks do; a tie counts ½."""
-    pairs = [(i, j) for i, j in permutations(range(len(ranks)), 2) if ranks[i] < ranks[j]]
+    pairs = ordered_pairs(ranks)
     return fmean(wins([scores[i] for i, _ in pairs], [scores[j] for _, j in pairs]))
 
 
