@@ -98,7 +98,11 @@ def rankings_of(
         train, held_out, _ = StageData(config, "rm", note).rows("rankings")
     if not held_out:
         raise UserError("data.rm.held_out: no ranking is held out, so nothing can be measured. Raise it.")
-    return [[{name: row[name] for name in KEPT if name in row} for row in part] for part in (train, held_out)]  # type: ignore[return-value]
+    return _kept(train), _kept(held_out)
+
+
+def _kept(rows: Sequence[Row]) -> list[Row]:
+    return [{name: row[name] for name in KEPT if name in row} for row in rows]
 
 
 def write_variant(

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -100,11 +101,31 @@ class ExperimentOptions:
         """
         return _readable(self.run_dir) if self.run_dir else self.experiment()[1]
 
+    def experiment_of_run(self) -> tuple[Experiment, RunDirectory]:
+        """The experiment that the command line names, and its run; if it names only a run, that run's.
+
+        Raises:
+            UserError: the configuration is wrong.
+        """
+        run = RunDirectory(self.run_directory())
+        if self.config is None and run.config_file.is_file():
+            return load_experiment(run.config_file, self.overrides), run
+        return self.experiment()[0], run
+
     def arguments(self) -> list[str]:
         """These options as words of a command line."""
         config = ["--config", str(self.config)] if self.config else []
         run_dir = ["--run-dir", str(self.run_dir)] if self.run_dir else []
         return [*config, *run_dir, *self.overrides]
+
+
+def check_installed(extra: str, *modules: str) -> None:
+    """Raise UserError if a module of an extra is missing. The command has the extra's name."""
+    if missing := [name for name in modules if not find_spec(name)]:
+        raise UserError(
+            f"tristage {extra} needs {' and '.join(missing)}. In the clone: pip install -c constraints.txt "
+            f"-e '.[{extra}]'"
+        )
 
 
 def _is_override(word: str) -> bool:

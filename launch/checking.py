@@ -53,8 +53,7 @@ def rm(options: CheckOptions) -> int:
     """Train the reward model on shuffled and on negated rankings; measure it on the true held-out ones."""
     from apps.check_rm import Variant, rankings_of, some_prompts, variants, verdict, write_variant
 
-    run = RunDirectory(options.run_directory())
-    config = load_experiment(run.config_file) if run.config_file.is_file() else options.experiment()[0]
+    config, run = options.experiment_of_run()
     train, held_out = rankings_of(run, config, say)
     train = some_prompts(train, options.rows, config.seed)
     rows: list[tuple[Variant, dict[str, float]]] = []

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from configs.errors import UserError
-from configs.load import load_experiment
-from configs.schema import Experiment
 from data.people.round import FOLDER, Kind
-from launch.arguments import Commands, ExperimentOptions, command
+from launch.arguments import Commands, ExperimentOptions, check_installed, command
 from pipeline.processes.logs import hide_loading
 from pipeline.processes.streams import say
 from pipeline.state.run_directory import RunDirectory
 
 ASKED, PEOPLE, SERVER = "What is asked", "People", "Server"  # groups of options in --help
-NEEDED = ("krippendorff", "scipy", "starlette", "uvicorn")
+EXTRA = ("collect", "krippendorff", "starlette", "uvicorn")  # its name, and the modules in it
 
 app = typer.Typer(
     cls=Commands,
@@ -214,7 +210,7 @@ def pairs(options: PairOptions) -> int:
 @command(app, "tristage collect report --run-dir runs/demo")
 def report(options: ReportOptions) -> int:
     """Show what people gave, and how well they agree; write it beside their labels."""
-    _check_installed()
+    check_installed(*EXTRA)
     from apps.collect.report import report as write_report
     from apps.collect.report import rounds_of
     from pipeline.terminal.console import SafeConsole
@@ -226,14 +222,14 @@ def report(options: ReportOptions) -> int:
 
 def _collect(kind: Kind, options: CollectOptions) -> int:
     """Open the round, and serve its page."""
-    _check_installed()
+    check_installed(*EXTRA)
     from apps.collect.assignment import Plan
     from apps.collect.prepare import open_round
     from apps.collect.serve import Desktop, serve
     from apps.collect.tasks import Asked
 
     hide_loading()
-    config, run = _experiment(options)
+    config, run = options.experiment_of_run()
     asked = Asked(
         kind,
         tuple(policy.split(",")) if (policy := getattr(options, "policy", None)) else (),
@@ -252,19 +248,3 @@ def _collect(kind: Kind, options: CollectOptions) -> int:
         say(f"{len(content.tasks)} tasks in {content.folder}; the same command without --prepare serves them")
         return 0
     return serve(content, desktop)
-
-
-def _experiment(options: ExperimentOptions) -> tuple[Experiment, RunDirectory]:
-    """The experiment that the command line names; if it names only a run, that run's."""
-    run = RunDirectory(options.run_directory())
-    if options.config is None and run.config_file.is_file():
-        return load_experiment(run.config_file, options.overrides), run
-    return options.experiment()[0], run
-
-
-def _check_installed() -> None:
-    if missing := [name for name in NEEDED if not find_spec(name)]:
-        raise UserError(
-            f"tristage collect needs {', '.join(missing)}. In the clone: pip install -c constraints.txt -e "
-            "'.[collect]'"
-        )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from configs.errors import UserError
-from launch.arguments import ExperimentOptions
+from launch.arguments import ExperimentOptions, check_installed
 from pipeline.processes.logs import hide_loading
 from pipeline.processes.streams import say
 
@@ -232,11 +231,7 @@ class ServeOptions(ExperimentOptions):
 
 def serve(options: ServeOptions) -> int:
     """Serve the policies of a run behind OpenAI's HTTP interface, its reward model, and a page to compare."""
-    if missing := [name for name in ("starlette", "uvicorn") if not find_spec(name)]:
-        raise UserError(
-            f"tristage serve needs {' and '.join(missing)}. In the clone: pip install -c constraints.txt -e "
-            "'.[serve]'"
-        )
+    check_installed("serve", "starlette", "uvicorn")
     from apps.serve.serve import serve as run_server  # imports torch
     from apps.trained_run import open_run
 

@@ -12,7 +12,6 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
 
 from apps.collect.desk import Desk, UnknownShowing, WrongKind
 from apps.collect.figures import progress
@@ -21,6 +20,7 @@ from apps.collect.people import People, Person
 from apps.web.body import Body, json_object, read_body, validated
 from apps.web.errors import HANDLERS, ApiError
 from apps.web.guard import Guard
+from apps.web.server import page_files
 from data.people.events import HIGHEST, LOWEST, Outcome, Shown, SkipReason, Submitted
 
 PAGE = Path(__file__).with_name("page")
@@ -54,7 +54,7 @@ def application(desk: Desk, lead: Lead) -> Starlette:
         Route("/api/undo", paths.undo, methods=["POST"]),
         Route("/api/hold", paths.hold, methods=["POST"]),
         Route("/api/progress", paths.progress),
-        Mount("/page", StaticFiles(directory=PAGE)),
+        Mount("/page", page_files(PAGE)),
     ]
     open_paths = {route.path for route in routes}  # each of them finds out who asks
     return Starlette(

@@ -13,7 +13,6 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 from transformers import PreTrainedTokenizerBase
 
@@ -25,6 +24,7 @@ from apps.serve.service import Service, status
 from apps.web.body import Body, read_body
 from apps.web.errors import HANDLERS
 from apps.web.guard import Guard
+from apps.web.server import page_files
 
 OPEN_PATHS = ("/health", "/")
 PAGE = Path(__file__).with_name("page")
@@ -54,7 +54,7 @@ def application(
             Route("/v1/chat/completions", paths.chat, methods=["POST"]),
             Route("/v1/completions", paths.complete, methods=["POST"]),
             Route("/v1/score", paths.score, methods=["POST"]),
-            Mount("/page", StaticFiles(directory=PAGE)),
+            Mount("/page", page_files(PAGE)),
         ],
         middleware=[
             Middleware(Guard, keys=[key] if key else [], open_paths=OPEN_PATHS, requests=limits.requests)

@@ -6,13 +6,16 @@ import ipaddress
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.staticfiles import StaticFiles
 
 from configs.errors import UserError
 from pipeline.processes.signals import handled_by
 
+SHARED = ("apps.web", "page")  # the look of all pages
 SECONDS_TO_END = 5  # in which open connections end after a signal
 
 
@@ -42,6 +45,11 @@ def listening_socket(host: str, port: int) -> socket.socket:
             f"--host {host:.100} --port {port}: cannot serve there: {error.strerror}. Give another address."
         ) from None
     return listener
+
+
+def page_files(folder: Path) -> StaticFiles:
+    """The files of a page, and those that all pages share."""
+    return StaticFiles(directory=folder, packages=[SHARED])
 
 
 def url_of(listener: socket.socket) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs.load import dump_experiment
-from launch import uses
+from launch import arguments
 from tests.contract.bad_inputs.entry import check_message, tristage
 from tests.support.pipeline_runs import toy, write_stage
 
@@ -73,7 +73,7 @@ def test_a_port_that_is_taken(run: Path) -> None:
 
 
 def test_a_library_that_is_missing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uses, "find_spec", lambda name: None)
+    monkeypatch.setattr(arguments, "find_spec", lambda name: None)
     status, _, error = tristage("serve", "--run-dir", run)
     assert status == 2
     check_message(error, "needs starlette and uvicorn", ".[serve]")
