@@ -17,7 +17,13 @@ from configs.raw_experiment import is_local_path
 from configs.schema import MAX_NAME
 
 FOLDER = Path(__file__).parent
-RECIPES = {"demo": "demo.yaml", "hh": "smollm2-hh.yaml", "qwen3-8b": "qwen3-8b-zero3.yaml"}
+RECIPES = {
+    "demo": "demo.yaml",
+    "hh": "smollm2-hh.yaml",
+    "rm-hh": "rm-hh.yaml",
+    "rm-k-wise": "rm-k-wise.yaml",
+    "qwen3-8b": "qwen3-8b-zero3.yaml",
+}
 OWN_DATA = "templates/own-data.yaml"  # its paths are those of the person's files, so they stay
 
 

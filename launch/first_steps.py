@@ -32,7 +32,7 @@ class InitOptions:
         typer.Argument(metavar="FILE", show_default=False, help="where to write it (default: RECIPE.yaml)"),
     ] = None
     recipe: Annotated[
-        Literal["demo", "hh", "qwen3-8b"] | None,
+        Literal["demo", "hh", "rm-hh", "rm-k-wise", "qwen3-8b"] | None,
         typer.Option(help="a shipped experiment; without it, one for data of your own"),
     ] = None
 
