@@ -11,9 +11,9 @@ from functools import cache
 
 import torch
 from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from data.batches import collate
 from stages.feedback.judgements import Judgement
 from stages.feedback.sentiment import sentiment
 from stages.maths.statistics import repeated_bigrams
@@ -28,7 +28,8 @@ WORDS = 4  # of an ending that says something; "was happy." does not
 BRIEF = 0.25
 REPETITION = 3.0
 NO_TEXT = 20.0  # nats per token of an empty answer
-BATCH = 64  # answers in one forward
+AFTER_ONE = 8  # answers to one prompt in one row
+BATCH = 16  # rows in one forward
 
 
 def judge_endings(prompts: Sequence[str], answers: Sequence[str]) -> list[Judgement]:
@@ -75,29 +76,41 @@ def is_one_sentence(text: str) -> bool:
 def nats_per_token(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
     """Mean of -log p of the tokens of each answer after its prompt, for the reader; `NO_TEXT` without any."""
     model, tokenizer = _reader()
-    rows = [
-        (tokenizer(prompt).input_ids or [tokenizer.eos_token_id], tokenizer(f" {answer.strip()}").input_ids)
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
-    order = sorted(range(len(rows)), key=lambda row: sum(map(len, rows[row])))  # so that little is padding
-    nats = [NO_TEXT] * len(rows)
-    for start in range(0, len(order), BATCH):
-        batch = order[start : start + BATCH]
-        for row, value in zip(batch, _nats(model, [rows[row] for row in batch]), strict=True):
-            if answers[row].strip():
-                nats[row] = value
+    nats = [NO_TEXT] * len(answers)
+    to_prompt: dict[str, list[int]] = {}
+    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        if answer.strip():
+            to_prompt.setdefault(prompt, []).append(number)
+    rows = []
+    for prompt, numbers in to_prompt.items():
+        prompt_ids = tokenizer(prompt).input_ids or [tokenizer.eos_token_id]
+        ids = [tokenizer(f" {answers[number].strip()}").input_ids for number in numbers]
+        cuts = range(0, len(ids), AFTER_ONE)
+        rows += [(numbers[cut : cut + AFTER_ONE], prompt_ids, ids[cut : cut + AFTER_ONE]) for cut in cuts]
+    rows.sort(key=lambda row: len(row[1]) + sum(map(len, row[2])))  # so that little is padding
+    for start in range(0, len(rows), BATCH):
+        some = rows[start : start + BATCH]
+        values_of = _nats(model, [(prompt_ids, ids) for _, prompt_ids, ids in some])
+        for (numbers, _, _), values in zip(some, values_of, strict=True):
+            for number, value in zip(numbers, values, strict=True):
+                nats[number] = value
     return nats
 
 
 @torch.no_grad()
-def _nats(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-    """Nats per token of the second part of each row after the first."""
-    ids = pad_sequence([torch.tensor(first + second) for first, second in rows], batch_first=True)
-    hidden = model.base_model(ids).last_hidden_state  # causal: padding on the right changes nothing
-    values = []
-    for (first, second), row in zip(rows, hidden, strict=True):
-        logits = model.get_output_embeddings()(row[len(first) - 1 : len(first) + len(second) - 1])
-        values.append(float(cross_entropy(logits, torch.tensor(second))))
+def _nats(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[list[int]]]]) -> list[list[float]]:
+    """Nats per token of each answer after its prompt. A prompt is read once for all of its answers."""
+    batch = collate.rankings(rows, pad_id=0)
+    hidden = model.base_model(batch.input_ids, batch.attention_mask, batch.position_ids).last_hidden_state
+    values: list[list[float]] = []
+    for (prompt, answers), states in zip(rows, hidden, strict=True):
+        values.append([])
+        start = len(prompt)
+        for ids in answers:
+            before = [len(prompt) - 1, *range(start, start + len(ids) - 1)]  # each token's, in the row
+            logits = model.get_output_embeddings()(states[before])
+            values[-1].append(float(cross_entropy(logits, torch.tensor(ids))))
+            start += len(ids)
     return values
 
 
