@@ -39,6 +39,10 @@ def open_round(folder: Path, asked: Asked, config: Experiment, run: RunDirectory
 def _settings(asked: Asked, config: Experiment, run: RunDirectory) -> Settings:
     """What the lead wants, with what the experiment says where the lead says nothing."""
     policies = asked.policies or (() if asked.answers else _policies(asked, run))
+    if asked.answers and asked.prompts:
+        raise UserError("--answers, --prompts: one of them: the file of answers has their prompts.")
+    if asked.answers and asked.each:
+        raise UserError("-k: the file of --answers says how many answers a prompt has. Leave -k out.")
     if asked.kind != "pairs" and asked.answers and policies:
         raise UserError("--answers, --policy: one of them: the file has the answers.")
     if asked.kind == "pairs" and (policies or not asked.answers) and len(set(policies)) != 2:
@@ -76,7 +80,7 @@ def _check_same(content: Round, wanted: Settings, asked: Asked) -> None:
     said = {
         "kind": True,
         "answers": asked.each is not None,
-        "policies": bool(asked.policies),
+        "policies": bool(asked.policies or asked.draft),
         "prompts": bool(asked.prompts or asked.answers or asked.number),
     }
     for name in (name for name, is_said in said.items() if is_said):
