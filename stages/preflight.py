@@ -170,24 +170,19 @@ def _targets(config: Experiment, base: Base) -> Callable[[], list[str]]:
 
     def check() -> list[str]:
         roles = Roles(empty_base(base))
+        linear = [name for name, module in roles.causal.named_modules() if isinstance(module, nn.Linear)]
         roles.add_new(Role.POLICY, config.adapter)
         adapted = [name for name, module in roles.causal.named_modules() if isinstance(module, LoraLayer)]
         for target in config.adapter.target_modules:
             if not any(f".{name}".endswith(f".{target}") for name in adapted):
+                layers = sorted({name.rsplit(".", 1)[-1] for name in linear})
                 raise UserError(
                     f"adapter.target_modules: {target}: no linear layer of {base.model} has this name. Its "
-                    f"layers are {', '.join(_layers(roles))}."
+                    f"layers are {', '.join(layers)}."
                 )
         return []
 
     return check
-
-
-def _layers(roles: Roles) -> list[str]:
-    """The last parts of the names of the linear layers of a base."""
-    linear = (name for name, module in roles.causal.named_modules() if isinstance(module, nn.Linear))
-    names = {name.rsplit(".", 1)[-1] for name in linear if ".lora_" not in name}
-    return sorted(names - {"base_layer", "default"})
 
 
 def _start(config: Experiment, stage: Stage) -> Callable[[], list[str]]:
