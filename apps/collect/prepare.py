@@ -28,6 +28,10 @@ def open_round(folder: Path, asked: Asked, config: Experiment, run: RunDirectory
         if content.settings.adapters != settings.adapters:
             say(f"note: a policy was trained again since the answers in {folder} were sampled")
         return content
+    if asked.answers and asked.prompts:
+        raise UserError("--answers, --prompts: one of them: the file of answers has their prompts.")
+    if asked.answers and asked.each:
+        raise UserError("-k: the file of --answers says how many answers a prompt has. Leave -k out.")
     tasks, equal = make_tasks(asked, settings.policies, settings.answers, config, run, say)
     if not tasks:
         raise UserError(f"collect {asked.kind}: there is nothing to ask. Give more prompts with --prompts.")
@@ -39,10 +43,6 @@ def open_round(folder: Path, asked: Asked, config: Experiment, run: RunDirectory
 def _settings(asked: Asked, config: Experiment, run: RunDirectory) -> Settings:
     """What the lead wants, with what the experiment says where the lead says nothing."""
     policies = asked.policies or (() if asked.answers else _policies(asked, run))
-    if asked.answers and asked.prompts:
-        raise UserError("--answers, --prompts: one of them: the file of answers has their prompts.")
-    if asked.answers and asked.each:
-        raise UserError("-k: the file of --answers says how many answers a prompt has. Leave -k out.")
     if asked.kind != "pairs" and asked.answers and policies:
         raise UserError("--answers, --policy: one of them: the file has the answers.")
     if asked.kind == "pairs" and (policies or not asked.answers) and len(set(policies)) != 2:

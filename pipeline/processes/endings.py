@@ -51,7 +51,6 @@ REFUSED = {
 }
 
 
-SILENT_DEATH = "it was killed, perhaps for lack of memory, or code that it called ended it"
 GAVE_UP = (
     "another rank hangs: this one waited for it for deepspeed.timeout_minutes. "
     "If it was only slow, raise that; else the ranks' logs may show the cause. The same command resumes."
@@ -203,9 +202,12 @@ def _failed_peer(logs: Path, peers: Sequence[Process], noted_only: bool = False)
             if reason != STOPPED:
                 return RankFailed(f"rank {rank} failed: {reason}\nSee {logs / f'rank{rank}.log'}.")
         elif not noted_only and process.host == socket.gethostname() and _gone(process.pid):
-            crash = crash_of(logs, rank)
-            how = f"crashed: {crash}" if crash else f"died without a message: {SILENT_DEATH}"
-            return RankFailed(f"rank {rank} ({process}) {how}.")
+            if crash := crash_of(logs, rank):
+                return RankFailed(f"rank {rank} ({process}) crashed: {crash}.")
+            return RankFailed(
+                f"rank {rank} ({process}) died without a message: it was killed, perhaps for lack of memory, or "
+                "code that it called ended it."
+            )
     return None
 
 
