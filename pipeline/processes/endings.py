@@ -205,8 +205,8 @@ def _failed_peer(logs: Path, peers: Sequence[Process], noted_only: bool = False)
             if crash := crash_of(logs, rank):
                 return RankFailed(f"rank {rank} ({process}) crashed: {crash}.")
             return RankFailed(
-                f"rank {rank} ({process}) died without a message: it was killed, perhaps for lack of memory, or "
-                "code that it called ended it."
+                f"rank {rank} ({process}) died without a message: it was killed, perhaps for lack of memory, "
+                "or code that it called ended it."
             )
     return None
 
