@@ -83,11 +83,14 @@ class TrainedRun:
         return folder
 
 
-def open_run(run_dir: Path) -> TrainedRun:
+def open_run(run_dir: Path, overrides: Sequence[str] = ()) -> TrainedRun:
     """Read what a run directory says of its finished stages. Loads no model.
 
+    Args:
+        overrides: `key=value` words that change settings of the run's `config.yaml`.
+
     Raises:
-        UserError: `run_dir` is no run directory, or a manifest is damaged.
+        UserError: `run_dir` is no run directory, or a manifest or a word is wrong.
     """
     run = RunDirectory(run_dir)
     if not run.config_file.is_file():
@@ -97,7 +100,7 @@ def open_run(run_dir: Path) -> TrainedRun:
         )
     found = {stage: read_manifest(run.manifest(stage)) for stage in (*POLICY_STAGES, "rm")}
     finished = {stage: one for stage, one in found.items() if one and one.status == "finished"}
-    return TrainedRun(run, load_experiment(run.config_file), finished)
+    return TrainedRun(run, load_experiment(run.config_file, overrides), finished)
 
 
 def this_process() -> Ranks:

@@ -23,6 +23,22 @@ def contradictions(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
             yield from _vllm(experiment, tuple(key.split(".")), rollout)
 
 
+def without_effect(experiment: Experiment, stage: Stage) -> Iterator[str]:
+    """A line for each key of a stage that was set although another key makes it idle."""
+    ppo, rankings = experiment.ppo, experiment.rm.rankings
+    of_labellers = None if rankings.labeller != "file" else rankings.changed("completions", "rollout")
+    of_people = None if rankings.labeller == "people" else rankings.changed("complete")
+    cases: tuple[tuple[Stage, str, str | None, str], ...] = (
+        ("rm", "rm.rankings", of_labellers, "rm.rankings.labeller is file"),
+        ("rm", "rm.rankings", of_people, "rm.rankings.labeller is not people"),
+        ("ppo", "ppo", None if ppo.kl_target else ppo.changed("kl_horizon"), "ppo.kl_target is not set"),
+        ("ppo", "ppo", None if ppo.ptx_coef else ppo.changed("ptx_batch_size"), "ppo.ptx_coef is 0"),
+    )
+    for of, section, key, why in cases:
+        if of == stage and key:
+            yield f"{section}.{key} is set, and has no effect: {why}"
+
+
 def _packing(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     attention = experiment.base.attention
     if experiment.sft.packing and attention != "sdpa":

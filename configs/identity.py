@@ -56,6 +56,13 @@ def changed_keys(old: Experiment, new: Experiment, stage: Stage) -> list[str]:
     return [key for key in before | after if before.get(key, absent) != after.get(key, absent)]
 
 
+def different_values(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
+    """The values of both experiments by each dotted key in which they differ; None if a key is absent."""
+    before, after = (dict(_leaves(each.model_dump(mode="json"))) for each in (old, new))
+    keys = [key for key in before | after if before.get(key) != after.get(key)]
+    return {key: (before.get(key), after.get(key)) for key in keys}
+
+
 def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     """Dotted keys and values that change the result of `stage` by more than rounding."""
     tree = experiment.model_dump(mode="json")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
+from pydantic import AfterValidator, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from configs.errors import UserError
 from configs.raw_experiment import parse
@@ -42,6 +42,13 @@ Reply with all letters in order and nothing else, such as B > A = C > D. = joins
 }
 MAX_TOKENS: dict[Mode, int] = {"pairs": 16, "ranking": 256}
 MAX_BYTES = 2**16
+# What `parameters` may not say: other keys say it, or replies have one form. It may repeat the value here.
+FIXED: dict[str, tuple[Any, str]] = {
+    "messages": (..., "the question; write it in template"),
+    "model": (..., "said by model; change it there"),
+    "stream": (False, "not for a judge: its reply is read whole; leave it out"),
+    "n": (1, "not for a judge: one reply is read; leave it out"),
+}
 
 
 class Price(Section):
@@ -57,7 +64,7 @@ class JudgeEndpoint(Section):
     url: Annotated[str, AfterValidator(plain_url), Field(pattern=r"^https?://.+")] = Field(
         description="of chat completions, such as http://127.0.0.1:8000/v1/chat/completions"
     )
-    model: str = Field(description="the model's name there")
+    model: Annotated[str, Field(min_length=1)] = Field(description="the model's name there")
     mode: Mode = Field(
         "pairs", description="pairs: two answers a request, in both orders; ranking: all answers in one"
     )
@@ -86,6 +93,15 @@ class JudgeEndpoint(Section):
         if missing:
             raise ValueError(f"the template has no {missing[0]}, which mode: {self.mode} needs")
         return self
+
+    @field_validator("parameters")
+    @classmethod
+    def _parameters_add(cls, parameters: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for key, (allowed, reason) in FIXED.items():
+            value = parameters.get(key)
+            if key in parameters and not (value is None and allowed is not ...) and value is not allowed:
+                raise ValueError(f"{key} is {reason}")
+        return parameters
 
     @property
     def question(self) -> str:

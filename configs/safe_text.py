@@ -17,8 +17,11 @@ SECRET_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENT
 SHORTEST = 8  # a shorter value is also an ordinary word
 USER = re.compile(r"(?<=://)[^\s'\"<>]*@")  # and password, in front of a host
 QUERY = re.compile(r"(://[^\s'\"<>?#;]*)[?#;][^\s'\"<>]+")
-# A scheme, a user with a password, or a parameter of a query, a path or a fragment.
-SUSPICIOUS = re.compile(r"[a-z][a-z0-9+.-]*:[/\\]|[^/\s]:[^/\s]*@|[?#;&][^/=\s]*=", re.IGNORECASE)
+# A scheme, a user with a password, a parameter of a query, a path or a fragment, or a token of a service.
+SUSPICIOUS = re.compile(
+    r"[a-z][a-z0-9+.-]*:[/\\]|[^/\s]:[^/\s]*@|[?#;&][^/=\s]*=|(^|/)(hf_|sk-|ghp_|github_pat_)[\w-]{20,}$",
+    re.IGNORECASE,
+)
 
 _declared: set[str] = set()
 

@@ -6,12 +6,12 @@ import dataclasses
 import inspect
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -33,9 +33,22 @@ Options = TypeVar("Options")
 Function = TypeVar("Function", bound=Callable[[Any], int])
 
 
+def _given_path(text: str | Path) -> Path:
+    """A path from the command line; raises UserError for "", which a shell variable without a value gives."""
+    if not str(text):
+        raise UserError("--run-dir: '' is empty. Give a folder, or leave the option out.")
+    return Path(text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExperimentOptions:
-    """Which experiment, and which run directory."""
+    """Which experiment, and which run directory.
+
+    Attributes:
+        last_word_counts: of several words that set one key. A sweep refuses them.
+    """
+
+    last_word_counts: ClassVar = True
 
     overrides: Annotated[
         list[str],
@@ -57,6 +70,7 @@ class ExperimentOptions:
         Path | None,
         typer.Option(
             metavar="DIR",
+            parser=_given_path,
             help="run directory (default: runs/NAME below the current folder)",
             rich_help_panel=EXPERIMENT,
         ),
@@ -140,12 +154,12 @@ def _readable(run_dir: Path) -> Path:
     """The absolute path of a run directory.
 
     Raises:
-        UserError: it is not UTF-8, or links to itself.
+        UserError: it is not UTF-8, or links to itself, or a file is in the place of a folder.
     """
     try:
         path = run_dir.resolve()
         str(path).encode()
-        path.exists()
+        nearest = next(folder for folder in (path, *path.parents) if folder.exists())
     except UnicodeEncodeError:
         raise UserError(
             f"--run-dir: {run_dir}: this name is not UTF-8, or the locale is not, and libraries cannot "
@@ -154,6 +168,8 @@ def _readable(run_dir: Path) -> Path:
     except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"--run-dir: {run_dir!s:.100}: {reason:.100}. Give another --run-dir.") from None
+    if not nearest.is_dir():
+        raise UserError(f"--run-dir: {run_dir!s:.100}: {nearest!s:.200} is a file. Name a folder.")
     return path
 
 
@@ -233,6 +249,8 @@ def command(app: typer.Typer, example: str, group: str | None = None) -> Callabl
 
         @wraps(function)
         def parsed(**values: Any) -> int:
+            if issubclass(options, ExperimentOptions) and options.last_word_counts:
+                _tell_of_repeated(values["overrides"])
             return function(options(**values))
 
         parsed.__signature__ = _signature(options)  # type: ignore[attr-defined]
@@ -242,6 +260,15 @@ def command(app: typer.Typer, example: str, group: str | None = None) -> Callabl
         return function
 
     return register
+
+
+def _tell_of_repeated(overrides: Sequence[str]) -> None:
+    """Print a line for each setting that a later word of the command line sets again."""
+    keys = [word.partition("=")[0].strip() for word in overrides]
+    for place, key in enumerate(keys):
+        again = [later for later in keys[place + 1 :] if f"{key}.".startswith(f"{later}.")]
+        if again and overrides[place] not in overrides[place + 1 :]:
+            say(f"note: the first {key:.100} has no effect: {again[-1]:.100} is set after it", error=True)
 
 
 def _signature(options: type[Any]) -> inspect.Signature:

@@ -13,10 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.load import dump_experiment, load_experiment
-from configs.schema import Experiment, Source
+from configs.schema import STAGES, Data, Experiment, Rm, Source
 from data.storage.files import write_text
 from launch.arguments import RUN_STAGE, Commands, ExperimentOptions, command
 from launch.deepspeed_command import Launch
+from launch.given_run import check_words
 from launch.stage_sequence import run_all
 from pipeline.planning.plan import plan_stages
 from pipeline.planning.request import Request
@@ -27,6 +28,12 @@ from pipeline.terminal.console import SafeConsole
 from pipeline.terminal.summary import metric_with_interval
 
 FOLDER = "check"  # of the run
+# The settings of a reward model's training. The rankings are there, and nothing is tracked.
+TRAINED_WITH = (
+    *("adapter", "base", "deepspeed", "seed", "data.rm", "rm.rankings.labeller"),
+    *(f"data.{key}" for key in Data.model_fields if key not in (*STAGES, "shares")),
+    *(f"rm.{field.alias or key}" for key, field in Rm.model_fields.items() if key != "rankings"),
+)
 
 app = typer.Typer(
     cls=Commands,
@@ -54,6 +61,7 @@ def rm(options: CheckOptions) -> int:
     from apps.check_rm import Variant, rankings_of, some_prompts, variants, verdict, write_variant
 
     config, run = options.experiment_of_run()
+    check_words(options.overrides, run, "tristage check rm", TRAINED_WITH)
     train, held_out = rankings_of(run, config, say)
     train = some_prompts(train, options.rows, config.seed)
     rows: list[tuple[Variant, dict[str, float]]] = []

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from data.people.round import FOLDER, Kind
+from data.people.round import FOLDER, Kind, has_round
 from launch.arguments import Commands, ExperimentOptions, check_installed, command
+from launch.given_run import check_words, given_run
 from pipeline.processes.logs import hide_loading
 from pipeline.processes.streams import say
-from pipeline.state.run_directory import RunDirectory
 
 ASKED, PEOPLE, SERVER = "What is asked", "People", "Server"  # groups of options in --help
 EXTRA = ("collect", "krippendorff", "starlette", "uvicorn")  # its name, and the modules in it
@@ -59,26 +59,6 @@ class CollectOptions(ExperimentOptions):
             rich_help_panel=PEOPLE,
         ),
     ] = None
-    overlap: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            metavar="SHARE",
-            help="share of the tasks that everyone gets, to measure agreement",
-            rich_help_panel=PEOPLE,
-        ),
-    ] = 0.1
-    again: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            metavar="SHARE",
-            help="share of a person's tasks that it gets a second time",
-            rich_help_panel=PEOPLE,
-        ),
-    ] = 0.05
     lease: Annotated[
         float,
         typer.Option(
@@ -121,11 +101,37 @@ Answers = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankingOptions(CollectOptions):
-    """Of rankings."""
+class JudgingOptions(CollectOptions):
+    """Of answers that are there, which several people judge, or one person twice."""
 
     policy: Policy = None
     answers: Answers = None
+    overlap: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="share of the tasks that everyone gets, to measure agreement",
+            rich_help_panel=PEOPLE,
+        ),
+    ] = 0.1
+    again: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="share of a person's tasks that it gets a second time",
+            rich_help_panel=PEOPLE,
+        ),
+    ] = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingOptions(JudgingOptions):
+    """Of rankings."""
+
     each: Annotated[
         int | None,
         typer.Option(
@@ -140,15 +146,7 @@ class RankingOptions(CollectOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairOptions(CollectOptions):
-    """Of pairs."""
-
-    policy: Policy = None
-    answers: Answers = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RatingOptions(PairOptions):
+class RatingOptions(JudgingOptions):
     """Of ratings."""
 
     each: Annotated[
@@ -202,7 +200,7 @@ def ratings(options: RatingOptions) -> int:
 
 
 @command(app, "tristage collect pairs --policy sft,ppo")
-def pairs(options: PairOptions) -> int:
+def pairs(options: JudgingOptions) -> int:
     """People choose between answers of two policies (default: sft,ppo); see evaluate --judges people."""
     return _collect("pairs", options)
 
@@ -215,7 +213,7 @@ def report(options: ReportOptions) -> int:
     from apps.collect.report import rounds_of
     from pipeline.terminal.console import SafeConsole
 
-    for content in rounds_of(RunDirectory(options.run_directory()), options.out):
+    for content in rounds_of(given_run(options, "tristage collect report"), options.out):
         say(f"report: {write_report(SafeConsole(highlight=False), content)}")
     return 0
 
@@ -239,11 +237,16 @@ def _collect(kind: Kind, options: CollectOptions) -> int:
         getattr(options, "each", None),
         getattr(options, "draft", False),
     )
-    writes = kind == "demonstrations"  # nobody writes what another has written
-    plan = Plan(0 if writes else options.overlap, 0 if writes else options.again, 60 * options.lease)
+    overlap = again = 0.0  # nobody writes what another has written
+    if isinstance(options, JudgingOptions):
+        overlap, again = options.overlap, options.again
+    plan = Plan(overlap, again, 60 * options.lease)
     desktop = Desktop(options.host, options.port, options.labellers, options.instructions, plan)
     desktop.check()
-    content = open_round(options.out or run.path / FOLDER / kind, asked, config, run, say)
+    folder = options.out or run.path / FOLDER / kind
+    if has_round(folder):
+        check_words(options.overrides, run, f"tristage collect {kind}, which continues a round,")
+    content = open_round(folder, asked, config, run, say)
     if options.prepare:
         say(f"{len(content.tasks)} tasks in {content.folder}; the same command without --prepare serves them")
         return 0

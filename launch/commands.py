@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import typer
 
@@ -24,6 +24,7 @@ from launch.arguments import (
     exit_status,
 )
 from launch.deepspeed_command import Launch, guess_accelerators, visible_devices
+from launch.given_run import given_run
 from launch.stage_sequence import run_all
 from launch.sweep import Run, check_different, run_sweep, runs_of, seeds_of, split_axes
 from launch.sweep_plan import plan_runs
@@ -41,7 +42,6 @@ from pipeline.processes.signals import handled_by
 from pipeline.processes.streams import protect_streams, say
 from pipeline.state.manifest import library_versions
 from pipeline.state.results import sweep_runs
-from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.console import SafeConsole
 from pipeline.terminal.memory_table import print_memory
 from pipeline.terminal.show import (
@@ -151,6 +151,8 @@ class PlanOptions(RunOptions):
 class SweepOptions(StartOptions):
     """A request for several PPO runs."""
 
+    last_word_counts: ClassVar = False
+
     seeds: Annotated[
         int | None,
         typer.Option(
@@ -181,7 +183,7 @@ def run(options: RunOptions) -> int:
     check_stages(request.config, plans)
     status = run_all(request, launch, plans)
     if status == 0 and options.until == "ppo":
-        return report(options)
+        return _report(request.run.path)
     if status == 0:
         say(f"next: {request.next_command(options.until)}")
     return status
@@ -258,16 +260,20 @@ def plan(options: PlanOptions) -> int:
 @command(app, "tristage status --run-dir runs/demo", SEE)
 def status(options: ExperimentOptions) -> int:
     """Show which stages have run, with their results."""
-    print_status(SafeConsole(), RunDirectory(options.run_directory()))
+    print_status(SafeConsole(), given_run(options, "tristage status"))
     return 0
 
 
 @command(app, "tristage report --run-dir runs/demo", SEE)
 def report(options: ExperimentOptions) -> int:
     """Write the report of a run."""
+    return _report(given_run(options, "tristage report").path)
+
+
+def _report(run_dir: Path) -> int:
     from pipeline.reporting.report import write_report  # imports matplotlib
 
-    say(f"report: {write_report(options.run_directory())}")
+    say(f"report: {write_report(run_dir)}")
     return 0
 
 
@@ -309,7 +315,8 @@ def _run_command(options: SweepOptions, run: Run, name: str, ranks: int) -> tupl
         UserError: the run's configuration is wrong, or its batches do not divide by `ranks`.
     """
     own_name = f"{name}-{run.name}"[:MAX_NAME].rstrip("-.")  # the run directory tells long ones apart
-    overrides = [*options.overrides, *run.overrides, f"name={own_name}"]
+    given = [word for word in options.overrides if not word.startswith("name=")]
+    overrides = [*given, *run.overrides, f"name={own_name}"]
     run_options = replace(options, overrides=overrides, run_dir=run.path)
     config, _ = run_options.experiment()
     if not config.tracking.group:

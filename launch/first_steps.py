@@ -83,7 +83,7 @@ class PreviewOptions(ExperimentOptions):
 
 def preview(options: PreviewOptions) -> int:
     """Show the tokens that a stage sees: which are learned, scored or cut, and how long rows are."""
-    config, _ = options.experiment()
+    config, _ = options.experiment_of_run() if options.run_dir else options.experiment()
     from data.preview import lengths, preview, rows_of  # imports transformers
     from pipeline.terminal.preview import ending, print_histogram, print_previews
     from stages.preflight import main_source, tokenizer_of

@@ -18,11 +18,11 @@ from pipeline.planning.batches import check_batches
 from pipeline.planning.people import check_people
 from pipeline.planning.plan import StagePlan
 from pipeline.planning.request import Request
+from pipeline.processes.hangs import crash_of
 from pipeline.processes.parent_watch import SECONDS_TO_STOP
 from pipeline.processes.signals import SECONDS_TO_REPEAT, handled_by
 from pipeline.processes.streams import say
 from pipeline.state.manifest import read_manifest
-from pipeline.state.run_directory import RunDirectory
 
 
 def run_all(request: Request, launch: Launch, plans: Sequence[StagePlan]) -> int:
@@ -49,20 +49,32 @@ def run_all(request: Request, launch: Launch, plans: Sequence[StagePlan]) -> int
             say(f"stage {plan.stage}: {plan.why}")
             continue
         check_people(request, plan.stage, resumes=plan.action == "resume")
-        if status := _run_one(request.run, launch, plan.stage):
+        if status := _run_one(request, launch, plan.stage):
             return status
     return 0
 
 
-def _run_one(run: RunDirectory, launch: Launch, stage: Stage) -> int:
+def _run_one(request: Request, launch: Launch, stage: Stage) -> int:
+    run = request.run
     status = _launch(launch, stage, run.manifest(stage))
-    manifest = read_manifest(run.manifest(stage))
+    manifest, why = read_manifest(run.manifest(stage)), crash_of(run.logs(stage), 0) if status > 128 else None
     if status == 0 and (manifest is None or manifest.status != "finished"):
-        status = 1  # a launcher that is killed exits with 0
+        status, why = 1, _ended_early(request, stage)  # a launcher that is killed exits with 0, too
     if status:
         logs = run.logs(stage)
-        say(f"stage {stage} ended with status {status}; its logs are in {logs}", error=True)
+        reason = f" ({why})" if why else ""
+        say(f"stage {stage} ended with status {status}{reason}; its logs are in {logs}", error=True)
     return status
+
+
+def _ended_early(request: Request, stage: Stage) -> str:
+    """Why a stage has no result although its process ended with status 0."""
+    named = [
+        f"{key}: {code if isinstance(code, str) else code.source}"
+        for key, code in request.config.users_code([stage])
+    ]
+    of_theirs = f", or code that it called ended it: {', '.join(named)}" if named else ""
+    return f"its process ended with status 0 before the stage was done: somebody stopped it{of_theirs}"
 
 
 def _launch(launch: Launch, stage: Stage, manifest: Path) -> int:

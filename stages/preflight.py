@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from peft.tuners.lora import LoraLayer
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
@@ -63,6 +65,8 @@ def main(results: int) -> None:
                 remarks = check()
             except UserError as error:
                 fault = str(error)
+            except OSError as error:  # a disk that fails, or a file that only seems to be one
+                fault = f"{name}: {error!s:.200}"
             lines.write(json.dumps([fault, remarks]) + "\n")
 
 
@@ -75,6 +79,8 @@ def material(config: Experiment, stages: Sequence[Stage]) -> Iterator[Check]:
     for stage in stages:
         for base in filter(is_downloaded, config.bases(stage)):
             yield f"{base.key}: {base.model}", _base(tokenizers, stage, base)
+            if config.adapter.target_modules != "all-linear" and stage not in config.starts:
+                yield f"adapter.target_modules, on {base.key}", _targets(config, base)
         if stage in config.starts and is_downloaded(config.base_of(stage)):
             yield f"{stage}.from: {config.starts[stage]}", _start(config, stage)
     sources = {(data, kind): base for stage in stages for data, kind, base in sources_of(config, stage)}
@@ -154,6 +160,26 @@ class _Tokenizers:
 def _base(tokenizers: _Tokenizers, stage: Stage, base: Base) -> Callable[[], list[str]]:
     def check() -> list[str]:
         tokenizers.load(stage, base)
+        return []
+
+    return check
+
+
+def _targets(config: Experiment, base: Base) -> Callable[[], list[str]]:
+    """Give the base's layers, without its weights, an adapter on the layers that the user names."""
+
+    def check() -> list[str]:
+        roles = Roles(empty_base(base))
+        linear = [name for name, module in roles.causal.named_modules() if isinstance(module, nn.Linear)]
+        roles.add_new(Role.POLICY, config.adapter)
+        adapted = [name for name, module in roles.causal.named_modules() if isinstance(module, LoraLayer)]
+        for target in config.adapter.target_modules:
+            if not any(f".{name}".endswith(f".{target}") for name in adapted):
+                layers = sorted({name.rsplit(".", 1)[-1] for name in linear})
+                raise UserError(
+                    f"adapter.target_modules: {target}: no linear layer of {base.model} has this name. Its "
+                    f"layers are {', '.join(layers)}."
+                )
         return []
 
     return check

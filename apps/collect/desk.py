@@ -20,7 +20,7 @@ from data.people.events import (
     Undone,
     now,
 )
-from data.people.round import Round
+from data.people.round import GIVEN, Round
 
 Json = dict[str, Any]
 
@@ -161,10 +161,9 @@ class Desk:
 
     def _check(self, answer: Answer, showing: Shown) -> None:
         given = {name for name in ("ranks", "rating", "text") if getattr(answer, name) is not None}
-        wanted = {"rankings": "ranks", "pairs": "ranks", "ratings": "rating", "demonstrations": "text"}
         kind = self.round.settings.kind
-        if given != {wanted[kind]} or (answer.demonstration is not None and kind != "rankings"):
-            raise WrongKind(f"this round collects {kind}: give {wanted[kind]} and nothing else")
+        if given != {GIVEN[kind]} or (answer.demonstration is not None and kind != "rankings"):
+            raise WrongKind(f"this round collects {kind}: give {GIVEN[kind]} and nothing else")
         if answer.ranks is not None and len(answer.ranks) != len(showing.order):
             raise WrongKind(f"give a rank to each of the {len(showing.order)} answers")
         if kind == "demonstrations" and not (answer.text or "").strip():

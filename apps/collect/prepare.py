@@ -28,6 +28,10 @@ def open_round(folder: Path, asked: Asked, config: Experiment, run: RunDirectory
         if content.settings.adapters != settings.adapters:
             say(f"note: a policy was trained again since the answers in {folder} were sampled")
         return content
+    if asked.answers and asked.prompts:
+        raise UserError("--answers, --prompts: one of them: the file of answers has their prompts.")
+    if asked.answers and asked.each:
+        raise UserError("-k: the file of --answers says how many answers a prompt has. Leave -k out.")
     tasks, equal = make_tasks(asked, settings.policies, settings.answers, config, run, say)
     if not tasks:
         raise UserError(f"collect {asked.kind}: there is nothing to ask. Give more prompts with --prompts.")
@@ -76,7 +80,7 @@ def _check_same(content: Round, wanted: Settings, asked: Asked) -> None:
     said = {
         "kind": True,
         "answers": asked.each is not None,
-        "policies": bool(asked.policies),
+        "policies": bool(asked.policies or asked.draft),
         "prompts": bool(asked.prompts or asked.answers or asked.number),
     }
     for name in (name for name, is_said in said.items() if is_said):

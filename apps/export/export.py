@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from apps.export.card import card
@@ -12,6 +13,13 @@ from configs.errors import UserError
 from configs.schema import Stage
 from data.storage.sealed_folder import SealedFolder
 from pipeline.state.manifest import now
+
+# The formats for which each option means something; an adapter is copied byte for byte.
+FORMATS_OF: dict[str, tuple[Format, ...]] = {
+    "--dtype": ("merged", "reward", "gguf"),
+    "--compare-16bit": ("merged", "gguf"),
+    "--converter": ("gguf",),
+}
 
 
 def chosen_stage(run: TrainedRun, stage: Stage | None, format_: Format | None) -> Stage:
@@ -41,6 +49,16 @@ def chosen_format(stage: Stage, format_: Format | None) -> Format:
         others = ", ".join(name for name, stages in STAGES_OF.items() if stage in stages)
         raise UserError(f"--format {chosen}: not for stage {stage}. For {stage} there are: {others}.")
     return chosen
+
+
+def check_options(format_: Format, given: Sequence[str]) -> None:
+    """Raise UserError for an option that was given and means nothing for the format."""
+    for option in given:
+        if format_ not in FORMATS_OF[option]:
+            others = ", ".join(FORMATS_OF[option])
+            raise UserError(
+                f"{option}: means nothing for --format {format_}, only for {others}. Leave it out."
+            )
 
 
 def write_export(export: Export, format_: Format, out: Path, *, overwrite: bool) -> Path:

@@ -199,6 +199,8 @@ class Ppo(Training):
         labels = [term.label for term in self.rewards]
         if "reward_total" in labels or "reward_total_score" in labels:
             raise ValueError("rewards: reward_total is the sum of the terms; give the term another name")
+        if not any(term.weight for term in self.rewards):
+            raise ValueError("rewards: every weight is 0, so nothing is rewarded; give a term a weight")
         if len(set(labels)) < len(labels):
             raise ValueError(f"rewards: two terms are called {max(labels, key=labels.count)}; set their name")
         return self

@@ -76,6 +76,12 @@ class Submitted(Event):
     text: Annotated[str, Field(max_length=MOST_LETTERS)] | None = None
     demonstration: Annotated[str, Field(max_length=MOST_LETTERS)] | None = None
 
+    @property
+    def given(self) -> set[str]:
+        """Which of the answers to a kind of task this is; see `round.GIVEN`."""
+        answers = {"ranks": self.ranks, "rating": self.rating, "text": self.text}
+        return {name for name, answer in answers.items() if answer is not None}
+
 
 class Skipped(Event):
     """A person passed the task on."""
@@ -147,11 +153,14 @@ def read_events(file: Path) -> list[Shown | Submitted | Skipped | Undone]:
     """The events of a file; none if there is no file. A last line that a kill cut short does not count.
 
     Raises:
-        UserError: another line is damaged.
+        UserError: another line is damaged, or a pipe or a folder is in the file's place.
     """
     if not file.exists():
         return []
-    *lines, _ = read_regular_file(file).split(b"\n")
+    try:
+        *lines, _ = read_regular_file(file).split(b"\n")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}. Restore the file.") from None
     return [_read(line, f"{file}, line {number}") for number, line in enumerate(lines, 1)]
 
 

@@ -25,6 +25,12 @@ from data.sources.messages import Message, Text
 from data.storage.files import json_lines, read_json_lines, sha256, write_text
 
 Kind = Literal["rankings", "ratings", "demonstrations", "pairs"]
+GIVEN: dict[Kind, str] = {
+    "rankings": "ranks",
+    "pairs": "ranks",
+    "ratings": "rating",
+    "demonstrations": "text",
+}
 KINDS: tuple[Kind, ...] = ("rankings", "ratings", "demonstrations", "pairs")
 FOLDER = "people"  # of a run; each kind has a folder of its own in it
 SETTINGS, TASKS, LABELS, LOCK = "round.json", "tasks.jsonl", "labels.jsonl", ".lock"
@@ -162,7 +168,7 @@ def read_round(folder: Path) -> Round:
     by_id = {task.id: task for task in tasks}
     labels = Labels()
     for number, event in enumerate(read_events(folder / LABELS), 1):
-        if fault := _fault(event, labels, by_id):
+        if fault := _fault(event, labels, by_id, settings.kind):
             raise UserError(f"{folder / LABELS}, line {number}: damaged ({fault}). Restore the file.")
         labels.add(event)
     return Round(folder, settings, by_id, labels)
@@ -185,7 +191,7 @@ def read_settings(folder: Path) -> Settings:
         raise UserError(f"{file}: damaged ({where}: {first['msg']:.150}). Restore the file.") from None
 
 
-def _fault(event: object, labels: Labels, tasks: dict[str, Task]) -> str:
+def _fault(event: object, labels: Labels, tasks: dict[str, Task], kind: Kind) -> str:
     """What is wrong with an event of this round; "" if nothing is."""
     if isinstance(event, Shown):
         if event.task not in tasks:
@@ -195,6 +201,10 @@ def _fault(event: object, labels: Labels, tasks: dict[str, Task]) -> str:
     showing = labels.showings.get(getattr(event, "showing", ""))
     if showing is None:
         return "an earlier line must show the task"
-    if isinstance(event, Submitted) and event.ranks and len(event.ranks) != len(showing.order):
+    if not isinstance(event, Submitted):
+        return ""
+    if event.given != {GIVEN[kind]}:
+        return f"a round of {kind} needs `{GIVEN[kind]}` and nothing else"
+    if event.ranks is not None and len(event.ranks) != len(showing.order):
         return f"{len(event.ranks)} ranks for {len(showing.order)} answers"
     return ""

@@ -15,6 +15,9 @@ NUMBERS = frozenset(
 )
 LISTS = frozenset({*SCORES, *RANKS, "messages", "history", "completions", "conversation_a", "conversation_b"})
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+# A list of texts, which JSON or Python writes. Such a list is no answer of its own.
+_OF_TEXTS = re.compile(r"""\[\s*(["']).*\1\s*\]""", re.DOTALL)
+_MAY_BE_TEXTS = frozenset({"chosen", "rejected", "prompt", "completion"})
 _OF_MESSAGES = re.compile(r"(\[\s*)?\{\s*['\"](role|from|content|value)['\"]\s*:")
 
 
@@ -26,7 +29,8 @@ def value_of(key: str, cell: str) -> Any:
     """
     if key in NUMBERS and _NUMBER.fullmatch(cell.strip()):
         return float(cell) if re.search("[.eE]", cell) else int(cell)
-    if not (_OF_MESSAGES.match(cell) or (key in LISTS and cell.startswith("["))):
+    is_list = key in LISTS and cell.startswith("[")
+    if not (is_list or _OF_MESSAGES.match(cell) or (key in _MAY_BE_TEXTS and _OF_TEXTS.fullmatch(cell))):
         return cell
     try:
         value, repeated = loads(cell)

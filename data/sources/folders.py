@@ -42,6 +42,18 @@ def check_one_type(folder: Path, files: Sequence[Path]) -> None:
         raise _not_read(folder, others)
 
 
+def check_once(source: Path | str, files: Sequence[Path]) -> None:
+    """Raise UserError if a link makes one file two of them: its rows would count twice."""
+    seen: dict[str, Path] = {}
+    for file in files:
+        first = seen.setdefault(os.path.realpath(file), file)
+        if first is not file:
+            raise UserError(
+                f"{source}: {file.name} and {first.name} are one file, whose rows would count twice. Remove "
+                "the link, or narrow the pattern."
+            )
+
+
 def files_of_pattern(pattern: str) -> list[Path]:
     """The files that a pattern names, in order.
 
@@ -64,6 +76,7 @@ def files_of_pattern(pattern: str) -> list[Path]:
         raise UserError(
             f"{pattern}: it names {found[0]} and {other}, which differ in type. Narrow the pattern."
         )
+    check_once(pattern, found)
     return found
 
 

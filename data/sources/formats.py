@@ -251,6 +251,7 @@ FORMATS = (
         QUESTION.union({"prompt", "messages"}, RANKS, SCORES),
         _ranking,
         ranks_of_completions,
+        fits=lambda fields: not is_ultrafeedback(fields),
     ),
     Format(
         "preference",

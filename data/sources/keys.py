@@ -36,9 +36,10 @@ _METADATA = """
     model models model_name chosen_model rejected_model chosen-model rejected-model model_chosen
     model_rejected generator views avatar avatarurl
     num_turns n_turns turn turns num_tokens n_tokens token_count tokens_count length prompt_length
-    prompt_tokens completion_tokens completion_ids meta metadata info comment comments note notes rm_score
+    prompt_tokens completion_tokens completion_ids meta metadata info comment comments note notes
 """
 METADATA = frozenset(_METADATA.split())
+RM_SCORE = "rm_score"  # of the one answer of a row, in best/train.jsonl of a run
 SPLIT = "split"  # such as train or held_out, in rm/rankings.jsonl of a run; see `load_rows`
 OF_LIBRARIES = re.compile(r"__(index_level_\d+|null_dask_index|key|url)__")  # pandas, dask, WebDataset
 REFUSED = {
@@ -148,6 +149,7 @@ def unused_keys(row: Mapping[str, Any], used: Collection[str]) -> list[str]:
         if key not in used
         and value not in _EMPTY
         and key.lower() not in METADATA
+        and not (key == RM_SCORE and isinstance(value, float | int))
         and not (key == SPLIT and isinstance(value, str))
         and not OF_LIBRARIES.fullmatch(key)
     ]

@@ -74,6 +74,9 @@ def _pair_orders(row: Mapping[str, Any]) -> Iterator[tuple[str, list[float]]]:
                 raise BadRow(f"`{key}` must be a number, not {shown(row[key])}")
         if all(key in row for key in keys):
             yield keys[0], [-row[key] for key in keys]
+    halves = [[pair[side] for pair in PAIR_SCORES if pair[side] in row] for side in (0, 1)]
+    if all(halves) and not any(all(key in row for key in pair) for pair in PAIR_SCORES):
+        raise BadRow(f"{listed(half[0] for half in halves)} are halves of two pairs of scores; rename one")
 
 
 def _check_consistent(orders: Mapping[str, Sequence[float]]) -> None:

@@ -160,9 +160,14 @@ def is_reward_bench_2(fields: Fields) -> bool:
 def reward_bench_2(fields: Fields, _: RankBy) -> Fields:
     """RewardBench 2: every right answer ranks above every wrong one, and they tie among themselves."""
     chosen, rejected = fields["chosen"], fields["rejected"]
-    for key, answers in (("num_correct", chosen), ("num_incorrect", rejected)):
-        if key in fields and fields[key] != len(answers):
-            raise BadRow(f"`{key}` is {shown(fields[key])}, and the list has {len(answers)} answers")
+    numbers = (
+        ("num_correct", len(chosen), "list has"),
+        ("num_incorrect", len(rejected), "list has"),
+        ("total_completions", len(chosen) + len(rejected), "lists have"),
+    )
+    for key, number, where in numbers:
+        if key in fields and fields[key] != number:
+            raise BadRow(f"`{key}` is {shown(fields[key])}, and the {where} {number} answers")
     return _ranking(fields, completions=[*chosen, *rejected], ranks=[0] * len(chosen) + [1] * len(rejected))
 
 

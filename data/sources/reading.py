@@ -12,7 +12,14 @@ from datasets.exceptions import DatasetsError
 from configs.errors import UserError
 from configs.schema import Source, ending_of
 from data.sources.bad_rows import BadRow
-from data.sources.folders import check_all_read, check_number, check_one_type, data_files, files_of_pattern
+from data.sources.folders import (
+    check_all_read,
+    check_number,
+    check_once,
+    check_one_type,
+    data_files,
+    files_of_pattern,
+)
 from data.sources.json_rows import Rows, numbered, read_json
 from data.sources.opening import DamagedFile, existing
 from data.sources.tables import read_csv, read_parquet, read_tsv
@@ -141,6 +148,7 @@ def _files_of_split(source: Source, folder: Path) -> list[Path] | None:
     if not all(ending_of(file.name) for file in files):
         return None
     check_one_type(folder, files)
+    check_once(folder, files)
     return files
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from configs.errors import Waiting
 from configs.schema import Stage
-from data.people.round import FOLDER, has_round, read_round
+from data.people.round import FOLDER, has_round, read_round, read_settings
 from pipeline.planning.request import Request
+from pipeline.state.manifest import read_manifest
 
 RANKINGS = "rankings.jsonl"  # in the stage's folder: what it trains on once it has begun
 
@@ -33,6 +34,21 @@ def waits_for_people(request: Request, stage: Stage, *, resumes: bool) -> str:
         return ""
     done = len(content.tasks) - len(content.unlabelled)
     return f"waits for people: {missing} more of {len(content.tasks)} prompts to rank ({done} are done)"
+
+
+def stale_answers(request: Request, stage: Stage) -> tuple[str, ...]:
+    """A line if SFT was trained again since the answers that people rank were sampled from it; else none."""
+    folder = request.run.path / FOLDER / "rankings"
+    if stage != "rm" or request.config.rm.rankings.labeller != "people" or not has_round(folder):
+        return ()
+    ranked = read_settings(folder).adapters.get("sft")
+    sft = read_manifest(request.run.manifest("sft"))
+    if ranked is None or (sft and sft.output and sft.output.sha256 == ranked):
+        return ()
+    return (
+        f"people rank answers of an earlier SFT policy than the present one ({folder}). To ask about the "
+        "present one, move that folder away.",
+    )
 
 
 def check_people(request: Request, stage: Stage, *, resumes: bool) -> None:

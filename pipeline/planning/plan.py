@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from configs.cross_checks import without_effect
 from configs.errors import UserError, Waiting
 from configs.identity import differences, stage_hash
 from configs.schema import STAGES, Stage
 from data.storage.files import PARTIAL
-from pipeline.planning.people import waits_for_people
+from pipeline.planning.people import stale_answers, waits_for_people
 from pipeline.planning.request import Request
 from pipeline.planning.upstream import Blocked, check_upstream
 from pipeline.state.manifest import Input, Manifest, damage, owner_of, read_manifest
@@ -98,6 +99,8 @@ def plan_stage(
         _check_writable_folder(request.run.stage(stage), plan)
     except Blocked as blocked:
         return StagePlan(stage, "blocked", blocked.why, blocked.remedy)
+    if plan.starts:
+        notes += (*stale_answers(request, stage), *without_effect(request.config, stage))
     if plan.starts and (why := waits_for_people(request, stage, resumes=plan.action == "resume")):
         if "sft" in pending:
             return replace(plan, inputs=inputs, notes=(*notes, f"{why}, once sft has finished"))

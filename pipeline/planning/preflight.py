@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
 from configs.deepspeed_json import read_deepspeed_json
 from configs.errors import UserError
 from configs.schema import Experiment, Stage, data_stage, ending_of
@@ -14,6 +16,8 @@ from data.storage.source_digest import is_pattern
 from pipeline.planning.batches import check_batches
 from pipeline.planning.plan import StagePlan
 from pipeline.planning.start_adapters import start_faults
+
+NOWHERE = "there is no such {}, and no {} of the hub can have this name. Correct it."
 
 
 def check_files(config: Experiment, plans: Sequence[StagePlan]) -> None:
@@ -70,9 +74,21 @@ def _set_aside(config: Experiment, plans: Sequence[StagePlan]) -> Iterator[str]:
                 )
 
 
+def _may_be_on_the_hub(name: str) -> bool:
+    """Whether a repository of the hub can have this name. It need not exist."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
 def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
-    files = {f"data.{data_stage(stage)}.path": config.data.source(stage).path for stage in stages}
-    files = {key: path for key, path in files.items() if ending_of(path) and not is_pattern(path)}
+    sources = {f"data.{data_stage(stage)}.path": config.data.source(stage).path for stage in stages}
+    files = {key: path for key, path in sources.items() if ending_of(path) and not is_pattern(path)}
+    for key, path in sources.items():
+        if not (ending_of(path) or os.path.exists(path) or is_pattern(path) or _may_be_on_the_hub(path)):
+            yield f"{key}: {path!r:.200}: {NOWHERE.format('file', 'data set')}"
     files |= config.judge_files(stages)
     if config.data.chat_template is not None:
         files["data.chat_template"] = config.data.chat_template
@@ -94,6 +110,8 @@ def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
     for key, model in models.items():
         if os.path.isabs(model) and not os.path.isdir(model):
             yield f"{key}: {model}: there is no such folder. Correct the path."
+        elif not os.path.exists(model) and not _may_be_on_the_hub(model):
+            yield f"{key}: {model!r:.200}: {NOWHERE.format('folder', 'model')}"
     try:
         read_deepspeed_json(Path(config.deepspeed.config))
     except UserError as error:

@@ -19,7 +19,7 @@ import psutil
 from configs.errors import UserError, Waiting
 from configs.safe_text import safe
 from data.storage.files import write_text
-from pipeline.processes.hangs import place_of_main_thread, timed_out, where_hung, where_raised
+from pipeline.processes.hangs import crash_of, place_of_main_thread, timed_out, where_hung, where_raised
 from pipeline.processes.streams import say
 from pipeline.state.manifest import Process
 from stages.context import Interrupted, Paused
@@ -202,8 +202,11 @@ def _failed_peer(logs: Path, peers: Sequence[Process], noted_only: bool = False)
             if reason != STOPPED:
                 return RankFailed(f"rank {rank} failed: {reason}\nSee {logs / f'rank{rank}.log'}.")
         elif not noted_only and process.host == socket.gethostname() and _gone(process.pid):
+            if crash := crash_of(logs, rank):
+                return RankFailed(f"rank {rank} ({process}) crashed: {crash}.")
             return RankFailed(
-                f"rank {rank} ({process}) died without a message: it was killed, perhaps for lack of memory."
+                f"rank {rank} ({process}) died without a message: it was killed, perhaps for lack of memory, "
+                "or code that it called ended it."
             )
     return None
 

@@ -54,6 +54,15 @@ def where_hung(peers: Mapping[int, Process], logs: Path) -> Iterator[tuple[int, 
             yield rank, f"an unknown place: {process} is {SILENT[state]}"
 
 
+def crash_of(logs: Path, rank: int) -> str | None:
+    """How a rank crashed, with its place, such as a segmentation fault; None if it did not."""
+    _, crashed, rest = _stack(logs, rank).partition("Fatal Python error: ")
+    if not crashed:
+        return None
+    fault, frames = rest.split("\n")[0], FRAME.findall(rest)
+    return f"{fault} at {frames[0][0]}:{frames[0][1]}, in {frames[0][2]}" if frames else fault
+
+
 def place_of_main_thread() -> str | None:
     """The code line that the main thread of this rank is at; None if it is in a collective."""
     frames = traceback.extract_stack(sys._current_frames()[threading.main_thread().ident or 0])

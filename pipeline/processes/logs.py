@@ -60,7 +60,8 @@ def hide_loading() -> None:
 def open_logs(folder: Path, rank: int) -> Path:
     """Send all log messages and warnings to `folder/rankN.log`. Rank 0 prints warnings on stderr too.
 
-    At SIGUSR1 the process writes its stack to `folder/rankN.stack`, whatever it is doing.
+    At SIGUSR1 the process writes its stack to `folder/rankN.stack`, whatever it is doing. So it does if it
+    crashes, as by a segmentation fault in a library.
 
     Returns the log file.
     """
@@ -75,6 +76,7 @@ def open_logs(folder: Path, rank: int) -> Path:
     root.handlers = [_file_handler(path)] + ([_terminal_handler()] if rank == 0 else [])
     stack = os.open(folder / f"rank{rank}.stack", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)
+    faulthandler.enable(file=stack, all_threads=False)
     logging.captureWarnings(True)
     for name in OWN_HANDLERS:
         library = logging.getLogger(name)

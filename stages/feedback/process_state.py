@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posix
 import random
 import signal
 import sys
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+OF_A_THREAD = "error: a thread of your code ended the process with status 0 (os._exit)."
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 
 
@@ -79,15 +81,36 @@ def state_put_back(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _exit_raises() -> Iterator[None]:
+    """`os._exit` raises SystemExit within, and a child that is forked within ends within."""
     end_process, caller = os._exit, (os.getpid(), threading.get_ident())
 
     def raise_exit(status: int) -> NoReturn:
-        if (os.getpid(), threading.get_ident()) != caller:
-            end_process(status)  # a child that was forked, or the thread that watches other ranks
-        raise SystemExit(status)
+        if os.getpid() != caller[0]:
+            end_process(status)
+        if threading.get_ident() == caller[1]:
+            raise SystemExit(status)
+        if not status:
+            print(OF_A_THREAD, file=sys.__stderr__, flush=True)
+        end_process(status or 1)  # in a thread of theirs, or in that which watches other ranks
 
-    os._exit = raise_exit
+    os._exit = posix._exit = raise_exit
+    try:
+        with _child_ends(caller[0], end_process):
+            yield
+    finally:
+        os._exit = posix._exit = end_process
+
+
+@contextmanager
+def _child_ends(parent: int, end_process: Callable[[int], NoReturn]) -> Iterator[None]:
+    """End a child that was forked within: as a second process of the stage it would train on, or fail."""
+    status = 1
     try:
         yield
+        status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        raise
     finally:
-        os._exit = end_process
+        if os.getpid() != parent:
+            end_process(status)

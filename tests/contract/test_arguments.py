@@ -84,3 +84,36 @@ def test_without_a_command_tristage_prints_its_help():
 def test_flags_have_no_type_in_the_help(command):
     status, stdout, _ = tristage(*command, "--help")
     assert status == 0 and "--help" in stdout and "bool" not in stdout
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "status", "collect report"])
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("", "--run-dir: '' is empty. Give a folder, or leave the option out."),
+        ("file", "--run-dir: file: {}/file is a file. Name a folder."),
+        ("file/below", "--run-dir: file/below: {}/file is a file. Name a folder."),
+        ("/dev/null", "--run-dir: /dev/null: /dev/null is a file. Name a folder."),
+    ],
+)
+def test_a_run_directory_that_can_be_none(command, folder, message, tmp_path):
+    (tmp_path / "file").touch()
+    words = [TINY] if command in ("run", "plan") else []
+    status, _, stderr = tristage(*command.split(), *words, "--run-dir", folder)
+    assert status == 2 and [path.name for path in tmp_path.iterdir()] == ["file"]
+    check_message(stderr, message.format(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["seed=1", "rm.epochs=2", "seed=2"], "note: the first seed has no effect: seed is set after it\n"),
+        (["sft.epochs=3", "sft={seed: 2}"], "note: the first sft.epochs has no effect: sft is set after it"),
+        (["seed=2", "seed=2"], ""),
+        (["sft={seed: 2}", "sft.epochs=3"], ""),
+    ],
+)
+def test_a_setting_that_is_given_twice_is_told(words, said):
+    status, stdout, stderr = tristage("plan", TINY, "--show-config", "--until", "sft", *words)
+    assert status == 0 and "seed: 2" in stdout
+    assert said in stderr if said else stderr == ""

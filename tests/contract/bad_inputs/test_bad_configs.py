@@ -197,6 +197,7 @@ CONTRADICTIONS = [
     (["ppo.rewards=[{source: rm}, {source: rm}]"], "rewards: two terms are called rm; set their name"),
     (["ppo.rewards=[{source: 'a:f'}, {source: 'b:f'}]"], "rewards: two terms are called f; set their name"),
     (["ppo.rewards=[{source: rm}, {source: 'a:f', name: reward_total}]"], "reward_total is the sum of the"),
+    (["ppo.rewards=[{weight: 0}]"], "rewards: every weight is 0, so nothing is rewarded"),
     (["ppo.rewards=[{source: 'a:f'}, {name: f}]"], "rewards: two terms are called f; set their name"),
     (["ppo.minibatches=3"], "minibatches (3) must divide batch_size (64)"),
     (["data.max_prompt_length=1024"], "max_prompt_length must be below max_length"),
@@ -429,3 +430,43 @@ def test_all_missing_files_are_named_at_once(tmp_path):
     check_message(stderr, *missing, "base.model: /no/model: there is no such folder")
     check_message(stderr, "rm.base.model: /none: there is no such folder")
     check_message(stderr, "data.chat_template: ", f"cannot read {tmp_path}/z.json")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.sft.path='sft.jsonl '", "data.sft.path: 'sft.jsonl ': there is no such file, and no data set"),
+        ("data.rm.path=rm.jsonl/", "data.rm.path: 'rm.jsonl/': there is no such file, and no data set"),
+        ("data.ppo.path=a/b/c", "data.ppo.path: 'a/b/c': there is no such file, and no data set"),
+        ("base.model='a b'", "base.model: 'a b': there is no such folder, and no model"),
+        ("base.model=tiny-random/", "base.model: 'tiny-random/': there is no such folder, and no model"),
+        ("rm.base.model=a--b", "rm.base.model: 'a--b': there is no such folder, and no model"),
+    ],
+)
+def test_a_name_that_neither_this_machine_nor_the_hub_has(override, message, tmp_path):
+    check_message(plan_error(tmp_path, VALID, override), message)
+
+
+@pytest.mark.parametrize("token", ["hf_" + "a1B2" * 8, "sk-" + "a1B2" * 8, "ghp_" + "a1B2" * 8])
+@pytest.mark.parametrize("key", ["data.sft.path", "base.model", "base.revision", "sft.from"])
+def test_a_token_in_place_of_a_name_is_not_repeated(key, token, tmp_path):
+    message = plan_error(tmp_path, VALID, f"{key}={token}")
+    check_message(message, f"{key}: a URL, a password or a token")
+    assert token not in message
+
+
+IDLE = {
+    "rm.rankings.completions=8": "rm.rankings.labeller is file",
+    "rm.rankings.rollout.temperature=0.5": "rm.rankings.labeller is file",
+    "rm.rankings.complete=0.5": "rm.rankings.labeller is not people",
+    "ppo.kl_horizon=5000": "ppo.kl_target is not set",
+    "ppo.ptx_batch_size=4": "ppo.ptx_coef is 0",
+}
+
+
+@pytest.mark.parametrize("override", IDLE)
+def test_a_setting_that_another_makes_idle_is_told(override, tmp_path):
+    status, out, _ = tristage("plan", experiment(tmp_path), "--run-dir", tmp_path / "run", override)
+    assert status == 0 and f"is set, and has no effect: {IDLE[override]}" in " ".join(out.split())
+    status, out, _ = tristage("plan", experiment(tmp_path), "--run-dir", tmp_path / "run")
+    assert status == 0 and "has no effect" not in out

@@ -108,6 +108,18 @@ FILES: list[tuple[Any, ...]] = [
     ("columns.parquet", parquet([{"x": 1}]), D, "row 1: no known format has these keys: `x`"),
     ("bytes.parquet", parquet([{"prompt": b"\xff"}]), P, "row 1: `prompt` must be text"),
     ("rows.parquet", parquet([{"prompt": "p"}])[:0], P, "the file is empty"),
+    (
+        "texts.csv",
+        b"prompt,chosen,rejected\np,\"['a']\",\"['b']\"\n",
+        R,
+        "line 2: `chosen` holds a list or message that is not JSON, as pandas writes them",
+    ),
+    (
+        "list.csv",
+        b'prompt,completion\np,"[""a"", ""b""]"\n',
+        D,
+        "line 2: `completion` must be text or a list",
+    ),
     ("data.xlsx", b"PK", D, "ends in .jsonl, .json, .csv, .tsv or .parquet"),
 ]
 
@@ -164,6 +176,17 @@ ROWS: list[tuple[Any, ...]] = [
         R,
         "`score_chosen` says",
     ),
+    (
+        {"prompt": "p", "chosen": "c", "rejected": "r", "score_chosen": 1, "rating_rejected": 9},
+        R,
+        "`score_chosen`, `rating_rejected` are halves of two pairs of scores; rename one",
+    ),
+    ({**K, "rm_score": [1, 9, 5]}, R, "the key `rm_score` has no place in a ranking"),
+    (
+        {"prompt": "p", "completions": [{"response": "a", "overall_score": 1}], "ranks": [0]},
+        R,
+        "the key `ranks` has no place in a row of UltraFeedback",
+    ),
     ({**K, "ranks": [0, 1, float("nan")]}, R, "`ranks` must be a list of numbers"),
     ({**K, "ranks": [0, 1, float("inf")]}, R, "`ranks` must be a list of numbers"),
     ({**K, "ranks": ["0", "1", "2"]}, R, "`ranks` must be a list of numbers, not ['0', '1', '2']"),
@@ -194,6 +217,11 @@ ROWS: list[tuple[Any, ...]] = [
         {"messages": [user("p"), {**assistant("c"), "foo": 2}]},
         D,
         "`foo` has no place in a message of `messages`",
+    ),
+    (
+        {"prompt": "p", "chosen": ["c"], "rejected": ["r", "s"], "total_completions": 4},
+        R,
+        "`total_completions` is 4, and the lists have 3 answers",
     ),
     # Files of a run that are for people
     (
@@ -293,6 +321,14 @@ def test_folder(name, tmp_path):
     folder.mkdir(exist_ok=True)
     message = refused(folder, D)
     check_message(message, str(folder), *parts)
+
+
+@pytest.mark.parametrize("path", ["rows", "rows/*.jsonl"])
+def test_one_file_under_two_names(path, tmp_path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.jsonl").write_bytes(LINE)
+    (tmp_path / "rows" / "b.jsonl").symlink_to("a.jsonl")
+    check_message(refused(tmp_path / path, D), "b.jsonl and a.jsonl are one file, whose rows")
 
 
 def test_folder_of_everything(tmp_path, monkeypatch):

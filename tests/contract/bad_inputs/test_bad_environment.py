@@ -89,7 +89,9 @@ def test_status_of_what_is_no_run(place, tmp_path):
     (tmp_path / "file").write_text("precious")
     status, out, stderr = tristage("status", "--run-dir", tmp_path / place)
     assert (status, out) == (2, "")
-    check_message(stderr, f"error: {(tmp_path / place).resolve()}: no stage has run there")
+    where = (tmp_path / place).resolve()
+    is_file = f"error: --run-dir: {where}: {where} is a file. Name a folder."
+    check_message(stderr, is_file if place == "file" else f"error: {where}: no stage has run there")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "/dev/zero"])

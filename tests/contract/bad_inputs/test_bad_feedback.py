@@ -118,6 +118,7 @@ RAISED = {
     "sys.exit()": "ended the process with status None (",
     "sys.exit(0)": "ended the process with status 0 (",
     "os._exit(0)": "ended the process with status 0 (",
+    "sys.modules['posix']._exit(0)": "ended the process with status 0 (",
     "raise ValueError('x' * 10**6)": "raised ValueError: xxx",
 }
 
@@ -251,6 +252,25 @@ def test_a_forked_child_of_a_function_may_end(module: Callable[[str], Path]) -> 
         "    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])] * 2"
     )
     assert score() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize(("end", "status"), [("sys.exit(3)", 3), ("return [1, 2]", 0), ("1 / 0", 1)])
+def test_a_forked_child_of_a_function_never_leaves_it(
+    end: str, status: int, module: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """It would train on beside its parent, or record a failure of a stage that runs."""
+    module(
+        "def score(prompts, completions):\n"
+        "    child = os.fork()\n"
+        f"    if not child: {end}\n"
+        "    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])] * 2"
+    )
+    process = os.getpid()
+    values = score()
+    if os.getpid() != process:
+        (tmp_path / "escaped").touch()
+        os._exit(9)
+    assert values == [float(status)] * 2 and not (tmp_path / "escaped").exists()
 
 
 ASKED_FIRST = {

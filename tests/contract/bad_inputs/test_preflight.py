@@ -83,6 +83,26 @@ def test_margins_need_scores_in_every_row(
     )
 
 
+TARGETS = {
+    "[q_proj, nope]": "adapter.target_modules: nope: no linear layer of tiny-random has this name. Its",
+    "[nope]": "adapter.target_modules: Target modules",
+    "[self_attn]": "adapter.target_modules: Target module LlamaAttention",
+}
+
+
+@pytest.mark.parametrize("names", TARGETS)
+def test_layers_that_the_base_does_not_have(names: str, tmp_path: Path) -> None:
+    config = load_experiment(trial(tmp_path), [*SHORT, f"adapter.target_modules={names}"])
+    with pytest.raises(UserError) as caught:
+        preflight.check_material(config, "sft")
+    check_message(str(caught.value), TARGETS[names])
+
+
+def test_layers_that_the_base_has(tmp_path: Path) -> None:
+    names = "adapter.target_modules=[q_proj, mlp.down_proj, model.layers.0.self_attn.k_proj]"
+    preflight.check_material(load_experiment(trial(tmp_path), [*SHORT, names]), "sft")
+
+
 OPTIONS = {
     "context window": (["data.max_length=2000"], "data.max_length: 2000 tokens are more than the 512"),
     "long prompts": ([*SHORT, "data.max_prompt_length=1"], "data.ppo: none of the 18 examples fits"),

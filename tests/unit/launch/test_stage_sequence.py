@@ -203,10 +203,30 @@ def test_first_failure_stops_with_its_status(
 
 
 def test_a_launcher_that_ends_well_without_a_result_is_a_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_only: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_only: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(stage_sequence, "_launch", StandIn(tmp_path, {}, finish=False))
     assert plan_and_run(request(tmp_path), launch(), ["sft"]) == 1
+    said = capsys.readouterr().err
+    assert "stage sft ended with status 1 (its process ended with status 0 before the stage was done" in said
+    for stage in ("sft", "rm"):
+        write_stage(tmp_path, stage)
+    with_code = toy(ppo__rewards=[{"source": "theirs:score"}])
+    assert plan_and_run(request(tmp_path, with_code), launch(), ["ppo"]) == 1
+    assert "or code that it called ended it: ppo.rewards: theirs:score); its logs" in capsys.readouterr().err
+
+
+def test_a_crash_is_told_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_only: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack = tmp_path / "sft" / "logs" / "rank0.stack"
+    stack.parent.mkdir(parents=True)
+    code = f"import ctypes, faulthandler; faulthandler.enable(open({str(stack)!r}, 'w')); ctypes.string_at(0)"
+    crashed = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert crashed.returncode == -signal.SIGSEGV
+    monkeypatch.setattr(stage_sequence, "_launch", StandIn(tmp_path, {"sft": 139}))
+    assert plan_and_run(request(tmp_path), launch(), ["sft"]) == 139
+    assert "stage sft ended with status 139 (Segmentation fault at " in capsys.readouterr().err
 
 
 def test_nothing_starts_if_a_later_stage_is_blocked(

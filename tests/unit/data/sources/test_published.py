@@ -191,7 +191,7 @@ def left_out(row, tmp_path, good):
         (changed(MT_BENCH, winner="tie (inconsistent)"), MT_BENCH, "all completions tie"),
         (changed(ULTRAFEEDBACK, completions=[], models=[]), ULTRAFEEDBACK, "`completions` is empty"),
         (
-            changed(REWARD_BENCH_2, rejected=["Red.", "Blue."], num_incorrect=2),
+            changed(REWARD_BENCH_2, rejected=["Red.", "Blue."], num_incorrect=2, total_completions=4),
             REWARD_BENCH_2,
             "no two completions",
         ),
