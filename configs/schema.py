@@ -29,7 +29,16 @@ from configs.sections.deepspeed import DeepSpeed
 from configs.sections.ppo import Ppo, Reward
 from configs.sections.rollout import EMBEDDINGS, VLLM_LORA_RANKS, Rollout, Vllm
 from configs.sections.tracking import Tracking
-from configs.sections.training import Agreement, Epochs, RankingLoss, Rankings, Rm, Sft, Training
+from configs.sections.training import (
+    VIRTUAL_TOKENS,
+    Agreement,
+    Epochs,
+    RankingLoss,
+    Rankings,
+    Rm,
+    Sft,
+    Training,
+)
 from configs.sections.values import JUDGE_FILES, Section, Seed, plain_url
 from configs.stage_names import ALL_STAGES, STAGES, UPSTREAM, Stage, data_stage
 
@@ -43,6 +52,7 @@ __all__ = [
     "MAX_NAME",
     "STAGES",
     "UPSTREAM",
+    "VIRTUAL_TOKENS",
     "VLLM_LORA_RANKS",
     "Adapter",
     "Agreement",

@@ -38,7 +38,7 @@ from stages.models.roles import Role
 from stages.models.start_adapters import is_classifier
 from stages.sampling.response_batch import response_batch, sequence_scores
 from stages.sampling.sampler import Sampler, open_sampler
-from stages.setup import add_given, prepare
+from stages.setup import add_fresh, add_given, prepare
 from stages.training.engine import Engine
 from stages.training.export import write_role
 from stages.training.loop import TrainingLoop
@@ -157,7 +157,7 @@ def add_new_reward_model(context: Context, models: RoleModels) -> None:
     if models.shares_base:
         roles.add_from(Role.REWARD, context.inputs["sft"], trainable=True)
     else:
-        roles.add_new(Role.REWARD, context.config.adapter)
+        add_fresh(context, roles, Role.REWARD)
 
 
 def read_as_classifier(context: Context, models: RoleModels, rankings: Sequence[tokenize.Ranking]) -> None:
