@@ -28,6 +28,7 @@ def contradictions(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     yield from _dora(experiment)
     yield from _method(experiment)
     yield from _agreement(experiment)
+    yield from _earlier(experiment)
     yield from _ranking_loss(experiment)
     yield from _response_lengths(experiment)
     yield from _shares(experiment)
@@ -141,6 +142,15 @@ def _agreement(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
         yield (
             ("rm", "rankings", "labeller"),
             f"agree: names {labeller.agree[0]} twice, which always agrees with itself; name two labellers",
+        )
+
+
+def _earlier(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
+    if experiment.rm.rankings.earlier and experiment.rm.rankings.labeller == "file":
+        yield (
+            ("rm", "rankings", "earlier"),
+            "is beside the rankings of a labeller, and rm.rankings.labeller is file; name a labeller, or "
+            "put the rankings of all rounds into data.rm and set this to []",
         )
 
 

@@ -36,6 +36,7 @@ NEWER_NESTED = {
     "adapter.init": "zero",
     "sft.method": "lora",
     "sft.virtual_tokens": 20,
+    "rm.rankings.earlier": [],
     "rm.loss.kind": "bradley_terry",
     "rm.loss.ties": "ignore",
     "rm.loss.margin": "none",

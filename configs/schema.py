@@ -26,6 +26,7 @@ from configs.sections.data import (
     names_files,
 )
 from configs.sections.deepspeed import DeepSpeed
+from configs.sections.lineage import Lineage
 from configs.sections.ppo import Ppo, Reward
 from configs.sections.rollout import EMBEDDINGS, VLLM_LORA_RANKS, Rollout, Vllm
 from configs.sections.tracking import Tracking
@@ -64,6 +65,7 @@ __all__ = [
     "Epochs",
     "Experiment",
     "FormatName",
+    "Lineage",
     "Ppo",
     "RankingLoss",
     "Rankings",
@@ -101,6 +103,7 @@ class Experiment(Section):
     ppo: Ppo = Ppo()
     best: Best = Best()
     tracking: Tracking = Tracking()
+    lineage: Lineage = Lineage()
     deepspeed: DeepSpeed = DeepSpeed()
 
     def base_of(self, stage: Stage) -> Base:

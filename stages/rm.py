@@ -19,6 +19,7 @@ from data.batches import collate, tokenize
 from data.batches.sampler import micro_batches, seed_from, total_steps
 from data.examples import Examples, read_examples, tokenized
 from stages.context import Context, Outcome
+from stages.feedback.earlier_rankings import with_earlier
 from stages.feedback.people import take_rankings
 from stages.feedback.rankings import (
     collect_rankings,
@@ -193,6 +194,9 @@ def read_rankings(
         with open_sampler(models.policy_base, models.tokenizer, context.ranks, rollout) as sampler:
             collect_rankings(context, sampler, Role.POLICY)
     collected, held_out = read_collected_rankings(context, record_samples)
+    if earlier := config.rm.rankings.earlier:
+        collected, held_out, joined = with_earlier(collected, held_out, earlier)
+        note(joined)
     parts = reward_model.rankings(collected), reward_model.rankings(held_out)
     return tokenized(config.data, tokenize.rankings, tokenizer, parts, note)
 

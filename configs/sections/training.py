@@ -162,6 +162,11 @@ class Rankings(Section):
         1.0,
         description="people: share of the prompts that must be ranked, or skipped, before the stage starts",
     )
+    earlier: tuple[Text, ...] = Field(
+        (),
+        description="rankings.jsonl of earlier rounds, which the reward model learns beside the new ones; "
+        "`tristage round` names them",
+    )
     rollout: Rollout = Rollout()
 
     @property

@@ -92,6 +92,8 @@ def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
     files |= config.judge_files(stages)
     if config.data.chat_template is not None:
         files["data.chat_template"] = config.data.chat_template
+    if "rm" in stages:
+        files |= {f"rm.rankings.earlier[{i}]": path for i, path in enumerate(config.rm.rankings.earlier)}
     for stage in stages:
         try:
             if os.path.isdir(path := config.data.source(stage).path):

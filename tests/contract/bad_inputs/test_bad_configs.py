@@ -213,6 +213,7 @@ CONTRADICTIONS = [
         "sft.method: random_subset changes single weights, and those of",
     ),
     (["sft.virtual_tokens=5"], "sft.virtual_tokens: sft.method: lora has none; leave it out"),
+    (["rm.rankings.earlier=[a.jsonl]"], "rm.rankings.earlier: is beside the rankings of a labeller"),
     (["data.sft.held_out=1.5"], "held_out (1.5) must be a share below 1 or a whole number of prompts"),
     (["data.shares.sft=0.9"], "the three shares must add up to at most 1"),
     (["ppo.rewards=[{source: rm}, {source: rm}]"], "rewards: two terms are called rm; set their name"),

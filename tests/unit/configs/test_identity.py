@@ -23,6 +23,7 @@ def trial(minimal: Path, *overrides: str) -> Experiment:
         ("adapter.dora=true", {"sft", "rm", "ppo"}),
         ("adapter.init=loftq", {"sft", "rm", "ppo"}),
         ("sft.method=adalora", {"sft"}),
+        ("lineage.start=sft", set()),
         ("data.max_length=2048", {"sft", "rm", "ppo"}),
         ("data.train_on=last", {"sft", "rm", "ppo"}),
         ("data.rm.limit=10", {"rm"}),
