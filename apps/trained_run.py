@@ -77,6 +77,11 @@ class TrainedRun:
             UserError: the stage has not finished, or the folder is damaged.
         """
         manifest, folder = self.require(stage), self.run.adapter(stage)
+        if stage == "sft" and (reason := self.config.sft.no_role):
+            raise UserError(
+                f"{folder}: sft.method is {self.config.sft.method}: {reason}. Load it with PEFT itself: "
+                "PeftModel.from_pretrained(base, folder)."
+            )
         faults = damage(folder, manifest.output.files if manifest.output else {})
         if faults:
             raise UserError(f"{faults[0]}. Restore it, or train stage {stage} again.")

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from configs.schema import EMBEDDINGS, STAGES, VLLM_LORA_RANKS, Agreement, Epochs, Experiment, Rollout, Stage
+from configs.schema import (
+    EMBEDDINGS,
+    STAGES,
+    VIRTUAL_TOKENS,
+    VLLM_LORA_RANKS,
+    Agreement,
+    Epochs,
+    Experiment,
+    Rollout,
+    Stage,
+)
 
 Keys = tuple[str, ...]
 
@@ -14,7 +24,11 @@ def contradictions(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     yield from _packing(experiment)
     yield from _use_best(experiment)
     yield from _reward_base(experiment)
+    yield from _loftq(experiment)
+    yield from _dora(experiment)
+    yield from _method(experiment)
     yield from _agreement(experiment)
+    yield from _earlier(experiment)
     yield from _ranking_loss(experiment)
     yield from _response_lengths(experiment)
     yield from _shares(experiment)
@@ -70,12 +84,73 @@ def _reward_base(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
         )
 
 
+def _loftq(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
+    adapter, reward_base = experiment.adapter, experiment.rm.base
+    bases = [experiment.base, *([reward_base] if reward_base else [])]
+    if adapter.init == "loftq" and all(base.quantization == "none" for base in bases):
+        yield (
+            ("adapter", "init"),
+            "loftq takes up what quantization changes, and no base is quantized; set base.quantization, or "
+            "leave this out",
+        )
+
+
+def _dora(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
+    bases = [experiment.base, *([experiment.rm.base] if experiment.rm.base else [])]
+    if experiment.adapter.dora and any(base.quantization == "int8" for base in bases):
+        yield (
+            ("adapter", "dora"),
+            "does not train on an int8 base, whose weights it cannot read before their first use; set "
+            "quantization to nf4 or none, or this to false",
+        )
+
+
+def _method(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
+    """Refuse keys that `sft.method` has no use for, and bases that it cannot train."""
+    sft, adapter, base, key = experiment.sft, experiment.adapter, experiment.base, ("sft", "method")
+    virtual = sft.method in VIRTUAL_TOKENS
+    if not virtual and sft.changed("virtual_tokens"):
+        yield ("sft", "virtual_tokens"), f"sft.method: {sft.method} has none; leave it out"
+    if sft.method == "lora":
+        return
+    for unused, is_set in {
+        "sft.from": sft.start is not None,
+        "adapter.dora": adapter.dora,
+        "adapter.init": adapter.init != "zero",
+    }.items():
+        if is_set:
+            yield key, f"{unused} is of LoRA, and {sft.method} has none; leave one of them out"
+    if (virtual or sft.method == "ia3") and adapter.target_modules != "all-linear":
+        yield key, f"{sft.method} has layers of its own; leave adapter.target_modules out"
+    if sft.method != "adalora" and sft.lora_plus_ratio != 1:
+        yield key, f"sft.lora_plus_ratio is of LoRA's B, and {sft.method} has none; leave one of them out"
+    if virtual and sft.packing:
+        yield key, f"{sft.method} puts vectors before each example; set sft.packing to false"
+    if sft.method == "prefix" and base.gradient_checkpointing:
+        yield key, "prefix keeps keys and values, which base.gradient_checkpointing drops; set that to false"
+    if sft.method == "random_subset" and base.quantization != "none":
+        yield (
+            key,
+            f"random_subset changes single weights, and those of an {base.quantization} base are packed; set "
+            "base.quantization to none",
+        )
+
+
 def _agreement(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     labeller = experiment.rm.rankings.labeller
     if isinstance(labeller, Agreement) and len(set(labeller.agree)) < 2:
         yield (
             ("rm", "rankings", "labeller"),
             f"agree: names {labeller.agree[0]} twice, which always agrees with itself; name two labellers",
+        )
+
+
+def _earlier(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
+    if experiment.rm.rankings.earlier and experiment.rm.rankings.labeller == "file":
+        yield (
+            ("rm", "rankings", "earlier"),
+            "is beside the rankings of a labeller, and rm.rankings.labeller is file; name a labeller, or "
+            "put the rankings of all rounds into data.rm and set this to []",
         )
 
 
@@ -165,6 +240,8 @@ def _vllm(experiment: Experiment, section: Keys, rollout: Rollout) -> Iterator[t
         yield engine, f"{reason}, or choose auto"
     if base.trust_remote_code:
         yield engine, "vllm does not run the code that base.trust_remote_code trusts; choose auto"
+    if experiment.adapter.dora:
+        yield engine, "vllm has no DoRA; set adapter.dora to false, or choose auto"
     if experiment.adapter.r > max_rank:
         yield engine, f"vllm takes adapters up to rank {max_rank}; lower adapter.r, or choose auto"
     named = [] if experiment.adapter.target_modules == "all-linear" else experiment.adapter.target_modules

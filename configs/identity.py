@@ -32,6 +32,11 @@ SPEED_ONLY_NESTED = (
 )
 NEWER_KEYS = {"from": None, "reference": "sft"}  # which older runs lack: left out at these defaults
 NEWER_NESTED = {
+    "adapter.dora": False,
+    "adapter.init": "zero",
+    "sft.method": "lora",
+    "sft.virtual_tokens": 20,
+    "rm.rankings.earlier": [],
     "rm.loss.kind": "bradley_terry",
     "rm.loss.ties": "ignore",
     "rm.loss.margin": "none",

@@ -20,6 +20,7 @@ from configs.yaml_loader import Loader
 
 DEEPSPEED_CONFIG = ("deepspeed", "config")
 LABELLER = ("rm", "rankings", "labeller")
+LISTS_OF_PATHS = (("rm", "rankings", "earlier"), ("lineage", "parents"))
 MAX_DEPTH = 8  # above the schema's depth
 MAX_FILE_BYTES = 2**16  # far above any experiment; PyYAML reads 30 KB a second
 MAX_VALUES = 100_000  # after all anchors are expanded
@@ -136,6 +137,8 @@ class RawExperiment:
                 section[key] = self._absolute(keys, section[key])
             elif keys == LABELLER:
                 self._resolve_judges(section.get(key))
+            elif keys in LISTS_OF_PATHS and isinstance(names := section.get(key), list):
+                section[key] = [self._absolute(keys, n) if isinstance(n, str) and n else n for n in names]
 
     def _resolve_judges(self, labeller: Any) -> None:
         """Make the files of judges in {agree: [a, b]} absolute."""

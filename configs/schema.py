@@ -26,10 +26,20 @@ from configs.sections.data import (
     names_files,
 )
 from configs.sections.deepspeed import DeepSpeed
+from configs.sections.lineage import Lineage
 from configs.sections.ppo import Ppo, Reward
 from configs.sections.rollout import EMBEDDINGS, VLLM_LORA_RANKS, Rollout, Vllm
 from configs.sections.tracking import Tracking
-from configs.sections.training import Agreement, Epochs, RankingLoss, Rankings, Rm, Sft, Training
+from configs.sections.training import (
+    VIRTUAL_TOKENS,
+    Agreement,
+    Epochs,
+    RankingLoss,
+    Rankings,
+    Rm,
+    Sft,
+    Training,
+)
 from configs.sections.values import JUDGE_FILES, Section, Seed, plain_url
 from configs.stage_names import ALL_STAGES, STAGES, UPSTREAM, Stage, data_stage
 
@@ -43,6 +53,7 @@ __all__ = [
     "MAX_NAME",
     "STAGES",
     "UPSTREAM",
+    "VIRTUAL_TOKENS",
     "VLLM_LORA_RANKS",
     "Adapter",
     "Agreement",
@@ -54,6 +65,7 @@ __all__ = [
     "Epochs",
     "Experiment",
     "FormatName",
+    "Lineage",
     "Ppo",
     "RankingLoss",
     "Rankings",
@@ -91,6 +103,7 @@ class Experiment(Section):
     ppo: Ppo = Ppo()
     best: Best = Best()
     tracking: Tracking = Tracking()
+    lineage: Lineage = Lineage()
     deepspeed: DeepSpeed = DeepSpeed()
 
     def base_of(self, stage: Stage) -> Base:

@@ -105,7 +105,7 @@ class ExperimentOptions:
                 f"--run-dir {self.config!s:.200}."
             )
         config = load_experiment(self.file, self.overrides)
-        return config, _readable(self.run_dir or Path("runs", config.name))
+        return config, readable(self.run_dir or Path("runs", config.name))
 
     def run_directory(self) -> Path:
         """The run directory. If `--run-dir` names it, the configuration is not read.
@@ -113,7 +113,7 @@ class ExperimentOptions:
         Raises:
             UserError: the configuration is wrong.
         """
-        return _readable(self.run_dir) if self.run_dir else self.experiment()[1]
+        return readable(self.run_dir) if self.run_dir else self.experiment()[1]
 
     def experiment_of_run(self) -> tuple[Experiment, RunDirectory]:
         """The experiment that the command line names, and its run; if it names only a run, that run's.
@@ -150,7 +150,7 @@ def _is_override(word: str) -> bool:
     return bool(equals) or node_at(key.split(".")) is not None
 
 
-def _readable(run_dir: Path) -> Path:
+def readable(run_dir: Path) -> Path:
     """The absolute path of a run directory.
 
     Raises:

@@ -13,7 +13,7 @@ import typer
 from configs.errors import UserError
 from configs.load import dump_experiment
 from configs.schema import MAX_NAME, STAGES, Experiment, Stage
-from launch import checking, collecting, first_steps, uses
+from launch import checking, collecting, first_steps, rounds, uses
 from launch.arguments import (
     EXPERIMENT,
     RUN_STAGE,
@@ -277,6 +277,7 @@ def _report(run_dir: Path) -> int:
     return 0
 
 
+command(app, "tristage round --from runs/demo", TRAIN)(rounds.round)
 command(app, "tristage init my.yaml", BEGIN)(first_steps.init)
 command(app, "tristage explain ppo.kl_coef", BEGIN)(first_steps.explain)
 command(app, "tristage preview configs/demo.yaml --stage sft -n 3", BEGIN)(first_steps.preview)

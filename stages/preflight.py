@@ -34,6 +34,7 @@ from stages.feedback.user_functions import as_numbers, load_function
 from stages.feedback.warm_ending import READER
 from stages.models.base import empty_base, is_downloaded, load_config
 from stages.models.demo_models import embedded_model
+from stages.models.loftq import check_stored
 from stages.models.roles import Role, Roles
 from stages.models.start_adapters import add_start
 from stages.setup import load_checked_tokenizer
@@ -81,8 +82,11 @@ def material(config: Experiment, stages: Sequence[Stage]) -> Iterator[Check]:
             yield f"{base.key}: {base.model}", _base(tokenizers, stage, base)
             if config.adapter.target_modules != "all-linear" and stage not in config.starts:
                 yield f"adapter.target_modules, on {base.key}", _targets(config, base)
-        if stage in config.starts and is_downloaded(config.base_of(stage)):
+        base = config.base_of(stage)
+        if stage in config.starts and is_downloaded(base):
             yield f"{stage}.from: {config.starts[stage]}", _start(config, stage)
+        elif _has_new_adapter(config, stage) and is_downloaded(base):
+            yield f"adapter on {base.model}", _new_adapter(config, base)
     sources = {(data, kind): base for stage in stages for data, kind, base in sources_of(config, stage)}
     for (data_stage, kind), base in sources.items():
         if is_local(config.data.source(data_stage)):
@@ -194,6 +198,25 @@ def _start(config: Experiment, stage: Stage) -> Callable[[], list[str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, that a weight copied onto `meta` goes nowhere
             add_start(roles, role, f"{stage}.from", Path(config.starts[stage]))
+        return []
+
+    return check
+
+
+def _has_new_adapter(config: Experiment, stage: Stage) -> bool:
+    """Whether the stage makes an adapter of a kind that a base may not have."""
+    makes_one = stage == "sft" or (stage == "rm" and config.rm.base is not None)
+    return makes_one and (config.adapter.dora or config.adapter.init == "loftq")
+
+
+def _new_adapter(config: Experiment, base: Base) -> Callable[[], list[str]]:
+    """Add a new adapter to the base's layers, without the base's weights, and find what LoftQ will read."""
+
+    def check() -> list[str]:
+        roles = Roles(empty_base(base))
+        roles.add_new(Role.POLICY, config.adapter)
+        if config.adapter.init == "loftq" and base.quantization != "none":
+            check_stored(roles, Role.POLICY, base)
         return []
 
     return check

@@ -19,6 +19,7 @@ from data.batches import collate, tokenize
 from data.batches.sampler import micro_batches, seed_from, total_steps
 from data.examples import Examples, read_examples, tokenized
 from stages.context import Context, Outcome
+from stages.feedback.earlier_rankings import with_earlier
 from stages.feedback.people import take_rankings
 from stages.feedback.rankings import (
     collect_rankings,
@@ -38,7 +39,7 @@ from stages.models.roles import Role
 from stages.models.start_adapters import is_classifier
 from stages.sampling.response_batch import response_batch, sequence_scores
 from stages.sampling.sampler import Sampler, open_sampler
-from stages.setup import add_given, prepare
+from stages.setup import add_fresh, add_given, prepare
 from stages.training.engine import Engine
 from stages.training.export import write_role
 from stages.training.loop import TrainingLoop
@@ -157,7 +158,7 @@ def add_new_reward_model(context: Context, models: RoleModels) -> None:
     if models.shares_base:
         roles.add_from(Role.REWARD, context.inputs["sft"], trainable=True)
     else:
-        roles.add_new(Role.REWARD, context.config.adapter)
+        add_fresh(context, roles, Role.REWARD)
 
 
 def read_as_classifier(context: Context, models: RoleModels, rankings: Sequence[tokenize.Ranking]) -> None:
@@ -193,6 +194,9 @@ def read_rankings(
         with open_sampler(models.policy_base, models.tokenizer, context.ranks, rollout) as sampler:
             collect_rankings(context, sampler, Role.POLICY)
     collected, held_out = read_collected_rankings(context, record_samples)
+    if earlier := config.rm.rankings.earlier:
+        collected, held_out, joined = with_earlier(collected, held_out, earlier)
+        note(joined)
     parts = reward_model.rankings(collected), reward_model.rankings(held_out)
     return tokenized(config.data, tokenize.rankings, tokenizer, parts, note)
 

@@ -13,11 +13,13 @@ from stages.distributed.ranks import Ranks
 from stages.models.base import base_digest, load_base, load_config, load_tokenizer, model_folder
 from stages.models.base_checks import check_base, check_fit
 from stages.models.base_files import check_weights
+from stages.models.loftq import take_up_rounding
 from stages.models.role_models import RoleModels, check_critic
 from stages.models.roles import Role, Roles
 from stages.models.start_adapters import adapted_layers, add_start
 from stages.sampling.decoding_batch import check_joinable
 from stages.sampling.vllm_checks import check_vllm, check_vllm_adapter
+from stages.training.methods import MethodRoles, method_config
 from stages.training.optimizer import deepspeed_options
 
 
@@ -67,7 +69,28 @@ def add_given(context: Context, roles: Roles, role: Role) -> None:
     key, folder = f"{context.stage}.from", context.config.starts[context.stage]
     add_start(roles, role, key, Path(folder))
     layers = adapted_layers(roles, role)
-    context.tracker.note(f"{key}: {folder} adapts {layers}; adapter.target_modules is not used")
+    unused = "adapter.target_modules is not used"
+    if context.config.adapter.init != "zero":
+        unused = "adapter.target_modules and adapter.init are not used"
+    context.tracker.note(f"{key}: {folder} adapts {layers}; {unused}")
+
+
+def add_fresh(context: Context, roles: Roles, role: Role) -> None:
+    """Give `role` a new adapter that starts as `adapter.init` says, or what `sft.method` trains in its place.
+
+    Seed before: the start is random.
+
+    Raises:
+        UserError: see `Roles.add_new` and `take_up_rounding`.
+    """
+    adapter, base = context.config.adapter, context.config.base_of(context.stage)
+    if isinstance(roles, MethodRoles):
+        roles.add_method(role, method_config(context.config.sft, adapter, context.seed), adapter)
+        context.tracker.note(f"sft.method: {context.config.sft.method}: {roles.trained_share}")
+        return
+    roles.add_new(role, adapter)
+    if adapter.init == "loftq" and base.quantization != "none":
+        context.tracker.note(f"adapter.init: loftq: {take_up_rounding(roles, role, base)}")
 
 
 def load_checked_tokenizer(
@@ -87,4 +110,6 @@ def load_checked_tokenizer(
 def _roles(context: Context, base: Base, ranks: Ranks) -> Roles:
     context.tracker.note(f"loading the base {base.model} ({base.quantization})")
     model = load_base(base, ranks.device)
-    return Roles(model, ranks.broadcast(base_digest(base, model) if ranks.rank == 0 else None))
+    digest = ranks.broadcast(base_digest(base, model) if ranks.rank == 0 else None)
+    by_method = context.stage == "sft" and context.config.sft.method != "lora"
+    return MethodRoles(model, digest) if by_method else Roles(model, digest)

@@ -14,12 +14,14 @@ from stages.maths.losses import masked_mean, nll_loss
 from stages.maths.statistics import Mean, Means, add_means
 from stages.models.base_checks import check_packing
 from stages.models.roles import Role, Roles
-from stages.setup import add_given, prepare
+from stages.setup import add_fresh, add_given, prepare
 from stages.training.engine import Engine
 from stages.training.export import save_role
 from stages.training.likelihood import Example, completion_logprobs, completion_tokens, sequence_length
 from stages.training.loop import TrainingLoop
+from stages.training.methods import MethodRoles
 from stages.training.metrics import reduce_means
+from stages.training.rank_budget import RankBudget
 from stages.training.resume import find_checkpoint, seed_step, start_engine
 from stages.training.soundness import check_result
 from stages.training.throughput import Meter, peak_memory_bytes
@@ -46,8 +48,9 @@ def run(context: Context) -> Outcome:
     steps = total_steps(len(rows), sft.batch_size, sft.epochs, sft.max_steps)
     checkpoint = find_checkpoint(context)
     engine = start_engine(context, models, {Role.POLICY: sft.learning_rate}, sft, steps, checkpoint)
-    trainer = SftTrainer(engine, tokenizer.pad_token_id, sft.micro_batch_size)
-    loop = TrainingLoop(context, sft, engine, trainer.meter, steps)
+    budget = start_budget(engine, steps)
+    trainer = SftTrainer(engine, tokenizer.pad_token_id, sft.micro_batch_size, budget)
+    loop = TrainingLoop(context, sft, engine, trainer.meter, steps, {"budget": budget} if budget else None)
     loop.resume(checkpoint)
 
     # 4. Training; with max_steps: 0, only the evaluation.
@@ -83,14 +86,27 @@ def add_policy(context: Context, base: Roles) -> None:
         add_given(context, base, Role.POLICY)
     else:
         seed_step(context.seed, "sft adapter", 0, 0)
-        base.add_new(Role.POLICY, context.config.adapter)
+        add_fresh(context, base, Role.POLICY)
+
+
+def start_budget(engine: Engine, steps: int) -> RankBudget | None:
+    """AdaLoRA's budget of ranks, given after each of `steps` updates; None for other methods."""
+    roles = engine.models.policy_base
+    budget = roles.budget if isinstance(roles, MethodRoles) else None
+    if budget is not None:
+        budget.schedule(steps)
+        budget.follow(engine.optimizer, lambda: engine.counters.applied + 1)
+    return budget
 
 
 class SftTrainer:
     """Optimizer steps and evaluation of the policy on demonstrations."""
 
-    def __init__(self, engine: Engine, pad_id: int, micro_batch_size: int) -> None:
+    def __init__(
+        self, engine: Engine, pad_id: int, micro_batch_size: int, budget: RankBudget | None = None
+    ) -> None:
         self.engine, self.pad_id, self.micro_batch_size = engine, pad_id, micro_batch_size
+        self.budget = budget
         self.meter = Meter()
 
     def step(self, batch: Sequence[Example]) -> dict[str, float]:
@@ -98,6 +114,8 @@ class SftTrainer:
         tokens = sum(completion_tokens(example) for example in batch)
         micros = micro_batches(self.engine.ranks.share(list(batch)), self.micro_batch_size)
         means = add_means(self._backward(micro, tokens) for micro in micros)
+        if self.budget:
+            self.engine.backward(self.budget.penalty() / self.engine.ranks.world)
         learning_rate = self.engine.learning_rate(Role.POLICY)
         self.engine.step()
         self.meter.add(sum(map(sequence_length, batch)))

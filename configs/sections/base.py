@@ -49,6 +49,16 @@ class Adapter(Section):
     rslora: bool = Field(
         False, description="divide by the root of r in place of r, so that high ranks learn as fast"
     )
+    dora: bool = Field(
+        False,
+        description="train the length of each row of a weight beside its direction (DoRA): closer to full "
+        "fine-tuning at low ranks, and slower",
+    )
+    init: Literal["zero", "loftq"] = Field(
+        "zero",
+        description="what a new adapter starts as. zero: the quantized base; loftq: the closest to the base "
+        "before quantization, whose weights it reads once",
+    )
     dropout: BelowOne = Field(
         0.0, description="share of the adapter's inputs set to 0 in SFT and RM; try 0.05 if they overfit"
     )

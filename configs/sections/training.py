@@ -94,11 +94,34 @@ class Epochs(Training):
         return self
 
 
+# Why a method ends at SFT: no stage after it starts from its result.
+VIRTUAL = "its result is virtual tokens before the prompt; a role is weights that add to the base's"
+NO_ROLE: dict[str, str] = {
+    "ia3": "it scales activations; a role is weights that add to the base's",
+    "bitfit": "it trains biases; a role is weights that add to the base's",
+    "random_subset": "it changes single weights; a role is a product of two small matrices",
+    "prefix": VIRTUAL,
+    "prompt": VIRTUAL,
+    "p_tuning": VIRTUAL,
+}
+VIRTUAL_TOKENS = tuple(method for method, reason in NO_ROLE.items() if reason == VIRTUAL)
+
+
 class Sft(Epochs):
     """Supervised fine-tuning on demonstrations (Ouyang et al. 2022, section 3.5)."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
+    method: Literal["lora", "adalora", "ia3", "prefix", "prompt", "p_tuning", "bitfit", "random_subset"] = (
+        Field(
+            "lora",
+            description="what SFT trains. adalora ends as LoRA; no reward model and no PPO start from the "
+            "others",
+        )
+    )
+    virtual_tokens: Annotated[int, Field(ge=1, le=10_000), PlainNumber] = Field(
+        20, description="of prefix, prompt and p_tuning: how many trained vectors stand before the prompt"
+    )
     packing: bool = Field(False, description="pack short examples into sequences of data.max_length")
     start: Text | None = Field(
         None,
@@ -106,6 +129,11 @@ class Sft(Epochs):
         description="folder of a PEFT LoRA adapter to start from, yours or another program's; default: a "
         "fresh adapter",
     )
+
+    @property
+    def no_role(self) -> str | None:
+        """Why no stage can start from the result of `method`; None if one can."""
+        return NO_ROLE.get(self.method)
 
 
 class Agreement(Section):
@@ -133,6 +161,11 @@ class Rankings(Section):
     complete: Fraction = Field(
         1.0,
         description="people: share of the prompts that must be ranked, or skipped, before the stage starts",
+    )
+    earlier: tuple[Text, ...] = Field(
+        (),
+        description="rankings.jsonl of earlier rounds, which the reward model learns beside the new ones; "
+        "`tristage round` names them",
     )
     rollout: Rollout = Rollout()
 

@@ -95,10 +95,16 @@ def loading_bytes(shape: BaseShape, precision: Precision) -> int:
     return shape.stored + 3 * largest * FP32 * (precision.quantization != "none")
 
 
-def adapter_parameters(shape: BaseShape, rank: int, targets: tuple[str, ...] | None) -> int:
-    """Parameters of one adapter: r * (in + out) for each adapted layer; None adapts all linear layers."""
+def adapter_parameters(
+    shape: BaseShape, rank: int, targets: tuple[str, ...] | None, *, dora: bool = False
+) -> int:
+    """Parameters of one adapter: r * (in + out) for each adapted layer; None adapts all linear layers.
+
+    DoRA has one more for each output.
+    """
     adapted = [linear for linear in shape.linears if targets is None or linear.name in targets]
-    return shape.layers * sum(rank * (linear.inputs + linear.outputs) for linear in adapted)
+    of_each = (rank * (linear.inputs + linear.outputs) + dora * linear.outputs for linear in adapted)
+    return shape.layers * sum(of_each)
 
 
 def optimizer_bytes(trained: int, zero_stage: int, ranks: int) -> int:

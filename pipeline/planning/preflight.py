@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from configs.deepspeed_json import read_deepspeed_json
+from configs.deepspeed_json import read_deepspeed_json, zero_stage
 from configs.errors import UserError
 from configs.schema import Experiment, Stage, data_stage, ending_of
 from data.sources.folders import check_number, files_of_pattern
@@ -92,6 +92,8 @@ def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
     files |= config.judge_files(stages)
     if config.data.chat_template is not None:
         files["data.chat_template"] = config.data.chat_template
+    if "rm" in stages:
+        files |= {f"rm.rankings.earlier[{i}]": path for i, path in enumerate(config.rm.rankings.earlier)}
     for stage in stages:
         try:
             if os.path.isdir(path := config.data.source(stage).path):
@@ -113,6 +115,23 @@ def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
         elif not os.path.exists(model) and not _may_be_on_the_hub(model):
             yield f"{key}: {model!r:.200}: {NOWHERE.format('folder', 'model')}"
     try:
-        read_deepspeed_json(Path(config.deepspeed.config))
+        zero = zero_stage(read_deepspeed_json(Path(config.deepspeed.config)))
     except UserError as error:
         yield str(error)
+    else:
+        yield from _zero_faults(config, stages, zero)
+
+
+def _zero_faults(config: Experiment, stages: Sequence[Stage], zero: int) -> Iterator[str]:
+    """Refuse a ZeRO stage under which a rank would need weights whole that it has a shard of."""
+    if config.adapter.dora and zero == 3:
+        yield (
+            "adapter.dora: does not train under ZeRO 3, because each forward reads the base's weights. Set "
+            "deepspeed.config to a JSON of stage 2, or adapter.dora to false."
+        )
+    most = 0 if config.sft.method == "adalora" else 2
+    if "sft" in stages and config.sft.method != "lora" and zero > most:
+        yield (
+            f"sft.method: {config.sft.method} does not train under ZeRO {zero}. Set deepspeed.config to a "
+            f"JSON of stage {most}."
+        )

@@ -129,7 +129,7 @@ class _Estimator:
     def _adapter_parameters(self, shape: BaseShape) -> int:
         adapter = self.config.adapter
         named = None if adapter.target_modules == "all-linear" else tuple(adapter.target_modules)
-        return memory.adapter_parameters(shape, adapter.r, named)
+        return memory.adapter_parameters(shape, adapter.r, named, dora=adapter.dora)
 
     def estimate(self) -> StageMemory:
         resident = self._resident()

@@ -79,11 +79,13 @@ def _shape_fault(config: Experiment, found: Mapping[str, Any]) -> str | None:
                 f"its {name} is {own!r:.40}, but adapter.{key} is {value:g}, and all stages share one "
                 f"adapter section. Set adapter.{key} to {own!r:.40}."
             )
-    if bool(found.get("use_rslora")) != adapter.rslora:
-        own = str(not adapter.rslora).lower()
-        return (
-            f"its use_rslora is {own}, and all stages share one adapter section. Set adapter.rslora to {own}."
-        )
+    for key, value in {"rslora": adapter.rslora, "dora": adapter.dora}.items():
+        if bool(found.get(f"use_{key}")) != value:
+            own = str(not value).lower()
+            return (
+                f"its use_{key} is {own}, and all stages share one adapter section. Set adapter.{key} to "
+                f"{own}."
+            )
     return None
 
 

@@ -36,6 +36,11 @@ def check_upstream(
     inputs: dict[Stage, Input] = {}
     notes: list[str] = []
     for upstream in request.config.upstream(stage):
+        if upstream == "sft" and (reason := request.config.sft.no_role):
+            raise Blocked(
+                f"sft.method: {request.config.sft.method} ends at SFT: {reason}",
+                "Run only that with --until sft, or set sft.method to lora or adalora.",
+            )
         if upstream in pending:
             continue
         manifest = _finished_manifest(request, upstream)

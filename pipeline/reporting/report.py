@@ -78,9 +78,10 @@ def build_page(results: Results, drawn: set[str]) -> Page:
         *closing_sections(results),
         Section("Rules of the warnings", [Bullets([rule.condition for rule in RULES])]),
     ]
+    lineage = f"; {config.lineage.words}" if config.lineage.words else ""
     return Page(
         title=f"Run {config.name}",
-        subtitle=f"{bases}, LoRA of rank {config.adapter.r}, seed {config.seed}",
+        subtitle=f"{bases}, LoRA of rank {config.adapter.r}, seed {config.seed}{lineage}",
         sections=[section for section in sections if section is not None],
     )
 

@@ -203,6 +203,8 @@ def source_hashes(config: Experiment, stage: Stage) -> dict[str, str]:
         "data.chat_template": config.data.chat_template,
     }
     paths[f"{stage}.from"] = config.starts.get(stage)
+    if stage == "rm":
+        paths |= {f"rm.rankings.earlier[{i}]": path for i, path in enumerate(config.rm.rankings.earlier)}
     digests = {key: source_digest(Path(path)) for key, path in paths.items() if path}
     digests |= {key: judge_digest(Path(path)) for key, path in config.judge_files([stage]).items()}
     digests |= {f"{base.key}.model": folder_digest(Path(base.model)) for base in config.bases(stage)}

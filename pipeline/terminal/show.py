@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from configs.errors import UserError
+from configs.load import load_experiment
 from configs.schema import ALL_STAGES, STAGES, Experiment, Stage
 from data.people.round import FOLDER, KINDS, has_round, read_round
 from pipeline.planning.batches import Batches, batches
@@ -108,6 +110,8 @@ def print_status(console: Console, run: RunDirectory) -> None:
     if not any(read_manifest(run.manifest(stage)) for stage in ALL_STAGES):
         raise UserError(f"{run.path}: no stage has run there. Run one first, or give another --run-dir.")
     console.print(Text(str(run.path)), soft_wrap=True)
+    if words := _lineage(run):
+        console.print(Text(words), soft_wrap=True)
     table = Table(box=None, pad_edge=False, show_header=False)
     for stage in ALL_STAGES:
         manifest = read_manifest(run.manifest(stage))
@@ -128,6 +132,13 @@ def print_status(console: Console, run: RunDirectory) -> None:
             content = read_round(folder)
             done = len(content.tasks) - len(content.unlabelled)
             console.print(Text(f"people: {kind}, {done} of {len(content.tasks)} tasks done"))
+
+
+def _lineage(run: RunDirectory) -> str | None:
+    """Which round the run is; None for a first one, or if its config cannot be read."""
+    with suppress(UserError):
+        return load_experiment(run.config_file).lineage.words if run.config_file.is_file() else None
+    return None
 
 
 def _state(run: RunDirectory, manifest: Manifest) -> str:

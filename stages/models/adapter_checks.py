@@ -56,6 +56,7 @@ USED = {
         f"a number above 0 and at most {MAX_ALPHA:g}",
     ),
     "use_rslora": BOOLEAN,
+    "use_dora": BOOLEAN,
     "lora_dropout": Allowed(
         lambda value: _is_number(value) and 0 <= value < 1, "a number at least 0 and below 1"
     ),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from peft import LoraConfig
+from peft import PeftConfig
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -22,6 +22,7 @@ from stages.models.adapter_checks import config_fault, tensor_fault
 from stages.models.base_checks import safetensors_fault
 
 ADAPTER_FILE, HEAD_FILE = "adapter_model.safetensors", "head.safetensors"
+MAGNITUDE = "lora_magnitude_vector"
 # What PEFT raises about a value of another type, a number that is too large, or a pattern that is none.
 UNUSABLE = (
     *(KeyError, OSError, RuntimeError, TypeError, ValueError),
@@ -90,6 +91,8 @@ def _file_names(role: str, names: Iterable[str]) -> dict[str, dict[str, str]]:
     for name in names:
         if name.startswith("causal."):
             saved = name.replace("causal.", "base_model.model.", 1).replace(f".{role}", "")
+            if MAGNITUDE in saved:  # DoRA's, which PEFT saves as a vector and not as a module
+                saved = saved.removesuffix(".weight")
             files.setdefault(ADAPTER_FILE, {})[saved] = name
         else:
             files.setdefault(HEAD_FILE, {})[name.rsplit(".", 1)[1]] = name
@@ -138,7 +141,7 @@ class AdapterInfo:
     """
 
     role: str
-    config: LoraConfig
+    config: PeftConfig
     base_model: str
     tokenizer: PreTrainedTokenizerBase
     card: str
@@ -152,20 +155,29 @@ def save_adapter(final: Path, tensors: dict[str, Tensor], info: AdapterInfo) -> 
         final: the folder, which is whole or absent at any moment.
         tensors: the role's parameters by their names in `Roles`.
     """
-    config = info.config
     files = _file_names(info.role, tensors)
+    named = {file: {saved: tensors[name] for saved, name in names.items()} for file, names in files.items()}
+    write_adapter(final, named, info)
+
+
+def write_adapter(final: Path, files: dict[str, dict[str, Tensor]], info: AdapterInfo) -> None:
+    """Write a plain PEFT folder.
+
+    Args:
+        final: the folder, which is whole or absent at any moment.
+        files: the tensors of each safetensors file, by the names that they have there.
+    """
+    config = info.config
     with SealedFolder(final) as folder:
         # save_file would write files that only their owner can read.
-        for file, names in files.items():
+        for file, tensors in files.items():
             metadata = {"format": "pt"} if file == ADAPTER_FILE else _head_metadata(info.ending)
-            (folder / file).write_bytes(
-                save({saved: tensors[name] for saved, name in names.items()}, metadata)
-            )
+            (folder / file).write_bytes(save(tensors, metadata))
         config.base_model_name_or_path = info.base_model
         config.inference_mode = True
-        if not isinstance(config.target_modules, str):
-            # A set has another order in every process. Equal adapters must be equal bytes.
-            config.target_modules = sorted(config.target_modules or [])
+        for key, value in vars(config).items():
+            if isinstance(value, set):  # with another order in every process; equal adapters are equal bytes
+                setattr(config, key, sorted(value))
         config.save_pretrained(str(folder))
         info.tokenizer.save_pretrained(str(folder))
         (folder / "README.md").write_text(info.card)

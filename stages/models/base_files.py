@@ -106,12 +106,16 @@ def check_weights(config: Base, source: str) -> None:
     with loading(config, "weights"):
         packed = _quantization(_json(config, source, "config.json")) is not None
         rule = "weights of packed integers" if packed else "weights"
-        whole = find_file(source, WEIGHTS, config.revision)
-        names = [WEIGHTS] if whole else _shards(config, source)
-        for file in (find_file(source, name, config.revision) for name in names):
-            fault = cached(file, rule, lambda path: _first_fault(path, packed)) if file else None
-            if fault:
+        for file in weight_files(config, source):
+            if fault := cached(file, rule, lambda path: _first_fault(path, packed)):
                 raise unusable(config, f"{file}: {fault}; restore the file")
+
+
+def weight_files(config: Base, source: str) -> list[Path]:
+    """The safetensors files of the base in `source`, a folder or hub id."""
+    whole = find_file(source, WEIGHTS, config.revision)
+    names = [WEIGHTS] if whole else _shards(config, source)
+    return [file for name in names if (file := find_file(source, name, config.revision))]
 
 
 def _first_fault(file: Path, packed: bool) -> str:

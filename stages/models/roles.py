@@ -22,7 +22,14 @@ from transformers import PreTrainedModel
 from configs.errors import UserError
 from configs.schema import Adapter
 from stages.internals.peft import activate_adapter
-from stages.models.adapter_files import HEAD_FILE, Ending, check_adapter, loading_adapter, read_ending
+from stages.models.adapter_files import (
+    HEAD_FILE,
+    Ending,
+    check_adapter,
+    loading_adapter,
+    read_ending,
+    unusable,
+)
 from stages.models.fused_lora import RowAdapters, add_in_one_pass, can_mix
 from stages.models.queries import Query, ScalarQuery, TokenQuery
 from stages.models.token_statistics import (
@@ -135,6 +142,7 @@ class Roles(nn.Module):
             lora_alpha=adapter.alpha,
             lora_dropout=adapter.dropout,
             use_rslora=adapter.rslora,
+            use_dora=adapter.dora,
             target_modules=adapter.target_modules,
             task_type="CAUSAL_LM",
         )
@@ -143,6 +151,8 @@ class Roles(nn.Module):
         except ValueError as error:  # its text may show a whole layer
             raise UserError(f"adapter.target_modules: {' '.join(str(error).split()):.300}") from error
         self._after_adding(role, trainable=True)
+        if fault := self._dora_fault(role):
+            raise UserError(f"adapter.dora: {fault}. Set adapter.dora to false.")
 
     def add_from(self, role: str, folder: Path, *, trainable: bool) -> None:
         """Give `role` the adapter in `folder` (plain PEFT files), and its scalar head if there is one.
@@ -158,7 +168,20 @@ class Roles(nn.Module):
             if (folder / HEAD_FILE).exists():
                 self.add_head_from(role, folder)
         self._after_adding(role, trainable=trainable)
+        if fault := self._dora_fault(role):
+            raise unusable(folder, f"DoRA: {fault}")
         check_adapter(folder, role, self.role_parameters(role))
+
+    def _dora_fault(self, role: str) -> str | None:
+        """Why a layer cannot have DoRA's lengths, if the adapter of `role` has them; None if all can."""
+        for name, module in self.causal.named_modules():
+            if not (isinstance(module, LoraLayer) and role in module.lora_magnitude_vector):
+                continue
+            if role in module.lora_embedding_A:
+                return f"{name} is an embedding, and the lengths are of linear layers"
+            if isinstance(module.get_base_layer(), Linear8bitLt):
+                return f"{name} is an 8-bit layer, whose weight the lengths cannot read before its first use"
+        return None
 
     def add_head(self, role: str) -> None:
         """Give `role` a new scalar head, small and random, in place of the LM head."""
@@ -237,12 +260,12 @@ class Roles(nn.Module):
         return self._scalars(query)
 
     def _scalars(self, query: ScalarQuery) -> Tensor:
-        hidden = self.causal.get_decoder()(**_inputs(query)).last_hidden_state
+        hidden = self.causal.get_decoder()(**self.inputs(query)).last_hidden_state
         scalars: Tensor = self.heads[query.role](hidden[:, query.start :])
         return scalars
 
     def _token_statistics(self, query: TokenQuery) -> TokenStatistics:
-        inputs, kept = _inputs(query), query.input_ids.shape[1] - query.start
+        inputs, kept = self.inputs(query), query.input_ids.shape[1] - query.start
         if can_read_hidden_states(self.causal):
             hidden = self.causal.get_decoder()(**inputs).last_hidden_state[:, -kept:]
             statistics = statistics_of_hidden_states(self.causal, hidden[:, :-1], query)
@@ -255,19 +278,18 @@ class Roles(nn.Module):
         values = self.heads[query.values](hidden.detach() if query.detach_values else hidden)
         return TokenStatistics(*statistics, values)
 
+    def inputs(self, query: Query) -> dict[str, Any]:
+        """The arguments of transformers' forward."""
+        positions = query.position_ids
+        if positions is None:
+            positions = query.attention_mask.long().cumsum(-1).sub(1).clamp(min=0)
+        return {
+            "input_ids": query.input_ids,
+            "attention_mask": query.attention_mask,
+            "position_ids": positions,
+            "use_cache": False,
+        }
+
     def peft_config(self, role: str) -> LoraConfig:
         """PEFT's description of the adapter of `role`, as it is saved beside its weights."""
         return self._peft[0].peft_config[role]
-
-
-def _inputs(query: Query) -> dict[str, Any]:
-    """The arguments of transformers' forward."""
-    positions = query.position_ids
-    if positions is None:
-        positions = query.attention_mask.long().cumsum(-1).sub(1).clamp(min=0)
-    return {
-        "input_ids": query.input_ids,
-        "attention_mask": query.attention_mask,
-        "position_ids": positions,
-        "use_cache": False,
-    }

@@ -177,7 +177,7 @@ def _set_weight(target: Any, weight: Tensor | None) -> None:
 
 
 def merged_weight(source: Any, role: str) -> Tensor:
-    """W + scaling * B A of `role`, (out, in), fp32; only W if the layer has no adapter of `role`."""
+    """W + scaling * B A of `role`, (out, in), fp32; for DoRA, with its lengths; only W without an adapter."""
     adapted = isinstance(source, LoraLayer) and role in source.scaling
     layer = source.get_base_layer() if isinstance(source, LoraLayer) else source
     weight: Tensor = layer.weight
@@ -188,4 +188,17 @@ def merged_weight(source: Any, role: str) -> Tensor:
             weight.addmm_(b, a, alpha=source.scaling[role])
     elif adapted:
         weight = source.get_delta_weight(role).float().add_(weight)
+    if adapted and role in source.lora_magnitude_vector:
+        return _with_lengths(weight.float(), source.lora_magnitude_vector[role].weight, source.fan_in_fan_out)
     return weight.float()
+
+
+def _with_lengths(weight: Tensor, lengths: Tensor, transposed: bool) -> Tensor:
+    """DoRA's weight (Liu et al. 2024, equation 5): the vector of each output has the length that was trained.
+
+    Args:
+        lengths: (out,)
+        transposed: `weight` is (in, out), not (out, in).
+    """
+    inputs = 0 if transposed else 1
+    return weight * (lengths.float().unsqueeze(inputs) / weight.norm(dim=inputs, keepdim=True))

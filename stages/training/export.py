@@ -7,17 +7,21 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from stages.context import Context
-from stages.models.adapter_files import AdapterInfo, save_adapter
+from stages.models.adapter_files import ADAPTER_FILE, AdapterInfo, save_adapter, write_adapter
 from stages.models.role_models import RoleModels
 from stages.training.engine import Engine
+from stages.training.methods import MethodRoles
 
 
 def save_role(
     context: Context, engine: Engine, role: str, tokenizer: PreTrainedTokenizerBase, name: str = "adapter"
 ) -> None:
     """Write the adapter of `role` (and its head) to the stage's folder `name`. Every rank must call."""
+    roles = engine.models.of(role)
     tensors = engine.role_tensors(role)
-    if engine.ranks.rank == 0:
+    if engine.ranks.rank == 0 and isinstance(roles, MethodRoles):
+        _write_method(context, roles, role, tokenizer)
+    elif engine.ranks.rank == 0:
         write_role(context, engine.models, role, tokenizer, tensors, name)
     engine.ranks.barrier()
 
@@ -38,8 +42,21 @@ def write_role(
     save_adapter(context.folder / name, tensors, info)
 
 
+def _write_method(
+    context: Context, roles: MethodRoles, role: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Write what `sft.method` trained, in PEFT's own form, with tokenizer and model card."""
+    config, tensors = roles.result(role)
+    base = context.config.base_of(context.stage).model
+    info = AdapterInfo(role, config, base, tokenizer, _card(context, role))
+    write_adapter(context.folder / "adapter", {ADAPTER_FILE: tensors}, info)
+
+
 def _card(context: Context, role: str) -> str:
     config, base, key = context.config, context.config.base_of(context.stage), f"{context.stage}.from"
+    kind = f"LoRA of rank {config.adapter.r}"
+    if context.stage == "sft" and config.sft.no_role:
+        kind = f"what `sft.method: {config.sft.method}` trained,"
     start = f"It started from the adapter in `{key}`. " if context.stage in config.starts else ""
     return f"""---
 base_model: {base.model}
@@ -48,8 +65,8 @@ tags: [lora, rlhf, {context.stage}]
 ---
 # {config.name}: {role}
 
-The `{role}` adapter of the {context.stage} stage of the experiment `{config.name}`: LoRA of rank
-{config.adapter.r} over `{base.model}` (revision {base.revision or "default"}, {base.quantization}).
+The `{role}` adapter of the {context.stage} stage of the experiment `{config.name}`: {kind} over
+`{base.model}` (revision {base.revision or "default"}, {base.quantization}).
 {start}Load it with `PeftModel.from_pretrained(base, folder)`. Its manifest, one folder up,
 holds what it was trained on and what it scored.
 """

@@ -102,6 +102,10 @@ ADAPTERS: dict[str, tuple[Any, ...]] = {
         [edit(CONFIG, init_lora_weights="pissa")],
         "init_lora_weights is 'pissa', and must be",
     ),
+    "DoRA without its lengths": (
+        [edit(CONFIG, use_dora=True)],
+        "weights, but on this base it would have",
+    ),
     "other task": (
         [edit(CONFIG, task_type="SEQ_CLS")],
         "task_type is 'SEQ_CLS', and must be CAUSAL_LM",
@@ -124,6 +128,8 @@ ADAPTERS: dict[str, tuple[Any, ...]] = {
             ("use_rslora", "no", "true or false"),
             ("use_rslora", 1, "true or false"),
             ("use_rslora", None, "true or false"),
+            ("use_dora", "yes", "true or false"),
+            ("use_dora", 1, "true or false"),
             ("fan_in_fan_out", "false", "true or false"),
             ("inference_mode", 0, "true or false"),
             ("target_modules", None, "a pattern or a list of names"),
@@ -166,7 +172,6 @@ ADAPTERS: dict[str, tuple[Any, ...]] = {
             f"{CONFIG}: {key} is {value!r}, and a role has no",
         )
         for key, value in {
-            "use_dora": True,
             "alora_invocation_tokens": [1, 2],
             "bias": "lora_only",
             "lora_bias": True,

@@ -192,6 +192,28 @@ OVERRIDES = [
 ]
 
 CONTRADICTIONS = [
+    (
+        ["adapter.init=loftq", "base.quantization=none"],
+        "adapter.init: loftq takes up what quantization",
+    ),
+    (["adapter.dora=true", "base.quantization=int8"], "adapter.dora: does not train on an int8 base"),
+    (["adapter.dora=true", "ppo.rollout.engine=vllm"], "ppo.rollout.engine: vllm has no DoRA"),
+    (["sft.method=ia3", "sft.from=a"], "sft.method: sft.from is of LoRA, and ia3 has none"),
+    (["sft.method=bitfit", "adapter.dora=true"], "sft.method: adapter.dora is of LoRA, and bitfit has none"),
+    (
+        ["sft.method=adalora", "adapter.init=loftq"],
+        "sft.method: adapter.init is of LoRA, and adalora",
+    ),
+    (["sft.method=ia3", "adapter.target_modules=[q_proj]"], "sft.method: ia3 has layers of its own"),
+    (["sft.method=ia3", "sft.lora_plus_ratio=16"], "sft.method: sft.lora_plus_ratio is of LoRA's B"),
+    (["sft.method=prompt", "sft.packing=true"], "sft.method: prompt puts vectors before each example"),
+    (["sft.method=prefix", "base.gradient_checkpointing=true"], "sft.method: prefix keeps keys and values"),
+    (
+        ["sft.method=random_subset"],
+        "sft.method: random_subset changes single weights, and those of",
+    ),
+    (["sft.virtual_tokens=5"], "sft.virtual_tokens: sft.method: lora has none; leave it out"),
+    (["rm.rankings.earlier=[a.jsonl]"], "rm.rankings.earlier: is beside the rankings of a labeller"),
     (["data.sft.held_out=1.5"], "held_out (1.5) must be a share below 1 or a whole number of prompts"),
     (["data.shares.sft=0.9"], "the three shares must add up to at most 1"),
     (["ppo.rewards=[{source: rm}, {source: rm}]"], "rewards: two terms are called rm; set their name"),

@@ -1,0 +1,57 @@
+"""Rankings of earlier rounds, which the reward model learns, too (Bai et al. 2022, section 4.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.errors import UserError
+from data.sources.split import prompt_key
+from data.storage.files import read_json_lines
+
+Row = dict[str, Any]
+KEYS = ("split", "prompt", "completions", "completion_ids", "ranks")
+REMEDY = "Restore the file, or leave it out of rm.rankings.earlier."
+SPLITS = ("train", "held_out")
+
+
+def with_earlier(
+    train: Sequence[Row], held_out: Sequence[Row], files: Sequence[str]
+) -> tuple[list[Row], list[Row], str]:
+    """Training and held-out rankings of all rounds, oldest last, and a line on what was joined.
+
+    A prompt is in one split only: that of this round, if this round has it.
+
+    Raises:
+        UserError: a file is not one that stage rm of a run wrote.
+    """
+    trained, held = ({prompt_key(row["prompt"]) for row in rows} for rows in (train, held_out))
+    parts: dict[str, list[Row]] = {"train": list(train), "held_out": list(held_out)}
+    moved = tied = 0
+    for row in (row for file in files for row in _read(Path(file))):
+        key, split = prompt_key(row["prompt"]), row["split"]
+        own = "held_out" if key in held else "train" if key in trained else split
+        moved += own != split
+        if max(row["ranks"]) > 0:
+            parts[own].append(row)
+        else:
+            tied += 1
+    added = len(parts["train"]) - len(train), len(parts["held_out"]) - len(held_out)
+    note = (
+        f"rm.rankings.earlier: {added[0]} rankings to train on and {added[1]} held out, of {len(files)} "
+        f"earlier rounds; {tied} left out: all their answers tie"
+    )
+    if moved:
+        note += f"; {moved} are in the split that this round gives their prompts"
+    return parts["train"], parts["held_out"], note
+
+
+def _read(file: Path) -> list[Row]:
+    rows = read_json_lines(file, KEYS, remedy=REMEDY)
+    for number, row in enumerate(rows, 1):
+        lists = [row[key] for key in ("completions", "completion_ids", "ranks")]
+        whole = all(isinstance(value, list) and value for value in lists) and len(set(map(len, lists))) == 1
+        if not whole or row["split"] not in SPLITS:
+            raise UserError(f"{file}, line {number}: no ranking that stage rm collected. {REMEDY}")
+    return rows
