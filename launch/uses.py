@@ -150,7 +150,7 @@ class EvaluateOptions(ExperimentOptions):
     ] = None
 
 
-def evaluate(options: EvaluateOptions) -> int:
+def policies(options: EvaluateOptions) -> int:
     """Compare policies on the same prompts: judges, win rates, KL, variety and cost, with intervals."""
     run_dir = given_run(options, "tristage evaluate", ["ppo.judge", "ppo.rollout"]).path
     from apps.evaluate.candidates import parse_candidates  # imports torch
