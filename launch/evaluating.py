@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from configs.errors import UserError
 from configs.schema import FormatName, Source
 from launch.arguments import Commands, ExperimentOptions, command
+from launch.given_run import given_run
 from launch.uses import policies
 from pipeline.processes.logs import hide_loading
 from pipeline.processes.streams import say
@@ -149,7 +150,10 @@ def rm(options: RewardModelOptions) -> int:
 
     hide_loading()
     source = options.source()
-    run = run_of(options.rm, options.run_directory() if options.rm is None else None)
+    if options.rm is not None and (options.config or options.run_dir or options.overrides):
+        raise UserError("--rm: it names the reward model. Leave the YAML, --run-dir and key=value words out.")
+    run_dir = given_run(options, "tristage evaluate rm").path if options.rm is None else None
+    run = run_of(options.rm, run_dir)
     if run is not None and options.quantization:
         raise UserError("--quantization: a run's reward model is on its own base. Leave the option out.")
     preferences = read_preferences(source, options.by, run)

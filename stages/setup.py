@@ -15,7 +15,7 @@ from stages.models.base_checks import check_base, check_fit
 from stages.models.base_files import check_weights
 from stages.models.role_models import RoleModels, check_critic
 from stages.models.roles import Role, Roles
-from stages.models.start_adapters import adapted_layers, add_start
+from stages.models.start_adapters import adapted_layers, add_reward_start, add_start
 from stages.sampling.decoding_batch import check_joinable
 from stages.sampling.vllm_checks import check_vllm, check_vllm_adapter
 from stages.training.optimizer import deepspeed_options
@@ -61,11 +61,16 @@ def sampled_adapters(context: Context) -> list[Path | None]:
 def add_given(context: Context, roles: Roles, role: Role) -> None:
     """Give `role` the adapter in `STAGE.from`, to train it further, and note which layers it adapts.
 
+    Of a reward model, all members are given.
+
     Raises:
-        UserError: see `add_start`.
+        UserError: see `add_start` and `add_reward_start`.
     """
     key, folder = f"{context.stage}.from", context.config.starts[context.stage]
-    add_start(roles, role, key, Path(folder))
+    if role == Role.REWARD:
+        add_reward_start(roles, context.config.rm, Path(folder))
+    else:
+        add_start(roles, role, key, Path(folder))
     layers = adapted_layers(roles, role)
     context.tracker.note(f"{key}: {folder} adapts {layers}; adapter.target_modules is not used")
 

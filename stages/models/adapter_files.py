@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 import torch
 from peft import LoraConfig
@@ -22,6 +23,8 @@ from stages.models.adapter_checks import config_fault, tensor_fault
 from stages.models.base_checks import safetensors_fault
 
 ADAPTER_FILE, HEAD_FILE = "adapter_model.safetensors", "head.safetensors"
+Pooling = Literal["last", "mean"]
+POOLING = "pooling"  # in the metadata of the head's file, if it is not `last`
 # What PEFT raises about a value of another type, a number that is too large, or a pattern that is none.
 UNUSABLE = (
     *(KeyError, OSError, RuntimeError, TypeError, ValueError),
@@ -117,6 +120,19 @@ def read_ending(folder: Path, vocabulary: int) -> Ending | None:
     return Ending(int(words["end"][0]), tuple(map(int, words["read"])))
 
 
+def read_pooling(folder: Path) -> Pooling:
+    """How the folder's head makes one score of an answer's tokens.
+
+    Raises:
+        UserError: the metadata of the head's file name no way that is known.
+    """
+    with safe_open(folder / HEAD_FILE, "pt") as tensors:
+        pooling = (tensors.metadata() or {}).get(POOLING, "last")
+    if pooling not in ("last", "mean"):
+        raise unusable(folder, f"{HEAD_FILE}: {POOLING} is {pooling!r:.60}, and must be last or mean")
+    return "mean" if pooling == "mean" else "last"
+
+
 def unusable(folder: Path, reason: str) -> UserError:
     """The error about an adapter folder that no role can be made of."""
     return UserError(
@@ -134,7 +150,7 @@ class AdapterInfo:
         config: PEFT's description of the adapter.
         base_model: name of the base, for `adapter_config.json`.
         card: text of the model card.
-        ending: of its head.
+        ending, pooling: of its head.
     """
 
     role: str
@@ -143,33 +159,47 @@ class AdapterInfo:
     tokenizer: PreTrainedTokenizerBase
     card: str
     ending: Ending | None = None
+    pooling: Pooling = "last"
 
 
-def save_adapter(final: Path, tensors: dict[str, Tensor], info: AdapterInfo) -> None:
+def save_adapter(
+    final: Path,
+    tensors: dict[str, Tensor],
+    info: AdapterInfo,
+    inside: Mapping[str, tuple[dict[str, Tensor], AdapterInfo]] = MappingProxyType({}),
+) -> None:
     """Write a role as a plain PEFT folder. A role with a scalar head also gets `head.safetensors`.
 
     Args:
         final: the folder, which is whole or absent at any moment.
         tensors: the role's parameters by their names in `Roles`.
+        inside: tensors and info of further roles, by the name of the folder in `final` that they go to.
     """
-    config = info.config
-    files = _file_names(info.role, tensors)
     with SealedFolder(final) as folder:
-        # save_file would write files that only their owner can read.
-        for file, names in files.items():
-            metadata = {"format": "pt"} if file == ADAPTER_FILE else _head_metadata(info.ending)
-            (folder / file).write_bytes(
-                save({saved: tensors[name] for saved, name in names.items()}, metadata)
-            )
-        config.base_model_name_or_path = info.base_model
-        config.inference_mode = True
-        if not isinstance(config.target_modules, str):
-            # A set has another order in every process. Equal adapters must be equal bytes.
-            config.target_modules = sorted(config.target_modules or [])
-        config.save_pretrained(str(folder))
+        _write_role(folder, tensors, info)
+        for name, (of_role, info_of_role) in inside.items():
+            (folder / name).mkdir()
+            _write_role(folder / name, of_role, info_of_role)
         info.tokenizer.save_pretrained(str(folder))
         (folder / "README.md").write_text(info.card)
 
 
-def _head_metadata(ending: Ending | None) -> dict[str, str] | None:
-    return ending and {"end": str(ending.end), "read": " ".join(map(str, ending.read))}
+def _write_role(folder: Path, tensors: dict[str, Tensor], info: AdapterInfo) -> None:
+    """Write the tensors of a role and PEFT's config."""
+    config = info.config
+    # save_file would write files that only their owner can read.
+    for file, names in _file_names(info.role, tensors).items():
+        metadata = {"format": "pt"} if file == ADAPTER_FILE else _head_metadata(info)
+        (folder / file).write_bytes(save({saved: tensors[name] for saved, name in names.items()}, metadata))
+    config.base_model_name_or_path = info.base_model
+    config.inference_mode = True
+    if not isinstance(config.target_modules, str):
+        # A set has another order in every process. Equal adapters must be equal bytes.
+        config.target_modules = sorted(config.target_modules or [])
+    config.save_pretrained(str(folder))
+
+
+def _head_metadata(info: AdapterInfo) -> dict[str, str] | None:
+    ending = info.ending
+    metadata = {"end": str(ending.end), "read": " ".join(map(str, ending.read))} if ending else {}
+    return (metadata | ({} if info.pooling == "last" else {POOLING: info.pooling})) or None

@@ -154,3 +154,13 @@ def test_a_damaged_weight(tmp_path: Path, pairs: Path, classifiers: Path) -> Non
 def test_a_row_that_is_wrong(tmp_path: Path, trained_run: Path) -> None:
     file = write_rows(tmp_path / "rows.jsonl", [changed(REWARD_BENCH, chosen=7)])
     check_message(refused(tmp_path, "--data", file, "--run-dir", trained_run), "rows.jsonl", "chosen")
+
+
+def test_two_reward_models(tmp_path: Path, pairs: Path, trained_run: Path, classifiers: Path) -> None:
+    error = refused(tmp_path, "--data", pairs, "--rm", classifiers / "labels-1", "--run-dir", trained_run)
+    check_message(error, "--rm: it names the reward model", "Leave the YAML, --run-dir")
+
+
+def test_a_word_that_changes_nothing(tmp_path: Path, pairs: Path, trained_run: Path) -> None:
+    error = refused(tmp_path, "--data", pairs, "--run-dir", trained_run, "data.max_length=64")
+    check_message(error, "data.max_length=64", "was trained with 128", "tristage evaluate rm")
