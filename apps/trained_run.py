@@ -22,6 +22,7 @@ from stages.distributed.ranks import Ranks
 from stages.feedback.reward_model import score_tokens
 from stages.models.base import base_digest, load_base, load_config
 from stages.models.base_checks import check_base
+from stages.models.reward_members import add_members, member_folders
 from stages.models.role_models import RoleModels
 from stages.models.roles import Role, Roles
 from stages.setup import load_checked_tokenizer
@@ -120,10 +121,12 @@ class Adapters:
     Attributes:
         policies: folder of each policy by name; `None` is the base itself.
         reward: the reward model's folder, if it is wanted.
+        member: of an ensemble, the number of the one that is wanted, from 1; None for all.
     """
 
     policies: Mapping[str, Path | None]
     reward: Path | None = None
+    member: int | None = None
 
 
 def chosen_adapters(run: TrainedRun, names: Sequence[str], *, reward: bool) -> Adapters:
@@ -193,7 +196,11 @@ def load_policies(run: TrainedRun, adapters: Adapters, ranks: Ranks) -> LoadedPo
             models.policy_base.add_from(roles[name], folder, trainable=False)
     if adapters.reward:
         _check_trained_on(run, adapters.reward, models.reward_base)
-        models.reward_base.add_from(Role.REWARD, adapters.reward, trainable=False)
+        if adapters.member is None:
+            add_members(models.reward_base, adapters.reward)
+        else:
+            member = member_folders(adapters.reward)[adapters.member - 1]
+            models.reward_base.add_from(Role.REWARD, member, trainable=False)
     models.requires_grad_(False).eval()
     return LoadedPolicies(roles, models, adapters.reward is not None)
 

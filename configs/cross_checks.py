@@ -30,6 +30,7 @@ def contradictions(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     yield from _agreement(experiment)
     yield from _earlier(experiment)
     yield from _ranking_loss(experiment)
+    yield from _ensemble(experiment)
     yield from _response_lengths(experiment)
     yield from _shares(experiment)
     for key, rollout in dict(experiment.rollouts.values()).items():
@@ -192,6 +193,21 @@ def _ranking_loss(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
             (*section, "ties"),
             "has no effect on rankings of two answers, which are left out if both tie; set it to ignore, or "
             "raise rm.rankings.completions",
+        )
+
+
+def _ensemble(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
+    """Refuse a way to combine scores where there is one, or none."""
+    ppo = experiment.ppo
+    if key := ppo.changed("ensemble", "ensemble_coef"):
+        if experiment.rm.members == 1:
+            yield ("ppo", key), "combines several reward models; raise rm.members, or leave this out"
+        elif not ppo.uses_reward_model:
+            yield ("ppo", key), "has no effect, as no term of ppo.rewards is rm; leave this out"
+    if ppo.changed("ensemble_coef") and ppo.ensemble != "mean_minus_deviation":
+        yield (
+            ("ppo", "ensemble_coef"),
+            "has no effect without a deviation; set ppo.ensemble to mean_minus_deviation, or leave this out",
         )
 
 

@@ -43,6 +43,10 @@ NEWER_NESTED = {
     "rm.loss.margin_scale": 1.0,
     "rm.loss.center": 0.0,
     "rm.loss.label_smoothing": 0.0,
+    "rm.members": 1,
+    "rm.pooling": "last",
+    "ppo.ensemble": "mean",
+    "ppo.ensemble_coef": 1.0,
 }
 NEWER_SOURCE_KEYS = ("format", "rank_by")  # left out if null, as are the names in `columns`
 SOURCE_KEYS = ("path", "name", "split", "revision")

@@ -13,7 +13,7 @@ import typer
 from configs.errors import UserError
 from configs.load import dump_experiment
 from configs.schema import MAX_NAME, STAGES, Experiment, Stage
-from launch import checking, collecting, first_steps, rounds, uses
+from launch import checking, collecting, evaluating, first_steps, rounds, uses
 from launch.arguments import (
     EXPERIMENT,
     RUN_STAGE,
@@ -283,7 +283,7 @@ command(app, "tristage explain ppo.kl_coef", BEGIN)(first_steps.explain)
 command(app, "tristage preview configs/demo.yaml --stage sft -n 3", BEGIN)(first_steps.preview)
 command(app, "tristage doctor", BEGIN)(first_steps.doctor)
 command(app, "tristage export --stage ppo", USE)(uses.export)
-command(app, "tristage evaluate --policies sft,sft@4,ppo", USE)(uses.evaluate)
+app.add_typer(evaluating.app, name="evaluate", rich_help_panel=USE)
 command(app, "tristage serve --port 8000", USE)(uses.serve)
 command(app, "tristage chat --compare sft ppo", USE)(uses.chat)
 app.add_typer(checking.app, name="check", rich_help_panel=SEE)

@@ -50,6 +50,15 @@ class ExportOptions(ExperimentOptions):
             rich_help_panel=EXPORT,
         ),
     ] = False
+    member: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="of an ensemble (rm.members), the reward model to export as a classifier",
+            rich_help_panel=EXPORT,
+        ),
+    ] = None
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace an earlier export", rich_help_panel=EXPORT)
     ] = False
@@ -84,7 +93,10 @@ def export(options: ExportOptions) -> int:
     check_options(format_, [option for option, value in given if value])
     out = options.out or run.run.path / "export" / f"{stage}-{format_}"
     dtype = DTYPES[options.dtype] if options.dtype else None
-    order = Export(run, stage, dtype, options.compare_16bit, options.converter or CONVERTER, say)
+    if options.member and format_ != "reward":
+        raise UserError(f"--member: format {format_} has no members to choose from. Leave the option out.")
+    converter = options.converter or CONVERTER
+    order = Export(run, stage, dtype, options.compare_16bit, converter, say, options.member)
     say(f"export: {write_export(order, format_, out, overwrite=options.overwrite)}")
     if options.push:
         say(f"pushed: {push(out, options.push)}")
@@ -150,7 +162,7 @@ class EvaluateOptions(ExperimentOptions):
     ] = None
 
 
-def evaluate(options: EvaluateOptions) -> int:
+def policies(options: EvaluateOptions) -> int:
     """Compare policies on the same prompts: judges, win rates, KL, variety and cost, with intervals."""
     run_dir = given_run(options, "tristage evaluate", ["ppo.judge", "ppo.rollout"]).path
     from apps.evaluate.candidates import parse_candidates  # imports torch

@@ -21,6 +21,7 @@ from stages.context import Context, Outcome
 from stages.feedback.labellers import labeller
 from stages.feedback.reward_model import RewardModel
 from stages.maths.statistics import expected_best, kl_of_best, mean_with_interval
+from stages.models.reward_members import add_members
 from stages.models.role_models import RoleModels
 from stages.models.roles import Role
 from stages.sampling.sampler import Sampler, open_sampler
@@ -90,7 +91,7 @@ def load_models(context: Context) -> RoleModels:
     """The SFT policy and the reward model, both frozen."""
     models = prepare(context)
     models.policy_base.add_from(Role.POLICY, context.inputs["sft"], trainable=False)
-    models.reward_base.add_from(Role.REWARD, context.inputs["rm"], trainable=False)
+    add_members(models.reward_base, context.inputs["rm"])
     models.eval()
     return models
 

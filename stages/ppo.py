@@ -20,6 +20,7 @@ from stages.feedback.reward_model import RewardModel
 from stages.feedback.rewards import RewardShaper
 from stages.maths.advantages import explained_variance, gae, reward_signal, scale, token_rewards
 from stages.models.base import disable_dropout
+from stages.models.reward_members import add_members
 from stages.models.role_models import RoleModels
 from stages.models.roles import Role, Roles
 from stages.models.start_adapters import add_start
@@ -63,7 +64,7 @@ def run(context: Context) -> Outcome:
     updates = ppo.iterations * ppo.epochs * ppo.minibatches
     engine = start_engine(context, models, rates, ppo, updates, checkpoint)
     with open_sampler(models.policy_base, tokenizer, ranks, ppo.rollout) as sampler:
-        reward_model = RewardModel(models, ranks, config.data)
+        reward_model = RewardModel(models, ranks, config.data, ppo.ensemble, ppo.ensemble_coef)
         ptx = make_ptx(context, engine, tokenizer)
         trainer = PpoTrainer(engine, ppo, sampler, reward_model, context.seed, ptx)
         loop = TrainingLoop(context, ppo, engine, trainer.meter, ppo.iterations, trainer.parts)
@@ -108,7 +109,7 @@ def add_roles(context: Context, models: RoleModels) -> None:
     """Add policy, reference and critic, and the reward model if it is a term of the reward."""
     add_policies(context, models.policy_base)
     if context.config.ppo.uses_reward_model:
-        models.reward_base.add_from(Role.REWARD, context.inputs["rm"], trainable=False)
+        add_members(models.reward_base, context.inputs["rm"])
     add_critic(context, models)
     disable_dropout(models)  # the ratio compares two forwards of one policy
 
@@ -231,7 +232,7 @@ class PpoTrainer:
             scores, non_score: (B,) the score of a response, and the sum of its KL penalties.
             ended: (B,) True if a response ended its turn.
         """
-        support_size = trajectory.support_size
+        support_size, disagreement = trajectory.support_size, trajectory.disagreement
         return {
             "objective/kl": float(trajectory.kl.mean()),
             "objective/kl_coef": self.kl.coef,
@@ -240,6 +241,7 @@ class PpoTrainer:
             "objective/non_score_reward": float(non_score.mean()),
             "objective/rlhf_reward": float((scores + non_score).mean()),
             **{f"rewards/{name}/mean": float(term.mean()) for name, term in trajectory.terms.items()},
+            **({} if disagreement is None else {"rewards/rm/disagreement": float(disagreement.mean())}),
             "completions/mean_length": float(trajectory.lengths.float().mean()),
             "completions/clipped_ratio": 1 - float(ended.float().mean()),
             **({} if support_size is None else {"rollout/support_size": support_size}),

@@ -36,7 +36,7 @@ from stages.models.base import empty_base, is_downloaded, load_config
 from stages.models.demo_models import embedded_model
 from stages.models.loftq import check_stored
 from stages.models.roles import Role, Roles
-from stages.models.start_adapters import add_start
+from stages.models.start_adapters import add_reward_start, add_start
 from stages.setup import load_checked_tokenizer
 
 PROMPTS = ["How are you?", "Name a colour."]
@@ -193,11 +193,13 @@ def _start(config: Experiment, stage: Stage) -> Callable[[], list[str]]:
     """Load the adapter that the stage starts from over the base's layers, without the base's weights."""
 
     def check() -> list[str]:
-        role = Role.REWARD if stage == "rm" else Role.POLICY
         roles = Roles(empty_base(config.base_of(stage)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, that a weight copied onto `meta` goes nowhere
-            add_start(roles, role, f"{stage}.from", Path(config.starts[stage]))
+            if stage == "rm":
+                add_reward_start(roles, config.rm, Path(config.starts[stage]))
+            else:
+                add_start(roles, Role.POLICY, f"{stage}.from", Path(config.starts[stage]))
         return []
 
     return check

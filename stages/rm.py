@@ -6,7 +6,6 @@ ranked by the labeller (InstructGPT's step 2). People have ranked them before th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from configs.schema import RankingLoss
 from data.batches import collate, tokenize
-from data.batches.sampler import micro_batches, seed_from, total_steps
+from data.batches.sampler import micro_batches, total_steps
 from data.examples import Examples, read_examples, tokenized
 from stages.context import Context, Outcome
 from stages.feedback.earlier_rankings import with_earlier
@@ -27,21 +26,24 @@ from stages.feedback.rankings import (
     read_collected_rankings,
     read_label_metrics,
 )
+from stages.feedback.reward_ensemble import RewardEnsemble
 from stages.feedback.reward_evaluation import nats_of_answers, scored_rankings, write_report
 from stages.feedback.reward_loss import check_labels, labels_of, reward_loss, ties_note
 from stages.feedback.reward_model import RewardModel, classifier_ending
+from stages.feedback.reward_scale import normalized, score_statistics
 from stages.maths.preferences import ceiling_of
 from stages.maths.statistics import Means, add_means, mean_with_interval
 from stages.models.base_checks import supports_block_mask
 from stages.models.queries import ScalarQuery
+from stages.models.reward_members import member_role
 from stages.models.role_models import RoleModels
 from stages.models.roles import Role
 from stages.models.start_adapters import is_classifier
 from stages.sampling.response_batch import response_batch, sequence_scores
-from stages.sampling.sampler import Sampler, open_sampler
+from stages.sampling.sampler import open_sampler
 from stages.setup import add_fresh, add_given, prepare
 from stages.training.engine import Engine
-from stages.training.export import write_role
+from stages.training.export import write_members
 from stages.training.loop import TrainingLoop
 from stages.training.metrics import reduce_means
 from stages.training.resume import find_checkpoint, seed_step, start_engine
@@ -63,7 +65,7 @@ def run(context: Context) -> Outcome:
 
     # 2. Rankings, collected or read. Records of an earlier attempt are truncated before new ones are written.
     checkpoint = find_checkpoint(context)
-    tokenizer = models.reward_tokenizer
+    tokenizer, members = models.reward_tokenizer, models.reward_members
     train, held_out, counts = read_rankings(context, models, reward_model, record_samples=checkpoint is None)
     read_as_classifier(context, models, train)
     check_labels(rm.loss, [*train, *held_out])
@@ -72,39 +74,48 @@ def run(context: Context) -> Outcome:
 
     # 3. The engine and the loop, at the newest checkpoint if there is one.
     steps = total_steps(len(train), rm.batch_size, rm.epochs, rm.max_steps)
-    engine = start_engine(context, models, {Role.REWARD: rm.learning_rate}, rm, steps, checkpoint)
+    engine = start_engine(context, models, dict.fromkeys(members, rm.learning_rate), rm, steps, checkpoint)
+    engine.clip_roles_apart()
     share_prompts = supports_block_mask(models.reward_base.causal)
-    trainer = RewardModelTrainer(engine, tokenizer.pad_token_id, rm.micro_batch_size, share_prompts, rm.loss)
+    size = rm.micro_batch_size
+    trainers = [
+        RewardModelTrainer(engine, tokenizer.pad_token_id, size, share_prompts, rm.loss, role)
+        for role in members
+    ]
+    trainer = RewardEnsemble(trainers, rm.batch_size, context.seed)
     loop = TrainingLoop(context, rm, engine, trainer.meter, steps)
     loop.resume(checkpoint)
 
     # 4. Training.
-    def take_step(_: int, picks: list[int]) -> dict[str, float]:
-        return trainer.step([train[i] for i in picks])
+    def take_step(step: int, picks: list[int]) -> dict[str, float]:
+        return trainer.step(step, train, picks)
 
     def evaluate() -> dict[str, float]:
         return trainer.evaluate(held_out)
 
     _, after = loop.run(len(train), take_step, evaluate)
 
-    # 5. The result, on a scale where the SFT policy has mean 0 and deviation 1.
+    # 5. The result, each member on a scale where the SFT policy has mean 0 and deviation 1.
     if rm.use_best:
         after = loop.load_best()
     check_result("rm", engine, steps, after)
     models.eval()
-    report = report_on(context, trainer, train, held_out)
+    report = report_on(context, trainer, tokenizer.pad_token_id, train, held_out)
     # A new sampler, because ZeRO-3 has sharded the base since.
     with open_sampler(models.policy_base, models.tokenizer, ranks, rm.rankings.rollout) as sampler:
-        mean, deviation = score_statistics(context, sampler, reward_model, held_out or train)
-    tensors = normalized(engine.role_tensors(Role.REWARD), mean, deviation)
+        scales = score_statistics(context, sampler, reward_model, held_out or train)
+    tensors = {
+        role: normalized(engine.role_tensors(role), role, *scale)
+        for role, scale in zip(members, scales, strict=True)
+    }
     if ranks.rank == 0:
-        write_role(context, models, Role.REWARD, tokenizer, tensors)
+        write_members(context, models, tensors, tokenizer)
     ranks.barrier()
     return Outcome(
         {
             **{name.replace("loss", "eval_loss"): value for name, value in after.items()},
-            "score_mean": mean,
-            "score_std": deviation,
+            "score_mean": scales[0][0],
+            "score_std": scales[0][1],
             **counts,
             **read_label_metrics(context.folder),
             **report,
@@ -118,16 +129,18 @@ def run(context: Context) -> Outcome:
 
 def report_on(
     context: Context,
-    trainer: RewardModelTrainer,
+    trainer: RewardEnsemble,
+    pad_id: int,
     train: Sequence[tokenize.Ranking],
     held_out: Sequence[tokenize.Ranking],
 ) -> dict[str, float]:
     """Write the report on the reward model, and return its metrics; nothing without held-out rankings."""
     if not held_out:
         return {}
-    ranks, models, pad_id = trainer.engine.ranks, trainer.engine.models, trainer.pad_id
+    ranks, models = trainer.engine.ranks, trainer.engine.models
     rewards = trainer.scores_of(held_out)
-    nats = nats_of_answers(models.reward_base, held_out, pad_id, ranks, trainer.micro_batch_size)
+    at_once = context.config.rm.micro_batch_size
+    nats = nats_of_answers(models.reward_base, held_out, pad_id, ranks, at_once)
     metrics: dict[str, float] = {}
     if ranks.rank == 0:
         rankings = scored_rankings(train, held_out, rewards, nats, models.reward_tokenizer)
@@ -138,27 +151,29 @@ def report_on(
 
 
 def add_reward_model(context: Context, models: RoleModels) -> None:
-    """Add the reward model of `rm.from`, or else a head on the SFT adapter.
+    """Add each member: that of `rm.from`, or else a head on the SFT adapter.
 
     If the reward model has its own base, the head is on a new adapter.
     """
-    roles = models.reward_base
     if "rm" in context.config.starts:
-        add_given(context, roles, Role.REWARD)
+        add_given(context, models.reward_base, Role.REWARD)
     else:
-        add_new_reward_model(context, models)
-    roles.heads[Role.REWARD].bias.requires_grad_(False)  # the normalisation of the result sets it
+        for number in range(1, context.config.rm.members + 1):
+            add_new_member(context, models, number)
+    for role in models.reward_members:
+        models.reward_base.head(role).bias.requires_grad_(False)  # the normalisation of the result sets it
 
 
-def add_new_reward_model(context: Context, models: RoleModels) -> None:
+def add_new_member(context: Context, models: RoleModels, number: int) -> None:
     """Add a random head on the SFT adapter, or on a new one if the reward model has its own base."""
-    roles = models.reward_base
-    seed_step(context.seed, "rm head", 0, 0)
-    roles.add_head(Role.REWARD)
+    roles, role = models.reward_base, member_role(number)
+    seed_step(context.seed, "rm head" if number == 1 else f"rm head {number}", 0, 0)
+    roles.add_head(role)
+    roles.head(role).pooling = context.config.rm.pooling
     if models.shares_base:
-        roles.add_from(Role.REWARD, context.inputs["sft"], trainable=True)
+        roles.add_from(role, context.inputs["sft"], trainable=True)
     else:
-        add_fresh(context, roles, Role.REWARD)
+        add_fresh(context, roles, role)
 
 
 def read_as_classifier(context: Context, models: RoleModels, rankings: Sequence[tokenize.Ranking]) -> None:
@@ -215,21 +230,26 @@ class RewardModelTrainer:
         micro_batch_size: int,
         share_prompts: bool,
         loss: RankingLoss = DEFAULT_LOSS,
+        role: str = Role.REWARD,
     ) -> None:
         self.engine, self.pad_id, self.micro_batch_size = engine, pad_id, micro_batch_size
-        self.share_prompts, self.loss = share_prompts, loss
+        self.share_prompts, self.loss, self.role = share_prompts, loss, role
         self.meter = Meter()
 
     def step(self, batch: Sequence[tokenize.Ranking]) -> dict[str, float]:
         """Update on one global batch, and return its metrics: means over prompts."""
-        share = self.engine.ranks.share(list(batch))
-        micros = micro_batches(share, self._prompts_at_once(batch))
-        means = add_means(self._backward(micro, len(batch)) for micro in micros)
-        learning_rate = self.engine.learning_rate(Role.REWARD)
+        means = self.accumulate(batch)
+        learning_rate = self.engine.learning_rate(self.role)
         self.engine.step()
-        self.meter.add(sum(map(self._tokens, batch)))
         rates = {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
         return reduce_means(means, self.engine.ranks) | rates
+
+    def accumulate(self, batch: Sequence[tokenize.Ranking]) -> Means:
+        """Add the gradients of a global batch; returns the metrics of this rank's share."""
+        share = self.engine.ranks.share(list(batch))
+        micros = micro_batches(share, self._prompts_at_once(batch))
+        self.meter.add(sum(map(self._tokens, batch)))
+        return add_means(self._backward(micro, len(batch)) for micro in micros)
 
     def _backward(self, micro: Sequence[tokenize.Ranking], rankings: int) -> Means:
         """Accumulate gradients on one micro-batch of a batch of `rankings`."""
@@ -282,17 +302,19 @@ class RewardModelTrainer:
         self, model: Engine | RoleModels, rankings: Sequence[tokenize.Ranking]
     ) -> tuple[Tensor, Tensor]:
         """Scores and ranks of each prompt's completions, (G, K); rank -1 marks an empty slot."""
-        device, read = self.engine.ranks.device, self.engine.models.reward_base.head(Role.REWARD).read
+        device, head = self.engine.ranks.device, self.engine.models.reward_base.head(self.role)
         ranks = [torch.tensor(ranking.ranks, device=device) for ranking in rankings]
         order = pad_sequence(ranks, batch_first=True, padding_value=-1)
         if self.share_prompts:
-            rows = [(ranking.prompt_ids, [*map(read, ranking.completion_ids)]) for ranking in rankings]
+            rows = [(ranking.prompt_ids, [*map(head.read, ranking.completion_ids)]) for ranking in rankings]
             batch = collate.rankings(rows, self.pad_id).to(device)
-            query = ScalarQuery(Role.REWARD, batch.input_ids, batch.attention_mask, batch.position_ids)
-            return model(query).gather(1, batch.last), order
+            query = ScalarQuery(self.role, batch.input_ids, batch.attention_mask, batch.position_ids)
+            values = model(query)
+            return batch.means(values) if head.pooling == "mean" else values.gather(1, batch.last), order
         prompts = [ranking.prompt_ids for ranking in rankings for _ in ranking.completion_ids]
-        completions = [read(ids) for ranking in rankings for ids in ranking.completion_ids]
-        flat = sequence_scores(model, Role.REWARD, response_batch(prompts, completions, self.pad_id, device))
+        completions = [head.read(ids) for ranking in rankings for ids in ranking.completion_ids]
+        answers = response_batch(prompts, completions, self.pad_id, device)
+        flat = sequence_scores(model, self.role, answers, head.pooling)
         scores = flat.split([len(ranking.completion_ids) for ranking in rankings])
         return pad_sequence(list(scores), batch_first=True), order
 
@@ -300,32 +322,3 @@ class RewardModelTrainer:
         """Number of tokens to forward."""
         times = 1 if self.share_prompts else len(ranking.completion_ids)
         return times * len(ranking.prompt_ids) + sum(map(len, ranking.completion_ids))
-
-
-def score_statistics(
-    context: Context,
-    sampler: Sampler,
-    reward_model: RewardModel,
-    rankings: Sequence[tokenize.Ranking],
-) -> tuple[float, float]:
-    """Mean and standard deviation of the raw score over new samples of the SFT policy."""
-    config, count = context.config, context.config.rm.normalization_prompts
-    rows = [{"prompt": ranking.prompt} for ranking in rankings[:count]]
-    distinct, _ = tokenize.prompts(rows, sampler.tokenizer, config.data)
-    prompts = [distinct[i % len(distinct)] for i in range(count)]
-    ids = [prompt.prompt_ids for prompt in prompts]
-    seeds = [seed_from(context.seed, "normalization", i, prompt) for i, prompt in enumerate(ids)]
-    context.tracker.phase("rm: normalizing", count)
-    responses = sampler.respond_on_all_ranks(Role.POLICY, ids, seeds, context.tracker.advance)
-    scores = reward_model.score_on_all_ranks(prompts, responses, config.rm.micro_batch_size)
-    values = torch.tensor(scores, dtype=torch.float64)
-    return float(values.mean()), float(values.std(unbiased=False))
-
-
-def normalized(tensors: dict[str, Tensor], mean: float, deviation: float) -> dict[str, Tensor]:
-    """The role's tensors with a head that computes (score - mean) / deviation."""
-    scale = 1.0 if math.isclose(deviation, 0.0, abs_tol=1e-12) else deviation
-    scaled = dict(tensors)
-    scaled[f"heads.{Role.REWARD}.weight"] = tensors[f"heads.{Role.REWARD}.weight"] / scale
-    scaled[f"heads.{Role.REWARD}.bias"] = (tensors[f"heads.{Role.REWARD}.bias"] - mean) / scale
-    return scaled

@@ -16,7 +16,7 @@ from stages.models.base_files import check_weights
 from stages.models.loftq import take_up_rounding
 from stages.models.role_models import RoleModels, check_critic
 from stages.models.roles import Role, Roles
-from stages.models.start_adapters import adapted_layers, add_start
+from stages.models.start_adapters import adapted_layers, add_reward_start, add_start
 from stages.sampling.decoding_batch import check_joinable
 from stages.sampling.vllm_checks import check_vllm, check_vllm_adapter
 from stages.training.methods import MethodRoles, method_config
@@ -63,11 +63,16 @@ def sampled_adapters(context: Context) -> list[Path | None]:
 def add_given(context: Context, roles: Roles, role: Role) -> None:
     """Give `role` the adapter in `STAGE.from`, to train it further, and note which layers it adapts.
 
+    Of a reward model, all members are given.
+
     Raises:
-        UserError: see `add_start`.
+        UserError: see `add_start` and `add_reward_start`.
     """
     key, folder = f"{context.stage}.from", context.config.starts[context.stage]
-    add_start(roles, role, key, Path(folder))
+    if role == Role.REWARD:
+        add_reward_start(roles, context.config.rm, Path(folder))
+    else:
+        add_start(roles, role, key, Path(folder))
     layers = adapted_layers(roles, role)
     unused = "adapter.target_modules is not used"
     if context.config.adapter.init != "zero":
@@ -75,7 +80,7 @@ def add_given(context: Context, roles: Roles, role: Role) -> None:
     context.tracker.note(f"{key}: {folder} adapts {layers}; {unused}")
 
 
-def add_fresh(context: Context, roles: Roles, role: Role) -> None:
+def add_fresh(context: Context, roles: Roles, role: str) -> None:
     """Give `role` a new adapter that starts as `adapter.init` says, or what `sft.method` trains in its place.
 
     Seed before: the start is random.

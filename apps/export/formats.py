@@ -28,6 +28,7 @@ from apps.trained_run import (
 from configs.errors import UserError
 from configs.schema import Rollout, Stage
 from data.storage.sealed_folder import SEAL
+from stages.models.reward_members import member_folders
 from stages.sampling.decoding import Limits
 
 Format = Literal["merged", "adapter", "reward", "gguf"]
@@ -52,6 +53,7 @@ class Export:
         compare_16bit: also say what merging into the unquantized base would have changed.
         converter: the program that writes GGUF.
         say: shows a line to the user.
+        member: of a reward model that is an ensemble, which one, from 1.
     """
 
     run: TrainedRun
@@ -60,6 +62,7 @@ class Export:
     compare_16bit: bool = False
     converter: str = CONVERTER
     say: Callable[[str], None] = print
+    member: int | None = None
 
     @property
     def rollout(self) -> Rollout:
@@ -118,7 +121,7 @@ def merged(export: Export, folder: Path) -> Written:
 def _load(export: Export, policies: dict[str, Path | None], reward: Path | None = None) -> LoadedPolicies:
     base = export.run.config.base_of(export.stage)
     export.say(f"loading {base.model} ({base.quantization})")
-    return load_policies(export.run, Adapters(policies, reward), this_process())
+    return load_policies(export.run, Adapters(policies, reward, export.member), this_process())
 
 
 def _compared(
@@ -196,9 +199,11 @@ def reward(export: Export, folder: Path) -> Written:
     """The reward model as a sequence classifier with one label.
 
     Raises:
-        UserError: transformers has no such classifier, or its scores differ by more than the dtype explains.
+        UserError: transformers has no such classifier, its scores differ by more than the dtype explains, or
+            it is an ensemble and no member is named.
     """
     run = export.run
+    _check_member(export, len(member_folders(run.adapter("rm"))))
     policies = _load(export, {}, run.adapter("rm"))
     roles = policies.models.reward_base
     dtype = export.dtype or roles.dtype
@@ -217,6 +222,17 @@ def reward(export: Export, folder: Path) -> Written:
         [f"The {difference}."],
         figures,
     )
+
+
+def _check_member(export: Export, members: int) -> None:
+    """Raise UserError unless the export is of one reward model."""
+    if export.member is None and members > 1:
+        raise UserError(
+            f"--format reward: the reward model is an ensemble of {members}, and a classifier is one model. "
+            f"Name one with --member 1 to --member {members}, or export all with --format adapter."
+        )
+    if export.member is not None and export.member > members:
+        raise UserError(f"--member {export.member}: the reward model has {members}. Name one of these.")
 
 
 def gguf(export: Export, folder: Path) -> Written:

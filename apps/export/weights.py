@@ -73,6 +73,11 @@ def save_classifier(
         UserError: transformers has no such classifier of this architecture, or the vocabulary has no token
             for padding.
     """
+    if roles.head(Role.REWARD).pooling == "mean":
+        raise UserError(
+            "--format reward: the score is a mean over the answer's tokens (rm.pooling), and a sequence "
+            "classifier reads one token. Export with --format adapter."
+        )
     model = MergedCopy(roles, dtype, packs=False).load_role(Role.REWARD)
     tokenizer = classifier_tokenizer(tokenizer, ending_text(roles, tokenizer))
     config = plain_config(roles, dtype)

@@ -176,6 +176,15 @@ class Ppo(Training):
         None, description="labeller (see rm.rankings) that scores held-out answers and is never optimised"
     )
 
+    ensemble: Literal["mean", "min", "mean_minus_deviation"] = Field(
+        "mean",
+        description="one score of the reward models of rm.members: their mean, the lowest, or the mean less "
+        "ensemble_coef times their standard deviation",
+    )
+    ensemble_coef: NonNegative = Field(
+        1.0, description="lambda of ensemble: mean_minus_deviation; a higher one is more cautious"
+    )
+
     @property
     def reference_name(self) -> str:
         """The reference in words: the policy that the KL is to."""

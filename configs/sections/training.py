@@ -231,6 +231,14 @@ class Rm(Epochs):
     base: RewardBase | None = Field(
         None, description="separate base for the reward model and PPO's critic; default: the experiment's"
     )
+    members: Annotated[int, Field(ge=1, le=64), PlainNumber] = Field(
+        1,
+        description="reward models of an ensemble, with heads and orders of their own; ppo.ensemble combines "
+        "their scores",
+    )
+    pooling: Literal["last", "mean"] = Field(
+        "last", description="the score is read at the answer's last token, or is the mean over its tokens"
+    )
     rankings: Rankings = Rankings()
     loss: RankingLoss = RankingLoss()
     normalization_prompts: Size = Field(

@@ -61,12 +61,20 @@ class RankedBatch(NamedTuple):
         attention_mask: (G, 1, T, T) bool: a token attends to itself, to earlier tokens of the same completion
             and to the prompt. A mask for sdpa (and math), not for flash or eager attention.
         last: (G, K) long, index of each completion's last token; 0 if a ranking has fewer than K.
+        lengths: (G, K) long, tokens of each completion, at least 1: an empty one is the prompt's last token.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     attention_mask: Tensor
     last: Tensor
+    lengths: Tensor
+
+    def means(self, values: Tensor) -> Tensor:
+        """The mean of `values`, (G, T), over the tokens of each completion: (G, K)."""
+        places = torch.arange(values.shape[1], device=values.device)
+        inside = (places <= self.last[..., None]) & (places > (self.last - self.lengths)[..., None])
+        return (inside * values[:, None]).sum(2) / self.lengths
 
     def to(self, device: torch.device | str) -> RankedBatch:
         return RankedBatch(*(tensor.to(device) for tensor in self))
@@ -133,6 +141,7 @@ def rankings(rows: Sequence[tuple[list[int], list[list[int]]]], pad_id: int) -> 
         _padded(positions, 0),
         _causal((segment[:, :, None] == key_segment) | (key_segment == 0)),
         _padded(last, 0),
+        _padded([[max(1, len(part)) for part in completions] for _, completions in rows], 1),
     )
 
 

@@ -106,6 +106,7 @@ class _Estimator:
         self.adapter = (self._given("ppo") if stage == "ppo" else None) or self.sft_adapter
         new = self._adapter_parameters(self.scorer) if config.rm.base else self.sft_adapter
         self.scorer_adapter = self._given("rm") or new
+        self.members = config.rm.members
 
     def _precision(self, key: str) -> Precision:
         base = self.config.rm.base if key == "rm.base" and self.config.rm.base else self.config.base
@@ -172,13 +173,13 @@ class _Estimator:
         if self.stage == "sft":
             return self.adapter, 0
         if self.stage == "rm":
-            return self.scorer_adapter, self.adapter
+            return self.members * self.scorer_adapter, self.adapter
         if self.stage == "best":
-            return 0, self.adapter + self.scorer_adapter
+            return 0, self.adapter + self.members * self.scorer_adapter
         ppo = self.config.ppo
         reference = self.sft_adapter if ppo.reference == "sft" else self.adapter + self.sft_adapter
         critic = self.scorer_adapter if ppo.critic == "adapter" else 0
-        reward = self.scorer_adapter if ppo.uses_reward_model else 0
+        reward = self.members * self.scorer_adapter if ppo.uses_reward_model else 0
         return self.adapter + critic, reference + reward
 
     # Training

@@ -14,11 +14,12 @@ from pipeline.reporting.page import Block, Bullets, Cell, Paragraph, Picture, Se
 from pipeline.state.results import Results
 from pipeline.terminal.format import show_figure, show_number
 from stages.maths.preferences import ScoredRanking, ceiling_of, reward_report
-from stages.maths.statistics import ENDS, Figure
+from stages.maths.statistics import ENDS, Figure, figure_of
 
 PICTURE = "reward-model.png"
 WIDEST = 0.2  # an interval of accuracy that still tells a good model from a poor one
 LENGTH_MATTERS = 0.3  # a correlation of reward and length
+HOLD_OUT = "Hold out about {} prompts (data.rm.held_out)."
 Report = Mapping[str, Any]
 
 
@@ -32,9 +33,13 @@ def report_of(results: Results) -> Report | None:
     return reward_report(rankings, ceiling)
 
 
-def verdicts(report: Report) -> list[str]:
-    """Plain answers to what people ask about a reward model, each with the figures behind it."""
-    found = [_against_baselines(report), _about_length(report), _calibrated(report), _enough(report)]
+def verdicts(report: Report, remedy: str = HOLD_OUT) -> list[str]:
+    """Plain answers to what people ask about a reward model, each with the figures behind it.
+
+    Args:
+        remedy: what to do if there are too few prompts; their number goes into the braces.
+    """
+    found = [_against_baselines(report), _about_length(report), _calibrated(report), _enough(report, remedy)]
     if report["ceiling"]:
         found.insert(1, _against_ceiling(report))
     return found
@@ -93,21 +98,19 @@ def _calibrated(report: Report) -> str:
     return f"Calibrated? No, {sure}: {figures} {mend}"
 
 
-def _enough(report: Report) -> str:
+def _enough(report: Report, remedy: str) -> str:
     accuracy = report["accuracy"]
     width = accuracy["high"] - accuracy["low"]
     count = f"{accuracy['n']:.0f} prompts with {report['pairs']} pairs"
     if width > WIDEST:
-        return (
-            f"Tested on enough? No: {count} leave an interval of {show_number(width)}. Hold out "
-            f"{_needed(accuracy, width)} prompts (data.rm.held_out)."
-        )
+        more = remedy.format(_needed(accuracy, width))
+        return f"Tested on enough? No: {count} leave an interval of {show_number(width)}. {more}"
     return f"Tested on enough? {count} give an interval of {show_number(width)}."
 
 
 def _needed(accuracy: Figure, width: float) -> str:
     """The number of prompts that would make the interval narrow enough: its width goes with 1/√n."""
-    return f"about {accuracy['n'] * (width / WIDEST) ** 2:.0f}"
+    return f"{accuracy['n'] * (width / WIDEST) ** 2:.0f}"
 
 
 def reward_section(results: Results, drawn: set[str]) -> Section | None:
@@ -115,8 +118,36 @@ def reward_section(results: Results, drawn: set[str]) -> Section | None:
     report = report_of(results)
     if report is None:
         return None
-    blocks: list[Block] = [Bullets(verdicts(report)), _accuracies(report)]
-    if PICTURE in drawn:
+    blocks = report_blocks(report, verdicts(report), drawn=PICTURE in drawn)
+    blocks[1:1] = _members(results.final_metrics("rm"))
+    return Section("Is the reward model good enough?", blocks)
+
+
+def _members(metrics: Mapping[str, float]) -> list[Block]:
+    """The accuracy of each member of an ensemble, and their disagreement; nothing without one."""
+    names = [name for name in metrics if name.startswith("accuracy_member_") and f"{name}_low" in metrics]
+    if not names:
+        return []
+    rows = [
+        [Cell(name.removeprefix("accuracy_").replace("_", " ")), *_cells(figure_of(metrics, name))]
+        for name in names
+    ]
+    words = (
+        "The ensemble scores by the mean of its members. They disagree by "
+        f"{_shown(figure_of(metrics, 'disagreement'))}; 0 would be one model several times."
+    )
+    return [Table(["Accuracy of", "", "95 % interval", "prompts"], rows), Paragraph(words)]
+
+
+def report_blocks(report: Report, words: list[str], *, drawn: bool) -> list[Block]:
+    """The report as parts of a page.
+
+    Args:
+        words: the verdicts on top.
+        drawn: `PICTURE` lies beside the page.
+    """
+    blocks: list[Block] = [Bullets(words), _accuracies(report)]
+    if drawn:
         blocks.append(
             Picture(PICTURE, "Accuracy of the reward model against its confidence, and beside dumb judges")
         )
@@ -133,7 +164,7 @@ def reward_section(results: Results, drawn: set[str]) -> Section | None:
         ]
         heading = Paragraph("The mistakes that it is surest of. Are the labels right?")
         blocks += [heading, Table(["Prompt", "Better by the labels", "Better by the model"], rows, "prose")]
-    return Section("Is the reward model good enough?", blocks)
+    return blocks
 
 
 def _accuracies(report: Report) -> Table:
@@ -161,8 +192,11 @@ def _named(figure: Figure) -> dict[str, float]:
 def draw_reward_model(results: Results) -> Drawing | None:
     """Accuracy against confidence, and beside it the accuracy of the model and of judges without a prompt."""
     report = report_of(results)
-    if report is None:
-        return None
+    return None if report is None else draw_report(report)
+
+
+def draw_report(report: Report) -> Drawing:
+    """The picture of a report; see `draw_reward_model`."""
     drawing = new_figure(8.4, 3.4)
     left, right = grid(drawing, 1, 2)
     _draw_reliability(left, report)

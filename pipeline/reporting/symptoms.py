@@ -30,6 +30,7 @@ MAX_CLIPPED_SHARE = 0.3  # of tokens
 LENGTH_FACTOR = 2.0
 MAX_MORE_REPETITION = 0.1  # of word pairs
 MAX_HELD_SHARE = 0.5  # of the iterations
+DISAGREEMENT_FACTOR = 1.5  # of the first disagreement of an ensemble
 RUNAWAY_KL_FACTOR = 2.0
 RUNAWAY_MIN_KL = 5.0  # nats per response
 
@@ -195,6 +196,14 @@ def repetition(results: Results) -> Iterator[Figures]:
     before, after = (fmean(map(repeated_bigrams, texts)) for texts in (sft, ppo))
     if after > before + MAX_MORE_REPETITION:
         yield {"kind": kind, "after": f"{after:.0%}", "before": f"{before:.0%}"}
+
+
+def ensemble_disagrees(results: Results) -> Iterator[Figures]:
+    """The reward models agree less about what PPO's policy says than about what it said at first."""
+    _, values = results.curve("ppo", "rewards/rm/disagreement")
+    late = _last_quarter(results, "rewards/rm/disagreement")
+    if late is not None and late > DISAGREEMENT_FACTOR * values[0]:
+        yield {"first": show_number(values[0]), "late": show_number(late)}
 
 
 def critic_useless(results: Results) -> Iterator[Figures]:

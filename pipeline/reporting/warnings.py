@@ -178,6 +178,16 @@ RULES = (
         symptoms.repetition,
     ),
     Rule(
+        "ensemble-disagrees",
+        f"{LATE}, the deviation between the members of the reward model is over "
+        f"{symptoms.DISAGREEMENT_FACTOR:g} times its first value.",
+        "The reward models of the ensemble agree less about the policy's answers than at first: their scores "
+        "deviate by {late} in the last quarter of PPO, by {first} at first. The answers are unlike those "
+        "that the reward models learned from.",
+        "Raise ppo.kl_coef, stop earlier, or set ppo.ensemble to min or mean_minus_deviation.",
+        symptoms.ensemble_disagrees,
+    ),
+    Rule(
         "critic-useless",
         f"{LATE}, the critic's explained variance is below 0.",
         f"{LATE} the critic's explained variance is {{variance}}, below 0. Its values are worse than a "

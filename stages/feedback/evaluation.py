@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -15,6 +15,7 @@ from stages.feedback.judgements import Judgement, by_name
 from stages.feedback.labellers import labeller
 from stages.feedback.reward_model import RewardModel
 from stages.feedback.rewards import Rewards
+from stages.maths.ensembles import deviation
 from stages.maths.statistics import mean_with_interval, wins
 from stages.models.roles import Role
 from stages.sampling.decoding import Response
@@ -30,12 +31,14 @@ class Answers:
         terms: of each answer, the terms of the reward by label.
         kl: to the reference, in nats.
         lengths: in tokens.
+        disagreement: of each answer, the deviation between members of the reward model; empty if it is one.
     """
 
     texts: list[str]
     terms: dict[str, list[float]]
     kl: list[float]
     lengths: list[int]
+    disagreement: list[float] = field(default_factory=list)
 
 
 def answer(
@@ -54,23 +57,33 @@ def answer(
     responses = sampler.respond_on_all_ranks(role, ids, seeds, context.tracker.advance)
 
     @torch.no_grad()
-    def score_and_kl(pairs: list[tuple[tokenize.Prompt, Response]]) -> list[tuple[float, float]]:
+    def score_and_kl(pairs: list[tuple[tokenize.Prompt, Response]]) -> list[tuple[float, float, float]]:
         some, answers = zip(*pairs, strict=True)
         batch = sampler.response_batch([prompt.prompt_ids for prompt in some], answers)
-        scores = reward_model(some, answers) if rewards.uses_reward_model else torch.zeros(len(some))
+        of_members = torch.zeros(1, len(some))
+        if rewards.uses_reward_model:
+            of_members = reward_model.of_members(some, answers)
+        scores, apart = reward_model.combine(of_members), deviation(of_members)
         kl = response_kl(roles, role, Role.REFERENCE, batch)
-        return list(zip(scores.tolist(), kl.tolist(), strict=True))
+        return list(zip(scores.tolist(), kl.tolist(), apart.tolist(), strict=True))
 
     pairs = list(zip(prompts, responses, strict=True))
     rows = ranks.map_in_order(pairs, context.config.ppo.micro_batch_size, score_and_kl)
     texts = sampler.decode([response.ids for response in responses])
-    terms = {name: [score for score, _ in rows] for name in rewards.of_reward_model}
+    terms = {name: [score for score, *_ in rows] for name in rewards.of_reward_model}
+    measured = rewards.uses_reward_model and reward_model.is_ensemble
     at_once = context.config.ppo.batch_size // ranks.world  # as in training
     asked = ranks.map_in_order(
         list(zip([prompt.text for prompt in prompts], texts, strict=True)), at_once, rewards.of_each
     )
     terms |= {name: [row[name] for row in asked] for name in rewards.asked}
-    return Answers(texts, terms, [kl for _, kl in rows], [len(response.ids) for response in responses])
+    return Answers(
+        texts=texts,
+        terms=terms,
+        kl=[kl for _, kl, _ in rows],
+        lengths=[len(response.ids) for response in responses],
+        disagreement=[apart for *_, apart in rows] if measured else [],
+    )
 
 
 class HeldOutEvaluation:
@@ -93,8 +106,8 @@ class HeldOutEvaluation:
     def evaluate_policy(self) -> dict[str, float]:
         """Mean `score` (the sum of all terms), `kl` and `length` of the current policy over `n` prompts.
 
-        With several terms, also the mean of each, `rewards/LABEL`. With a judge, also `gold`, and `gold_PART`
-        if its scores have parts.
+        With several terms, also the mean of each, `rewards/LABEL`. With an ensemble, also the
+        `disagreement` of its members. With a judge, also `gold`, and `gold_PART` if its scores have parts.
         """
         if not self.prompts:
             return {}
@@ -104,6 +117,8 @@ class HeldOutEvaluation:
             "kl": answers.kl,
             "length": answers.lengths,
         }
+        if answers.disagreement:
+            means["disagreement"] = answers.disagreement
         if len(answers.terms) > 1:
             means |= {f"rewards/{name}": values for name, values in answers.terms.items()}
         means |= by_name("gold", self._judged(answers))
@@ -140,6 +155,9 @@ class HeldOutEvaluation:
         if self.sampler.rollout.truncates:
             of_reference = sft if reference == "sft" else self._answer(Role.REFERENCE)
             metrics |= mean_with_interval(f"kl_{reference}", of_reference.kl)
+        for role in ("sft", "ppo"):
+            if apart := answers[role].disagreement:
+                metrics |= mean_with_interval(f"disagreement_{role}", apart)
         gold = self._gold_columns(answers)
         for name, scores in gold.items():
             metrics |= mean_with_interval(name, scores)

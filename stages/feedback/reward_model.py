@@ -15,26 +15,33 @@ from data.batches.encoding import encoder_of
 from data.batches.tokenize import Prompt
 from data.sources.messages import Message, Text
 from stages.distributed.ranks import Ranks
+from stages.maths.ensembles import combined
 from stages.models.adapter_files import Ending
+from stages.models.queries import ScalarQuery
 from stages.models.role_models import RoleModels
 from stages.models.roles import Role
 from stages.sampling.decoding import Response
-from stages.sampling.response_batch import response_batch, sequence_scores
+from stages.sampling.response_batch import pooled, response_batch
 
 Row = dict[str, Any]
+Rows = Sequence[tuple[list[int], list[int]]]  # prompts and answers, in the reward model's own tokens
 ANY_TOKEN = -1
 EXCHANGE: list[Message] = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]
 
 
 @torch.no_grad()
-def score_tokens(
-    models: RoleModels, rows: Sequence[tuple[list[int], list[int]]], device: torch.device
-) -> Tensor:
-    """The score of each prompt and answer, in the reward model's own tokens, in one batch: (B,), fp32."""
-    head = models.reward_base.head(Role.REWARD)
+def member_scores(models: RoleModels, rows: Rows, device: torch.device) -> Tensor:
+    """The score of each prompt and answer by each member of the reward model, in one batch: (M, B), fp32."""
+    head = models.reward_base.head(Role.REWARD)  # all members read alike
     prompt_ids, answer_ids = zip(*((prompt, head.read(answer)) for prompt, answer in rows), strict=True)
     batch = response_batch(prompt_ids, answer_ids, models.reward_tokenizer.pad_token_id, device)
-    return sequence_scores(models, Role.REWARD, batch)
+    query = ScalarQuery(Role.REWARD, batch.input_ids, batch.attention_mask, start=batch.start)
+    return torch.stack([pooled(values, batch, head.pooling) for values in models.member_scalars(query)])
+
+
+def score_tokens(models: RoleModels, rows: Rows, device: torch.device) -> Tensor:
+    """The score of each prompt and answer, of an ensemble the mean, in one batch: (B,), fp32."""
+    return combined(member_scores(models, rows, device), "mean")
 
 
 def classifier_ending(tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> Ending | None:
@@ -59,24 +66,47 @@ class RewardModel:
     """Scores of responses by the reward model.
 
     If the tokenizers differ, prompt and response are encoded again from their text, with the chat template of
-    the reward model's tokenizer.
+    the reward model's tokenizer. Of an ensemble, `how` and `coef` make one score (see `combined`).
     """
 
-    def __init__(self, models: RoleModels, ranks: Ranks, data: Data) -> None:
+    def __init__(
+        self, models: RoleModels, ranks: Ranks, data: Data, how: str = "mean", coef: float = 1.0
+    ) -> None:
         self.models, self.ranks, self.data = models, ranks, data
+        self.how, self.coef = how, coef
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> Tensor:
         """The score of each response in one batch of this rank: (B,), fp32."""
+        return self.combine(self.of_members(prompts, responses))
+
+    @property
+    def is_ensemble(self) -> bool:
+        return len(self.models.reward_members) > 1
+
+    def of_members(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> Tensor:
+        """The score of each response by each member, in one batch of this rank: (M, B), fp32."""
         rows = [self._read(prompt, response.ids) for prompt, response in zip(prompts, responses, strict=True)]
-        return score_tokens(self.models, rows, self.ranks.device)
+        return member_scores(self.models, rows, self.ranks.device)
+
+    def combine(self, scores: Tensor) -> Tensor:
+        """One score of the members' scores, (M, B): (B,)."""
+        return combined(scores, self.how, self.coef)
 
     def score_on_all_ranks(
         self, prompts: Sequence[Prompt], responses: Sequence[Response], size: int
     ) -> list[float]:
         """Share the work among ranks, `size` at once on a rank: every rank gets all scores, in order."""
+        rows = self.members_on_all_ranks(prompts, responses, size)
+        scores: list[float] = self.combine(torch.tensor(rows).T).tolist() if rows else []
+        return scores
 
-        def score(pairs: list[tuple[Prompt, Response]]) -> list[float]:
-            return self(*zip(*pairs, strict=True)).tolist()
+    def members_on_all_ranks(
+        self, prompts: Sequence[Prompt], responses: Sequence[Response], size: int
+    ) -> list[list[float]]:
+        """As `score_on_all_ranks`, with the scores of all members for each response."""
+
+        def score(pairs: list[tuple[Prompt, Response]]) -> list[list[float]]:
+            return self.of_members(*zip(*pairs, strict=True)).T.tolist()
 
         return self.ranks.map_in_order(list(zip(prompts, responses, strict=True)), size, score)
 

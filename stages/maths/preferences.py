@@ -30,6 +30,7 @@ class ScoredRanking:
         lengths: in tokens.
         nats: log-likelihood of each token under the base, a mean over the answer's tokens.
         words: the score of a bag of words, higher for what the training rankings prefer.
+            Both may be empty: then they are no baseline.
         labels: the labeller's own scores, if it gave any.
     """
 
@@ -53,13 +54,15 @@ class Pairs:
     """All pairs of all rankings, (N,) each.
 
     Attributes:
-        prompts: the number of each pair's prompt.
+        rows: the place of each pair's ranking in `rankings`.
+        prompts: the number of each pair's prompt. Several rankings may be of one prompt.
         better, worse: positions of its answers.
         margins: the reward of the better answer less that of the worse.
         weights: one over the number of pairs of the prompt.
     """
 
     rankings: Sequence[ScoredRanking]
+    rows: Array
     prompts: Array
     better: Array
     worse: Array
@@ -69,18 +72,26 @@ class Pairs:
     def difference(self, values: Callable[[ScoredRanking], Sequence[float]]) -> Array:
         """Of each pair, a value of the better answer less that of the worse, (N,)."""
         columns = [values(ranking) for ranking in self.rankings]
-        triples = zip(self.prompts, self.better, self.worse, strict=True)
-        return np.array([columns[prompt][i] - columns[prompt][j] for prompt, i, j in triples], dtype=float)
+        triples = zip(self.rows, self.better, self.worse, strict=True)
+        return np.array([columns[row][i] - columns[row][j] for row, i, j in triples], dtype=float)
 
 
-def pairs_of(rankings: Sequence[ScoredRanking]) -> Pairs:
-    """The pairs of rankings that have any."""
-    useful = [ranking for ranking in rankings if ranking.pairs]
-    found = [(prompt, i, j) for prompt, ranking in enumerate(useful) for i, j in ranking.pairs]
-    prompts, better, worse = (np.array(column, dtype=int) for column in zip(*found, strict=True))
-    margins = np.array([useful[p].rewards[i] - useful[p].rewards[j] for p, i, j in found])
-    weights = 1 / np.bincount(prompts)[prompts]
-    return Pairs(useful, prompts, better, worse, margins, weights)
+def pairs_of(rankings: Sequence[ScoredRanking], prompts: Sequence[int] | None = None) -> Pairs:
+    """The pairs of rankings that have any.
+
+    Args:
+        prompts: the number of each ranking's prompt; by default, each has its own.
+    """
+    numbers = range(len(rankings)) if prompts is None else prompts
+    useful = [(ranking, number) for ranking, number in zip(rankings, numbers, strict=True) if ranking.pairs]
+    kept = [ranking for ranking, _ in useful]
+    found = [(row, i, j) for row, ranking in enumerate(kept) for i, j in ranking.pairs]
+    rows, better, worse = (np.array(column, dtype=int) for column in zip(*found, strict=True))
+    _, of_rankings = np.unique([number for _, number in useful], return_inverse=True)
+    of_pairs = of_rankings[rows]
+    margins = np.array([kept[row].rewards[i] - kept[row].rewards[j] for row, i, j in found])
+    weights = 1 / np.bincount(of_pairs)[of_pairs]
+    return Pairs(kept, rows, of_pairs, better, worse, margins, weights)
 
 
 def share_in_order(pairs: Pairs, margins: Array, where: Array | None = None) -> Figure:
@@ -106,12 +117,12 @@ def _by_prompt(pairs: Pairs, values: Sequence[float], where: Array | None) -> li
 def baseline_margins(pairs: Pairs) -> dict[str, Array]:
     """The margins of judges that read no prompt: the longer, the shorter, the likelier answer, its words."""
     longer = pairs.difference(lambda one: one.lengths)
-    return {
-        "longer": longer,
-        "shorter": -longer,
-        "likelier": pairs.difference(lambda one: one.nats),
-        "bag of words": pairs.difference(lambda one: one.words),
-    }
+    margins = {"longer": longer, "shorter": -longer}
+    if all(ranking.nats for ranking in pairs.rankings):
+        margins["likelier"] = pairs.difference(lambda one: one.nats)
+    if all(ranking.words for ranking in pairs.rankings):
+        margins["bag of words"] = pairs.difference(lambda one: one.words)
+    return margins
 
 
 def lead_over(pairs: Pairs, margins: Array) -> Figure:
@@ -156,17 +167,23 @@ def _thirds(values: Array, unit: str) -> dict[str, Array]:
     }
 
 
-def length_correlation(rankings: Sequence[ScoredRanking]) -> Figure | None:
+def length_correlation(
+    rankings: Sequence[ScoredRanking], prompts: Sequence[int] | None = None
+) -> Figure | None:
     """Pearson's correlation of reward and length among the answers to a prompt, a mean over prompts.
 
     None if no prompt has answers that differ in both.
+
+    Args:
+        prompts: the number of each ranking's prompt; by default, each has its own.
     """
-    found = []
-    for ranking in rankings:
+    found: dict[int, list[float]] = {}
+    for place, ranking in enumerate(rankings):
         rewards, lengths = np.array(ranking.rewards), np.array(ranking.lengths, dtype=float)
         if rewards.std() > 0 and lengths.std() > 0:
-            found.append(float(np.corrcoef(rewards, lengths)[0, 1]))
-    return figure(found) if found else None
+            of_prompt = found.setdefault(place if prompts is None else prompts[place], [])
+            of_prompt.append(float(np.corrcoef(rewards, lengths)[0, 1]))
+    return figure([float(np.mean(values)) for values in found.values()]) if found else None
 
 
 def calibration_of(pairs: Pairs) -> dict[str, Any]:
@@ -189,7 +206,7 @@ def mistakes(pairs: Pairs) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for pair in order[pairs.margins[order] < 0]:
         prompt = int(pairs.prompts[pair])
-        ranking = pairs.rankings[prompt]
+        ranking = pairs.rankings[pairs.rows[pair]]
         found.setdefault(
             prompt,
             {
@@ -221,14 +238,19 @@ def ceiling_of(labeller: object, metrics: Mapping[str, float]) -> Figure | None:
     return figure_of(metrics, "label_agreement") if known else None
 
 
-def reward_report(rankings: Sequence[ScoredRanking], ceiling: Mapping[str, float] | None) -> dict[str, Any]:
+def reward_report(
+    rankings: Sequence[ScoredRanking],
+    ceiling: Mapping[str, float] | None,
+    prompts: Sequence[int] | None = None,
+) -> dict[str, Any]:
     """All figures of a reward model on held-out rankings, as JSON.
 
     Args:
         rankings: at least one must have a pair.
         ceiling: the labellers' agreement with each other, as `Figure`, if several labelled.
+        prompts: the number of each ranking's prompt; by default, each has its own.
     """
-    pairs = pairs_of(rankings)
+    pairs = pairs_of(rankings, prompts)
     margins = baseline_margins(pairs)
     baselines = {name: share_in_order(pairs, of) for name, of in margins.items()}
     best = max(baselines, key=lambda name: baselines[name]["value"])
@@ -240,7 +262,7 @@ def reward_report(rankings: Sequence[ScoredRanking], ceiling: Mapping[str, float
         "lead": lead_over(pairs, margins[best]),
         "groups": groups(pairs),
         "calibration": calibration_of(pairs),
-        "length_correlation": length_correlation(rankings),
+        "length_correlation": length_correlation(rankings, prompts),
         "ceiling": dict(ceiling) if ceiling else None,
         "tied": tied_share(rankings),
         "mistakes": mistakes(pairs),

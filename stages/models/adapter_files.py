@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 import torch
 from peft import PeftConfig
@@ -23,6 +24,9 @@ from stages.models.base_checks import safetensors_fault
 
 ADAPTER_FILE, HEAD_FILE = "adapter_model.safetensors", "head.safetensors"
 MAGNITUDE = "lora_magnitude_vector"
+Pooling = Literal["last", "mean"]
+Files = dict[str, dict[str, Tensor]]  # tensors of each safetensors file, by their names in it
+POOLING = "pooling"  # in the metadata of the head's file, if it is not `last`
 # What PEFT raises about a value of another type, a number that is too large, or a pattern that is none.
 UNUSABLE = (
     *(KeyError, OSError, RuntimeError, TypeError, ValueError),
@@ -120,6 +124,19 @@ def read_ending(folder: Path, vocabulary: int) -> Ending | None:
     return Ending(int(words["end"][0]), tuple(map(int, words["read"])))
 
 
+def read_pooling(folder: Path) -> Pooling:
+    """How the folder's head makes one score of an answer's tokens.
+
+    Raises:
+        UserError: the metadata of the head's file name no way that is known.
+    """
+    with safe_open(folder / HEAD_FILE, "pt") as tensors:
+        pooling = (tensors.metadata() or {}).get(POOLING, "last")
+    if pooling not in ("last", "mean"):
+        raise unusable(folder, f"{HEAD_FILE}: {POOLING} is {pooling!r:.60}, and must be last or mean")
+    return "mean" if pooling == "mean" else "last"
+
+
 def unusable(folder: Path, reason: str) -> UserError:
     """The error about an adapter folder that no role can be made of."""
     return UserError(
@@ -137,7 +154,7 @@ class AdapterInfo:
         config: PEFT's description of the adapter.
         base_model: name of the base, for `adapter_config.json`.
         card: text of the model card.
-        ending: of its head.
+        ending, pooling: of its head.
     """
 
     role: str
@@ -146,42 +163,68 @@ class AdapterInfo:
     tokenizer: PreTrainedTokenizerBase
     card: str
     ending: Ending | None = None
+    pooling: Pooling = "last"
 
 
-def save_adapter(final: Path, tensors: dict[str, Tensor], info: AdapterInfo) -> None:
+def save_adapter(
+    final: Path,
+    tensors: dict[str, Tensor],
+    info: AdapterInfo,
+    inside: Mapping[str, tuple[dict[str, Tensor], AdapterInfo]] = MappingProxyType({}),
+) -> None:
     """Write a role as a plain PEFT folder. A role with a scalar head also gets `head.safetensors`.
 
     Args:
         final: the folder, which is whole or absent at any moment.
         tensors: the role's parameters by their names in `Roles`.
+        inside: tensors and info of further roles, by the name of the folder in `final` that they go to.
     """
+    others = {name: (_named(of_role, one), one) for name, (of_role, one) in inside.items()}
+    write_adapter(final, _named(tensors, info), info, others)
+
+
+def _named(tensors: dict[str, Tensor], info: AdapterInfo) -> Files:
     files = _file_names(info.role, tensors)
-    named = {file: {saved: tensors[name] for saved, name in names.items()} for file, names in files.items()}
-    write_adapter(final, named, info)
+    return {file: {saved: tensors[name] for saved, name in names.items()} for file, names in files.items()}
 
 
-def write_adapter(final: Path, files: dict[str, dict[str, Tensor]], info: AdapterInfo) -> None:
+def write_adapter(
+    final: Path,
+    files: Files,
+    info: AdapterInfo,
+    inside: Mapping[str, tuple[Files, AdapterInfo]] = MappingProxyType({}),
+) -> None:
     """Write a plain PEFT folder.
 
     Args:
         final: the folder, which is whole or absent at any moment.
-        files: the tensors of each safetensors file, by the names that they have there.
+        inside: files and info of further roles, by the name of the folder in `final` that they go to.
     """
-    config = info.config
     with SealedFolder(final) as folder:
-        # save_file would write files that only their owner can read.
-        for file, tensors in files.items():
-            metadata = {"format": "pt"} if file == ADAPTER_FILE else _head_metadata(info.ending)
-            (folder / file).write_bytes(save(tensors, metadata))
-        config.base_model_name_or_path = info.base_model
-        config.inference_mode = True
-        for key, value in vars(config).items():
-            if isinstance(value, set):  # with another order in every process; equal adapters are equal bytes
-                setattr(config, key, sorted(value))
-        config.save_pretrained(str(folder))
+        _write_role(folder, files, info)
+        for name, (of_role, info_of_role) in inside.items():
+            (folder / name).mkdir()
+            _write_role(folder / name, of_role, info_of_role)
         info.tokenizer.save_pretrained(str(folder))
         (folder / "README.md").write_text(info.card)
 
 
-def _head_metadata(ending: Ending | None) -> dict[str, str] | None:
-    return ending and {"end": str(ending.end), "read": " ".join(map(str, ending.read))}
+def _write_role(folder: Path, files: Files, info: AdapterInfo) -> None:
+    """Write the tensors of a role and PEFT's config."""
+    config = info.config
+    # save_file would write files that only their owner can read.
+    for file, tensors in files.items():
+        metadata = {"format": "pt"} if file == ADAPTER_FILE else _head_metadata(info)
+        (folder / file).write_bytes(save(tensors, metadata))
+    config.base_model_name_or_path = info.base_model
+    config.inference_mode = True
+    for key, value in vars(config).items():
+        if isinstance(value, set):  # with another order in every process; equal adapters are equal bytes
+            setattr(config, key, sorted(value))
+    config.save_pretrained(str(folder))
+
+
+def _head_metadata(info: AdapterInfo) -> dict[str, str] | None:
+    ending = info.ending
+    metadata = {"end": str(ending.end), "read": " ".join(map(str, ending.read))} if ending else {}
+    return (metadata | ({} if info.pooling == "last" else {POOLING: info.pooling})) or None

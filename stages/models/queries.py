@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -29,6 +29,17 @@ class Query:
 @dataclass(frozen=True, eq=False)
 class ScalarQuery(Query):
     """The output of the scalar head of `role`: (B, T - start), fp32."""
+
+
+def repeated(query: ScalarQuery, times: int) -> ScalarQuery:
+    """The query on its batch `times` over: row i of the first part is row i of every part."""
+    positions = query.position_ids
+    return replace(
+        query,
+        input_ids=query.input_ids.repeat(times, 1),
+        attention_mask=query.attention_mask.repeat(times, *[1] * (query.attention_mask.dim() - 1)),
+        position_ids=None if positions is None else positions.repeat(times, 1),
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from peft import LoraConfig
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
 from configs.schema import Experiment
-from stages.models.queries import ScalarQuery, TokenQuery
+from stages.models.queries import Query, ScalarQuery, TokenQuery
+from stages.models.reward_members import members_of
 from stages.models.roles import Roles
 
 # Shows what a tokenizer adds at the ends of a text, and how it treats spaces.
@@ -35,6 +36,11 @@ class RoleModels(nn.Module):
         self.shares_base = len(bases) == 1
         self.shares_tokens = same_tokens(self.tokenizer, self.reward_tokenizer)
 
+    @property
+    def reward_members(self) -> list[str]:
+        """The roles of the reward model: one, or one for each member of an ensemble."""
+        return members_of(self.reward_base)
+
     def of(self, role: str) -> Roles:
         """The `Roles` that hold `role`. `Role.BASE` is the policy's base."""
         return self.reward_base if role in self.reward_base else self.policy_base
@@ -55,10 +61,20 @@ class RoleModels(nn.Module):
     def forward(self, query: ScalarQuery | TokenQuery) -> Any:
         """`Roles.forward` of the query's role."""
         roles = self.of(query.role)
-        # Two bases with one tokenizer may differ in their number of embeddings. The policy may sample an id
-        # for which the other base has none.
-        valid_ids = query.input_ids.clamp(max=roles.vocabulary - 1)
-        return roles(query=replace(query, input_ids=valid_ids))  # by keyword: see Engine.__call__
+        return roles(query=_valid(query, roles))  # by keyword: see Engine.__call__
+
+    def member_scalars(self, query: ScalarQuery) -> Tensor:
+        """`Roles.scalars_of` for all members of the reward model."""
+        return self.reward_base.scalars_of(self.reward_members, _valid(query, self.reward_base))
+
+
+def _valid(query: Query, roles: Roles) -> Any:
+    """The query with ids that the base of `roles` has.
+
+    Two bases with one tokenizer may differ in their number of embeddings. The policy may sample an id for
+    which the other base has none.
+    """
+    return replace(query, input_ids=query.input_ids.clamp(max=roles.vocabulary - 1))
 
 
 class RoleForward(Protocol):

@@ -7,6 +7,7 @@ fp32: at RLHF learning rates, updates of bf16 weights round to nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,15 @@ from stages.internals.peft import activate_adapter
 from stages.models.adapter_files import (
     HEAD_FILE,
     Ending,
+    Pooling,
     check_adapter,
     loading_adapter,
     read_ending,
+    read_pooling,
     unusable,
 )
 from stages.models.fused_lora import RowAdapters, add_in_one_pass, can_mix
-from stages.models.queries import Query, ScalarQuery, TokenQuery
+from stages.models.queries import Query, ScalarQuery, TokenQuery, repeated
 from stages.models.token_statistics import (
     TokenStatistics,
     can_read_hidden_states,
@@ -56,11 +59,13 @@ class ScalarHead(nn.Module):
 
     Attributes:
         ending: what the head reads in place of the token that ends a turn; None for that token.
+        pooling: the score of an answer is the scalar at its last token, or the mean over its tokens.
     """
 
     def __init__(self, hidden_size: int, device: torch.device) -> None:
         super().__init__()
         self.ending: Ending | None = None
+        self.pooling: Pooling = "last"
         # Standard deviation 1/sqrt(d + 1), as in Stiennon et al. 2020, appendix: scores start near 0.
         self.weight = nn.Parameter(torch.randn(1, hidden_size).div_((hidden_size + 1) ** 0.5).to(device))
         self.bias = nn.Parameter(torch.zeros(1, device=device))
@@ -193,6 +198,7 @@ class Roles(nn.Module):
             self.add_head(role)
             self.heads[role].load_state_dict(load_file(folder / HEAD_FILE))
             self.head(role).ending = read_ending(folder, self.vocabulary)
+            self.head(role).pooling = read_pooling(folder)
         check_adapter(
             folder, role, [name for name in self.role_parameters(role) if name.startswith("heads.")]
         )
@@ -258,6 +264,20 @@ class Roles(nn.Module):
         if isinstance(query, TokenQuery):
             return self._token_statistics(query)
         return self._scalars(query)
+
+    @torch.no_grad()
+    def scalars_of(self, roles: Sequence[str], query: ScalarQuery) -> Tensor:
+        """Scalars of each of `roles` on the same batch: (M, B, T - start), fp32. Without gradients.
+
+        If `can_mix` allows it, it is one forward of M · B rows, so a layer is dequantized once for all.
+        """
+        if len(roles) == 1 or not self.can_mix(roles):
+            return torch.stack([self(replace(query, role=role)) for role in roles])
+        size = len(query.input_ids)
+        self.activate_rows([role for role in roles for _ in range(size)])
+        hidden = self.causal.get_decoder()(**self.inputs(repeated(query, len(roles)))).last_hidden_state
+        parts = hidden[:, query.start :].split(size)
+        return torch.stack([self.heads[role](part) for role, part in zip(roles, parts, strict=True)])
 
     def _scalars(self, query: ScalarQuery) -> Tensor:
         hidden = self.causal.get_decoder()(**self.inputs(query)).last_hidden_state

@@ -18,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from configs.errors import UserError
+from configs.schema import Rm
 from configs.unique_keys import unique_keys
 from stages.models.adapter_checks import CONFIG
 from stages.models.adapter_files import ADAPTER_FILE, HEAD_FILE, check_files, unusable
 from stages.models.base_files import number_fault
+from stages.models.reward_members import member_folders, member_role
 from stages.models.roles import Role, Roles
 
 CLASSIFIER = "SEQ_CLS"  # PEFT's task_type
@@ -29,11 +31,14 @@ HEADS = {"score", "classifier"}  # PEFT saves both names with every classifier, 
 SCORE = "base_model.model.score."
 
 
-def add_start(roles: Roles, role: Role, key: str, folder: Path, *, trainable: bool = True) -> None:
+def add_start(
+    roles: Roles, role: Role, key: str, folder: Path, *, trainable: bool = True, name: str | None = None
+) -> None:
     """Give `role` the adapter in `folder`; `Role.REWARD` also gets its head.
 
     Args:
         key: of the configuration, which names the folder.
+        name: of the role in `roles`, if it is a further member of a reward model.
 
     Raises:
         UserError: the folder is no adapter for this base, or, of `Role.REWARD`, has no head with one label.
@@ -42,9 +47,34 @@ def add_start(roles: Roles, role: Role, key: str, folder: Path, *, trainable: bo
         # Only a reward model may be a classifier: the head of another role would be a stray weight.
         own = _own_files(folder, roles.hidden_size) if role == Role.REWARD else nullcontext(folder)
         with own as files:
-            roles.add_from(role, files, trainable=trainable)
+            roles.add_from(name or role, files, trainable=trainable)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
+
+
+def add_reward_start(roles: Roles, rm: Rm, folder: Path) -> None:
+    """Give `roles` every member of the reward model in `rm.from`, trainable.
+
+    Raises:
+        UserError: see `add_start`; or it has another number of members, or reads another token, than `rm`.
+    """
+    try:
+        folders = member_folders(folder)
+    except UserError as error:
+        raise UserError(f"rm.from: {error}") from error
+    if len(folders) != rm.members:
+        raise UserError(
+            f"rm.from: {folder} has {len(folders)} reward models, and rm.members is {rm.members}. Set "
+            f"rm.members to {len(folders)}."
+        )
+    for number, member in enumerate(folders, start=1):
+        add_start(roles, Role.REWARD, "rm.from", member, name=member_role(number))
+        pooling = roles.head(member_role(number)).pooling
+        if pooling != rm.pooling:
+            raise UserError(
+                f"rm.from: the score of {member} is that of `pooling: {pooling}`, and rm.pooling is "
+                f"{rm.pooling}. Set rm.pooling to {pooling}."
+            )
 
 
 def is_classifier(folder: Path) -> bool:

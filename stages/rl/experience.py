@@ -14,6 +14,7 @@ from data.batches import tokenize
 from data.batches.sampler import micro_batches, seed_from
 from stages.feedback.reward_model import RewardModel
 from stages.feedback.rewards import Rewards
+from stages.maths.ensembles import deviation
 from stages.models.roles import Role
 from stages.rl.trajectory import Trajectory
 from stages.sampling.decoding import Response
@@ -49,6 +50,7 @@ class ExperienceCollector:
         self.ranks = sampler.ranks
         self.rewards = Rewards(ppo.rewards)
         self.shared_critic = ppo.critic == "shared"
+        self._measures_disagreement = self.rewards.uses_reward_model and reward_model.is_ensemble
         self.recomputes_logprobs = (
             self.shared_critic
             or ppo.old_logprobs == "recomputed"
@@ -87,7 +89,7 @@ class ExperienceCollector:
         mine = [prompts[row] for row in self.share(len(prompts))]
         longest = max(len(response.ids) for response in responses)
         logprobs, ref_logprobs, values = (torch.zeros(len(mine), longest) for _ in range(3))
-        scores = torch.zeros(len(mine), dtype=torch.float64)
+        scores, disagreement = torch.zeros(2, len(mine), dtype=torch.float64)
         sampled = _stack([torch.tensor(response.logprobs) for response in responses], longest)
         for share in micro_batches(range(len(mine)), len(mine) // self.ppo.minibatches):
             for rows in self.by_length(share, mine, responses):
@@ -101,7 +103,9 @@ class ExperienceCollector:
                 _write_rows(values, rows, outputs.values, batch.mask)
                 if self.rewards.uses_reward_model:
                     answers = [responses[row] for row in rows]
-                    scores[rows] = self.reward_model([mine[row] for row in rows], answers).double().cpu()
+                    of_members = self.reward_model.of_members([mine[row] for row in rows], answers)
+                    scores[rows] = self.reward_model.combine(of_members).double().cpu()
+                    disagreement[rows] = deviation(of_members).double().cpu()
         return Trajectory(
             prompts=mine,
             responses=responses,
@@ -110,6 +114,7 @@ class ExperienceCollector:
             ref_logprobs=ref_logprobs,
             values=values,
             terms=self._terms(mine, responses, scores),
+            disagreement=disagreement if self._measures_disagreement else None,
         )
 
     def gather(self, mine: Trajectory, batch: int) -> Trajectory:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Self
 
@@ -29,6 +29,7 @@ class Trajectory:
         ref_logprobs: (B, R) of the reference, always over the whole vocabulary.
         values: (B, R) of the critic before each token.
         terms: (B,) each, the terms of the reward by name.
+        disagreement: (B,) deviation between the members of the reward model; None if it is one.
     """
 
     prompts: list[Prompt]
@@ -38,6 +39,7 @@ class Trajectory:
     ref_logprobs: Tensor
     values: Tensor
     terms: dict[str, Tensor]
+    disagreement: Tensor | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.responses)
@@ -77,6 +79,8 @@ class Trajectory:
         longest, index = int(self.lengths[list(rows)].max()), torch.tensor(rows)
 
         def pick(value: Any) -> Any:
+            if value is None:
+                return None
             if isinstance(value, Tensor):
                 return value[index, :longest] if value.dim() == 2 else value[index]
             if isinstance(value, dict):
@@ -93,6 +97,7 @@ class Trajectory:
         def stack(tensors: Sequence[Tensor]) -> Tensor:
             return torch.cat([pad(tensor, (0, longest - tensor.shape[1])) for tensor in tensors])
 
+        found = [part.disagreement for part in parts if part.disagreement is not None]
         return Trajectory(
             prompts=[prompt for part in parts for prompt in part.prompts],
             responses=[response for part in parts for response in part.responses],
@@ -101,6 +106,7 @@ class Trajectory:
             ref_logprobs=stack([part.ref_logprobs for part in parts]),
             values=stack([part.values for part in parts]),
             terms={name: torch.cat([part.terms[name] for part in parts]) for name in parts[0].terms},
+            disagreement=torch.cat(found) if found else None,
         )
 
 

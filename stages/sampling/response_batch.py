@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from data.batches.collate import prompts as collate_prompts
+from stages.models.adapter_files import Pooling
 from stages.models.queries import ScalarQuery, TokenQuery
 from stages.models.role_models import RoleForward
 from stages.models.token_statistics import TokenStatistics
@@ -116,6 +117,23 @@ def state_values(model: RoleForward, role: str, batch: ResponseBatch) -> Tensor:
     return values
 
 
-def sequence_scores(model: RoleForward, role: str, batch: ResponseBatch) -> Tensor:
-    """Scalar of `role` on the last response token, found by the mask: (B,), fp32."""
-    return state_values(model, role, batch).gather(1, batch.mask.sum(1, keepdim=True)).squeeze(1)
+def sequence_scores(model: RoleForward, role: str, batch: ResponseBatch, pooling: Pooling = "last") -> Tensor:
+    """Scalar of `role` on the last response token, found by the mask, or its mean over them: (B,), fp32."""
+    return pooled(state_values(model, role, batch), batch, pooling)
+
+
+def pooled(values: Tensor, batch: ResponseBatch, pooling: Pooling) -> Tensor:
+    """One scalar of those on the response tokens: (B,).
+
+    A head is affine, so the mean of its scalars is its scalar of the mean hidden state. An empty response has
+    the scalar of the prompt's last token.
+
+    Args:
+        values: (B, R + 1) before the first response token and after each of them.
+    """
+    lengths = batch.mask.sum(1, keepdim=True)
+    last = values.gather(1, lengths).squeeze(1)
+    if pooling == "last":
+        return last
+    sums = values[:, 1:].masked_fill(~batch.mask, 0.0).sum(1)
+    return torch.where(lengths.squeeze(1) > 0, sums / lengths.squeeze(1).clamp(min=1), last)

@@ -98,6 +98,7 @@ class Engine:
         self.counters = Counters()
         self.optimizer = adamw(models, learning_rates, training)
         self._peaks = dict(learning_rates)
+        self._clipped = [list(self.parameters.values())]
         self._factor = schedule(training, total_steps)
         options = deepspeed_options(config)
         self.zero_stage = zero_stage(options)
@@ -147,6 +148,10 @@ class Engine:
         if self.zero_stage == 3:
             clear_gradient_shards(self.deepspeed)
 
+    def clip_roles_apart(self) -> None:
+        """Clip the gradient of each role by its own norm, as if it trained alone. ZeRO clips by one norm."""
+        self._clipped = [list(trainable(self.models, [role]).values()) for role in self._peaks]
+
     def hold(self, role: str) -> None:
         """Set the learning rate of `role` to 0 until `release`. Its gradients must be 0, too."""
         if role not in self.counters.held:
@@ -179,8 +184,8 @@ class Engine:
         return correction(steps - idle) / correction(steps) if idle else 1.0
 
     def _clip(self, max_norm: float) -> None:
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), max_norm or float("inf"))
-        self.grad_norm = float(norm)
+        norms = [nn.utils.clip_grad_norm_(part, max_norm or float("inf")) for part in self._clipped]
+        self.grad_norm = float(norms[0] if len(norms) == 1 else torch.stack(norms).norm())
         if not math.isfinite(self.grad_norm):
             for parameter in self.parameters.values():
                 parameter.grad = None  # AdamW passes over it

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from stages.context import Context
 from stages.models.adapter_files import ADAPTER_FILE, AdapterInfo, save_adapter, write_adapter
+from stages.models.reward_members import PREFIX
 from stages.models.role_models import RoleModels
 from stages.training.engine import Engine
 from stages.training.methods import MethodRoles
@@ -35,11 +37,40 @@ def write_role(
     name: str = "adapter",
 ) -> None:
     """Write `tensors` of `role` to the stage's folder `name`, with tokenizer and model card."""
-    base = context.config.base_of(context.stage).model
-    of_role = roles.of(role)
-    ending = of_role.head(role).ending if role in of_role.heads else None
-    info = AdapterInfo(role, roles.peft_config(role), base, tokenizer, _card(context, role), ending)
-    save_adapter(context.folder / name, tensors, info)
+    save_adapter(context.folder / name, tensors, _info(context, roles, role, tokenizer))
+
+
+def write_members(
+    context: Context,
+    roles: RoleModels,
+    tensors: Mapping[str, dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Write the members of the reward model: the first as the result, the others in folders inside.
+
+    Args:
+        tensors: of each member's role, in order.
+    """
+    (first, of_first), *others = tensors.items()
+    inside = {
+        f"{PREFIX}{number}": (of_role, _info(context, roles, role, tokenizer))
+        for number, (role, of_role) in enumerate(others, start=2)
+    }
+    save_adapter(context.folder / "adapter", of_first, _info(context, roles, first, tokenizer), inside)
+
+
+def _info(context: Context, roles: RoleModels, role: str, tokenizer: PreTrainedTokenizerBase) -> AdapterInfo:
+    base, of_role = context.config.base_of(context.stage).model, roles.of(role)
+    head = of_role.head(role) if role in of_role.heads else None
+    return AdapterInfo(
+        role,
+        roles.peft_config(role),
+        base,
+        tokenizer,
+        _card(context, role),
+        head.ending if head else None,
+        head.pooling if head else "last",
+    )
 
 
 def _write_method(

@@ -19,10 +19,11 @@ ROW = re.compile(r"^\| `([^`]+)` \| (.*) \|$", re.MULTILINE)
 INTERVAL = ("low", "high", "n")  # what a mean with an interval has, too
 LABELS = ("rm", "brevity")  # of the terms of the reward in the runs below
 JUDGED = "ppo.judge=warmth"
+ENSEMBLE = "rm.members=2"
 RARE = {"people", "prompts_skipped", "temperature"}  # of people, and of a model that a temperature mends
 RUNS: dict[str, list[tuple[str, ...]]] = {
     "sft": [()],
-    "rm": [(), ("rm.rankings.rollout={max_new_tokens: 8}", "data.rm.limit=12")],
+    "rm": [(), ("rm.rankings.rollout={max_new_tokens: 8}", "data.rm.limit=12"), (ENSEMBLE,)],
     "ppo": [
         (
             *(
@@ -30,13 +31,14 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
                 "ppo.ptx_coef=0.1",
                 "ppo.entropy_coef=0.01",
                 "ppo.rollout.top_k=20",
+                ENSEMBLE,
             ),
             f"ppo.rewards=[{{source: rm}}, {{source: '{__name__}:negative_length', name: brevity}}]",
         ),
-        ("ppo.kl_in=loss", "ppo.kl_estimator=k3"),
-        ("ppo.from=RUN/sft/adapter", "ppo.reference=from", "ppo.rollout.top_k=20"),
+        (ENSEMBLE, "ppo.kl_in=loss", "ppo.kl_estimator=k3"),
+        (ENSEMBLE, "ppo.from=RUN/sft/adapter", "ppo.reference=from", "ppo.rollout.top_k=20"),
     ],
-    "best": [(JUDGED, "best.n=2")],
+    "best": [(ENSEMBLE, JUDGED, "best.n=2")],
 }
 
 
@@ -99,9 +101,13 @@ def documented(stage: str, kind: str) -> set[str]:
 
 def _general(key: str) -> str:
     """The key with LABEL in place of a term's label, and PART in place of the judge's part."""
-    key = key.replace("gold_letters", "gold_PART")
+    key = re.sub(r"accuracy_member_\d", "accuracy_member_N", key.replace("gold_letters", "gold_PART"))
     for label in LABELS:
-        key = re.sub(rf"(?<=rewards/){label}|^{label}(?=_score_sft|_score_ppo|_win_rate)", "LABEL", key)
+        key = re.sub(
+            rf"(?<=rewards/){label}(?!/disagreement)|^{label}(?=_score_sft|_score_ppo|_win_rate)",
+            "LABEL",
+            key,
+        )
     return key
 
 
@@ -114,7 +120,7 @@ def test_every_logged_key_is_on_the_page_and_no_other(
     if stage == "best" and kind == "steps":
         assert not keys, "best-of-n has no steps"
         return
-    found = {_general(key) if stage == "ppo" else key for key in keys}
+    found = {_general(key) if stage in ("rm", "ppo") else key for key in keys}
     rare = RARE if (stage, kind) == ("rm", "final") else set()
     assert found - rare == documented(stage, kind) - rare
     assert rare <= documented(stage, kind)

@@ -73,7 +73,7 @@ def end_rank_1(failure: str) -> None:
 if __name__ == "__main__":
     when = sys.argv.pop(1 if not sys.argv[1].startswith("--local_rank") else 2)
     if when == "end":
-        sft.save_role = rm.write_role = kill_all  # type: ignore[assignment]
+        sft.save_role = rm.write_members = kill_all  # type: ignore[assignment]
     elif when.isdigit():
         after(int(when), kill_all)
     elif when == "hang@0":

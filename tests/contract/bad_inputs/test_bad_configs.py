@@ -294,6 +294,18 @@ CONTRADICTIONS = [
             ("{agree: [warmth, warm_ending]}", "warmth and warm_ending, where they agree"),
         )
     ),
+    (
+        ["ppo.ensemble=min"],
+        "ppo.ensemble: combines several reward models; raise rm.members, or leave this out",
+    ),
+    (
+        ["rm.members=2", "ppo.ensemble=min", "ppo.ensemble_coef=2"],
+        "ppo.ensemble_coef: has no effect without a deviation; set ppo.ensemble to mean_minus_deviation",
+    ),
+    (
+        ["rm.members=2", "ppo.ensemble=min", "ppo.rewards=[{source: 'a:b'}]"],
+        "ppo.ensemble: has no effect, as no term of ppo.rewards is rm",
+    ),
     (["sft.packing=true", "base.attention=eager"], "sft.packing: packed examples are kept apart by a mask"),
     (["sft.packing=true", "base.attention=flash_attention_2"], "set base.attention to sdpa"),
     (

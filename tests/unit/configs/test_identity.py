@@ -43,6 +43,8 @@ def trial(minimal: Path, *overrides: str) -> Experiment:
         ("rm.loss.margin=scores", {"rm"}),
         ("rm.loss.center=0.01", {"rm"}),
         ("rm.loss.label_smoothing=0.1", {"rm"}),
+        ("rm.members=3", {"rm"}),
+        ("rm.pooling=mean", {"rm"}),
         ("rm.rankings.labeller=warmth", {"rm"}),
         ("rm.rankings.labeller=judge.yaml", {"rm"}),
         ("ppo.rollout.max_new_tokens=3", {"ppo"}),
@@ -88,6 +90,18 @@ def test_an_older_run_has_the_default_loss(minimal):
         "rm.loss.margin: none -> scores",
         "rm.loss.margin_scale: 1.0 -> 2.0",
     ]
+
+
+def test_an_older_run_has_one_reward_model_read_at_the_last_token(minimal):
+    config = trial(minimal)
+    older = config.model_dump(mode="json")
+    del older["rm"]["members"], older["rm"]["pooling"]
+    del older["ppo"]["ensemble"], older["ppo"]["ensemble_coef"]
+    for stage in ("rm", "ppo"):
+        assert differences(older, config, stage) == []
+        assert not any("ensemble" in key or "members" in key for key in _identity(config, stage))
+    cautious = trial(minimal, "rm.members=3", "ppo.ensemble=min")
+    assert differences(older, cautious, "ppo") == ["ppo.ensemble: mean -> min"]
 
 
 def test_folders_to_start_from_are_paths(minimal, tmp_path):

@@ -48,6 +48,16 @@ def kept_tokens(first, last):
     return change
 
 
+def disagreement(first, last):
+    """Of the members of a reward model: `first`, and `last` in the last quarter of the 16 iterations."""
+
+    def change(run):
+        late("rewards/rm/disagreement", first, count=16)(run)
+        late("rewards/rm/disagreement", last)(run)
+
+    return change
+
+
 def unwhitened(run):
     late("objective/reward_signal", 0.0, count=16)(run)
     run.experiment = run.experiment.model_copy(
@@ -108,6 +118,8 @@ def answers(text):
         (kept_tokens(20.0, 10.0), None),
         (figures("ppo", kl=17.01, kl_sft=2.0), "is 15.0 nats per response beyond that of truncation alone"),
         (figures("ppo", kl=17.0, kl_sft=2.0), None),
+        (disagreement(0.2, 0.31), "deviate by 0.310 in the last quarter of PPO, by 0.200 at first"),
+        (disagreement(0.2, 0.3), None),
         (late("policy/clipfrac_avg", 0.31), "31% of the tokens' ratios were clipped"),
         (late("policy/clipfrac_avg", 0.3), None),
         (late("completions/mean_length", 24.5), "went from 12.2 to 24.5 tokens"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.reporting.reward_model import report_of, verdicts
+from pipeline.reporting.reward_model import report_of, reward_section, verdicts
 from tests.support.pipeline_runs import toy
 from tests.unit.stages.maths.test_preferences import ranking
 
@@ -96,3 +96,27 @@ def test_agreement_is_a_ceiling_only_if_what_people_disagree_about_is_among_the_
     )
     report = report_of(results)
     assert report is not None and bool(report["ceiling"]) == is_ceiling
+
+
+def test_the_members_of_an_ensemble_have_rows_of_their_own():
+    metrics = {"disagreement": 0.31, "disagreement_low": 0.2, "disagreement_high": 0.4, "disagreement_n": 8}
+    for number, accuracy in ((1, 0.7), (2, 0.6)):
+        ends = {"": accuracy, "_low": accuracy - 0.1, "_high": accuracy + 0.1, "_n": 8}
+        metrics |= {f"accuracy_member_{number}{end}": value for end, value in ends.items()}
+    results: Any = SimpleNamespace(
+        scored_rankings=[asdict(ranking([2, 1])), asdict(ranking([3, 1]))],
+        final_metrics=lambda stage: metrics,
+        experiment=toy(),
+    )
+    section = reward_section(results, set())
+    assert section is not None
+    table: Any = section.blocks[1]
+    assert [[cell.text for cell in row][:2] for row in table.rows] == [
+        ["member 1", "0.700"],
+        ["member 2", "0.600"],
+    ]
+    words: Any = section.blocks[2]
+    assert "They disagree by 0.310 [0.200, 0.400]" in words.text
+    results.final_metrics = lambda stage: {}
+    alone = reward_section(results, set())
+    assert alone is not None and len(alone.blocks) == len(section.blocks) - 2

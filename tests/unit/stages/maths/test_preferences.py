@@ -112,3 +112,22 @@ def test_the_report_of_a_model_that_knows_the_truth_and_of_a_coin():
     assert (
         guess["calibration"]["error"] > guess["calibration"]["error_of_calibrated"]
     )  # as sure as it is wrong
+
+
+def test_several_rankings_of_one_prompt_are_one_prompt():
+    """Three judgements of one question, all right, and one of another, wrong: one half of two prompts."""
+    rankings = [ranking([2, 1]), ranking([3, 1]), ranking([2, 0]), ranking([1, 2])]
+    together, apart = pairs_of(rankings, [7, 7, 7, 4]), pairs_of(rankings)
+    accuracy = share_in_order(together, together.margins)
+    assert (accuracy["value"], accuracy["n"]) == (0.5, 2)
+    assert share_in_order(apart, apart.margins)["value"] == 0.75
+    assert together.weights.tolist() == pytest.approx([1 / 3] * 3 + [1])
+    assert mistakes(together)[0]["margin"] == -1
+    report = reward_report(rankings, None, [7, 7, 7, 4])
+    assert report["accuracy"]["n"] == 2 and report["pairs"] == 4
+
+
+def test_a_baseline_without_values_is_left_out():
+    rankings = [ranking([2, 1], nats=[], words=[]), ranking([1, 2], nats=[], words=[])]
+    assert baseline_margins(pairs_of(rankings)).keys() == {"longer", "shorter"}
+    assert reward_report(rankings, None)["best_baseline"] in ("longer", "shorter")

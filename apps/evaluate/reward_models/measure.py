@@ -1,0 +1,143 @@
+"""Measure a reward model on preferences: the report of stage rm, and its figures by subset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from apps.evaluate.reward_models.benchmarks import (
+    in_order,
+    is_reward_bench,
+    picks_best,
+    section_means,
+    separates,
+)
+from apps.evaluate.reward_models.rows import Preferences
+from apps.evaluate.reward_models.scorer import ScoredRow, Scorer
+from configs.errors import UserError
+from data.sources.messages import last_text
+from data.sources.split import prompt_key
+from stages.feedback.bag_of_words import BagOfWords
+from stages.maths.preferences import ScoredRanking, reward_report
+from stages.maths.statistics import Figure, figure
+
+FOLDS = 5  # of the bag of words
+FEWEST = 20  # prompts from which a bag of words learns
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A reward model on preferences.
+
+    Attributes:
+        report: as in `rm/evaluation.json`.
+        subsets: of each subset, accuracy over pairs and, if it has more than two answers, the best of n.
+        sections: RewardBench's, if all subsets are its own.
+        rankings: with all scores, in order.
+        counts: of the rows, by what became of them.
+        notes: what a person should know.
+    """
+
+    report: dict[str, Any]
+    subsets: dict[str, dict[str, Figure]]
+    sections: dict[str, Figure]
+    rankings: list[ScoredRanking]
+    counts: dict[str, int]
+    notes: list[str]
+
+
+def measure(scorer: Scorer, preferences: Preferences, say: Callable[[str], None]) -> Measured:
+    """Score all answers, and compare with the labels.
+
+    Raises:
+        UserError: no row fits into the model's context.
+    """
+    rows = preferences.rows
+    say(f"scoring {sum(len(row['completions']) for row in rows):,} answers to {len(rows):,} prompts")
+    scored = scorer.score(rows)
+    if not scored:
+        raise UserError(
+            f"--data: none of the {len(rows)} rankings fits into {scorer.name} ({scorer.about}). Raise "
+            "--max-length, or give shorter texts."
+        )
+    keys = [prompt_key(rows[one.row]["prompt"]) for one in scored]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    prompts = [numbers[key] for key in keys]
+    words = crossed_words(scored, prompts)
+    rankings = [
+        _ranking(last_text(rows[one.row]["prompt"]), one, of_one)
+        for one, of_one in zip(scored, words, strict=True)
+    ]
+    subsets = [preferences.subsets[one.row] for one in scored] if preferences.subsets else []
+    counts = {
+        "rows_read": preferences.read,
+        "rows_left_out": preferences.left_out,
+        "rows_too_long": len(rows) - len(scored),
+        "rows_scored": len(scored),
+        "prompts": len(numbers),
+    }
+    return Measured(
+        report=reward_report(rankings, None, prompts),
+        subsets=_by_subset(rankings, subsets),
+        sections=_sections(rankings, subsets),
+        rankings=rankings,
+        counts=counts,
+        notes=[*preferences.notes, *_remarks(counts, len(rows))],
+    )
+
+
+def _ranking(prompt: str, row: ScoredRow, words: list[float]) -> ScoredRanking:
+    values = asdict(row)
+    del values["row"]
+    return ScoredRanking(prompt=prompt, words=words, **values)
+
+
+def _remarks(counts: dict[str, int], rows: int) -> list[str]:
+    if not counts["rows_too_long"]:
+        return []
+    return [f"left out {counts['rows_too_long']:,} of {rows:,} rankings that are too long (--max-length)"]
+
+
+def crossed_words(scored: Sequence[ScoredRow], prompts: Sequence[int]) -> list[list[float]]:
+    """Scores of a bag of words that learned from the other prompts: five fits, each for a fifth of them.
+
+    There are no training rankings here, and a fit to what it is tested on would be no baseline. Empty if
+    there are too few prompts.
+    """
+    if len(set(prompts)) < FEWEST:
+        return [[] for _ in scored]
+    found: list[list[float]] = [[] for _ in scored]
+    for fold in range(FOLDS):
+        train = [one for one, prompt in zip(scored, prompts, strict=True) if prompt % FOLDS != fold]
+        bag = BagOfWords([one.answers for one in train], [one.ranks for one in train])
+        for place, (one, prompt) in enumerate(zip(scored, prompts, strict=True)):
+            if prompt % FOLDS == fold:
+                found[place] = bag.scores(one.answers)
+    return found
+
+
+def _by_subset(rankings: Sequence[ScoredRanking], subsets: Sequence[str]) -> dict[str, dict[str, Figure]]:
+    """Figures of each subset, rows alike, and of all rows as `all`; of all alone without subsets."""
+    names = sorted(set(subsets))
+    parts = {
+        name: [one for one, subset in zip(rankings, subsets, strict=True) if subset == name] for name in names
+    }
+    return {name: _figures(part) for name, part in (parts | {"all": list(rankings)}).items()}
+
+
+def _figures(rankings: Sequence[ScoredRanking]) -> dict[str, Figure]:
+    found = {"accuracy": figure([in_order(one) for one in rankings])}
+    if any(len(one.ranks) > 2 for one in rankings):
+        found["best_of_n"] = figure([picks_best(one) for one in rankings])
+        found["separated"] = figure([separates(one) for one in rankings])
+    return found
+
+
+def _sections(rankings: Sequence[ScoredRanking], subsets: Sequence[str]) -> dict[str, Figure]:
+    if not is_reward_bench(subsets):
+        return {}
+    values: dict[str, list[float]] = {}
+    for ranking, subset in zip(rankings, subsets, strict=True):
+        values.setdefault(subset, []).append(in_order(ranking))
+    return section_means(values)

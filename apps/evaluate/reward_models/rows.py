@@ -1,0 +1,111 @@
+"""The rankings that a reward model is measured on: rows of any source, with the subset of each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apps.trained_run import TrainedRun
+from configs.errors import UserError
+from configs.schema import Source
+from data.examples import StageData
+from data.sources.bad_rows import BadRow
+from data.sources.loading import load_rows
+from data.sources.reading import describe, read, where
+from data.sources.split import prompt_key
+from data.storage.files import read_json_lines
+from stages.feedback.rankings import FILE
+
+Row = dict[str, Any]
+Say = Callable[[str], None]
+SUBSET = "subset"  # the key of RewardBench
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """Rankings of a source.
+
+    Attributes:
+        rows: `prompt`, `completions`, `ranks` and `where` of each.
+        subsets: of each row; empty if the source has none.
+        read, left_out: how many rows were read, and how many of these teach nothing, such as ties.
+        notes: what a person should know of them.
+    """
+
+    rows: list[Row]
+    subsets: list[str]
+    read: int
+    left_out: int
+    notes: list[str]
+
+
+def read_preferences(source: Source, by: str | None, run: TrainedRun | None) -> Preferences:
+    """The rankings of `source`, without those whose prompt the reward model of `run` was trained on.
+
+    Args:
+        by: the key of a row that names its subset; None for `subset`, or else the file that it is in.
+
+    Raises:
+        UserError: the source cannot be read, no row has the key, or no ranking is left.
+    """
+    notes: list[str] = []
+    loaded = load_rows(source, "rankings", notes.append)
+    rows = loaded.rows if run is None else _unseen(loaded.rows, run, notes.append)
+    if not rows:
+        raise UserError(
+            f"{describe(source)}: the reward model was trained on all of its prompts, so it says nothing. "
+            "Give other data."
+        )
+    named = _subsets(source, by)
+    subsets = [named[row["where"]] for row in rows] if named else []
+    return Preferences(rows, subsets, loaded.read, loaded.left_out, notes)
+
+
+def _subsets(source: Source, by: str | None) -> dict[str, str]:
+    """The subset of each row by its name in messages; empty if there are none."""
+    found, files = dict[str, str](), dict[str, str]()
+    for place, row in read(source):
+        name = where(source, place)
+        files[name] = place.rpartition(", ")[0]
+        if not isinstance(row, BadRow) and row.get(by or SUBSET) is not None:
+            found[name] = str(row[by or SUBSET])
+    if by and not found:
+        raise UserError(
+            f"--by {by}: no row of {describe(source)} has this key. Name another, or leave it out."
+        )
+    if found:
+        return {name: found.get(name, "none") for name in files}
+    return _short(files) if len(set(files.values())) > 1 else {}
+
+
+def _short(files: dict[str, str]) -> dict[str, str]:
+    """Paths without the folder that all share, and without a file name that all share."""
+    shared = os.path.commonpath([os.path.dirname(file) for file in files.values()])
+    paths = {name: Path(os.path.relpath(file, shared)) for name, file in files.items()}
+    alike = len({path.name for path in paths.values()}) == 1
+    return {name: str(path.parent if alike else path) for name, path in paths.items()}
+
+
+def _unseen(rows: list[Row], run: TrainedRun, note: Say) -> list[Row]:
+    """The rows whose prompt is not among those that stage rm of the run was trained on."""
+    try:
+        trained = _trained_prompts(run)
+    except UserError as error:
+        note(f"whether the reward model was trained on these prompts is not known: {error}")
+        return rows
+    unseen = [row for row in rows if prompt_key(row["prompt"]) not in trained]
+    if len(unseen) < len(rows):
+        note(f"left out {len(rows) - len(unseen):,} rows: the reward model was trained on their prompts")
+    return unseen
+
+
+def _trained_prompts(run: TrainedRun) -> set[str]:
+    collected = run.run.stage("rm") / FILE
+    if collected.is_file():
+        rows = [row for row in read_json_lines(collected, ["split", "prompt"]) if row["split"] == "train"]
+    else:
+        rows = StageData(run.config, "rm", lambda _: None).rows("rankings").train
+    return {prompt_key(row["prompt"]) for row in rows}

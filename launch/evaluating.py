@@ -1,0 +1,171 @@
+"""The commands `tristage evaluate`: policies side by side, which is what it does by itself, and `rm`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import ValidationError
+
+from configs.errors import UserError
+from configs.schema import FormatName, Source
+from launch.arguments import Commands, ExperimentOptions, command
+from launch.given_run import given_run
+from launch.uses import policies
+from pipeline.processes.logs import hide_loading
+from pipeline.processes.streams import say
+
+POLICIES, DATA, MODEL = "policies", "Preferences", "Reward model"
+
+
+class Evaluations(Commands):
+    """A group whose first command needs no name: `tristage evaluate --policies sft,ppo`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = bool(args) and (args[0] in self.commands or args[0] == "--help")
+        return super().parse_args(ctx, args if named else [POLICIES, *args])
+
+
+app = typer.Typer(
+    cls=Evaluations,
+    help="Compare policies on the same prompts, or (rm) measure a reward model on any preferences.",
+    rich_markup_mode="rich",
+    epilog="Without the word policies or rm, it compares policies.\n\n"
+    "Example: tristage evaluate --policies sft,sft@4,ppo",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModelOptions(ExperimentOptions):
+    """Which reward model, on which preferences."""
+
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|HUB",
+            help="preferences in any format of data.rm: a file, a folder, a pattern or a hub data set",
+            rich_help_panel=DATA,
+        ),
+    ] = None
+    format: Annotated[
+        FormatName | None,
+        typer.Option(help="of every row (default: its keys tell)", rich_help_panel=DATA),
+    ] = None
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="configuration of a hub data set", rich_help_panel=DATA),
+    ] = None
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="split of a hub data set or folder", rich_help_panel=DATA),
+    ] = None
+    ignore: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="keys of rows to ignore", rich_help_panel=DATA),
+    ] = None
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="the key of a row that names its subset (default: subset, else the file)",
+            rich_help_panel=DATA,
+        ),
+    ] = None
+    number: Annotated[
+        int | None, typer.Option("-n", min=1, metavar="N", help="the first N rows", rich_help_panel=DATA)
+    ] = None
+    rm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|FOLDER|HUB",
+            help="a run, an adapter with a head (ours or TRL's), or a sequence classifier with one label "
+            "(default: the run's)",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat",
+            help="plain text is a turn of a chat (default: as the run; else if there is a chat template)",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            metavar="TOKENS",
+            help="longer rows are left out (default: as the run; else the context window, at most 4096)",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+    quantization: Annotated[
+        Literal["nf4", "int8", "none"] | None,
+        typer.Option(
+            help="of the base of an adapter that is in no run (default: nf4; none for TRL's)",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="folder to write (default: RUN/evaluation-rm, or ./evaluation-rm)"),
+    ] = None
+
+    def source(self) -> Source:
+        """The preferences.
+
+        Raises:
+            UserError: none are named, or an option is not of such a source.
+        """
+        if not self.data:
+            raise UserError(
+                "--data: name the preferences, such as --data pairs.jsonl or --data allenai/reward-bench."
+            )
+        given = {
+            "path": self.data,
+            "format": self.format,
+            "name": self.name,
+            "split": self.split,
+            "limit": self.number,
+            "ignore_columns": tuple(self.ignore.split(",")) if self.ignore else None,
+        }
+        try:
+            return Source.model_validate({key: value for key, value in given.items() if value is not None})
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise UserError(f"--data {self.data}: {reason}.") from None
+
+
+@command(app, "tristage evaluate rm --data allenai/reward-bench --split filtered --run-dir runs/demo")
+def rm(options: RewardModelOptions) -> int:
+    """Measure a reward model on any preferences: accuracy, calibration, baselines, mistakes."""
+    from apps.evaluate.reward_models.measure import measure  # imports torch
+    from apps.evaluate.reward_models.opening import HowRead, open_scorer, run_of
+    from apps.evaluate.reward_models.output import print_measured, write_measured
+    from apps.evaluate.reward_models.rows import read_preferences
+    from pipeline.terminal.console import SafeConsole
+
+    hide_loading()
+    source = options.source()
+    if options.rm is not None and (options.config or options.run_dir or options.overrides):
+        raise UserError("--rm: it names the reward model. Leave the YAML, --run-dir and key=value words out.")
+    run_dir = given_run(options, "tristage evaluate rm").path if options.rm is None else None
+    run = run_of(options.rm, run_dir)
+    if run is not None and options.quantization:
+        raise UserError("--quantization: a run's reward model is on its own base. Leave the option out.")
+    preferences = read_preferences(source, options.by, run)
+    how = HowRead(options.chat, options.max_length, options.quantization)
+    scorer = open_scorer(options.rm, run, how)
+    say(f"reward model: {scorer.name} ({scorer.about})")
+    measured = measure(scorer, preferences, say)
+    print_measured(SafeConsole(highlight=False), measured)
+    folder = options.out or (run.run.path if run else Path()) / "evaluation-rm"
+    page = write_measured(measured, folder, f"Reward model {scorer.name}", f"on {source.path}")
+    say(f"evaluation: {page}")
+    return 0
+
+
+command(app, "tristage evaluate --policies sft,sft@4,ppo")(policies)

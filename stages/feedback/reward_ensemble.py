@@ -1,0 +1,144 @@
+"""An ensemble of reward models that train side by side: a step is one of every member (Coste et al. 2023).
+
+Members have heads and orders of their own. Their adapters share the base, one optimizer, one schedule and one
+checkpoint. With one member, all of this is that member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from configs.schema import RankingLoss
+from data.batches.sampler import global_batch, seed_from
+from data.batches.tokenize import Ranking
+from stages.feedback.reward_loss import labels_of, reward_loss
+from stages.maths.ensembles import deviation, standardized
+from stages.maths.statistics import Means, add_means, mean_with_interval
+from stages.training.engine import Engine
+from stages.training.metrics import reduce_means
+from stages.training.throughput import Meter
+
+Scores = list[list[float]]  # of each answer of each ranking
+FIGURES = ("accuracy", "margin", "loss")
+
+
+class Member(Protocol):
+    """The trainer of one reward model.
+
+    Attributes:
+        role: its name in the engine.
+        meter: counts the tokens that it trains on.
+    """
+
+    engine: Engine
+    loss: RankingLoss
+    role: str
+    meter: Meter
+
+    def step(self, batch: Sequence[Ranking]) -> dict[str, float]:
+        """Update on a global batch, and return its metrics."""
+        ...
+
+    def accumulate(self, batch: Sequence[Ranking]) -> Means:
+        """Add the gradients of a global batch; returns the metrics of this rank's share."""
+        ...
+
+    def evaluate(self, held_out: Sequence[Ranking]) -> dict[str, float]:
+        """Accuracy, margin and loss, with intervals."""
+        ...
+
+    def scores_of(self, rankings: Sequence[Ranking]) -> Scores:
+        """The score of each completion of each ranking, before normalisation."""
+        ...
+
+
+class RewardEnsemble:
+    """Steps and evaluation of all members together."""
+
+    def __init__(self, members: Sequence[Member], batch_size: int, seed: int) -> None:
+        self.members, self.batch_size, self.seed = members, batch_size, seed
+        self.engine, self.meter = members[0].engine, members[0].meter
+        for member in members:
+            member.meter = self.meter
+
+    def step(self, step: int, train: Sequence[Ranking], picks: Sequence[int]) -> dict[str, float]:
+        """Update every member, and return the metrics: means over prompts and members.
+
+        Args:
+            picks: the batch of the first member. The others draw theirs in orders of their own.
+        """
+        if len(self.members) == 1:
+            return self.members[0].step([train[i] for i in picks])
+        means = add_means(
+            member.accumulate([train[i] for i in self._order(number, len(train), step) or picks])
+            for number, member in enumerate(self.members)
+        )
+        learning_rate = self.engine.learning_rate(self.members[0].role)
+        self.engine.step()
+        rates = {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
+        return reduce_means(means, self.engine.ranks) | rates
+
+    def _order(self, number: int, size: int, step: int) -> list[int]:
+        """The batch of member `number`; empty for the first one, which has the stage's own."""
+        seed = seed_from(self.seed, "rm order", number)
+        return global_batch(size, self.batch_size, seed, step) if number else []
+
+    def evaluate(self, held_out: Sequence[Ranking]) -> dict[str, float]:
+        """Accuracy, margin and loss on held-out rankings, with intervals over prompts.
+
+        An ensemble scores by the mean of its members. It also has the accuracy of each, and `disagreement`:
+        the deviation between members, each standardised over all answers.
+        """
+        if len(self.members) == 1 or not held_out:
+            return self.members[0].evaluate(held_out)
+        models = self.engine.models
+        models.eval()
+        of_members = [member.scores_of(held_out) for member in self.members]
+        models.train()
+        found = self._figures(held_out, mean_of(of_members), FIGURES)
+        for number, scores in enumerate(of_members, start=1):
+            accuracy = self._figures(held_out, scores, ("accuracy",))
+            found |= {
+                name.replace("accuracy", f"accuracy_member_{number}"): v for name, v in accuracy.items()
+            }
+        return found | mean_with_interval("disagreement", disagreement(of_members))
+
+    def scores_of(self, rankings: Sequence[Ranking]) -> Scores:
+        """The score of each completion of each ranking, before normalisation: the mean of the members."""
+        return mean_of([member.scores_of(rankings) for member in self.members])
+
+    def _figures(self, held_out: Sequence[Ranking], scores: Scores, names: Sequence[str]) -> dict[str, float]:
+        rows = [
+            reward_loss(
+                self.members[0].loss,
+                torch.tensor([of_one]),
+                torch.tensor([one.ranks]),
+                labels_of([one], torch.device("cpu")),
+                1,
+            )[1]
+            for one, of_one in zip(held_out, scores, strict=True)
+        ]
+        found: dict[str, float] = {}
+        for name in names:
+            found |= mean_with_interval(name, [row[name].value for row in rows])
+        return found
+
+
+def mean_of(of_members: Sequence[Scores]) -> Scores:
+    """The mean of the members' scores of each answer; of one member, its own."""
+    if len(of_members) == 1:
+        return of_members[0]
+    return [
+        [sum(values) / len(values) for values in zip(*rows, strict=True)]
+        for rows in zip(*of_members, strict=True)
+    ]
+
+
+def disagreement(of_members: Sequence[Scores]) -> list[float]:
+    """Of each ranking, the mean deviation between members over its answers, on a common scale."""
+    scores = torch.tensor([[value for row in rows for value in row] for rows in of_members])
+    counts = [len(row) for row in of_members[0]]
+    return [float(part.mean()) for part in deviation(standardized(scores)).split(counts)]

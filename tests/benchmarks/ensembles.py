@@ -1,0 +1,201 @@
+"""Do ensembles of reward models lower over-optimisation if the KL penalty is weak?
+
+python -m tests.benchmarks.ensembles --base MODEL --texts STORIES.txt --seeds 0 1 2
+python -m tests.benchmarks.ensembles --table
+
+A small model continues openings of stories. The gold score of a continuation is its sentiment (VADER)
+less three times the share of repeated word pairs. Reward models learn it from few rankings, and PPO optimises
+them with a weak KL penalty, or none. Each seed trains one reward model and an ensemble, whose first member is
+that model, and then PPO against each of the ways to combine them. So differences are paired by seed.
+
+STORIES.txt has texts with <|endoftext|> between them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from data.storage.files import read_json_lines, write_json_lines
+from stages.feedback.sentiment import sentiment
+from stages.maths.statistics import mean_with_interval, repeated_bigrams
+
+ROOT = Path(__file__).resolve().parents[2]
+END = "<|endoftext|>"
+OPENING = 8  # words of a prompt
+TRAIN, HELD_OUT = 100, 96  # prompts of the reward model, and of each evaluation
+WAYS: dict[str, tuple[str, ...]] = {
+    "one reward model": (),
+    "mean": ("rm.members=4",),
+    "min": ("rm.members=4", "ppo.ensemble=min"),
+    "mean − deviation": ("rm.members=4", "ppo.ensemble=mean_minus_deviation"),
+}
+ROWS = {
+    "gold_sft": "gold score: SFT",
+    "gold_ppo": "gold score: PPO",
+    "gold_best": "gold score: the best evaluation of PPO",
+    "gold_lost": "gold score lost from its best evaluation to the end",
+    "rm_score_ppo": "reward: PPO",
+    "kl": "KL, nats per answer",
+    "disagreement_sft": "disagreement: SFT",
+    "disagreement_ppo": "disagreement: PPO",
+    "accuracy": "held-out accuracy of the reward model",
+}
+
+
+def gold(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """Sentiment less three times the share of repeated word pairs."""
+    return [sentiment(text) - 3 * repeated_bigrams(text) for text in completions]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--base", help="folder or id of a small language model")
+    parser.add_argument("--texts", type=Path, help=f"stories, with {END} between them")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--kl-coef", type=float, default=0.0, help="β of PPO")
+    parser.add_argument("--iterations", type=int, default=60, help="of PPO")
+    parser.add_argument("--out", type=Path, default=Path("runs/ensembles"))
+    parser.add_argument("--table", action="store_true", help="print the table of what has run")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        file = write_experiment(arguments)
+        for seed in arguments.seeds:
+            run_seed(file, arguments.out / f"seed-{seed}", seed)
+    print_table(arguments.out)
+    return 0
+
+
+def write_experiment(arguments: argparse.Namespace) -> Path:
+    """Write the data and the YAML of the experiment. Returns the YAML's path."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    stories = [" ".join(text.split()) for text in arguments.texts.read_text(encoding="utf-8").split(END)]
+    rows = [row for text in stories if (row := opened(text))]
+    rows = list({row["prompt"]: row for row in rows}.values())
+    parts = {
+        "sft": rows[:400],
+        "rm": rows[400 : 400 + TRAIN + HELD_OUT],
+        "ppo": rows[400 + TRAIN + HELD_OUT :],
+    }
+    for name, of_part in parts.items():
+        kept = of_part if name == "sft" else [{"prompt": row["prompt"]} for row in of_part]
+        write_json_lines(arguments.out / f"{name}.jsonl", kept)
+    file: Path = arguments.out / "experiment.yaml"
+    file.write_text(json.dumps(experiment(arguments), indent=1))  # JSON is YAML
+    return file
+
+
+def opened(text: str) -> dict[str, str] | None:
+    """The first words of a story, and what follows; None if it is too short."""
+    words = text.split()
+    if len(words) < OPENING + 20:
+        return None
+    following = " ".join(words[OPENING : OPENING + 40])
+    return {"prompt": " ".join(words[:OPENING]), "completion": f" {following}"}
+
+
+def experiment(arguments: argparse.Namespace) -> dict[str, Any]:
+    sampled = {"max_new_tokens": 32, "batch_size": 64}
+    function = f"{__spec__.name if __spec__ else __name__}:gold"
+    return {
+        "name": "ensembles",
+        "base": {"model": arguments.base, "quantization": "none", "compute_dtype": "float32"},
+        "adapter": {"r": 8, "alpha": 16},
+        "data": {
+            "sft": {"path": "sft.jsonl", "held_out": 32},
+            "rm": {"path": "rm.jsonl", "held_out": HELD_OUT},
+            "ppo": {"path": "ppo.jsonl", "held_out": HELD_OUT},
+            "max_length": 128,
+            "max_prompt_length": 48,
+        },
+        "sft": {"learning_rate": 5e-4, "batch_size": 32, "micro_batch_size": 32},
+        "rm": {
+            "learning_rate": 1e-3,
+            "batch_size": 20,
+            "micro_batch_size": 40,
+            "epochs": 4,
+            "rankings": {"labeller": function, "completions": 4, "rollout": sampled},
+        },
+        "ppo": {
+            "learning_rate": 1e-3,
+            "iterations": arguments.iterations,
+            "batch_size": 64,
+            "minibatches": 2,
+            "micro_batch_size": 32,
+            "kl_coef": arguments.kl_coef,
+            "missing_eos_penalty": 0,
+            "eval_steps": 10,
+            "save_steps": 1000,
+            "rollout": sampled,
+            "judge": function,
+        },
+        "tracking": {"wandb": "disabled"},
+    }
+
+
+def run_seed(file: Path, folder: Path, seed: int) -> None:
+    """Train one reward model and an ensemble on the same SFT policy, then PPO in each way."""
+    for way, overrides in WAYS.items():
+        run_dir = folder / way.replace(" ", "-")
+        tristage(file, run_dir, f"seed={seed}", *overrides)
+
+
+def tristage(file: Path, run_dir: Path, *overrides: str) -> None:
+    words = ["run", str(file), "--run-dir", str(run_dir), *overrides]
+    subprocess.run([sys.executable, "-m", "launch.cli", *words], cwd=ROOT, check=True)
+
+
+def results(out: Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """The way and the figures of each run that has finished."""
+    for way in WAYS:
+        for manifest in sorted(out.glob(f"seed-*/{way.replace(' ', '-')}/ppo/manifest.json")):
+            found = json.loads(manifest.read_text())
+            if found["status"] == "finished":
+                yield way, figures(manifest.parents[1], found["metrics"])
+
+
+def figures(run: Path, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Of one run: what its manifests have, and the course of the gold score."""
+    rows = read_json_lines(run / "ppo" / "metrics.jsonl")
+    golds = [row["eval/gold"] for row in rows if "eval/gold" in row]
+    accuracy = json.loads((run / "rm" / "manifest.json").read_text())["metrics"]["accuracy"]
+    return dict(metrics) | {
+        "accuracy": accuracy,
+        "gold_best": max(golds),
+        "gold_lost": max(golds) - golds[-1],
+    }
+
+
+def print_table(out: Path) -> None:
+    """Print means over seeds with 95 % intervals, and the gold score against one reward model, by seed."""
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for way, of_run in results(out):
+        found[way].append(of_run)
+    print(f"{'':52}", *(f"{way:>26}" for way in WAYS))
+    for name, label in ROWS.items():
+        cells = [shown([row[name] for row in runs if name in row]) for runs in found.values()]
+        print(f"{label:52}", *(f"{cell:>26}" for cell in cells))
+    alone = [row["gold_ppo"] for row in found["one reward model"]]
+    cells = [
+        shown([row["gold_ppo"] - one for row, one in zip(runs, alone, strict=False)])
+        for runs in found.values()
+    ]
+    print(f"{'gold score of PPO less that against one reward model':52}", *(f"{cell:>26}" for cell in cells))
+    print(f"seeds: {', '.join(f'{way} {len(runs)}' for way, runs in found.items())}; intervals over seeds")
+
+
+def shown(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{fmean(values):.2f}" if values else "–"
+    found = mean_with_interval("x", values)
+    return f"{found['x']:.2f} [{found['x_low']:.2f}, {found['x_high']:.2f}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

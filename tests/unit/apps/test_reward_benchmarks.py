@@ -1,0 +1,82 @@
+"""Figures of published benchmarks, by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from apps.evaluate.reward_models.benchmarks import (
+    SECTIONS,
+    in_order,
+    is_reward_bench,
+    picks_best,
+    section_means,
+    separates,
+)
+from apps.evaluate.reward_models.measure import crossed_words
+from apps.evaluate.reward_models.scorer import ScoredRow, by_length
+from tests.unit.stages.maths.test_preferences import ranking
+
+
+@pytest.mark.parametrize(
+    ("rewards", "ranks", "best", "all_best", "ordered"),
+    [
+        ([4, 3, 2, 1], [0, 1, 1, 1], 1, 1, 1),
+        ([3, 4, 2, 1], [0, 1, 1, 1], 0, 0, 2 / 3),
+        ([4, 4, 2, 1], [0, 1, 1, 1], 1 / 2, 0, 5 / 6),
+        ([4, 1, 2, 0], [0, 0, 1, 1], 1, 0, 3 / 4),  # the highest is right, and not all right ones lead
+        ([1, 1, 1, 1], [0, 1, 1, 1], 1 / 4, 0, 1 / 2),
+    ],
+)
+def test_the_best_of_four(rewards, ranks, best, all_best, ordered):
+    one = ranking(rewards, ranks=ranks)
+    assert picks_best(one) == pytest.approx(best)
+    assert separates(one) == all_best
+    assert in_order(one) == pytest.approx(ordered)
+
+
+def test_mathematics_counts_as_much_as_all_code():
+    """RewardBench gives its 447 rows of mathematics the weight of the 984 of code."""
+    found = section_means(
+        {"math-prm": [1, 1, 1, 0], "hep-cpp": [1, 0], "hep-go": [0, 0], "donotanswer": [1] * 3 + [0]}
+    )
+    assert found["Reasoning"]["value"] == pytest.approx((3 / 4 + 1 / 4) / 2)
+    assert found["Safety"]["value"] == 3 / 4
+    assert found["all sections"]["value"] == pytest.approx((1 / 2 + 3 / 4) / 2)
+    assert found["all sections"]["n"] == 12
+    low, high = found["Reasoning"]["low"], found["Reasoning"]["high"]
+    assert 0 <= low < 1 / 2 < high <= 1
+
+
+def test_other_rows_of_a_section_count_alike():
+    found = section_means({"mt-bench-easy": [1.0], "alpacaeval-easy": [0.0, 0.0, 1.0]})
+    assert found["Chat"]["value"] == 1 / 2
+
+
+def test_reward_bench_is_known_by_its_subsets():
+    names = [name for section in SECTIONS.values() for name in section]
+    assert len(names) == len(set(names)) == 23
+    assert is_reward_bench(names) and not is_reward_bench([*names, "Ties"]) and not is_reward_bench([])
+
+
+def test_the_bag_of_words_never_learns_from_the_prompt_that_it_judges():
+    """Each prompt's better answer has a word of its own, which tells nothing about other prompts."""
+    rows = [
+        ScoredRow(n, [f"good{n} same", f"bad{n} same"], [0, 1], [0, 0], [2, 2], [], None) for n in range(30)
+    ]
+    words = crossed_words(rows, list(range(30)))
+    assert all(one[0] == pytest.approx(one[1]) for one in words)
+    shared = [ScoredRow(n, ["good same", "bad same"], [0, 1], [0, 0], [2, 2], [], None) for n in range(30)]
+    assert all(one[0] > one[1] for one in crossed_words(shared, list(range(30))))
+    assert crossed_words(rows[:5], list(range(5))) == [[]] * 5
+
+
+def test_scores_come_back_in_order():
+    texts = ["ccc", "a", "bb", "dddd", "e"]
+    sizes = []
+
+    def score(some):
+        sizes.append([len(text) for text in some])
+        return [float(ord(text[0])) for text in some]
+
+    assert by_length(texts, len, score, at_once=2) == [float(ord(text[0])) for text in texts]
+    assert sizes == [[1, 1], [2, 3], [4]]
