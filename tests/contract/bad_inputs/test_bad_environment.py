@@ -194,7 +194,7 @@ def test_what_a_job_on_one_machine_opens_is_open_to_that_machine_alone():
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        (None, "does not exist; launch/hostfile.example shows the form"),
+        (None, "launch/hostfile.example shows the form"),
         (b"", "names no machine"),
         (b"# nothing\n\n", "names no machine"),
         (b"one slots=2\ntwo\n", "line 2: expected `NAME slots=N`, found `two`. Correct it"),
