@@ -99,8 +99,9 @@ class EvaluateOptions(ExperimentOptions):
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="base, sft, ppo, an adapter's folder; sft@4: its best of 4 answers; base+4: the base with 4 "
-            "demonstrations in its prompt (or base+4-nearest, base+4-shuffled); default: all of the run",
+            help="base, sft, ppo, an adapter's folder; sft@4: its best of 4 answers; sft~5: the answer that "
+            "most of 5 give; base+4: the base with 4 demonstrations in its prompt (or base+4-nearest, "
+            "base+4-shuffled); base+cot: after reasoning; default: all of the run",
             rich_help_panel=EVALUATE,
         ),
     ] = None
@@ -115,7 +116,11 @@ class EvaluateOptions(ExperimentOptions):
     number: Annotated[
         int | None,
         typer.Option(
-            "-n", min=2, metavar="N", help="the most prompts (default: all)", rich_help_panel=EVALUATE
+            "-n",
+            min=2,
+            metavar="N",
+            help="the most prompts, and the most examples of a task (default: all)",
+            rich_help_panel=EVALUATE,
         ),
     ] = None
     judges: Annotated[
@@ -142,6 +147,20 @@ class EvaluateOptions(ExperimentOptions):
             metavar="FILE", help="also measure the perplexity of this text", rich_help_panel=EVALUATE
         ),
     ] = None
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="also run these benchmarks of lm-eval, such as hellaswag",
+            rich_help_panel=EVALUATE,
+        ),
+    ] = None
+    tasks_folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="a folder with YAML files of your own tasks", rich_help_panel=EVALUATE
+        ),
+    ] = None
     out: Annotated[
         Path | None,
         typer.Option(
@@ -153,6 +172,9 @@ class EvaluateOptions(ExperimentOptions):
 def evaluate(options: EvaluateOptions) -> int:
     """Compare policies on the same prompts: judges, win rates, KL, variety and cost, with intervals."""
     run_dir = given_run(options, "tristage evaluate", ["ppo.judge", "ppo.rollout"]).path
+    if options.tasks:
+        check_installed("evaluate", "lm_eval")
+    from apps.evaluate.benchmarks import Benchmarks
     from apps.evaluate.candidates import parse_candidates  # imports torch
     from apps.evaluate.judges import open_judges
     from apps.evaluate.measure import Material, measure
@@ -164,7 +186,13 @@ def evaluate(options: EvaluateOptions) -> int:
     run = open_run(run_dir, options.overrides)
     candidates = parse_candidates(options.policies.split(",") if options.policies else run.policies)
     judges = open_judges(run, options.judges.split(",") if options.judges else None)
-    material = Material(options.prompts, options.number, options.text, options.instructions)
+    benchmarks = None
+    if options.tasks:
+        names = [name.strip() for name in options.tasks.split(",")]
+        benchmarks = Benchmarks(names, options.tasks_folder, options.number, run.config.data.chat)
+    elif options.tasks_folder:
+        raise UserError("--tasks-folder: names where tasks are. Name those to run in --tasks.")
+    material = Material(options.prompts, options.number, options.text, options.instructions, benchmarks)
     comparison = measure(run, candidates, judges, say, material)
     print_comparison(SafeConsole(highlight=False), comparison)
     folder = options.out or run.run.path / "evaluation"
