@@ -15,6 +15,7 @@ def contradictions(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     yield from _use_best(experiment)
     yield from _reward_base(experiment)
     yield from _agreement(experiment)
+    yield from _merge(experiment)
     yield from _ranking_loss(experiment)
     yield from _response_lengths(experiment)
     yield from _shares(experiment)
@@ -76,6 +77,16 @@ def _agreement(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
         yield (
             ("rm", "rankings", "labeller"),
             f"agree: names {labeller.agree[0]} twice, which always agrees with itself; name two labellers",
+        )
+
+
+def _merge(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
+    rankings = experiment.rm.rankings
+    if rankings.merge != "each" and rankings.labeller != "people":
+        yield (
+            ("rm", "rankings", "merge"),
+            f"{rankings.merge} merges the rankings of several people, and rm.rankings.labeller is "
+            f"{rankings.labelled_by}; set the labeller to people, or leave this out",
         )
 
 

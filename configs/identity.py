@@ -32,6 +32,7 @@ SPEED_ONLY_NESTED = (
 )
 NEWER_KEYS = {"from": None, "reference": "sft"}  # which older runs lack: left out at these defaults
 NEWER_NESTED = {
+    "rm.rankings.merge": "each",
     "rm.loss.kind": "bradley_terry",
     "rm.loss.ties": "ignore",
     "rm.loss.margin": "none",
