@@ -119,7 +119,7 @@ class EvaluateOptions(ExperimentOptions):
             "-n",
             min=2,
             metavar="N",
-            help="the most prompts, and the most examples of a task (default: all)",
+            help="the most prompts, and the most examples of a benchmark (default: all)",
             rich_help_panel=EVALUATE,
         ),
     ] = None
@@ -147,7 +147,7 @@ class EvaluateOptions(ExperimentOptions):
             metavar="FILE", help="also measure the perplexity of this text", rich_help_panel=EVALUATE
         ),
     ] = None
-    tasks: Annotated[
+    benchmarks: Annotated[
         str | None,
         typer.Option(
             metavar="A,B,...",
@@ -155,10 +155,10 @@ class EvaluateOptions(ExperimentOptions):
             rich_help_panel=EVALUATE,
         ),
     ] = None
-    tasks_folder: Annotated[
+    benchmarks_folder: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="a folder with YAML files of your own tasks", rich_help_panel=EVALUATE
+            metavar="DIR", help="a folder with YAML files of your own benchmarks", rich_help_panel=EVALUATE
         ),
     ] = None
     out: Annotated[
@@ -172,7 +172,7 @@ class EvaluateOptions(ExperimentOptions):
 def evaluate(options: EvaluateOptions) -> int:
     """Compare policies on the same prompts: judges, win rates, KL, variety and cost, with intervals."""
     run_dir = given_run(options, "tristage evaluate", ["ppo.judge", "ppo.rollout"]).path
-    if options.tasks:
+    if options.benchmarks:
         check_installed("evaluate", "lm_eval")
     from apps.evaluate.benchmarks import Benchmarks
     from apps.evaluate.candidates import parse_candidates  # imports torch
@@ -187,11 +187,11 @@ def evaluate(options: EvaluateOptions) -> int:
     candidates = parse_candidates(options.policies.split(",") if options.policies else run.policies)
     judges = open_judges(run, options.judges.split(",") if options.judges else None)
     benchmarks = None
-    if options.tasks:
-        names = [name.strip() for name in options.tasks.split(",")]
-        benchmarks = Benchmarks(names, options.tasks_folder, options.number, run.config.data.chat)
-    elif options.tasks_folder:
-        raise UserError("--tasks-folder: names where tasks are. Name those to run in --tasks.")
+    if options.benchmarks:
+        names = [name.strip() for name in options.benchmarks.split(",")]
+        benchmarks = Benchmarks(names, options.benchmarks_folder, options.number, run.config.data.chat)
+    elif options.benchmarks_folder:
+        raise UserError("--benchmarks-folder: says where they are. Name those to run in --benchmarks.")
     material = Material(options.prompts, options.number, options.text, options.instructions, benchmarks)
     comparison = measure(run, candidates, judges, say, material)
     print_comparison(SafeConsole(highlight=False), comparison)

@@ -44,21 +44,23 @@ def load_tasks(wanted: Benchmarks) -> Mapping[str, Any]:
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     if wanted.folder is not None and not wanted.folder.is_dir():
-        raise UserError(f"--tasks-folder: {wanted.folder!s:.200}: there is no such folder. Correct the path.")
+        raise UserError(
+            f"--benchmarks-folder: {wanted.folder!s:.200}: there is no such folder. Correct the path."
+        )
     manager = TaskManager(include_path=str(wanted.folder) if wanted.folder else None)
     known = set(manager.all_tasks)
     for name in wanted.tasks:
         if name not in known:
             raise UserError(
-                f"--tasks: {name!r:.100}: lm-eval has no task, group or tag of this name. `lm-eval ls tasks` "
-                "lists them; --tasks-folder names a folder with YAML files of your own."
+                f"--benchmarks: {name!r:.100}: lm-eval has no task, group or tag of this name. `lm-eval ls "
+                "tasks` lists them; --benchmarks-folder names a folder with YAML files of your own."
             )
     try:
         loaded: Mapping[str, Any] = manager.load(list(wanted.tasks))
     except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"--tasks: {', '.join(wanted.tasks)!s:.100} cannot be loaded: {type(error).__name__}: "
+            f"--benchmarks: {', '.join(wanted.tasks)!s:.100} cannot be loaded: {type(error).__name__}: "
             f"{reason:.300}. Most tasks read data of the hub. Load it once with a network, or write a task "
             "that reads a file."
         ) from error

@@ -1,4 +1,4 @@
-"""`tristage evaluate --tasks`: lm-eval on the policies as they are, with the task of the guide."""
+"""`tristage evaluate --benchmarks`: lm-eval on the policies as they are, with the task of the guide."""
 
 from __future__ import annotations
 
@@ -86,17 +86,17 @@ def test_a_part_of_the_examples(policies, folder) -> None:
 def test_what_cannot_be_loaded_is_refused(folder, tmp_path) -> None:
     for tasks, where, reason in (
         (["no_such_task"], folder, "lm-eval has no task, group or tag of this name"),
-        (["capitals"], tmp_path / "none", "--tasks-folder: .*there is no such folder"),
+        (["capitals"], tmp_path / "none", "--benchmarks-folder: .*there is no such folder"),
     ):
         with pytest.raises(UserError, match=reason):
             load_tasks(Benchmarks(tasks, where, None, chat=False))
     (tmp_path / "data.jsonl").unlink()
-    with pytest.raises(UserError, match="--tasks: capitals cannot be loaded: FileNotFoundError"):
+    with pytest.raises(UserError, match="--benchmarks: capitals cannot be loaded: FileNotFoundError"):
         load_tasks(Benchmarks(["capitals"], folder, None, chat=False))
 
 
 def test_the_command_shows_and_writes_them(trained_run, folder, tmp_path) -> None:
-    words = ("--tasks", "capitals", "--tasks-folder", folder, "-n", 4, "--out", tmp_path / "out")
+    words = ("--benchmarks", "capitals", "--benchmarks-folder", folder, "-n", 4, "--out", tmp_path / "out")
     shown = tristage(
         "evaluate", "--run-dir", trained_run, "--policies", "base,ppo", "--judges", "warmth", *words
     )
