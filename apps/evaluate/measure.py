@@ -24,6 +24,7 @@ from apps.trained_run import (
 )
 from configs.errors import UserError
 from configs.schema import Experiment, Rollout
+from data.batches.tokenize import Prompt
 from data.sources.messages import Text, last_text
 from stages.maths.statistics import kl_of_best, mean_with_interval, repeated_bigrams
 from stages.sampling.sampler import open_sampler
@@ -97,27 +98,18 @@ def measure(
     loaded = names + (["sft"] if "sft" in run.manifests and "sft" not in names else [])  # for the KL
     if material.benchmarks:
         load_tasks(material.benchmarks)  # refuses before anything is sampled
-    ranks = this_process()
     say(f"loading {run.config.base.model} ({run.config.base.quantization}) and {', '.join(loaded)}")
-    policies = load_policies(run, chosen_adapters(run, loaded, reward=with_reward), ranks)
+    policies = load_policies(run, chosen_adapters(run, loaded, reward=with_reward), this_process())
     categories = categories_of(material.prompts)
     prompts = read_prompts(run, policies.tokenizer, material.prompts, material.number, categories)
     texts = [prompt.text for prompt in prompts]
-    answers: dict[str, Answers] = {}
     notes: list[str] = []
     needed = material.instructions or any(candidate.shots for candidate in candidates)
     demonstrations = training_demonstrations(run) if needed else []
     if material.instructions:
         best, note = _instructed_base(run.config, policies, demonstrations, material.instructions)
         candidates, notes = [*candidates, best], [note]
-    for rollout, some in _by_rollout(run.config.ppo.rollout, candidates):
-        with open_sampler(policies.base, policies.tokenizer, ranks, rollout) as sampler:
-            for candidate in some:
-                say(f"{candidate.name}: {len(prompts) * candidate.samples} answers to {len(prompts)} prompts")
-                answers[candidate.name] = answer(
-                    run.config, policies, sampler, candidate, prompts, demonstrations
-                )
-    answers = {candidate.name: answers[candidate.name] for candidate in candidates}
+    answers = _answers(run.config, policies, candidates, prompts, demonstrations, say)
     asked = [prompt.prompt for prompt in prompts]
     metrics = {name: _metrics(asked, one, judges) for name, one in answers.items()}
     if material.text:
@@ -135,6 +127,26 @@ def measure(
         [*notes, *_notes(answers, with_reward), *(note for judge in judges for note in notes_of(judge))],
         run_benchmarks(policies, candidates, material.benchmarks, say) if material.benchmarks else {},
     )
+
+
+def _answers(
+    config: Experiment,
+    policies: LoadedPolicies,
+    candidates: Sequence[Candidate],
+    prompts: Sequence[Prompt],
+    demonstrations: Sequence[Row],
+    say: Say,
+) -> dict[str, Answers]:
+    """The answers of each candidate, in the order of the candidates."""
+    answers: dict[str, Answers] = {}
+    for rollout, some in _by_rollout(config.ppo.rollout, candidates):
+        with open_sampler(policies.base, policies.tokenizer, this_process(), rollout) as sampler:
+            for candidate in some:
+                say(f"{candidate.name}: {len(prompts) * candidate.samples} answers to {len(prompts)} prompts")
+                answers[candidate.name] = answer(
+                    config, policies, sampler, candidate, prompts, demonstrations
+                )
+    return {candidate.name: answers[candidate.name] for candidate in candidates}
 
 
 def _by_rollout(rollout: Rollout, candidates: Sequence[Candidate]) -> list[tuple[Rollout, list[Candidate]]]:

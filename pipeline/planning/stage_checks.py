@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from configs.error_messages import Keys, overlap
@@ -35,6 +36,8 @@ def check_all(
 ) -> list[str]:
     """Check all that the stages which will run or resume read, call and share among `world` ranks.
 
+    A blocked stage is checked, too: it runs once it is no longer blocked.
+
     Args:
         faults: receives what is wrong.
         wrong: keys with a fault of their own. What they say is not checked.
@@ -42,6 +45,7 @@ def check_all(
     Returns:
         Remarks, such as how many rows of a source are kept.
     """
+    plans = [replace(plan, action="run") if plan.action == "blocked" else plan for plan in plans]
     stages = [plan.stage for plan in plans if plan.starts]
     for fault in file_faults(config, plans):
         if not any(overlap(fault.keys, keys) for keys in wrong):
