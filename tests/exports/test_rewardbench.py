@@ -18,6 +18,10 @@ ROWS = [
 ]
 SCORE = """
 import sys
+import torch
+from transformers import BatchEncoding
+if not torch.cuda.is_available():
+    BatchEncoding.to = lambda self, device: self  # RewardBench's pipeline moves its inputs to a GPU
 from rewardbench.rewardbench import Args, rewardbench
 rewardbench(Args(
     dataset=sys.argv[2], load_json=True, split="train", model=sys.argv[1], output_dir=sys.argv[3] + "/",

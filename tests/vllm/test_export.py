@@ -42,7 +42,7 @@ def test_vllm_says_what_the_merged_model_says(wide_folder: Path, tmp_path: Path)
     prompts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     script = tmp_path / "generate.py"  # a process of its own: vLLM changes its process
     script.write_text(GENERATE)
-    command = [sys.executable, script, folder, json.dumps(prompts), str(NEW)]
+    command = [sys.executable, str(script), str(folder), json.dumps(prompts), str(NEW)]
     variables = environment() | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
