@@ -113,7 +113,8 @@ def test_what_never_ends_is_not_read(what, kind, tmp_path):
 def test_wandb_mode_is_told_before_anything_starts(command, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "of-line")
     status, out, stderr = tristage(command, "--config", experiment(tmp_path), "--run-dir", tmp_path / "run")
-    assert (status, out) == (2, "") and not (tmp_path / "run").exists()
+    assert status == 2 and not (tmp_path / "run").exists()
+    assert ("sft  run" in out) == (command == "plan"), "which shows its decisions all the same"
     check_message(stderr, "error: WANDB_MODE=of-line")
 
 
