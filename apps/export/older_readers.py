@@ -2,7 +2,7 @@
 
 transformers 5 writes the base of rotary embeddings into `rope_parameters`. transformers 4 reads `rope_theta`,
 and takes 10,000 without it: another model, and no error. Its AutoTokenizer does not know the class that
-transformers 5 names. transformers 5 reads all of these keys, too.
+transformers 5 names, and gives a model inputs that it refuses. transformers 5 reads all of these keys, too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 CLASS = {"TokenizersBackend": "PreTrainedTokenizerFast"}  # in 4, and another name of the same class in 5
+INPUTS = ["input_ids", "attention_mask"]  # 4 adds token_type_ids, which decoders refuse
 ROTARY = ("rope_theta", "partial_rotary_factor")  # next to the others in 4
 
 
@@ -26,6 +27,7 @@ def write_for_transformers_4(folder: Path) -> None:
     tokenizer = json.loads((folder / TOKENIZER).read_text())
     name = tokenizer.get("tokenizer_class")
     tokenizer["tokenizer_class"] = CLASS.get(name, name)
+    tokenizer.setdefault("model_input_names", INPUTS)
     (folder / TOKENIZER).write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n")
 
 

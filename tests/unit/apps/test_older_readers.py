@@ -45,4 +45,7 @@ def test_transformers_5_reads_the_same_config(rope, tmp_path):
     after = AutoConfig.from_pretrained(tmp_path)
     assert after.rope_parameters == before["rope_parameters"]
     assert json.loads((tmp_path / "config.json").read_text())["rope_theta"] == rope["rope_theta"]
-    assert "PreTrainedTokenizerFast" in (tmp_path / "tokenizer_config.json").read_text()
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
