@@ -47,8 +47,8 @@ def test_rewardbench_gives_the_scores_of_the_reward_model(
     ]
     data.write_text("".join(json.dumps(row) + "\n" for row in conversations))
     run_in(rewardbench_bin, SCORE, folder, data, tmp_path / "out")
-    (file,) = (tmp_path / "out").rglob("*_outputs.jsonl")
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    written = Path(f"{folder}_outputs.jsonl")  # RewardBench joins its folder with the whole path of the model
+    rows = [json.loads(line) for line in written.read_text().splitlines()]
     policies = load_policies(run, Adapters({"base": None}, run.adapter("rm")), this_process())
     constant = json.loads((folder / "export.json").read_text())["figures"]["constant"]
     for name, place in (("scores_chosen", 1), ("scores_rejected", 2)):
