@@ -2,12 +2,13 @@
 # make demo-fast  run a third of it, in a few minutes (runs/demo-fast/report)
 # make test     run the test suite
 # make test-vllm  run the vLLM engine on this CPU, in an environment of its own (.venv-vllm); see docs/reference/vllm.md
+# make test-exports  run exports in llama.cpp and rewardbench, and lm-eval on policies; environments of their own
 # make chaos    damage every file of a tiny run; kill its stages KILLS times, resume them, compare the results
 # make audit    ask the registry for known vulnerabilities of the pinned versions
 # make lint     check style, types, and who imports whom
 # make docs     build the documentation site into site/; to search in it: python -m http.server -d site
 # make setup    create the environment in .venv; the other targets call it
-# make clean    remove .venv, .venv-vllm and caches, but not runs/
+# make clean    remove .venv and the other environments and caches, but not runs/
 #
 # PIP_ARGS is passed to pip. A machine without a GPU can skip the CUDA packages:
 #   make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -34,7 +35,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # deepspeed starts ninja, and tristage starts deepspeed, by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo demo-fast test test-vllm test-vllm-here chaos audit lint docs clean
+.PHONY: setup demo demo-fast test test-vllm test-vllm-here test-exports chaos audit lint docs clean
 
 setup: $(INSTALLED)
 
@@ -77,6 +78,18 @@ $(VLLM_INSTALLED): pyproject.toml tests/vllm/requirements.txt
 	$(VLLM_VENV)/bin/python -m pip install $(PIP_ARGS) --no-deps --no-build-isolation -e .
 	@touch $@
 
+# The converter replaces the package gguf, and rewardbench pins an older transformers, so each has its environment.
+test-exports: setup .venv-gguf/installed .venv-rewardbench/installed
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[evaluate]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=10 tests/exports $(PYTEST_ARGS)
+
+.venv-%/installed: export PIP_CONSTRAINT :=
+.venv-%/installed: export PIP_BUILD_CONSTRAINT :=
+.venv-%/installed: tests/exports/%.txt
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/python -m pip install $(PIP_ARGS) -r tests/exports/$*.txt
+	@touch $@
+
 chaos: setup
 	$(BIN)/python -m tests.chaos.damage --seed $(SEED)
 	$(BIN)/python -m tests.chaos $(KILLS) --seed $(SEED)
@@ -98,5 +111,5 @@ audit:
 	$(VENV)/audit/bin/pip-audit --no-deps --disable-pip --requirement constraints.txt
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-* build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

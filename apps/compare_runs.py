@@ -47,7 +47,7 @@ class Runs:
         """Keys of the configuration whose values differ, with the value of each run."""
         trees = [dict(_leaves(run.experiment.model_dump(mode="json"))) for run in self.by_name.values()]
         for key in dict.fromkeys(key for tree in trees for key in tree):
-            values = [str(tree.get(key, "–")) for tree in trees]
+            values = ["null" if (value := tree.get(key, "–")) is None else str(value) for tree in trees]
             if len(set(values)) > 1 and key != "name":
                 yield key, values
 

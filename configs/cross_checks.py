@@ -29,6 +29,7 @@ def contradictions(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     yield from _method(experiment)
     yield from _agreement(experiment)
     yield from _earlier(experiment)
+    yield from _merge(experiment)
     yield from _ranking_loss(experiment)
     yield from _ensemble(experiment)
     yield from _response_lengths(experiment)
@@ -152,6 +153,16 @@ def _earlier(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
             ("rm", "rankings", "earlier"),
             "is beside the rankings of a labeller, and rm.rankings.labeller is file; name a labeller, or "
             "put the rankings of all rounds into data.rm and set this to []",
+        )
+
+
+def _merge(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
+    rankings = experiment.rm.rankings
+    if rankings.merge != "each" and rankings.labeller != "people":
+        yield (
+            ("rm", "rankings", "merge"),
+            f"{rankings.merge} merges the rankings of several people, and rm.rankings.labeller is "
+            f"{rankings.labelled_by}; set the labeller to people, or leave this out",
         )
 
 

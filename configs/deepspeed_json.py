@@ -31,7 +31,7 @@ DTYPES = ("fp32", "bf16", "fp16")  # of communication_data_type
 MAX_BYTES, MOST_FAULTS = 2**20, 5
 ZERO_SECTION = "zero_optimization"
 SUPPORTED = (ZERO_SECTION, "communication_data_type", *BOOLEAN)  # DeepSpeed ignores what it does not know
-EXAMPLE = "configs/deepspeed/zero2.json shows the form"
+EXAMPLE = f"{Path(__file__).parent}/deepspeed/zero2.json shows the form"
 
 
 def read_deepspeed_json(path: Path) -> dict[str, Any]:

@@ -105,6 +105,19 @@ def similar_keys(section: Keys, key: str) -> list[Keys]:
     return similar or [path for path in all_keys() if path[-1] == key]
 
 
+def meant_by(unknown: Keys) -> set[Keys]:
+    """An unknown key, and the known ones that it may stand for."""
+    section = unknown[:-1]
+    node = node_at(section)
+    assert node is not None
+    return {unknown, *(similar_keys(section, unknown[-1]) if is_section(node) else ())}
+
+
+def overlap(keys: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether one key is the other, or a section around it."""
+    return all(part == counterpart for part, counterpart in zip(keys, other, strict=False))
+
+
 def _siblings(section: Keys, node: Node) -> str:
     """The keys of a section, or where they are listed if they are many."""
     name, keys = dotted(section), list(node["properties"])

@@ -37,6 +37,7 @@ NEWER_NESTED = {
     "sft.method": "lora",
     "sft.virtual_tokens": 20,
     "rm.rankings.earlier": [],
+    "rm.rankings.merge": "each",
     "rm.loss.kind": "bradley_terry",
     "rm.loss.ties": "ignore",
     "rm.loss.margin": "none",

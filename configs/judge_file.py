@@ -19,9 +19,13 @@ from configs.sections.values import NonNegative, PlainNumber, variable_name
 
 Mode = Literal["pairs", "ranking"]
 FIELDS: dict[Mode, tuple[str, ...]] = {
-    "pairs": ("{prompt}", "{a}", "{b}"),
-    "ranking": ("{prompt}", "{answers}"),
+    "pairs": ("{a}", "{b}"),
+    "ranking": ("{answers}",),
 }
+PROMPT, LAST = (
+    "{prompt}",
+    "{last}",
+)  # the whole conversation, and its last message; a template has one of them
 TEMPLATES: dict[Mode, str] = {
     "pairs": """Which answer to the prompt is better? Judge by what it says, not by its length.
 
@@ -69,7 +73,9 @@ class JudgeEndpoint(Section):
         "pairs", description="pairs: two answers a request, in both orders; ranking: all answers in one"
     )
     template: str | None = Field(
-        None, description="the question, with {prompt}, {a} and {b}; for a ranking, {prompt} and {answers}"
+        None,
+        description="the question, with {prompt}, {a} and {b}; for a ranking, {prompt} and {answers}. "
+        "{prompt} is the whole conversation, {last} its last message",
     )
     max_tokens: Annotated[int, Field(ge=1, le=100_000), PlainNumber] | None = Field(
         None, description="of a reply; default: 16, for a ranking 256"
@@ -90,6 +96,8 @@ class JudgeEndpoint(Section):
     @model_validator(mode="after")
     def _template_has_fields(self) -> JudgeEndpoint:
         missing = [field for field in FIELDS[self.mode] if field not in self.question]
+        if PROMPT not in self.question and LAST not in self.question:
+            missing.insert(0, f"{PROMPT} or {LAST}")
         if missing:
             raise ValueError(f"the template has no {missing[0]}, which mode: {self.mode} needs")
         return self

@@ -36,6 +36,7 @@ class RawExperiment:
         lines: line of each key in the file.
         overrides: text of each `key=value`, by key.
         errors: messages, one line each.
+        wrong: the keys of these messages, and those that an unknown key may stand for.
         broken: the file could not be read, so that errors about missing keys mean nothing.
     """
 
@@ -44,6 +45,7 @@ class RawExperiment:
     lines: dict[Keys, int] = field(default_factory=dict)
     overrides: dict[Keys, str] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    wrong: set[Keys] = field(default_factory=set)
     broken: bool = False
 
     def read(self) -> None:
@@ -61,6 +63,7 @@ class RawExperiment:
             self._add_file_error(_yaml_fault(error))
         else:
             for keys, first, line in duplicates:
+                self.wrong.add(keys)
                 self.errors.append(
                     f"{self.file}:{line}: {error_messages.dotted(keys)}: given twice, first on line {first}"
                 )
@@ -87,8 +90,10 @@ class RawExperiment:
         keys = tuple(dotted.strip().split("."))
         if error_messages.node_at(keys) is None:
             unknown, reason = error_messages.unknown_key(keys)
+            self.wrong.update(error_messages.meant_by(unknown))
             self.errors.append(f"command line ({text}): {error_messages.dotted(unknown)}: {reason}")
             return
+        self.wrong.add(keys)  # until the value is read
         if not equals:
             self.errors.append(f"command line ({text}): no value; write {text}=VALUE")
             return
@@ -98,6 +103,8 @@ class RawExperiment:
             reason = f"{_yaml_fault(error)}; put quotes around text with special characters"
             self.errors.append(f"command line ({text}): {error_messages.dotted(keys)}: {reason}")
             return
+        if not duplicates:
+            self.wrong.discard(keys)
         for inside, *_ in duplicates:
             self.errors.append(
                 f"command line ({text}): {error_messages.dotted((*keys, *inside))}: given twice"
@@ -165,7 +172,9 @@ class RawExperiment:
             keys = error_messages.known_part(error["loc"])
             if error["type"] in ("extra_forbidden", "invalid_key") and keys != LABELLER:
                 keys, reason = error_messages.unknown_key((*keys, str(error["loc"][len(keys)])))
+                self.wrong.update(error_messages.meant_by(keys))
             else:
+                self.wrong.add(keys)
                 node = error_messages.node_at(keys)
                 assert node is not None
                 reason = error_messages.reason(error, node)
@@ -177,6 +186,7 @@ class RawExperiment:
 
     def add_error(self, keys: Keys, reason: str) -> None:
         """Add an error about a value that is valid by itself."""
+        self.wrong.add(keys)
         self.errors.append(f"{self._source(keys, 'value_error')}: {'.'.join(keys)}: {reason}")
 
     def message(self) -> str:

@@ -6,7 +6,9 @@ Each row goes through the functions that training uses, twice: with the limits o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from configs.schema import Data, Experiment, Stage
 from data.batches.fit import NoPair, NothingFits
-from data.batches.tokenize import TOKENIZE, Demonstration, Prompt, Ranking
+from data.batches.pack import PackedSequence, pack
+from data.batches.tokenize import TOKENIZE, Demonstration, Prompt, Ranking, demonstrations
 from data.examples import StageData
 from data.sources.folders import size_of
 from data.sources.formats import Kind, Row
@@ -98,6 +101,41 @@ def lengths(rows: Sequence[Row], kind: Kind, tokenizer: PreTrainedTokenizerBase,
         found.append(Lengths("answers", [length for row in answers for length in row], "", None))
         found.append(Lengths("prompt and longest answer", both, "data.max_length", data.max_length))
     return found
+
+
+class Packed(NamedTuple):
+    """An example of a packed sequence: its row, its first position, and how many of its tokens carry loss."""
+
+    where: str
+    first: int
+    ids: list[int]
+    learned: int
+
+
+def packed(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data) -> list[list[Packed]]:
+    """The sequences that packed SFT trains on, each as its examples in turn.
+
+    Raises:
+        UserError: the chat template does not fit a row.
+    """
+    examples: list[Demonstration] = []
+    places: dict[tuple[int, ...], deque[str]] = defaultdict(deque)
+    for row in rows:
+        with suppress(NothingFits):
+            (example,) = demonstrations([row], tokenizer, data)[0]
+            examples.append(example)
+            places[*example.prompt_ids, *example.completion_ids].append(str(row["where"]))
+    sequences = pack(examples, data.max_length)
+    return [list(_examples_of(sequence, places)) for sequence in sequences]
+
+
+def _examples_of(sequence: PackedSequence, places: Mapping[tuple[int, ...], deque[str]]) -> Iterator[Packed]:
+    first = 0
+    for length in sequence.seq_lengths:
+        ids = sequence.input_ids[first : first + length]
+        learned = sum(sequence.completion_mask[first : first + length])
+        yield Packed(places[tuple(ids)].popleft(), first, ids, learned)
+        first += length
 
 
 def _without_limits(data: Data) -> Data:

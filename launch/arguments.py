@@ -25,7 +25,6 @@ from pipeline.processes.streams import say
 from pipeline.state.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
-RUN_STAGE = ROOT / "launch" / "run_stage.py"
 DEFAULT_CONFIG = ROOT / "configs" / "demo.yaml"
 EXPERIMENT, FINISHED = "Experiment", "Finished and interrupted stages"  # groups of options in --help
 
@@ -105,7 +104,11 @@ class ExperimentOptions:
                 f"--run-dir {self.config!s:.200}."
             )
         config = load_experiment(self.file, self.overrides)
-        return config, readable(self.run_dir or Path("runs", config.name))
+        return config, self.run_path(config.name)
+
+    def run_path(self, name: str) -> Path:
+        """The run directory of experiment `name`. Raises UserError: it cannot be written there."""
+        return readable(self.run_dir or Path("runs", name))
 
     def run_directory(self) -> Path:
         """The run directory. If `--run-dir` names it, the configuration is not read.

@@ -15,12 +15,12 @@ from rich.text import Text
 from configs.load import dump_experiment, load_experiment
 from configs.schema import STAGES, Data, Experiment, Rm, Source
 from data.storage.files import write_text
-from launch.arguments import RUN_STAGE, Commands, ExperimentOptions, command
+from launch.arguments import Commands, ExperimentOptions, command
 from launch.deepspeed_command import Launch
 from launch.given_run import check_words
 from launch.stage_sequence import run_all
 from pipeline.planning.plan import plan_stages
-from pipeline.planning.request import Request
+from pipeline.planning.request import RUN_STAGE, Request
 from pipeline.processes.streams import say
 from pipeline.state.manifest import read_manifest
 from pipeline.state.run_directory import RunDirectory

@@ -184,25 +184,25 @@ class ReportOptions(ExperimentOptions):
 @command(app, "tristage collect rankings --run-dir runs/demo -k 4 --labellers people.txt")
 def rankings(options: RankingOptions) -> int:
     """People rank K answers of a policy (default: sft) from best to worst; stage rm trains on that."""
-    return _collect("rankings", options)
+    return _collect("rankings", options, options.policy, options.answers, options.each)
 
 
 @command(app, "tristage collect demonstrations --prompts prompts.jsonl")
 def demonstrations(options: WritingOptions) -> int:
     """People write answers; stage sft trains on them. With --draft, they start from the newest policy's."""
-    return _collect("demonstrations", options)
+    return _collect("demonstrations", options, options.policy, draft=options.draft)
 
 
 @command(app, "tristage collect ratings --policy sft")
 def ratings(options: RatingOptions) -> int:
     """People rate single answers from 1 to 7 (default: the newest policy's); see data.sft.min_rating."""
-    return _collect("ratings", options)
+    return _collect("ratings", options, options.policy, options.answers, options.each)
 
 
 @command(app, "tristage collect pairs --policy sft,ppo")
 def pairs(options: JudgingOptions) -> int:
     """People choose between answers of two policies (default: sft,ppo); see evaluate --judges people."""
-    return _collect("pairs", options)
+    return _collect("pairs", options, options.policy, options.answers)
 
 
 @command(app, "tristage collect report --run-dir runs/demo")
@@ -218,7 +218,14 @@ def report(options: ReportOptions) -> int:
     return 0
 
 
-def _collect(kind: Kind, options: CollectOptions) -> int:
+def _collect(
+    kind: Kind,
+    options: CollectOptions,
+    policy: str | None,
+    answers: Path | None = None,
+    each: int | None = None,
+    draft: bool = False,
+) -> int:
     """Open the round, and serve its page."""
     check_installed(*EXTRA)
     from apps.collect.assignment import Plan
@@ -230,12 +237,12 @@ def _collect(kind: Kind, options: CollectOptions) -> int:
     config, run = options.experiment_of_run()
     asked = Asked(
         kind,
-        tuple(policy.split(",")) if (policy := getattr(options, "policy", None)) else (),
+        tuple(policy.split(",")) if policy else (),
         options.prompts,
-        getattr(options, "answers", None),
+        answers,
         options.number,
-        getattr(options, "each", None),
-        getattr(options, "draft", False),
+        each,
+        draft,
     )
     overlap = again = 0.0  # nobody writes what another has written
     if isinstance(options, JudgingOptions):

@@ -16,7 +16,6 @@ from configs.schema import MAX_NAME, STAGES, Experiment, Stage
 from launch import checking, collecting, evaluating, first_steps, rounds, uses
 from launch.arguments import (
     EXPERIMENT,
-    RUN_STAGE,
     Commands,
     ExperimentOptions,
     RequestOptions,
@@ -25,6 +24,7 @@ from launch.arguments import (
 )
 from launch.deepspeed_command import Launch, guess_accelerators, visible_devices
 from launch.given_run import given_run
+from launch.refusals import check_runnable, read_request
 from launch.stage_sequence import run_all
 from launch.sweep import Run, check_different, run_sweep, runs_of, seeds_of, split_axes
 from launch.sweep_plan import plan_runs
@@ -33,9 +33,8 @@ from pipeline.planning.batches import check_batches
 from pipeline.planning.machine import machine_in_words, machine_warnings, made_for
 from pipeline.planning.machine_memory import rank_here
 from pipeline.planning.plan import StagePlan, plan_stages, stages_between
-from pipeline.planning.preflight import check_files, check_files_and_batches
-from pipeline.planning.request import Request
-from pipeline.planning.stage_checks import check_stages
+from pipeline.planning.request import RUN_STAGE, Request
+from pipeline.planning.stage_checks import check_all
 from pipeline.processes import logs, parent_watch
 from pipeline.processes.interruption import end_in_one_line
 from pipeline.processes.signals import handled_by
@@ -52,8 +51,6 @@ from pipeline.terminal.show import (
     print_runs,
     print_status,
 )
-from pipeline.tracking.wandb_sink import check_mode
-from stages.distributed.environment import check_accelerator
 
 TRISTAGE = [sys.executable, "-P", "-m", "launch.cli"]  # -P: ignore a folder `launch` in the working directory
 TrainedStage = Literal["sft", "rm", "ppo"]
@@ -176,11 +173,11 @@ class SweepOptions(StartOptions):
 @command(app, "tristage run configs/demo.yaml ppo.kl_coef=0.1", TRAIN)
 def run(options: RunOptions) -> int:
     """Run the stages one after another, each under its own deepspeed launch; skip finished ones."""
-    request, launch = options.request("tristage"), options.launch()
-    _check_environment()
-    plans = plan_stages(request, options.stages())
-    check_files(request.config, plans)
-    check_stages(request.config, plans)
+    stages, launch = options.stages(), options.launch()
+    request, faults = read_request(options, stages)
+    plans = plan_stages(request, stages)
+    check_runnable(request.config, plans, launch, faults)
+    faults.refuse()
     status = run_all(request, launch, plans)
     if status == 0 and options.until == "ppo":
         return _report(request.run.path)
@@ -195,8 +192,8 @@ def sweep(options: SweepOptions) -> int:
     overrides, seeds = seeds_of(options.overrides, options.seeds)
     overrides, axes = split_axes(overrides)
     options = replace(options, overrides=overrides)
-    request, launch = options.request("tristage"), options.launch()
-    _check_environment()
+    request, faults = read_request(options, [*STAGES, "best"])
+    launch = options.launch()
     runs = runs_of(request.run.path, axes, seeds)
     pool, ranks = _pool(options, launch, len(runs))
     commands, configs = zip(
@@ -204,8 +201,8 @@ def sweep(options: SweepOptions) -> int:
     )
     check_different(runs, configs)
     plans = plan_stages(request, [*STAGES, "best"])
-    check_files(request.config, plans)
-    check_stages(request.config, plans)
+    check_all(request.config, plans, ranks, faults)
+    faults.refuse()
     shared = [plan for plan in plans if plan.stage != "ppo"]
     if options.plan:
         return _show_sweep(options, request, shared, runs, configs)
@@ -227,9 +224,8 @@ def _show_sweep(
 ) -> int:
     """Show what a sweep would do. Returns the exit status."""
     console = SafeConsole()
-    world = _print_beginning(console, options, request)
+    _print_beginning(console, options, request)
     print_decisions(console, shared)
-    check_files_and_batches(request.config, shared, world)
     plans = plan_runs(request, shared, runs, configs)
     print_runs(console, [run.path.name for run in runs], plans)
     return 2 if any(plan.action == "blocked" for plan in [*shared, *plans]) else 0
@@ -238,13 +234,13 @@ def _show_sweep(
 @command(app, "tristage plan configs/demo.yaml --from ppo ppo.kl_coef=0.1", TRAIN)
 def plan(options: PlanOptions) -> int:
     """Show which stages would run, resume or be skipped, and why; start nothing."""
-    request, console = options.request("tristage"), SafeConsole()
-    _check_environment()
-    plans = plan_stages(request, options.stages())
+    stages, console = options.stages(), SafeConsole()
+    request, faults = read_request(options, stages)
+    plans = plan_stages(request, stages)
     world = _print_beginning(console, options, request)
     print_decisions(console, plans)
-    check_files_and_batches(request.config, plans, world)
-    remarks = check_stages(request.config, plans)
+    remarks = check_all(request.config, plans, world, faults)
+    faults.refuse()
     warnings = machine_warnings(request.config, guess_accelerators(), world, options.hostfile)
     if starting := [plan.stage for plan in plans if plan.starts]:
         print_lines(console, warnings, "yellow")
@@ -301,12 +297,6 @@ def _print_beginning(console: SafeConsole, options: StartOptions, request: Reque
     lines = [f"this machine {machine}", *([f"hardware, by its YAML: {hardware}"] if hardware else [])]
     print_heading(console, request, lines)
     return world
-
-
-def _check_environment() -> None:
-    """Raise UserError if a variable that the stages will read has no valid value."""
-    check_mode()
-    check_accelerator()
 
 
 def _run_command(options: SweepOptions, run: Run, name: str, ranks: int) -> tuple[Sequence[str], Experiment]:

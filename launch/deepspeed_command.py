@@ -14,6 +14,7 @@ from configs.errors import UserError
 from configs.schema import Stage
 from pipeline.processes.parent_watch import mark_of_this_process
 
+EXAMPLE = Path(__file__).with_name("hostfile.example")
 SLOTS = re.compile("slots=[1-9][0-9]{0,5}")
 # A host name or an IPv4 address. DeepSpeed hands it to pdsh and ssh, which take other forms as options, files
 # or ranges of hosts, and what stands before a colon as a kind of connection.
@@ -124,7 +125,7 @@ def read_slots(hostfile: Path) -> list[int]:
         UserError: the file is missing, a line is not `NAME slots=N`, or it names a machine twice or none.
     """
     if not hostfile.is_file():
-        raise UserError(f"--hostfile: {hostfile} does not exist; launch/hostfile.example shows the form.")
+        raise UserError(f"--hostfile: {hostfile} does not exist; {EXAMPLE} shows the form.")
     slots: dict[str, int] = {}
     for number, line in enumerate(_text_of(hostfile).split("\n"), 1):  # as DeepSpeed splits it
         words = line.partition("#")[0].split()
@@ -143,7 +144,7 @@ def read_slots(hostfile: Path) -> list[int]:
             raise UserError(f"{hostfile}: line {number}: {words[0]:.80} is named twice. Add up its slots.")
         slots[words[0]] = int(words[1].removeprefix("slots="))
     if not slots:
-        raise UserError(f"{hostfile}: names no machine; launch/hostfile.example shows the form.")
+        raise UserError(f"{hostfile}: names no machine; {EXAMPLE} shows the form.")
     return list(slots.values())
 
 

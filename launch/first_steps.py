@@ -13,7 +13,8 @@ from rich.text import Text
 
 from configs.errors import UserError
 from configs.recipes import recipe
-from launch.arguments import RUN_STAGE, ExperimentOptions
+from launch.arguments import ExperimentOptions
+from pipeline.planning.request import RUN_STAGE
 from pipeline.processes.streams import say
 from pipeline.terminal.console import SafeConsole
 from pipeline.terminal.explain import explain as print_explanation
@@ -84,8 +85,8 @@ class PreviewOptions(ExperimentOptions):
 def preview(options: PreviewOptions) -> int:
     """Show the tokens that a stage sees: which are learned, scored or cut, and how long rows are."""
     config, _ = options.experiment_of_run() if options.run_dir else options.experiment()
-    from data.preview import lengths, preview, rows_of  # imports transformers
-    from pipeline.terminal.preview import ending, print_histogram, print_previews
+    from data.preview import lengths, packed, preview, rows_of  # imports transformers
+    from pipeline.terminal.preview import ending, print_histogram, print_packed, print_previews
     from stages.preflight import main_source, tokenizer_of
 
     data_stage, kind, base = main_source(config, options.stage)
@@ -96,6 +97,9 @@ def preview(options: PreviewOptions) -> int:
     print_previews(console, shown, tokenizer, ending(config, options.stage))
     for found in lengths(rows, kind, tokenizer, config.data):
         print_histogram(console, found)
+    if options.stage == "sft" and config.sft.packing:
+        sequences = packed(rows, tokenizer, config.data)
+        print_packed(console, sequences, options.number, tokenizer, config.data.max_length)
     return 0
 
 

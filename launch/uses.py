@@ -111,8 +111,9 @@ class EvaluateOptions(ExperimentOptions):
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="base, sft, ppo, an adapter's folder; sft@4: its best of 4 answers; base+4: the base with 4 "
-            "demonstrations in its prompt (or base+4-nearest, base+4-shuffled); default: all of the run",
+            help="base, sft, ppo, an adapter's folder; sft@4: its best of 4 answers; sft~5: the answer that "
+            "most of 5 give; base+4: the base with 4 demonstrations in its prompt (or base+4-nearest, "
+            "base+4-shuffled); base+cot: after reasoning; default: all of the run",
             rich_help_panel=EVALUATE,
         ),
     ] = None
@@ -127,7 +128,11 @@ class EvaluateOptions(ExperimentOptions):
     number: Annotated[
         int | None,
         typer.Option(
-            "-n", min=2, metavar="N", help="the most prompts (default: all)", rich_help_panel=EVALUATE
+            "-n",
+            min=2,
+            metavar="N",
+            help="the most prompts, and the most examples of a benchmark (default: all)",
+            rich_help_panel=EVALUATE,
         ),
     ] = None
     judges: Annotated[
@@ -154,6 +159,20 @@ class EvaluateOptions(ExperimentOptions):
             metavar="FILE", help="also measure the perplexity of this text", rich_help_panel=EVALUATE
         ),
     ] = None
+    benchmarks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="also run these benchmarks of lm-eval, such as hellaswag",
+            rich_help_panel=EVALUATE,
+        ),
+    ] = None
+    benchmarks_folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="a folder with YAML files of your own benchmarks", rich_help_panel=EVALUATE
+        ),
+    ] = None
     out: Annotated[
         Path | None,
         typer.Option(
@@ -165,6 +184,9 @@ class EvaluateOptions(ExperimentOptions):
 def policies(options: EvaluateOptions) -> int:
     """Compare policies on the same prompts: judges, win rates, KL, variety and cost, with intervals."""
     run_dir = given_run(options, "tristage evaluate", ["ppo.judge", "ppo.rollout"]).path
+    if options.benchmarks:
+        check_installed("evaluate", "lm_eval")
+    from apps.evaluate.benchmarks import Benchmarks
     from apps.evaluate.candidates import parse_candidates  # imports torch
     from apps.evaluate.judges import open_judges
     from apps.evaluate.measure import Material, measure
@@ -176,7 +198,13 @@ def policies(options: EvaluateOptions) -> int:
     run = open_run(run_dir, options.overrides)
     candidates = parse_candidates(options.policies.split(",") if options.policies else run.policies)
     judges = open_judges(run, options.judges.split(",") if options.judges else None)
-    material = Material(options.prompts, options.number, options.text, options.instructions)
+    benchmarks = None
+    if options.benchmarks:
+        names = [name.strip() for name in options.benchmarks.split(",")]
+        benchmarks = Benchmarks(names, options.benchmarks_folder, options.number, run.config.data.chat)
+    elif options.benchmarks_folder:
+        raise UserError("--benchmarks-folder: says where they are. Name those to run in --benchmarks.")
+    material = Material(options.prompts, options.number, options.text, options.instructions, benchmarks)
     comparison = measure(run, candidates, judges, say, material)
     print_comparison(SafeConsole(highlight=False), comparison)
     folder = options.out or run.run.path / "evaluation"

@@ -9,17 +9,18 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from configs.error_messages import Keys, overlap
 from configs.errors import UserError
 from configs.judge_file import read_judge
-from configs.schema import JUDGE_FILES, Base, Experiment, Reward, Stage
+from configs.schema import JUDGE_FILES, STAGES, Base, Data, Experiment, Reward, Stage
 from data.batches import tokenize
 from data.examples import StageData, read_examples
 from data.sources.folders import size_of
@@ -41,15 +42,38 @@ from stages.setup import load_checked_tokenizer
 
 PROMPTS = ["How are you?", "Name a colour."]
 COMPLETIONS = ["I am well, thank you.", ""]  # a policy may end its turn at once
+RANKINGS = ("rm", "rankings")  # they say whether data.rm holds rankings or prompts
 MOST_REPEATS = 100  # of an example in one batch; more can only be a slip
 
-Check = tuple[str, Callable[[], list[str]]]  # a name, and a function that returns remarks or raises UserError
+TOKENS = [("data", key) for key in Data.model_fields if key not in (*STAGES, "shares")]  # how text is read
+
+
+class Check(NamedTuple):
+    """One check.
+
+    Attributes:
+        group: of its fault in the message, see `pipeline.planning.faults`.
+        name: what is checked.
+        reads: keys without which it means nothing.
+        run: returns remarks, or raises UserError.
+    """
+
+    group: str
+    name: str
+    reads: Sequence[Keys]
+    run: Callable[[], list[str]]
+
+    def depends_on(self, wrong: Iterable[Keys]) -> bool:
+        """Whether one of the wrong keys is among those that this reads."""
+        return any(overlap(read, keys) for read in self.reads for keys in wrong)
 
 
 def main(results: int) -> None:
-    """Read `{"experiment", "stages", "only_feedback"}`; write a line of JSON before and after each check.
+    """Read an order, and write a line of JSON before and after each of its checks.
 
-    The line before has the check's name, the one after its fault or null, and its remarks.
+    The order is `{"experiment", "stages", "only_feedback", "wrong", "done"}`: `wrong` are keys with a fault,
+    and `done` is the number of checks that an earlier process has made. The line before a check has its group
+    and name, the one after it its fault or null, and its remarks.
 
     Args:
         results: descriptor of the file for these lines.
@@ -57,55 +81,76 @@ def main(results: int) -> None:
     with os.fdopen(results, "w") as lines:
         order = json.load(sys.stdin)
         config, stages = Experiment.model_validate(order["experiment"]), order["stages"]
-        checks = () if order["only_feedback"] else material(config, stages)
-        for name, check in (*checks, *feedback(config, stages)):
-            lines.write(json.dumps(name) + "\n")
+        wrong = list(map(tuple, order["wrong"]))
+        first = () if order["only_feedback"] else material(config, stages, wrong)
+        checks = [check for check in (*first, *feedback(config, stages)) if not check.depends_on(wrong)]
+        for check in checks[order["done"] :]:
+            lines.write(json.dumps([check.group, check.name]) + "\n")
             lines.flush()  # the check may end this process
             fault, remarks = None, list[str]()
             try:
-                remarks = check()
+                remarks = check.run()
             except UserError as error:
                 fault = str(error)
             except OSError as error:  # a disk that fails, or a file that only seems to be one
-                fault = f"{name}: {error!s:.200}"
+                fault = f"{check.name}: {error!s:.200}"
             lines.write(json.dumps([fault, remarks]) + "\n")
 
 
-def material(config: Experiment, stages: Sequence[Stage]) -> Iterator[Check]:
+def material(config: Experiment, stages: Sequence[Stage], wrong: Iterable[Keys] = ()) -> Iterator[Check]:
     """Checks of the tokenizers, chat templates, rows and given adapters of the stages.
 
-    A base that is not here yet is left to the stage, which downloads it. So is data of the hub.
+    A base that is not here yet is left to the stage, which downloads it. So is data of the hub. If a base or
+    its template is wrong, rows are read, and not tokenized.
     """
-    tokenizers = _Tokenizers(config)
+    tokenizers = _Tokenizers(config, wrong)
     for stage in stages:
         for base in filter(is_downloaded, config.bases(stage)):
-            yield f"{base.key}: {base.model}", _base(tokenizers, stage, base)
+            group, name = "bases and chat templates", f"{base.key}: {base.model}"
+            yield Check(group, name, reads_of(base), _base(tokenizers, stage, base))
             if config.adapter.target_modules != "all-linear" and stage not in config.starts:
-                yield f"adapter.target_modules, on {base.key}", _targets(config, base)
+                name, reads = f"adapter.target_modules, on {base.key}", [("adapter",), _keys(base)]
+                yield Check("adapters", name, reads, _targets(config, base))
         base = config.base_of(stage)
+        reads = [("adapter",), _keys(base)]
         if stage in config.starts and is_downloaded(base):
-            yield f"{stage}.from: {config.starts[stage]}", _start(config, stage)
+            name = f"{stage}.from: {config.starts[stage]}"
+            yield Check("adapters", name, [(stage, "from"), *reads], _start(config, stage))
         elif _has_new_adapter(config, stage) and is_downloaded(base):
-            yield f"adapter on {base.model}", _new_adapter(config, base)
+            yield Check("adapters", f"adapter on {base.model}", reads, _new_adapter(config, base))
     sources = {(data, kind): base for stage in stages for data, kind, base in sources_of(config, stage)}
     for (data_stage, kind), base in sources.items():
         if is_local(config.data.source(data_stage)):
-            yield f"data.{data_stage}", _data(tokenizers, data_stage, kind, base)
+            reads = [("data", data_stage), ("data", "shares"), *([RANKINGS] if data_stage == "rm" else [])]
+            yield Check("data", f"data.{data_stage}", reads, _data(tokenizers, data_stage, kind, base))
+
+
+def reads_of(base: Base) -> list[Keys]:
+    """The keys that say how a base tokenizes."""
+    return [_keys(base), *TOKENS]
+
+
+def _keys(base: Base) -> Keys:
+    return tuple(base.key.split("."))
 
 
 def feedback(config: Experiment, stages: Sequence[Stage]) -> Iterator[Check]:
     """Checks of labellers and rewards: each function and endpoint that the stages call judges two answers."""
     for key, name in config.labellers(stages).items():
         if name == "warm_ending":
-            yield f"{key}: {name}", _reader
+            yield _feedback_check(key, name, _reader)
     for key, code in config.users_code(stages):
         source = code.source if isinstance(code, Reward) else code
         if not isinstance(code, Reward) and source.endswith(JUDGE_FILES):
-            yield f"{key}: {source}", _judge(Path(source), key, config.rm.rankings.completions)
+            yield _feedback_check(key, source, _judge(Path(source), key, config.rm.rankings.completions))
         elif isinstance(code, Reward) and "://" in source:
-            yield f"{key}: {source}", _endpoint(code)
+            yield _feedback_check(key, source, _endpoint(code))
         else:
-            yield f"{key}: {source}", _function(source, key)
+            yield _feedback_check(key, source, _function(source, key))
+
+
+def _feedback_check(key: str, source: str, run: Callable[[], list[str]]) -> Check:
+    return Check("labellers, judges and rewards", f"{key}: {source}", [tuple(key.split("."))], run)
 
 
 def check_material(config: Experiment, stage: Stage) -> None:
@@ -115,9 +160,9 @@ def check_material(config: Experiment, stage: Stage) -> None:
         UserError: one line for each fault.
     """
     faults = []
-    for _, check in material(config, [stage]):
+    for check in material(config, [stage]):
         try:
-            check()
+            check.run()
         except UserError as error:
             faults.append(str(error))
     if faults:
@@ -149,8 +194,8 @@ def tokenizer_of(config: Experiment, stage: Stage, base: Base) -> PreTrainedToke
 class _Tokenizers:
     """The checked tokenizers of bases, each loaded once for a stage."""
 
-    def __init__(self, config: Experiment) -> None:
-        self.config = config
+    def __init__(self, config: Experiment, wrong: Iterable[Keys] = ()) -> None:
+        self.config, self._wrong = config, wrong
         self._loaded: dict[tuple[Stage, str], PreTrainedTokenizerBase] = {}
 
     def load(self, stage: Stage, base: Base) -> PreTrainedTokenizerBase:
@@ -159,6 +204,12 @@ class _Tokenizers:
         if key not in self._loaded:
             self._loaded[key] = load_checked_tokenizer(self.config, stage, base, load_config(base))
         return self._loaded[key]
+
+    def usable(self, base: Base) -> bool:
+        """Whether the base is here, and no key that says how it tokenizes is wrong."""
+        return is_downloaded(base) and not any(
+            overlap(read, keys) for read in reads_of(base) for keys in self._wrong
+        )
 
 
 def _base(tokenizers: _Tokenizers, stage: Stage, base: Base) -> Callable[[], list[str]]:
@@ -230,7 +281,11 @@ def _data(tokenizers: _Tokenizers, stage: Stage, kind: Kind, base: Base) -> Call
     source, remarks = config.data.source(stage), list[str]()
 
     def check() -> list[str]:
-        tokenizer = tokenizers.load(stage, base) if is_downloaded(base) else None
+        tokenizer, refusal = None, None
+        try:
+            tokenizer = tokenizers.load(stage, base) if tokenizers.usable(base) else None
+        except UserError as error:  # the rows are read all the same
+            refusal = error
         large = size_of(source.path) > MAX_BYTES
         if large:
             rows = first_rows(source, kind, SOME_ROWS)
@@ -245,6 +300,8 @@ def _data(tokenizers: _Tokenizers, stage: Stage, kind: Kind, base: Base) -> Call
             train, held_out, _ = read_examples(data, kind, tokenize.TOKENIZE[kind], tokenizer)
             _check_sizes(config, stage, len(train), len(held_out))
             _check_scores(config, kind, [*train, *held_out])
+        if refusal:
+            raise refusal
         return remarks
 
     return check

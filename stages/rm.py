@@ -145,7 +145,7 @@ def report_on(
     if ranks.rank == 0:
         rankings = scored_rankings(train, held_out, rewards, nats, models.reward_tokenizer)
         labels = read_label_metrics(context.folder)
-        ceiling = ceiling_of(context.config.rm.rankings.labeller, labels)
+        ceiling = ceiling_of(context.config.rm.rankings.of_single_people, labels)
         metrics = write_report(context.folder, rankings, ceiling)
     return ranks.broadcast(metrics)
 

@@ -83,8 +83,10 @@ def no_material_checks(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
         run_preflight = stage_checks.run_preflight
 
-        def run_for_users_code(config, stages, *, only_feedback=False):
-            return run_preflight(config, stages, only_feedback=True) if config.users_code(stages) else []
+        def run_for_users_code(config, stages, faults, wrong=frozenset(), *, only_feedback=False):
+            if not config.users_code(stages):
+                return []
+            return run_preflight(config, stages, faults, wrong, only_feedback=True)
 
         monkeypatch.setattr(stage_checks, "run_preflight", run_for_users_code)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import combinations
 from statistics import fmean, median
@@ -87,21 +87,18 @@ def win_rate(content: Round) -> Json | None:
     }
 
 
-def agreement(content: Round, *, intervals: bool = False) -> Json:
+def agreement(content: Round) -> Json:
     """How well people agree; None for what cannot be said, as with one person.
 
     `pairwise` is the agreement of two people (see `agreement_of_tasks`); `tau_b` the mean of
     Kendall's τ-b between two people (Kendall 1945); `alpha` Krippendorff's α for ordinal values (2011). Each
     has its 95 % bootstrap interval over tasks.
-
-    Args:
-        intervals: also that of `alpha`, which takes a second or more.
     """
     given = judged_by_several(content)
     return {
         "pairwise": _mean(agreement_of_tasks(content)),
         "tau_b": _mean(_taus(content, given)),
-        "alpha": _alpha(given, intervals=intervals),
+        "alpha": _alpha(given),
     }
 
 
@@ -140,18 +137,15 @@ def _tau(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
     return None if np.isnan(tau) else tau
 
 
-def _alpha(given: Given, *, intervals: bool) -> Json | None:
+def _alpha(given: Given) -> Json | None:
     """Krippendorff's α over all answers that several people judged."""
     people = list(dict.fromkeys(name for by_person in given.values() for name in by_person))
     blocks = [_block(by_person, people) for by_person in given.values()]
     value = _alpha_of(blocks)
     if value is None:
         return None
-    alpha: Json = {"value": value, "low": None, "high": None, "n": len(blocks)}
-    if intervals:
-        values = sorted(_resampled(blocks))
-        alpha["low"], alpha["high"] = np.percentile(values, [2.5, 97.5]).tolist()
-    return alpha
+    low, high = np.nanpercentile(resampled_alphas(blocks), [2.5, 97.5]).tolist()
+    return {"value": value, "low": low, "high": high, "n": len(blocks)}
 
 
 def _block(by_person: dict[str, tuple[int, ...]], people: Sequence[str]) -> np.ndarray:
@@ -161,12 +155,39 @@ def _block(by_person: dict[str, tuple[int, ...]], people: Sequence[str]) -> np.n
     return np.array([by_person.get(name, nothing) for name in people], dtype=np.float64)
 
 
-def _resampled(blocks: Sequence[np.ndarray]) -> Iterator[float]:
+def resampled_alphas(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """α of RESAMPLES draws of the blocks, NaN if all drawn values are the same. The page asks every 5 s.
+
+    α depends on the sum of the tasks' coincidence matrices only (Krippendorff 2011, section D), so each is
+    counted once, and all draws are sums.
+    """
+    values = np.unique(np.concatenate([block[~np.isnan(block)] for block in blocks]))
+    each = np.array([_coincidences(block, values) for block in blocks])
     random = np.random.default_rng(SEED)
-    for _ in range(RESAMPLES):
-        picks = random.integers(len(blocks), size=len(blocks))
-        if (value := _alpha_of([blocks[pick] for pick in picks])) is not None:
-            yield value
+    picks = random.integers(len(blocks), size=(RESAMPLES, len(blocks)))
+    drawn = np.array([np.bincount(row, minlength=len(blocks)) for row in picks])
+    return _ordinal_alpha(np.tensordot(drawn, each, 1))
+
+
+def _coincidences(block: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(V, V) pairs of values that different people gave one answer, each answer by its number of people."""
+    counts = (block[None] == values[:, None, None]).sum(1).astype(np.float64)  # (V, answers)
+    people = counts.sum(0)
+    weights = np.divide(1, people - 1, out=np.zeros_like(people), where=people > 1)
+    pairs: np.ndarray = (counts * weights) @ counts.T - np.diag(counts @ weights)
+    return pairs
+
+
+def _ordinal_alpha(coincidences: np.ndarray) -> np.ndarray:
+    """α of (N, V, V) coincidence matrices with the ordinal metric (Krippendorff 2011, section D)."""
+    marginals = coincidences.sum(2)
+    n = marginals.sum(1)
+    rising = marginals.cumsum(1) - marginals / 2  # between two values lies the difference of these
+    metric = (rising[:, :, None] - rising[:, None, :]) ** 2
+    observed = (coincidences * metric).sum((1, 2))
+    expected = (marginals[:, :, None] * marginals[:, None, :] * metric).sum((1, 2))
+    ratio = np.divide((n - 1) * observed, expected, out=np.full(len(n), np.nan), where=expected > 0)
+    return 1 - ratio
 
 
 def _alpha_of(blocks: Sequence[np.ndarray]) -> float | None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from apps.collect.figures import agreement, progress
+from apps.collect.figures import progress
 from configs.errors import UserError
 from data.people.results import write_results
 from data.people.round import FOLDER, KINDS, Round, has_round, read_round
@@ -43,7 +43,7 @@ def report(console: Console, content: Round) -> Path:
     What stages read is written anew, too: a server that was killed may have left it behind.
     """
     write_results(content)
-    figures = progress(content) | {"agreement": agreement(content, intervals=True)}
+    figures = progress(content)
     _print(console, content, figures)
     file = content.folder / FILE
     write_text(file, json.dumps(figures, ensure_ascii=False, indent=1) + "\n")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from apps.evaluate.candidates import Candidate
 from apps.evaluate.in_context import first_part, in_context
 from apps.evaluate.prompts import Row
+from apps.evaluate.reasoning import final_answer, vote
 from apps.trained_run import LoadedPolicies, reward_scores, this_process
 from configs.schema import Data, Experiment
 from data.batches import tokenize
@@ -29,11 +30,12 @@ class Answers:
 
     Attributes:
         rewards: the reward model's scores; empty without one.
-        kl: to the SFT policy in nats; empty for demonstrations in the prompt, whose KL is not defined, for
-            best of n, which has a formula of its own, and without an SFT policy.
+        kl: to the SFT policy in nats; empty without an SFT policy, for demonstrations in the prompt and for a
+            vote, whose KL is not defined, and for best of n, which has a formula of its own.
         lengths: tokens of each answer.
         ended: whether it ended its turn.
-        cost: tokens read and sampled for each answer, all n of best-of-n together.
+        cost: tokens read and sampled for each answer, all n of best-of-n or of a vote together.
+        agreement: of a vote, the share of the answers that agree with the one that counts; else empty.
     """
 
     candidate: Candidate
@@ -43,6 +45,7 @@ class Answers:
     lengths: list[int]
     ended: list[bool]
     cost: list[int]
+    agreement: list[float] = field(default_factory=list)
 
 
 def answer(
@@ -62,23 +65,25 @@ def answer(
         UserError: demonstrations are missing, or the prompt does not fit; see `in_context`.
     """
     role, room = policies.roles[candidate.policy], policies.base.causal.config.get_text_config()
-    context = room.max_position_embeddings - config.ppo.rollout.max_new_tokens
+    context = room.max_position_embeddings - sampler.rollout.max_new_tokens
     read = in_context(
         candidate, prompts, demonstrations, policies.tokenizer, config.data, context, config.seed
     )
-    pairs = [(i, number) for i in range(len(prompts)) for number in range(candidate.best_of)]
+    pairs = [(i, number) for i in range(len(prompts)) for number in range(candidate.samples)]
     ids = [read[i].prompt_ids for i, _ in pairs]
     seeds = [seed_from(config.seed, "evaluate", number, prompts[i].prompt_ids) for i, number in pairs]
     responses = sampler.respond(role, ids, seeds)
     texts = sampler.decode([response.ids for response in responses])
-    if candidate.in_context and isinstance(prompts[0].prompt, str) and not config.data.chat:
+    if candidate.reasons:
+        texts = [final_answer(text) for text in texts]
+    elif candidate.in_context and isinstance(prompts[0].prompt, str) and not config.data.chat:
         texts = [first_part(text) for text in texts]
     asked = [prompts[i] for i, _ in pairs]
     rewards = _rewards(config.data, policies, candidate, asked, responses, texts) if policies.reward else []
-    picks = _picks(candidate, len(prompts), rewards)
+    picks, agreement = _picks(candidate, len(prompts), rewards, texts)
     chosen = [responses[pick] for pick in picks]
     spent = [len(prompt) + len(response.ids) for prompt, response in zip(ids, responses, strict=True)]
-    costs = [sum(spent[i * candidate.best_of : (i + 1) * candidate.best_of]) for i in range(len(prompts))]
+    costs = [sum(spent[i * candidate.samples : (i + 1) * candidate.samples]) for i in range(len(prompts))]
     return Answers(
         candidate,
         [texts[pick] for pick in picks],
@@ -87,6 +92,7 @@ def answer(
         [len(response.ids) for response in chosen],
         [response.ids[-1] == sampler.tokenizer.eos_token_id for response in chosen],
         costs,
+        agreement,
     )
 
 
@@ -107,12 +113,20 @@ def _rewards(
     return reward_model.score_on_all_ranks(prompts, responses, AT_ONCE)
 
 
-def _picks(candidate: Candidate, prompts: int, rewards: Sequence[float]) -> list[int]:
-    """The row of the answer that counts, for each prompt: the one that the reward model scores highest."""
-    n = candidate.best_of
+def _picks(
+    candidate: Candidate, prompts: int, rewards: Sequence[float], texts: Sequence[str]
+) -> tuple[list[int], list[float]]:
+    """The row of the answer that counts, for each prompt: what a vote or the reward model chooses.
+
+    Of a vote, also the share that agrees with it.
+    """
+    n = candidate.samples
+    if candidate.votes > 1:
+        votes = [vote(texts[i * n : (i + 1) * n]) for i in range(prompts)]
+        return [i * n + place for i, (place, _) in enumerate(votes)], [share for _, share in votes]
     if n == 1:
-        return list(range(prompts))
-    return [max(range(i * n, (i + 1) * n), key=lambda row: rewards[row]) for i in range(prompts)]
+        return list(range(prompts)), []
+    return [max(range(i * n, (i + 1) * n), key=lambda row: rewards[row]) for i in range(prompts)], []
 
 
 @torch.no_grad()
@@ -124,7 +138,7 @@ def _kl(
     responses: Sequence[Response],
 ) -> list[float]:
     """The KL of what was sampled to the SFT policy as it is, of each response."""
-    if candidate.best_of > 1 or candidate.in_context or "sft" not in policies.roles:
+    if candidate.samples > 1 or candidate.in_context or "sft" not in policies.roles:
         return []
     values: list[float] = []
     for some in micro_batches(list(zip(prompts, responses, strict=True)), AT_ONCE):

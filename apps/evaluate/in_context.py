@@ -11,10 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from apps.evaluate.candidates import Candidate
 from apps.evaluate.instructions import instructed
 from apps.evaluate.prompts import Row, fitting
+from apps.evaluate.reasoning import before_reasoning
 from configs.errors import UserError
 from configs.schema import Data
 from data.batches.tokenize import Prompt
-from data.sources.messages import Message, last_text
+from data.sources.messages import Message, Text, last_text
 
 BREAK = "\n\n"  # between demonstrations of plain text; an answer ends there
 
@@ -28,7 +29,7 @@ def in_context(
     context: int,
     seed: int,
 ) -> list[Prompt]:
-    """The prompts as the candidate reads them: after its instruction, or after its demonstrations.
+    """The prompts as the candidate reads them, with its instruction, demonstrations and call to reason.
 
     Args:
         context: the most tokens of a prompt.
@@ -42,17 +43,23 @@ def in_context(
         raise UserError(
             f"--policies: {candidate.name}: data.sft has {len(demonstrations)} demonstrations to train on."
         )
+    chat = data.chat or not isinstance(prompts[0].prompt, str)
+    asked = [
+        before_reasoning(prompt.prompt, chat) if candidate.reasons else prompt.prompt for prompt in prompts
+    ]
     if candidate.instruction:
-        rows = [{"prompt": instructed(prompt.prompt, candidate.instruction)} for prompt in prompts]
-    else:
+        asked = [instructed(prompt, candidate.instruction) for prompt in asked]
+    if candidate.shots:
         chosen = _choose(candidate, prompts, demonstrations, seed)
-        rows = [{"prompt": _joined(prompt, some, data)} for prompt, some in zip(prompts, chosen, strict=True)]
+        asked = [_joined(prompt, some, data) for prompt, some in zip(asked, chosen, strict=True)]
+    rows: list[Row] = [{"prompt": prompt} for prompt in asked]
     wide = data.model_copy(update={"max_prompt_length": context, "max_length": context + 1})
     extended = fitting(rows, tokenizer, wide)
     if len(extended) < len(prompts):
         raise UserError(
-            f"--policies: {candidate.name}: {len(prompts) - len(extended)} prompts with {candidate.shots} "
-            f"demonstrations exceed the context of the base, {context} tokens. Take fewer."
+            f"--policies: {candidate.name}: {len(prompts) - len(extended)} prompts with what stands before "
+            f"or after them exceed the context of the base, {context} tokens. Take fewer demonstrations, or "
+            "shorter prompts."
         )
     return extended
 
@@ -84,15 +91,15 @@ def _choose(
     return [drawn] * len(prompts)
 
 
-def _joined(prompt: Prompt, demonstrations: Sequence[Row], data: Data) -> str | list[Message]:
+def _joined(prompt: Text, demonstrations: Sequence[Row], data: Data) -> Text:
     """One text, or one conversation, of demonstrations and prompt."""
-    if isinstance(prompt.prompt, str) and not data.chat:
+    if isinstance(prompt, str) and not data.chat:
         parts = [f"{row['prompt']}{last_text(row['completion'])}" for row in demonstrations]
-        return BREAK.join([*parts, prompt.prompt])
+        return BREAK.join([*parts, prompt])
     turns: list[Message] = []
     for row in demonstrations:
         turns += [*_messages("user", row["prompt"]), *_messages("assistant", row["completion"])]
-    return [*turns, *_messages("user", prompt.prompt)]
+    return [*turns, *_messages("user", prompt)]
 
 
 def _messages(role: str, text: str | list[Message]) -> list[Message]:

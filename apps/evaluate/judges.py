@@ -14,6 +14,7 @@ from configs.errors import UserError
 from configs.judge_file import read_judge
 from configs.schema import JUDGE_FILES
 from data.people.round import FOLDER, read_round
+from data.sources.messages import Text, last_text
 from stages.feedback.endpoint_judge import EndpointJudge
 from stages.feedback.labellers import LABELLERS, labeller
 from stages.maths.statistics import wins
@@ -31,10 +32,10 @@ class Judge(Protocol):
 
     name: str
 
-    def scores(self, prompts: Sequence[str], answers: Answers) -> list[float]:
+    def scores(self, prompts: Sequence[Text], answers: Answers) -> list[float]:
         """A score of each answer; empty if this judge only compares two."""
 
-    def prefer(self, prompts: Sequence[str], ours: Answers, theirs: Answers) -> Sequence[float | None]:
+    def prefer(self, prompts: Sequence[Text], ours: Answers, theirs: Answers) -> Sequence[float | None]:
         """For each prompt 1 if our answer is better, 0 if it is worse, 1/2 for a tie; None if not judged."""
 
 
@@ -49,13 +50,13 @@ class ScoringJudge:
     score: Callable[[Sequence[str], Answers], list[float]]
     _given: dict[int, tuple[Answers, list[float]]] = field(default_factory=dict)  # by the answers' identity
 
-    def scores(self, prompts: Sequence[str], answers: Answers) -> list[float]:
+    def scores(self, prompts: Sequence[Text], answers: Answers) -> list[float]:
         """See `Judge`."""
         if id(answers) not in self._given:
-            self._given[id(answers)] = answers, self.score(prompts, answers)
+            self._given[id(answers)] = answers, self.score([last_text(prompt) for prompt in prompts], answers)
         return self._given[id(answers)][1]
 
-    def prefer(self, prompts: Sequence[str], ours: Answers, theirs: Answers) -> list[float]:
+    def prefer(self, prompts: Sequence[Text], ours: Answers, theirs: Answers) -> list[float]:
         """See `Judge`."""
         return wins(self.scores(prompts, ours), self.scores(prompts, theirs))
 
@@ -67,11 +68,11 @@ class ComparingJudge:
     name: str
     endpoint: EndpointJudge
 
-    def scores(self, prompts: Sequence[str], answers: Answers) -> list[float]:
+    def scores(self, prompts: Sequence[Text], answers: Answers) -> list[float]:
         """Empty: this judge compares."""
         return []
 
-    def prefer(self, prompts: Sequence[str], ours: Answers, theirs: Answers) -> list[float]:
+    def prefer(self, prompts: Sequence[Text], ours: Answers, theirs: Answers) -> list[float]:
         """See `Judge` and `EndpointJudge.prefer`."""
         return self.endpoint.prefer(prompts, ours.texts, theirs.texts)
 

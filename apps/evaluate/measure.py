@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from apps.evaluate.answers import Answers, answer
+from apps.evaluate.benchmarks import Benchmarks, load_tasks, run_benchmarks
 from apps.evaluate.candidates import Candidate
 from apps.evaluate.comparison import distinct, length_controlled_win_rate
 from apps.evaluate.instructions import propose
@@ -22,11 +23,14 @@ from apps.trained_run import (
     this_process,
 )
 from configs.errors import UserError
-from configs.schema import Experiment
+from configs.schema import Experiment, Rollout
+from data.batches.tokenize import Prompt
+from data.sources.messages import Text, last_text
 from stages.maths.statistics import kl_of_best, mean_with_interval, repeated_bigrams
 from stages.sampling.sampler import open_sampler
 
 INSTRUCTED = "base+instruction"
+REASONING = 256  # tokens of an answer with its reasoning
 Metrics = dict[str, float]
 Say = Callable[[str], None]
 
@@ -42,6 +46,7 @@ class Comparison:
         win_rates: of each judge: of each candidate against each other one, raw and at equal length.
         by_category: of each category of prompts: of each candidate, the first judge's mean.
         notes: sentences on what the figures do not cover.
+        benchmarks: of each task of lm-eval: of each policy, its `score`.
     """
 
     prompts: list[str]
@@ -50,6 +55,7 @@ class Comparison:
     win_rates: dict[str, dict[str, dict[str, Metrics]]]
     by_category: dict[str, dict[str, Metrics]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    benchmarks: dict[str, dict[str, Metrics]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,14 @@ class Material:
         number: the most prompts to answer.
         text: a file of text, of which each policy's likelihood is measured.
         instructions: proposals of the base for an automatic prompt; with the best, it is a candidate, too.
+        benchmarks: tasks of lm-eval.
     """
 
     prompts: Path | None = None
     number: int | None = None
     text: Path | None = None
     instructions: int = 0
+    benchmarks: Benchmarks | None = None
 
 
 def measure(
@@ -88,40 +96,67 @@ def measure(
     if not with_reward and any(candidate.best_of > 1 for candidate in candidates):
         raise UserError("--policies: best of n needs the reward model, and stage rm has not finished here.")
     loaded = names + (["sft"] if "sft" in run.manifests and "sft" not in names else [])  # for the KL
-    ranks = this_process()
+    if material.benchmarks:
+        load_tasks(material.benchmarks)  # refuses before anything is sampled
     say(f"loading {run.config.base.model} ({run.config.base.quantization}) and {', '.join(loaded)}")
-    policies = load_policies(run, chosen_adapters(run, loaded, reward=with_reward), ranks)
+    policies = load_policies(run, chosen_adapters(run, loaded, reward=with_reward), this_process())
     categories = categories_of(material.prompts)
     prompts = read_prompts(run, policies.tokenizer, material.prompts, material.number, categories)
     texts = [prompt.text for prompt in prompts]
-    answers: dict[str, Answers] = {}
     notes: list[str] = []
     needed = material.instructions or any(candidate.shots for candidate in candidates)
     demonstrations = training_demonstrations(run) if needed else []
     if material.instructions:
         best, note = _instructed_base(run.config, policies, demonstrations, material.instructions)
         candidates, notes = [*candidates, best], [note]
-    with open_sampler(policies.base, policies.tokenizer, ranks, run.config.ppo.rollout) as sampler:
-        for candidate in candidates:
-            say(f"{candidate.name}: {len(prompts) * candidate.best_of} answers to {len(prompts)} prompts")
-            answers[candidate.name] = answer(
-                run.config, policies, sampler, candidate, prompts, demonstrations
-            )
-    metrics = {name: _metrics(texts, one, judges) for name, one in answers.items()}
+    answers = _answers(run.config, policies, candidates, prompts, demonstrations, say)
+    asked = [prompt.prompt for prompt in prompts]
+    metrics = {name: _metrics(asked, one, judges) for name, one in answers.items()}
     if material.text:
         for candidate in candidates:
-            if not candidate.in_context and candidate.best_of == 1:
+            if not candidate.in_context and candidate.samples == 1:
                 role = policies.roles[candidate.policy]
                 metrics[candidate.name] |= nats_per_token(policies, role, material.text)
-    win_rates = {judge.name: _win_rates(texts, answers, judge) for judge in judges}
+    win_rates = {judge.name: _win_rates(asked, answers, judge) for judge in judges}
     return Comparison(
         texts,
         answers,
         metrics,
         win_rates,
-        _by_category(texts, answers, judges, categories) if categories else {},
+        _by_category(asked, answers, judges, categories) if categories else {},
         [*notes, *_notes(answers, with_reward), *(note for judge in judges for note in notes_of(judge))],
+        run_benchmarks(policies, candidates, material.benchmarks, say) if material.benchmarks else {},
     )
+
+
+def _answers(
+    config: Experiment,
+    policies: LoadedPolicies,
+    candidates: Sequence[Candidate],
+    prompts: Sequence[Prompt],
+    demonstrations: Sequence[Row],
+    say: Say,
+) -> dict[str, Answers]:
+    """The answers of each candidate, in the order of the candidates."""
+    answers: dict[str, Answers] = {}
+    for rollout, some in _by_rollout(config.ppo.rollout, candidates):
+        with open_sampler(policies.base, policies.tokenizer, this_process(), rollout) as sampler:
+            for candidate in some:
+                say(f"{candidate.name}: {len(prompts) * candidate.samples} answers to {len(prompts)} prompts")
+                answers[candidate.name] = answer(
+                    config, policies, sampler, candidate, prompts, demonstrations
+                )
+    return {candidate.name: answers[candidate.name] for candidate in candidates}
+
+
+def _by_rollout(rollout: Rollout, candidates: Sequence[Candidate]) -> list[tuple[Rollout, list[Candidate]]]:
+    """The candidates that sample alike. Reasoning takes more tokens than an answer."""
+    longer = rollout.model_copy(update={"max_new_tokens": max(rollout.max_new_tokens, REASONING)})
+    groups = [
+        (rollout, [one for one in candidates if not one.reasons]),
+        (longer, [one for one in candidates if one.reasons]),
+    ]
+    return [(settings, some) for settings, some in groups if some]
 
 
 def _instructed_base(
@@ -138,7 +173,7 @@ def _instructed_base(
     return Candidate(INSTRUCTED, BASE, instruction=best.text), note
 
 
-def _metrics(prompts: Sequence[str], answers: Answers, judges: Sequence[Judge]) -> Metrics:
+def _metrics(prompts: Sequence[Text], answers: Answers, judges: Sequence[Judge]) -> Metrics:
     """The figures of one candidate: judges' scores, KL, length, variety, cost."""
     metrics: Metrics = {}
     for judge in judges:
@@ -156,11 +191,12 @@ def _metrics(prompts: Sequence[str], answers: Answers, judges: Sequence[Judge]) 
         | {"distinct_1": distinct(answers.texts, 1), "distinct_2": distinct(answers.texts, 2)}
         | {"different": len(set(answers.texts)) / len(answers.texts)}
         | mean_with_interval("cost", answers.cost)
+        | (mean_with_interval("agreement", answers.agreement) if answers.agreement else {})
     )
 
 
 def _win_rates(
-    prompts: Sequence[str], answers: Mapping[str, Answers], judge: Judge
+    prompts: Sequence[Text], answers: Mapping[str, Answers], judge: Judge
 ) -> dict[str, dict[str, Metrics]]:
     """The win rates between all candidates by one judge. Each pair is judged once.
 
@@ -191,7 +227,7 @@ def _rates(won: Sequence[float], lengths: Sequence[int], others: Sequence[int]) 
 
 
 def _by_category(
-    prompts: Sequence[str],
+    prompts: Sequence[Text],
     answers: Mapping[str, Answers],
     judges: Sequence[Judge],
     categories: Mapping[str, str],
@@ -204,7 +240,7 @@ def _by_category(
             own = [
                 score
                 for prompt, score in zip(prompts, scores, strict=False)
-                if categories.get(prompt) == category
+                if categories.get(last_text(prompt)) == category
             ]
             if own:
                 table.setdefault(category, {})[name] = mean_with_interval("score", own)
@@ -217,6 +253,16 @@ def _notes(answers: Mapping[str, Answers], with_reward: bool) -> list[str]:
         notes.append(
             "The reward model picks the best of n, so its own score of them is no judgement. The KL of best "
             "of n is log n - (n - 1)/n."
+        )
+    if any(one.candidate.votes > 1 for one in answers.values()):
+        notes.append(
+            "A vote takes the answer that most samples give (Wang et al. 2022). Agree: the share of samples "
+            "that give it. If each sample differs, a vote means nothing."
+        )
+    if any(one.candidate.reasons for one in answers.values()):
+        notes.append(
+            f"+cot is asked to think step by step, in {REASONING} tokens at most. Its answer stands after "
+            'the last "answer is", or its last line. Length counts the reasoning, too.'
         )
     if any(one.candidate.in_context for one in answers.values()):
         notes.append(

@@ -26,8 +26,10 @@ LABELS = {
     "different": "Different",
     "perplexity": "Perplexity",
     "cost": "Cost, tokens",
+    "agreement": "Agree",
 }
 SAMPLES = 10
+BENCHMARKS = "The mean of each metric, with 1.96 standard errors as lm-eval computes them."
 READING = (
     "All candidates answer the same prompts with the same noise. Each cell has a mean over prompts with its "
     "95 % bootstrap interval. KL is in nats per answer, length in tokens. Ended: the share of answers that "
@@ -53,6 +55,7 @@ def write_comparison(comparison: Comparison, folder: Path, title: str) -> Path:
             "metrics": comparison.metrics,
             "win_rates": comparison.win_rates,
             "by_category": comparison.by_category,
+            "benchmarks": comparison.benchmarks,
             "notes": comparison.notes,
         }
         write_text(folder / "evaluation.json", json.dumps(figures, indent=1) + "\n")
@@ -88,7 +91,10 @@ def build_page(comparison: Comparison, title: str) -> Page:
         ),
     ]
     if comparison.by_category:
-        sections.append(Section("By category", [_categories(comparison)]))
+        sections.append(Section("By category", [_table(comparison, comparison.by_category)]))
+    if comparison.benchmarks:
+        table = _table(comparison, comparison.benchmarks)
+        sections.append(Section("Benchmarks by lm-eval", [table, Paragraph(BENCHMARKS)]))
     sections.append(Section("The first answers", [_samples(comparison)]))
     subtitle = f"{len(comparison.metrics)} candidates, {len(comparison.prompts)} prompts"
     return Page(title, subtitle, sections)
@@ -129,11 +135,12 @@ def _rate(metrics: Metrics) -> Cell:
     )
 
 
-def _categories(comparison: Comparison) -> Table:
-    names = list(comparison.answers)
+def _table(comparison: Comparison, scores: Mapping[str, Mapping[str, Metrics]]) -> Table:
+    """A row for each category or benchmark, a column for each candidate that has a score in one."""
+    names = [name for name in comparison.answers if any(name in of_each for of_each in scores.values())]
     rows = [
-        [Cell(category), *(_cell(of_each.get(name, {}), "score") for name in names)]
-        for category, of_each in comparison.by_category.items()
+        [Cell(row), *(_cell(of_each.get(name, {}), "score") for name in names)]
+        for row, of_each in scores.items()
     ]
     return Table(["", *names], rows)
 
@@ -158,6 +165,9 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         against = {name: of_name.get(baseline, {}) for name, of_name in rates.items()}
         cells = [_in_one_line(against.get(name, {}), "win_rate") for name in comparison.metrics]
         table.add_row(Text(f"Beats {baseline}, by {judge}"), *cells)
+    for row, of_each in comparison.benchmarks.items():
+        cells = [_in_one_line(of_each.get(name, {}), "score") for name in comparison.metrics]
+        table.add_row(Text(row), *cells)
     console.print(table)
     for note in comparison.notes:
         console.print(Text(note), soft_wrap=True)

@@ -8,7 +8,7 @@ from statistics import fmean
 from apps.evaluate.answers import Answers
 from data.people.results import first_labels
 from data.people.round import Round
-from data.sources.messages import last_text
+from data.sources.messages import Text, last_text
 from data.sources.text import collapsed
 from stages.maths.statistics import wins
 
@@ -36,16 +36,19 @@ class PeopleJudge:
                 self._add(last_text(task.prompt), first, second, won)
                 self._add(last_text(task.prompt), second, first, 1 - won)
 
-    def scores(self, prompts: Sequence[str], answers: Answers) -> list[float]:
+    def scores(self, prompts: Sequence[Text], answers: Answers) -> list[float]:
         """Empty: people compare."""
         return []
 
-    def prefer(self, prompts: Sequence[str], ours: Answers, theirs: Answers) -> list[float | None]:
+    def prefer(self, prompts: Sequence[Text], ours: Answers, theirs: Answers) -> list[float | None]:
         """For each prompt the mean choice of those who judged the pair; None if nobody has.
 
         Equal answers tie.
         """
-        return [self._choice(*pair) for pair in zip(prompts, ours.texts, theirs.texts, strict=True)]
+        return [
+            self._choice(last_text(prompt), mine, other)
+            for prompt, mine, other in zip(prompts, ours.texts, theirs.texts, strict=True)
+        ]
 
     def _choice(self, prompt: str, ours: str, theirs: str) -> float | None:
         if collapsed(ours) == collapsed(theirs):

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from apps.export import usage
 from apps.export.classifier_check import compare_classifier
 from apps.export.exactness import Difference, Probe, compare, probe
+from apps.export.older_readers import write_for_transformers_4
 from apps.export.weights import ending_text, save_classifier, save_merged
 from apps.trained_run import (
     Adapters,
@@ -102,6 +103,7 @@ def merged(export: Export, folder: Path) -> Written:
     export.say(f"writing the merged model in {_name(dtype)}")
     save_merged(policies.base, role, dtype, rollout, folder)
     tokenizer.save_pretrained(folder)
+    write_for_transformers_4(folder)
     device = policies.base.causal.device
     del policies
     gc.collect()
@@ -209,6 +211,7 @@ def reward(export: Export, folder: Path) -> Written:
     dtype = export.dtype or roles.dtype
     export.say(f"writing the classifier in {_name(dtype)}")
     constant = save_classifier(roles, dtype, policies.models.reward_tokenizer, folder)
+    write_for_transformers_4(folder)
     difference = compare_classifier(folder, run, policies, constant, PROMPTS)
     if not difference.largest <= 10 * BOUNDS[dtype]:
         raise UserError(

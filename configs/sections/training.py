@@ -167,6 +167,11 @@ class Rankings(Section):
         description="rankings.jsonl of earlier rounds, which the reward model learns beside the new ones; "
         "`tristage round` names them",
     )
+    merge: Literal["each", "bradley_terry"] = Field(
+        "each",
+        description="people: what becomes of several people's rankings of one prompt. each: each is a "
+        "ranking to train on; bradley_terry: one ranking by scores that all of them imply",
+    )
     rollout: Rollout = Rollout()
 
     @property
@@ -178,10 +183,17 @@ class Rankings(Section):
         return {} if labeller == "file" else {key: labeller}
 
     @property
+    def of_single_people(self) -> bool:
+        """Whether each ranking is one person's, so that the agreement of two people bounds accuracy."""
+        return self.labeller == "people" and self.merge == "each"
+
+    @property
     def only_compares(self) -> bool:
         """Whether the labeller gives ranks without scores."""
         labeller = self.labeller
-        return isinstance(labeller, Agreement) or labeller == "people" or labeller.endswith(JUDGE_FILES)
+        if labeller == "people":
+            return self.merge == "each"
+        return isinstance(labeller, Agreement) or labeller.endswith(JUDGE_FILES)
 
     @property
     def labelled_by(self) -> str:

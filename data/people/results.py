@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from data.people.events import Shown, Submitted
@@ -19,20 +19,32 @@ def rankings(content: Round) -> list[Row]:
 
     A ranking that a person gave again is left out: it only tells how well a person agrees with itself.
     """
-    return [_ranking(content, showing, label) for showing, label in first_labels(content) if label.ranks]
+    return [
+        ranking_row(content, showing.task, label.ranks, showing.labeller)
+        for showing, label in first_labels(content)
+        if label.ranks
+    ]
 
 
-def _ranking(content: Round, showing: Shown, label: Submitted) -> Row:
-    task, ranks = content.tasks[showing.task], label.ranks or ()
+def ranking_row(
+    content: Round, task_id: str, ranks: Sequence[int], labeller: str, scores: Sequence[float] = ()
+) -> Row:
+    """The answers of a task, best first.
+
+    Args:
+        ranks: of each of the task's answers.
+        scores: of each, if there are any.
+    """
+    task = content.tasks[task_id]
     best_first = sorted(range(len(ranks)), key=lambda position: ranks[position])
-    columns: Row = {"completions": task.completions, "completion_ids": task.completion_ids}
+    columns: Row = {"completions": task.completions, "completion_ids": task.completion_ids, "scores": scores}
     columns |= {"sources": task.sources} if content.settings.kind == "pairs" else {}
     return {
         "split": task.split,
         "prompt": task.prompt,
         **{name: [column[position] for position in best_first] for name, column in columns.items() if column},
         "ranks": [ranks[position] for position in best_first],
-        "labeller": showing.labeller,
+        "labeller": labeller,
         "task": task.id,
     }
 

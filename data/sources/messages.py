@@ -75,6 +75,16 @@ def last_text(text: Text) -> str:
     return text if isinstance(text, str) else text[-1]["content"]
 
 
+def dialogue(text: Text) -> str:
+    """A whole conversation for a reader who knows no chat template: each turn after the name of its speaker.
+
+    One message of a user is its content alone.
+    """
+    if isinstance(text, str) or [message["role"] for message in text] == ["user"]:
+        return last_text(text)
+    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in text)
+
+
 def is_learned(message: Message) -> bool:
     """Whether SFT learns a message of a conversation."""
     return message["role"] == "assistant" and "weight" not in message

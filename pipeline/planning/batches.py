@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,22 +49,25 @@ def check_batches(config: Experiment, stage: Stage, world: int) -> None:
     """Every rank takes an equal share of each batch.
 
     Raises:
-        UserError: a global size cannot be divided by the number of ranks.
+        UserError: one line for each global size that cannot be divided by the number of ranks.
     """
-    if stage == "best":
-        return
+    if stage != "best" and (faults := list(_unequal_shares(config, stage, world))):
+        raise UserError("\n".join(faults))
+
+
+def _unequal_shares(config: Experiment, stage: Stage, world: int) -> Iterator[str]:
     ppo, sizes = config.ppo, {f"{stage}.batch_size": training(config, stage).batch_size}
     if stage == "ppo" and ppo.ptx_coef and ppo.ptx_batch_size:
         sizes["ppo.ptx_batch_size"] = ppo.ptx_batch_size
     for key, size in sizes.items():
         if size % world:
-            raise UserError(
+            yield (
                 f"{key}: {size} cannot be shared equally by {world} ranks. Choose a multiple of {world}, "
                 f"such as {-(-size // world) * world}, or another number of ranks."
             )
     minibatch = ppo.batch_size // ppo.minibatches
     if stage == "ppo" and minibatch % world:
-        raise UserError(
+        yield (
             f"ppo.minibatches: a minibatch of {minibatch} (batch_size {ppo.batch_size} / minibatches "
             f"{ppo.minibatches}) cannot be shared equally by {world} ranks. Choose sizes whose "
             f"quotient is a multiple of {world}."

@@ -13,7 +13,7 @@ from configs.errors import UserError
 from configs.schema import Experiment, Stage, data_stage, ending_of
 from data.sources.folders import check_number, files_of_pattern
 from data.storage.source_digest import is_pattern
-from pipeline.planning.batches import check_batches
+from pipeline.planning.faults import Fault
 from pipeline.planning.plan import StagePlan
 from pipeline.planning.start_adapters import start_faults
 
@@ -27,39 +27,19 @@ def check_files(config: Experiment, plans: Sequence[StagePlan]) -> None:
         UserError: one line per file that is missing or not usable.
     """
     if faults := file_faults(config, plans):
-        raise UserError("\n".join(faults))
+        raise UserError("\n".join(dict.fromkeys(fault.text for fault in faults)))
 
 
-def check_files_and_batches(config: Experiment, plans: Sequence[StagePlan], world: int) -> None:
-    """Check files, and the batches on `world` ranks, of the stages that will run or resume.
-
-    Raises:
-        UserError: one line per file that is not usable, and per batch that the ranks cannot share.
-    """
-    faults = file_faults(config, plans)
-    for stage in _starting(plans):
-        try:
-            check_batches(config, stage, world)
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
-        raise UserError("\n".join(faults))
-
-
-def file_faults(config: Experiment, plans: Sequence[StagePlan]) -> list[str]:
+def file_faults(config: Experiment, plans: Sequence[StagePlan]) -> list[Fault]:
     """What is wrong with the files of the stages that will run or resume, one line for each file."""
-    stages = _starting(plans)
+    stages = [plan.stage for plan in plans if plan.starts]
     return [*_faults(config, stages), *_set_aside(config, plans)] if stages else []
 
 
-def _starting(plans: Sequence[StagePlan]) -> list[Stage]:
-    return [plan.stage for plan in plans if plan.starts]
-
-
-def _set_aside(config: Experiment, plans: Sequence[StagePlan]) -> Iterator[str]:
+def _set_aside(config: Experiment, plans: Sequence[StagePlan]) -> Iterator[Fault]:
     """Data or an adapter in the folder of a stage that gets another name before it runs, such as its own."""
     renamed = {plan.set_aside.parent / plan.stage: plan.set_aside for plan in plans if plan.set_aside}
-    starting = _starting(plans)
+    starting = [plan.stage for plan in plans if plan.starts]
     read = {f"data.{data_stage(stage)}.path": config.data.source(stage).path for stage in starting}
     read |= {f"{stage}.from": folder for stage, folder in config.starts.items() if stage in starting}
     for key, name in read.items():
@@ -67,10 +47,11 @@ def _set_aside(config: Experiment, plans: Sequence[StagePlan]) -> Iterator[str]:
         for folder, new in renamed.items():
             if path.is_relative_to(os.path.realpath(folder)):
                 what = "adapter" if key.endswith(".from") else "data"
-                yield (
-                    f"{key}: {path} lies in the folder of stage {folder.name}, which runs again. Before "
+                yield _of_key(
+                    key,
+                    f"{path} lies in the folder of stage {folder.name}, which runs again. Before "
                     f"that, it gets the name {new.name}. Copy the {what} to a folder outside of the run "
-                    "directory, and name the copy."
+                    "directory, and name the copy.",
                 )
 
 
@@ -83,12 +64,12 @@ def _may_be_on_the_hub(name: str) -> bool:
     return True
 
 
-def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
+def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[Fault]:
     sources = {f"data.{data_stage(stage)}.path": config.data.source(stage).path for stage in stages}
     files = {key: path for key, path in sources.items() if ending_of(path) and not is_pattern(path)}
     for key, path in sources.items():
         if not (ending_of(path) or os.path.exists(path) or is_pattern(path) or _may_be_on_the_hub(path)):
-            yield f"{key}: {path!r:.200}: {NOWHERE.format('file', 'data set')}"
+            yield _of_key(key, f"{path!r:.200}: {NOWHERE.format('file', 'data set')}")
     files |= config.judge_files(stages)
     if config.data.chat_template is not None:
         files["data.chat_template"] = config.data.chat_template
@@ -101,37 +82,43 @@ def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
             elif is_pattern(path):
                 files_of_pattern(path)
         except UserError as error:
-            yield f"data.{data_stage(stage)}.path: {error}"
+            yield _of_key(f"data.{data_stage(stage)}.path", str(error))
     for key, path in files.items():
         if not os.path.isfile(path):
-            yield f"{key}: {path}: there is no such file. Correct the path."
+            yield _of_key(key, f"{path}: there is no such file. Correct the path.")
         elif not os.access(path, os.R_OK):
-            yield f"{key}: {path}: this account may not read it. Change its permissions, or copy it."
+            yield _of_key(key, f"{path}: this account may not read it. Change its permissions, or copy it.")
     yield from start_faults(config, stages)
     models = {f"{base.key}.model": base.model for stage in stages for base in config.bases(stage)}
     for key, model in models.items():
         if os.path.isabs(model) and not os.path.isdir(model):
-            yield f"{key}: {model}: there is no such folder. Correct the path."
+            yield _of_key(key, f"{model}: there is no such folder. Correct the path.")
         elif not os.path.exists(model) and not _may_be_on_the_hub(model):
-            yield f"{key}: {model!r:.200}: {NOWHERE.format('folder', 'model')}"
+            yield _of_key(key, f"{model!r:.200}: {NOWHERE.format('folder', 'model')}")
     try:
         zero = zero_stage(read_deepspeed_json(Path(config.deepspeed.config)))
     except UserError as error:
-        yield str(error)
+        yield Fault(("deepspeed", "config"), str(error))
     else:
         yield from _zero_faults(config, stages, zero)
 
 
-def _zero_faults(config: Experiment, stages: Sequence[Stage], zero: int) -> Iterator[str]:
+def _zero_faults(config: Experiment, stages: Sequence[Stage], zero: int) -> Iterator[Fault]:
     """Refuse a ZeRO stage under which a rank would need weights whole that it has a shard of."""
     if config.adapter.dora and zero == 3:
-        yield (
-            "adapter.dora: does not train under ZeRO 3, because each forward reads the base's weights. Set "
-            "deepspeed.config to a JSON of stage 2, or adapter.dora to false."
+        yield _of_key(
+            "adapter.dora",
+            "does not train under ZeRO 3, because each forward reads the base's weights. Set "
+            "deepspeed.config to a JSON of stage 2, or adapter.dora to false.",
         )
     most = 0 if config.sft.method == "adalora" else 2
     if "sft" in stages and config.sft.method != "lora" and zero > most:
-        yield (
-            f"sft.method: {config.sft.method} does not train under ZeRO {zero}. Set deepspeed.config to a "
-            f"JSON of stage {most}."
+        yield _of_key(
+            "sft.method",
+            f"{config.sft.method} does not train under ZeRO {zero}. Set deepspeed.config to a "
+            f"JSON of stage {most}.",
         )
+
+
+def _of_key(key: str, reason: str) -> Fault:
+    return Fault(tuple(key.split(".")), f"{key}: {reason}")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
+from pathlib import Path
 
 from configs.schema import Experiment, Stage
 from pipeline.state.manifest import source_hashes
 from pipeline.state.run_directory import RunDirectory
 
 TRISTAGE = "tristage"
+RUN_STAGE = Path(__file__).resolve().parents[2] / "launch" / "run_stage.py"
 NEXT_STAGE: dict[Stage, Stage] = {"sft": "rm", "rm": "ppo"}
 
 
@@ -43,7 +46,7 @@ class Request:
         if self.caller == TRISTAGE and stage != "best":
             return self._line(f"tristage run --from {stage} --until {stage}", *switches)
         launcher = "deepspeed" if self.caller == TRISTAGE else self.caller
-        return self._line(f"{launcher} launch/run_stage.py --stage {stage}", *switches)
+        return self._line(f"{launcher} {shlex.quote(_from_here(RUN_STAGE))} --stage {stage}", *switches)
 
     def next_command(self, stage: Stage) -> str:
         """The command line to call after `stage` has finished."""
@@ -69,3 +72,9 @@ class Request:
     def _line(self, *words: str) -> str:
         program, *switches = words
         return " ".join(filter(None, [program, self.arguments, *switches]))
+
+
+def _from_here(file: Path) -> str:
+    """The path of a file, short if it lies below the working directory."""
+    here = Path.cwd()
+    return str(file.relative_to(here) if file.is_relative_to(here) else file)

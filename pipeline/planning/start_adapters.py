@@ -14,6 +14,7 @@ from typing import Any
 
 from configs.regular_file import read_regular_file
 from configs.schema import Experiment, Stage
+from pipeline.planning.faults import Fault
 
 CONFIG, WEIGHTS, HEAD = "adapter_config.json", "adapter_model.safetensors", "head.safetensors"
 WHOLE_MODEL: dict[Stage, str] = {
@@ -24,11 +25,11 @@ WHOLE_MODEL: dict[Stage, str] = {
 }
 
 
-def start_faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
+def start_faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[Fault]:
     """A line for each adapter that one of `stages` cannot start from."""
     for stage, folder in config.starts.items():
         if stage in stages and (fault := adapter_fault(config, stage, Path(folder))):
-            yield f"{stage}.from: {folder}: {fault}"
+            yield Fault((stage, "from"), f"{stage}.from: {folder}: {fault}")
 
 
 def adapter_fault(config: Experiment, stage: Stage, folder: Path) -> str | None:

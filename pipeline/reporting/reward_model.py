@@ -29,7 +29,7 @@ def report_of(results: Results) -> Report | None:
     rankings = [ScoredRanking(**{name: row[name] for name in names}) for row in results.scored_rankings]
     if not any(ranking.pairs for ranking in rankings):
         return None
-    ceiling = ceiling_of(results.experiment.rm.rankings.labeller, results.final_metrics("rm"))
+    ceiling = ceiling_of(results.experiment.rm.rankings.of_single_people, results.final_metrics("rm"))
     return reward_report(rankings, ceiling)
 
 

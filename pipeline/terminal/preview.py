@@ -11,7 +11,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from configs.schema import Experiment, Stage
-from data.preview import Label, Lengths, Preview
+from data.preview import Label, Lengths, Packed, Preview
 
 STYLES: dict[Label, str] = {
     "cut": "red strike",
@@ -30,6 +30,7 @@ LEGEND: dict[Label, str] = {
     "score": "score: the reward model reads the score of an answer at this token",
 }
 BINS, BAR = 10, 40
+SHOWN = 4  # tokens at each end of a packed example
 VISIBLE = {"\n": "↵", "\t": "⇥", "\r": "␍"}
 
 
@@ -54,6 +55,46 @@ def print_previews(
         if label in labels:
             _print(console, Text(meaning, STYLES[label]))
     _print(console, Text("│ stands between two tokens, ↵ for a line break."))
+
+
+def print_packed(
+    console: Console,
+    sequences: Sequence[Sequence[Packed]],
+    number: int,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> None:
+    """Print how full packed sequences are, and where the examples of the first `number` begin and end."""
+    used = sum(len(example.ids) for sequence in sequences for example in sequence)
+    examples = sum(map(len, sequences))
+    console.print()
+    _print(
+        console,
+        Text(
+            f"packed: {examples:,} examples in {len(sequences):,} sequences of up to {max_length:,} tokens, "
+            f"{used / (len(sequences) * max_length):.0%} full",
+            "bold",
+        ),
+    )
+    for place, sequence in enumerate(sequences[:number], start=1):
+        length = sum(len(example.ids) for example in sequence)
+        _print(console, Text(f"sequence {place}: {length:,} tokens"))
+        for example in sequence:
+            _print(console, _packed_line(example, tokenizer))
+    _print(
+        console, Text("No token sees another example of its sequence, and positions start from 0 in each.")
+    )
+
+
+def _packed_line(example: Packed, tokenizer: PreTrainedTokenizerBase) -> Text:
+    """The positions of an example in its sequence, its row, and its tokens at both ends."""
+    last = example.first + len(example.ids) - 1
+    cut = len(example.ids) > 2 * SHOWN
+    shown = [example.ids[:SHOWN], example.ids[-SHOWN:]] if cut else [example.ids]
+    tokens = " … ".join("│".join(token_text(tokenizer, id_) for id_ in ids) for ids in shown)
+    return Text.assemble(
+        f"  {example.first:>6} to {last:<6} {example.where}, {example.learned} learned: ", (tokens, "cyan")
+    )
 
 
 def ending(config: Experiment, stage: Stage) -> str:

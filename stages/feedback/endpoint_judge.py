@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 from configs.errors import UserError
 from configs.judge_file import JudgeEndpoint
 from data.batches.sampler import seed_from
+from data.sources.messages import Text, dialogue, last_text
 from stages.feedback.judge_modes import MODES, Shown
 from stages.feedback.reward_endpoint import FAILURES, JsonService, Refused, failure_reason
 from stages.feedback.threads import map_in_threads
 from stages.feedback.verdict_cache import Reply, VerdictCache, question_key
 from stages.maths.statistics import wins
 
-FIELD = re.compile(r"\{(?:prompt|answers|a|b)\}")
+FIELD = re.compile(r"\{(?:prompt|last|answers|a|b)\}")
 LONGEST = 20_000  # characters of a reply that are read, its last ones
 MOST_TOKENS = 10**9  # of one reply; more can only be an error
 MOST_UNREADABLE = 0.5  # share of the replies
@@ -60,7 +61,7 @@ class EndpointJudge:
         self.replies: dict[str, Reply] = {}
         self.unreadable: set[str] = set()
 
-    def rank(self, prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[list[int]]:
+    def rank(self, prompts: Sequence[Text], answers: Sequence[Sequence[str]]) -> list[list[int]]:
         """The ranks of the answers to each prompt: 0 is the best, and equal ranks tie.
 
         Equal texts tie without a question.
@@ -79,7 +80,7 @@ class EndpointJudge:
             ranks.append([of_text[text] for text in texts])
         return ranks
 
-    def prefer(self, prompts: Sequence[str], ours: Sequence[str], theirs: Sequence[str]) -> list[float]:
+    def prefer(self, prompts: Sequence[Text], ours: Sequence[str], theirs: Sequence[str]) -> list[float]:
         """For each prompt 1 if our answer is better, 0 if it is worse, 1/2 for a tie; see `rank`."""
         ranks = self.rank(prompts, list(zip(ours, theirs, strict=True)))
         return wins([-mine for mine, _ in ranks], [-other for _, other in ranks])
@@ -132,20 +133,26 @@ class EndpointJudge:
                 f"letter, and there are {answers}. Lower rm.rankings.completions, or set mode: pairs."
             )
 
-    def _questions(self, prompt: str, texts: Sequence[str]) -> list[Question]:
+    def _questions(self, prompt: Text, texts: Sequence[str]) -> list[Question]:
         """The questions about different answers to a prompt; none if there is only one."""
         self._check_number(len(texts))
-        seed = seed_from(self._seed, "judge", prompt, list(texts))
+        seed = seed_from(self._seed, "judge", dialogue(prompt), list(texts))
         return [
             Question(shown, self._text(prompt, [texts[i] for i in shown]))
             for shown in self._mode.shown(len(texts), seed)
         ]
 
-    def _text(self, prompt: str, texts: Sequence[str]) -> str:
+    def _text(self, prompt: Text, texts: Sequence[str]) -> str:
         """The template with a prompt and at least two answers."""
         named = [f"Answer {letter}: {text}" for letter, text in zip(LETTERS, texts, strict=False)]
         first, second, *_ = texts
-        parts = {"{prompt}": prompt, "{answers}": "\n\n".join(named), "{a}": first, "{b}": second}
+        parts = {
+            "{prompt}": dialogue(prompt),
+            "{last}": last_text(prompt),
+            "{answers}": "\n\n".join(named),
+            "{a}": first,
+            "{b}": second,
+        }
         # In one pass, so that braces within an answer stay what they are.
         return FIELD.sub(lambda match: parts[match[0]], self.config.question)
 

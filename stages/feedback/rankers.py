@@ -13,6 +13,7 @@ from configs.errors import UserError
 from configs.judge_file import judge_digest, read_judge
 from configs.schema import JUDGE_FILES
 from data.people.agreement import pairwise_agreement
+from data.sources.messages import Text, last_text
 from stages.context import Context, Tracker
 from stages.distributed.ranks import Ranks
 from stages.feedback.endpoint_judge import EndpointJudge
@@ -40,7 +41,7 @@ class Label(NamedTuple):
 class Ranker(Protocol):
     """Ranks answers."""
 
-    def rank(self, prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[Label]:
+    def rank(self, prompts: Sequence[Text], answers: Sequence[Sequence[str]]) -> list[Label]:
         """A label for the answers to each prompt.
 
         Raises:
@@ -82,9 +83,9 @@ class ScoringRanker:
     def __init__(self, label: Labeller) -> None:
         self._label = label
 
-    def rank(self, prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[Label]:
-        """See `Ranker`. The labeller gets all answers in one call."""
-        asked = [prompt for prompt, texts in zip(prompts, answers, strict=True) for _ in texts]
+    def rank(self, prompts: Sequence[Text], answers: Sequence[Sequence[str]]) -> list[Label]:
+        """See `Ranker`. The labeller gets all answers in one call, each with the last message before it."""
+        asked = [last_text(prompt) for prompt, texts in zip(prompts, answers, strict=True) for _ in texts]
         judgements = iter(self._label(asked, [text for texts in answers for text in texts]))
         scores = [[next(judgements).score for _ in texts] for texts in answers]
         return [Label(ranks_of(of_prompt), of_prompt) for of_prompt in scores]
@@ -104,7 +105,7 @@ class JudgeRanker:
     def __init__(self, judge: EndpointJudge, name: str, ranks: Ranks, tracker: Tracker) -> None:
         self._judge, self._name, self._ranks, self._tracker = judge, name, ranks, tracker
 
-    def rank(self, prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[Label]:
+    def rank(self, prompts: Sequence[Text], answers: Sequence[Sequence[str]]) -> list[Label]:
         """See `Ranker`. Rank 0 asks, and tells the others after each part: no collective times out."""
         self._tracker.phase(f"rm: {self._name} ranks answers", len(prompts))
         parts = self._parts(prompts, answers) if self._ranks.rank == 0 else iter(())
@@ -114,7 +115,7 @@ class JudgeRanker:
             self._tracker.advance(len(part))
         return labels
 
-    def _parts(self, prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> Iterator[list[list[int]]]:
+    def _parts(self, prompts: Sequence[Text], answers: Sequence[Sequence[str]]) -> Iterator[list[list[int]]]:
         """The ranks of some prompts' answers at a time."""
         requests = self._judge.requests(max(map(len, answers), default=2))
         size = max(1, ROUNDS * self._judge.config.concurrency // requests)
@@ -148,7 +149,7 @@ class AgreeingRankers:
         self._agreement: list[float] = []  # of each prompt with two different answers
         self._kept: list[tuple[int, int]] = []  # of each prompt, answers kept and answers in all
 
-    def rank(self, prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[Label]:
+    def rank(self, prompts: Sequence[Text], answers: Sequence[Sequence[str]]) -> list[Label]:
         """See `Ranker`. A prompt of which no two answers of different rank are left keeps none."""
         first, second = (ranker.rank(prompts, answers) for ranker in self._rankers)
         return [self._common(*row) for row in zip(answers, first, second, strict=True)]

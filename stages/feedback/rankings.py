@@ -49,7 +49,7 @@ def collect_rankings(context: Context, sampler: Sampler, role: str) -> None:
     ranker = open_ranker(context)
     ranked: list[Row] = []
     for split, answers in zip(SPLITS, sampled, strict=True):
-        labels = ranker.rank([one.prompt.text for one in answers], [one.texts for one in answers])
+        labels = ranker.rank([one.prompt.prompt for one in answers], [one.texts for one in answers])
         rows = [ranked_row(one, label) for one, label in zip(answers, labels, strict=True)]
         ranked += [{"split": split, **row} for row in rows if len(row["ranks"]) > 1]
         if not ranked:

@@ -229,12 +229,13 @@ def tied_share(rankings: Sequence[ScoredRanking]) -> float:
     return ties / max(1, total)
 
 
-def ceiling_of(labeller: object, metrics: Mapping[str, float]) -> Figure | None:
+def ceiling_of(of_single_people: bool, metrics: Mapping[str, float]) -> Figure | None:
     """The agreement of people with each other, which bounds accuracy; None if it is not known.
 
-    The rankings of two labellers are those that they agree about, so their agreement bounds nothing.
+    The rankings of two labellers are those that they agree about, and those that merge several people are
+    less noisy than one of them, so there the agreement bounds nothing.
     """
-    known = labeller == "people" and "label_agreement" in metrics
+    known = of_single_people and "label_agreement" in metrics
     return figure_of(metrics, "label_agreement") if known else None
 
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from configs.load import load_experiment
+from pipeline.planning.faults import Faults
 from pipeline.planning.stage_checks import run_preflight
 from stages.feedback.user_functions import as_numbers, load_function
 from stages.preflight import COMPLETIONS, PROMPTS
@@ -41,7 +42,9 @@ def test_the_stages_accept_what_the_page_configures(folder: Path) -> None:
     file.write_text(yaml.safe_dump(given))
     config = load_experiment(file)
     assert len(config.users_code(["rm", "ppo"])) == 3
-    assert run_preflight(config, ["rm", "ppo"], only_feedback=True) == []
+    faults = Faults()
+    assert run_preflight(config, ["rm", "ppo"], faults, only_feedback=True) == []
+    faults.refuse()
 
 
 @pytest.mark.parametrize(

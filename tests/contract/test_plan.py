@@ -45,7 +45,9 @@ def test_everything_that_is_refused_follows_the_first_decisions():
     status, stdout, stderr = tristage("plan", TINY, "data.ppo.path=none.jsonl", "--num-accelerators", "3")
     assert status == 2
     assert stdout.rstrip().splitlines()[4:] == DECISIONS
-    check_message(stderr, "error: data.ppo.path: ", "none.jsonl: there is no such file")
+    check_message(
+        stderr, "files:\n  data.ppo.path: ", "none.jsonl: there is no such file. Correct the path.\nmachine:"
+    )
     check_message(stderr, "sft.batch_size: 8 cannot be shared equally by 3 ranks", "ppo.batch_size: 8 cannot")
 
 

@@ -12,6 +12,7 @@ from apps.evaluate.candidates import parse_candidates
 from apps.evaluate.judges import ScoringJudge, open_judges
 from apps.evaluate.measure import INSTRUCTED, Comparison, Material, measure
 from apps.evaluate.output import build_page, write_comparison
+from apps.evaluate.reasoning import final_answer
 from apps.trained_run import TrainedRun, open_run
 from configs.errors import UserError
 from launch.arguments import exit_status
@@ -211,3 +212,20 @@ def test_an_endpoint_compares_two_candidates(comparison, run, tmp_path, mode) ->
     assert all(
         verdict == 0.5 for verdict, a, b in zip(verdicts, ours.texts, theirs.texts, strict=True) if a == b
     )
+
+
+def test_a_vote_takes_what_most_samples_say_and_reasoning_its_end(run) -> None:
+    names = ["base", "base~3", "base+cot", "base+cot~2"]
+    result = measure(
+        run, parse_candidates(names), open_judges(run, ["warmth"]), lambda line: None, Material(number=3)
+    )
+    assert list(result.answers) == names
+    assert result.answers["base~3"].texts != [] and "agreement" not in result.metrics["base"]
+    assert all(1 / 3 <= share <= 1 for share in result.answers["base~3"].agreement)
+    assert sum(result.answers["base~3"].cost) > 2 * sum(result.answers["base"].cost)
+    assert result.answers["base~3"].kl == result.answers["base+cot"].kl == []
+    for text in result.answers["base+cot"].texts:
+        assert text == final_answer(text)
+    assert max(result.answers["base+cot"].lengths) > run.config.ppo.rollout.max_new_tokens
+    assert {"agreement", "agreement_low", "cost"} <= result.metrics["base+cot~2"].keys()
+    assert any("A vote takes" in note for note in result.notes)

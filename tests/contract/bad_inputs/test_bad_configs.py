@@ -260,6 +260,11 @@ CONTRADICTIONS = [
     (["ppo.kl_estimator=k3", "ppo.rollout.top_k=9"], "kl_estimator: k3 is biased if rollout.top_k or"),
     (["rm.base.model=tiny-random"], "rm.base: is the experiment's own base; leave rm.base out"),
     (["rm.rankings.labeller={agree: [warmth, warmth]}"], "rm.rankings.labeller: agree: names warmth twice"),
+    (
+        ["rm.rankings.merge=bradley_terry"],
+        "rm.rankings.merge: bradley_terry merges the rankings of several people, and rm.rankings.labeller is "
+        "file; set the labeller to people",
+    ),
     *(
         (
             [PLACKETT_LUCE, f"rm.loss.{option}"],

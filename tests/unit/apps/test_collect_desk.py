@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
+import krippendorff
+import numpy as np
 import pytest
 
+from apps.collect import figures as collect_figures
 from apps.collect.assignment import Plan
 from apps.collect.desk import Answer, Desk, UnknownShowing, WrongKind
 from apps.collect.figures import agreement, progress, win_rate
@@ -113,7 +116,7 @@ def test_shared_tasks_go_to_everyone_and_some_come_again(tmp_path):
             assert self_agreement(desk.round, name) == [1.0] * len(again)
         # Anna and Ben agree, and Carol turns everything around: of three pairs of people, one agrees.
         assert agreement_of_tasks(desk.round) == pytest.approx([1 / 3] * 10)
-        figures = agreement(desk.round, intervals=True)
+        figures = agreement(desk.round)
         assert figures["tau_b"]["value"] == pytest.approx(-1 / 3)
         assert figures["alpha"]["value"] < 0 and figures["alpha"]["low"] <= figures["alpha"]["value"]
         assert len(rankings(desk.round)) == 40 + 2 * 10  # what came again is no ranking more
@@ -282,3 +285,22 @@ def test_demonstrations_that_continue_a_text_stay_apart_from_it(tmp_path):
             desk.submit("anna", answer(take(desk, "anna"), text=" \n"))
         desk.submit("anna", answer(take(desk, "anna"), text="and so on."))
         assert demonstrations(desk.round)[0]["completion"] == " and so on."
+
+
+@pytest.mark.parametrize(("people", "values"), [(2, 4), (3, 7), (4, 3)])
+def test_the_interval_of_alpha_is_that_of_the_library(people, values):
+    """Each draw of tasks, counted by coincidences, against krippendorff on the drawn answers themselves."""
+    random = np.random.default_rng(people)
+    blocks = []
+    for _ in range(12):
+        block = random.integers(values, size=(people, 4)).astype(float)
+        block[random.random(block.shape) < 0.2] = np.nan
+        blocks.append(block)
+    found = collect_figures.resampled_alphas(blocks)
+    random = np.random.default_rng(collect_figures.SEED)
+    picks = random.integers(12, size=(collect_figures.RESAMPLES, 12))
+    expected = [
+        krippendorff.alpha(np.concatenate([blocks[i] for i in row], 1), level_of_measurement="ordinal")
+        for row in picks[:40]
+    ]
+    assert found[:40] == pytest.approx(expected)

@@ -24,6 +24,7 @@ def read(folder: Path, text: str) -> JudgeEndpoint:
         (PLAIN + "template: '{prompt} {a}'", r"the template has no \{b\}, which mode: pairs needs"),
         (PLAIN + "mode: ranking\ntemplate: '{prompt} {a} {b}'", r"no \{answers\}, which mode: ranking"),
         (PLAIN + "mode: list", "mode: Input should be 'pairs' or 'ranking'"),
+        (PLAIN + "template: '{a} or {b}'", r"the template has no \{prompt\} or \{last\}, which mode"),
         ("url: ftp://x\nmodel: m", "url"),
         ("url: http://x/v1", "model"),
         (PLAIN + "modle: n", "modle"),

@@ -6,7 +6,8 @@ import pytest
 
 from configs.schema import Data, Source
 from data.batches import collate, tokenize
-from data.preview import Piece, lengths, preview
+from data.batches.pack import pack
+from data.preview import Piece, lengths, packed, preview
 
 QUESTION = [{"role": "user", "content": "Is it late?"}]
 LATER = [{"role": "user", "content": "And now?"}]
@@ -124,3 +125,30 @@ def test_lengths_are_those_before_anything_is_cut(tiny_tokenizer):
         len(example.prompt_ids) + max(map(len, example.completion_ids)) for example in examples
     ]
     assert (prompts.key, prompts.limit, both.limit) == ("data.max_prompt_length", 4, 9)
+
+
+def test_packed_sequences_are_those_of_training_with_the_row_of_each_example(tiny_tokenizer):
+    texts = ["Nine.", "Late.", "It is half past nine now.", "Late.", "Ten, or a little after it.", "x" * 400]
+    rows = [
+        demonstration(completion=answer(text), where=f"a.jsonl, line {line}")
+        for line, text in enumerate(texts, start=1)
+    ]
+    limits = data(max_length=120, max_prompt_length=60)
+    examples, counts = tokenize.demonstrations(rows, tiny_tokenizer, limits)
+    sequences = packed(rows, tiny_tokenizer, limits)
+    trained = pack(examples, limits.max_length)
+    assert counts.dropped == 1 and len(sequences) > 1
+    assert [[id_ for example in sequence for id_ in example.ids] for sequence in sequences] == [
+        sequence.input_ids for sequence in trained
+    ]
+    assert [[example.first for example in sequence] for sequence in sequences] == [
+        [place for place, position in enumerate(sequence.position_ids) if position == 0]
+        for sequence in trained
+    ]
+    assert [sum(example.learned for example in sequence) for sequence in sequences] == [
+        sum(sequence.completion_mask) for sequence in trained
+    ]
+    shown = [example for sequence in sequences for example in sequence]
+    assert sorted(example.where for example in shown) == [f"a.jsonl, line {line}" for line in range(1, 6)]
+    whole = {row["where"]: preview(row, "demonstrations", tiny_tokenizer, limits) for row in rows}
+    assert all(example.ids == ids_of(whole[example.where].pieces, "prompt", "learned") for example in shown)

@@ -12,9 +12,9 @@ import requests
 import torch
 
 from launch import trials
-from launch.arguments import RUN_STAGE
 from pipeline import doctor
 from pipeline.doctor import Finding
+from pipeline.planning.request import RUN_STAGE
 from tests.contract.bad_inputs.entry import tristage
 
 Usage = namedtuple("Usage", "total used free")

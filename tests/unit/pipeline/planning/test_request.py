@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch.run_stage import launcher_of
+from pipeline.planning.request import RUN_STAGE
 from tests.support.pipeline_runs import request
 
 
@@ -29,6 +30,16 @@ from tests.support.pipeline_runs import request
 )
 def test_the_next_command(caller: str, stage, expected: str, tmp_path: Path) -> None:
     assert request(tmp_path, caller=caller).next_command(stage) == expected
+
+
+def test_a_suggested_stage_can_be_copied_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = request(tmp_path, caller="python").next_command("sft")
+    assert said == f"python {RUN_STAGE} --stage rm --run-dir RUN" and RUN_STAGE.is_file()
+    monkeypatch.chdir(RUN_STAGE.parent)
+    assert request(tmp_path, caller="python").next_command("sft").startswith("python run_stage.py --stage rm")
 
 
 def test_what_best_has_picked_is_trained_on_in_its_own_run_directory(tmp_path: Path) -> None:

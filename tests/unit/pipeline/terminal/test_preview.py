@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
@@ -80,6 +81,22 @@ def test_the_rows_of_each_stage(stage, parts, tmp_path, monkeypatch):
     assert status == 0 and not list(tmp_path.iterdir())
     assert all(part in stdout for part in parts)
     assert len(re.findall(r"(?m)^/.*\.jsonl, line \d+$", stdout)) == 2
+
+
+def test_packed_sequences_show_where_their_examples_begin_and_end(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ("preview", TINY, "--stage", "sft", "-n", "2")
+    assert "packed" not in tristage(*words)[1]
+    status, stdout, _ = tristage(*words, "sft.packing=true")
+    assert status == 0
+    found = re.search(r"packed: (\d+) examples in (\d+) sequences of up to 128 tokens, (\d+)% full", stdout)
+    assert found and int(found[1]) >= int(found[2]) and 0 < int(found[3]) <= 100
+    assert len(re.findall(r"(?m)^sequence \d+: \d+ tokens$", stdout)) == 2
+    places = re.findall(r"(?m)^ +(\d+) to (\d+) +/.*\.jsonl, line \d+, \d+ learned: ", stdout)
+    begins = [(int(first), int(last)) for first, last in places]
+    assert begins[0][0] == 0
+    for (_, last), (first, _) in pairwise(begins):
+        assert first in (0, last + 1)
 
 
 def test_a_labeller_ranks_what_is_sampled_later():

@@ -138,6 +138,33 @@ def test_braces_in_an_answer_stay_text() -> None:
     assert set(stub.questions) == {"{b}|{prompt}|two", "{b}|two|{prompt}"}
 
 
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Sky?"},
+    {"role": "assistant", "content": "Blue."},
+    {"role": "user", "content": "And at night?"},
+]
+
+
+def test_a_judge_reads_the_whole_conversation() -> None:
+    whole = "System: Be brief.\n\nUser: Sky?\n\nAssistant: Blue.\n\nUser: And at night?"
+    with chat_stub(lambda body: "A") as stub:
+        judge(stub.url).prefer([TALK], ["one"], ["two"])
+        judge(stub.url, template="{last}|{a}|{b}").prefer([TALK], ["one"], ["two"])
+    with chat_stub(lambda body: "A > B") as listing:
+        judge(listing.url, **LISTED).rank([TALK[:2]], [["x", "y"]])
+    assert set(stub.questions[:2]) == {f"{whole}|one|two", f"{whole}|two|one"}
+    assert set(stub.questions[2:4]) == {"And at night?|one|two", "And at night?|two|one"}
+    assert listing.questions[0].startswith("System: Be brief.\n\nUser: Sky?|Answer A: ")
+
+
+def test_one_message_is_its_content_alone() -> None:
+    """So a judge is asked the same about a prompt of plain text and about one of a single message."""
+    with chat_stub(lambda body: "A") as stub:
+        judge(stub.url).prefer(["Sky?", TALK[1:2]], ["one", "one"], ["two", "two"])
+    assert set(stub.questions) == {"Sky?|one|two", "Sky?|two|one"}
+
+
 def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "planted-secret\n")
     refusal = json.dumps({"error": {"message": "Incorrect API key: planted-secret"}}).encode()

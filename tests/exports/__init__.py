@@ -1,0 +1,1 @@
+"""Exports in the programs that they are for. `make test-exports` builds the environments."""
