@@ -39,7 +39,7 @@ NEWER_NESTED = {
     "rm.loss.center": 0.0,
     "rm.loss.label_smoothing": 0.0,
 }
-NEWER_SOURCE_KEYS = ("format", "rank_by")  # left out if null, as are the names in `columns`
+NEWER_SOURCE_KEYS = ("format", "rank_by", "task")  # left out if null, as are the names in `columns`
 SOURCE_KEYS = ("path", "name", "split", "revision")
 REQUEST_KEYS = ("timeout_seconds", "retries", "key_variable")  # of ppo.rewards: how to call an endpoint
 

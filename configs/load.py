@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from configs.cross_checks import contradictions
 from configs.errors import UserError
 from configs.raw_experiment import RawExperiment
-from configs.schema import Experiment
+from configs.schema import STAGES, Experiment
+from configs.task_file import source_of_task
 
 
 def load_experiment(file: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -30,6 +31,7 @@ def load_experiment(file: Path, overrides: Sequence[str] = ()) -> Experiment:
     for override in overrides:
         raw.override(override)
     raw.resolve_paths()
+    _add_sources_of_tasks(raw)
     try:
         experiment = Experiment.model_validate(raw.tree)
     except ValidationError as error:
@@ -40,6 +42,22 @@ def load_experiment(file: Path, overrides: Sequence[str] = ()) -> Experiment:
     if raw.errors:
         raise UserError(raw.message())
     return experiment
+
+
+def _add_sources_of_tasks(raw: RawExperiment) -> None:
+    """Complete each source that names a task and no path by what the task says of its rows."""
+    data = raw.tree.get("data")
+    if not isinstance(data, dict):
+        return
+    for stage in STAGES:
+        source = data.get(stage)
+        if isinstance(source, dict) and isinstance(source.get("task"), str) and source.get("path") is None:
+            try:
+                given = {key: value for key, value in source.items() if value is not None}
+                data[stage] = source_of_task(source["task"], f"data.{stage}.task") | given
+            except UserError as error:
+                raw.errors.append(str(error))
+                source["path"] = source["task"]  # one error is enough
 
 
 def dump_experiment(experiment: Experiment) -> str:

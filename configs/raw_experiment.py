@@ -289,6 +289,8 @@ def is_local_path(keys: Keys, value: str) -> bool:
     named_as_a_path = value.startswith((".", "/", "~"))
     if keys[-2:] == ("base", "model"):
         return named_as_a_path
+    if keys[0] == "data" and keys[-1] == "task":  # FILE.yaml, FILE.yaml:NAME, or a pool that ships
+        return any(ending in value for ending in JUDGE_FILES)
     is_file = named_as_a_path or names_files(value)
     return keys[0] == "data" and keys[-1] == "path" and is_file
 

@@ -13,9 +13,11 @@ from configs.errors import UserError
 from configs.schema import Data, Experiment, Stage
 from data.batches.encoding import encoder_of
 from data.batches.fit import Counts, NothingFits
+from data.batches.wording import worded
 from data.sources.formats import Kind, Row
-from data.sources.loading import load_rows
+from data.sources.loading import SOME_ROWS, first_rows, load_rows
 from data.sources.split import belongs_to, stage_split
+from data.sources.tasks import check_trainable
 from data.storage.source_digest import source_digest
 
 Example = TypeVar("Example")
@@ -61,6 +63,7 @@ class StageData:
         """
         data, seed, key = self.config.data, self.config.seed, f"data.{self.stage}.path"
         source = data.source(self.stage)
+        check_trainable(source, f"data.{self.stage}")
         planned = self.digests.get(key) or source_digest(Path(source.path))
         loaded = load_rows(source, kind, self.note, belongs_to(data, self.stage, seed))
         if source_digest(Path(source.path)) != planned:
@@ -69,6 +72,7 @@ class StageData:
                 "data is complete."
             )
         train, held_out = stage_split(data, self.stage, loaded.rows, seed)
+        train, held_out = worded(train, held_out, kind, data, seed)
         self.note(
             f"data.{self.stage}: {loaded.read:,} rows read, {loaded.left_out:,} left out, "
             f"{loaded.of_other_stages:,} of other stages; {len(train):,} to train on, {len(held_out):,} "
@@ -80,6 +84,17 @@ class StageData:
             "rows_of_other_stages": loaded.of_other_stages,
         }
         return StageRows(train, held_out, counts)
+
+
+def some_rows(config: Experiment, stage: Stage, kind: Kind) -> list[Row]:
+    """The usable rows among the first ones of a stage's source, held-out ones included.
+
+    Raises:
+        UserError: there are no rows, or one cannot be read.
+    """
+    source = config.data.source(stage)
+    check_trainable(source, f"data.{stage}")
+    return worded(first_rows(source, kind, SOME_ROWS), [], kind, config.data, config.seed)[0]
 
 
 def read_examples(

@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerBase
 from configs.schema import Data, Experiment, Stage
 from data.batches.fit import NoPair, NothingFits
 from data.batches.tokenize import TOKENIZE, Demonstration, Prompt, Ranking
-from data.examples import StageData
+from data.examples import StageData, some_rows
 from data.sources.folders import size_of
 from data.sources.formats import Kind, Row
-from data.sources.loading import MAX_BYTES, SOME_ROWS, first_rows
+from data.sources.loading import MAX_BYTES, SOME_ROWS
 
 Label = Literal["cut", "prompt", "context", "learned", "answer", "score"]
 Example = Demonstration | Ranking | Prompt
@@ -59,7 +59,7 @@ def rows_of(config: Experiment, stage: Stage, kind: Kind, note: Callable[[str], 
     source = config.data.source(stage)
     if not os.path.isdir(source.path) and size_of(source.path) > MAX_BYTES:
         note(f"data.{stage}: large; only its first {SOME_ROWS:,} rows were read, held-out ones included")
-        return first_rows(source, kind, SOME_ROWS)
+        return some_rows(config, stage, kind)
     return StageData(config, stage, note).rows(kind).train
 
 

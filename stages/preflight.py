@@ -21,10 +21,10 @@ from configs.errors import UserError
 from configs.judge_file import read_judge
 from configs.schema import JUDGE_FILES, Base, Experiment, Reward, Stage
 from data.batches import tokenize
-from data.examples import StageData, read_examples
+from data.examples import StageData, read_examples, some_rows
 from data.sources.folders import size_of
 from data.sources.formats import Kind
-from data.sources.loading import MAX_BYTES, SOME_ROWS, first_rows
+from data.sources.loading import MAX_BYTES, SOME_ROWS
 from data.sources.reading import is_local
 from stages.feedback.endpoint_judge import EndpointJudge
 from stages.feedback.judgements import as_judgements
@@ -208,7 +208,7 @@ def _data(tokenizers: _Tokenizers, stage: Stage, kind: Kind, base: Base) -> Call
         tokenizer = tokenizers.load(stage, base) if is_downloaded(base) else None
         large = size_of(source.path) > MAX_BYTES
         if large:
-            rows = first_rows(source, kind, SOME_ROWS)
+            rows = some_rows(config, stage, kind)
             remarks.append(f"data.{stage}: large; only its first {SOME_ROWS:,} rows were read")
             if tokenizer is not None:
                 some, _ = tokenize.TOKENIZE[kind](rows, tokenizer, config.data)

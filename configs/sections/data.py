@@ -90,6 +90,11 @@ class Source(Section):
         (), description="keys of rows and messages to ignore; other keys that no format uses are refused"
     )
     columns: Columns = Columns()
+    task: Text | None = Field(
+        None,
+        description="words each row as an instruction, by the templates of a pool that ships, such as nli, "
+        "or of FILE.yaml or FILE.yaml:NAME",
+    )
     format: FormatName | None = Field(
         None, description="the format of every row; by default, the keys of a row tell"
     )
@@ -123,6 +128,13 @@ class Source(Section):
             raise ValueError(
                 f"{both[0]!r:.60} stands in columns and in ignore_columns; name it in one of them"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_task_reads_its_own_columns(self) -> Source:
+        if self.task and (key := self.changed("columns", "format", "rank_by", "min_rating")):
+            remedy = "; write them into the task's `source.columns`" if key == "columns" else "; leave it out"
+            raise ValueError(f"{key} is of formats, and `task` reads the columns of its templates{remedy}")
         return self
 
     @model_validator(mode="after")

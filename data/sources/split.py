@@ -24,8 +24,8 @@ def prompt_key(prompt: Text) -> str:
 
 
 def row_key(row: Row) -> str:
-    """The identity of a row's prompt; of its text, if it has no prompt."""
-    return prompt_key(row["prompt"] or row["completion"])
+    """The identity of a row's prompt; of its text without a prompt; of its columns if it is of a task."""
+    return row["key"] if "key" in row else prompt_key(row["prompt"] or row["completion"])
 
 
 def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:

@@ -12,6 +12,7 @@ from configs.deepspeed_json import read_deepspeed_json
 from configs.errors import UserError
 from configs.schema import Experiment, Stage, data_stage, ending_of
 from data.sources.folders import check_number, files_of_pattern
+from data.sources.tasks import check_trainable
 from data.storage.source_digest import is_pattern
 from pipeline.planning.batches import check_batches
 from pipeline.planning.plan import StagePlan
@@ -93,6 +94,10 @@ def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
     if config.data.chat_template is not None:
         files["data.chat_template"] = config.data.chat_template
     for stage in stages:
+        try:
+            check_trainable(config.data.source(stage), f"data.{data_stage(stage)}")
+        except UserError as error:
+            yield str(error)
         try:
             if os.path.isdir(path := config.data.source(stage).path):
                 check_number(Path(path))

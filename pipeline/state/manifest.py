@@ -18,6 +18,7 @@ from configs.errors import UserError
 from configs.judge_file import judge_digest
 from configs.regular_file import read_regular_file
 from configs.schema import Base, Experiment, Stage, data_stage
+from configs.task_file import task_digest
 from data.storage.files import sha256, stays_inside, write_text
 from data.storage.folder_digest import folder_digest
 from data.storage.records import record_faults
@@ -205,6 +206,8 @@ def source_hashes(config: Experiment, stage: Stage) -> dict[str, str]:
     paths[f"{stage}.from"] = config.starts.get(stage)
     digests = {key: source_digest(Path(path)) for key, path in paths.items() if path}
     digests |= {key: judge_digest(Path(path)) for key, path in config.judge_files([stage]).items()}
+    if task := config.data.source(stage).task:
+        digests |= {f"data.{data_stage(stage)}.task": task_digest(task)}
     digests |= {f"{base.key}.model": folder_digest(Path(base.model)) for base in config.bases(stage)}
     return {key: digest for key, digest in digests.items() if digest}
 
