@@ -11,10 +11,10 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
-from jinja2 import StrictUndefined
+from jinja2 import StrictUndefined, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -25,7 +25,7 @@ GROWTH, SCAFFOLD = 16, 2**20
 
 
 # Templates of tasks. A name that a row lacks is an error, and nothing in them is random.
-TASKS = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+TASKS = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
 del TASKS.filters["random"], TASKS.globals["lipsum"]
 
 
@@ -48,7 +48,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_task(template: str, row: dict[str, Any]) -> str:
-    return TASKS.from_string(template).render(row)
+    return _compiled(template).render(row)
+
+
+@lru_cache(maxsize=256)
+def _compiled(template: str) -> Template:
+    return TASKS.from_string(template)
 
 
 def _bounded(render: Callable[[], str], letters: int) -> tuple[str, str]:

@@ -187,10 +187,11 @@ def _worded(row: Row, form: Form, texts: _Texts, kind: Kind, data: Data) -> Row:
     parts = [_example(each, form, texts, data) for each in form.examples]
     prompt, completion = _pair(labelled, form, texts, form.with_reason)
     whole = labelled.task.few_shot.separator.join([*parts, prompt])
+    kept = {key: value for key, value in row.items() if key not in ("labelled", "completion")}
     words = {"prompt": whole, "template": form.template.name, "where": form.named(row["where"])}
     if kind == "demonstrations":
         words["completion"] = continuation(whole, completion, data)
-    return {"key": row["key"], **words}
+    return kept | words
 
 
 def _example(labelled: Labelled, form: Form, texts: _Texts, data: Data) -> str:

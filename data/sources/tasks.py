@@ -59,9 +59,9 @@ def check_trainable(source: Source, key: str) -> None:
 
 
 def labelled_row(example: Mapping[str, Any], task: Task, ignored: Collection[str] = ()) -> Row:
-    """A row of a task: {"prompt": "", "completion": "", "key", "labelled"}. Its texts come with its wording.
+    """A row of a task before it is worded: {"prompt": "", "completion", "key", "labelled"}.
 
-    `key` is what tells it apart: the columns that prompts show, but for the answer.
+    `key` is what tells its input apart: the columns that prompts show. `completion` says what its answer is.
 
     Raises:
         BadRow: a column is missing, has no place in the templates, or holds an unknown label.
@@ -79,7 +79,8 @@ def labelled_row(example: Mapping[str, Any], task: Task, ignored: Collection[str
         raise UnusableRow(f"`{task.label}` is empty")
     shown_options = {OPTIONS: options} if task.options is not None else {}
     labelled = Labelled(task, {**values, **shown_options, ANSWER: answer}, reason)
-    return {"prompt": "", "completion": "", "key": _key(values, task), "labelled": labelled}
+    said = f"{task.name}: {answer}"  # two tasks may have the same answer about one text
+    return {"prompt": "", "completion": said, "key": _key(values, task), "labelled": labelled}
 
 
 def _ignored(task: Task) -> Collection[str]:

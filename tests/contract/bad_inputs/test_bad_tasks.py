@@ -8,6 +8,8 @@ import pytest
 
 from tests.contract.bad_inputs.entry import VALID, check_message, experiment, tristage
 
+pytestmark = pytest.mark.usefixtures("material_checks")
+SHORT = ("data.max_length=256", "data.max_prompt_length=128")
 GOOD = "tasks:\n  t:\n    options: [bad, good]\n    templates: [{name: a, prompt: 'A: {{ text }}'}]\n"
 ROWS = [{"text": f"row {n}", "label": n % 2} for n in range(30)]
 CASES = [
@@ -67,6 +69,6 @@ def test_a_task_is_refused_before_anything_trains(tmp_path, source, tasks, rows,
     )
     (tmp_path / "tasks.yaml").write_text(tasks)
     (tmp_path / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    status, stdout, stderr = tristage("plan", "--config", file, "--run-dir", tmp_path / "run")
+    status, stdout, stderr = tristage("plan", "--config", file, "--run-dir", tmp_path / "run", *SHORT)
     assert status == 2 and "Traceback" not in stdout and not (tmp_path / "run").exists()
     check_message(stderr, *parts)

@@ -98,3 +98,19 @@ def test_an_optional_column_may_be_missing():
         labelled = labelled_row(without, task)["labelled"]
         (text,) = wording.render([(each.prompt, labelled)], ["r"])
         assert "Input" not in text and "\n\n\n" not in text and "Given" not in text
+
+
+def test_line_breaks_stand_where_the_template_has_them():
+    """Jinja's option `trim_blocks` would take those away that follow {% endif %}."""
+    task = read_task("other", "k")
+    headings = next(each for each in task.templates if each.name == "headings")
+    assert rendered(task, headings)[0].splitlines() == [
+        "Instruction: Sort the words by their length.",
+        "Input: banana, fig, apple",
+        "Output:",
+    ]
+    assert rendered(task, headings, input="")[0].splitlines()[1:] == ["Output:"]
+    classification = read_task("classification", "k")
+    bullets = next(each for each in classification.templates if each.name == "bullets")
+    lines = rendered(classification, bullets)[0].splitlines()
+    assert lines[4:] == ["- praise", "- complaint", "- question", "", "Answer:"]
