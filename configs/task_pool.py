@@ -5,6 +5,7 @@ FLAN (Wei et al. 2021) and T0 (Sanh et al. 2021) train on such tasks. `task_file
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from jinja2 import Environment, TemplateSyntaxError, meta, nodes
@@ -54,7 +55,8 @@ def _label(value: Any) -> str:
     return name
 
 
-def variables_of(template: str) -> set[str]:
+@lru_cache(maxsize=4096)  # it is asked for every row
+def variables_of(template: str) -> frozenset[str]:
     """The names that a Jinja template reads from outside.
 
     Raises:
@@ -65,7 +67,7 @@ def variables_of(template: str) -> set[str]:
         # Jinja computes what is constant when it looks at a template: 9 ** 9 ** 9 would never end.
         for constant in tree.find_all(nodes.Const):
             constant.value = "" if isinstance(constant.value, str) else 0
-        return meta.find_undeclared_variables(tree) - BUILT_IN
+        return frozenset(meta.find_undeclared_variables(tree)) - BUILT_IN
     except TemplateSyntaxError as error:
         reason = (error.message or "").removesuffix(".")
         raise ValueError(f"line {error.lineno}: not Jinja: {reason:.150}; correct it") from None

@@ -163,9 +163,12 @@ def _check(source: Source, kind: Kind, total: int, faults: _Faults) -> None:
         bad += faults.left_out
     elif not faults.unreadable and len(faults.unusable) <= MAX_UNUSABLE_SHARE * total:
         return
+    accepted = f"Accepted as {kind}: {ACCEPTED[kind]}."
+    if source.task:
+        accepted = f"The templates of {source.task} say which columns they need."
     raise UserError(
         f"{describe(source)}: {len(bad)} of {total} rows cannot serve as {kind}.\n{_grouped(bad)}\n"
-        f"Correct or remove them. Accepted as {kind}: {ACCEPTED[kind]}."
+        f"Correct or remove them. {accepted}"
     )
 
 

@@ -20,7 +20,7 @@ CASES = [
         "sft.jsonl: 1 of 31 rows",
         "line 31: `label` is 9",
     ),
-    ("task: tasks.yaml", GOOD, [{"label": 0}], "line 1: it has no `text`"),
+    ("task: tasks.yaml", GOOD, [{"label": 0}], "line 1: it has no `text`", "say which columns they need"),
     ("task: tasks.yaml", GOOD, [{**ROWS[0], "score": 1}], "`score` has no place in the templates of t"),
     ("task: tasks.yaml:u", GOOD, ROWS, "tasks.yaml has no task 'u'. It has t"),
     ("task: other.yaml", GOOD, ROWS, "data.sft.task: ", "other.yaml cannot be read: No such file"),
