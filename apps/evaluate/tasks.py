@@ -13,7 +13,7 @@ from typing import Any
 
 from apps.answers.prompts import window
 from apps.evaluate.measure import Say
-from apps.likelihood import Pair, token_logprobs
+from apps.likelihood import Pair, option_logprobs, token_logprobs
 from apps.trained_run import LoadedPolicies, TrainedRun, chosen_adapters, load_policies, this_process
 from configs.errors import UserError
 from configs.schema import Data, Source
@@ -26,8 +26,9 @@ from data.sources.formats import Row
 from data.sources.loading import load_rows
 from data.sources.split import row_key, unit
 from stages.maths.statistics import Figure, figure
+from stages.models.base_checks import supports_block_mask
 
-AT_ONCE = 16  # options in a forward
+AT_ONCE = 8  # prompts in a forward, each with its options
 SUM, MEAN = "accuracy", "accuracy_per_token"  # without and with length normalisation
 Correct = dict[str, list[list[float]]]  # of SUM and MEAN: 1.0 if right, of each template, of each row
 
@@ -215,20 +216,35 @@ def _pairs(
 def _correct(
     policies: LoadedPolicies, name: str, asked: Sequence[Sequence[list[Pair]]], truth: Sequence[int]
 ) -> Correct:
-    flat = [pair for pairs in asked for of_row in pairs for pair in of_row]
-    order = sorted(range(len(flat)), key=lambda i: len(flat[i][0]))  # neighbours need little padding
-    pad, device = policies.tokenizer.pad_token_id, policies.base.causal.device
-    ordered = [flat[i] for i in order]
-    found = token_logprobs(policies.models, policies.roles[name], ordered, pad, device, AT_ONCE)
-    logprobs = dict(zip(order, found, strict=True))
-    scores = iter([(sum(logprobs[i]), fmean(logprobs[i])) for i in range(len(flat))])
+    logprobs = iter(_logprobs(policies, name, [of_row for pairs in asked for of_row in pairs]))
     correct: Correct = {SUM: [], MEAN: []}
     for pairs in asked:
-        of_rows = [[next(scores) for _ in of_row] for of_row in pairs]
+        scores = [[(sum(one), fmean(one)) for one in next(logprobs)] for _ in pairs]
         for place, measure in enumerate((SUM, MEAN)):
-            picks = [max(range(len(one)), key=lambda i: one[i][place]) for one in of_rows]
+            picks = [max(range(len(one)), key=lambda i: one[i][place]) for one in scores]
             correct[measure].append([float(pick == right) for pick, right in zip(picks, truth, strict=True)])
     return correct
+
+
+def _logprobs(policies: LoadedPolicies, name: str, rows: Sequence[list[Pair]]) -> list[list[list[float]]]:
+    """Of each option of each row, the log-probability of each token."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0][0]))  # neighbours need little padding
+    pad, device = policies.tokenizer.pad_token_id, policies.base.causal.device
+    role = policies.roles[name]
+    if supports_block_mask(policies.base.causal) and all(_one_prompt(row) for row in rows):
+        asked = [(rows[i][0][0], [option for _, option in rows[i]]) for i in order]
+        found = option_logprobs(policies.models, role, asked, pad, device, AT_ONCE)
+    else:
+        flat = [pair for i in order for pair in rows[i]]
+        each = iter(token_logprobs(policies.models, role, flat, pad, device, AT_ONCE))
+        found = [[next(each) for _ in rows[i]] for i in order]
+    by_row = dict(zip(order, found, strict=True))
+    return [by_row[i] for i in range(len(rows))]
+
+
+def _one_prompt(row: Sequence[Pair]) -> bool:
+    """Whether all options follow the same tokens. They do unless a token spans prompt and option."""
+    return all(prompt == row[0][0] for prompt, _ in row)
 
 
 def _accuracy(correct: Correct, templates: Sequence[Template]) -> dict[str, dict[str, Figure]]:

@@ -12,6 +12,7 @@ import yaml
 from apps.evaluate import tasks
 from apps.evaluate.task_output import build_page, print_tasks, write_tasks
 from apps.evaluate.tasks import MEAN, SUM, TaskResult, TaskRows, measure_task, task_rows
+from apps.likelihood import option_logprobs, token_logprobs
 from apps.trained_run import TrainedRun
 from configs.errors import UserError
 from data.sources.tasks import labelled_row
@@ -20,6 +21,7 @@ from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.console import SafeConsole
 from tests.contract.bad_inputs.entry import check_message
 from tests.support.pipeline_runs import toy
+from tests.support.roles import CPU, new_role, tiny_roles
 
 TASK = {
     "options": ["no", "perhaps so"],
@@ -51,14 +53,15 @@ def given(folder: Path, labels: Sequence[int]) -> TaskRows:
 def measured(monkeypatch: Any, tokenizer: Any, rows: TaskRows, rule: Any, context: int = 200) -> TaskResult:
     """The result if `rule(policy, prompt, option)` is the log-probability of each token of an option."""
 
-    def logprobs(
-        models: Any, role: str, pairs: Any, pad: int, device: Any, at_once: int
-    ) -> list[list[float]]:
-        texts = [(tokenizer.decode(prompt), tokenizer.decode(option)) for prompt, option in pairs]
-        sizes = [len(option) for _, option in pairs]
-        return [[rule(role, *text)] * size for text, size in zip(texts, sizes, strict=True)]
+    def logprobs(models: Any, role: str, rows: Any, pad: int, device: Any, at_once: int) -> list[Any]:
+        decode = tokenizer.decode
+        return [
+            [[rule(role, decode(prompt), decode(option))] * len(option) for option in options]
+            for prompt, options in rows
+        ]
 
-    monkeypatch.setattr(tasks, "token_logprobs", logprobs)
+    monkeypatch.setattr(tasks, "option_logprobs", logprobs)
+    monkeypatch.setattr(tasks, "supports_block_mask", lambda base: True)
     policies: Any = SimpleNamespace(
         tokenizer=tokenizer,
         roles={"base": "base", "sft": "sft"},
@@ -188,3 +191,16 @@ def test_a_task_of_which_all_rows_were_trained_on_is_refused(tmp_path):
     paths = {"data__sft__path": str(tmp_path / "rows.jsonl"), "data__sft__task": reference}
     with pytest.raises(UserError, match="the run was trained on its rows"):
         task_rows(run_with(tmp_path, **paths, data__sft__held_out=0), [reference], None, ignore)
+
+
+def test_options_that_share_a_prompt_have_the_log_probabilities_that_each_has_alone():
+    """Read together, with the prompt once, and apart, by the function that samples are measured with."""
+    roles = new_role(tiny_roles(), "policy", 1).eval()
+    rows = [([1, 5, 9, 3], [[7], [8, 2, 6], [7, 4]]), ([2], [[3], [4, 4]]), ([6, 6, 6], [[1, 2], [2, 1]])]
+    together = option_logprobs(roles, "policy", rows, 0, CPU, 2)
+    pairs = [(prompt, option) for prompt, options in rows for option in options]
+    apart = iter(token_logprobs(roles, "policy", pairs, 0, CPU, 3))
+    for (_, options), found in zip(rows, together, strict=True):
+        assert [len(one) for one in found] == [len(option) for option in options]
+        for one in found:
+            assert one == pytest.approx(next(apart), abs=1e-4)
