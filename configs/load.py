@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -47,17 +48,22 @@ def load_experiment(file: Path, overrides: Sequence[str] = ()) -> Experiment:
 def _add_sources_of_tasks(raw: RawExperiment) -> None:
     """Complete each source that names a task and no path by what the task says of its rows."""
     data = raw.tree.get("data")
-    if not isinstance(data, dict):
-        return
-    for stage in STAGES:
-        source = data.get(stage)
-        if isinstance(source, dict) and isinstance(source.get("task"), str) and source.get("path") is None:
-            try:
-                given = {key: value for key, value in source.items() if value is not None}
-                data[stage] = source_of_task(source["task"], f"data.{stage}.task") | given
-            except UserError as error:
-                raw.errors.append(str(error))
-                source["path"] = source["task"]  # one error is enough
+    for stage in STAGES if isinstance(data, dict) else ():
+        given = data.get(stage) if isinstance(data, dict) else None
+        for number, source in enumerate(given if isinstance(given, list) else [given]):
+            key = f"data.{stage}[{number}]" if isinstance(given, list) else f"data.{stage}"
+            if isinstance(source, dict) and isinstance(source.get("task"), str) and not source.get("path"):
+                _complete(raw, source, key)
+
+
+def _complete(raw: RawExperiment, source: dict[str, Any], key: str) -> None:
+    try:
+        of_task = source_of_task(source["task"], f"{key}.task")
+    except UserError as error:
+        raw.errors.append(str(error))
+        source["path"] = source["task"]  # one error is enough
+    else:
+        source |= {name: value for name, value in of_task.items() if source.get(name) is None}
 
 
 def dump_experiment(experiment: Experiment) -> str:

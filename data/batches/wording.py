@@ -35,7 +35,8 @@ class Form:
 
     def named(self, where: str) -> str:
         """The name of the row in messages and previews."""
-        examples = f", {len(self.examples)} examples" if self.examples else ""
+        count = len(self.examples)
+        examples = f", {count} example{'s' * (count > 1)}" if count else ""
         return f"{where}, template {self.template.name}{examples}{', with its reason' * self.with_reason}"
 
 
