@@ -16,7 +16,7 @@ from data.batches.fit import Counts, NoPair, NothingFits
 from data.sources.formats import Kind, Row
 from data.sources.loading import is_large
 from data.sources.mixture import Mixture, as_metrics, count_split, load_mixture, reweighted, sentence
-from data.sources.near_duplicates import near_duplicates
+from data.sources.near_duplicates import MOST, near_duplicates
 from data.sources.reading import is_local
 from data.sources.split import NO_SIDES, Sides, Split, row_key, share_prompts_by_hash, stage_split
 from data.storage.source_digest import source_digest
@@ -132,6 +132,8 @@ class StageData:
             return {}
         trained = earlier.trained.union(map(row_key, split.train))
         found = near_duplicates(set(map(row_key, split.held_out)), trained, threshold)
+        if len(trained) > MOST:
+            self.note(f"data.near_duplicates: {MOST:,} of {len(trained):,} training prompts were compared")
         if found:
             examples = "\n".join(
                 f"  {one.held_out!r:.100} held out, {one.trained!r:.100} trained on: {one.similarity:.2f}"

@@ -1,4 +1,4 @@
-"""A run on several sources: figures by source in metrics, manifest and report; the same after a pause."""
+"""A run on several sources: figures by source in metrics, manifest and report; the same after a kill."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from tests.support.runs import ROOT, rows, run_stage
+from tests.support.runs import (
+    KILLED_STAGE,
+    ROOT,
+    assert_same_result,
+    rows,
+    run_stage,
+    stage_arguments,
+    start_warm,
+)
 
 SFT, RM = ROOT / "data" / "samples" / "tiny-sft.jsonl", ROOT / "data" / "samples" / "tiny.jsonl"
 SHORT = ("sft.max_steps=2", "rm.max_steps=2")
@@ -92,3 +100,15 @@ def test_the_metrics_page_has_every_key_of_a_mixture(run_dir: Path) -> None:
             if any(label in key for label in labels):
                 name = re.sub("|".join(map(re.escape, labels)), "LABEL", END.sub("", key))
                 assert f"`{name}`" in section, key
+
+
+def test_grouped_batches_of_a_mixture_resume_as_if_never_killed(tmp_path: Path) -> None:
+    sources = ", ".join(f"{{path: {half(SFT, tmp_path, part)}, weight: 1.5}}" for part in (0, 1))
+    options = (f"data.sft=[{sources}]", "sft.group_by_length=true", "sft.max_steps=4", "sft.save_steps=2")
+    run_stage("sft", tmp_path / "whole", *options)
+    killed = start_warm([KILLED_STAGE, "3", *stage_arguments("sft", tmp_path / "killed", *options)])
+    assert killed.returncode != 0
+    run_stage("sft", tmp_path / "killed", *options)
+    assert_same_result(tmp_path / "killed" / "sft", tmp_path / "whole" / "sft")
+    metrics = manifest(tmp_path / "whole", "sft")["metrics"]
+    assert metrics["padding"] < metrics["padding_plain"]
