@@ -74,6 +74,11 @@ class StageData:
         count_split(mixture.counts, split)
         for part in data.parts(stage):
             self.note(sentence(part, mixture.counts[part.label]))
+        if split.missing:
+            self.note(
+                f"data.{stage}: {split.missing:,} prompts fewer are held out than held_out asks for, since "
+                "earlier stages train on the others"
+            )
         if split.turns:
             self.note(
                 f"data.{stage}: {split.turns:,} earlier turns of conversations are context only, since their "

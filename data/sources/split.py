@@ -39,13 +39,15 @@ class Sides(NamedTuple):
 class Split(NamedTuple):
     """Rows to train on and rows held out, each in the order of the rows; `sides` are of this stage alone.
 
-    `apart` are rows that serve neither, and `turns` counts turns that are context only: see `stage_split`.
+    `apart` are rows that serve neither. `turns` counts turns that are context only. `missing` counts prompts
+    that were to be held out and are not, since an earlier stage trains on them: see `stage_split`.
     """
 
     train: list[Row]
     held_out: list[Row]
     apart: list[Row]
     turns: int
+    missing: int
     sides: Sides
 
 
@@ -74,6 +76,7 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int, earlie
     """
     side: dict[str, bool | None] = {}  # held out, trained on (False), or neither (None)
     own: list[tuple[str, Row]] = []
+    asked = 0
     for part in data.parts(stage):
         belongs = belongs_to(data, stage, seed, part.source)
         of_source = [row for row in rows if row.get("source", "") == part.label and belongs(row)]
@@ -81,20 +84,22 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int, earlie
         new = {key for key, _ in keyed} - side.keys()
         free = sorted(new - earlier.trained, key=lambda key: (unit(seed, "held_out", key), key))
         free.sort(key=lambda key: key not in earlier.held_out)  # these first, in the order of their hashes
-        chosen = set(free[: _held_out_count(part.source, len(new))])
+        count = _held_out_count(part.source, len(new)) if new else 0
+        asked, chosen = asked + count, set(free[:count])
         side |= {key: True if key in chosen else None if key in earlier.held_out else False for key in new}
         own += keyed
-    _check_sides(data, stage, side)
+    _check_sides(data, stage, side, asked)
+    missing = asked - sum(is_held_out is True for is_held_out in side.values())
     train = [row for key, row in own if side[key] is False]
     judged = [row for key, row in own if side[key]]
     apart = [row for key, row in own if side[key] is None]
     if not data.keep_apart:
-        return Split(train, judged, apart, 0, NO_SIDES)
+        return Split(train, judged, apart, 0, missing, NO_SIDES)
     if data.train_on == "last":
-        return Split(train, judged, apart, 0, Sides(_keys(train), _keys(judged)))
+        return Split(train, judged, apart, 0, missing, Sides(_keys(train), _keys(judged)))
     train, trained, unlearned = _without_turns(train, earlier.held_out | _keys(judged))
     judged, held_out, unjudged = _without_turns(judged, earlier.trained | trained)
-    return Split(train, judged, apart, unlearned + unjudged, Sides(trained, held_out))
+    return Split(train, judged, apart, unlearned + unjudged, missing, Sides(trained, held_out))
 
 
 def _keys(rows: Iterable[Row]) -> frozenset[str]:
@@ -119,13 +124,12 @@ def _without_turns(rows: Sequence[Row], excluded: Set[str]) -> tuple[list[Row], 
     return found, frozenset(keys), without
 
 
-def _check_sides(data: Data, stage: Stage, side: Mapping[str, bool | None]) -> None:
+def _check_sides(data: Data, stage: Stage, side: Mapping[str, bool | None], asked: int) -> None:
     """Raise UserError if the prompts of a stage leave none to train on, or none to hold out."""
     sources, sides = data.sources(stage), list(side.values())
     of = f"the stage's part of {' and '.join(map(describe, sources))} has {len(sides)} prompts"
-    if False not in sides:
-        asked = sum(_held_out_count(source, len(sides)) for source in sources)
-        if None in sides:
+    if False not in sides or asked >= len(sides):
+        if None in sides and asked < len(sides):
             raise UserError(
                 f"data.{stage}: {of}, and earlier stages hold all of them out, which leaves none to train "
                 "on. Give it other prompts, or set data.keep_apart to false."

@@ -136,6 +136,13 @@ def test_a_later_stage_follows_the_sides_of_earlier_ones(tmp_path: Path) -> None
     assert found["ppo"][1] < found["sft"][1] and (len(found["ppo"][0]), len(found["ppo"][1])) == (36, 2)
 
 
+def test_fewer_held_out_prompts_than_asked_for_are_noted(tmp_path: Path) -> None:
+    config = of_stages(tmp_path, {"held_out": 4}, {"held_out": 8}, {})
+    notes: list[str] = []
+    StageData(config, "rm", notes.append).rows("prompts")
+    assert any(note.startswith("data.rm: 4 prompts fewer are held out than held_out asks") for note in notes)
+
+
 def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
     config = of_stages(tmp_path, {"held_out": 4}, {"held_out": 4}, {"held_out": 1})
     notes: list[str] = []
