@@ -85,7 +85,7 @@ def material(config: Experiment, stages: Sequence[Stage]) -> Iterator[Check]:
             yield f"{stage}.from: {config.starts[stage]}", _start(config, stage)
     sources = {(data, kind): base for stage in stages for data, kind, base in sources_of(config, stage)}
     for (data_stage, kind), base in sources.items():
-        if is_local(config.data.source(data_stage)):
+        if any(map(is_local, config.data.sources(data_stage))):
             yield f"data.{data_stage}", _data(tokenizers, data_stage, kind, base)
 
 
@@ -201,22 +201,23 @@ def _start(config: Experiment, stage: Stage) -> Callable[[], list[str]]:
 
 def _data(tokenizers: _Tokenizers, stage: Stage, kind: Kind, base: Base) -> Callable[[], list[str]]:
     """Read and tokenize the rows; of a large source, or without a tokenizer, only a part of this."""
-    config = tokenizers.config
-    source, remarks = config.data.source(stage), list[str]()
+    config, remarks = tokenizers.config, list[str]()
+    parts = [part for part in config.data.parts(stage) if is_local(part.source)]
+    in_part = len(parts) < len(config.data.parts(stage))
 
     def check() -> list[str]:
         tokenizer = tokenizers.load(stage, base) if is_downloaded(base) else None
-        large = size_of(source.path) > MAX_BYTES
-        if large:
+        large = [key for key, _, source in parts if size_of(source.path) > MAX_BYTES]
+        if large or in_part:
             rows = some_rows(config, stage, kind)
-            remarks.append(f"data.{stage}: large; only its first {SOME_ROWS:,} rows were read")
+            remarks.extend(f"{key}: large; only its first {SOME_ROWS:,} rows were read" for key in large)
             if tokenizer is not None:
                 some, _ = tokenize.TOKENIZE[kind](rows, tokenizer, config.data)
                 _check_scores(config, kind, some)
         elif tokenizer is None:
-            StageData(config, stage, remarks.append).rows(kind)
+            StageData(config, stage, remarks.append, only_checks=True).rows(kind)
         else:
-            data = StageData(config, stage, remarks.append)
+            data = StageData(config, stage, remarks.append, only_checks=True)
             train, held_out, _ = read_examples(data, kind, tokenize.TOKENIZE[kind], tokenizer)
             _check_sizes(config, stage, len(train), len(held_out))
             _check_scores(config, kind, [*train, *held_out])

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from configs.schema import RankingLoss
 from data.batches import collate, tokenize
-from data.batches.sampler import micro_batches, seed_from, total_steps
+from data.batches.sampler import Lengths, micro_batches, seed_from, total_steps
 from data.examples import Examples, read_examples, tokenized
 from stages.context import Context, Outcome
 from stages.feedback.people import take_rankings
@@ -30,7 +30,7 @@ from stages.feedback.reward_evaluation import nats_of_answers, scored_rankings, 
 from stages.feedback.reward_loss import check_labels, labels_of, reward_loss, ties_note
 from stages.feedback.reward_model import RewardModel, classifier_ending
 from stages.maths.preferences import ceiling_of
-from stages.maths.statistics import Means, add_means, mean_with_interval
+from stages.maths.statistics import Mean, Means, add_means, mean_with_interval
 from stages.models.base_checks import supports_block_mask
 from stages.models.queries import ScalarQuery
 from stages.models.role_models import RoleModels
@@ -43,6 +43,7 @@ from stages.training.engine import Engine
 from stages.training.export import write_role
 from stages.training.loop import TrainingLoop
 from stages.training.metrics import reduce_means
+from stages.training.padding import Rows, padding, padding_metrics
 from stages.training.resume import find_checkpoint, seed_step, start_engine
 from stages.training.soundness import check_result
 from stages.training.throughput import Meter, peak_memory_bytes
@@ -84,7 +85,8 @@ def run(context: Context) -> Outcome:
     def evaluate() -> dict[str, float]:
         return trainer.evaluate(held_out)
 
-    _, after = loop.run(len(train), take_step, evaluate)
+    lengths = Lengths([*map(trainer.tokens, train)]) if rm.group_by_length else None
+    _, after = loop.run(len(train), take_step, evaluate, lengths)
 
     # 5. The result, on a scale where the SFT policy has mean 0 and deviation 1.
     if rm.use_best:
@@ -107,6 +109,7 @@ def run(context: Context) -> Outcome:
             **counts,
             **read_label_metrics(context.folder),
             **report,
+            **padding_metrics(rm, context.seed, train, train, lengths, trainer.padding),
             "steps": steps,
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": ranks.max(peak_memory_bytes()),
@@ -223,9 +226,19 @@ class RewardModelTrainer:
         means = add_means(self._backward(micro, len(batch)) for micro in micros)
         learning_rate = self.engine.learning_rate(Role.REWARD)
         self.engine.step()
-        self.meter.add(sum(map(self._tokens, batch)))
+        self.meter.add(sum(map(self.tokens, batch)))
         rates = {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
-        return reduce_means(means, self.engine.ranks) | rates
+        return reduce_means(means, self.engine.ranks) | rates | {"padding": self.padding(batch).value}
+
+    def padding(self, batch: Sequence[tokenize.Ranking]) -> Mean:
+        """The share of padding in the forwards of one global batch."""
+        return padding(batch, self._prompts_at_once(batch), self.engine.ranks.world, self._rows)
+
+    def _rows(self, ranking: tokenize.Ranking) -> Rows:
+        """Tokens of the prompt and of the completion in each row that the ranking takes."""
+        if self.share_prompts:
+            return [(self.tokens(ranking), 0)]
+        return [(len(ranking.prompt_ids), len(ids)) for ids in ranking.completion_ids]
 
     def _backward(self, micro: Sequence[tokenize.Ranking], rankings: int) -> Means:
         """Accumulate gradients on one micro-batch of a batch of `rankings`."""
@@ -292,7 +305,7 @@ class RewardModelTrainer:
         scores = flat.split([len(ranking.completion_ids) for ranking in rankings])
         return pad_sequence(list(scores), batch_first=True), order
 
-    def _tokens(self, ranking: tokenize.Ranking) -> int:
+    def tokens(self, ranking: tokenize.Ranking) -> int:
         """Number of tokens to forward."""
         times = 1 if self.share_prompts else len(ranking.completion_ids)
         return times * len(ranking.prompt_ids) + sum(map(len, ranking.completion_ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,6 +12,7 @@ from configs.errors import UserError
 from configs.schema import Source
 from configs.task_file import read_task
 from data.sources.bad_rows import BadRow, LeftOut, UnusableRow
+from data.sources.folders import size_of
 from data.sources.formats import ACCEPTED, Kind, Reading, Row, normalise
 from data.sources.keys import SPLIT
 from data.sources.reading import describe, read, where
@@ -85,6 +87,11 @@ def load_rows(
     if left_out := [*faults.unusable, *faults.left_out]:
         note(f"{describe(source)}: left out {len(left_out)} of {total} rows.\n{_grouped(left_out)}")
     return Loaded(rows, total, len(left_out), others)
+
+
+def is_large(source: Source) -> bool:
+    """Whether checks and previews read only some rows of the source. They read a folder as a whole."""
+    return not os.path.isdir(source.path) and size_of(source.path) > MAX_BYTES
 
 
 def first_rows(source: Source, kind: Kind, count: int) -> list[Row]:

@@ -10,7 +10,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from configs.deepspeed_json import read_deepspeed_json
 from configs.errors import UserError
-from configs.schema import Experiment, Stage, data_stage, ending_of
+from configs.schema import Experiment, Part, Stage, ending_of
 from data.sources.folders import check_number, files_of_pattern
 from data.sources.tasks import check_trainable
 from data.storage.source_digest import is_pattern
@@ -61,7 +61,7 @@ def _set_aside(config: Experiment, plans: Sequence[StagePlan]) -> Iterator[str]:
     """Data or an adapter in the folder of a stage that gets another name before it runs, such as its own."""
     renamed = {plan.set_aside.parent / plan.stage: plan.set_aside for plan in plans if plan.set_aside}
     starting = _starting(plans)
-    read = {f"data.{data_stage(stage)}.path": config.data.source(stage).path for stage in starting}
+    read = {f"{part.key}.path": part.source.path for part in _parts(config, starting)}
     read |= {f"{stage}.from": folder for stage, folder in config.starts.items() if stage in starting}
     for key, name in read.items():
         path = Path(os.path.realpath(name))  # which a loop of links does not stop
@@ -84,8 +84,14 @@ def _may_be_on_the_hub(name: str) -> bool:
     return True
 
 
+def _parts(config: Experiment, stages: Sequence[Stage]) -> list[Part]:
+    """The sources of the stages, each once: best-of-n reads those of PPO."""
+    parts = {part.key: part for stage in stages for part in config.data.parts(stage)}
+    return list(parts.values())
+
+
 def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
-    sources = {f"data.{data_stage(stage)}.path": config.data.source(stage).path for stage in stages}
+    sources = {f"{part.key}.path": part.source.path for part in _parts(config, stages)}
     files = {key: path for key, path in sources.items() if ending_of(path) and not is_pattern(path)}
     for key, path in sources.items():
         if not (ending_of(path) or os.path.exists(path) or is_pattern(path) or _may_be_on_the_hub(path)):
@@ -93,18 +99,19 @@ def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[str]:
     files |= config.judge_files(stages)
     if config.data.chat_template is not None:
         files["data.chat_template"] = config.data.chat_template
-    for stage in stages:
+    for part in _parts(config, stages):
         try:
-            check_trainable(config.data.source(stage), f"data.{data_stage(stage)}")
+            check_trainable(part.source, part.key)
         except UserError as error:
             yield str(error)
+    for key, path in sources.items():
         try:
-            if os.path.isdir(path := config.data.source(stage).path):
+            if os.path.isdir(path):
                 check_number(Path(path))
             elif is_pattern(path):
                 files_of_pattern(path)
         except UserError as error:
-            yield f"data.{data_stage(stage)}.path: {error}"
+            yield f"{key}: {error}"
     for key, path in files.items():
         if not os.path.isfile(path):
             yield f"{key}: {path}: there is no such file. Correct the path."

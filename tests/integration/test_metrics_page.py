@@ -21,8 +21,8 @@ LABELS = ("rm", "brevity")  # of the terms of the reward in the runs below
 JUDGED = "ppo.judge=warmth"
 RARE = {"people", "prompts_skipped", "temperature"}  # of people, and of a model that a temperature mends
 RUNS: dict[str, list[tuple[str, ...]]] = {
-    "sft": [()],
-    "rm": [(), ("rm.rankings.rollout={max_new_tokens: 8}", "data.rm.limit=12")],
+    "sft": [("sft.group_by_length=true",)],
+    "rm": [("rm.group_by_length=true",), ("rm.rankings.rollout={max_new_tokens: 8}", "data.rm.limit=12")],
     "ppo": [
         (
             *(

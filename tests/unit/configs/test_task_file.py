@@ -156,11 +156,14 @@ def test_a_source_takes_its_rows_from_the_task_unless_it_says_where_they_are(tmp
     (tmp_path / "pools").mkdir()
     file = write(tmp_path / "pools", t={**TASK, "source": {"path": "rows.jsonl", "limit": 5}})
     config = load_experiment(experiment(tmp_path, "{task: pools/tasks.yaml, limit: 7}"))
-    assert config.data.sft.path == str(tmp_path / "pools" / "rows.jsonl")
-    assert config.data.sft.task == str(file) and config.data.sft.limit == 7
-    assert load_experiment(experiment(tmp_path, "{task: pools/tasks.yaml}")).data.sft.limit == 5
+    assert config.data.sources("sft")[0].path == str(tmp_path / "pools" / "rows.jsonl")
+    assert config.data.sources("sft")[0].task == str(file) and config.data.sources("sft")[0].limit == 7
+    assert load_experiment(experiment(tmp_path, "{task: pools/tasks.yaml}")).data.sources("sft")[0].limit == 5
     given = load_experiment(experiment(tmp_path, "{task: pools/tasks.yaml:t, path: own.jsonl}"))
-    assert given.data.sft.path == str(tmp_path / "own.jsonl") and given.data.sft.limit is None
+    assert (
+        given.data.sources("sft")[0].path == str(tmp_path / "own.jsonl")
+        and given.data.sources("sft")[0].limit is None
+    )
     (tmp_path / "dump.yaml").write_text(dump_experiment(config))
     assert load_experiment(tmp_path / "dump.yaml") == config
 

@@ -42,7 +42,7 @@ def test_the_rows_become_what_the_page_shows(tmp_path):
     (tmp_path / "tickets.yaml").write_text(TASKS[0])
     (tmp_path / "tickets.jsonl").write_text(block("jsonl", "rows"))
     config = experiment(tmp_path, block("yaml", "experiment"))
-    source = config.data.sft.model_copy(update={"held_out": 0})
+    source = config.data.sources("sft")[0].model_copy(update={"held_out": 0})
     data = config.data.model_copy(update={"sft": source, "chat": True})
     made = set()
     for seed in range(60):

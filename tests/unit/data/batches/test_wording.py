@@ -217,7 +217,7 @@ ROW_FAULTS = [
 def test_a_row_is_refused_by_its_column(tmp_path, row, kind, part):
     config = experiment(tmp_path, {**TASK, "ignore_labels": [-1]})
     with pytest.raises(BadRow) as caught:
-        labelled_row(row, read_task(str(config.data.sft.task), "k"))
+        labelled_row(row, read_task(str(config.data.sources("sft")[0].task), "k"))
     assert type(caught.value) is kind and part in str(caught.value)
 
 
@@ -231,7 +231,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path):
 )
 def test_options_of_a_list_are_named_by_number_or_text(tmp_path, label, answer):
     config = experiment(tmp_path, {**TASK, "options": ["no", "yes"]})
-    row = labelled_row({"text": "a", "label": label}, read_task(str(config.data.sft.task), "k"))
+    row = labelled_row({"text": "a", "label": label}, read_task(str(config.data.sources("sft")[0].task), "k"))
     assert row["labelled"].answer == answer
 
 
