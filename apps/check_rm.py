@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from configs.errors import UserError
-from configs.schema import Experiment
+from configs.schema import Experiment, Source
 from data.examples import StageData
 from data.sources.split import prompt_key
 from data.storage.files import read_json_lines, write_json_lines
@@ -18,6 +18,7 @@ from pipeline.state.run_directory import RunDirectory
 Row = dict[str, Any]
 KEPT = ("prompt", "completions", "completion_ids", "ranks", "scores")
 CHANCE = 0.5
+TRAIN, HELD_OUT = "rankings.jsonl", "held-out.jsonl"
 
 
 @dataclass(frozen=True)
@@ -106,16 +107,21 @@ def _kept(rows: Sequence[Row]) -> list[Row]:
 
 
 def write_variant(
-    file: Path, variant: Variant, train: Sequence[Row], held_out: Sequence[Row], seed: int
-) -> int:
-    """Write the changed training rankings and the held-out ones as they are. Returns the held-out prompts.
+    folder: Path, variant: Variant, train: Sequence[Row], held_out: Sequence[Row], seed: int
+) -> list[Source]:
+    """Write the changed training rankings and the held-out ones as they are, each into a file.
 
-    Stage rm holds out the prompts with the lowest hashes. All held-out ones are lower than all others, so
-    their number alone keeps them apart.
+    Returns:
+        The two files as the sources of stage rm: all prompts of the second are held out.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json_lines(file, [*variant.change(train, Random(seed)), *held_out])
-    return len({prompt_key(row["prompt"]) for row in held_out})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_lines(folder / TRAIN, variant.change(train, Random(seed)))
+    write_json_lines(folder / HELD_OUT, held_out)
+    prompts = len({prompt_key(row["prompt"]) for row in held_out})
+    return [
+        Source(path=str(folder / TRAIN), held_out=0),
+        Source(path=str(folder / HELD_OUT), held_out=prompts),
+    ]
 
 
 def some_prompts(rows: Sequence[Row], number: int | None, seed: int) -> list[Row]:

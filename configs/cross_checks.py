@@ -63,12 +63,17 @@ def _packing(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
             f"packed examples are kept apart by a mask that {attention} attention does not support; set "
             "base.attention to sdpa, or sft.packing to false",
         )
+    if experiment.sft.packing and experiment.sft.group_by_length:
+        yield (
+            ("sft", "group_by_length"),
+            "packed sequences have one length already; set this or sft.packing to false",
+        )
 
 
 def _use_best(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     epochs: dict[Stage, Epochs] = {"sft": experiment.sft, "rm": experiment.rm}
     for stage, section in epochs.items():
-        if section.use_best and experiment.data.source(stage).held_out == 0:
+        if section.use_best and not any(source.held_out for source in experiment.data.sources(stage)):
             yield (
                 (stage, "use_best"),
                 f"nothing is held out to choose by; set data.{stage}.held_out, or set this to false",
@@ -244,14 +249,16 @@ def _shares(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
     """A stage that reads the same source as another stage needs a share of it."""
     data = experiment.data
     for stage in STAGES:
-        source = data.source(stage).identity
-        others = [other for other in STAGES if other != stage and data.source(other).identity == source]
-        if others and data.shares.of(stage) == 0:
-            names = " and ".join(f"data.{other}" for other in others)
-            yield (
-                ("data", "shares", stage),
-                f"0, but data.{stage} reads the same source as {names}; give it a share, or another source",
-            )
+        if data.shares.of(stage):
+            continue
+        for key, _, source in data.parts(stage):
+            if others := [other for other in data.readers(source) if other != stage]:
+                names = " and ".join(f"data.{other}" for other in others)
+                yield (
+                    ("data", "shares", stage),
+                    f"0, but {key} reads the same source as {names}; give it a share, or another source",
+                )
+                break
 
 
 def _vllm(experiment: Experiment, section: Keys, rollout: Rollout) -> Iterator[tuple[Keys, str]]:

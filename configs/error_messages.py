@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic_core import ErrorDetails
 
 from configs.safe_text import REDACTED, may_hold_secret
-from configs.schema import Experiment
+from configs.schema import FORMS, Experiment
 
 Keys = tuple[str, ...]
 Node = Mapping[str, Any]  # a node of the JSON schema
@@ -25,11 +26,11 @@ def node_at(keys: Sequence[str]) -> Node | None:
     """The schema of the value at `keys`, or None for an unknown key."""
     node: Node = SCHEMA
     for key in keys:
-        child = node.get("properties", {}).get(key)
+        child = items_of(node) if key.isdecimal() else _resolved(node).get("properties", {}).get(key)
         if child is None:
             return None
-        node = _resolved(child)
-    return node
+        node = child
+    return _resolved(node)
 
 
 def property_of(section: Node, name: str) -> Node:
@@ -38,8 +39,9 @@ def property_of(section: Node, name: str) -> Node:
 
 
 def items_of(node: Node) -> Node | None:
-    """The node of the items, if a node is a list."""
-    return _resolved(node["items"]) if node.get("type") == "array" else None
+    """The node of the items, if a node is a list, or may be one."""
+    lists = [option for option in node.get("oneOf", (node,)) if option.get("type") == "array"]
+    return _resolved(lists[0]["items"]) if lists else None
 
 
 def shortened(text: str) -> str:
@@ -54,8 +56,14 @@ def shown(value: Any) -> str:
 
 
 def dotted(keys: Sequence[str]) -> str:
-    """`section.key`, with long parts shortened."""
-    return ".".join(map(shortened, keys))
+    """`section.key` or `section.list[0].key`, with long parts shortened."""
+    parts = (f"[{key}]" if key.isdecimal() else f".{shortened(key)}" for key in keys)
+    return "".join(parts).removeprefix(".")
+
+
+def undotted(text: str) -> Keys:
+    """The keys of `section.list[0].key`."""
+    return tuple(re.sub(r"\[(\d+)\]", r".\1", text).split("."))
 
 
 def default(keys: Sequence[str]) -> Any:
@@ -74,8 +82,16 @@ def may_be_null(keys: Sequence[str]) -> bool:
     """Whether a known key accepts null as a value."""
     *section, key = keys
     parent = node_at(section)
-    assert parent is not None
+    if parent is None or not is_section(parent):
+        return False
     return {"type": "null"} in parent["properties"][key].get("anyOf", ())
+
+
+def one_or_several(keys: Sequence[str]) -> bool:
+    """Whether a known key takes one section or a list of them."""
+    *section, key = keys or ("",)
+    parent = node_at(section)
+    return parent is not None and "oneOf" in parent.get("properties", {}).get(key, {})
 
 
 def all_keys(node: Node = SCHEMA, prefix: Keys = ()) -> Iterator[Keys]:
@@ -93,7 +109,7 @@ def unknown_key(keys: Sequence[str]) -> tuple[Keys, str]:
     assert parent is not None
     if not is_section(parent):
         return tuple(keys[:depth]), f"unknown key; {dotted(section)} holds {allowed(parent)}, not keys"
-    guess = _did_you_mean([".".join(path) for path in similar_keys(section, key)])
+    guess = _did_you_mean([dotted(path) for path in similar_keys(section, key)])
     return tuple(keys[:depth]), f"unknown key; {_before(guess, _siblings(section, parent))}"
 
 
@@ -152,13 +168,20 @@ def _number(value: float) -> str:
 
 
 def known_part(location: Sequence[int | str]) -> Keys:
-    """The key of a pydantic error: its location without list indices and union members."""
+    """The key of a pydantic error: its location without union members, as far as the schema knows it."""
     keys: Keys = ()
-    for part in location:
+    for part in without_forms(location):
         if node_at((*keys, str(part))) is None:
             break
         keys = (*keys, str(part))
     return keys
+
+
+def without_forms(location: Sequence[int | str]) -> list[int | str]:
+    """The location of a pydantic error without the names of the forms that a stage's sources have."""
+    return [
+        part for depth, part in enumerate(location) if not (depth and location[0] == "data" and part in FORMS)
+    ]
 
 
 def reason(error: ErrorDetails, node: Node) -> str:
@@ -171,6 +194,8 @@ def reason(error: ErrorDetails, node: Node) -> str:
     if error["type"] == "missing":
         return "missing" + hint
     value = error["input"]
+    if error["type"] == "too_short":
+        return "[] is not allowed; give at least one"
     if isinstance(value, str):
         choices = [str(choice) for choice in _choices(node)]
         guess = _did_you_mean(difflib.get_close_matches(value, choices, n=1))
@@ -196,8 +221,10 @@ def _before(guess: str, rest: str) -> str:
 
 
 def _resolved(node: Node) -> Node:
-    """The node that `node` refers to, if it is a reference or an optional reference."""
+    """The node that `node` refers to, if it is a reference, an optional one, or one or a list of them."""
     options = [option for option in node.get("anyOf", (node,)) if option != {"type": "null"}]
+    if "oneOf" in node:
+        options = [option for option in node["oneOf"] if "$ref" in option]
     if len(options) == 1 and "$ref" in options[0]:
         return SCHEMA["$defs"][options[0]["$ref"].rsplit("/", 1)[-1]]
     return node

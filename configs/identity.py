@@ -30,7 +30,11 @@ SPEED_ONLY_NESTED = (
     "best.rollout.vllm.gpu_memory_utilization",
     "best.rollout.vllm.enforce_eager",
 )
-NEWER_KEYS = {"from": None, "reference": "sft"}  # which older runs lack: left out at these defaults
+NEWER_KEYS = {
+    "from": None,
+    "reference": "sft",
+    "group_by_length": False,
+}  # which older runs lack: left out at these defaults
 NEWER_NESTED = {
     "adapter.dora": False,
     "adapter.init": "zero",
@@ -48,8 +52,11 @@ NEWER_NESTED = {
     "rm.pooling": "last",
     "ppo.ensemble": "mean",
     "ppo.ensemble_coef": 1.0,
+    "data.keep_apart": True,
 }
-NEWER_SOURCE_KEYS = ("format", "rank_by")  # left out if null, as are the names in `columns`
+# Left out at these defaults, as are the names in `columns`.
+NEWER_SOURCE_KEYS = {"format": None, "rank_by": None, "weight": 1.0, "task": None}
+NAMES_ONLY = ("label",)  # of a source
 SOURCE_KEYS = ("path", "name", "split", "revision")
 REQUEST_KEYS = ("timeout_seconds", "retries", "key_variable")  # of ppo.rewards: how to call an endpoint
 
@@ -77,18 +84,7 @@ def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     """Dotted keys and values that change the result of `stage` by more than rounding."""
     tree = experiment.model_dump(mode="json")
     reward_base = tree["rm"].pop("base")
-    data = {key: value for key, value in tree["data"].items() if key not in STAGES}
-    source = data_stage(stage)
-    data[source] = {
-        key: value
-        for key, value in tree["data"][source].items()
-        if value is not None or key not in NEWER_SOURCE_KEYS
-    }
-    columns = data[source]["columns"].items()
-    data[source]["columns"] = {key: name for key, name in columns if name is not None}
-    for other in STAGES:  # a stage with the same source takes prompts from this stage
-        if other != source and all(tree["data"][other][key] == data[source][key] for key in SOURCE_KEYS):
-            data[other] = {key: data[source][key] for key in SOURCE_KEYS}
+    data = _data_identity(tree["data"], data_stage(stage))
     if stage == "best":
         tree["best"]["rollout"] = tree["best"]["rollout"] or tree["ppo"]["rollout"]
     speed_only = set(SPEED_ONLY)
@@ -123,6 +119,35 @@ def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     return {key: value for key, value in leaves if key not in SPEED_ONLY_NESTED or value == "vllm"}
 
 
+def _data_identity(data: dict[str, Any], stage: Stage) -> dict[str, Any]:
+    """What influences the rows of a stage, with `sft` or `sft[0]`, `sft[1]`, ... for its sources."""
+    own = _sources(data, stage)
+    found = {key: value for key, value in data.items() if key not in STAGES and key != "near_duplicates"}
+    found |= {key: _source_identity(source) for key, source in own.items()}
+    for other in STAGES:  # a stage with the same source takes prompts from this stage
+        for key, source in _sources(data, other).items() if other != stage else ():
+            if any(all(source[name] == mine[name] for name in SOURCE_KEYS) for mine in own.values()):
+                found[key] = {name: source[name] for name in SOURCE_KEYS}
+    return found
+
+
+def _sources(data: dict[str, Any], stage: Stage) -> dict[str, dict[str, Any]]:
+    given = data[stage]
+    if isinstance(given, dict):
+        return {stage: given}
+    return {f"{stage}[{number}]": source for number, source in enumerate(given)}
+
+
+def _source_identity(source: dict[str, Any]) -> dict[str, Any]:
+    absent = object()
+    kept = {
+        key: value
+        for key, value in source.items()
+        if key not in NAMES_ONLY and NEWER_SOURCE_KEYS.get(key, absent) != value
+    }
+    return kept | {"columns": {key: name for key, name in source["columns"].items() if name is not None}}
+
+
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -143,6 +168,9 @@ def differences(old: dict[str, Any], new: Experiment, stage: Stage) -> list[str]
 
 
 def _value_at(tree: Any, key: str) -> Any:
-    for part in key.split("."):
-        tree = tree[part] if isinstance(tree, dict) and part in tree else None
+    for part in key.replace("[", ".").replace("]", "").split("."):
+        if isinstance(tree, list):
+            tree = dict(enumerate(tree)).get(int(part)) if part.isdecimal() else None
+        else:
+            tree = tree[part] if isinstance(tree, dict) and part in tree else None
     return tree

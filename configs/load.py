@@ -20,6 +20,7 @@ from configs.error_messages import Keys, known_part
 from configs.errors import UserError
 from configs.raw_experiment import RawExperiment
 from configs.schema import STAGES, Experiment
+from configs.task_file import source_of_task
 
 # Something valid for each key that must be given, so that the rest of an experiment can be read without it.
 REQUIRED: dict[str, Any] = {
@@ -54,6 +55,7 @@ def load_experiment(file: Path, overrides: Sequence[str] = ()) -> Experiment:
     for override in overrides:
         raw.override(override)
     raw.resolve_paths()
+    _add_sources_of_tasks(raw)
     try:
         experiment = Experiment.model_validate(raw.tree)
     except ValidationError as error:
@@ -102,6 +104,27 @@ def _fill(tree: dict[str, Any], required: Mapping[str, Any]) -> None:
         found = tree.setdefault(key, copy.deepcopy(value))
         if isinstance(found, dict) and isinstance(value, dict):
             _fill(found, value)
+
+
+def _add_sources_of_tasks(raw: RawExperiment) -> None:
+    """Complete each source that names a task and no path by what the task says of its rows."""
+    data = raw.tree.get("data")
+    for stage in STAGES if isinstance(data, dict) else ():
+        given = data.get(stage) if isinstance(data, dict) else None
+        for number, source in enumerate(given if isinstance(given, list) else [given]):
+            key = f"data.{stage}[{number}]" if isinstance(given, list) else f"data.{stage}"
+            if isinstance(source, dict) and isinstance(source.get("task"), str) and not source.get("path"):
+                _complete(raw, source, key)
+
+
+def _complete(raw: RawExperiment, source: dict[str, Any], key: str) -> None:
+    try:
+        of_task = source_of_task(source["task"], f"{key}.task")
+    except UserError as error:
+        raw.errors.append(str(error))
+        source["path"] = source["task"]  # one error is enough
+    else:
+        source |= {name: value for name, value in of_task.items() if source.get(name) is None}
 
 
 def dump_experiment(experiment: Experiment) -> str:

@@ -87,7 +87,7 @@ class RawExperiment:
         dotted, equals, value = text.partition("=")
         text = f"{dotted}={REDACTED}" if may_hold_secret(value) else text
         text = error_messages.shortened(text)
-        keys = tuple(dotted.strip().split("."))
+        keys = error_messages.undotted(dotted.strip())
         if error_messages.node_at(keys) is None:
             unknown, reason = error_messages.unknown_key(keys)
             self.wrong.update(error_messages.meant_by(unknown))
@@ -109,43 +109,50 @@ class RawExperiment:
             self.errors.append(
                 f"command line ({text}): {error_messages.dotted((*keys, *inside))}: given twice"
             )
-        section = self._section(keys[:-1])
-        if section is not None:
-            section[keys[-1]] = parsed
+        if fault := self._set(keys, parsed):
+            self.errors.append(f"command line ({text}): {error_messages.dotted(keys)}: {fault}")
+        else:
             self.overrides[keys] = text
 
-    def _section(self, keys: Keys) -> dict[str, Any] | None:
-        """The mapping at `keys`, created if absent. None if the file has another kind of value there."""
-        section = self.tree
-        for key in keys:
-            if section.get(key) is None:
-                section[key] = {}
-            section = section[key]
-            if not isinstance(section, dict):
-                return None
-        return section
+    def _set(self, keys: Keys, value: Any) -> str | None:
+        """Put a value at `keys`; sections that are absent are created. Returns what is wrong, if anything."""
+        place: Any = self.tree
+        for depth, key in enumerate(keys):
+            if fault := _no_such_item(place, keys[:depth], key):
+                return fault
+            if isinstance(place, list):
+                key = int(key)  # type: ignore[assignment]
+            elif not isinstance(place, dict):
+                return None  # the schema refuses what the file has there
+            if depth == len(keys) - 1:
+                place[key] = value
+            elif isinstance(place, dict) and place.get(key) is None:
+                place[key] = {}
+            place = place[key]
+        return None
 
     def resolve_paths(self) -> None:
         """Make local paths absolute, and empty sections empty mappings, which validate as all defaults."""
         self.tree.setdefault("deepspeed", {})
         for keys in error_messages.all_keys():
-            section, key = self._existing(keys[:-1]), keys[-1]
-            if section is None:
-                continue
-            if _is_section(keys) and key in section and section[key] is None:
-                section[key] = {}
-            elif keys == DEEPSPEED_CONFIG and key not in section:
-                section[key] = os.path.abspath(
-                    Path(__file__).parent / error_messages.default(DEEPSPEED_CONFIG)
-                )
-            elif isinstance(section.get(key), str) and is_local_path(keys, section[key]):
-                if not section[key]:
-                    self.add_error(keys, "'' is empty; give a path, or leave the key out")
-                section[key] = self._absolute(keys, section[key])
-            elif keys == LABELLER:
-                self._resolve_judges(section.get(key))
-            elif keys in LISTS_OF_PATHS and isinstance(names := section.get(key), list):
-                section[key] = [self._absolute(keys, n) if isinstance(n, str) and n else n for n in names]
+            for place, section in _sections(self.tree, keys[:-1]):
+                self._resolve((*place, keys[-1]), section)
+
+    def _resolve(self, keys: Keys, section: dict[str, Any]) -> None:
+        """Resolve the value of one key of a section."""
+        key = keys[-1]
+        if _is_section(keys) and key in section and section[key] is None:
+            section[key] = {}
+        elif keys == DEEPSPEED_CONFIG and key not in section:
+            section[key] = os.path.abspath(Path(__file__).parent / error_messages.default(DEEPSPEED_CONFIG))
+        elif isinstance(section.get(key), str) and is_local_path(keys, section[key]):
+            if not section[key]:
+                self.add_error(keys, "'' is empty; give a path, or leave the key out")
+            section[key] = self._absolute(keys, section[key])
+        elif keys == LABELLER:
+            self._resolve_judges(section.get(key))
+        elif keys in LISTS_OF_PATHS and isinstance(names := section.get(key), list):
+            section[key] = [self._absolute(keys, n) if isinstance(n, str) and n else n for n in names]
 
     def _resolve_judges(self, labeller: Any) -> None:
         """Make the files of judges in {agree: [a, b]} absolute."""
@@ -159,19 +166,16 @@ class RawExperiment:
         folder = Path.cwd() if self._override_of(keys) else self.file.parent
         return os.path.abspath(folder / os.path.expanduser(path))
 
-    def _existing(self, keys: Keys) -> dict[str, Any] | None:
-        section: Any = self.tree
-        for key in keys:
-            section = section.get(key) if isinstance(section, dict) else None
-        return section if isinstance(section, dict) else None
-
     def add_validation_errors(self, failure: ValidationError) -> None:
         """Add the errors of pydantic, one line for each key."""
         seen: set[Keys] = set()
         for error in failure.errors(include_url=False):
+            if error["type"] == "too_short" and error["input"]:
+                continue  # it counts the items that are right, and the others have errors of their own
+            location = error_messages.without_forms(error["loc"])
             keys = error_messages.known_part(error["loc"])
             if error["type"] in ("extra_forbidden", "invalid_key") and keys != LABELLER:
-                keys, reason = error_messages.unknown_key((*keys, str(error["loc"][len(keys)])))
+                keys, reason = error_messages.unknown_key((*keys, str(location[len(keys)])))
                 self.wrong.update(error_messages.meant_by(keys))
             else:
                 self.wrong.add(keys)
@@ -181,13 +185,13 @@ class RawExperiment:
             source = self._source(keys, error["type"])
             if keys not in seen and source:  # a union reports a key once for each member
                 seen.add(keys)
-                index = "".join(f"[{part}]" for part in error["loc"][len(keys) :] if isinstance(part, int))
+                index = "".join(f"[{part}]" for part in location[len(keys) :] if isinstance(part, int))
                 self.errors.append(f"{source}: {error_messages.dotted(keys)}{index}: {reason}")
 
     def add_error(self, keys: Keys, reason: str) -> None:
         """Add an error about a value that is valid by itself."""
         self.wrong.add(keys)
-        self.errors.append(f"{self._source(keys, 'value_error')}: {'.'.join(keys)}: {reason}")
+        self.errors.append(f"{self._source(keys, 'value_error')}: {error_messages.dotted(keys)}: {reason}")
 
     def message(self) -> str:
         """All errors, one line each; at most the first MAX_ERRORS_SHOWN."""
@@ -272,10 +276,38 @@ def _without_shared_sections(tree: dict[str, Any], depth: int = 0) -> dict[str, 
     """A copy in which keys with the same anchor have separate mappings. An override then changes one."""
     if depth > MAX_DEPTH:
         return tree
-    return {
-        key: _without_shared_sections(value, depth + 1) if isinstance(value, dict) else value
-        for key, value in tree.items()
-    }
+    return {key: _unshared(value, depth + 1) for key, value in tree.items()}
+
+
+def _unshared(value: Any, depth: int) -> Any:
+    if isinstance(value, list):
+        return [_unshared(item, depth + 1) for item in value] if depth <= MAX_DEPTH else value
+    return _without_shared_sections(value, depth) if isinstance(value, dict) else value
+
+
+def _sections(tree: Any, keys: Keys, place: Keys = ()) -> Iterator[tuple[Keys, dict[str, Any]]]:
+    """The mappings at `keys`, with their places: one, or each of a list of them."""
+    if isinstance(tree, list):
+        for number, item in enumerate(tree):
+            yield from _sections(item, keys, (*place, str(number)))
+    elif not isinstance(tree, dict):
+        return
+    elif not keys:
+        yield place, tree
+    else:
+        yield from _sections(tree.get(keys[0]), keys[1:], (*place, keys[0]))
+
+
+def _no_such_item(value: Any, keys: Keys, key: str) -> str | None:
+    """What is wrong with `key` after `keys`, which stand for `value`: a number of no list, or the reverse."""
+    name = error_messages.dotted(keys)
+    if isinstance(value, list) and not key.isdecimal():
+        return f"{name} is a list of {len(value)}; write {name}[0].{key} for the first of them"
+    if isinstance(value, list) and int(key) >= len(value):
+        return f"{name} is a list of {len(value)}, which [0] to [{len(value) - 1}] number; or set all of it"
+    if key.isdecimal() and not isinstance(value, list):
+        return f"{name} is no list; leave [{key}] out"
+    return None
 
 
 def _yaml_fault(error: yaml.YAMLError | ValueError) -> str:
@@ -288,7 +320,12 @@ def _yaml_fault(error: yaml.YAMLError | ValueError) -> str:
 
 def _is_section(keys: Keys) -> bool:
     node = error_messages.node_at(keys)
-    return node is not None and error_messages.is_section(node) and not error_messages.may_be_null(keys)
+    return (
+        not keys[-1].isdecimal()
+        and node is not None
+        and error_messages.is_section(node)
+        and not error_messages.may_be_null(keys)
+    )
 
 
 def is_local_path(keys: Keys, value: str) -> bool:
@@ -302,6 +339,8 @@ def is_local_path(keys: Keys, value: str) -> bool:
     named_as_a_path = value.startswith((".", "/", "~"))
     if keys[-2:] == ("base", "model"):
         return named_as_a_path
+    if keys[0] == "data" and keys[-1] == "task":  # FILE.yaml, FILE.yaml:NAME, or a pool that ships
+        return any(ending in value for ending in JUDGE_FILES)
     is_file = named_as_a_path or names_files(value)
     return keys[0] == "data" and keys[-1] == "path" and is_file
 

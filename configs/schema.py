@@ -17,9 +17,11 @@ from configs.sections.base import Adapter, Base, RewardBase
 from configs.sections.best import Best
 from configs.sections.data import (
     DATA_FILES,
+    FORMS,
     Columns,
     Data,
     FormatName,
+    Part,
     Shares,
     Source,
     ending_of,
@@ -49,6 +51,7 @@ __all__ = [
     "ALL_STAGES",
     "DATA_FILES",
     "EMBEDDINGS",
+    "FORMS",
     "JUDGE_FILES",
     "MAX_NAME",
     "STAGES",
@@ -66,6 +69,7 @@ __all__ = [
     "Experiment",
     "FormatName",
     "Lineage",
+    "Part",
     "Ppo",
     "RankingLoss",
     "Rankings",

@@ -12,15 +12,21 @@ from transformers import PreTrainedTokenizerBase
 from configs.errors import UserError
 from configs.schema import Data, Experiment, Stage
 from data.batches.encoding import encoder_of
-from data.batches.fit import Counts, NothingFits
+from data.batches.fit import Counts, NoPair, NothingFits
+from data.batches.wording import worded
 from data.sources.formats import Kind, Row
-from data.sources.loading import load_rows
-from data.sources.split import belongs_to, stage_split
+from data.sources.loading import SOME_ROWS, first_rows, is_large
+from data.sources.mixture import Mixture, as_metrics, count_split, load_mixture, reweighted, sentence
+from data.sources.near_duplicates import MOST, near_duplicates
+from data.sources.reading import is_local
+from data.sources.split import NO_SIDES, Sides, Split, row_key, share_prompts_by_hash, stage_split
+from data.sources.tasks import check_trainable
 from data.storage.source_digest import source_digest
 
 Example = TypeVar("Example")
 Tokenize = Callable[..., tuple[list[Example], Counts]]
 Note = Callable[[str], None]
+SHOWN = 3  # near-duplicates
 
 
 class Examples(NamedTuple, Generic[Example]):
@@ -46,12 +52,14 @@ class StageData:
     Attributes:
         note: called with a line on rows that were left out, truncated or dropped.
         digests: `source_digest` of local sources when the stage was planned, by configuration key.
+        only_checks: earlier stages' sources of the hub and large ones are left to the stage itself.
     """
 
     config: Experiment
     stage: Stage
     note: Note
     digests: Mapping[str, str] = field(default_factory=dict)
+    only_checks: bool = False
 
     def rows(self, kind: Kind) -> StageRows:
         """Rows that serve as `kind`, split by prompt.
@@ -59,27 +67,117 @@ class StageData:
         Raises:
             UserError: a row cannot be read, nothing is left to train on, or the source changed meanwhile.
         """
-        data, seed, key = self.config.data, self.config.seed, f"data.{self.stage}.path"
-        source = data.source(self.stage)
-        planned = self.digests.get(key) or source_digest(Path(source.path))
-        loaded = load_rows(source, kind, self.note, belongs_to(data, self.stage, seed))
-        if source_digest(Path(source.path)) != planned:
-            raise UserError(
-                f"{key}: {source.path} changed while the stage was starting. Start the stage again when the "
-                "data is complete."
+        data, stage, seed = self.config.data, self.stage, self.config.seed
+        for part in data.parts(stage):
+            check_trainable(part.source, part.key)
+        mixture = self._load(kind)
+        earlier = self._earlier_sides()
+        split = stage_split(data, stage, mixture.rows, seed, earlier)
+        found = self._near_duplicates(split, earlier)
+        train, held_out = worded(split.train, split.held_out, kind, data, seed)
+        split = reweighted(data, stage, split._replace(train=train, held_out=held_out), seed)
+        count_split(mixture.counts, split)
+        for part in data.parts(stage):
+            self.note(sentence(part, mixture.counts[part.label]))
+        if split.missing:
+            self.note(
+                f"data.{stage}: {split.missing:,} prompts fewer are held out than held_out asks for, since "
+                "earlier stages train on the others"
             )
-        train, held_out = stage_split(data, self.stage, loaded.rows, seed)
-        self.note(
-            f"data.{self.stage}: {loaded.read:,} rows read, {loaded.left_out:,} left out, "
-            f"{loaded.of_other_stages:,} of other stages; {len(train):,} to train on, {len(held_out):,} "
-            "held out"
-        )
-        counts = {
-            "rows_read": loaded.read,
-            "rows_left_out": loaded.left_out,
-            "rows_of_other_stages": loaded.of_other_stages,
-        }
-        return StageRows(train, held_out, counts)
+        if split.turns:
+            self.note(
+                f"data.{stage}: {split.turns:,} earlier turns of conversations are context only, since their "
+                "prompts are on the other side of the split"
+            )
+            found["turns_kept_apart"] = split.turns
+        return StageRows(split.train, split.held_out, as_metrics(mixture.counts) | found)
+
+    def _load(self, kind: Kind) -> Mixture:
+        """The rows of the sources, which must not change meanwhile."""
+        parts = {f"{part.key}.path": Path(part.source.path) for part in self.config.data.parts(self.stage)}
+        planned = {key: self.digests.get(key) or source_digest(path) for key, path in parts.items()}
+        mixture = load_mixture(self.config.data, self.stage, kind, self.config.seed, self.note)
+        for key, path in parts.items():
+            if source_digest(path) != planned[key]:
+                raise UserError(
+                    f"{key}: {path} changed while the stage was starting. Start the stage again when the "
+                    "data is complete."
+                )
+        return mixture
+
+    def _earlier_sides(self) -> Sides:
+        """The prompts that earlier stages train on and hold out, as they read their sources now.
+
+        A line is noted about an earlier stage whose sources cannot be read.
+        """
+        data, seed, sides = self.config.data, self.config.seed, NO_SIDES
+        for earlier in self._compared():
+            try:
+                mixture = load_mixture(data, earlier, kind_of(self.config, earlier), seed, _silent)
+                found = stage_split(data, earlier, mixture.rows, seed, sides).sides
+            except UserError as error:
+                reason = str(error).partition("\n")[0]
+                self.note(
+                    f"data.{self.stage}: its prompts are not compared with those of data.{earlier}: {reason}"
+                )
+            else:
+                sides = Sides(sides.trained | found.trained, sides.held_out | found.held_out)
+        return sides
+
+    def _compared(self) -> list[Stage]:
+        """The earlier stages whose prompts this one, or one of them, may have, too."""
+        data, compared = self.config.data, [self.stage]
+        for earlier in reversed(self.config.upstream(self.stage)) if data.keep_apart else ():
+            sources = data.sources(earlier)
+            if self.only_checks and not all(is_local(one) and not is_large(one) for one in sources):
+                continue
+            if not all(share_prompts_by_hash(data, earlier, later) for later in compared):
+                compared.append(earlier)
+        return compared[:0:-1]
+
+    def _near_duplicates(self, split: Split, earlier: Sides) -> dict[str, int]:
+        """Note held-out prompts that nearly repeat what this or an earlier stage trains on; count them."""
+        threshold = self.config.data.near_duplicates
+        if threshold is None or not split.held_out:
+            return {}
+        trained = earlier.trained.union(map(row_key, split.train))
+        found = near_duplicates(set(map(row_key, split.held_out)), trained, threshold)
+        if len(trained) > MOST:
+            self.note(f"data.near_duplicates: {MOST:,} of {len(trained):,} training prompts were compared")
+        if found:
+            examples = "\n".join(
+                f"  {one.held_out!r:.100} held out, {one.trained!r:.100} trained on: {one.similarity:.2f}"
+                for one in found[:SHOWN]
+            )
+            self.note(
+                f"data.{self.stage}: {len(found):,} held-out prompts nearly repeat a training prompt "
+                f"(data.near_duplicates: {threshold:g}). None is removed.\n{examples}"
+            )
+        return {"near_duplicates": len(found)}
+
+
+def kind_of(config: Experiment, stage: Stage) -> Kind:
+    """What the rows of a stage serve as."""
+    if stage == "sft":
+        return "demonstrations"
+    return "rankings" if stage == "rm" and config.rm.rankings.labeller == "file" else "prompts"
+
+
+def _silent(_: str) -> None:
+    """The stage itself notes what it leaves out."""
+
+
+def some_rows(config: Experiment, stage: Stage, kind: Kind) -> list[Row]:
+    """The usable rows among the first ones of each of a stage's sources, held-out ones included.
+
+    Raises:
+        UserError: there are no rows, or one cannot be read.
+    """
+    rows: list[Row] = []
+    for part in config.data.parts(stage):
+        check_trainable(part.source, part.key)
+        rows += first_rows(part.source, kind, SOME_ROWS)
+    return worded(rows, [], kind, config.data, config.seed)[0]
 
 
 def read_examples(
@@ -112,13 +210,40 @@ def tokenized(
     """Tokenize `(training, held_out)` rows. `note` is called with remarks on them and the counts of both."""
     for remark in _remarks([*parts[0], *parts[1]], tokenizer, data):
         note(remark)
-    train, train_counts = tokenize(parts[0], tokenizer, data)
-    note(f"training: {train_counts}")
-    if not len(parts[1]):
-        return Examples(train, [], train_counts.as_metrics(held_out=Counts()))
-    held_out, held_out_counts = tokenize(parts[1], tokenizer, data)
-    note(f"held out: {held_out_counts}")
-    return Examples(train, held_out, train_counts.as_metrics(held_out_counts))
+    train, train_counts = _by_source(tokenize, parts[0], tokenizer, data)
+    note(f"training: {sum(train_counts.values(), Counts())}")
+    held_out: list[Example] = []
+    held_out_counts: dict[str, Counts] = {}
+    if len(parts[1]):
+        held_out, held_out_counts = _by_source(tokenize, parts[1], tokenizer, data)
+        note(f"held out: {sum(held_out_counts.values(), Counts())}")
+    return Examples(train, held_out, _as_metrics(train_counts, held_out_counts))
+
+
+def _by_source(
+    tokenize: Tokenize[Example], rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
+) -> tuple[list[Example], dict[str, Counts]]:
+    """Tokenize the rows, and count what becomes of those of each source, by its label."""
+    examples: list[Example] = []
+    counts: dict[str, Counts] = {}
+    for label in dict.fromkeys(row.get("source", "") for row in rows):
+        of_source = [row for row in rows if row.get("source", "") == label]
+        try:
+            found, counts[label] = tokenize(of_source, tokenizer, data)
+        except (NothingFits, NoPair) as error:
+            raise type(error)(f"{label}: {error}" if label else str(error)) from None
+        examples += found
+    return examples, counts
+
+
+def _as_metrics(train: Mapping[str, Counts], held_out: Mapping[str, Counts]) -> dict[str, int]:
+    """The counts over all sources, and of several sources those of each, as `sources/LABEL/NAME`."""
+    total = sum(train.values(), Counts()).as_metrics(sum(held_out.values(), Counts()))
+    for label in dict.fromkeys((*train, *held_out)):
+        if label:
+            of_source = train.get(label, Counts()).as_metrics(held_out.get(label, Counts()))
+            total |= {f"sources/{label}/{name}": number for name, number in of_source.items()}
+    return total
 
 
 def _remarks(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data) -> Iterator[str]:

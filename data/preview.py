@@ -5,8 +5,7 @@ Each row goes through the functions that training uses, twice: with the limits o
 
 from __future__ import annotations
 
-import os
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
@@ -18,10 +17,9 @@ from configs.schema import Data, Experiment, Stage
 from data.batches.fit import NoPair, NothingFits
 from data.batches.pack import PackedSequence, pack
 from data.batches.tokenize import TOKENIZE, Demonstration, Prompt, Ranking, demonstrations
-from data.examples import StageData
-from data.sources.folders import size_of
+from data.examples import StageData, some_rows
 from data.sources.formats import Kind, Row
-from data.sources.loading import MAX_BYTES, SOME_ROWS, first_rows
+from data.sources.loading import SOME_ROWS, is_large
 
 Label = Literal["cut", "prompt", "context", "learned", "answer", "score"]
 Example = Demonstration | Ranking | Prompt
@@ -59,11 +57,24 @@ def rows_of(config: Experiment, stage: Stage, kind: Kind, note: Callable[[str], 
     Raises:
         UserError: a row cannot be read, or nothing is left to train on.
     """
-    source = config.data.source(stage)
-    if not os.path.isdir(source.path) and size_of(source.path) > MAX_BYTES:
-        note(f"data.{stage}: large; only its first {SOME_ROWS:,} rows were read, held-out ones included")
-        return first_rows(source, kind, SOME_ROWS)
+    parts = config.data.parts(stage)
+    if large := [key for key, _, source in parts if is_large(source)]:
+        note(
+            f"{', '.join(large)}: large; only the first {SOME_ROWS:,} rows were read, held-out ones included"
+        )
+        return some_rows(config, stage, kind)
     return StageData(config, stage, note).rows(kind).train
+
+
+def first_of_each(rows: Sequence[Row], number: int) -> list[Row]:
+    """`number` rows: the first of each source in turn, then the second of each, and so on."""
+    places: Counter[str] = Counter()
+    turns = []
+    for row in rows:
+        source = row.get("source", "")
+        turns.append((places[source], row))
+        places[source] += 1
+    return [row for _, row in sorted(turns, key=lambda turn: turn[0])][:number]
 
 
 def preview(row: Row, kind: Kind, tokenizer: PreTrainedTokenizerBase, data: Data) -> Preview:

@@ -67,9 +67,9 @@ def rm(options: CheckOptions) -> int:
     rows: list[tuple[Variant, dict[str, float]]] = []
     for variant in variants(curve=options.curve):
         folder = run.path / FOLDER / _slug(variant.name)
-        count = write_variant(folder / "rankings.jsonl", variant, train, held_out, config.seed)
+        sources = write_variant(folder, variant, train, held_out, config.seed)
         say(f"check: {variant.name} rankings, in {folder}")
-        status = _train(folder, _changed(config, folder / "rankings.jsonl", count), run)
+        status = _train(folder, _changed(config, sources), run)
         if status:
             return status
         manifest = read_manifest(RunDirectory(folder).manifest("rm"))
@@ -93,12 +93,11 @@ def rm(options: CheckOptions) -> int:
     return 0
 
 
-def _changed(config: Experiment, rankings: Path, held_out: int) -> Experiment:
-    """The experiment with those rankings, its last `held_out` prompts held out, and no W&B."""
-    source = Source(path=str(rankings), held_out=held_out)
+def _changed(config: Experiment, rankings: list[Source]) -> Experiment:
+    """The experiment with those rankings, and no W&B."""
     return config.model_copy(
         update={
-            "data": config.data.model_copy(update={"rm": source}),
+            "data": config.data.model_copy(update={"rm": tuple(rankings)}),
             "rm": config.rm.model_copy(
                 update={"rankings": config.rm.rankings.model_copy(update={"labeller": "file"})}
             ),

@@ -153,6 +153,14 @@ class EvaluateOptions(ExperimentOptions):
             rich_help_panel=EVALUATE,
         ),
     ] = 0
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="in place of all this: accuracy on labelled tasks: FILE.yaml, FILE.yaml:NAME or POOL=DATA",
+            rich_help_panel=EVALUATE,
+        ),
+    ] = None
     text: Annotated[
         Path | None,
         typer.Option(
@@ -183,6 +191,8 @@ class EvaluateOptions(ExperimentOptions):
 
 def policies(options: EvaluateOptions) -> int:
     """Compare policies on the same prompts: judges, win rates, KL, variety and cost, with intervals."""
+    if options.tasks:
+        return _evaluate_tasks(options)
     run_dir = given_run(options, "tristage evaluate", ["ppo.judge", "ppo.rollout"]).path
     if options.benchmarks:
         check_installed("evaluate", "lm_eval")
@@ -209,6 +219,27 @@ def policies(options: EvaluateOptions) -> int:
     print_comparison(SafeConsole(highlight=False), comparison)
     folder = options.out or run.run.path / "evaluation"
     say(f"evaluation: {write_comparison(comparison, folder, f'Policies of {run.config.name}')}")
+    return 0
+
+
+def _evaluate_tasks(options: EvaluateOptions) -> int:
+    """The accuracy of policies on labelled tasks, in RUN/evaluation/tasks.json and a page."""
+    from apps.evaluate.task_output import print_tasks, write_tasks  # imports torch
+    from apps.evaluate.tasks import measure_tasks, task_rows
+    from apps.trained_run import open_run
+    from pipeline.terminal.console import SafeConsole
+
+    for key in ("prompts", "judges", "text", "instructions"):
+        if getattr(options, key):
+            raise UserError(f"--{key}, --tasks: answers are sampled or options compared. Give one of them.")
+    hide_loading()
+    run = open_run(given_run(options, "tristage evaluate --tasks", []).path)
+    names = options.policies.split(",") if options.policies else list(run.policies)
+    given = task_rows(run, (options.tasks or "").split(","), options.number, say)
+    results = measure_tasks(run, names, given, say)
+    print_tasks(SafeConsole(highlight=False), results)
+    folder = options.out or run.run.path / "evaluation"
+    say(f"evaluation: {write_tasks(results, folder, f'Tasks of {run.config.name}')}")
     return 0
 
 

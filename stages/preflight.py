@@ -22,10 +22,10 @@ from configs.errors import UserError
 from configs.judge_file import read_judge
 from configs.schema import JUDGE_FILES, STAGES, Base, Data, Experiment, Reward, Stage
 from data.batches import tokenize
-from data.examples import StageData, read_examples
+from data.examples import StageData, read_examples, some_rows
 from data.sources.folders import size_of
 from data.sources.formats import Kind
-from data.sources.loading import MAX_BYTES, SOME_ROWS, first_rows
+from data.sources.loading import MAX_BYTES, SOME_ROWS
 from data.sources.reading import is_local
 from stages.feedback.endpoint_judge import EndpointJudge
 from stages.feedback.judgements import as_judgements
@@ -120,7 +120,7 @@ def material(config: Experiment, stages: Sequence[Stage], wrong: Iterable[Keys] 
             yield Check("adapters", f"adapter on {base.model}", reads, _new_adapter(config, base))
     sources = {(data, kind): base for stage in stages for data, kind, base in sources_of(config, stage)}
     for (data_stage, kind), base in sources.items():
-        if is_local(config.data.source(data_stage)):
+        if any(map(is_local, config.data.sources(data_stage))):
             reads = [("data", data_stage), ("data", "shares"), *([RANKINGS] if data_stage == "rm" else [])]
             yield Check("data", f"data.{data_stage}", reads, _data(tokenizers, data_stage, kind, base))
 
@@ -277,8 +277,9 @@ def _new_adapter(config: Experiment, base: Base) -> Callable[[], list[str]]:
 
 def _data(tokenizers: _Tokenizers, stage: Stage, kind: Kind, base: Base) -> Callable[[], list[str]]:
     """Read and tokenize the rows; of a large source, or without a tokenizer, only a part of this."""
-    config = tokenizers.config
-    source, remarks = config.data.source(stage), list[str]()
+    config, remarks = tokenizers.config, list[str]()
+    parts = [part for part in config.data.parts(stage) if is_local(part.source)]
+    in_part = len(parts) < len(config.data.parts(stage))
 
     def check() -> list[str]:
         tokenizer, refusal = None, None
@@ -286,17 +287,17 @@ def _data(tokenizers: _Tokenizers, stage: Stage, kind: Kind, base: Base) -> Call
             tokenizer = tokenizers.load(stage, base) if tokenizers.usable(base) else None
         except UserError as error:  # the rows are read all the same
             refusal = error
-        large = size_of(source.path) > MAX_BYTES
-        if large:
-            rows = first_rows(source, kind, SOME_ROWS)
-            remarks.append(f"data.{stage}: large; only its first {SOME_ROWS:,} rows were read")
+        large = [key for key, _, source in parts if size_of(source.path) > MAX_BYTES]
+        if large or in_part:
+            rows = some_rows(config, stage, kind)
+            remarks.extend(f"{key}: large; only its first {SOME_ROWS:,} rows were read" for key in large)
             if tokenizer is not None:
                 some, _ = tokenize.TOKENIZE[kind](rows, tokenizer, config.data)
                 _check_scores(config, kind, some)
         elif tokenizer is None:
-            StageData(config, stage, remarks.append).rows(kind)
+            StageData(config, stage, remarks.append, only_checks=True).rows(kind)
         else:
-            data = StageData(config, stage, remarks.append)
+            data = StageData(config, stage, remarks.append, only_checks=True)
             train, held_out, _ = read_examples(data, kind, tokenize.TOKENIZE[kind], tokenizer)
             _check_sizes(config, stage, len(train), len(held_out))
             _check_scores(config, kind, [*train, *held_out])

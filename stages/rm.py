@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from configs.schema import RankingLoss
 from data.batches import collate, tokenize
-from data.batches.sampler import micro_batches, total_steps
+from data.batches.sampler import Lengths, micro_batches, total_steps
 from data.examples import Examples, read_examples, tokenized
 from stages.context import Context, Outcome
 from stages.feedback.earlier_rankings import with_earlier
@@ -32,7 +32,7 @@ from stages.feedback.reward_loss import check_labels, labels_of, reward_loss, ti
 from stages.feedback.reward_model import RewardModel, classifier_ending
 from stages.feedback.reward_scale import normalized, score_statistics
 from stages.maths.preferences import ceiling_of
-from stages.maths.statistics import Means, add_means, mean_with_interval
+from stages.maths.statistics import Mean, Means, add_means, mean_with_interval
 from stages.models.base_checks import supports_block_mask
 from stages.models.queries import ScalarQuery
 from stages.models.reward_members import member_role
@@ -46,6 +46,7 @@ from stages.training.engine import Engine
 from stages.training.export import write_members
 from stages.training.loop import TrainingLoop
 from stages.training.metrics import reduce_means
+from stages.training.padding import Rows, padding, padding_metrics
 from stages.training.resume import find_checkpoint, seed_step, start_engine
 from stages.training.soundness import check_result
 from stages.training.throughput import Meter, peak_memory_bytes
@@ -82,7 +83,8 @@ def run(context: Context) -> Outcome:
         RewardModelTrainer(engine, tokenizer.pad_token_id, size, share_prompts, rm.loss, role)
         for role in members
     ]
-    trainer = RewardEnsemble(trainers, rm.batch_size, context.seed)
+    lengths = Lengths([*map(trainers[0].tokens, train)]) if rm.group_by_length else None
+    trainer = RewardEnsemble(trainers, rm.batch_size, context.seed, lengths)
     loop = TrainingLoop(context, rm, engine, trainer.meter, steps)
     loop.resume(checkpoint)
 
@@ -93,7 +95,7 @@ def run(context: Context) -> Outcome:
     def evaluate() -> dict[str, float]:
         return trainer.evaluate(held_out)
 
-    _, after = loop.run(len(train), take_step, evaluate)
+    _, after = loop.run(len(train), take_step, evaluate, lengths)
 
     # 5. The result, each member on a scale where the SFT policy has mean 0 and deviation 1.
     if rm.use_best:
@@ -119,6 +121,7 @@ def run(context: Context) -> Outcome:
             **counts,
             **read_label_metrics(context.folder),
             **report,
+            **padding_metrics(rm, context.seed, train, train, lengths, trainer.padding),
             "steps": steps,
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": ranks.max(peak_memory_bytes()),
@@ -242,13 +245,23 @@ class RewardModelTrainer:
         learning_rate = self.engine.learning_rate(self.role)
         self.engine.step()
         rates = {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
-        return reduce_means(means, self.engine.ranks) | rates
+        return reduce_means(means, self.engine.ranks) | rates | {"padding": self.padding(batch).value}
+
+    def padding(self, batch: Sequence[tokenize.Ranking]) -> Mean:
+        """The share of padding in the forwards of one global batch."""
+        return padding(batch, self._prompts_at_once(batch), self.engine.ranks.world, self._rows)
+
+    def _rows(self, ranking: tokenize.Ranking) -> Rows:
+        """Tokens of the prompt and of the completion in each row that the ranking takes."""
+        if self.share_prompts:
+            return [(self.tokens(ranking), 0)]
+        return [(len(ranking.prompt_ids), len(ids)) for ids in ranking.completion_ids]
 
     def accumulate(self, batch: Sequence[tokenize.Ranking]) -> Means:
         """Add the gradients of a global batch; returns the metrics of this rank's share."""
         share = self.engine.ranks.share(list(batch))
         micros = micro_batches(share, self._prompts_at_once(batch))
-        self.meter.add(sum(map(self._tokens, batch)))
+        self.meter.add(sum(map(self.tokens, batch)))
         return add_means(self._backward(micro, len(batch)) for micro in micros)
 
     def _backward(self, micro: Sequence[tokenize.Ranking], rankings: int) -> Means:
@@ -318,7 +331,7 @@ class RewardModelTrainer:
         scores = flat.split([len(ranking.completion_ids) for ranking in rankings])
         return pad_sequence(list(scores), batch_first=True), order
 
-    def _tokens(self, ranking: tokenize.Ranking) -> int:
+    def tokens(self, ranking: tokenize.Ranking) -> int:
         """Number of tokens to forward."""
         times = 1 if self.share_prompts else len(ranking.completion_ids)
         return times * len(ranking.prompt_ids) + sum(map(len, ranking.completion_ids))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 
 from data.batches import pack, tokenize
-from data.batches.sampler import micro_batches, total_steps
+from data.batches.sampler import Lengths, micro_batches, total_steps
 from data.examples import read_examples
 from stages.context import Context, Outcome
 from stages.maths.losses import masked_mean, nll_loss
@@ -21,6 +22,7 @@ from stages.training.likelihood import Example, completion_logprobs, completion_
 from stages.training.loop import TrainingLoop
 from stages.training.methods import MethodRoles
 from stages.training.metrics import reduce_means
+from stages.training.padding import padding, padding_metrics
 from stages.training.rank_budget import RankBudget
 from stages.training.resume import find_checkpoint, seed_step, start_engine
 from stages.training.soundness import check_result
@@ -42,7 +44,7 @@ def run(context: Context) -> Outcome:
     )
     if sft.packing:
         check_packing(models.policy_base.causal)
-    rows = pack.pack(train, config.data.max_length) if sft.packing else train
+    rows: Sequence[Example] = pack.pack(train, config.data.max_length) if sft.packing else train
 
     # 3. The engine and the loop, at the newest checkpoint if there is one.
     steps = total_steps(len(rows), sft.batch_size, sft.epochs, sft.max_steps)
@@ -60,7 +62,8 @@ def run(context: Context) -> Outcome:
     def evaluate() -> dict[str, float]:
         return trainer.evaluate(held_out)
 
-    before, after = loop.run(len(rows), take_step, evaluate)
+    lengths = Lengths([*map(sequence_length, rows)]) if sft.group_by_length else None
+    before, after = loop.run(len(rows), take_step, evaluate, lengths)
 
     # 5. The result.
     if sft.use_best:
@@ -72,6 +75,7 @@ def run(context: Context) -> Outcome:
             **{f"eval_{name}_before": value for name, value in before.items() if name == "loss"},
             **{f"eval_{name}": value for name, value in after.items()},
             **counts,
+            **padding_metrics(sft, context.seed, rows, train, lengths, trainer.padding),
             "steps": steps,
             "tokens_per_second": trainer.meter.tokens_per_second,
             "peak_memory_bytes": ranks.max(peak_memory_bytes()),
@@ -120,7 +124,12 @@ class SftTrainer:
         self.engine.step()
         self.meter.add(sum(map(sequence_length, batch)))
         rates = {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
-        return reduce_means(means, self.engine.ranks) | rates
+        return reduce_means(means, self.engine.ranks) | rates | {"padding": self.padding(batch).value}
+
+    def padding(self, batch: Sequence[Example]) -> Mean:
+        """The share of padding in the forwards of one global batch."""
+        world = self.engine.ranks.world
+        return padding(batch, self.micro_batch_size, world, lambda example: [(sequence_length(example), 0)])
 
     def _backward(self, micro: Sequence[Example], tokens: int) -> Means:
         """Accumulate gradients on one micro-batch of a batch with `tokens` completion tokens."""
@@ -134,16 +143,22 @@ class SftTrainer:
     def evaluate(self, held_out: Sequence[tokenize.Demonstration]) -> dict[str, float]:
         """`loss`: negative log-likelihood per held-out completion token, in nats; {} without any.
 
-        `loss_n` is the number of held-out demonstrations.
+        `loss_n` is the number of held-out demonstrations. Of several sources, `loss/LABEL` is that of each.
         """
         if not held_out:
             return {}
         models, ranks = self.engine.models, self.engine.ranks
         models.eval()
-        nll = Mean(0.0, 0.0)
+        counts = Counter(example.source for example in held_out)
+        labels = sorted(counts) if len(counts) > 1 else []
+        nll = {name: Mean(0.0, 0.0) for name in ("loss", *(f"loss/{label}" for label in labels))}
         for round_ in ranks.rounds(list(held_out), self.micro_batch_size):
             logprobs, _, mask = completion_logprobs(models, round_.items, self.pad_id, ranks.device)
             if round_.weight:
-                nll += masked_mean(-logprobs, mask)
+                nll["loss"] += masked_mean(-logprobs, mask)
+                for label in labels:
+                    rows = [i for i, example in enumerate(round_.items) if example.source == label]
+                    nll[f"loss/{label}"] += masked_mean(-logprobs[rows], mask[rows])
         models.train()
-        return reduce_means({"loss": nll}, ranks) | {"loss_n": len(held_out)}
+        numbers = {"loss_n": len(held_out)} | {f"loss/{label}_n": counts[label] for label in labels}
+        return reduce_means(nll, ranks) | numbers

@@ -34,7 +34,7 @@ def continues_text(config: Experiment) -> bool:
 
     Without `data.chat`, the form of the prompts decides: rows of messages are a chat, too.
     """
-    source = config.data.source("ppo")
+    source = config.data.sources("ppo")[0]
     if config.data.chat or not is_local(source):
         return not config.data.chat
     try:

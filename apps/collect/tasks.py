@@ -126,7 +126,8 @@ def _prompts(asked: Asked, config: Experiment, say: Say) -> Iterator[tuple[Split
         yield from (("train", row) for row in load_rows(source, "prompts", say).rows)
         return
     if asked.prompts:
-        source = config.data.source(stage).model_copy(update={"path": str(asked.prompts)})
+        first = config.data.sources(stage)[0]
+        source = first.model_copy(update={"path": str(asked.prompts), "weight": 1.0})
         config = config.model_copy(update={"data": config.data.model_copy(update={stage: source})})
     rows = StageData(config, stage, say).rows("prompts")
     train = [] if asked.kind == "pairs" else rows.train

@@ -97,9 +97,11 @@ def _data(run: TrainedRun) -> str:
     """The sources of each finished stage by name: a path could tell more than its owner wants."""
     lines = []
     for stage, manifest in run.manifests.items():
-        source, digest = run.config.data.source(stage).path, manifest.sources.get(f"data.{stage}.path")
-        version = f" (SHA-256 {digest[:16]})" if digest else ""
-        lines.append(f"- {stage}: `{Path(source).name}`{version}, {manifest.metrics.get('steps', 0):g} steps")
+        names = []
+        for part in run.config.data.parts(stage):
+            digest = manifest.sources.get(f"{part.key}.path")
+            names.append(f"`{Path(part.source.path).name}`" + (f" (SHA-256 {digest[:16]})" if digest else ""))
+        lines.append(f"- {stage}: {', '.join(names)}, {manifest.metrics.get('steps', 0):g} steps")
     rankings = run.config.rm.rankings
     by = f"by `{rankings.labelled_by}`" if rankings.labellers else "from the file"
     lines.append(f"- rankings: {by}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from collections import Counter
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from configs.sections.values import Count, Fraction, NonNegative, Number, Section, Size, Text
-from configs.stage_names import Stage, data_stage
+from configs.sections.values import Count, Fraction, NonNegative, Number, PlainNumber, Section, Size, Text
+from configs.stage_names import STAGES, Stage, data_stage
 
 # A source path with another ending names a hub dataset, unless it has a pattern's characters.
 DATA_FILES = tuple(
@@ -33,6 +35,10 @@ FormatName = Literal[
 def ending_of(path: str) -> str | None:
     """Which of `DATA_FILES` a path ends in; None if it does in none."""
     return next((ending for ending in DATA_FILES if path.lower().endswith(ending)), None)
+
+
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=40)]
+Weight = Annotated[float, Field(gt=0, le=1000), PlainNumber]
 
 
 def names_files(path: str) -> bool:
@@ -83,6 +89,15 @@ class Source(Section):
     name: Text | None = Field(None, description="configuration of a hub dataset or folder")
     split: Text = Field("train", description="split of a hub dataset or folder")
     revision: Text | None = Field(None, description="branch, tag or commit of a hub dataset")
+    label: Label | None = Field(
+        None,
+        description="name of the source in figures, if a stage has several; by default, that of its path",
+    )
+    weight: Weight = Field(
+        1.0,
+        description="how often a training row of this source is seen in an epoch: 2 is twice, 0.5 is half of "
+        "the rows, the same half in each epoch",
+    )
     limit: Count | None = Field(
         None, description="maximum number of rows to use, held-out ones included, of the stage's own prompts"
     )
@@ -90,6 +105,11 @@ class Source(Section):
         (), description="keys of rows and messages to ignore; other keys that no format uses are refused"
     )
     columns: Columns = Columns()
+    task: Text | None = Field(
+        None,
+        description="words each row as an instruction, by the templates of a pool that ships, such as nli, "
+        "or of FILE.yaml or FILE.yaml:NAME",
+    )
     format: FormatName | None = Field(
         None, description="the format of every row; by default, the keys of a row tell"
     )
@@ -111,6 +131,15 @@ class Source(Section):
         """Two sources are the same source if these values are equal."""
         return self.path, self.name, self.split, self.revision
 
+    @property
+    def stem(self) -> str:
+        """The last part of the path as a label: without an ending, and without letters that no label has."""
+        for part in reversed(self.path.split("/")):
+            name = part[: -len(ending)] if (ending := ending_of(part)) else part
+            if label := re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:40].strip("-"):
+                return label
+        return "source"
+
     @model_validator(mode="after")
     def _a_file_is_no_data_set(self) -> Source:
         if names_files(self.path) and (key := self.changed("name", "split", "revision")):
@@ -126,6 +155,13 @@ class Source(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_task_reads_its_own_columns(self) -> Source:
+        if self.task and (key := self.changed("columns", "format", "rank_by", "min_rating")):
+            remedy = "; write them into the task's `source.columns`" if key == "columns" else "; leave it out"
+            raise ValueError(f"{key} is of formats, and `task` reads the columns of its templates{remedy}")
+        return self
+
+    @model_validator(mode="after")
     def _rank_by_is_of_ultrafeedback(self) -> Source:
         if self.rank_by and self.format not in (None, "ultrafeedback"):
             raise ValueError(f"rank_by is of UltraFeedback, and format is {self.format}; leave one out")
@@ -138,6 +174,26 @@ class Source(Section):
                 f"held_out ({self.held_out:g}) must be a share below 1 or a whole number of prompts"
             )
         return self
+
+
+class Part(NamedTuple):
+    """One source of a stage. `key` names it in messages; `label` in figures, "" if it is the only one."""
+
+    key: str
+    label: str
+    source: Source
+
+
+def _form(value: Any) -> str:
+    return "list" if isinstance(value, (list, tuple)) else "one"
+
+
+FORMS = ("one", "list")  # which pydantic puts into the place of an error
+Sources = Annotated[
+    Annotated[Source, Tag("one")]
+    | Annotated[tuple[Source, ...], Field(min_length=1, max_length=100), Tag("list")],
+    Discriminator(_form),
+]
 
 
 class Shares(Section):
@@ -161,10 +217,21 @@ class Shares(Section):
 class Data(Section):
     """The sources of the three stages, and how text becomes tokens."""
 
-    sft: Source
-    rm: Source
-    ppo: Source
+    sft: Sources = Field(description="demonstrations: one source, or a list of sources")
+    rm: Sources = Field(description="rankings, or prompts that a labeller ranks: one source, or a list")
+    ppo: Sources = Field(description="prompts: one source, or a list of sources")
     shares: Shares = Shares()
+    keep_apart: bool = Field(
+        True,
+        description="hold out what an earlier stage holds out, and train on what it trains on, so that no "
+        "stage is judged on prompts that this or another stage has learned",
+    )
+    near_duplicates: Fraction | None = Field(
+        0.8,
+        description="similarity from which a held-out prompt counts as a near-duplicate of a training prompt "
+        "(Jaccard's, of sequences of three words, estimated by MinHash); they are reported, not removed; "
+        "null looks for none",
+    )
     max_length: Size = Field(1024, description="maximum tokens of prompt and response together")
     max_prompt_length: Size = Field(512, description="maximum tokens of the prompt")
     overlong: Literal["drop", "truncate"] = Field(
@@ -179,16 +246,63 @@ class Data(Section):
         description="a Jinja file that replaces the tokenizer's template (both, if rm.base has its own)",
     )
 
-    def source(self, stage: Stage) -> Source:
-        """The source that `stage` reads."""
-        source: Source = getattr(self, data_stage(stage))
-        return source
+    def parts(self, stage: Stage) -> list[Part]:
+        """The sources that `stage` reads, in order."""
+        given, key = getattr(self, data_stage(stage)), f"data.{data_stage(stage)}"
+        if isinstance(given, Source):
+            return [Part(key, "", given)]
+        stems = Counter(source.label or source.stem for source in given)
+        numbered = [
+            source.stem if stems[source.stem] == 1 else f"{source.stem}-{number}"
+            for number, source in enumerate(given, 1)
+        ]
+        return [Part(f"{key}[{i}]", source.label or numbered[i], source) for i, source in enumerate(given)]
+
+    def sources(self, stage: Stage) -> list[Source]:
+        """The sources that `stage` reads, in order."""
+        return [part.source for part in self.parts(stage)]
+
+    def readers(self, source: Source) -> list[Stage]:
+        """The stages that read a source."""
+        return [
+            stage
+            for stage in STAGES
+            if any(other.identity == source.identity for other in self.sources(stage))
+        ]
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Data:
+        for stage in STAGES:
+            labels: dict[str, str] = {}
+            for key, label, _ in self.parts(stage):
+                if first := labels.get(label):
+                    place = key.removeprefix("data.")
+                    raise ValueError(
+                        f"{place}.label: {label!r} is {first}, too; give each source its own label"
+                    )
+                labels[label] = key.removeprefix("data.")
+        return self
+
+    @model_validator(mode="after")
+    def _each_source_once(self) -> Data:
+        for stage in STAGES:
+            seen: dict[tuple[Any, ...], str] = {}
+            for key, _, source in self.parts(stage):
+                read = (*source.identity, source.columns, source.format, source.rank_by, source.task)
+                if first := seen.get(read):
+                    raise ValueError(
+                        f"{key.removeprefix('data.')}: it reads what {first} reads; name the source once, "
+                        "with a weight if its rows are to be seen more often"
+                    )
+                seen[read] = key.removeprefix("data.")
+        return self
 
     @model_validator(mode="after")
     def _only_demonstrations_are_rated(self) -> Data:
-        for stage in ("rm", "ppo"):
-            if self.source(stage).min_rating is not None:
-                raise ValueError(f"{stage}.min_rating: only sft learns rated answers; leave it out")
+        for part in (*self.parts("rm"), *self.parts("ppo")):
+            if part.source.min_rating is not None:
+                place = part.key.removeprefix("data.")
+                raise ValueError(f"{place}.min_rating: only sft learns rated answers; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -78,6 +78,11 @@ class Epochs(Training):
     max_steps: Annotated[int, Field(ge=0, le=10**9), PlainNumber] | None = Field(
         None, description="maximum number of steps, whatever `epochs` says; 0 evaluates and trains nothing"
     )
+    group_by_length: bool = Field(
+        False,
+        description="make batches of examples of about the same length, and take the batches in random "
+        "order: less padding",
+    )
     use_best: bool = Field(
         False, description="the result is the checkpoint with the lowest held-out loss, not the last"
     )

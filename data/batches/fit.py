@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from configs.errors import UserError
 from configs.schema import Data
@@ -34,6 +34,9 @@ class Counts:
     dropped: int = 0
     without_pair: int = 0
     copies: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     def __str__(self) -> str:
         text = (

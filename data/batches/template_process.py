@@ -1,4 +1,4 @@
-"""Chat templates rendered in a process of their own, which bounds their time and memory."""
+"""Jinja templates rendered in a process of their own, which bounds their time and memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import IO, Any
 
@@ -44,6 +44,30 @@ def render(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversat
     reply = _worker(os.getpid()).ask(json.dumps(request))
     if "fault" in reply:
         raise TemplateFault(reply["fault"])
+    texts: list[str] = reply["texts"]
+    return texts
+
+
+class JobFault(TemplateFault):
+    """A template of a task failed. `job` is its number among those that were asked for, -1 if not known."""
+
+    def __init__(self, fault: str, job: int) -> None:
+        super().__init__(fault)
+        self.job = job
+
+
+def render_jobs(
+    templates: Sequence[str], rows: Sequence[Mapping[str, Any]], jobs: Sequence[tuple[int, int]]
+) -> list[str]:
+    """The text of each job: the number of a template, and that of the row that it sees.
+
+    Raises:
+        JobFault: the template raised an error, as it does if the row lacks a name, or needs too much.
+    """
+    request = {"templates": templates, "rows": rows, "jobs": jobs}
+    reply = _worker(os.getpid()).ask(json.dumps(request))
+    if "fault" in reply:
+        raise JobFault(reply["fault"], reply.get("job", -1))
     texts: list[str] = reply["texts"]
     return texts
 

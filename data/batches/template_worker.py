@@ -1,4 +1,4 @@
-"""A process that renders chat templates: JSON lines in, JSON lines out. `template_process` starts it.
+"""A process that renders Jinja templates: JSON lines in, JSON lines out. `template_process` starts it.
 
 A template is a program of others. Here, the system bounds its memory and its time, because nothing within the
 process can stop every loop and every text of gigabytes. It imports nothing of this project, and no torch.
@@ -10,34 +10,66 @@ import json
 import resource
 import signal
 import sys
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
+from jinja2 import StrictUndefined, Template
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers.utils.chat_template_utils import render_jinja_template
 
-SECONDS = 5  # of a processor, for one conversation
+SECONDS = 5  # of a processor, for one text
 MEMORY_BYTES = 2 * 2**30
 # A text may be this many times as long as its conversation, and so many characters longer.
 GROWTH, SCAFFOLD = 16, 2**20
 
 
+# Templates of tasks. A name that a row lacks is an error, and nothing in them is random.
+TASKS = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
+del TASKS.filters["random"], TASKS.globals["lipsum"]
+
+
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The text of each conversation, or the fault of the first that has none."""
+    """The text of each conversation, or of each template of a task, or the fault of the first without one."""
     texts = []
-    for messages, prompt in request["conversations"]:
-        longest = SCAFFOLD + GROWTH * sum(len(message["content"]) for message in messages)
-        try:
-            signal.setitimer(signal.ITIMER_PROF, SECONDS)  # SIGPROF ends the process
-            text = _render(request, messages, prompt)
-        except MemoryError:
-            return {"fault": f"it needs more than {MEMORY_BYTES >> 30} GiB of memory"}
-        except Exception as error:  # a template may raise anything
-            return {"fault": f"{' '.join(str(error).split()) or type(error).__name__:.200}"}
-        finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
-        if len(text) > longest:
-            return {"fault": f"it makes {len(text):,} characters of a short conversation"}
+    for messages, prompt in request.get("conversations", ()):
+        letters = sum(len(message["content"]) for message in messages)
+        text, fault = _bounded(partial(_render, request, messages, prompt), letters)
+        if fault:
+            return {"fault": fault}
+        texts.append(text)
+    for number, values in request.get("jobs", ()):
+        template, row = request["templates"][number], request["rows"][values]
+        text, fault = _bounded(partial(_of_task, template, row), len(str(row)))
+        if fault:
+            return {"fault": fault, "job": len(texts)}
         texts.append(text)
     return {"texts": texts}
+
+
+def _of_task(template: str, row: dict[str, Any]) -> str:
+    return _compiled(template).render(row)
+
+
+@lru_cache(maxsize=256)
+def _compiled(template: str) -> Template:
+    return TASKS.from_string(template)
+
+
+def _bounded(render: Callable[[], str], letters: int) -> tuple[str, str]:
+    """The text, or what is wrong: it fails, or takes too much time, memory or text for so many letters."""
+    try:
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # SIGPROF ends the process
+        text = render()
+    except MemoryError:
+        return "", f"it needs more than {MEMORY_BYTES >> 30} GiB of memory"
+    except Exception as error:  # a template may raise anything
+        return "", f"{' '.join(str(error).split()) or type(error).__name__:.200}"
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    if len(text) > SCAFFOLD + GROWTH * letters:
+        return "", f"it makes {len(text):,} characters of a short text"
+    return text, ""
 
 
 def _render(request: dict[str, Any], messages: list[dict[str, str]], prompt: bool) -> str:

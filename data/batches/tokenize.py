@@ -34,11 +34,13 @@ class Demonstration:
 
     A conversation of which several assistant turns are learned is a prompt up to the first of them, and a
     completion that is the rest. `learned` then tells which tokens of the completion are learned; None is all.
+    `source` is the label of one of several sources.
     """
 
     prompt_ids: list[int]
     completion_ids: list[int]
     learned: list[bool] | None = None
+    source: str = ""
 
     @property
     def completion_mask(self) -> list[bool]:
@@ -51,7 +53,8 @@ class Demonstration:
 class Ranking:
     """Completions, best first. `ranks` ascend; completions of equal rank tie.
 
-    `labels` are the scores that a labeller gave them, if it gave any.
+    `labels` are the scores that a labeller gave them, if it gave any. `source` is the label of one of several
+    sources.
     """
 
     prompt: Text
@@ -59,6 +62,7 @@ class Ranking:
     completion_ids: list[list[int]]
     ranks: list[int]
     labels: list[float] | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Prompt:
     prompt: Text
     text: str
     prompt_ids: list[int]
+    source: str = ""
 
 
 def apply_template(tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
@@ -111,8 +116,13 @@ def demonstrations(
             masks.append(None)
     fitted = [fit_to_limits(prompt_ids, completions, data) for prompt_ids, completions in encoded]
     kept = [
-        Demonstration(fit.prompt_ids, fit.completion_ids[0], mask and mask[: len(fit.completion_ids[0])])
-        for fit, mask in zip(fitted, masks, strict=True)
+        Demonstration(
+            fit.prompt_ids,
+            fit.completion_ids[0],
+            mask and mask[: len(fit.completion_ids[0])],
+            row.get("source", ""),
+        )
+        for row, fit, mask in zip(rows, fitted, masks, strict=True)
         if fit is not None
     ]
     return kept, count(encoded, fitted, data)
@@ -162,6 +172,7 @@ def _ranking(row: Row, fit: Fitted) -> Ranking:
         [ids[position] for position in kept],
         [ranks[position] for position in kept],
         [row["scores"][position] for position in kept] if row.get("scores") else None,
+        row.get("source", ""),
     )
 
 
@@ -172,7 +183,7 @@ def prompts(
     encoded = [_encode(row["prompt"], [], tokenizer, data, _where(row)) for row in rows]
     fitted = [fit_to_limits(prompt_ids, completions, data) for prompt_ids, completions in encoded]
     kept = [
-        Prompt(row["prompt"], last_text(row["prompt"]), fit.prompt_ids)
+        Prompt(row["prompt"], last_text(row["prompt"]), fit.prompt_ids, row.get("source", ""))
         for row, fit in zip(rows, fitted, strict=True)
         if fit is not None
     ]

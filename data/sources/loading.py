@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -9,10 +10,13 @@ from typing import Any, NamedTuple
 
 from configs.errors import UserError
 from configs.schema import Source
+from configs.task_file import read_task
 from data.sources.bad_rows import BadRow, LeftOut, UnusableRow
+from data.sources.folders import size_of
 from data.sources.formats import ACCEPTED, Kind, Reading, Row, normalise
 from data.sources.keys import SPLIT
 from data.sources.reading import describe, read, where
+from data.sources.tasks import labelled_row
 from data.sources.text import listed
 
 MAX_UNUSABLE_SHARE = 0.01  # published data has a few such rows (Anthropic HH 0.25 %); more mean a mistake
@@ -45,9 +49,10 @@ def load_rows(
     prompts: {"prompt", "where"}
 
     A prompt and its completions are either all text or all lists of messages. A completion is one assistant
-    turn. `where` names the row in messages. Rows without anything to learn (UnusableRow, LeftOut) are left
-    out, and `note` is called with a line about them, and with one about rows that have a `split` of their
-    own. Nothing is read beyond the limit.
+    turn. A row of a task has no texts before it is worded (see `labelled_row`). `where` names the row in
+    messages. Rows without anything to learn (UnusableRow, LeftOut) are left out, and `note` is called with
+    a line about them, and with one about rows that have a `split` of their own. Nothing is read beyond the
+    limit.
 
     Raises:
         UserError: there are no rows, a row cannot be read, over 1 % are unusable, or nothing is left. The
@@ -82,6 +87,11 @@ def load_rows(
     if left_out := [*faults.unusable, *faults.left_out]:
         note(f"{describe(source)}: left out {len(left_out)} of {total} rows.\n{_grouped(left_out)}")
     return Loaded(rows, total, len(left_out), others)
+
+
+def is_large(source: Source) -> bool:
+    """Whether checks and previews read only some rows of the source. They read a folder as a whole."""
+    return not os.path.isdir(source.path) and size_of(source.path) > MAX_BYTES
 
 
 def first_rows(source: Source, kind: Kind, count: int) -> list[Row]:
@@ -123,6 +133,9 @@ def _normalised(
     source: Source, kind: Kind, faults: _Faults
 ) -> Iterator[tuple[Mapping[str, Any], Row | None]]:
     """Each row as it was read ({} if it could not be), and as one of its kind, or None and one fault more."""
+    task = read_task(source.task, "task") if source.task else None
+    if task and kind == "rankings":
+        raise UserError(f"{describe(source)}: a task has one answer to a prompt, and rankings need several.")
     reading = Reading(
         ignored=frozenset(source.ignore_columns),
         columns=source.columns.names,
@@ -136,7 +149,7 @@ def _normalised(
             yield {}, None
             continue
         try:
-            row = normalise(example, kind, reading)
+            row = labelled_row(example, task, reading.ignored) if task else normalise(example, kind, reading)
         except BadRow as fault:
             faults.add(place, fault)
             yield example, None
@@ -157,9 +170,12 @@ def _check(source: Source, kind: Kind, total: int, faults: _Faults) -> None:
         bad += faults.left_out
     elif not faults.unreadable and len(faults.unusable) <= MAX_UNUSABLE_SHARE * total:
         return
+    accepted = f"Accepted as {kind}: {ACCEPTED[kind]}."
+    if source.task:
+        accepted = f"The templates of {source.task} say which columns they need."
     raise UserError(
         f"{describe(source)}: {len(bad)} of {total} rows cannot serve as {kind}.\n{_grouped(bad)}\n"
-        f"Correct or remove them. Accepted as {kind}: {ACCEPTED[kind]}."
+        f"Correct or remove them. {accepted}"
     )
 
 

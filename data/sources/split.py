@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import NamedTuple
 
 from configs.errors import UserError
 from configs.schema import STAGES, Data, Source, Stage
@@ -24,53 +25,142 @@ def prompt_key(prompt: Text) -> str:
 
 
 def row_key(row: Row) -> str:
-    """The identity of a row's prompt; of its text, if it has no prompt."""
-    return prompt_key(row["prompt"] or row["completion"])
+    """The identity of a row's prompt; of its text without a prompt; of its columns if it is of a task."""
+    return row["key"] if "key" in row else prompt_key(row["prompt"] or row["completion"])
 
 
-def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
-    """Return `(train, held_out)` rows of the stage, each in the order of `rows`.
+class Sides(NamedTuple):
+    """Keys of prompts that stages train on, and of those that they hold out. None is in both."""
 
-    If stages read the same source, each prompt belongs to one of them (see `stage_interval`). Of the stage's
-    distinct prompts, `held_out` are kept for evaluation: a share, rounded but at least one prompt, or a
-    number. All rows of a prompt are on one side. The side depends on the seed and the prompt, not on the
-    order of rows.
+    trained: frozenset[str] = frozenset()
+    held_out: frozenset[str] = frozenset()
+
+
+class Split(NamedTuple):
+    """Rows to train on and rows held out, each in the order of the rows; `sides` are of this stage alone.
+
+    `apart` are rows that serve neither. `turns` counts turns that are context only. `missing` counts prompts
+    that were to be held out and are not, since an earlier stage trains on them: see `stage_split`.
+    """
+
+    train: list[Row]
+    held_out: list[Row]
+    apart: list[Row]
+    turns: int
+    missing: int
+    sides: Sides
+
+
+NO_SIDES = Sides()
+
+
+def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int, earlier: Sides = NO_SIDES) -> Split:
+    """Split the rows of a stage into those to train on and held-out ones.
+
+    If stages read the same source, each prompt belongs to one of them (see `stage_interval`). Of the distinct
+    prompts of each source of the stage, `held_out` are kept for evaluation: a share, rounded but at least one
+    prompt, or a number. All rows of a prompt are on one side. The side depends on the seed and the prompt,
+    not on the order of rows. A prompt of several sources counts for the first of them.
+
+    A prompt that an earlier stage trains on is not held out. Of those that an earlier stage holds out, as
+    many are held out as `held_out` asks for, before all others; the rest is `apart`. An earlier turn of a
+    conversation is learned only if its prompt is not held out, and judged only if it is not learned.
+
+    Args:
+        rows: `source` of a row is the label of its source, which may be missing if there is one source.
+        earlier: the sides of the stages before this one.
 
     Raises:
-        UserError: no prompt is left to train on, or the stage has no share of a shared source.
+        UserError: no prompt is left to train on, or none that no stage has trained on is left to hold out, or
+            the stage has no share of a shared source.
     """
-    belongs = belongs_to(data, stage, seed)
-    of_stage = [(row_key(row), row) for row in rows if belongs(row)]
-    prompts = sorted({key for key, _ in of_stage}, key=lambda key: (unit(seed, "held_out", key), key))
-    source = data.source(stage)
-    count = _held_out_count(source, len(prompts))
-    if count >= len(prompts):
+    side: dict[str, bool | None] = {}  # held out, trained on (False), or neither (None)
+    own: list[tuple[str, Row]] = []
+    asked = 0
+    for part in data.parts(stage):
+        belongs = belongs_to(data, stage, seed, part.source)
+        of_source = [row for row in rows if row.get("source", "") == part.label and belongs(row)]
+        keyed = [(row_key(row), row) for row in of_source]
+        new = {key for key, _ in keyed} - side.keys()
+        free = sorted(new - earlier.trained, key=lambda key: (unit(seed, "held_out", key), key))
+        free.sort(key=lambda key: key not in earlier.held_out)  # these first, in the order of their hashes
+        count = _held_out_count(part.source, len(new)) if new else 0
+        asked, chosen = asked + count, set(free[:count])
+        side |= {key: True if key in chosen else None if key in earlier.held_out else False for key in new}
+        own += keyed
+    _check_sides(data, stage, side, asked)
+    missing = asked - sum(is_held_out is True for is_held_out in side.values())
+    train = [row for key, row in own if side[key] is False]
+    judged = [row for key, row in own if side[key]]
+    apart = [row for key, row in own if side[key] is None]
+    if not data.keep_apart:
+        return Split(train, judged, apart, 0, missing, NO_SIDES)
+    if data.train_on == "last":
+        return Split(train, judged, apart, 0, missing, Sides(_keys(train), _keys(judged)))
+    train, trained, unlearned = _without_turns(train, earlier.held_out | _keys(judged))
+    judged, held_out, unjudged = _without_turns(judged, earlier.trained | trained)
+    return Split(train, judged, apart, unlearned + unjudged, missing, Sides(trained, held_out))
+
+
+def _keys(rows: Iterable[Row]) -> frozenset[str]:
+    return frozenset(map(row_key, rows))
+
+
+def _without_turns(rows: Sequence[Row], excluded: Set[str]) -> tuple[list[Row], frozenset[str], int]:
+    """Rows whose earlier turns are learned (or judged) only if their prompts are not excluded.
+
+    Returns:
+        The rows, the keys of all prompts whose answers are learned, and the number of turns that are not.
+    """
+    found, keys, without = [], set(_keys(rows)), 0
+    for row in rows:
+        if "learned" in row:
+            prompts = {position: prompt_key(row["prompt"][:position]) for position in row["learned"]}
+            learned = [position for position, key in prompts.items() if key not in excluded]
+            without += len(prompts) - len(learned)
+            keys.update(prompts[position] for position in learned)
+            row = {**row, "learned": learned} if len(learned) < len(prompts) else row
+        found.append(row)
+    return found, frozenset(keys), without
+
+
+def _check_sides(data: Data, stage: Stage, side: Mapping[str, bool | None], asked: int) -> None:
+    """Raise UserError if the prompts of a stage leave none to train on, or none to hold out."""
+    sources, sides = data.sources(stage), list(side.values())
+    of = f"the stage's part of {' and '.join(map(describe, sources))} has {len(sides)} prompts"
+    if False not in sides or asked >= len(sides):
+        if None in sides and asked < len(sides):
+            raise UserError(
+                f"data.{stage}: {of}, and earlier stages hold all of them out, which leaves none to train "
+                "on. Give it other prompts, or set data.keep_apart to false."
+            )
         raise UserError(
-            f"data.{stage}: the stage's part of {describe(source)} has {len(prompts)} prompts, and held_out "
-            f"takes {count}, which leaves none to train on. Lower data.{stage}.held_out, raise "
+            f"data.{stage}: {of}, and held_out "
+            f"takes {asked}, which leaves none to train on. Lower data.{stage}.held_out, raise "
             f"data.{stage}.limit or data.shares.{stage}, or give it more rows."
         )
-    held_out = set(prompts[:count])
-    train = [row for key, row in of_stage if key not in held_out]
-    return train, [row for key, row in of_stage if key in held_out]
+    if True not in sides and any(source.held_out for source in sources):
+        raise UserError(
+            f"data.{stage}: {of}, and earlier stages train on all of them, which leaves none to hold out. "
+            "Raise held_out of earlier stages, set that of this one to 0, or set data.keep_apart to false."
+        )
 
 
-def belongs_to(data: Data, stage: Stage, seed: int) -> Callable[[Row], bool]:
-    """Whether a row's prompt belongs to the stage (see `stage_interval`)."""
-    low, high = stage_interval(data, stage)
+def belongs_to(data: Data, stage: Stage, seed: int, source: Source) -> Callable[[Row], bool]:
+    """Whether the prompt of a row of `source` belongs to the stage (see `stage_interval`)."""
+    low, high = stage_interval(data, stage, source)
     return lambda row: low <= unit(seed, "stage", row_key(row)) < high
 
 
-def stage_interval(data: Data, stage: Stage) -> tuple[float, float]:
+def stage_interval(data: Data, stage: Stage, source: Source) -> tuple[float, float]:
     """The interval of [0, 1) that belongs to the stage. A prompt's hash places it in [0, 1).
 
     It is all of [0, 1) if no other stage reads the source. Stages that read the same path, name, split and
     revision get disjoint intervals in proportion to their `shares`. If the three shares sum to less than 1,
     the rest is unused.
     """
-    shares, source = data.shares, data.source(stage).identity
-    readers = [other for other in STAGES if data.source(other).identity == source]
-    if len(readers) == 1:
+    shares, readers = data.shares, data.readers(source)
+    if readers in ([], [stage]):
         return 0.0, 1.0
     total = sum(shares.of(other) for other in readers)
     if shares.of(stage) == 0:
@@ -82,6 +172,36 @@ def stage_interval(data: Data, stage: Stage) -> tuple[float, float]:
     before = sum(shares.of(other) for other in readers[: readers.index(stage)])
     high = (before + shares.of(stage)) * scale
     return before * scale, 1.0 if high > 1 - 1e-9 else high  # in floats 0.2 + 0.4 + 0.4 is not exactly 1
+
+
+def share_prompts_by_hash(data: Data, one: Stage, other: Stage) -> bool:
+    """Whether two stages read the same sources alike, so that no prompt belongs to both.
+
+    If SFT learns earlier turns, it also learns answers to prompts that may belong to the other stage.
+    """
+    if data.train_on == "all" and "sft" in (one, other):
+        return False
+    sources = [
+        {(*source.identity, source.columns, source.format) for source in data.sources(stage)}
+        for stage in (one, other)
+    ]
+    readers = [data.readers(source) for stage in (one, other) for source in data.sources(stage)]
+    return sources[0] == sources[1] and all(each == readers[0] for each in readers)
+
+
+def weighted(rows: Sequence[Row], weight: float, seed: int) -> list[Row]:
+    """The rows as often as `weight` says: each `floor(weight)` times, and a share of them once more.
+
+    Which ones depends on the seed and on the row's content.
+    """
+    whole, more = divmod(weight, 1)
+    order = sorted(range(len(rows)), key=lambda i: (unit(seed, "weight", _content(rows[i])), i))
+    once_more = set(order[: round(more * len(rows))])
+    return [row for i, row in enumerate(rows) for _ in range(int(whole) + (i in once_more))]
+
+
+def _content(row: Row) -> str:
+    return json.dumps({key: value for key, value in row.items() if key != "where"}, sort_keys=True)
 
 
 def _others(readers: Sequence[Stage], stage: Stage) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from configs.errors import UserError
-from configs.schema import STAGES, Epochs, Experiment, Stage, Training
+from configs.schema import STAGES, Epochs, Experiment, Source, Stage, Training
 from data.storage.source_digest import is_pattern, matches
 
 
@@ -134,18 +134,24 @@ def _training_rows(config: Experiment, stage: Stage) -> int | None:
     """Estimated number of training rows, from a count of lines; None if it cannot be estimated."""
     if stage == "sft" and config.sft.packing:
         return None  # the number of packed rows depends on tokens
-    source, shares = config.data.source(stage), config.data.shares
-    rows = _rows(source.path)
+    counts = [_rows_of_source(config, stage, source) for source in config.data.sources(stage)]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def _rows_of_source(config: Experiment, stage: Stage, source: Source) -> int | None:
+    """Estimated number of training rows of one source, as often as its weight says."""
+    rows, shares = _rows(source.path), config.data.shares
     if rows is None:
         return None
-    same_source = [other for other in STAGES if config.data.source(other).identity == source.identity]
-    if len(same_source) > 1:
-        all_shares, used_shares = sum(map(shares.of, STAGES)), sum(map(shares.of, same_source))
+    readers = config.data.readers(source)
+    if len(readers) > 1:
+        all_shares, used_shares = sum(map(shares.of, STAGES)), sum(map(shares.of, readers))
         rows = round(rows * shares.of(stage) * all_shares / (used_shares or 1))
     rows = min(rows, source.limit or rows)
     share = source.held_out * rows if source.held_out < 1 else source.held_out
     held_out = max(1, round(share)) if share else 0
-    return max(0, rows - held_out)
+    return round(source.weight * max(0, rows - held_out))
 
 
 def _rows(path: str) -> int | None:

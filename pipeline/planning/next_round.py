@@ -71,8 +71,9 @@ def rankings_left_out(old: Experiment, new: Experiment) -> str | None:
     """What to tell of the earlier rankings if they stand in data.rm, not in the run; None if they do not."""
     if old.rm.rankings.labeller != "file" or new.rm.rankings.labeller == "file":
         return None
+    paths = ", ".join(source.path for source in old.data.sources("rm"))
     return (
-        f"the reward model will not learn the rankings in {old.data.rm.path} again: this round ranks new "
+        f"the reward model will not learn the rankings in {paths} again: this round ranks new "
         "answers to its prompts, and only rankings that a run collected join those"
     )
 
@@ -198,7 +199,7 @@ def _check_trains(old: Experiment, new: Experiment, kind: Kind) -> None:
                 "rm.max_steps: 0 leaves the reward model as it was; a round trains it on new rankings. Add "
                 "rm.max_steps=null."
             )
-        if new.rm.rankings.labeller == "file" and new.data.rm.path == old.data.rm.path:
+        if new.rm.rankings.labeller == "file" and new.data.sources("rm") == old.data.sources("rm"):
             raise UserError(
                 "rm.rankings.labeller: file: nobody ranks answers of the newest policy. Name a labeller, for "
                 "example rm.rankings.labeller=people; or rank them elsewhere, and name the file of all "

@@ -10,8 +10,9 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from configs.deepspeed_json import read_deepspeed_json, zero_stage
 from configs.errors import UserError
-from configs.schema import Experiment, Stage, data_stage, ending_of
+from configs.schema import Experiment, Part, Stage, ending_of
 from data.sources.folders import check_number, files_of_pattern
+from data.sources.tasks import check_trainable
 from data.storage.source_digest import is_pattern
 from pipeline.planning.faults import Fault
 from pipeline.planning.plan import StagePlan
@@ -40,7 +41,7 @@ def _set_aside(config: Experiment, plans: Sequence[StagePlan]) -> Iterator[Fault
     """Data or an adapter in the folder of a stage that gets another name before it runs, such as its own."""
     renamed = {plan.set_aside.parent / plan.stage: plan.set_aside for plan in plans if plan.set_aside}
     starting = [plan.stage for plan in plans if plan.starts]
-    read = {f"data.{data_stage(stage)}.path": config.data.source(stage).path for stage in starting}
+    read = {f"{part.key}.path": part.source.path for part in _parts(config, starting)}
     read |= {f"{stage}.from": folder for stage, folder in config.starts.items() if stage in starting}
     for key, name in read.items():
         path = Path(os.path.realpath(name))  # which a loop of links does not stop
@@ -64,8 +65,14 @@ def _may_be_on_the_hub(name: str) -> bool:
     return True
 
 
+def _parts(config: Experiment, stages: Sequence[Stage]) -> list[Part]:
+    """The sources of the stages, each once: best-of-n reads those of PPO."""
+    parts = {part.key: part for stage in stages for part in config.data.parts(stage)}
+    return list(parts.values())
+
+
 def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[Fault]:
-    sources = {f"data.{data_stage(stage)}.path": config.data.source(stage).path for stage in stages}
+    sources = {f"{part.key}.path": part.source.path for part in _parts(config, stages)}
     files = {key: path for key, path in sources.items() if ending_of(path) and not is_pattern(path)}
     for key, path in sources.items():
         if not (ending_of(path) or os.path.exists(path) or is_pattern(path) or _may_be_on_the_hub(path)):
@@ -75,14 +82,19 @@ def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[Fault]:
         files["data.chat_template"] = config.data.chat_template
     if "rm" in stages:
         files |= {f"rm.rankings.earlier[{i}]": path for i, path in enumerate(config.rm.rankings.earlier)}
-    for stage in stages:
+    for part in _parts(config, stages):
         try:
-            if os.path.isdir(path := config.data.source(stage).path):
+            check_trainable(part.source, part.key)
+        except UserError as error:
+            yield _of_key(part.key, str(error))
+    for key, path in sources.items():
+        try:
+            if os.path.isdir(path):
                 check_number(Path(path))
             elif is_pattern(path):
                 files_of_pattern(path)
         except UserError as error:
-            yield _of_key(f"data.{data_stage(stage)}.path", str(error))
+            yield _of_key(key, str(error))
     for key, path in files.items():
         if not os.path.isfile(path):
             yield _of_key(key, f"{path}: there is no such file. Correct the path.")

@@ -67,7 +67,11 @@ class Request:
         """SFT on the answers that `best` has picked, in its own run directory."""
         run_dir, config_file = self.run.path, self.run.config_file
         request = replace(self, arguments=f"--config {config_file} --run-dir {run_dir}-best")
-        return f"{request.command('sft')} data.sft.path={self.run.output('best') / 'train.jsonl'}"
+        file = self.run.output("best") / "train.jsonl"
+        several = len(self.config.data.sources("sft")) > 1
+        return f"{request.command('sft')} " + (
+            f"'data.sft={{path: {file}}}'" if several else f"data.sft.path={file}"
+        )
 
     def _line(self, *words: str) -> str:
         program, *switches = words

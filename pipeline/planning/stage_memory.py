@@ -287,15 +287,19 @@ class _Estimator:
 
 
 def completions_of(config: Experiment) -> int:
-    """Completions of a ranking: the labeller's number, or that of the file's first row; 2 if it has none."""
+    """Completions of a ranking: the labeller's number, or that of the files' first rows; at least 2."""
     rankings = config.rm.rankings
     if rankings.labeller != "file":
         return rankings.completions
-    file = Path(config.data.rm.path)
+    return max(2, *(_listed(Path(source.path)) for source in config.data.sources("rm")))
+
+
+def _listed(file: Path) -> int:
+    """Completions of the first row of a file; 0 if it has no list of them."""
     with suppress(OSError, ValueError):
         if file.suffix == ".jsonl" and file.is_file():
             with file.open("rb") as stream:
                 row = json.loads(stream.readline(MIB))
             listed = row.get("completions") if isinstance(row, dict) else None
-            return max(2, len(listed)) if isinstance(listed, list) else 2
-    return 2
+            return len(listed) if isinstance(listed, list) else 0
+    return 0

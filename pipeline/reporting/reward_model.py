@@ -26,7 +26,9 @@ Report = Mapping[str, Any]
 def report_of(results: Results) -> Report | None:
     """The figures of the reward model on its held-out rankings; None before there are any."""
     names = [field.name for field in fields(ScoredRanking)]
-    rankings = [ScoredRanking(**{name: row[name] for name in names}) for row in results.scored_rankings]
+    rankings = [
+        ScoredRanking(**{name: row[name] for name in names if name in row}) for row in results.scored_rankings
+    ]
     if not any(ranking.pairs for ranking in rankings):
         return None
     ceiling = ceiling_of(results.experiment.rm.rankings.of_single_people, results.final_metrics("rm"))

@@ -36,6 +36,13 @@ MORE_METRICS = {
     "rows_read": "rows read",
     "rows_left_out": "rows left out: nothing to learn",
     "rows_of_other_stages": "rows whose prompts belong to other stages",
+    "rows_repeated": "rows dropped: an earlier source has them",
+    "rows_of_known_prompts": "rows with a prompt of an earlier source, and other answers",
+    "rows_kept_apart": "rows dropped: another stage holds out their prompts",
+    "turns_kept_apart": "turns of conversations that are context only: the split",
+    "near_duplicates": "held-out prompts that nearly repeat a training prompt",
+    "padding": "share of padding",
+    "padding_plain": "share of padding without grouping or packing",
     "examples": "training examples",
     "examples_held_out": "held-out examples",
     "examples_truncated": "examples truncated",
@@ -48,6 +55,19 @@ MORE_METRICS = {
     "judge_prompt_tokens": "tokens of the judge's prompts",
     "judge_completion_tokens": "tokens of the judge's replies",
 }
+OF_SOURCES = {  # `sources/LABEL/NAME`
+    "rows_read": "read",
+    "rows_left_out": "left out",
+    "rows_of_other_stages": "of other stages",
+    "rows_repeated": "copies",
+    "rows_kept_apart": "held out by another stage",
+    "rows_train": "trained on",
+    "rows_held_out": "held out",
+    "examples_truncated": "truncated",
+    "examples_too_long": "over-long",
+    "examples_without_pair": "without a pair",
+}
+BY_SOURCE = {"eval_loss/": "held-out loss", "accuracy/": "held-out accuracy"}
 COSTS = ("steps", "wall_seconds", "peak_memory_bytes", "tokens_per_second")
 DIGITS = 12
 
@@ -56,7 +76,7 @@ def closing_sections(results: Results) -> list[Section]:
     """The tables that the run has data for."""
     if not results.manifests:
         return []
-    sections = [_stages(results), _lineage(results), _versions(results)]
+    sections = [*_sources(results), _stages(results), _lineage(results), _versions(results)]
     rows = [row for stage in results.manifests for row in _metrics(results, stage)]
     if rows:
         sections.insert(
@@ -100,7 +120,14 @@ def _metrics(results: Results, stage: Stage) -> list[list[Cell]]:
     labels = (
         {name: term_label(name) for name in metrics} | key_labels(results.manifests[stage]) | MORE_METRICS
     )
-    names = [name for name in metrics if name not in COSTS and not name.endswith(("_low", "_high", "_n"))]
+    labels |= {name: of_source for name in metrics if (of_source := _by_source(name))}
+    names = [
+        name
+        for name in metrics
+        if name not in COSTS
+        and not name.endswith(("_low", "_high", "_n"))
+        and not name.startswith("sources/")
+    ]
     return [
         [
             Cell(STAGE_NAMES[stage]),
@@ -110,6 +137,29 @@ def _metrics(results: Results, stage: Stage) -> list[list[Cell]]:
             Cell(show_count(metrics, name)),
         ]
         for name in names
+    ]
+
+
+def _by_source(name: str) -> str:
+    """The label of a figure of one source; "" of other figures."""
+    return next(
+        (f"{label}, {name.removeprefix(key)}" for key, label in BY_SOURCE.items() if name.startswith(key)), ""
+    )
+
+
+def _sources(results: Results) -> list[Section]:
+    """What became of the rows of each source, for the stages that read several."""
+    rows = []
+    for stage in results.manifests:
+        metrics = results.final_metrics(stage)
+        for source in dict.fromkeys(name.split("/")[1] for name in metrics if name.startswith("sources/")):
+            counts = [metrics.get(f"sources/{source}/{name}", 0) for name in OF_SOURCES]
+            rows.append([Cell(STAGE_NAMES[stage]), Cell(source), *(Cell(show_number(n)) for n in counts)])
+    if not rows:
+        return []
+    text = "Rows of each source. Training rows count as often as the source's weight has them seen."
+    return [
+        Section("Data by source", [Paragraph(text), Table(["Stage", "Source", *OF_SOURCES.values()], rows)])
     ]
 
 
@@ -166,9 +216,10 @@ def _lineage_row(run: RunDirectory, manifest: Manifest) -> list[Cell]:
 
 
 def _source(config: dict[str, Any], stage: Stage) -> str:
-    """The stage's data: a hub id, or the name of a local file. `config` may have an older schema."""
-    path = str(config.get("data", {}).get(data_stage(stage), {}).get("path", ""))
-    return Path(path).name if Path(path).is_absolute() else path
+    """The stage's data: hub ids, and the names of local files. `config` may have an older schema."""
+    given = config.get("data", {}).get(data_stage(stage), {})
+    paths = [str(source.get("path", "")) for source in (given if isinstance(given, list) else [given])]
+    return ", ".join(Path(path).name if Path(path).is_absolute() else path for path in paths)
 
 
 def _versions(results: Results) -> Section:

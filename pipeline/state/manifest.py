@@ -17,7 +17,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from configs.errors import UserError
 from configs.judge_file import judge_digest
 from configs.regular_file import read_regular_file
-from configs.schema import Base, Experiment, Stage, data_stage
+from configs.schema import Base, Experiment, Stage
+from configs.task_file import task_digest
 from data.storage.files import sha256, stays_inside, write_text
 from data.storage.folder_digest import folder_digest
 from data.storage.records import record_faults
@@ -198,15 +199,15 @@ def source_hashes(config: Experiment, stage: Stage) -> dict[str, str]:
 
     A missing file is left out: the stage itself reports it.
     """
-    paths = {
-        f"data.{data_stage(stage)}.path": config.data.source(stage).path,
-        "data.chat_template": config.data.chat_template,
-    }
+    paths: dict[str, str | None] = {f"{part.key}.path": part.source.path for part in config.data.parts(stage)}
+    paths["data.chat_template"] = config.data.chat_template
     paths[f"{stage}.from"] = config.starts.get(stage)
     if stage == "rm":
         paths |= {f"rm.rankings.earlier[{i}]": path for i, path in enumerate(config.rm.rankings.earlier)}
     digests = {key: source_digest(Path(path)) for key, path in paths.items() if path}
     digests |= {key: judge_digest(Path(path)) for key, path in config.judge_files([stage]).items()}
+    tasks = {f"{part.key}.task": part.source.task for part in config.data.parts(stage)}
+    digests |= {key: task_digest(task) for key, task in tasks.items() if task}
     digests |= {f"{base.key}.model": folder_digest(Path(base.model)) for base in config.bases(stage)}
     return {key: digest for key, digest in digests.items() if digest}
 

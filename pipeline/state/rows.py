@@ -81,6 +81,7 @@ class ScoredRankingRow(_Row):
     nats: list[float]
     words: list[float]
     labels: list[float] | None
+    source: str = ""
 
     @model_validator(mode="after")
     def _one_for_each(self) -> ScoredRankingRow:

@@ -16,7 +16,9 @@ from configs.error_messages import (
     is_section,
     items_of,
     node_at,
+    one_or_several,
     property_of,
+    undotted,
     unknown_key,
 )
 from configs.errors import UserError
@@ -42,13 +44,15 @@ def explain(console: Console, key: str) -> None:
     Raises:
         UserError: the schema has no such key.
     """
-    keys = tuple(key.split(".")) if key else ()
+    keys = undotted(key) if key else ()
     node = node_at(keys)
     if node is None:
         unknown, reason = unknown_key(keys)
         raise UserError(f"{dotted(unknown)}: {reason}")
     items = items_of(node)
-    if items is not None and is_section(items):
+    if one_or_several(keys):
+        lines = _section(f"{key} (one, or a list)", node)
+    elif items is not None and is_section(items):
         lines = _section(f"{key} (a list)", items)
     else:
         lines = _section(key or "an experiment", node) if is_section(node) else _key(keys, node)
@@ -78,7 +82,7 @@ def _key(keys: Keys, node: Node) -> Iterator[str]:
     *section, name = keys
     parent = node_at(section)
     assert parent is not None
-    yield f"{'.'.join(keys)}: {_about(parent, name)}"
+    yield f"{dotted(keys)}: {_about(parent, name)}"
     yield f"default: {_default(parent, name)}"
     yield f"allowed: {allowed(property_of(parent, name))}"
 

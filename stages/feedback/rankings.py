@@ -176,6 +176,8 @@ def ranked_row(sampled: Sampled, label: Label) -> Row:
         "completion_ids": [sampled.ids[answer] for answer in order],
         "ranks": [ranks[answer] for answer in order],
     }
+    if sampled.prompt.source:
+        row["source"] = sampled.prompt.source
     return row if label.scores is None else row | {"scores": [label.scores[answer] for answer in order]}
 
 

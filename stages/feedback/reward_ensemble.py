@@ -12,11 +12,11 @@ from typing import Protocol
 import torch
 
 from configs.schema import RankingLoss
-from data.batches.sampler import global_batch, seed_from
+from data.batches.sampler import Lengths, global_batch, seed_from
 from data.batches.tokenize import Ranking
 from stages.feedback.reward_loss import labels_of, reward_loss
 from stages.maths.ensembles import deviation, standardized
-from stages.maths.statistics import Means, add_means, mean_with_interval
+from stages.maths.statistics import Mean, Means, add_means, mean_with_interval
 from stages.training.engine import Engine
 from stages.training.metrics import reduce_means
 from stages.training.throughput import Meter
@@ -54,12 +54,22 @@ class Member(Protocol):
         """The score of each completion of each ranking, before normalisation."""
         ...
 
+    def padding(self, batch: Sequence[Ranking]) -> Mean:
+        """The share of padding in the forwards of a global batch."""
+        ...
+
 
 class RewardEnsemble:
-    """Steps and evaluation of all members together."""
+    """Steps and evaluation of all members together.
 
-    def __init__(self, members: Sequence[Member], batch_size: int, seed: int) -> None:
-        self.members, self.batch_size, self.seed = members, batch_size, seed
+    Args:
+        lengths: of the training rankings, if batches are grouped by them.
+    """
+
+    def __init__(
+        self, members: Sequence[Member], batch_size: int, seed: int, lengths: Lengths | None = None
+    ) -> None:
+        self.members, self.batch_size, self.seed, self.lengths = members, batch_size, seed, lengths
         self.engine, self.meter = members[0].engine, members[0].meter
         for member in members:
             member.meter = self.meter
@@ -72,19 +82,25 @@ class RewardEnsemble:
         """
         if len(self.members) == 1:
             return self.members[0].step([train[i] for i in picks])
-        means = add_means(
-            member.accumulate([train[i] for i in self._order(number, len(train), step) or picks])
-            for number, member in enumerate(self.members)
-        )
+        orders = [self._order(number, len(train), step) or picks for number in range(len(self.members))]
+        batches = [
+            (member, [train[i] for i in order]) for member, order in zip(self.members, orders, strict=True)
+        ]
+        means = add_means(member.accumulate(batch) for member, batch in batches)
+        padding = sum((member.padding(batch) for member, batch in batches), Mean(0, 0))
         learning_rate = self.engine.learning_rate(self.members[0].role)
         self.engine.step()
         rates = {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
-        return reduce_means(means, self.engine.ranks) | rates
+        return reduce_means(means, self.engine.ranks) | rates | {"padding": padding.value}
+
+    def padding(self, batch: Sequence[Ranking]) -> Mean:
+        """The share of padding in the forwards of a global batch of the first member."""
+        return self.members[0].padding(batch)
 
     def _order(self, number: int, size: int, step: int) -> list[int]:
         """The batch of member `number`; empty for the first one, which has the stage's own."""
         seed = seed_from(self.seed, "rm order", number)
-        return global_batch(size, self.batch_size, seed, step) if number else []
+        return global_batch(size, self.batch_size, seed, step, self.lengths) if number else []
 
     def evaluate(self, held_out: Sequence[Ranking]) -> dict[str, float]:
         """Accuracy, margin and loss on held-out rankings, with intervals over prompts.

@@ -84,6 +84,7 @@ def scored_rankings(
             nats=list(nats[number]),
             words=bag.scores(answers),
             labels=one.labels,
+            source=one.source,
         )
         for number, one in enumerate(held_out)
     ]
@@ -108,4 +109,6 @@ def report_metrics(report: dict[str, Any]) -> dict[str, float]:
             figure = (figure or {}).get(part)
         if figure:
             metrics |= {f"{name}{end}": figure[part] for part, end in ENDS.items()}
+    for source, figure in report["groups"].get("source", {}).items():
+        metrics |= {f"accuracy/{source}{end}": figure[part] for part, end in ENDS.items()}
     return metrics

@@ -32,6 +32,7 @@ class ScoredRanking:
         words: the score of a bag of words, higher for what the training rankings prefer.
             Both may be empty: then they are no baseline.
         labels: the labeller's own scores, if it gave any.
+        source: the label of one of several sources.
     """
 
     prompt: str
@@ -42,6 +43,7 @@ class ScoredRanking:
     nats: list[float]
     words: list[float]
     labels: list[float] | None = None
+    source: str = ""
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -133,10 +135,11 @@ def lead_over(pairs: Pairs, margins: Array) -> Figure:
 
 
 def groups(pairs: Pairs) -> dict[str, dict[str, Figure]]:
-    """Accuracy by distance of ranks, by the labels' margin, and by length."""
+    """Accuracy by source, by distance of ranks, by the labels' margin, and by length."""
     distance = pairs.difference(lambda one: [-rank for rank in one.ranks])
     longer = pairs.difference(lambda one: one.lengths)
     split: dict[str, dict[str, Array]] = {
+        "source": _sources(pairs),
         "distance of ranks": {str(int(value)): distance == value for value in np.unique(distance)},
         "length": {
             "the better answer is shorter": longer < 0,
@@ -153,7 +156,15 @@ def groups(pairs: Pairs) -> dict[str, dict[str, Figure]]:
             part: share_in_order(pairs, pairs.margins, where) for part, where in parts.items() if where.any()
         }
         for name, parts in split.items()
+        if parts
     }
+
+
+def _sources(pairs: Pairs) -> dict[str, Array]:
+    """The pairs of each source, if there are several."""
+    sources = np.array([ranking.source for ranking in pairs.rankings])[pairs.prompts]
+    names = sorted(set(sources.tolist()))
+    return {name: sources == name for name in names} if len(names) > 1 else {}
 
 
 def _thirds(values: Array, unit: str) -> dict[str, Array]:

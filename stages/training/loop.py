@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from configs.errors import UserError
 from configs.schema import Epochs, Training
-from data.batches.sampler import global_batch
+from data.batches.sampler import Lengths, global_batch
 from data.storage.records import records
 from stages.context import Context, Paused
 from stages.training.checkpoint import (
@@ -109,7 +109,9 @@ class TrainingLoop:
         best = state.values["best"]
         self.progress = Progress(**state.values | {"best": Best(**best) if best else None})
 
-    def run(self, size: int, take_step: TakeStep, evaluate: Evaluate) -> tuple[Metrics, Metrics]:
+    def run(
+        self, size: int, take_step: TakeStep, evaluate: Evaluate, lengths: Lengths | None = None
+    ) -> tuple[Metrics, Metrics]:
         """Take the steps that are left, logging, evaluating and saving on the way. Every rank must call.
 
         Args:
@@ -118,6 +120,7 @@ class TrainingLoop:
                 its metrics.
             evaluate: metrics on held-out data, empty if nothing is held out. Logged as `eval/...` before the
                 first step, every `eval_steps`, and after the last step.
+            lengths: of each example, if batches are to have examples of about the same length.
 
         Returns:
             The evaluation before the first step and the one after the last; without steps, the same twice.
@@ -138,7 +141,7 @@ class TrainingLoop:
             tracker.phase(f"{self.context.stage}: training", self.total, progress.step)
             while progress.step < self.total and progress.stopped is None:
                 try:
-                    metrics = self._step(size, take_step)
+                    metrics = self._step(size, take_step, lengths)
                 except StopTraining as stop:
                     self._stop(stop, evaluate)
                     break
@@ -164,11 +167,11 @@ class TrainingLoop:
                 "to false."
             )
 
-    def _step(self, size: int, take_step: TakeStep) -> dict[str, float]:
+    def _step(self, size: int, take_step: TakeStep, lengths: Lengths | None) -> dict[str, float]:
         """Take the next step, and report if its update was skipped."""
         context, progress, counters = self.context, self.progress, self.engine.counters
         seed_step(context.seed, context.stage, progress.step, self.engine.ranks.rank)
-        picks = global_batch(size, self.training.batch_size, context.seed, progress.step)
+        picks = global_batch(size, self.training.batch_size, context.seed, progress.step, lengths)
         skipped = counters.skipped
         metrics = dict(take_step(progress.step, picks))
         progress.step += 1

@@ -11,7 +11,7 @@ import pytest
 from setuptools import find_packages
 
 from configs.load import dump_experiment, load_experiment
-from configs.schema import DATA_FILES
+from configs.schema import DATA_FILES, STAGES
 
 ROOT = Path(__file__).parents[2]
 ROOTS = ("apps", "configs", "data", "stages", "pipeline", "launch")
@@ -54,7 +54,7 @@ def test_it_does_not_depend_on_the_working_directory(file, tmp_path, monkeypatch
 @every_yaml
 def test_every_file_it_names_is_shipped(file):
     experiment = load_experiment(file)
-    sources = [experiment.data.sft.path, experiment.data.rm.path, experiment.data.ppo.path]
+    sources = [source.path for stage in STAGES for source in experiment.data.sources(stage)]
     paths = [path for path in sources if path.endswith(DATA_FILES)] + [experiment.deepspeed.config]
     if experiment.data.chat_template is not None:
         paths.append(experiment.data.chat_template)

@@ -133,6 +133,11 @@ def test_explain_of_a_list_of_sections_shows_their_keys():
     assert stdout.startswith("ppo.rewards (a list): ") and "\n  key_variable     null " in stdout
 
 
+def test_explain_of_a_source_says_that_there_may_be_several():
+    assert tristage("explain", "data.sft")[1].startswith("data.sft (one, or a list): ")
+    assert tristage("explain", "data.sft[1].weight")[1].startswith("data.sft[1].weight: how often")
+
+
 def test_explain_without_a_key_shows_the_sections():
     stdout = tristage("explain")[1]
     assert "\n  ppo        (section)   PPO" in stdout

@@ -12,7 +12,6 @@ import pytest
 from apps.check_rm import NEGATED, SHUFFLED, rankings_of, some_prompts, variants, verdict, write_variant
 from configs.errors import UserError
 from configs.load import load_experiment
-from configs.schema import Source
 from data.examples import StageData
 from data.sources.split import prompt_key
 from launch import checking
@@ -29,10 +28,9 @@ def test_every_variant_holds_out_the_prompts_of_the_run(trained_run, tmp_path) -
     train, held_out = rows_of(trained_run)
     expected = {prompt_key(row["prompt"]) for row in held_out}
     for variant in variants(curve=True):
-        file = tmp_path / f"{variant.name}.jsonl"
-        count = write_variant(file, variant, some_prompts(train, 20, 1), held_out, config.seed)
-        source = Source(path=str(file), held_out=count)
-        data = config.data.model_copy(update={"rm": source})
+        folder = tmp_path / variant.name
+        sources = write_variant(folder, variant, some_prompts(train, 20, 1), held_out, config.seed)
+        data = config.data.model_copy(update={"rm": tuple(sources)})
         split = StageData(config.model_copy(update={"data": data}), "rm", print).rows("rankings")
         assert {prompt_key(row["prompt"]) for row in split.held_out} == expected
         assert not expected & {prompt_key(row["prompt"]) for row in split.train}

@@ -22,8 +22,12 @@ JUDGED = "ppo.judge=warmth"
 ENSEMBLE = "rm.members=2"
 RARE = {"people", "prompts_skipped", "temperature"}  # of people, and of a model that a temperature mends
 RUNS: dict[str, list[tuple[str, ...]]] = {
-    "sft": [()],
-    "rm": [(), ("rm.rankings.rollout={max_new_tokens: 8}", "data.rm.limit=12"), (ENSEMBLE,)],
+    "sft": [("sft.group_by_length=true",)],
+    "rm": [
+        ("rm.group_by_length=true",),
+        ("rm.rankings.rollout={max_new_tokens: 8}", "data.rm.limit=12"),
+        (ENSEMBLE,),
+    ],
     "ppo": [
         (
             *(

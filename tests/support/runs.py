@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "configs" / "tiny.yaml"
 RUN_STAGE = ROOT / "launch" / "run_stage.py"
 KILLED_STAGE = Path(__file__).with_name("killed_stage.py")
-TIMING = ("tokens_per_second", "wall_seconds", "peak_memory_bytes", "time/", "perf/")
+TIMING = ("padding", "tokens_per_second", "wall_seconds", "peak_memory_bytes", "time/", "perf/")
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 

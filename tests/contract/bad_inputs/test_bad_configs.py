@@ -34,7 +34,7 @@ OVERRIDES = [
     # Numbers that YAML 1.1, YAML 1.2 and people read differently
     ("ppo.seed=1:30", "ppo.seed: '1:30' is not allowed; allowed: an integer ≥ 0"),
     ("sft.epochs=1:30.5", "sft.epochs: '1:30.5' is not allowed; allowed: a number > 0"),
-    ("ppo.rewards=[{weight: 1:30}]", "ppo.rewards[0]: '1:30' is not allowed"),
+    ("ppo.rewards=[{weight: 1:30}]", "ppo.rewards[0].weight: '1:30' is not allowed"),
     ("seed=!!int 1:30", "seed: not YAML: 1:30 is not a plain int"),
     ("seed=017", "seed: '017' is not allowed"),
     ("seed='017'", "seed: '017' is not allowed"),
@@ -56,6 +56,14 @@ OVERRIDES = [
     ("ppo.from=''", "ppo.from: '' is empty; give a path, or leave the key out"),
     ("rm.from=https://h/x", "rm.from: a URL, a password or a token"),
     ("data.sft.limit=0", "data.sft.limit: 0 is not allowed"),
+    # Several sources
+    ("data.sft=[]", "data.sft: [] is not allowed; give at least one"),
+    ("data.sft=[a.jsonl]", "data.sft[0]: 'a.jsonl' is not allowed; allowed: a section with the keys path"),
+    ("data.sft=[{path: a.jsonl}, {path: b.jsonl, weight: 0}]", "data.sft[1].weight: 0 is not allowed"),
+    ("data.sft=[{path: a.jsonl}, {path: b.jsonl, weigth: 2}]", "did you mean data.sft[1].weight?"),
+    ("data.rm=[{path: a.jsonl, label: a/b}]", "data.rm[0].label: 'a/b' is not allowed"),
+    ("data.sft[1].limit=3", "data.sft[1].limit: data.sft is no list; leave [1] out"),
+    ("sft={packing: true, group_by_length: true}", "sft.group_by_length: packed sequences have one length"),
     ("ppo.rollout.vllm.enforce_eager=maybe", "true or false"),
     ("ppo.rollout.vllm.gpu_memory_utilization=1.5", "a number > 0 and ≤ 1"),
     ("deepspeed.timeout_minutes=1e300", "deepspeed.timeout_minutes: '1e300' is not allowed"),
@@ -97,18 +105,18 @@ OVERRIDES = [
     ("adapter.alpha=1.0e+300", "a number > 0 and ≤ 1,000,000,000"),
     (
         "ppo.rewards=[{source: 'https://h/', timeout_seconds: 1.0e+300}]",
-        "ppo.rewards[0]: 1e+300 is not allowed",
+        "ppo.rewards[0].timeout_seconds: 1e+300 is not allowed",
     ),
     (
         "ppo.rewards=[{source: 'https://h/', retries: 1000000000}]",
-        "ppo.rewards[0]: 1000000000 is not allowed",
+        "ppo.rewards[0].retries: 1000000000 is not allowed",
     ),
-    ("ppo.rewards=[{weight: 1.0e+308}]", "ppo.rewards[0]: 1e+308 is not allowed"),
-    ("ppo.rewards=[{weight: true}]", "ppo.rewards[0]: True is not allowed"),
-    (f"ppo.rewards=[{{name: {'x' * 300}}}]", "ppo.rewards[0]: 'xxx"),
-    ("ppo.rewards=[{name: a/mean}]", "ppo.rewards[0]: 'a/mean' is not allowed"),
-    ('ppo.rewards=[{name: "\\e[31m"}]', "ppo.rewards[0]: '\\x1b[31m' holds a control character"),
-    ("ppo.rewards=[{name: ''}]", "ppo.rewards[0]: '' is empty"),
+    ("ppo.rewards=[{weight: 1.0e+308}]", "ppo.rewards[0].weight: 1e+308 is not allowed"),
+    ("ppo.rewards=[{weight: true}]", "ppo.rewards[0].weight: True is not allowed"),
+    (f"ppo.rewards=[{{name: {'x' * 300}}}]", "ppo.rewards[0].name: 'xxx"),
+    ("ppo.rewards=[{name: a/mean}]", "ppo.rewards[0].name: 'a/mean' is not allowed"),
+    ('ppo.rewards=[{name: "\\e[31m"}]', "ppo.rewards[0].name: '\\x1b[31m' holds a control character"),
+    ("ppo.rewards=[{name: ''}]", "ppo.rewards[0].name: '' is empty"),
     # Text that file names and terminals cannot hold
     ('data.sft.path="a\\0b.jsonl"', "data.sft.path: '", "control character"),
     ('base.model="\\ud800"', "base.model: '\\ud800' holds a control character or half of a surrogate pair"),
@@ -176,7 +184,7 @@ OVERRIDES = [
     ("adapter.target_modules=[]", "adapter.target_modules: [] is not allowed"),
     ("sft={a: {b", "sft: not YAML"),
     ("sft={epochs: 1, epochs: 2}", "sft.epochs: given twice"),
-    ("ppo.rewards=[{source: rm, weight: 1, weight: 2}]", "ppo.rewards.0.weight: given twice"),
+    ("ppo.rewards=[{source: rm, weight: 1, weight: 2}]", "ppo.rewards[0].weight: given twice"),
     # Keys that a value of another key makes void
     (
         "ppo.rewards=[{source: rm, timeout_seconds: 5}]",
@@ -214,6 +222,12 @@ CONTRADICTIONS = [
     ),
     (["sft.virtual_tokens=5"], "sft.virtual_tokens: sft.method: lora has none; leave it out"),
     (["rm.rankings.earlier=[a.jsonl]"], "rm.rankings.earlier: is beside the rankings of a labeller"),
+    (
+        ["data.sft=[{path: a.jsonl}, {path: a.jsonl}]"],
+        "sft[1]: it reads what sft[0] reads; name the source once",
+    ),
+    (["data.rm=[{path: a.jsonl, label: x}, {path: b.jsonl, label: x}]"], "rm[1].label: 'x' is rm[0], too"),
+    (["data.ppo=[{path: a.jsonl, min_rating: 3}]"], "ppo[0].min_rating: only sft learns rated answers"),
     (["data.sft.held_out=1.5"], "held_out (1.5) must be a share below 1 or a whole number of prompts"),
     (["data.shares.sft=0.9"], "the three shares must add up to at most 1"),
     (["ppo.rewards=[{source: rm}, {source: rm}]"], "rewards: two terms are called rm; set their name"),
@@ -409,7 +423,7 @@ def test_a_url_is_refused_and_not_repeated(where, url, key, tmp_path):
 
 def test_a_key_in_place_of_its_variable_is_not_repeated(tmp_path):
     message = plan_error(tmp_path, VALID, "ppo.rewards=[{source: 'https://h/', key_variable: 'sk-S3CRET'}]")
-    check_message(message, "ppo.rewards[0]: ")
+    check_message(message, "ppo.rewards[0].key_variable: ")
     assert "S3CRET" not in message
 
 

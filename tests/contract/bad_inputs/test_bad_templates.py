@@ -66,7 +66,7 @@ TEMPLATES = {
         "it takes more than 5 seconds",
     ),
     "long power": ("{{ 7 ** (9 ** 9) }}", "failed on it: it takes more than 5 seconds"),
-    "long text": (ALL + TURN + "{{ 'x' * 9000000 }}" + END + ASSISTANT, "characters of a short conversation"),
+    "long text": (ALL + TURN + "{{ 'x' * 9000000 }}" + END + ASSISTANT, "characters of a short text"),
     "very long text": ("{{ 'x' * 10 ** 10 }}", "it needs more than 2 GiB of memory"),
     "doubled text": (DOUBLING, "it needs more than 2 GiB of memory"),
     "padded text": ("{{ 'x'.center(10 ** 10) }}", "it needs more than 2 GiB of memory"),

@@ -45,7 +45,7 @@ def test_a_row_of_many_megabytes(text, overlong, tmp_path, tiny_tokenizer):
     config = Data(**sources, chat=True, overlong=overlong)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what came before
     begin, memory = time.monotonic(), peak()
-    rows = load_rows(config.sft, "demonstrations", print).rows
+    rows = load_rows(config.sources("sft")[0], "demonstrations", print).rows
     kept, counts = tokenize.demonstrations(rows, tiny_tokenizer, config)
     assert time.monotonic() - begin < 10
     assert peak() - memory < 8 * len(text) + 240 * 2**20

@@ -30,8 +30,8 @@ def test_all_mistakes_are_reported_at_once_each_with_its_source(write):
         """)
     lines = messages(file, "ppo.kl_coeff=0.1", "ppo.gamma=3")
     expected = [
-        f"{file}:5: data.sft.held_outt: unknown key; did you mean data.sft.held_out? Allowed in data.sft: "
-        "path, name, split, revision, limit, ignore_columns, columns, format, rank_by, min_rating, held_out",
+        f"{file}:5: data.sft.held_outt: unknown key; did you mean data.sft.held_out? `tristage "
+        "explain data.sft` lists the keys of data.sft",
         "command line (ppo.kl_coeff=0.1): ppo.kl_coeff: unknown key; did you mean ppo.kl_coef? `tristage "
         "explain ppo` lists the keys of ppo",
         f"{file}: data.rm.path: missing; allowed: text (a .jsonl, .json, .csv, .tsv or .parquet file, also "

@@ -80,15 +80,15 @@ def test_paths_in_the_file_are_relative_to_it_and_on_the_command_line_to_the_wor
     file = write(MINIMAL + "deepspeed: {config: ../z.json}\n")
     relative = Path("..") / file.name
     experiment = load_experiment(relative, ["data.ppo.path=mine.jsonl", "data.chat_template=t.jinja"])
-    assert experiment.data.sft.path == str(tmp_path / "sft.jsonl")
+    assert experiment.data.sources("sft")[0].path == str(tmp_path / "sft.jsonl")
     assert experiment.deepspeed.config == str(tmp_path.parent / "z.json")
-    assert experiment.data.ppo.path == str(work / "mine.jsonl")
+    assert experiment.data.sources("ppo")[0].path == str(work / "mine.jsonl")
     assert experiment.data.chat_template == str(work / "t.jinja")
 
 
 @pytest.mark.parametrize("name", ["Anthropic/hh-rlhf", "imdb"])
 def test_other_data_paths_are_hub_datasets(minimal, name):
-    assert load_experiment(minimal, [f"data.rm.path={name}"]).data.rm.path == name
+    assert load_experiment(minimal, [f"data.rm.path={name}"]).data.sources("rm")[0].path == name
 
 
 @pytest.mark.parametrize("name", ["tiny-random", "HuggingFaceTB/SmolLM2-135M-Instruct"])
@@ -167,11 +167,13 @@ def test_what_the_stages_call(minimal):
 @pytest.mark.parametrize("path", ["rows/*.jsonl", "rows/*", "rows/a.CSV", "a.tsv.zst", "rows/[ab].json.gz"])
 def test_files_and_patterns_are_local_paths(minimal, path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert load_experiment(minimal, [f"data.sft.path='{path}'"]).data.sft.path == str(tmp_path / path)
+    assert load_experiment(minimal, [f"data.sft.path='{path}'"]).data.sources("sft")[0].path == str(
+        tmp_path / path
+    )
 
 
 def test_columns_are_keys_of_their_own(minimal):
-    columns = load_experiment(minimal, ["data.sft.columns.prompt=Best Answer"]).data.sft.columns
+    columns = load_experiment(minimal, ["data.sft.columns.prompt=Best Answer"]).data.sources("sft")[0].columns
     assert columns.names == {"Best Answer": "prompt"}
     with pytest.raises(UserError, match=r"unknown key; did you mean data\.sft\.columns\.prompt\?"):
         load_experiment(minimal, ["data.sft.columns.promt=q"])

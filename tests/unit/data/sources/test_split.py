@@ -12,6 +12,10 @@ def data(held_out=0.25, shares=None, paths=("a", "b", "c")):
     return Data(sft=sft, rm=rm, ppo=ppo, shares=shares or Shares())
 
 
+def interval(data, stage):
+    return stage_interval(data, stage, data.sources(stage)[0])
+
+
 def rows(count, copies=1):
     return [{"prompt": f"prompt {number}", "copy": copy} for copy in range(copies) for number in range(count)]
 
@@ -24,28 +28,28 @@ def prompts(rows):
     ("held_out", "expected"), [(0.25, 10), (0.01, 1), (0.49, 20), (3, 3), (39, 39), (0, 0)]
 )
 def test_held_out_is_a_share_or_a_number_of_prompts(held_out, expected):
-    train, held_out_rows = stage_split(data(held_out), "sft", rows(40), seed=0)
+    train, held_out_rows = stage_split(data(held_out), "sft", rows(40), seed=0)[:2]
     assert len(held_out_rows) == expected
     assert len(train) == 40 - expected
 
 
 def test_all_rows_of_a_prompt_are_on_one_side():
-    train, held_out_rows = stage_split(data(), "rm", rows(40, copies=3), seed=0)
+    train, held_out_rows = stage_split(data(), "rm", rows(40, copies=3), seed=0)[:2]
     assert (len(train), len(held_out_rows)) == (90, 30)  # 30 and 10 prompts, three rows each
     assert not prompts(train) & prompts(held_out_rows)
 
 
 def test_the_side_depends_on_the_seed_and_not_on_the_order():
-    forward = stage_split(data(), "sft", rows(40), seed=0)
-    backward = stage_split(data(), "sft", rows(40)[::-1], seed=0)
-    other = stage_split(data(), "sft", rows(40), seed=1)
+    forward = stage_split(data(), "sft", rows(40), seed=0)[:2]
+    backward = stage_split(data(), "sft", rows(40)[::-1], seed=0)[:2]
+    other = stage_split(data(), "sft", rows(40), seed=1)[:2]
     assert [side[::-1] for side in backward] == list(forward)
     assert prompts(forward[1]) != prompts(other[1])
 
 
 def test_stages_of_one_source_share_its_prompts():
     config = data(paths=("a", "a", "a"))
-    parts = {stage: stage_split(config, stage, rows(2000), seed=3) for stage in ("sft", "rm", "ppo")}
+    parts = {stage: stage_split(config, stage, rows(2000), seed=3)[:2] for stage in ("sft", "rm", "ppo")}
     sizes = {stage: len(train) + len(held_out_rows) for stage, (train, held_out_rows) in parts.items()}
     assert sum(sizes.values()) == 2000
     assert set.union(*(prompts(side) for sides in parts.values() for side in sides)) == prompts(rows(2000))
@@ -74,7 +78,7 @@ def test_stages_see_each_prompt_on_the_same_side_when_one_lacks_rows():
 def test_intervals(paths, shares, expected):
     sft, rm, ppo = shares
     config = data(paths=paths, shares=Shares(sft=sft, rm=rm, ppo=ppo))
-    intervals = [stage_interval(config, stage) for stage in ("sft", "rm", "ppo")]
+    intervals = [interval(config, stage) for stage in ("sft", "rm", "ppo")]
     assert [pytest.approx(interval) for interval in intervals] == expected
 
 
@@ -82,9 +86,9 @@ def test_another_split_of_a_dataset_is_another_source():
     config = Data(
         sft=Source(path="a"), rm=Source(path="a", split="test"), ppo=Source(path="a", revision="v2")
     )
-    assert [stage_interval(config, stage) for stage in ("sft", "rm", "ppo")] == [(0, 1)] * 3
+    assert [interval(config, stage) for stage in ("sft", "rm", "ppo")] == [(0, 1)] * 3
     limited = Data(sft=Source(path="a", limit=9), rm=Source(path="a"), ppo=Source(path="b"))
-    assert stage_interval(limited, "sft") == (0, pytest.approx(1 / 3))
+    assert interval(limited, "sft") == (0, pytest.approx(1 / 3))
 
 
 def test_a_stage_without_a_share_is_an_error():
@@ -111,6 +115,6 @@ def test_prompt_key():
 
 def test_texts_without_a_prompt_are_split_by_their_text():
     texts = [{"prompt": "", "completion": f"text {number}"} for number in range(40)]
-    train, held_out_rows = stage_split(data(), "sft", [*texts, texts[0]], seed=0)
+    train, held_out_rows = stage_split(data(), "sft", [*texts, texts[0]], seed=0)[:2]
     assert len({row["completion"] for row in held_out_rows}) == 10
     assert not {row["completion"] for row in train} & {row["completion"] for row in held_out_rows}

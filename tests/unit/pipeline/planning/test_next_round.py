@@ -126,7 +126,7 @@ def test_rankings_of_a_file_need_a_new_file(trained_run, tmp_path) -> None:
     run = RunDirectory(shutil.copytree(trained_run, tmp_path / "tiny"))
     assert "nobody ranks answers of the newest policy" in refused(run)
     other = tmp_path / "others.jsonl"
-    other.write_bytes(Path(load_experiment(run.config_file).data.rm.path).read_bytes())
+    other.write_bytes(Path(load_experiment(run.config_file).data.sources("rm")[0].path).read_bytes())
     assert make_round(run, "ppo", [f"data.rm.path={other}"], None)[1].rm.rankings.earlier == ()
 
 

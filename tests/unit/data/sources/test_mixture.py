@@ -1,0 +1,141 @@
+"""Several sources of a stage: labels, copies, weights, and the counts of each."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.errors import UserError
+from configs.schema import Experiment
+from data.examples import StageData
+from data.preview import first_of_each, rows_of
+from data.sources.split import weighted
+from tests.support.pipeline_runs import TREE
+
+Row = dict[str, Any]
+
+
+def experiment(folder: Path, files: Mapping[str, Sequence[Row]], **data: Any) -> Experiment:
+    """The toy experiment with these files in `folder`, and with these keys of `data`."""
+    for name, rows in files.items():
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    others = {stage: {"path": str(folder / f"{stage}.jsonl")} for stage in ("sft", "rm", "ppo")}
+    return Experiment.model_validate(TREE | {"data": others | data})
+
+
+def demonstrations(*numbers: int, answer: str = "a") -> list[Row]:
+    return [{"prompt": f"p{number}", "completion": answer} for number in numbers]
+
+
+def read(config: Experiment, stage: Any = "sft") -> tuple[list[Row], list[Row], dict[str, int], list[str]]:
+    notes: list[str] = []
+    kind: Any = "demonstrations" if stage == "sft" else "prompts"
+    return *StageData(config, stage, notes.append).rows(kind), notes
+
+
+def two(folder: Path, **keys: Any) -> Experiment:
+    """20 demonstrations of the first source; 4 of the second are copies, 6 have other answers, 10 are new."""
+    second = demonstrations(*range(4)) + demonstrations(*range(4, 10), *range(20, 30), answer="b")
+    files = {"one.jsonl": demonstrations(*range(20)), "two.jsonl": second}
+    sources = [{"path": str(folder / name), "held_out": 0} for name in files]
+    return experiment(folder, files, sft=[sources[0], sources[1] | keys])
+
+
+def test_copies_are_dropped_and_the_same_prompt_with_another_answer_stays(tmp_path: Path) -> None:
+    train, held_out, counts, notes = read(two(tmp_path))
+    assert Counter(row["source"] for row in train) == {"one": 20, "two": 16} and not held_out
+    assert counts["rows_repeated"] == 4 and counts["rows_of_known_prompts"] == 6
+    assert counts["sources/two/rows_train"] == 16 and counts["sources/one/rows_read"] == 20
+    assert notes[-2:] == [
+        "data.sft[0]: 20 rows read, 0 left out, 0 of other stages; 20 to train on, 0 held out",
+        "data.sft[1]: 20 rows read, 0 left out, 0 of other stages, 4 dropped, which an earlier source has; "
+        "16 to train on, 0 held out; 6 have a prompt of an earlier source, and other answers",
+    ]
+
+
+def test_prompts_of_several_sources_are_asked_once(tmp_path: Path) -> None:
+    files = {
+        "a.jsonl": [{"prompt": f"p{n}"} for n in range(6)],
+        "b.jsonl": [{"prompt": " p3\n"}, {"prompt": "q"}],
+    }
+    sources = [{"path": str(tmp_path / name), "held_out": 0} for name in files]
+    config = experiment(tmp_path, files, ppo=sources, keep_apart=False)
+    train, _, counts, _ = read(config, "ppo")
+    assert [row["prompt"] for row in train] == ["p0", "p1", "p2", "p3", "p4", "p5", "q"]
+    assert counts["rows_repeated"] == 1
+
+
+@pytest.mark.parametrize(("weight", "expected"), [(1, 16), (2, 32), (0.5, 8), (2.25, 36), (0.01, 0)])
+def test_a_weight_is_how_often_the_rows_of_a_source_are_seen(
+    tmp_path: Path, weight: float, expected: int
+) -> None:
+    train, *_ = read(two(tmp_path, weight=weight))
+    of_second = [json.dumps(row) for row in train if row["source"] == "two"]
+    assert len(of_second) == expected
+    times = set(Counter(of_second).values())
+    assert times <= {int(weight), int(weight) + 1}
+    assert [json.dumps(row) for row in read(two(tmp_path, weight=weight))[0]] == [
+        json.dumps(row) for row in train
+    ]
+
+
+def test_which_rows_a_weight_repeats_depends_on_the_seed_and_not_on_the_order() -> None:
+    rows = [{"prompt": f"p{number}", "completion": "a"} for number in range(40)]
+
+    def chosen(seed: int, order: Sequence[Row]) -> set[str]:
+        return {row["prompt"] for row in weighted(order, 0.5, seed)}
+
+    assert chosen(0, rows) == chosen(0, rows[::-1]) != chosen(1, rows)
+    assert len(chosen(0, rows)) == 20
+
+
+def test_each_source_holds_out_its_own_share(tmp_path: Path) -> None:
+    files = {
+        f"{name}.jsonl": demonstrations(*range(start, start + 40)) for name, start in (("a", 0), ("b", 40))
+    }
+    sources = [
+        {"path": str(tmp_path / name), "held_out": held_out}
+        for name, held_out in zip(files, (0.25, 5), strict=True)
+    ]
+    train, held_out, counts, _ = read(experiment(tmp_path, files, sft=sources))
+    assert Counter(row["source"] for row in held_out) == {"a": 10, "b": 5}
+    assert counts["sources/a/rows_held_out"] == 10 and counts["sources/b/rows_train"] == 35
+    assert len(train) == 65
+
+
+def test_sources_of_one_name_are_numbered_and_a_label_names_one(tmp_path: Path) -> None:
+    sources = [{"path": "x/train.jsonl"}, {"path": "y/train.jsonl"}, {"path": "z/a b.csv.gz"}]
+    sources += [{"path": "d/*.jsonl"}, {"path": "org/Set", "label": "mine"}]
+    config = experiment(tmp_path, {}, sft=sources)
+    labels = [part.label for part in config.data.parts("sft")]
+    assert labels == ["train-1", "train-2", "a-b", "d", "mine"]
+    assert [part.key for part in config.data.parts("sft")][-1] == "data.sft[4]"
+
+
+def test_a_preview_shows_each_source(tmp_path: Path) -> None:
+    config = two(tmp_path)
+    rows = rows_of(config, "sft", "demonstrations", print)
+    assert [row["source"] for row in first_of_each(rows, 5)] == ["one", "two", "one", "two", "one"]
+
+
+def test_one_source_has_no_label(tmp_path: Path) -> None:
+    config = experiment(tmp_path, {"sft.jsonl": demonstrations(*range(20))})
+    train, _, counts, _ = read(config)
+    assert "source" not in train[0]
+    assert counts.keys() == {"rows_read", "rows_left_out", "rows_of_other_stages", "near_duplicates"}
+
+
+def test_a_fault_names_its_source(tmp_path: Path) -> None:
+    files = {"a.jsonl": demonstrations(1, 2, 3), "b.jsonl": [{"prompt": "p"}]}
+    config = experiment(tmp_path, files, sft=[{"path": str(tmp_path / name)} for name in files])
+    with pytest.raises(UserError, match=r"b\.jsonl: 1 of 1 rows cannot serve as demonstrations"):
+        read(config)
+    (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": "p", "completion": "c"}) + "\n")
+    planned = {"data.sft[1].path": "another digest"}
+    with pytest.raises(UserError, match=r"^data\.sft\[1\]\.path: .*b\.jsonl changed while"):
+        StageData(config, "sft", print, planned).rows("demonstrations")
