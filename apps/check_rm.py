@@ -14,6 +14,7 @@ from data.examples import StageData
 from data.sources.split import prompt_key
 from data.storage.files import read_json_lines, write_json_lines
 from pipeline.state.run_directory import RunDirectory
+from stages.feedback.earlier_rankings import with_earlier
 
 Row = dict[str, Any]
 KEPT = ("prompt", "completions", "completion_ids", "ranks", "scores")
@@ -95,6 +96,7 @@ def rankings_of(
             raise UserError(f"{collected} is missing: stage rm has not run here. Run it first.")
         rows = read_json_lines(collected, ["split", "prompt", "completions", "ranks"])
         train, held_out = ([row for row in rows if row["split"] == split] for split in ("train", "held_out"))
+        train, held_out, _ = with_earlier(train, held_out, config.rm.rankings.earlier)
     else:
         train, held_out, _ = StageData(config, "rm", note).rows("rankings")
     if not held_out:

@@ -180,7 +180,9 @@ def known_part(location: Sequence[int | str]) -> Keys:
 def without_forms(location: Sequence[int | str]) -> list[int | str]:
     """The location of a pydantic error without the names of the forms that a stage's sources have."""
     return [
-        part for depth, part in enumerate(location) if not (depth and location[0] == "data" and part in FORMS)
+        part
+        for depth, part in enumerate(location)
+        if not (depth == 2 and location[0] == "data" and part in FORMS)
     ]
 
 

@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from configs.cross_checks import contradictions
-from configs.error_messages import Keys, known_part
+from configs.error_messages import Keys, known_part, undotted, without_forms
 from configs.errors import UserError
 from configs.raw_experiment import RawExperiment
 from configs.schema import STAGES, Experiment
@@ -79,8 +79,9 @@ def _right_part(raw: RawExperiment) -> tuple[frozenset[Keys], Experiment | None]
         except ValidationError as error:
             for fault in error.errors(include_url=False):
                 keys = known_part(fault["loc"])
-                if fault["type"] in ("extra_forbidden", "invalid_key") and len(fault["loc"]) > len(keys):
-                    keys = (*keys, str(fault["loc"][len(keys)]))
+                location = without_forms(fault["loc"])
+                if fault["type"] in ("extra_forbidden", "invalid_key") and len(location) > len(keys):
+                    keys = (*keys, str(location[len(keys)]))
                 wrong.add(keys)
                 _remove(tree, keys)
         _fill(tree, REQUIRED)
@@ -121,6 +122,7 @@ def _complete(raw: RawExperiment, source: dict[str, Any], key: str) -> None:
     try:
         of_task = source_of_task(source["task"], f"{key}.task")
     except UserError as error:
+        raw.wrong.add(undotted(key))
         raw.errors.append(str(error))
         source["path"] = source["task"]  # one error is enough
     else:

@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
-from configs.schema import Data, Experiment, Stage
+from configs.schema import Data, Experiment, Part, Stage
 from data.batches.encoding import encoder_of
 from data.batches.fit import Counts, NoPair, NothingFits
 from data.batches.wording import worded
@@ -19,8 +19,17 @@ from data.sources.loading import SOME_ROWS, first_rows, is_large
 from data.sources.mixture import Mixture, as_metrics, count_split, load_mixture, reweighted, sentence
 from data.sources.near_duplicates import MOST, near_duplicates
 from data.sources.reading import is_local
-from data.sources.split import NO_SIDES, Sides, Split, row_key, share_prompts_by_hash, stage_split
+from data.sources.split import (
+    NO_SIDES,
+    Sides,
+    Split,
+    prompt_key,
+    row_key,
+    share_prompts_by_hash,
+    stage_split,
+)
 from data.sources.tasks import check_trainable
+from data.storage.files import read_json_lines
 from data.storage.source_digest import source_digest
 
 Example = TypeVar("Example")
@@ -122,6 +131,8 @@ class StageData:
                 )
             else:
                 sides = Sides(sides.trained | found.trained, sides.held_out | found.held_out)
+                if earlier == "rm":
+                    sides = _with_rankings(sides, self.config.rm.rankings.earlier)
         return sides
 
     def _compared(self) -> list[Stage]:
@@ -131,7 +142,9 @@ class StageData:
             sources = data.sources(earlier)
             if self.only_checks and not all(is_local(one) and not is_large(one) for one in sources):
                 continue
-            if not all(share_prompts_by_hash(data, earlier, later) for later in compared):
+            if data.near_duplicates is not None or not all(
+                share_prompts_by_hash(data, earlier, later) for later in compared
+            ):
                 compared.append(earlier)
         return compared[:0:-1]
 
@@ -156,6 +169,17 @@ class StageData:
         return {"near_duplicates": len(found)}
 
 
+def _with_rankings(sides: Sides, files: Sequence[str]) -> Sides:
+    """The sides with the prompts of earlier rounds' rankings, on which the reward model trains, too."""
+    rows = [row for file in files for row in read_json_lines(Path(file), ["split", "prompt"])]
+    train, held_out = (
+        frozenset(prompt_key(row["prompt"]) for row in rows if row["split"] == split)
+        for split in ("train", "held_out")
+    )
+    trained = sides.trained | (train - sides.held_out)
+    return Sides(trained, sides.held_out | (held_out - trained))
+
+
 def kind_of(config: Experiment, stage: Stage) -> Kind:
     """What the rows of a stage serve as."""
     if stage == "sft":
@@ -167,16 +191,20 @@ def _silent(_: str) -> None:
     """The stage itself notes what it leaves out."""
 
 
-def some_rows(config: Experiment, stage: Stage, kind: Kind) -> list[Row]:
+def some_rows(config: Experiment, stage: Stage, kind: Kind, parts: Sequence[Part] = ()) -> list[Row]:
     """The usable rows among the first ones of each of a stage's sources, held-out ones included.
+
+    Args:
+        parts: the sources to read; all of the stage by default.
 
     Raises:
         UserError: there are no rows, or one cannot be read.
     """
     rows: list[Row] = []
-    for part in config.data.parts(stage):
+    for part in parts or config.data.parts(stage):
         check_trainable(part.source, part.key)
-        rows += first_rows(part.source, kind, SOME_ROWS)
+        found = first_rows(part.source, kind, SOME_ROWS)
+        rows += [{**row, "source": part.label} for row in found] if part.label else found
     return worded(rows, [], kind, config.data, config.seed)[0]
 
 
@@ -215,24 +243,43 @@ def tokenized(
     held_out: list[Example] = []
     held_out_counts: dict[str, Counts] = {}
     if len(parts[1]):
-        held_out, held_out_counts = _by_source(tokenize, parts[1], tokenizer, data)
+        held_out, held_out_counts = _by_source(tokenize, parts[1], tokenizer, data, lenient=True)
         note(f"held out: {sum(held_out_counts.values(), Counts())}")
     return Examples(train, held_out, _as_metrics(train_counts, held_out_counts))
 
 
 def _by_source(
-    tokenize: Tokenize[Example], rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data
+    tokenize: Tokenize[Example],
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    data: Data,
+    *,
+    lenient: bool = False,
 ) -> tuple[list[Example], dict[str, Counts]]:
-    """Tokenize the rows, and count what becomes of those of each source, by its label."""
+    """Tokenize the rows, and count what becomes of those of each source, by its label.
+
+    Args:
+        lenient: of several sources, some may have no row that fits.
+    """
     examples: list[Example] = []
     counts: dict[str, Counts] = {}
+    refusal: UserError | None = None
     for label in dict.fromkeys(row.get("source", "") for row in rows):
         of_source = [row for row in rows if row.get("source", "") == label]
         try:
             found, counts[label] = tokenize(of_source, tokenizer, data)
         except (NothingFits, NoPair) as error:
-            raise type(error)(f"{label}: {error}" if label else str(error)) from None
-        examples += found
+            refusal = type(error)(f"{label}: {error}" if label else str(error))
+            if not (lenient and label):
+                raise refusal from None
+            left = len(of_source)
+            counts[label] = (
+                Counts(dropped=left) if isinstance(error, NothingFits) else Counts(without_pair=left)
+            )
+        else:
+            examples += found
+    if refusal is not None and not examples:
+        raise refusal
     return examples, counts
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from configs.error_messages import node_at
+from configs.error_messages import node_at, undotted
 from configs.errors import UserError, Waiting
 from configs.load import load_experiment
 from configs.schema import Experiment
@@ -150,7 +150,7 @@ def _is_override(word: str) -> bool:
     key, equals, _ = word.partition("=")
     if os.path.isfile(word) or "/" in key:  # the folders of a sweep have = in their names
         return False
-    return bool(equals) or node_at(key.split(".")) is not None
+    return bool(equals) or node_at(undotted(key)) is not None
 
 
 def readable(run_dir: Path) -> Path:

@@ -99,7 +99,11 @@ def _changed(config: Experiment, rankings: list[Source]) -> Experiment:
         update={
             "data": config.data.model_copy(update={"rm": tuple(rankings)}),
             "rm": config.rm.model_copy(
-                update={"rankings": config.rm.rankings.model_copy(update={"labeller": "file"})}
+                update={
+                    "rankings": config.rm.rankings.model_copy(
+                        update={"labeller": "file", "earlier": (), "merge": "each"}
+                    )
+                }
             ),
             "tracking": config.tracking.model_copy(update={"wandb": "disabled"}),
         }

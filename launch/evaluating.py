@@ -32,7 +32,8 @@ app = typer.Typer(
     cls=Evaluations,
     help="Compare policies on the same prompts, or (rm) measure a reward model on any preferences.",
     rich_markup_mode="rich",
-    epilog="Without the word policies or rm, it compares policies.\n\n"
+    epilog="Without the word policies or rm, it compares policies. "
+    "Its options: tristage evaluate policies --help.\n\n"
     "Example: tristage evaluate --policies sft,sft@4,ppo",
 )
 

@@ -52,5 +52,6 @@ def round(options: RoundOptions) -> int:
     if options.stage == "ppo" and (note := rankings_left_out(experiment_of(previous), config)):
         say(f"note: {note}")
     words = ["tristage", "run", "--config", str(run.config_file), "--run-dir", str(run.path)]
+    words += ["--until", "sft"] if options.stage == "sft" else []
     say(f"next: {shlex.join(words)}")
     return 0

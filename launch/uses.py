@@ -91,7 +91,10 @@ def export(options: ExportOptions) -> int:
     values = options.dtype, options.compare_16bit, options.converter
     given = zip(("--dtype", "--compare-16bit", "--converter"), values, strict=True)
     check_options(format_, [option for option, value in given if value])
-    out = options.out or run.run.path / "export" / f"{stage}-{format_}"
+    out = (
+        options.out
+        or run.run.path / "export" / f"{stage}-{format_}{f'-{options.member}' if options.member else ''}"
+    )
     dtype = DTYPES[options.dtype] if options.dtype else None
     if options.member and format_ != "reward":
         raise UserError(f"--member: format {format_} has no members to choose from. Leave the option out.")
@@ -191,7 +194,7 @@ class EvaluateOptions(ExperimentOptions):
 
 def policies(options: EvaluateOptions) -> int:
     """Compare policies on the same prompts: judges, win rates, KL, variety and cost, with intervals."""
-    if options.tasks:
+    if options.tasks is not None:
         return _evaluate_tasks(options)
     run_dir = given_run(options, "tristage evaluate", ["ppo.judge", "ppo.rollout"]).path
     if options.benchmarks:
@@ -210,8 +213,9 @@ def policies(options: EvaluateOptions) -> int:
     judges = open_judges(run, options.judges.split(",") if options.judges else None)
     benchmarks = None
     if options.benchmarks:
-        names = [name.strip() for name in options.benchmarks.split(",")]
-        benchmarks = Benchmarks(names, options.benchmarks_folder, options.number, run.config.data.chat)
+        benchmarks = Benchmarks(
+            _names(options.benchmarks), options.benchmarks_folder, options.number, run.config.data.chat
+        )
     elif options.benchmarks_folder:
         raise UserError("--benchmarks-folder: says where they are. Name those to run in --benchmarks.")
     material = Material(options.prompts, options.number, options.text, options.instructions, benchmarks)
@@ -222,6 +226,10 @@ def policies(options: EvaluateOptions) -> int:
     return 0
 
 
+def _names(listed: str) -> list[str]:
+    return [name.strip() for name in listed.split(",")]
+
+
 def _evaluate_tasks(options: EvaluateOptions) -> int:
     """The accuracy of policies on labelled tasks, in RUN/evaluation/tasks.json and a page."""
     from apps.evaluate.task_output import print_tasks, write_tasks  # imports torch
@@ -229,13 +237,13 @@ def _evaluate_tasks(options: EvaluateOptions) -> int:
     from apps.trained_run import open_run
     from pipeline.terminal.console import SafeConsole
 
-    for key in ("prompts", "judges", "text", "instructions"):
+    for key in ("prompts", "judges", "text", "instructions", "benchmarks", "benchmarks_folder"):
         if getattr(options, key):
-            raise UserError(f"--{key}, --tasks: answers are sampled or options compared. Give one of them.")
+            raise UserError(f"--{key.replace('_', '-')}: --tasks runs in its place. Give one of them.")
     hide_loading()
     run = open_run(given_run(options, "tristage evaluate --tasks", []).path)
-    names = options.policies.split(",") if options.policies else list(run.policies)
-    given = task_rows(run, (options.tasks or "").split(","), options.number, say)
+    names = _names(options.policies) if options.policies else list(run.policies)
+    given = task_rows(run, _names(options.tasks or ""), options.number, say)
     results = measure_tasks(run, names, given, say)
     print_tasks(SafeConsole(highlight=False), results)
     folder = options.out or run.run.path / "evaluation"

@@ -17,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from configs.error_messages import Keys, overlap
+from configs.error_messages import Keys, overlap, undotted
 from configs.errors import UserError
 from configs.judge_file import read_judge
 from configs.schema import JUDGE_FILES, STAGES, Base, Data, Experiment, Reward, Stage
@@ -150,7 +150,7 @@ def feedback(config: Experiment, stages: Sequence[Stage]) -> Iterator[Check]:
 
 
 def _feedback_check(key: str, source: str, run: Callable[[], list[str]]) -> Check:
-    return Check("labellers, judges and rewards", f"{key}: {source}", [tuple(key.split("."))], run)
+    return Check("labellers, judges and rewards", f"{key}: {source}", [undotted(key)], run)
 
 
 def check_material(config: Experiment, stage: Stage) -> None:
@@ -289,7 +289,7 @@ def _data(tokenizers: _Tokenizers, stage: Stage, kind: Kind, base: Base) -> Call
             refusal = error
         large = [key for key, _, source in parts if size_of(source.path) > MAX_BYTES]
         if large or in_part:
-            rows = some_rows(config, stage, kind)
+            rows = some_rows(config, stage, kind, parts)
             remarks.extend(f"{key}: large; only its first {SOME_ROWS:,} rows were read" for key in large)
             if tokenizer is not None:
                 some, _ = tokenize.TOKENIZE[kind](rows, tokenizer, config.data)

@@ -18,7 +18,7 @@ from data.batches import collate, tokenize
 from data.batches.sampler import Lengths, micro_batches, total_steps
 from data.examples import Examples, read_examples, tokenized
 from stages.context import Context, Outcome
-from stages.feedback.earlier_rankings import with_earlier
+from stages.feedback.earlier_rankings import check_tokens, with_earlier
 from stages.feedback.people import take_rankings
 from stages.feedback.rankings import (
     collect_rankings,
@@ -26,13 +26,13 @@ from stages.feedback.rankings import (
     read_collected_rankings,
     read_label_metrics,
 )
-from stages.feedback.reward_ensemble import RewardEnsemble
+from stages.feedback.reward_ensemble import RewardEnsemble, figures_by_prompt
 from stages.feedback.reward_evaluation import nats_of_answers, scored_rankings, write_report
 from stages.feedback.reward_loss import check_labels, labels_of, reward_loss, ties_note
 from stages.feedback.reward_model import RewardModel, classifier_ending
 from stages.feedback.reward_scale import normalized, score_statistics
 from stages.maths.preferences import ceiling_of
-from stages.maths.statistics import Mean, Means, add_means, mean_with_interval
+from stages.maths.statistics import Mean, Means, add_means
 from stages.models.base_checks import supports_block_mask
 from stages.models.queries import ScalarQuery
 from stages.models.reward_members import member_role
@@ -102,10 +102,10 @@ def run(context: Context) -> Outcome:
         after = loop.load_best()
     check_result("rm", engine, steps, after)
     models.eval()
-    report = report_on(context, trainer, tokenizer.pad_token_id, train, held_out)
     # A new sampler, because ZeRO-3 has sharded the base since.
     with open_sampler(models.policy_base, models.tokenizer, ranks, rm.rankings.rollout) as sampler:
         scales = score_statistics(context, sampler, reward_model, held_out or train)
+    report = report_on(context, trainer, tokenizer.pad_token_id, (train, held_out), scales)
     tensors = {
         role: normalized(engine.role_tensors(role), role, *scale)
         for role, scale in zip(members, scales, strict=True)
@@ -134,14 +134,20 @@ def report_on(
     context: Context,
     trainer: RewardEnsemble,
     pad_id: int,
-    train: Sequence[tokenize.Ranking],
-    held_out: Sequence[tokenize.Ranking],
+    parts: tuple[Sequence[tokenize.Ranking], Sequence[tokenize.Ranking]],
+    scales: Sequence[tuple[float, float]],
 ) -> dict[str, float]:
-    """Write the report on the reward model, and return its metrics; nothing without held-out rankings."""
+    """Write the report on the reward model, and return its metrics; nothing without held-out rankings.
+
+    Args:
+        parts: the training and the held-out rankings.
+        scales: mean and deviation of each member's scores of SFT's answers.
+    """
+    train, held_out = parts
     if not held_out:
         return {}
     ranks, models = trainer.engine.ranks, trainer.engine.models
-    rewards = trainer.scores_of(held_out)
+    rewards = trainer.scores_of(held_out, [deviation for _, deviation in scales])
     at_once = context.config.rm.micro_batch_size
     nats = nats_of_answers(models.reward_base, held_out, pad_id, ranks, at_once)
     metrics: dict[str, float] = {}
@@ -213,6 +219,7 @@ def read_rankings(
             collect_rankings(context, sampler, Role.POLICY)
     collected, held_out = read_collected_rankings(context, record_samples)
     if earlier := config.rm.rankings.earlier:
+        check_tokens(earlier, models.tokenizer)
         collected, held_out, joined = with_earlier(collected, held_out, earlier)
         note(joined)
     parts = reward_model.rankings(collected), reward_model.rankings(held_out)
@@ -281,11 +288,7 @@ class RewardModelTrainer:
         self.engine.models.eval()
         rows = self.engine.ranks.map_in_order(held_out, size, self._metrics_of_each)
         self.engine.models.train()
-        return {
-            **mean_with_interval("accuracy", [row["accuracy"] for row in rows]),
-            **mean_with_interval("margin", [row["margin"] for row in rows]),
-            **mean_with_interval("loss", [row["loss"] for row in rows]),
-        }
+        return figures_by_prompt(held_out, rows, ("accuracy", "margin", "loss"))
 
     @torch.no_grad()
     def scores_of(self, rankings: Sequence[tokenize.Ranking]) -> list[list[float]]:

@@ -97,6 +97,8 @@ def measure(
         raise UserError("--policies: best of n needs the reward model, and stage rm has not finished here.")
     loaded = names + (["sft"] if "sft" in run.manifests and "sft" not in names else [])  # for the KL
     if material.benchmarks:
+        if all(one.in_context or one.samples > 1 for one in candidates):
+            raise UserError("--benchmarks: run on a policy as it is. Name one in --policies, such as sft.")
         load_tasks(material.benchmarks)  # refuses before anything is sampled
     say(f"loading {run.config.base.model} ({run.config.base.quantization}) and {', '.join(loaded)}")
     policies = load_policies(run, chosen_adapters(run, loaded, reward=with_reward), this_process())
@@ -264,11 +266,10 @@ def _notes(answers: Mapping[str, Answers], with_reward: bool) -> list[str]:
             f"+cot is asked to think step by step, in {REASONING} tokens at most. Its answer stands after "
             'the last "answer is", or its last line. Length counts the reasoning, too.'
         )
+    if any(one.candidate.shots or one.candidate.instruction for one in answers.values()):
+        notes.append("Answers after demonstrations or instructions in plain text end at a blank line.")
     if any(one.candidate.in_context for one in answers.values()):
-        notes.append(
-            "Answers after demonstrations or instructions in plain text end at the first blank line. "
-            "Their KL is not defined."
-        )
+        notes.append("The KL of candidates with more in their prompt is not defined.")
     if not with_reward:
         notes.append("The run has no reward model.")
     return notes

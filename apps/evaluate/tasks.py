@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from pydantic import ValidationError
+
 from apps.answers.prompts import window
 from apps.evaluate.measure import Say
 from apps.likelihood import Pair, option_logprobs, token_logprobs
@@ -102,7 +104,11 @@ def _source(reference: str, task: Task, path: str) -> Source:
     file, _ = split_reference(reference)
     name = f"{file}:{task.name}" if file else task.name
     given: dict[str, Any] = {"path": path} if path else source_of_task(name, "--tasks")
-    return Source.model_validate({**given, "task": name})
+    try:
+        return Source.model_validate({**given, "task": name})
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"--tasks: {name}: {reason}.") from None
 
 
 def _learned(run: TrainedRun) -> set[str]:

@@ -61,9 +61,9 @@ def card(run: TrainedRun, stage: Stage, use: str, exactness: Sequence[str]) -> s
         [
             _front_matter(base, stage),
             f"# {config.name}: {stage}",
-            f"This is {WHAT[stage]}: LoRA of rank {config.adapter.r} over `{base_name(base)}` "
-            f"(revision {base.revision or 'default'}), which was quantized as `{base.quantization}` in "
-            "training. Made with Tristage.",
+            f"This is {WHAT[stage]}: {'DoRA' if config.adapter.dora else 'LoRA'} of rank {config.adapter.r} "
+            f"over `{base_name(base)}` (revision {base.revision or 'default'}), which was quantized as "
+            f"`{base.quantization}` in training. Made with Tristage.",
             f"## Use\n\n{use}",
             "## How exact the export is\n\n" + "\n".join(f"- {sentence}" for sentence in exactness),
             f"## What it scored\n\n{_metrics(run)}",

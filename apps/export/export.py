@@ -80,6 +80,7 @@ def write_export(export: Export, format_: Format, out: Path, *, overwrite: bool)
         record = {
             "stage": export.stage,
             "format": format_,
+            "member": export.member,
             "base": export.run.require(export.stage).base.model_dump(),
             "figures": written.figures,
             "written": now().isoformat(),

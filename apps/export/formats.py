@@ -222,9 +222,15 @@ def reward(export: Export, folder: Path) -> Written:
     figures = {"largest": difference.largest, "texts": float(difference.texts), "constant": constant}
     return Written(
         usage.reward(run, constant, ending_text(roles, policies.models.reward_tokenizer)),
-        [f"The {difference}."],
+        [f"The {difference}.", *_whose_figures(export)],
         figures,
     )
+
+
+def _whose_figures(export: Export) -> list[str]:
+    if export.member is None:
+        return []
+    return [f"It is member {export.member} of an ensemble. What it scored, below, is of the whole ensemble."]
 
 
 def _check_member(export: Export, members: int) -> None:

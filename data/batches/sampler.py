@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 MEGABATCH = 50  # batches whose examples are sorted together; as in transformers
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=128)  # two epochs of each of 64 reward models
 def epoch_order(size: int, seed: int, epoch: int) -> tuple[int, ...]:
     """Random order of `size` examples in epoch `epoch`."""
     order = list(range(size))
@@ -32,7 +32,7 @@ class Lengths:
     of: Sequence[int]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=128)
 def grouped_order(lengths: Lengths, batch_size: int, seed: int, epoch: int) -> tuple[int, ...]:
     """Random order of examples in epoch `epoch` in which those of one batch have about the same length.
 

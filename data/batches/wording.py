@@ -54,7 +54,12 @@ def worded(
     if not any("labelled" in row for row in rows):
         return list(train), list(held_out)
     others = {task: _distinct(train, task) for task in {_task(row) for row in rows if "labelled" in row}}
-    forms = {i: _form(row, others[_task(row)], seed) for i, row in enumerate(rows) if "labelled" in row}
+    names = {task: list(found) for task, found in others.items()}
+    forms = {
+        i: _form(row, others[_task(row)], names[_task(row)], seed)
+        for i, row in enumerate(rows)
+        if "labelled" in row
+    }
     texts = _Texts(rows, forms)
     done = [_worded(row, forms[i], texts, kind, data) if i in forms else row for i, row in enumerate(rows)]
     _check_different(
@@ -77,7 +82,8 @@ def _distinct(rows: Sequence[Row], task: int) -> dict[str, Labelled]:
     return found
 
 
-def _form(row: Row, others: Mapping[str, Labelled], seed: int) -> Form:
+def _form(row: Row, others: Mapping[str, Labelled], names: Sequence[str], seed: int) -> Form:
+    """The form of a row, with examples from `others`, whose keys are `names`."""
     labelled, key = row["labelled"], row["key"]
     task: Task = labelled.task
     template = draw(task.templates, seed, f"{task.name}\n{key}")
@@ -91,12 +97,12 @@ def _form(row: Row, others: Mapping[str, Labelled], seed: int) -> Form:
     )
     if not shots.k or unit(seed, f"{purpose} examples", key) >= shots.share:
         return Form(template, (), with_reason)
-    if len(others.keys() - {key}) < shots.k:
+    if (count := len(others) - (key in others)) < shots.k:
         raise UserError(
             f"{row['where']}: task {task.name}: few_shot.k is {shots.k}, and its training part has only "
-            f"{len(others.keys() - {key})} other rows. Lower it, or give more rows."
+            f"{count} other rows. Lower it, or give more rows."
         )
-    keys = random.Random(f"{seed} {purpose} {key}").sample(list(others), min(len(others), shots.k + 1))
+    keys = random.Random(f"{seed} {purpose} {key}").sample(names, min(len(names), shots.k + 1))
     chosen = [other for other in keys if other != key][: shots.k]
     return Form(template, tuple(others[other] for other in chosen), with_reason)
 

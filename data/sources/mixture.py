@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import NamedTuple
 
+from configs.errors import UserError
 from configs.schema import Data, Part, Stage
 from data.sources.formats import Kind, Row
 from data.sources.loading import Loaded, load_rows
@@ -73,7 +74,13 @@ def reweighted(data: Data, stage: Stage, split: Split, seed: int) -> Split:
     parts: list[Row] = []
     for part in data.parts(stage):
         of_source = [row for row in split.train if row.get("source", "") == part.label]
-        parts += of_source if part.source.weight == 1 else weighted(of_source, part.source.weight, seed)
+        kept = of_source if part.source.weight == 1 else weighted(of_source, part.source.weight, seed)
+        if of_source and not kept:
+            raise UserError(
+                f"{part.key}.weight: {part.source.weight:g} of {len(of_source)} rows leaves none to train "
+                "on. Raise it, or leave the source out."
+            )
+        parts += kept
     return split._replace(train=parts)
 
 

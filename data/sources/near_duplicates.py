@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection
 from typing import NamedTuple
@@ -57,4 +58,4 @@ def shingles(text: str) -> list[bytes]:
 
 def _sample(prompts: Collection[str]) -> list[str]:
     """At most MOST of the prompts, in an order that does not depend on theirs."""
-    return sorted(prompts)[:: -(-len(prompts) // MOST)]
+    return sorted(sorted(prompts, key=lambda one: hashlib.sha256(one.encode()).digest())[:MOST])

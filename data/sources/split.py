@@ -85,6 +85,11 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int, earlie
         free = sorted(new - earlier.trained, key=lambda key: (unit(seed, "held_out", key), key))
         free.sort(key=lambda key: key not in earlier.held_out)  # these first, in the order of their hashes
         count = _held_out_count(part.source, len(new)) if new else 0
+        if part.label and part.source.held_out >= 1 and new and count >= len(new):
+            raise UserError(
+                f"{part.key}: it has {len(new)} prompts of its own, and held_out takes {count}, which leaves "
+                f"none to train on. Lower {part.key}.held_out."
+            )
         asked, chosen = asked + count, set(free[:count])
         side |= {key: True if key in chosen else None if key in earlier.held_out else False for key in new}
         own += keyed
@@ -201,7 +206,9 @@ def weighted(rows: Sequence[Row], weight: float, seed: int) -> list[Row]:
 
 
 def _content(row: Row) -> str:
-    return json.dumps({key: value for key, value in row.items() if key != "where"}, sort_keys=True)
+    return json.dumps(
+        {key: value for key, value in row.items() if key not in ("where", "source")}, sort_keys=True
+    )
 
 
 def _others(readers: Sequence[Stage], stage: Stage) -> str:

@@ -135,6 +135,8 @@ def _training_rows(config: Experiment, stage: Stage) -> int | None:
     if stage == "sft" and config.sft.packing:
         return None  # the number of packed rows depends on tokens
     counts = [_rows_of_source(config, stage, source) for source in config.data.sources(stage)]
+    if stage == "rm":  # the held-out ones among them count, too: it is an estimate
+        counts += [_rows(file) for file in config.rm.rankings.earlier]
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
 

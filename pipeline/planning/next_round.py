@@ -88,6 +88,11 @@ def experiment_of(run: RunDirectory) -> Experiment:
 def _check_finished(run: RunDirectory, config: Experiment, kind: Kind) -> None:
     """Raise UserError unless the stages that the round builds on are finished, whole, and on this base."""
     stages: list[Stage] = ["sft"] if kind == "sft" else [*config.upstream("ppo"), "ppo"]
+    if config.sft.no_role:
+        raise UserError(
+            f"{run.path}: sft.method is {config.sft.method}, and no round starts from it: "
+            f"{config.sft.no_role}. Start from a run with sft.method lora or adalora."
+        )
     for stage in stages:
         manifest = read_manifest(run.manifest(stage))
         if manifest is None or manifest.status != "finished" or manifest.output is None:
@@ -131,7 +136,7 @@ def _next_tree(
     tree = old.model_dump(mode="json")
     tree["name"] = name
     tree["lineage"] = {"parents": [*old.lineage.parents, str(previous.path)], "start": kind}
-    tree["sft"] |= {"from": str(folder / START / "policy"), "method": "lora"}
+    tree["sft"] |= {"from": str(folder / START / "policy"), "method": "lora", "virtual_tokens": 20}
     if kind == "ppo":
         tree["sft"] |= {"max_steps": 0, "use_best": False}
         tree["ppo"] |= {"from": None, "reference": "sft"}  # which is the policy that the round starts from

@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from configs.deepspeed_json import read_deepspeed_json, zero_stage
+from configs.error_messages import undotted
 from configs.errors import UserError
 from configs.schema import Experiment, Part, Stage, ending_of
 from data.sources.folders import check_number, files_of_pattern
@@ -86,7 +87,7 @@ def _faults(config: Experiment, stages: Sequence[Stage]) -> Iterator[Fault]:
         try:
             check_trainable(part.source, part.key)
         except UserError as error:
-            yield _of_key(part.key, str(error))
+            yield Fault(undotted(f"{part.key}.task"), str(error))
     for key, path in sources.items():
         try:
             if os.path.isdir(path):
@@ -133,4 +134,4 @@ def _zero_faults(config: Experiment, stages: Sequence[Stage], zero: int) -> Iter
 
 
 def _of_key(key: str, reason: str) -> Fault:
-    return Fault(tuple(key.split(".")), f"{key}: {reason}")
+    return Fault(undotted(key), f"{key}: {reason}")

@@ -68,9 +68,21 @@ class Request:
         run_dir, config_file = self.run.path, self.run.config_file
         request = replace(self, arguments=f"--config {config_file} --run-dir {run_dir}-best")
         file = self.run.output("best") / "train.jsonl"
-        several = len(self.config.data.sources("sft")) > 1
+        _, label, source = self.config.data.parts("sft")[0]
+        keys = (
+            "name",
+            "split",
+            "revision",
+            "ignore_columns",
+            "columns",
+            "task",
+            "format",
+            "rank_by",
+            "min_rating",
+        )
+        other_rows = label or source.changed(*keys)  # only an item of a list has a label
         return f"{request.command('sft')} " + (
-            f"'data.sft={{path: {file}}}'" if several else f"data.sft.path={file}"
+            f"'data.sft={{path: {file}}}'" if other_rows else f"data.sft.path={file}"
         )
 
     def _line(self, *words: str) -> str:

@@ -282,7 +282,7 @@ class _Estimator:
         best = int(isinstance(section, Epochs) and section.use_best)
         copies = section.keep_checkpoints + 1 + best
         average = self.stage == "ppo" and self.config.ppo.ema_decay is not None
-        adapter = self.adapter if self.stage != "rm" else self.scorer_adapter
+        adapter = self.adapter if self.stage != "rm" else self.members * self.scorer_adapter
         return FP32 * (3 * trained * copies + adapter * (2 if average else 1))
 
 

@@ -13,7 +13,7 @@ from pipeline.reporting.figure_style import COLOURS, PALE, grid, new_figure
 from pipeline.reporting.page import Block, Bullets, Cell, Paragraph, Picture, Section, Table, quote
 from pipeline.state.results import Results
 from pipeline.terminal.format import show_figure, show_number
-from stages.maths.preferences import ScoredRanking, ceiling_of, reward_report
+from stages.maths.preferences import ScoredRanking, ceiling_of, prompt_numbers, reward_report
 from stages.maths.statistics import ENDS, Figure, figure_of
 
 PICTURE = "reward-model.png"
@@ -32,7 +32,7 @@ def report_of(results: Results) -> Report | None:
     if not any(ranking.pairs for ranking in rankings):
         return None
     ceiling = ceiling_of(results.experiment.rm.rankings.of_single_people, results.final_metrics("rm"))
-    return reward_report(rankings, ceiling)
+    return reward_report(rankings, ceiling, prompt_numbers(rankings))
 
 
 def verdicts(report: Report, remedy: str = HOLD_OUT) -> list[str]:

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from configs.errors import UserError
+from data.sources.messages import last_text
 from data.sources.split import prompt_key
 from data.storage.files import read_json_lines
 
@@ -21,7 +24,7 @@ def with_earlier(
 ) -> tuple[list[Row], list[Row], str]:
     """Training and held-out rankings of all rounds, oldest last, and a line on what was joined.
 
-    A prompt is in one split only: that of this round, if this round has it.
+    A prompt is in one split only: that of the newest round that has it.
 
     Raises:
         UserError: a file is not one that stage rm of a run wrote.
@@ -29,9 +32,10 @@ def with_earlier(
     trained, held = ({prompt_key(row["prompt"]) for row in rows} for rows in (train, held_out))
     parts: dict[str, list[Row]] = {"train": list(train), "held_out": list(held_out)}
     moved = tied = 0
-    for row in (row for file in files for row in _read(Path(file))):
+    for row in (row for file in reversed(files) for row in _read(Path(file))):
         key, split = prompt_key(row["prompt"]), row["split"]
         own = "held_out" if key in held else "train" if key in trained else split
+        (held if own == "held_out" else trained).add(key)
         moved += own != split
         if max(row["ranks"]) > 0:
             parts[own].append(row)
@@ -43,8 +47,21 @@ def with_earlier(
         f"earlier rounds; {tied} left out: all their answers tie"
     )
     if moved:
-        note += f"; {moved} are in the split that this round gives their prompts"
+        note += f"; {moved} are in the split that a newer round gives their prompts"
     return parts["train"], parts["held_out"], note
+
+
+def check_tokens(files: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError unless the token ids of each file's first row are this tokenizer's."""
+    for file in files:
+        for row in _read(Path(file))[:1]:
+            ids, answer = row["completion_ids"][0], last_text(row["completions"][0])
+            known = all(isinstance(one, int) and 0 <= one < len(tokenizer) for one in ids)
+            if not known or tokenizer.decode(ids, skip_special_tokens=True).split() != answer.split():
+                raise UserError(
+                    f"rm.rankings.earlier: {file}: its token ids are not those of base.model: another base "
+                    f"sampled these answers. {REMEDY}"
+                )
 
 
 def _read(file: Path) -> list[Row]:

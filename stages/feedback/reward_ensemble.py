@@ -6,7 +6,7 @@ checkpoint. With one member, all of this is that member.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -14,9 +14,10 @@ import torch
 from configs.schema import RankingLoss
 from data.batches.sampler import Lengths, global_batch, seed_from
 from data.batches.tokenize import Ranking
+from data.sources.split import prompt_key
 from stages.feedback.reward_loss import labels_of, reward_loss
 from stages.maths.ensembles import deviation, standardized
-from stages.maths.statistics import Mean, Means, add_means, mean_with_interval
+from stages.maths.statistics import Mean, Means, add_means, mean_with_interval, means_by
 from stages.training.engine import Engine
 from stages.training.metrics import reduce_means
 from stages.training.throughput import Meter
@@ -122,9 +123,23 @@ class RewardEnsemble:
             }
         return found | mean_with_interval("disagreement", disagreement(of_members))
 
-    def scores_of(self, rankings: Sequence[Ranking]) -> Scores:
-        """The score of each completion of each ranking, before normalisation: the mean of the members."""
-        return mean_of([member.scores_of(rankings) for member in self.members])
+    def scores_of(self, rankings: Sequence[Ranking], deviations: Sequence[float]) -> Scores:
+        """The score of each completion of each ranking: the mean of the members, as PPO takes it.
+
+        Args:
+            deviations: of each member's scores, by which normalisation divides them. The mean of members is
+                put back on the scale of training, so that its margins are log odds. One member's stay.
+        """
+        of_members = [member.scores_of(rankings) for member in self.members]
+        if len(of_members) == 1:
+            return of_members[0]
+        scale = sum(deviations) / len(deviations)
+        return mean_of(
+            [
+                [[score * scale / (deviation or 1.0) for score in row] for row in rows]
+                for rows, deviation in zip(of_members, deviations, strict=True)
+            ]
+        )
 
     def _figures(self, held_out: Sequence[Ranking], scores: Scores, names: Sequence[str]) -> dict[str, float]:
         rows = [
@@ -137,10 +152,18 @@ class RewardEnsemble:
             )[1]
             for one, of_one in zip(held_out, scores, strict=True)
         ]
-        found: dict[str, float] = {}
-        for name in names:
-            found |= mean_with_interval(name, [row[name].value for row in rows])
-        return found
+        return figures_by_prompt(held_out, [{name: row[name].value for name in names} for row in rows], names)
+
+
+def figures_by_prompt(
+    rankings: Sequence[Ranking], rows: Sequence[Mapping[str, float]], names: Sequence[str]
+) -> dict[str, float]:
+    """Means over prompts, with intervals: several rankings of a prompt count as one."""
+    prompts = [prompt_key(ranking.prompt) for ranking in rankings]
+    found: dict[str, float] = {}
+    for name in names:
+        found |= mean_with_interval(name, means_by(prompts, [row[name] for row in rows]))
+    return found
 
 
 def mean_of(of_members: Sequence[Scores]) -> Scores:

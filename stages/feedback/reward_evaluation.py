@@ -16,7 +16,7 @@ from data.sources.messages import last_text
 from data.storage.files import write_json_lines, write_text
 from stages.distributed.ranks import Ranks
 from stages.feedback.bag_of_words import BagOfWords
-from stages.maths.preferences import ScoredRanking, reward_report
+from stages.maths.preferences import ScoredRanking, prompt_numbers, reward_report
 from stages.maths.statistics import ENDS, Figure
 from stages.models.role_models import RoleForward
 from stages.models.roles import Role
@@ -92,7 +92,7 @@ def scored_rankings(
 
 def write_report(folder: Path, rankings: Sequence[ScoredRanking], ceiling: Figure | None) -> dict[str, float]:
     """Write `evaluation.json` and the scored rankings; return the figures that are metrics of the stage."""
-    report = reward_report(rankings, ceiling)
+    report = reward_report(rankings, ceiling, prompt_numbers(rankings))
     write_json_lines(folder / RANKINGS, [asdict(one) for one in rankings])
     write_text(folder / REPORT, json.dumps(report, ensure_ascii=False, indent=1) + "\n")
     return report_metrics(report)

@@ -162,9 +162,9 @@ def groups(pairs: Pairs) -> dict[str, dict[str, Figure]]:
 
 def _sources(pairs: Pairs) -> dict[str, Array]:
     """The pairs of each source, if there are several."""
-    sources = np.array([ranking.source for ranking in pairs.rankings])[pairs.prompts]
+    sources = np.array([ranking.source for ranking in pairs.rankings])[pairs.rows]
     names = sorted(set(sources.tolist()))
-    return {name: sources == name for name in names} if len(names) > 1 else {}
+    return {name or "unnamed": sources == name for name in names} if len(names) > 1 else {}
 
 
 def _thirds(values: Array, unit: str) -> dict[str, Array]:
@@ -248,6 +248,12 @@ def ceiling_of(of_single_people: bool, metrics: Mapping[str, float]) -> Figure |
     """
     known = of_single_people and "label_agreement" in metrics
     return figure_of(metrics, "label_agreement") if known else None
+
+
+def prompt_numbers(rankings: Sequence[ScoredRanking]) -> list[int]:
+    """The number of each ranking's prompt: rankings of one prompt, such as those of two rounds, share it."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(one.prompt, len(numbers)) for one in rankings]
 
 
 def reward_report(

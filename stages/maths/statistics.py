@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -58,6 +58,14 @@ def mean_with_interval(name: str, values: Sequence[float], seed: int = 0) -> dic
     low, high = np.percentile(array[picks].mean(axis=1), [2.5, 97.5])
     interval = {f"{name}_low": float(low), f"{name}_high": float(high)}
     return {name: float(array.mean()), **interval, f"{name}_n": len(array)}
+
+
+def means_by(keys: Sequence[Hashable], values: Sequence[float]) -> list[float]:
+    """The mean of the values of each key, in the order in which keys appear."""
+    groups: dict[Hashable, list[float]] = {}
+    for key, value in zip(keys, values, strict=True):
+        groups.setdefault(key, []).append(value)
+    return [sum(of_key) / len(of_key) for of_key in groups.values()]
 
 
 Figure = dict[str, float]  # value, low, high, n

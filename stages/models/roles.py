@@ -42,6 +42,8 @@ from stages.models.token_statistics import (
     statistics_of_logits,
 )
 
+MIXED = 4  # roles in one forward, which takes as many times the memory of one
+
 
 class Role(StrEnum):
     """A use of the base. A role has an adapter, a scalar head, or both; `BASE` has neither."""
@@ -269,15 +271,17 @@ class Roles(nn.Module):
     def scalars_of(self, roles: Sequence[str], query: ScalarQuery) -> Tensor:
         """Scalars of each of `roles` on the same batch: (M, B, T - start), fp32. Without gradients.
 
-        If `can_mix` allows it, it is one forward of M · B rows, so a layer is dequantized once for all.
+        If `can_mix` allows it, `MIXED` roles share a forward, so a layer is dequantized once for them.
         """
         if len(roles) == 1 or not self.can_mix(roles):
             return torch.stack([self(replace(query, role=role)) for role in roles])
-        size = len(query.input_ids)
-        self.activate_rows([role for role in roles for _ in range(size)])
-        hidden = self.causal.get_decoder()(**self.inputs(repeated(query, len(roles)))).last_hidden_state
-        parts = hidden[:, query.start :].split(size)
-        return torch.stack([self.heads[role](part) for role, part in zip(roles, parts, strict=True)])
+        size, scalars = len(query.input_ids), list[Tensor]()
+        for some in (roles[start : start + MIXED] for start in range(0, len(roles), MIXED)):
+            self.activate_rows([role for role in some for _ in range(size)])
+            hidden = self.causal.get_decoder()(**self.inputs(repeated(query, len(some)))).last_hidden_state
+            parts = hidden[:, query.start :].split(size)
+            scalars += [self.heads[role](part) for role, part in zip(some, parts, strict=True)]
+        return torch.stack(scalars)
 
     def _scalars(self, query: ScalarQuery) -> Tensor:
         hidden = self.causal.get_decoder()(**self.inputs(query)).last_hidden_state
