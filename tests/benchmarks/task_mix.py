@@ -235,6 +235,7 @@ def experiment() -> dict[str, Any]:
             "eval_steps": 20,
             "save_steps": 10,
         },
+        "ppo": {"rollout": {"max_new_tokens": 16}},  # beside max_prompt_length; no stage samples here
         "tracking": {"wandb": "disabled"},
     }
 
