@@ -85,7 +85,7 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int, earlie
         free = sorted(new - earlier.trained, key=lambda key: (unit(seed, "held_out", key), key))
         free.sort(key=lambda key: key not in earlier.held_out)  # these first, in the order of their hashes
         count = _held_out_count(part.source, len(new)) if new else 0
-        if part.label and part.source.held_out >= 1 and new and count >= len(new):
+        if part.label and part.source.held_out >= 1 and new and count > len(new):
             raise UserError(
                 f"{part.key}: it has {len(new)} prompts of its own, and held_out takes {count}, which leaves "
                 f"none to train on. Lower {part.key}.held_out."

@@ -97,7 +97,7 @@ def test_zero3_is_refused(tmp_path) -> None:
     zero3 = "deepspeed.config=configs/deepspeed/zero3.json"
     output = run_stage("sft", tmp_path / "run", "adapter.dora=true", zero3, status=2).stdout
     assert "adapter.dora: does not train under ZeRO 3" in output
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "sft").exists()
 
 
 @pytest.mark.distributed
