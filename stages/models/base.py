@@ -132,8 +132,11 @@ def _quantization(config: Base, dtype: torch.dtype) -> BitsAndBytesConfig | None
     return BitsAndBytesConfig(load_in_8bit=True) if config.quantization == "int8" else None
 
 
-def load_tokenizer(config: Base) -> PreTrainedTokenizerBase:
+def load_tokenizer(config: Base, *, pairs: bool = False) -> PreTrainedTokenizerBase:
     """The base's tokenizer, with a pad token.
+
+    Args:
+        pairs: one that separates two texts, as BERT's does, needs no end-of-turn token.
 
     Raises:
         UserError: there is no such model, or its tokenizer has no end-of-turn token.
@@ -143,7 +146,7 @@ def load_tokenizer(config: Base) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             model_folder(config), revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and not (pairs and tokenizer.sep_token_id is not None):
         raise UserError(
             f"{config.key}.model: the tokenizer of {config.model!r} has no end-of-text token (eos_token). "
             "Set one in its tokenizer_config.json."

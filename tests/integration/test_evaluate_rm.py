@@ -171,7 +171,12 @@ def test_reward_bench_has_its_sections(trained_run: Path, classifier: Path, tmp_
 def test_reward_bench_2_has_the_best_of_n(classifier: Path, tmp_path: Path) -> None:
     rows = [
         changed(
-            REWARD_BENCH_2, prompt=f"Name colour {number}.", chosen=["Red."], num_correct=1, subset="Focus"
+            REWARD_BENCH_2,
+            prompt=f"Name colour {number}.",
+            chosen=["Red."],
+            num_correct=1,
+            total_completions=4,
+            subset="Focus",
         )
         for number in range(6)
     ]

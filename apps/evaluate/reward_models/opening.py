@@ -111,7 +111,7 @@ def _classifier(name: str, how: HowRead) -> Scorer:
     check_folder(config)
     model_config = load_config(config)
     check_head(name, model_config)
-    tokenizer = load_tokenizer(config)
+    tokenizer = load_tokenizer(config, pairs=True)
     return open_classifier(config, name, tokenizer, _data(how, tokenizer, model_config))
 
 
