@@ -243,6 +243,7 @@ def _collect(
         options.number,
         each,
         draft,
+        tuple(options.overrides),
     )
     overlap = again = 0.0  # nobody writes what another has written
     if isinstance(options, JudgingOptions):
@@ -251,9 +252,11 @@ def _collect(
     desktop = Desktop(options.host, options.port, options.labellers, options.instructions, plan)
     desktop.check()
     folder = options.out or run.path / FOLDER / kind
-    if has_round(folder):
-        check_words(options.overrides, run, f"tristage collect {kind}, which continues a round,")
+    continues = has_round(folder)
     content = open_round(folder, asked, config, run, say)
+    if continues:
+        others = [word for word in options.overrides if word not in content.settings.words]
+        check_words(others, run, f"tristage collect {kind}, which continues a round,")
     if options.prepare:
         say(f"{len(content.tasks)} tasks in {content.folder}; the same command without --prepare serves them")
         return 0

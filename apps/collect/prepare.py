@@ -62,6 +62,7 @@ def _settings(asked: Asked, config: Experiment, run: RunDirectory) -> Settings:
         prompts=prompts if asked.number is None else f"{prompts}, the first {asked.number}",
         adapters={name: one.output.sha256 for name, one in manifests.items() if one and one.output},
         seed=config.rm.seed if asked.kind == "rankings" and config.rm.seed is not None else config.seed,
+        words=asked.words,
     )
 
 

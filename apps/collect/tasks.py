@@ -38,6 +38,7 @@ class Asked:
         number: the most prompts.
         each: answers to each prompt; None for what the experiment says.
         draft: a policy writes a draft of each demonstration.
+        words: settings of the run that the command changes.
     """
 
     kind: Kind
@@ -47,6 +48,7 @@ class Asked:
     number: int | None = None
     each: int | None = None
     draft: bool = False
+    words: tuple[str, ...] = ()
 
 
 def make_tasks(

@@ -76,6 +76,7 @@ class Settings(BaseModel):
         continues_text: the answers go on where the prompt's text ends.
         equal: prompts that nobody is asked about, because their answers are the same.
         tasks_sha256: of `tasks.jsonl`.
+        words: settings of the run that this round began with changed, such as `rm.rankings.completions=6`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -90,6 +91,7 @@ class Settings(BaseModel):
     continues_text: bool = False
     equal: int = 0
     tasks_sha256: str = ""
+    words: tuple[str, ...] = ()
 
 
 class Round:

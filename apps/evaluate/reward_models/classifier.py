@@ -121,6 +121,9 @@ class ClassifierScorer:
     def _logits(self, some: Sequence[list[int]]) -> list[float]:
         batch = self.tokenizer.pad({"input_ids": list(some)}, return_tensors="pt").to(self.model.device)
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        if self.reads_pairs and not self.data.chat and "token_type_ids" in self.tokenizer.model_input_names:
+            ends = batch["input_ids"] == self.tokenizer.sep_token_id
+            inputs["token_type_ids"] = (ends.cumsum(1) - ends.long()).clamp(max=1)  # 1 after the first
         logits: list[float] = self.model(**inputs).logits[:, 0].float().tolist()
         return logits
 
