@@ -105,7 +105,7 @@ def run(context: Context) -> Outcome:
     # A new sampler, because ZeRO-3 has sharded the base since.
     with open_sampler(models.policy_base, models.tokenizer, ranks, rm.rankings.rollout) as sampler:
         scales = score_statistics(context, sampler, reward_model, held_out or train)
-    report = report_on(context, trainer, tokenizer.pad_token_id, (train, held_out), scales)
+    report = report_on(context, trainer, tokenizer.pad_token_id, (train, held_out))
     tensors = {
         role: normalized(engine.role_tensors(role), role, *scale)
         for role, scale in zip(members, scales, strict=True)
@@ -135,19 +135,17 @@ def report_on(
     trainer: RewardEnsemble,
     pad_id: int,
     parts: tuple[Sequence[tokenize.Ranking], Sequence[tokenize.Ranking]],
-    scales: Sequence[tuple[float, float]],
 ) -> dict[str, float]:
     """Write the report on the reward model, and return its metrics; nothing without held-out rankings.
 
     Args:
         parts: the training and the held-out rankings.
-        scales: mean and deviation of each member's scores of SFT's answers.
     """
     train, held_out = parts
     if not held_out:
         return {}
     ranks, models = trainer.engine.ranks, trainer.engine.models
-    rewards = trainer.scores_of(held_out, [deviation for _, deviation in scales])
+    rewards = trainer.scores_of(held_out)
     at_once = context.config.rm.micro_batch_size
     nats = nats_of_answers(models.reward_base, held_out, pad_id, ranks, at_once)
     metrics: dict[str, float] = {}

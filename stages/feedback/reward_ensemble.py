@@ -123,23 +123,9 @@ class RewardEnsemble:
             }
         return found | mean_with_interval("disagreement", disagreement(of_members))
 
-    def scores_of(self, rankings: Sequence[Ranking], deviations: Sequence[float]) -> Scores:
-        """The score of each completion of each ranking: the mean of the members, as PPO takes it.
-
-        Args:
-            deviations: of each member's scores, by which normalisation divides them. The mean of members is
-                put back on the scale of training, so that its margins are log odds. One member's stay.
-        """
-        of_members = [member.scores_of(rankings) for member in self.members]
-        if len(of_members) == 1:
-            return of_members[0]
-        scale = sum(deviations) / len(deviations)
-        return mean_of(
-            [
-                [[score * scale / (deviation or 1.0) for score in row] for row in rows]
-                for rows, deviation in zip(of_members, deviations, strict=True)
-            ]
-        )
+    def scores_of(self, rankings: Sequence[Ranking]) -> Scores:
+        """The score of each completion of each ranking, before normalisation: the mean of the members."""
+        return mean_of([member.scores_of(rankings) for member in self.members])
 
     def _figures(self, held_out: Sequence[Ranking], scores: Scores, names: Sequence[str]) -> dict[str, float]:
         rows = [

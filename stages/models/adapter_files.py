@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -215,13 +216,23 @@ def _write_role(folder: Path, files: Files, info: AdapterInfo) -> None:
     # save_file would write files that only their owner can read.
     for file, tensors in files.items():
         metadata = {"format": "pt"} if file == ADAPTER_FILE else _head_metadata(info)
-        (folder / file).write_bytes(save(tensors, metadata))
+        (folder / file).write_bytes(_in_order(save(tensors, metadata)))
     config.base_model_name_or_path = info.base_model
     config.inference_mode = True
     for key, value in vars(config).items():
         if isinstance(value, set):  # with another order in every process; equal adapters are equal bytes
             setattr(config, key, sorted(value))
     config.save_pretrained(str(folder))
+
+
+def _in_order(file: bytes) -> bytes:
+    """A safetensors file with sorted metadata, which safetensors writes in another order in every process."""
+    size = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + size])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    written = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+    return file[:8] + written + file[8 + size :]
 
 
 def _head_metadata(info: AdapterInfo) -> dict[str, str] | None:
