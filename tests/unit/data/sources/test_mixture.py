@@ -70,7 +70,7 @@ def test_prompts_of_several_sources_are_asked_once(tmp_path: Path) -> None:
     assert counts["rows_repeated"] == 1
 
 
-@pytest.mark.parametrize(("weight", "expected"), [(1, 16), (2, 32), (0.5, 8), (2.25, 36), (0.01, 0)])
+@pytest.mark.parametrize(("weight", "expected"), [(1, 16), (2, 32), (0.5, 8), (2.25, 36)])
 def test_a_weight_is_how_often_the_rows_of_a_source_are_seen(
     tmp_path: Path, weight: float, expected: int
 ) -> None:
@@ -82,6 +82,11 @@ def test_a_weight_is_how_often_the_rows_of_a_source_are_seen(
     assert [json.dumps(row) for row in read(two(tmp_path, weight=weight))[0]] == [
         json.dumps(row) for row in train
     ]
+
+
+def test_a_weight_that_leaves_no_row_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data.sft\[1\].weight: 0.01 of 16 rows leaves none to train on"):
+        read(two(tmp_path, weight=0.01))
 
 
 def test_which_rows_a_weight_repeats_depends_on_the_seed_and_not_on_the_order() -> None:
