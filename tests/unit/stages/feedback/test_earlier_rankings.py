@@ -43,7 +43,7 @@ def test_a_prompt_is_in_the_split_of_this_round(tmp_path) -> None:
     assert prompts(held_out) == ["b", "b", "d"]
     assert not set(prompts(train)) & set(prompts(held_out))
     assert "3 rankings to train on and 2 held out, of 1 earlier rounds; 1 left out" in note
-    assert "2 are in the split that this round gives their prompts" in note
+    assert "2 are in the split that a newer round gives their prompts" in note
 
 
 @pytest.mark.parametrize(
