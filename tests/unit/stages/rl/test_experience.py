@@ -21,6 +21,7 @@ from tests.support.roles import CPU
 from tests.unit.stages.rl.test_trajectory import trajectory
 
 NOTHING: Any = None
+ONE_MODEL: Any = SimpleNamespace(is_ensemble=False)
 SAME = [Prompt("a", "a", [5, 6]), Prompt("a", "a", [5, 6]), Prompt("b", "b", [7]), Prompt("b", "b", [7])]
 PPO = Ppo(gamma=0.9, lam=0.5, whiten_advantages=False, clip_range_value=None)
 # delta = r + 0.9 V' - V: (0.9 * 0.2 - 0.5, 0.9 * 0.1 - 0.2, 1 - 0.1); A = delta + 0.9 * 0.5 * A'
@@ -42,7 +43,7 @@ class Engine:
 def seeds(step: int, rank: int = 0, world: int = 1, seed: int = 3) -> list[int]:
     engine: Any = Engine(rank, world)
     ppo = Ppo(batch_size=4, old_logprobs="recomputed")
-    ExperienceCollector(ppo, engine, NOTHING, seed).roll_out(step, SAME)
+    ExperienceCollector(ppo, engine, ONE_MODEL, seed).roll_out(step, SAME)
     found: list[int] = engine.seeds
     return found
 
