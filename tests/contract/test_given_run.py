@@ -12,15 +12,16 @@ import pytest
 from apps.trained_run import open_run
 from configs.load import dump_experiment
 from data.people.round import KINDS
-from launch import checking, collecting, commands, first_steps, given_run, uses
+from launch import checking, collecting, commands, evaluating, first_steps, given_run, uses
 from launch.arguments import ExperimentOptions
 from tests.contract.bad_inputs.entry import check_message, tristage
 from tests.support.pipeline_runs import toy, write_stage
 
-MODULES = (checking, collecting, commands, first_steps, uses)
+MODULES = (checking, collecting, commands, evaluating, first_steps, uses)
 # They plan or make what the words say. `tests/contract/test_plan.py` and others hold that.
 MAKE = {"run", "plan", "sweep", "preview", *(f"collect {kind}" for kind in KINDS)}
-SHOW = {"status", "report", "watch", "collect report"}
+SHOW = {"status", "report", "watch", "collect report", "evaluate rm"}
+NEEDS = {"evaluate rm": ["--data", "rows.jsonl"]}
 TAKE = {
     "export": "name",
     "evaluate": "ppo.judge, ppo.rollout",
@@ -31,12 +32,12 @@ TAKE = {
 
 def experiment_commands() -> Iterator[str]:
     """Every command whose options name an experiment."""
-    apps = {"": commands.app, "check ": checking.app, "collect ": collecting.app}
+    apps = {"": commands.app, "check ": checking.app, "collect ": collecting.app, "evaluate ": evaluating.app}
     for prefix, app in apps.items():
         for registered in app.registered_commands:
             function: Any = registered.callback
             if issubclass(get_type_hints(function.__wrapped__)["options"], ExperimentOptions):
-                yield prefix + str(registered.name)
+                yield (prefix + str(registered.name)).removesuffix(" policies")  # the default of its group
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_every_command_is_known_to_this_test() -> None:
 
 @pytest.mark.parametrize("name", sorted(SHOW | set(TAKE)))
 def test_a_word_that_would_change_nothing_is_refused(name: str, run: Path) -> None:
-    status, stdout, error = tristage(*name.split(), "--run-dir", run, "seed=7")
+    status, stdout, error = tristage(*name.split(), *NEEDS.get(name, []), "--run-dir", run, "seed=7")
     assert (status, stdout) == (2, "")
     takes = f"takes only {TAKE[name]} from words" if name in TAKE else "leaves it as it is"
     check_message(error, f"seed=7: {run} was trained with 0, and tristage {name} {takes}. Leave the word out")
@@ -75,7 +76,7 @@ def test_check_rm_takes_only_what_trains_a_reward_model(word: str, run: Path) ->
     ("word", "message"), [("seeds=7", "seeds: unknown"), ("seed=x", "seed"), ("seed", "no value")]
 )
 def test_a_word_is_read_even_if_it_changes_nothing(name: str, word: str, message: str, run: Path) -> None:
-    status, _, error = tristage(*name.split(), "--run-dir", run, word)
+    status, _, error = tristage(*name.split(), *NEEDS.get(name, []), "--run-dir", run, word)
     assert status == 2
     check_message(error, message)
 

@@ -146,7 +146,10 @@ def test_a_fault_is_told_once_and_a_single_group_has_no_heading() -> None:
         ("name: trial\n", {("base",), ("data",)}),
         (VALID + "sft: 3\n", {("sft",)}),
         (VALID + "sft: {learning_rat: 1}\n", {("sft", "learning_rat"), ("sft", "learning_rate")}),
-        (VALID + "ppo: {rewards: [{source: 3}], kl_coef: -1}\n", {("ppo", "rewards"), ("ppo", "kl_coef")}),
+        (
+            VALID + "ppo: {rewards: [{source: 3}], kl_coef: -1}\n",
+            {("ppo", "rewards", "0", "source"), ("ppo", "kl_coef")},
+        ),
         (VALID + "seed: none\nadapter: {r: 1.5}\n", {("seed",), ("adapter", "r")}),
         (VALID + "nothing: 1\n", {("nothing",)}),
     ],

@@ -162,5 +162,5 @@ def test_two_reward_models(tmp_path: Path, pairs: Path, trained_run: Path, class
 
 
 def test_a_word_that_changes_nothing(tmp_path: Path, pairs: Path, trained_run: Path) -> None:
-    error = refused(tmp_path, "--data", pairs, "--run-dir", trained_run, "data.max_length=64")
-    check_message(error, "data.max_length=64", "was trained with 128", "tristage evaluate rm")
+    error = refused(tmp_path, "--data", pairs, "--run-dir", trained_run, "data.max_length=127")
+    check_message(error, "data.max_length=127", "was trained with 128", "tristage evaluate rm")
