@@ -90,7 +90,7 @@ def _exit_raises() -> Iterator[None]:
         if threading.get_ident() == caller[1]:
             raise SystemExit(status)
         if not status:
-            print(OF_A_THREAD, file=sys.__stderr__, flush=True)
+            os.write(2, f"{OF_A_THREAD}\n".encode())
         end_process(status or 1)  # in a thread of theirs, or in that which watches other ranks
 
     os._exit = posix._exit = raise_exit

@@ -10,6 +10,7 @@ import pytest
 
 from configs.errors import UserError
 from configs.load import load_experiment
+from data import examples
 from stages import preflight
 from tests.contract.bad_inputs.entry import check_message, experiment, files, stage_run, tristage, write_rows
 from tests.support.pipeline_runs import write_stage
@@ -147,7 +148,7 @@ def test_a_chat_template_that_drops_the_question(tmp_path: Path) -> None:
 def test_a_large_source_is_read_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = trial(tmp_path)
     monkeypatch.setattr(preflight, "MAX_BYTES", 100)
-    monkeypatch.setattr(preflight, "SOME_ROWS", 10)
+    monkeypatch.setattr(examples, "SOME_ROWS", 10)
     rows = [json.dumps(row) for row in GOOD]
     (tmp_path / "ppo.jsonl").write_text("\n".join([*rows, "{damaged"]) + "\n")
     config = load_experiment(file, [*SHORT, "data.ppo.held_out=999"])  # the rest is not here to hold it out
