@@ -18,7 +18,7 @@ from data.batches import collate, tokenize
 from data.batches.sampler import Lengths, micro_batches, total_steps
 from data.examples import Examples, read_examples, tokenized
 from stages.context import Context, Outcome
-from stages.feedback.earlier_rankings import check_tokens, with_earlier
+from stages.feedback.earlier_rankings import with_earlier
 from stages.feedback.people import take_rankings
 from stages.feedback.rankings import (
     collect_rankings,
@@ -217,8 +217,7 @@ def read_rankings(
             collect_rankings(context, sampler, Role.POLICY)
     collected, held_out = read_collected_rankings(context, record_samples)
     if earlier := config.rm.rankings.earlier:
-        check_tokens(earlier, models.tokenizer)
-        collected, held_out, joined = with_earlier(collected, held_out, earlier)
+        collected, held_out, joined = with_earlier(collected, held_out, earlier, models.tokenizer)
         note(joined)
     parts = reward_model.rankings(collected), reward_model.rankings(held_out)
     return tokenized(config.data, tokenize.rankings, tokenizer, parts, note)

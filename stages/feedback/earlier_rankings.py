@@ -20,19 +20,25 @@ SPLITS = ("train", "held_out")
 
 
 def with_earlier(
-    train: Sequence[Row], held_out: Sequence[Row], files: Sequence[str]
+    train: Sequence[Row],
+    held_out: Sequence[Row],
+    files: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[list[Row], list[Row], str]:
     """Training and held-out rankings of all rounds, oldest last, and a line on what was joined.
 
     A prompt is in one split only: that of the newest round that has it.
 
+    Args:
+        tokenizer: whose token ids the answers must have, if they are read as tokens.
+
     Raises:
-        UserError: a file is not one that stage rm of a run wrote.
+        UserError: a file is not one that stage rm of a run wrote, or another base sampled its answers.
     """
     trained, held = ({prompt_key(row["prompt"]) for row in rows} for rows in (train, held_out))
     parts: dict[str, list[Row]] = {"train": list(train), "held_out": list(held_out)}
     moved = tied = 0
-    for row in (row for file in reversed(files) for row in _read(Path(file))):
+    for row in (row for file in reversed(files) for row in _read(Path(file), tokenizer)):
         key, split = prompt_key(row["prompt"]), row["split"]
         own = "held_out" if key in held else "train" if key in trained else split
         (held if own == "held_out" else trained).add(key)
@@ -51,24 +57,22 @@ def with_earlier(
     return parts["train"], parts["held_out"], note
 
 
-def check_tokens(files: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError unless the token ids of each file's first row are this tokenizer's."""
-    for file in files:
-        for row in _read(Path(file))[:1]:
-            ids, answer = row["completion_ids"][0], last_text(row["completions"][0])
-            known = all(isinstance(one, int) and 0 <= one < len(tokenizer) for one in ids)
-            if not known or tokenizer.decode(ids, skip_special_tokens=True).split() != answer.split():
-                raise UserError(
-                    f"rm.rankings.earlier: {file}: its token ids are not those of base.model: another base "
-                    f"sampled these answers. {REMEDY}"
-                )
-
-
-def _read(file: Path) -> list[Row]:
+def _read(file: Path, tokenizer: PreTrainedTokenizerBase | None) -> list[Row]:
     rows = read_json_lines(file, KEYS, remedy=REMEDY)
     for number, row in enumerate(rows, 1):
         lists = [row[key] for key in ("completions", "completion_ids", "ranks")]
         whole = all(isinstance(value, list) and value for value in lists) and len(set(map(len, lists))) == 1
         if not whole or row["split"] not in SPLITS:
             raise UserError(f"{file}, line {number}: no ranking that stage rm collected. {REMEDY}")
+    if rows and tokenizer is not None and not _has_tokens_of(rows[0], tokenizer):
+        raise UserError(
+            f"rm.rankings.earlier: {file}: its token ids are not those of base.model: another base "
+            f"sampled these answers. {REMEDY}"
+        )
     return rows
+
+
+def _has_tokens_of(row: Row, tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids, answer = row["completion_ids"][0], last_text(row["completions"][0])
+    known = all(isinstance(one, int) and 0 <= one < len(tokenizer) for one in ids)
+    return known and tokenizer.decode(ids, skip_special_tokens=True).split() == answer.split()

@@ -40,14 +40,20 @@ def member_folders(folder: Path) -> list[Path]:
     return folders
 
 
-def add_members(roles: Roles, folder: Path, *, trainable: bool = False) -> list[str]:
-    """Give `roles` every member of the reward model in `folder`. Returns the names of the roles.
+def members_in(folder: Path) -> list[tuple[str, Path]]:
+    """Role and folder of each member of the reward model in `folder`, in order.
+
+    Raises:
+        UserError: a member is missing.
+    """
+    return [(member_role(number), member) for number, member in enumerate(member_folders(folder), start=1)]
+
+
+def add_members(roles: Roles, folder: Path) -> None:
+    """Give `roles` every member of the reward model in `folder`, frozen.
 
     Raises:
         UserError: a folder is no adapter for this base.
     """
-    added = []
-    for number, member in enumerate(member_folders(folder), start=1):
-        added.append(member_role(number))
-        roles.add_from(added[-1], member, trainable=trainable)
-    return added
+    for role, member in members_in(folder):
+        roles.add_from(role, member, trainable=False)

@@ -23,7 +23,7 @@ from configs.unique_keys import unique_keys
 from stages.models.adapter_checks import CONFIG
 from stages.models.adapter_files import ADAPTER_FILE, HEAD_FILE, check_files, unusable
 from stages.models.base_files import number_fault
-from stages.models.reward_members import member_folders, member_role
+from stages.models.reward_members import members_in
 from stages.models.roles import Role, Roles
 
 CLASSIFIER = "SEQ_CLS"  # PEFT's task_type
@@ -59,17 +59,17 @@ def add_reward_start(roles: Roles, rm: Rm, folder: Path) -> None:
         UserError: see `add_start`; or it has another number of members, or reads another token, than `rm`.
     """
     try:
-        folders = member_folders(folder)
+        members = members_in(folder)
     except UserError as error:
         raise UserError(f"rm.from: {error}") from error
-    if len(folders) != rm.members:
+    if len(members) != rm.members:
         raise UserError(
-            f"rm.from: {folder} has {len(folders)} reward models, and rm.members is {rm.members}. Set "
-            f"rm.members to {len(folders)}."
+            f"rm.from: {folder} has {len(members)} reward models, and rm.members is {rm.members}. Set "
+            f"rm.members to {len(members)}."
         )
-    for number, member in enumerate(folders, start=1):
-        add_start(roles, Role.REWARD, "rm.from", member, name=member_role(number))
-        pooling = roles.head(member_role(number)).pooling
+    for role, member in members:
+        add_start(roles, Role.REWARD, "rm.from", member, name=role)
+        pooling = roles.head(role).pooling
         if pooling != rm.pooling:
             raise UserError(
                 f"rm.from: the score of {member} is that of `pooling: {pooling}`, and rm.pooling is "

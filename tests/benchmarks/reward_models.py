@@ -15,11 +15,9 @@ import json
 import shlex
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,8 +27,8 @@ from configs.load import load_experiment  # noqa: E402
 from pipeline.reporting.reward_model import report_of  # noqa: E402
 from pipeline.state.results import Row, read_results  # noqa: E402
 from pipeline.terminal.format import show_number  # noqa: E402
-from stages.maths.preferences import Pairs, ScoredRanking, baseline_margins, pairs_of  # noqa: E402
-from stages.maths.statistics import Figure, figure, wins  # noqa: E402
+from stages.maths.preferences import ScoredRanking, reward_report  # noqa: E402
+from stages.maths.statistics import Figure  # noqa: E402
 from tests.support.runs import start  # noqa: E402
 
 SECONDS = 24 * 3600.0
@@ -86,9 +84,7 @@ def of_seed(run: Path) -> Columns:
         sys.exit(f"{run} holds no held-out pair")
     calibration, metrics = report["calibration"], results.final_metrics("rm")
     return {
-        "accuracy": shown(report["accuracy"]),
-        **{name: shown(baseline) for name, baseline in report["baselines"].items()},
-        "less the best baseline": f"{shown(report['lead'])} ({report['best_baseline']})",
+        **accuracies(report),
         "calibration error": f"{show_number(calibration['error'])} (of a calibrated one: "
         f"{show_number(calibration['error_of_calibrated'])})",
         "temperature": "none"
@@ -112,26 +108,20 @@ def of_all(seeds: Sequence[Sequence[Row]]) -> Columns:
     """Figures over all seeds: a prompt that several of them held out counts once, with its mean."""
     rows = [row for of_seed in seeds for row in of_seed]
     names = ScoredRanking.__dataclass_fields__
-    pairs = pairs_of([ScoredRanking(**{name: row[name] for name in names}) for row in rows])
-    keys = [json.dumps([row["prompt"], sorted(row["answers"])]) for row in rows]
-    margins = {"accuracy": pairs.margins} | baseline_margins(pairs)
-    of_prompt = {name: by_key(pairs, keys, values.tolist()) for name, values in margins.items()}
-    baselines = {name: fmean(values) for name, values in of_prompt.items() if name != "accuracy"}
-    best = max(baselines, key=lambda name: baselines[name])
-    leads = [ours - theirs for ours, theirs in zip(of_prompt["accuracy"], of_prompt[best], strict=True)]
+    rankings = [ScoredRanking(**{name: row[name] for name in names}) for row in rows]
+    keys = [json.dumps([one.prompt, sorted(one.answers)]) for one in rankings]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    report = reward_report(rankings, None, [numbers[key] for key in keys])
+    return accuracies(report) | {"held-out prompts": show_number(report["accuracy"]["n"])}
+
+
+def accuracies(report: Mapping[str, Any]) -> Columns:
+    """Accuracy, that of the baselines, and the difference to the best of them."""
     return {
-        **{name: shown(figure(values)) for name, values in of_prompt.items()},
-        "less the best baseline": f"{shown(figure(leads))} ({best})",
-        "held-out prompts": show_number(len(leads)),
+        "accuracy": shown(report["accuracy"]),
+        **{name: shown(baseline) for name, baseline in report["baselines"].items()},
+        "less the best baseline": f"{shown(report['lead'])} ({report['best_baseline']})",
     }
-
-
-def by_key(pairs: Pairs, keys: Sequence[str], margins: Sequence[float]) -> list[float]:
-    """The share in order of each different prompt, a mean over its pairs and seeds."""
-    found = defaultdict(list)
-    for prompt, right in zip(pairs.prompts, wins(margins, [0.0] * len(margins)), strict=True):
-        found[keys[prompt]].append(right)
-    return [fmean(values) for values in found.values()]
 
 
 def record(arguments: argparse.Namespace, name: str, what: str, figures: Columns) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from stages.distributed.ranks import Ranks
 from stages.feedback.reward_evaluation import nats_of_answers
 from stages.feedback.reward_model import classifier_ending, score_tokens
 from stages.models.base import base_digest, load_base, load_tokenizer
-from stages.models.reward_members import member_folders, member_role
+from stages.models.reward_members import members_in
 from stages.models.role_models import RoleModels
 from stages.models.roles import Role, Roles
 from stages.models.start_adapters import add_start, is_classifier
@@ -121,8 +121,8 @@ def open_adapter(folder: Path, base: AdapterBase, data: Data) -> HeadScorer:
     tokenizer = tokenizer_of(folder, base)
     model = load_base(base, ranks.device)
     roles = Roles(model, base_digest(base, model))
-    for number, member in enumerate(member_folders(folder), start=1):
-        add_start(roles, Role.REWARD, f"--rm {folder}", member, trainable=False, name=member_role(number))
+    for role, member in members_in(folder):
+        add_start(roles, Role.REWARD, f"--rm {folder}", member, trainable=False, name=role)
     if is_classifier(folder):
         roles.head(Role.REWARD).ending = classifier_ending(tokenizer, chat=data.chat)
     models = RoleModels((roles, tokenizer))
