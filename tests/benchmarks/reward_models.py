@@ -108,7 +108,7 @@ def of_all(seeds: Sequence[Sequence[Row]]) -> Columns:
     """Figures over all seeds: a prompt that several of them held out counts once, with its mean."""
     rows = [row for of_seed in seeds for row in of_seed]
     names = ScoredRanking.__dataclass_fields__
-    rankings = [ScoredRanking(**{name: row[name] for name in names}) for row in rows]
+    rankings = [ScoredRanking(**{name: row[name] for name in names if name in row}) for row in rows]
     keys = [json.dumps([one.prompt, sorted(one.answers)]) for one in rankings]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     report = reward_report(rankings, None, [numbers[key] for key in keys])
