@@ -69,6 +69,7 @@ def run_stage(request: Request, stage: Stage) -> int:
                 _run_other_rank(request, stage, rank, signals)
             return 0
         except (Exception, KeyboardInterrupt, Interrupted) as caught:
+            signals.over = True
             error = endings.explained(caught, request.run.stage(stage))
             # Once one rank ends, the launcher sends SIGTERM to the others. Rank 0 reports first.
             with handled_by(signal.SIG_DFL if rank else signal.SIG_IGN):
@@ -98,11 +99,10 @@ def _run_rank_zero(request: Request, stage: Stage, world: int, signals: Signals)
             reporter = _reporter(request, manifest, order.resume, lambda: signals.arrived)
             context = _context(request, stage, order, ranks, reporter, signals)
             try:
-                manifest = _attempt(request, manifest, context, reporter, peers)
+                manifest = _attempt(request, manifest, context, reporter, peers, signals)
             except Exception:
-                with handled_by(signal.SIG_IGN):
-                    if note := restore_previous(request, plan, config_before):
-                        say(note, error=True)
+                if note := restore_previous(request, plan, config_before):
+                    say(note, error=True)
                 raise
         _print_end(request, manifest)
 
@@ -212,7 +212,12 @@ def _context(
 
 
 def _attempt(
-    request: Request, manifest: Manifest, context: Context, reporter: Reporter, peers: Sequence[Process]
+    request: Request,
+    manifest: Manifest,
+    context: Context,
+    reporter: Reporter,
+    peers: Sequence[Process],
+    signals: Signals,
 ) -> Manifest:
     """Call the recipe and write the manifest of the result, whatever happens.
 
@@ -231,10 +236,10 @@ def _attempt(
             outcome = _recipe(stage)(context)
         result = finished(manifest, outcome, run.output(stage), time.monotonic() - start)
     except BaseException as caught:
-        with handled_by(signal.SIG_IGN):
-            error = endings.explained(endings.cause(caught, run.logs(stage), peers), run.stage(stage))
-            record(error)
-            reporter.close(endings.exit_code(error))
+        signals.over = True  # first, and not by a call: the launcher's SIGTERM may come with the error
+        error = endings.explained(endings.cause(caught, run.logs(stage), peers), run.stage(stage))
+        record(error)
+        reporter.close(endings.exit_code(error))
         raise error from None
     result.write(run.manifest(stage))
     reporter.finish(result, run.output(stage))

@@ -31,7 +31,8 @@ class Signals:
     def __init__(self) -> None:
         self.announce = False  # print that a signal was noted; one rank does
         self.arrived = False
-        self._deferring = self._second = self._ended = False
+        self.over = False  # no signal raises any more
+        self._deferring = self._second = False
         self._noted = 0
 
     @contextmanager
@@ -41,7 +42,7 @@ class Signals:
         try:
             yield lambda: self._noted
         except Interrupted:
-            self._ended = True
+            self.over = True
             raise
         finally:
             self._deferring = False
@@ -52,7 +53,7 @@ class Signals:
         """The handler. Python calls it in the main thread, between two operations."""
         if self._deferring and not self._second:
             self._noted = self._noted or signum
-        elif not self._ended:
+        elif not self.over:
             self._end(signum)
 
     def listen(self, arrivals: socket.socket) -> None:
@@ -74,7 +75,7 @@ class Signals:
                 return
 
     def _end(self, signum: int) -> None:
-        self._ended = True
+        self.over = True
         raise Interrupted(signum)
 
     def _announce_first(self) -> None:

@@ -22,7 +22,7 @@ from pipeline import stage_process
 from pipeline.planning import request
 from pipeline.planning.plan import StagePlan, plan_stage
 from pipeline.planning.request import Request
-from pipeline.processes import logs
+from pipeline.processes import endings, logs
 from pipeline.stage_process import run_stage
 from pipeline.state.manifest import Manifest, read_manifest, source_hashes
 from pipeline.state.run_directory import RunDirectory
@@ -247,6 +247,24 @@ def test_second_signal_does_not_disturb_the_manifest(
 
     assert run(stop) == 130
     assert manifest_of(tmp_path).status == "interrupted"
+
+
+@pytest.mark.parametrize("step", ["explained", "cause", "exit_code"])
+def test_the_launchers_signal_does_not_hide_the_failure_that_it_follows(
+    tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    call = getattr(endings, step)
+
+    def signalled(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return call(*arguments)
+
+    def fail(context: Context) -> Outcome:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(endings, step, signalled)
+    assert run(fail) == 1
+    assert manifest_of(tmp_path).error == "ZeroDivisionError: by zero"
 
 
 def test_a_recipe_may_finish_its_step_first(tmp_path: Path, run, capsys: pytest.CaptureFixture[str]) -> None:
