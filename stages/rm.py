@@ -26,7 +26,7 @@ from stages.feedback.rankings import (
     read_collected_rankings,
     read_label_metrics,
 )
-from stages.feedback.reward_ensemble import RewardEnsemble, figures_by_prompt
+from stages.feedback.reward_ensemble import RewardEnsemble, figures_by_prompt, joint_step
 from stages.feedback.reward_evaluation import nats_of_answers, scored_rankings, write_report
 from stages.feedback.reward_loss import check_labels, labels_of, reward_loss, ties_note
 from stages.feedback.reward_model import RewardModel, classifier_ending
@@ -45,7 +45,6 @@ from stages.setup import add_fresh, add_given, prepare
 from stages.training.engine import Engine
 from stages.training.export import write_members
 from stages.training.loop import TrainingLoop
-from stages.training.metrics import reduce_means
 from stages.training.padding import Rows, padding, padding_metrics
 from stages.training.resume import find_checkpoint, seed_step, start_engine
 from stages.training.soundness import check_result
@@ -245,11 +244,7 @@ class RewardModelTrainer:
 
     def step(self, batch: Sequence[tokenize.Ranking]) -> dict[str, float]:
         """Update on one global batch, and return its metrics: means over prompts."""
-        means = self.accumulate(batch)
-        learning_rate = self.engine.learning_rate(self.role)
-        self.engine.step()
-        rates = {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
-        return reduce_means(means, self.engine.ranks) | rates | {"padding": self.padding(batch).value}
+        return joint_step([self], [batch])
 
     def padding(self, batch: Sequence[tokenize.Ranking]) -> Mean:
         """The share of padding in the forwards of one global batch."""

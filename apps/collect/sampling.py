@@ -48,16 +48,16 @@ def sampled_tasks(
             for policy in policies
         ]
     for of_prompt in zip(*answers, strict=True):
-        prompt = of_prompt[0].prompt.prompt
+        prompt, prompt_source = of_prompt[0].prompt.prompt, of_prompt[0].prompt.source
         split = split_of[prompt_key(prompt)]
         completions = [text for one in of_prompt for text in one.completions]
         ids = [tokens for one in of_prompt for tokens in one.ids]
         sources = [policy for policy, one in zip(policies, of_prompt, strict=True) for _ in one.texts]
         if kind == "ratings":
             for text, tokens, source in zip(completions, ids, sources, strict=True):
-                yield make_task(split, prompt, [text], [tokens], [source])
+                yield make_task(split, prompt, [text], [tokens], [source], prompt_source)
         else:
-            yield make_task(split, prompt, completions, ids, sources)
+            yield make_task(split, prompt, completions, ids, sources, prompt_source)
 
 
 def _rollout(kind: Kind, config: Experiment) -> Rollout:

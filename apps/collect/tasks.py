@@ -102,6 +102,7 @@ def make_task(
     completions: Sequence[str],
     ids: Sequence[Sequence[int]] = (),
     sources: Sequence[str] = (),
+    prompt_source: str = "",
 ) -> Task:
     """A task with its id."""
     return Task.model_validate(
@@ -112,6 +113,7 @@ def make_task(
             "completions": completions,
             "completion_ids": ids,
             "sources": sources,
+            "prompt_source": prompt_source,
         }
     )
 

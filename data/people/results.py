@@ -44,6 +44,7 @@ def ranking_row(
         "prompt": task.prompt,
         **{name: [column[position] for position in best_first] for name, column in columns.items() if column},
         "ranks": [ranks[position] for position in best_first],
+        **({"source": task.prompt_source} if task.prompt_source else {}),
         "labeller": labeller,
         "task": task.id,
     }

@@ -45,6 +45,7 @@ class Task(BaseModel):
         completions: the answers, as they stand after the prompt; of a demonstration, the policy's draft.
         completion_ids: the tokens that were sampled; empty if the answers are not a policy's.
         sources: where each answer is from, such as `sft`. No labeller sees it.
+        prompt_source: label of the prompt's data source, if the run has several.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +56,7 @@ class Task(BaseModel):
     completions: tuple[str, ...] = ()
     completion_ids: tuple[tuple[int, ...], ...] = ()
     sources: tuple[str, ...] = ()
+    prompt_source: str = ""
 
 
 def task_id(prompt: Text, completions: Sequence[str]) -> str:

@@ -39,10 +39,6 @@ class Member(Protocol):
     role: str
     meter: Meter
 
-    def step(self, batch: Sequence[Ranking]) -> dict[str, float]:
-        """Update on a global batch, and return its metrics."""
-        ...
-
     def accumulate(self, batch: Sequence[Ranking]) -> Means:
         """Add the gradients of a global batch; returns the metrics of this rank's share."""
         ...
@@ -81,18 +77,8 @@ class RewardEnsemble:
         Args:
             picks: the batch of the first member. The others draw theirs in orders of their own.
         """
-        if len(self.members) == 1:
-            return self.members[0].step([train[i] for i in picks])
         orders = [self._order(number, len(train), step) or picks for number in range(len(self.members))]
-        batches = [
-            (member, [train[i] for i in order]) for member, order in zip(self.members, orders, strict=True)
-        ]
-        means = add_means(member.accumulate(batch) for member, batch in batches)
-        padding = sum((member.padding(batch) for member, batch in batches), Mean(0, 0))
-        learning_rate = self.engine.learning_rate(self.members[0].role)
-        self.engine.step()
-        rates = {"learning_rate": learning_rate, "grad_norm": self.engine.grad_norm}
-        return reduce_means(means, self.engine.ranks) | rates | {"padding": padding.value}
+        return joint_step(self.members, [[train[i] for i in order] for order in orders])
 
     def padding(self, batch: Sequence[Ranking]) -> Mean:
         """The share of padding in the forwards of a global batch of the first member."""
@@ -139,6 +125,17 @@ class RewardEnsemble:
             for one, of_one in zip(held_out, scores, strict=True)
         ]
         return figures_by_prompt(held_out, [{name: row[name].value for name in names} for row in rows], names)
+
+
+def joint_step(members: Sequence[Member], batches: Sequence[Sequence[Ranking]]) -> dict[str, float]:
+    """Update every member on its global batch. Returns the metrics: means over prompts and members."""
+    pairs, engine = [*zip(members, batches, strict=True)], members[0].engine
+    means = add_means(member.accumulate(batch) for member, batch in pairs)
+    padding = sum((member.padding(batch) for member, batch in pairs), Mean(0, 0))
+    learning_rate = engine.learning_rate(members[0].role)
+    engine.step()
+    rates = {"learning_rate": learning_rate, "grad_norm": engine.grad_norm}
+    return reduce_means(means, engine.ranks) | rates | {"padding": padding.value}
 
 
 def figures_by_prompt(

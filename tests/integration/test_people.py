@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,6 +127,20 @@ def test_the_stage_trains_on_what_people_ranked(ranked: Path) -> None:
     assert found["label_agreement"] == pytest.approx(5.5 / 6, abs=0.02)
     assert found["label_agreement_n"] == 16
     assert found["accuracy_n"] >= 2
+
+
+def test_the_stage_trains_on_merged_rankings(ranked: Path, tmp_path: Path) -> None:
+    """A tie of one person is decided by the other."""
+    target = tmp_path / "run"
+    shutil.copytree(ranked, target, ignore=shutil.ignore_patterns("rm"))
+    said = run_stage("rm", target, *PEOPLE, "rm.rankings.merge=bradley_terry", "rm.max_steps=2").stdout
+    assert "merged 32 rankings by people into 16, one a prompt" in said
+    kept = read_json_lines(target / "rm/rankings.jsonl")
+    assert len(kept) == 16 and {row["labeller"] for row in kept} == {"anna, ben"}
+    for row in kept:
+        assert row["ranks"] == list(range(1, len(row["ranks"]) + 1))
+        assert all(better > worse for better, worse in pairwise(row["scores"]))
+    assert metrics(target / "rm/manifest.json")["label_agreement_n"] == 16
 
 
 def test_what_the_stage_began_with_does_not_change(ranked: Path, tmp_path: Path) -> None:

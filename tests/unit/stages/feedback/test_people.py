@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.people.events import Labels, Shown, Submitted
+from data.people.results import rankings
 from data.people.round import Round, Settings, Task
 from stages.feedback.people import merge
 
@@ -58,6 +59,12 @@ def test_the_majority_decides_and_a_prompt_has_one_row() -> None:
     assert [(row["task"], row["labeller"]) for row in rows] == [("t", "anna, ben, carol"), ("u", "anna")]
     assert rows[0]["completions"] == ["a", "b", "c", "d"] and rows[0]["ranks"] == [0, 1, 2, 3]
     assert rows[1]["completions"] == ["d", "c", "b", "a"]
+
+
+def test_a_ranking_keeps_the_label_of_its_prompts_source() -> None:
+    content = round_of(("t", "anna", (0, 1, 2, 3)), ("t", "ben", (0, 1, 2, 3)))
+    content.tasks["t"] = content.tasks["t"].model_copy(update={"prompt_source": "web"})
+    assert [row["source"] for row in [*rankings(content), *merge(content)]] == ["web"] * 3
 
 
 def test_what_a_person_gave_again_does_not_count_twice() -> None:
