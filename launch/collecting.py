@@ -122,7 +122,7 @@ class JudgingOptions(CollectOptions):
             min=0,
             max=1,
             metavar="SHARE",
-            help="share of a person's tasks that it gets a second time",
+            help="share of a person's tasks that come to them a second time",
             rich_help_panel=PEOPLE,
         ),
     ] = 0.05

@@ -1,4 +1,4 @@
-"""The commands on a run: run, sweep, plan, status and report. `launch.cli` starts them."""
+"""The program `tristage`: its commands run, sweep, plan, status and report, and those of other modules."""
 
 from __future__ import annotations
 

@@ -142,8 +142,8 @@ class EvaluateOptions(ExperimentOptions):
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="gold (ppo.judge), rm, a labeller, module:function, an endpoint's YAML file; default: gold "
-            "and rm, as far as the run has them",
+            help="gold (ppo.judge), rm, warmth, warm_ending, module:function, an endpoint's YAML file, or "
+            "people; default: gold and rm, as far as the run has them",
             rich_help_panel=EVALUATE,
         ),
     ] = None

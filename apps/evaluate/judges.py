@@ -1,4 +1,4 @@
-"""Who says which of two answers is better: the gold function, the reward model, a function, an endpoint."""
+"""Who says which answer is better: the gold function, the reward model, a function, an endpoint, people."""
 
 from __future__ import annotations
 

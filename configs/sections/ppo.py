@@ -173,7 +173,9 @@ class Ppo(Training):
         1.0, description="subtracted from the score of a response that did not end its turn"
     )
     judge: Literal["warmth", "warm_ending"] | Function | None = Field(
-        None, description="labeller (see rm.rankings) that scores held-out answers and is never optimised"
+        None,
+        description="function that scores held-out answers and is never optimised: one that ships, or "
+        "your own (module:function)",
     )
 
     ensemble: Literal["mean", "min", "mean_minus_deviation"] = Field(

@@ -1,4 +1,4 @@
-"""What the labels of a round are worth: rows in the formats that stages read."""
+"""The labels of a round as rows in the formats that stages read."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How weights move: engine, loop, checkpoints, export."""
+"""How weights are trained: engine, loop, checkpoints, export."""

@@ -46,14 +46,18 @@ def main() -> int:
     names = list(next(iter(runs.values())))
     rows = {name: {run: show(of_run[name]) for run, of_run in runs.items()} for name in names}
     shared_results = read_results(arguments.run)
-    shared = best_of_n(shared_results) | baselines(shared_results.rankings)
+    shared = best_of_n(shared_results) | accuracies(shared_results)
     for name, value in shared.items():
         rows[name] = dict.fromkeys(runs, show(value))  # of SFT and reward model, which all seeds share
     for name, columns in rows.items():
         print(f"{name:40}", *(f"{value:>24}" for value in columns.values()))
     if arguments.records:
-        n = len(read_results(next(sweep_runs(arguments.run))).evaluation)
-        records = [record(name, columns, n, arguments.machine) for name, columns in rows.items()]
+        prompts = f"{len(read_results(next(sweep_runs(arguments.run))).evaluation)} held-out prompts"
+        numbers = {name: f"{of['n']:.0f} held-out prompts" for name, of in shared.items()}
+        records = [
+            record(name, columns, numbers.get(name, prompts), arguments.machine)
+            for name, columns in rows.items()
+        ]
         arguments.records.write_text("[\n " + ",\n ".join(map(json.dumps, records)) + "\n]\n")
     return 0
 
@@ -62,14 +66,14 @@ def show(value: dict[str, float]) -> str:
     return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
-def record(name: str, columns: dict[str, str], n: int, machine: str) -> dict[str, Any]:
+def record(name: str, columns: dict[str, str], n: str, machine: str) -> dict[str, Any]:
     """One record of docs/evidence."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
         "table": "seeds",
         "what": name,
         "command": "python tests/benchmarks/demo_seeds.py runs/demo",
-        "n": f"{n} held-out prompts",
+        "n": n,
         "figures": columns,
         "commit": commit.stdout.strip(),
         "machine": machine,
@@ -114,13 +118,14 @@ def best_of_n(results: Results) -> Figures:
     }
 
 
-def baselines(rankings: Sequence[Row]) -> Figures:
-    """How often simple rules put the better of two held-out answers first, as the reward model should."""
-    held_out = [row for row in rankings if row["split"] == "held_out" and max(row["ranks"]) > 0]
+def accuracies(results: Results) -> Figures:
+    """How often the reward model, and simple rules, put the better of two held-out answers first."""
+    held_out = [row for row in results.rankings if row["split"] == "held_out" and max(row["ranks"]) > 0]
     nats = [nats_per_token([row["prompt"]] * len(row["ranks"]), row["completions"]) for row in held_out]
     lengths = [[float(len(answer)) for answer in row["completions"]] for row in held_out]
     ranks = [row["ranks"] for row in held_out]
     return {
+        "accuracy: the reward model": of_metrics(results.final_metrics("rm"), "accuracy"),
         "accuracy: the longer answer is better": interval(map(accuracy, lengths, ranks)),
         "accuracy: the likelier answer is better": interval(
             accuracy([-value for value in values], of_row) for values, of_row in zip(nats, ranks, strict=True)
