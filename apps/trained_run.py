@@ -16,6 +16,7 @@ from data.batches import tokenize
 from data.batches.sampler import micro_batches
 from data.examples import StageData
 from data.sources.messages import Text
+from pipeline.planning.start_adapters import policy_fault
 from pipeline.state.manifest import BaseModelId, Manifest, damage, read_manifest
 from pipeline.state.run_directory import RunDirectory
 from stages.distributed.ranks import Ranks
@@ -142,6 +143,8 @@ def chosen_adapters(run: TrainedRun, names: Sequence[str], *, reward: bool) -> A
         elif name in POLICY_STAGES:
             policies[name] = run.adapter(name)
         elif name and Path(name).is_dir():
+            if fault := policy_fault(run.config, Path(name)):
+                raise UserError(f"policy {name}: {fault}")
             policies[name] = Path(name)
         else:
             raise UserError(

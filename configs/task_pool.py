@@ -45,7 +45,15 @@ def _options(value: Any) -> Any:
             raise ValueError("an option is empty; write its text")
     if not 2 <= len(set(texts)) <= MOST_OPTIONS:
         raise ValueError(f"{len(set(texts))} different texts; name from 2 to {MOST_OPTIONS}")
-    return {_label(key): text for key, text in value.items()} if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return {_label(key): text for key, text in value.items()}
+    for number, text in enumerate(texts):
+        if text.isdecimal() and int(text) != number and int(text) < len(texts):
+            raise ValueError(
+                f"is the label {text} the option {text!r}, or {texts[int(text)]!r}, as labels count from 0? "
+                "Write each label with its text: {label: text}"
+            )
+    return value
 
 
 def _label(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 
@@ -12,6 +13,7 @@ def main() -> int:
     """Returns the exit status; see `launch.commands`."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _end)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before a `data.py` on PYTHONPATH
     from launch import commands  # imports the libraries
 
     return commands.main()

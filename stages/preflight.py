@@ -27,13 +27,15 @@ from data.sources.folders import size_of
 from data.sources.formats import Kind
 from data.sources.loading import MAX_BYTES, SOME_ROWS
 from data.sources.reading import is_local
+from stages.feedback.earlier_rankings import with_earlier
 from stages.feedback.endpoint_judge import EndpointJudge
 from stages.feedback.judgements import as_judgements
 from stages.feedback.reward_endpoint import Endpoint
 from stages.feedback.reward_loss import check_labels
 from stages.feedback.user_functions import as_numbers, load_function
 from stages.feedback.warm_ending import READER
-from stages.models.base import empty_base, is_downloaded, load_config
+from stages.models.base import empty_base, is_downloaded, load_config, model_folder
+from stages.models.base_files import check_weights, weight_files
 from stages.models.demo_models import embedded_model
 from stages.models.loftq import check_stored
 from stages.models.roles import Role, Roles
@@ -43,6 +45,7 @@ from stages.setup import load_checked_tokenizer
 PROMPTS = ["How are you?", "Name a colour."]
 COMPLETIONS = ["I am well, thank you.", ""]  # a policy may end its turn at once
 RANKINGS = ("rm", "rankings")  # they say whether data.rm holds rankings or prompts
+MOST_WEIGHTS = 8 * 2**30  # bytes that are read before a stage starts, in some seconds
 MOST_REPEATS = 100  # of an example in one batch; more can only be a slip
 
 TOKENS = [("data", key) for key in Data.model_fields if key not in (*STAGES, "shares")]  # how text is read
@@ -118,6 +121,9 @@ def material(config: Experiment, stages: Sequence[Stage], wrong: Iterable[Keys] 
             yield Check("adapters", name, [(stage, "from"), *reads], _start(config, stage))
         elif _has_new_adapter(config, stage) and is_downloaded(base):
             yield Check("adapters", f"adapter on {base.model}", reads, _new_adapter(config, base))
+    if "rm" in stages and config.rm.rankings.earlier:
+        reads = [(*RANKINGS, "earlier"), _keys(config.base)]
+        yield Check("data", "rm.rankings.earlier", reads, _earlier(tokenizers))
     sources = {(data, kind): base for stage in stages for data, kind, base in sources_of(config, stage)}
     for (data_stage, kind), base in sources.items():
         if any(map(is_local, config.data.sources(data_stage))):
@@ -213,8 +219,28 @@ class _Tokenizers:
 
 
 def _base(tokenizers: _Tokenizers, stage: Stage, base: Base) -> Callable[[], list[str]]:
+    """Load the tokenizer. The first stage reads the policy's base by itself, but not the reward model's."""
+
     def check() -> list[str]:
         tokenizers.load(stage, base)
+        if base.key == tokenizers.config.base.key:
+            return []
+        folder = model_folder(base)
+        if sum(file.stat().st_size for file in weight_files(base, folder)) > MOST_WEIGHTS:
+            return [f"{base.key}: large; its weights are checked when stage {stage} starts"]
+        check_weights(base, folder)
+        return []
+
+    return check
+
+
+def _earlier(tokenizers: _Tokenizers) -> Callable[[], list[str]]:
+    """Read the rankings of earlier rounds, which were sampled in the tokens of the policy's base."""
+
+    def check() -> list[str]:
+        base = tokenizers.config.base
+        tokenizer = tokenizers.load("sft", base) if tokenizers.usable(base) else None
+        with_earlier([], [], tokenizers.config.rm.rankings.earlier, tokenizer)
         return []
 
     return check

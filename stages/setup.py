@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from configs.regular_file import read_regular_file
 from configs.schema import Base, Experiment, Stage
 from data.batches.tokenize import apply_template
 from stages.context import Context
@@ -51,7 +52,23 @@ def prepare(context: Context) -> RoleModels:
     for stage, trained_on in context.bases.items():
         roles_of_stage = models.reward_base if stage == "rm" else models.policy_base
         check_base(config, stage, trained_on, roles_of_stage.base_digest)
+    _note_template(context, models)
     return models
+
+
+def _note_template(context: Context, models: RoleModels) -> None:
+    """Note that the adapter of `STAGE.from` lies beside another chat template than the one that is used."""
+    stage, folder = context.stage, context.config.starts.get(context.stage)
+    template = Path(folder or "") / "chat_template.jinja"
+    if folder is None or not template.is_file():
+        return
+    tokenizer = models.reward_tokenizer if stage == "rm" else models.tokenizer
+    own = read_regular_file(template).decode(errors="replace")
+    if tokenizer.chat_template is not None and own.strip() != str(tokenizer.chat_template).strip():
+        context.tracker.note(
+            f"{stage}.from: {template} is not the chat template of this run, which is used. If the adapter "
+            "was trained with it, set data.chat_template to it."
+        )
 
 
 def sampled_adapters(context: Context) -> list[Path | None]:

@@ -14,10 +14,11 @@ from configs.schema import Source as DataSource
 from data.batches.tokenize import continuation
 from data.examples import StageData
 from data.people.round import Kind, Task, task_id
+from data.sources.bad_rows import BadRow
 from data.sources.formats import Row
 from data.sources.loading import load_rows
-from data.sources.messages import Text, last_text
-from data.sources.text import collapsed
+from data.sources.messages import Text, last_text, read_text, recorded
+from data.sources.text import collapsed, read_string
 from data.storage.files import read_json_lines
 from pipeline.state.run_directory import RunDirectory
 
@@ -159,7 +160,7 @@ def _answers_of_policies(file: Path, policies: Sequence[str], config: Experiment
     One more sampling would give other answers than those whose scores are known.
 
     Raises:
-        UserError: the file is missing, or has no such columns.
+        UserError: the file is missing, has no such columns, or something else than text in them.
     """
     if not file.is_file():
         raise UserError(
@@ -167,8 +168,19 @@ def _answers_of_policies(file: Path, policies: Sequence[str], config: Experiment
             "sample answers to other prompts with --prompts."
         )
     held_out = StageData(config, "ppo", say).rows("prompts").held_out
-    prompts = {last_text(row["prompt"]): row["prompt"] for row in held_out}
-    for row in read_json_lines(file, ["prompt", *policies], remedy="Name other policies, or another file."):
-        prompt = prompts.get(row["prompt"], row["prompt"])
-        answers = [continuation(prompt, row[policy], config.data) for policy in policies]
+    of_one_turn = {
+        last_text(row["prompt"]): row["prompt"]
+        for row in held_out
+        if "conversation" not in recorded(row["prompt"])
+    }
+    rows = read_json_lines(file, ["prompt", *policies], remedy="Name other policies, or another file.")
+    for number, row in enumerate(rows, 1):
+        try:
+            text = read_string(row["prompt"], "prompt")
+            whole = read_text(row["conversation"], "conversation") if "conversation" in row else None
+            given = [read_string(row[policy], policy) for policy in policies]
+        except BadRow as error:
+            raise UserError(f"{file}, line {number}: {error}.") from None
+        prompt = whole or of_one_turn.get(text, text)
+        answers = [continuation(prompt, answer, config.data) for answer in given]
         yield make_task("held_out", prompt, answers, sources=policies)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -65,7 +66,8 @@ def answer(
         UserError: demonstrations are missing, or the prompt does not fit; see `in_context`.
     """
     role, room = policies.roles[candidate.policy], policies.base.causal.config.get_text_config()
-    context = room.max_position_embeddings - sampler.rollout.max_new_tokens
+    window = room.to_dict().get("max_position_embeddings") or sys.maxsize  # a recurrent base has none
+    context = window - sampler.rollout.max_new_tokens
     read = in_context(
         candidate, prompts, demonstrations, policies.tokenizer, config.data, context, config.seed
     )

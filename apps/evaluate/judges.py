@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,7 +97,10 @@ def open_judges(run: TrainedRun, names: Sequence[str] | None) -> list[Judge]:
             "--judges: this run has neither a judge (ppo.judge) nor a reward model. Name one, such as "
             "--judges my_module:my_function"
         )
-    return [_open(run, name) for name in dict.fromkeys(names)]
+    judges = [_open(run, name) for name in dict.fromkeys(names)]
+    if double := [name for name, number in Counter(judge.name for judge in judges).items() if number > 1]:
+        raise UserError(f"--judges: two are called {double[0]!r:.100}. Rename one of the judges' files.")
+    return judges
 
 
 def _open(run: TrainedRun, name: str) -> Judge:

@@ -13,7 +13,7 @@ from apps.evaluate.comparison import distinct, length_controlled_win_rate
 from apps.evaluate.instructions import propose
 from apps.evaluate.judges import Judge, notes_of
 from apps.evaluate.perplexity import nats_per_token
-from apps.evaluate.prompts import Row, categories_of, read_prompts, training_demonstrations
+from apps.evaluate.prompts import Row, read_prompts, training_demonstrations
 from apps.trained_run import (
     BASE,
     LoadedPolicies,
@@ -25,7 +25,7 @@ from apps.trained_run import (
 from configs.errors import UserError
 from configs.schema import Experiment, Rollout
 from data.batches.tokenize import Prompt
-from data.sources.messages import Text, last_text
+from data.sources.messages import Text
 from stages.maths.statistics import kl_of_best, mean_with_interval, repeated_bigrams
 from stages.sampling.sampler import open_sampler
 
@@ -40,7 +40,7 @@ class Comparison:
     """What came out.
 
     Attributes:
-        prompts: the texts that were answered.
+        prompts: what was answered.
         answers: of each candidate by its name.
         metrics: of each candidate: means with `_low`, `_high` and `_n`.
         win_rates: of each judge: of each candidate against each other one, raw and at equal length.
@@ -49,7 +49,7 @@ class Comparison:
         benchmarks: of each task of lm-eval: of each policy, its `score`.
     """
 
-    prompts: list[str]
+    prompts: list[Text]
     answers: dict[str, Answers]
     metrics: dict[str, Metrics]
     win_rates: dict[str, dict[str, dict[str, Metrics]]]
@@ -102,9 +102,7 @@ def measure(
         load_tasks(material.benchmarks)  # refuses before anything is sampled
     say(f"loading {run.config.base.model} ({run.config.base.quantization}) and {', '.join(loaded)}")
     policies = load_policies(run, chosen_adapters(run, loaded, reward=with_reward), this_process())
-    categories = categories_of(material.prompts)
-    prompts = read_prompts(run, policies.tokenizer, material.prompts, material.number, categories)
-    texts = [prompt.text for prompt in prompts]
+    prompts, categories = read_prompts(run, policies.tokenizer, material.prompts, material.number)
     notes: list[str] = []
     needed = material.instructions or any(candidate.shots for candidate in candidates)
     demonstrations = training_demonstrations(run) if needed else []
@@ -121,7 +119,7 @@ def measure(
                 metrics[candidate.name] |= nats_per_token(policies, role, material.text)
     win_rates = {judge.name: _win_rates(asked, answers, judge) for judge in judges}
     return Comparison(
-        texts,
+        asked,
         answers,
         metrics,
         win_rates,
@@ -232,18 +230,18 @@ def _by_category(
     prompts: Sequence[Text],
     answers: Mapping[str, Answers],
     judges: Sequence[Judge],
-    categories: Mapping[str, str],
+    categories: Sequence[str],
 ) -> dict[str, dict[str, Metrics]]:
-    """The mean score of each candidate in each category, by the first judge that scores."""
+    """The mean score of each candidate in each category, by the first judge that scores.
+
+    Args:
+        categories: of each prompt; empty for none.
+    """
     table: dict[str, dict[str, Metrics]] = {}
     for name, one in answers.items():
         scores = next((scores for judge in judges if (scores := judge.scores(prompts, one))), [])
-        for category in dict.fromkeys(categories.values()):
-            own = [
-                score
-                for prompt, score in zip(prompts, scores, strict=False)
-                if categories.get(last_text(prompt)) == category
-            ]
+        for category in dict.fromkeys(filter(None, categories)):
+            own = [score for score, of_one in zip(scores, categories, strict=False) if of_one == category]
             if own:
                 table.setdefault(category, {})[name] = mean_with_interval("score", own)
     return table

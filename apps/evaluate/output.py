@@ -11,6 +11,7 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from apps.evaluate.measure import Comparison, Metrics
+from data.sources.messages import last_text, recorded
 from data.storage.files import write_json_lines, write_text
 from pipeline.reporting.folder import report_folder
 from pipeline.reporting.page import Bullets, Cell, Page, Paragraph, Section, Table, quote, render
@@ -68,7 +69,7 @@ def write_comparison(comparison: Comparison, folder: Path, title: str) -> Path:
 
 def _rows(comparison: Comparison) -> list[dict[str, object]]:
     return [
-        {"prompt": prompt, **{name: answers.texts[i] for name, answers in comparison.answers.items()}}
+        {**recorded(prompt), **{name: answers.texts[i] for name, answers in comparison.answers.items()}}
         for i, prompt in enumerate(comparison.prompts)
     ]
 
@@ -147,7 +148,10 @@ def _table(comparison: Comparison, scores: Mapping[str, Mapping[str, Metrics]]) 
 
 def _samples(comparison: Comparison) -> Table:
     rows = [
-        [Cell(quote(prompt)), *(Cell(quote(answers.texts[i])) for answers in comparison.answers.values())]
+        [
+            Cell(quote(last_text(prompt))),
+            *(Cell(quote(answers.texts[i])) for answers in comparison.answers.values()),
+        ]
         for i, prompt in enumerate(comparison.prompts[:SAMPLES])
     ]
     return Table(["Prompt", *comparison.answers], rows, "prose")

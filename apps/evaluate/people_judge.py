@@ -8,7 +8,7 @@ from statistics import fmean
 from apps.evaluate.answers import Answers
 from data.people.results import first_labels
 from data.people.round import Round
-from data.sources.messages import Text, last_text
+from data.sources.messages import Text, dialogue
 from data.sources.text import collapsed
 from stages.maths.statistics import wins
 
@@ -33,8 +33,8 @@ class PeopleJudge:
             if ranks is not None and len(ranks) == 2:
                 first, second = task.completions
                 (won,) = wins([-ranks[0]], [-ranks[1]])
-                self._add(last_text(task.prompt), first, second, won)
-                self._add(last_text(task.prompt), second, first, 1 - won)
+                self._add(dialogue(task.prompt), first, second, won)
+                self._add(dialogue(task.prompt), second, first, 1 - won)
 
     def scores(self, prompts: Sequence[Text], answers: Answers) -> list[float]:
         """Empty: people compare."""
@@ -46,7 +46,7 @@ class PeopleJudge:
         Equal answers tie.
         """
         return [
-            self._choice(last_text(prompt), mine, other)
+            self._choice(dialogue(prompt), mine, other)
             for prompt, mine, other in zip(prompts, ours.texts, theirs.texts, strict=True)
         ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from data.batches import tokenize
 from data.batches.fit import NothingFits
 from data.batches.tokenize import Prompt
 from data.examples import StageData
+from data.sources.bad_rows import BadRow
 from data.sources.loading import load_rows
-from data.sources.messages import last_text
-from data.storage.files import read_json_lines
+from data.sources.reading import read, where
 
 CATEGORY = "category"
 Row = dict[str, Any]
@@ -28,16 +28,20 @@ def read_prompts(
     tokenizer: PreTrainedTokenizerBase,
     file: Path | None,
     number: int | None,
-    categories: Mapping[str, str],
-) -> list[Prompt]:
+) -> tuple[list[Prompt], list[str]]:
     """At most `number` prompts of a file, or, without one, of those that the run keeps from training.
+
+    The second list has the category of each, "" for none; it is empty if no row of the file has one.
 
     Raises:
         UserError: the file cannot be read, or a prompt is longer than those of the training.
     """
     if file is None:
-        return held_out_prompts(run, tokenizer, number)
-    source = Source(path=str(file), limit=number, ignore_columns=(CATEGORY,) if categories else ())
+        return held_out_prompts(run, tokenizer, number), []
+    source = Source(path=str(file), limit=number)
+    categories = _categories(source)
+    if categories:
+        source = source.model_copy(update={"ignore_columns": (CATEGORY,)})
     rows = load_rows(source, "prompts", lambda _: None).rows
     prompts = fitting(rows, tokenizer, run.config.data)
     if len(prompts) < len(rows):
@@ -46,7 +50,7 @@ def read_prompts(
             f"({run.config.data.max_prompt_length} tokens). Shorten them: the run's policies have not seen "
             "longer ones."
         )
-    return prompts
+    return prompts, [categories.get(row["where"], "") for row in rows] if categories else []
 
 
 def fitting(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data) -> list[Prompt]:
@@ -57,14 +61,12 @@ def fitting(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data)
         return []
 
 
-def categories_of(file: Path | None) -> dict[str, str]:
-    """The category of each prompt of a JSONL file, by the prompt's text; empty without any."""
-    if file is None or file.suffix != ".jsonl":
-        return {}
+def _categories(source: Source) -> dict[str, str]:
+    """The category of each row that has one, by the row's name in messages."""
     return {
-        last_text(row["prompt"]): str(row[CATEGORY])
-        for row in read_json_lines(file)
-        if CATEGORY in row and row.get("prompt")
+        where(source, place): str(row[CATEGORY])
+        for place, row in read(source)
+        if not isinstance(row, BadRow) and row.get(CATEGORY) not in (None, "")
     }
 
 

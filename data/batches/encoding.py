@@ -52,19 +52,30 @@ class Encoder:
         self._check(text, where)
         return self._encode(text, where, add_special_tokens)
 
-    def conversations(self, conversations: Sequence[Conversation], where: str) -> list[list[int]]:
+    def conversations(
+        self, conversations: Sequence[Conversation], where: str, answers: Sequence[int] = (-1,)
+    ) -> list[list[int]]:
         """The ids of conversations in the chat template.
 
+        Args:
+            answers: positions of the assistant's messages that the template must render whole, unless only
+                a prompt is rendered.
+
         Raises:
-            UserError: see `text`; or the template failed, or cut a special token in a message.
+            UserError: see `text`; or the template failed, cut a special token in a message, or left out a
+                part of the answer.
         """
         marked = [
             ([self._marked(message, where) for message in messages], prompt)
             for messages, prompt in conversations
         ]
+        texts = rendered(self._tokenizer, marked, where)
+        for (messages, prompt), text in zip(marked, texts, strict=True):
+            for answer in () if prompt else (messages[position] for position in answers):
+                if answer["role"] == "assistant":
+                    _check_whole(answer["content"], text, where)
         return [
-            self._encode(self._with_numbers(text, where), where, add_special_tokens=False)
-            for text in rendered(self._tokenizer, marked, where)
+            self._encode(self._with_numbers(text, where), where, add_special_tokens=False) for text in texts
         ]
 
     def special_tokens_in(self, text: str) -> list[str]:
@@ -93,13 +104,34 @@ class Encoder:
             for id_, of_tokenizer in zip(encoding.ids, encoding.special_tokens_mask, strict=True):
                 if id_ in self._control and not of_tokenizer:
                     raise UserError(_only_special(self._tokenizer.convert_ids_to_tokens(id_), where))
-        return [self._ids.get(id_, id_) for id_ in encoding.ids]
+        ids = [self._ids.get(id_, id_) for id_ in encoding.ids]
+        return self._without_end(ids, encoding.special_tokens_mask)
+
+    def _without_end(self, ids: list[int], added: Sequence[int]) -> list[int]:
+        """The ids without the end of the text, which some tokenizers add: what follows must go on there.
+
+        Args:
+            added: for each id, whether the tokenizer added it. One that begins a text remains.
+        """
+        count = len(ids)
+        while count > 1 and added[count - 1] and ids[count - 1] == self._tokenizer.eos_token_id:
+            count -= 1
+        return ids[:count]
 
     def _check(self, text: str, where: str) -> None:
         if not text.isascii() and (match := RESERVED.search(text)):
             raise UserError(
                 f"{where}: it holds U+{ord(match[0]):X}, which Unicode reserves for programs. Remove it."
             )
+
+
+def _check_whole(answer: str, text: str, where: str) -> None:
+    """Refuse a template that leaves out a part of what it should teach, such as all before `</think>`."""
+    if answer.strip() not in text and "".join(answer.split()) not in "".join(text.split()):
+        raise UserError(
+            f"{where}: the chat template leaves out a part of the answer {answer.strip()[:60]!r}. Set "
+            "data.chat_template to a template that renders whole answers."
+        )
 
 
 class PythonEncoder(Encoder):
@@ -115,8 +147,10 @@ class PythonEncoder(Encoder):
 
     def _encode(self, text: str, where: str, add_special_tokens: bool) -> list[int]:
         # No warning about long sequences: they are cut or dropped later.
-        encoding = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
-        return list(encoding["input_ids"])
+        encoding = self._tokenizer(
+            text, add_special_tokens=add_special_tokens, return_special_tokens_mask=True, verbose=False
+        )
+        return self._without_end(list(encoding["input_ids"]), encoding["special_tokens_mask"])
 
     def _check(self, text: str, where: str) -> None:
         if tokens := self.special_tokens_in(text):

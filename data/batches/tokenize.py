@@ -269,15 +269,15 @@ def _encode_turns(
     """Token ids of a conversation up to its first learned turn and after, and which of these are learned."""
     messages = cut([*row["prompt"], *row["completion"]], CHARACTERS_PER_TOKEN * data.max_length)
     assert not isinstance(messages, str)
-    where = _where(row)
+    where, turns = _where(row), [*row["learned"], len(messages) - 1]
     check_template(tokenizer, [message["role"] for message in row["prompt"]], where)
+
+    def render(part: list[Message], prompt: bool) -> list[int]:
+        within = [turn for turn in turns if turn < len(part)]
+        return encoder_of(tokenizer).conversations([(part, prompt)], where, within)[0]
+
     try:
-        return learned_turns(
-            lambda part, prompt: encoder_of(tokenizer).conversations([(part, prompt)], where)[0],
-            messages,
-            [*row["learned"], len(messages) - 1],
-            end_of_turn(tokenizer),
-        )
+        return learned_turns(render, messages, turns, end_of_turn(tokenizer))
     except NotAPrefix as error:
         reason = _not_a_prefix(tokenizer, error.alone, error.whole, where)
         raise UserError(

@@ -85,6 +85,12 @@ def dialogue(text: Text) -> str:
     return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in text)
 
 
+def recorded(prompt: Text) -> dict[str, Any]:
+    """A prompt in a file of answers: what a person reads, and the whole `conversation` if that is more."""
+    whole = isinstance(prompt, list) and [message["role"] for message in prompt] != ["user"]
+    return {"prompt": last_text(prompt), **({"conversation": without_weights(prompt)} if whole else {})}
+
+
 def is_learned(message: Message) -> bool:
     """Whether SFT learns a message of a conversation."""
     return message["role"] == "assistant" and "weight" not in message

@@ -38,6 +38,24 @@ def adapter_fault(config: Experiment, stage: Stage, folder: Path) -> str | None:
         return "there is no such folder. Correct the path, or leave the key out."
     if (folder / "config.json").is_file() and not (folder / CONFIG).is_file():
         return f"it is a whole model, and a role is a LoRA adapter on the base. {WHOLE_MODEL[stage]}."
+    found = _read(folder)
+    if isinstance(found, str):
+        return found
+    return (
+        _kind_fault(stage, folder, found) or _shape_fault(config, found) or _base_fault(config, stage, found)
+    )
+
+
+def policy_fault(config: Experiment, folder: Path) -> str | None:
+    """Why the adapter in `folder` is no policy on the base; None if it is one, as far as is seen."""
+    found = _read(folder)
+    if isinstance(found, str):
+        return found
+    return _kind_fault("ppo", folder, found) or _base_fault(config, "sft", found)
+
+
+def _read(folder: Path) -> Mapping[str, Any] | str:
+    """The content of `adapter_config.json`, or why the folder has no adapter."""
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         return f"it has no {missing[0]}. Name the folder of a PEFT LoRA adapter in safetensors."
@@ -45,10 +63,7 @@ def adapter_fault(config: Experiment, stage: Stage, folder: Path) -> str | None:
         found = json.loads(read_regular_file(folder / CONFIG))
     except (OSError, ValueError, RecursionError) as error:
         return f"{CONFIG} cannot be read: {error!s:.100}. Restore it."
-    found = found if isinstance(found, dict) else {}
-    return (
-        _kind_fault(stage, folder, found) or _shape_fault(config, found) or _base_fault(config, stage, found)
-    )
+    return found if isinstance(found, dict) else {}
 
 
 def _kind_fault(stage: Stage, folder: Path, found: Mapping[str, Any]) -> str | None:
@@ -61,20 +76,20 @@ def _kind_fault(stage: Stage, folder: Path, found: Mapping[str, Any]) -> str | N
         )
     if stage != "rm" and (has_head or found.get("task_type") == "SEQ_CLS"):
         sign = HEAD if has_head else f"task_type SEQ_CLS in {CONFIG}"
-        return f"it is a reward model ({sign}), not a policy. Name it in rm.from."
+        return f"it is a reward model ({sign}), not a policy. Stage rm starts from it with rm.from."
     return None
 
 
 def _shape_fault(config: Experiment, found: Mapping[str, Any]) -> str | None:
     """Rank, alpha and dropout are those of all stages."""
     adapter = config.adapter
-    wanted = {
-        "r": ("r", adapter.r),
-        "lora_alpha": ("alpha", adapter.alpha),
-        "lora_dropout": ("dropout", adapter.dropout),
+    wanted = {  # with what PEFT takes a missing one for
+        "r": ("r", adapter.r, 8),
+        "lora_alpha": ("alpha", adapter.alpha, 8),
+        "lora_dropout": ("dropout", adapter.dropout, 0.0),
     }
-    for name, (key, value) in wanted.items():
-        own = found.get(name)
+    for name, (key, value, default) in wanted.items():
+        own = found.get(name, default)
         if own != value:
             return (
                 f"its {name} is {own!r:.40}, but adapter.{key} is {value:g}, and all stages share one "

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
-from data.sources.messages import last_text
+from data.sources.bad_rows import BadRow
+from data.sources.messages import Text, last_text, read_text
 from data.sources.split import prompt_key
 from data.storage.files import read_json_lines
 
 Row = dict[str, Any]
-KEYS = ("split", "prompt", "completions", "completion_ids", "ranks")
+KEYS = ("split", "prompt", "completions", "ranks")
 REMEDY = "Restore the file, or leave it out of rm.rankings.earlier."
 SPLITS = ("train", "held_out")
 
@@ -60,19 +62,33 @@ def with_earlier(
 def _read(file: Path, tokenizer: PreTrainedTokenizerBase | None) -> list[Row]:
     rows = read_json_lines(file, KEYS, remedy=REMEDY)
     for number, row in enumerate(rows, 1):
-        lists = [row[key] for key in ("completions", "completion_ids", "ranks")]
-        whole = all(isinstance(value, list) and value for value in lists) and len(set(map(len, lists))) == 1
-        if not whole or row["split"] not in SPLITS:
+        if not _is_ranking(row):
             raise UserError(f"{file}, line {number}: no ranking that stage rm collected. {REMEDY}")
-    if rows and tokenizer is not None and not _has_tokens_of(rows[0], tokenizer):
-        raise UserError(
-            f"rm.rankings.earlier: {file}: its token ids are not those of base.model: another base "
-            f"sampled these answers. {REMEDY}"
-        )
+        if tokenizer is not None and "completion_ids" in row and not _has_tokens_of(row, tokenizer):
+            raise UserError(
+                f"rm.rankings.earlier: {file}, line {number}: its token ids are not those of base.model: "
+                f"another base sampled these answers. {REMEDY}"
+            )
     return rows
 
 
+def _is_ranking(row: Row) -> bool:
+    """Whether a row has the form that stage rm writes. Answers that no policy sampled have no token ids."""
+    lists = [row[key] for key in ("completions", "ranks", "completion_ids") if key in row]
+    if not all(isinstance(value, list) and value for value in lists) or len(set(map(len, lists))) > 1:
+        return False
+    if not all(type(rank) is int and rank >= 0 for rank in row["ranks"]) or row["split"] not in SPLITS:
+        return False
+    try:
+        return all(map(bool, [read_text(text, "") for text in (row["prompt"], *row["completions"])]))
+    except BadRow:
+        return False
+
+
 def _has_tokens_of(row: Row, tokenizer: PreTrainedTokenizerBase) -> bool:
-    ids, answer = row["completion_ids"][0], last_text(row["completions"][0])
-    known = all(isinstance(one, int) and 0 <= one < len(tokenizer) for one in ids)
-    return known and tokenizer.decode(ids, skip_special_tokens=True).split() == answer.split()
+    return all(map(partial(_says, tokenizer), row["completion_ids"], row["completions"]))
+
+
+def _says(tokenizer: PreTrainedTokenizerBase, ids: Any, answer: Text) -> bool:
+    known = isinstance(ids, list) and all(type(one) is int and 0 <= one < len(tokenizer) for one in ids)
+    return known and tokenizer.decode(ids, skip_special_tokens=True).split() == last_text(answer).split()

@@ -9,6 +9,7 @@ import torch
 
 from data.batches import tokenize
 from data.batches.sampler import seed_from
+from data.sources.messages import recorded
 from data.storage.files import write_json_lines
 from stages.context import Context
 from stages.feedback.judgements import Judgement, by_name
@@ -201,13 +202,16 @@ class HeldOutEvaluation:
         return answer(self.context, self.sampler, self.reward_model, self.rewards, role, self.prompts)
 
     def _write(self, answers: dict[str, Answers], gold: dict[str, list[float]]) -> None:
-        columns: dict[str, Sequence] = {"prompt": [prompt.text for prompt in self.prompts]}
-        columns |= {name: of_role.texts for name, of_role in answers.items()}
+        columns: dict[str, Sequence] = {name: of_role.texts for name, of_role in answers.items()}
         columns |= {f"score_{name}": self._total(of_role) for name, of_role in answers.items()}
         if len(self.rewards.weights) > 1:
             for name, of_role in answers.items():
                 columns |= {f"{term}_score_{name}": values for term, values in of_role.terms.items()}
         columns["kl"] = answers["ppo"].kl
         columns |= gold
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        values = zip(*columns.values(), strict=True)
+        rows = [
+            recorded(prompt.prompt) | dict(zip(columns, row, strict=True))
+            for prompt, row in zip(self.prompts, values, strict=True)
+        ]
         write_json_lines(self.context.folder / "evaluation.jsonl", rows)

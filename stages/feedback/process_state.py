@@ -25,6 +25,14 @@ def _umask() -> int:
     return mask
 
 
+def _folder() -> str:
+    """The working directory; nothing if it has been deleted."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
+
+
 def _set_handlers(handlers: list[Any]) -> None:
     for signum, handler in zip(SIGNALS, handlers, strict=True):
         if handler is not None:  # else not Python has installed it
@@ -37,7 +45,7 @@ def _set_streams(streams: tuple[Any, Any]) -> None:
 
 # Settings of the whole process that a module may change for its own use: how to read and to set each.
 SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
-    (os.getcwd, os.chdir),
+    (_folder, os.chdir),
     (_umask, os.umask),
     (lambda: [signal.getsignal(signum) for signum in SIGNALS], _set_handlers),
     (lambda: signal.getitimer(signal.ITIMER_REAL)[0] > 0, lambda _: signal.setitimer(signal.ITIMER_REAL, 0)),

@@ -111,11 +111,16 @@ class RewardModel:
         return self.ranks.map_in_order(list(zip(prompts, responses, strict=True)), size, score)
 
     def rankings(self, rows: Sequence[Row]) -> list[Row]:
-        """Collected rankings with `completion_ids` in the reward model's tokens instead of the policy's."""
+        """Collected rankings with `completion_ids` in the reward model's tokens instead of the policy's.
+
+        Answers that no policy sampled have none. They are encoded as text.
+        """
         if self.models.shares_tokens:
             return list(rows)
         return [
             row | {"completion_ids": [self._encode(row["prompt"], ids)[1] for ids in row["completion_ids"]]}
+            if "completion_ids" in row
+            else row
             for row in rows
         ]
 

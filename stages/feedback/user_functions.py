@@ -27,6 +27,14 @@ Result = TypeVar("Result")
 DEBUG = "TRISTAGE_DEBUG"  # if it is set, an error of the user's code keeps its whole stack
 LARGEST = torch.finfo(torch.float32).max  # the type in which rewards are summed
 LONGEST = 300  # characters of the user's own message
+OURS = (
+    "apps",
+    "configs",
+    "data",
+    "launch",
+    "pipeline",
+    "stages",
+)  # packages that hide such modules
 # Files of these folders are not where the user looks for a fault. `<frozen importlib>` is no file.
 NOT_THEIRS = (
     str(Path(__file__).parent),
@@ -72,6 +80,11 @@ def _import(path: str, key: str) -> Callable[..., Any]:
                 ) from error
             raise
     if not callable(names.get(name)):
+        if module.partition(".")[0] in OURS:
+            raise UserError(
+                f"{key}: {path!r}: {module!r} is a package of Tristage, without a function {name!r}. Rename "
+                "your module."
+            )
         raise UserError(f"{key}: the module {module!r} has no function {name!r}. Correct the name.")
     function: Callable[..., Any] = names[name]
     try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from string import ascii_uppercase as LETTERS
 from typing import Any
 
-THOUGHT = "</think>"  # ends what a model thinks aloud
+THOUGHT, THOUGHT_END = "<think>", "</think>"  # around what a model thinks aloud
 DECORATION = re.compile(r"[*`\"]|\b(?:answer|response)\b", re.IGNORECASE)
 LETTER = re.compile(r"\b[AB]\b")
 FIRST = re.compile(r"\W*([AB])(?=[.:)\]]|\s*$)", re.MULTILINE)  # a verdict, then perhaps its reasons
@@ -25,7 +25,7 @@ def read_pair(reply: str) -> float | None:
     """
     if order := read_ranking(reply, 2):
         return 0.5 if order[0] == order[1] else float(order[0] < order[1])
-    text = DECORATION.sub("", reply.rpartition(THOUGHT)[2])
+    text = DECORATION.sub("", _said(reply))
     tie, letters, first = TIE.search(text), set(LETTER.findall(text)), FIRST.match(text)
     if first is not None:
         letters = {first[1]}
@@ -40,9 +40,15 @@ def read_ranking(reply: str, count: int) -> list[int] | None:
     It is readable if it has an order of exactly these letters, and no other such order: `B > A = C`, or a
     list of JSON, `["B", ["A", "C"]]`, best first, where an inner list ties.
     """
-    text = reply.rpartition(THOUGHT)[2]
+    text = _said(reply)
     found = {tuple(order) for groups in _groups(text) if (order := _ranks(groups, count))}
     return list(found.pop()) if len(found) == 1 else None
+
+
+def _said(reply: str) -> str:
+    """What follows the thought; nothing if the thought was cut off."""
+    thought, _, said = reply.rpartition(THOUGHT_END)
+    return "" if not thought and THOUGHT in said else said
 
 
 def _groups(text: str) -> Iterator[list[list[str]]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -20,11 +22,12 @@ from transformers import (
 from trl.trainer.utils import disable_dropout_in_model
 
 from configs.errors import UserError
+from configs.regular_file import read_regular_file
 from configs.schema import Base
 from data.storage.folder_digest import folder_digest
 from stages.distributed.process_group import return_freed_memory
 from stages.internals.bitsandbytes import keep_packing
-from stages.internals.transformers import commit_hash
+from stages.internals.transformers import commit_hash, find_file
 from stages.models.base_checks import (
     check_architecture,
     check_folder,
@@ -139,7 +142,7 @@ def load_tokenizer(config: Base, *, pairs: bool = False) -> PreTrainedTokenizerB
         pairs: one that separates two texts, as BERT's does, needs no end-of-turn token.
 
     Raises:
-        UserError: there is no such model, or its tokenizer has no end-of-turn token.
+        UserError: there is no such model, or its tokenizer has no end-of-turn token, or a new one.
     """
     local_folder(config)
     with loading(config, "tokenizer"):
@@ -151,10 +154,27 @@ def load_tokenizer(config: Base, *, pairs: bool = False) -> PreTrainedTokenizerB
             f"{config.key}.model: the tokenizer of {config.model!r} has no end-of-text token (eos_token). "
             "Set one in its tokenizer_config.json."
         )
+    if not _has_token(config, tokenizer.eos_token):
+        raise UserError(
+            f"{config.key}.model: the end-of-text token of {config.model!r} (eos_token), "
+            f"{tokenizer.eos_token!r}, is not in its tokenizer.json, so the model has not learned it. "
+            "Correct tokenizer_config.json."
+        )
     if tokenizer.pad_token_id is None:
         # Masks mark padding, so any token can be the pad token.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _has_token(config: Base, token: str | None) -> bool:
+    """Whether the files of a fast tokenizer have a token. transformers adds one that they lack, untrained."""
+    source = model_folder(config)
+    file = find_file(source, "tokenizer.json", config.revision)
+    if token is None or file is None or Tokenizer.from_file(str(file)).token_to_id(token) is not None:
+        return True
+    settings = find_file(source, "tokenizer_config.json", config.revision)
+    content = json.loads(read_regular_file(settings)) if settings else {}
+    return token in {added.get("content") for added in content.get("added_tokens_decoder", {}).values()}
 
 
 def model_folder(config: Base) -> str:

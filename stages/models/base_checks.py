@@ -144,6 +144,16 @@ def check_logits(config: Base, model: PreTrainedModel) -> None:
         )
 
 
+def check_vocabulary(base: Base, text: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError if the tokenizer has a token that the model of `base` has no embedding for."""
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= text.vocab_size:
+        raise UserError(
+            f"{base.key}.model: the tokenizer of {base.model!r} has token {largest}, but the model only "
+            f"{text.vocab_size} embeddings. The two are not from one model: copy both from the same place."
+        )
+
+
 def check_fit(
     experiment: Experiment,
     stage: Stage,
@@ -153,12 +163,8 @@ def check_fit(
 ) -> None:
     """Raise UserError if a size of the experiment or an id of the tokenizer is too large for `base`."""
     text = model_config.get_text_config()
-    window, largest = text.to_dict().get("max_position_embeddings"), max(tokenizer.get_vocab().values())
-    if largest >= text.vocab_size:
-        raise UserError(
-            f"{base.key}.model: the tokenizer of {base.model!r} has token {largest}, but the model only "
-            f"{text.vocab_size} embeddings. The two are not from one model: copy both from the same place."
-        )
+    window = text.to_dict().get("max_position_embeddings")
+    check_vocabulary(base, text, tokenizer)
     for key, tokens in _lengths(experiment, stage).items():
         if window is not None and tokens > window:
             raise UserError(

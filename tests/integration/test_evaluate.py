@@ -13,7 +13,7 @@ from apps.evaluate.judges import ScoringJudge, open_judges
 from apps.evaluate.measure import INSTRUCTED, Comparison, Material, measure
 from apps.evaluate.output import build_page, write_comparison
 from apps.evaluate.reasoning import final_answer
-from apps.trained_run import TrainedRun, open_run
+from apps.trained_run import TrainedRun, chosen_adapters, open_run
 from configs.errors import UserError
 from launch.arguments import exit_status
 from launch.commands import app
@@ -118,10 +118,11 @@ def test_the_page_shows_all_and_escapes_answers(comparison, tmp_path) -> None:
     assert len((tmp_path / "out/answers.jsonl").read_text().splitlines()) == 8
 
 
-def test_prompts_of_a_file_by_category(run, tmp_path) -> None:
-    file = tmp_path / "mine.jsonl"
-    rows = [{"prompt": f"say {word}", "category": word[0]} for word in ("apple", "axe", "bee", "boat")]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+@pytest.mark.parametrize("key", ["prompt", "instruction"])
+def test_prompts_of_a_file_by_category(run, tmp_path, key) -> None:
+    file = tmp_path / "mine.json"
+    rows = [{key: f"say {word}", "category": word[0]} for word in ("apple", "axe", "bee", "boat")]
+    file.write_text(json.dumps(rows))
     result = measure(
         run,
         parse_candidates(["base", "ppo"]),
@@ -129,10 +130,10 @@ def test_prompts_of_a_file_by_category(run, tmp_path) -> None:
         lambda line: None,
         Material(file),
     )
-    assert result.prompts == [row["prompt"] for row in rows]
+    assert result.prompts == [row[key] for row in rows]
     assert set(result.by_category) == {"a", "b"}
     assert result.by_category["a"]["ppo"]["score_n"] == 2
-    file.write_text(json.dumps({"prompt": "many words " * 60}) + "\n")
+    file.write_text(json.dumps([{"prompt": "many words " * 60}]))
     with pytest.raises(UserError, match="1 prompts are longer"):
         measure(
             run,
@@ -141,6 +142,20 @@ def test_prompts_of_a_file_by_category(run, tmp_path) -> None:
             lambda line: None,
             Material(file),
         )
+
+
+def test_two_judges_of_one_name_are_refused(run, tmp_path) -> None:
+    files = [tmp_path / folder / "judge.yaml" for folder in ("one", "two")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("url: http://localhost:1/v1\nmodel: m\n")
+    with pytest.raises(UserError, match="--judges: two are called 'judge'"):
+        open_judges(run, [str(file) for file in files])
+
+
+def test_a_reward_model_is_no_policy(run) -> None:
+    with pytest.raises(UserError, match="it is a reward model"):
+        chosen_adapters(run, ["sft", str(run.run.adapter("rm"))], reward=False)
 
 
 @pytest.mark.parametrize("name", ["no-judge", "gold", "rm"])

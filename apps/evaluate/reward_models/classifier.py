@@ -24,7 +24,7 @@ from configs.errors import UserError
 from configs.schema import Base, Data
 from data.batches.encoding import encoder_of
 from data.sources.messages import Message, Text, last_text
-from stages.models.base_checks import check_loaded, loading
+from stages.models.base_checks import check_loaded, check_vocabulary, loading
 from stages.models.base_files import check_weights
 
 HEAD = "ForSequenceClassification"
@@ -138,7 +138,7 @@ def open_classifier(
     """Load the classifier in `folder`, or of this hub id.
 
     Raises:
-        UserError: its weights are damaged, incomplete or a pickle, or a score is not finite.
+        UserError: its weights are damaged, incomplete or a pickle, or the tokenizer is not its own.
     """
     device = this_process().device
     check_weights(config, folder)
@@ -156,4 +156,7 @@ def open_classifier(
     text = model.config.get_text_config()
     if text.pad_token_id is None:
         text.pad_token_id = tokenizer.pad_token_id
+    elif tokenizer.pad_token_id != text.pad_token_id:  # a decoder finds the end of a text by the config's
+        tokenizer.pad_token_id = text.pad_token_id
+    check_vocabulary(config, text, tokenizer)
     return ClassifierScorer(config.model, model.eval(), tokenizer, data)

@@ -19,6 +19,7 @@ from stages.distributed.ranks import Ranks
 from stages.feedback.reward_evaluation import nats_of_answers
 from stages.feedback.reward_model import classifier_ending, score_tokens
 from stages.models.base import base_digest, load_base, load_tokenizer
+from stages.models.base_checks import check_vocabulary
 from stages.models.reward_members import members_in
 from stages.models.role_models import RoleModels
 from stages.models.roles import Role, Roles
@@ -120,6 +121,7 @@ def open_adapter(folder: Path, base: AdapterBase, data: Data) -> HeadScorer:
     ranks = this_process()
     tokenizer = tokenizer_of(folder, base)
     model = load_base(base, ranks.device)
+    check_vocabulary(base, model.config.get_text_config(), tokenizer)
     roles = Roles(model, base_digest(base, model))
     for role, member in members_in(folder):
         add_start(roles, Role.REWARD, f"--rm {folder}", member, trainable=False, name=role)

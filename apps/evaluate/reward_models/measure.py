@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -51,7 +52,7 @@ def measure(scorer: Scorer, preferences: Preferences, say: Callable[[str], None]
     """Score all answers, and compare with the labels.
 
     Raises:
-        UserError: no row fits into the model's context.
+        UserError: no row fits into the model's context, or a score is not finite.
     """
     rows = preferences.rows
     say(f"scoring {sum(len(row['completions']) for row in rows):,} answers to {len(rows):,} prompts")
@@ -61,6 +62,12 @@ def measure(scorer: Scorer, preferences: Preferences, say: Callable[[str], None]
             f"--data: none of the {len(rows)} rankings fits into {scorer.name} ({scorer.about}). Raise "
             "--max-length, or give shorter texts."
         )
+    for one in scored:
+        if not all(map(math.isfinite, one.rewards)):
+            raise UserError(
+                f"{rows[one.row]['where']}: {scorer.name} gives an answer a score that is NaN or infinite. "
+                "Its weights are damaged, or too large for their type."
+            )
     keys = [prompt_key(rows[one.row]["prompt"]) for one in scored]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     prompts = [numbers[key] for key in keys]

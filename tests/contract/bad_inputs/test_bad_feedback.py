@@ -36,7 +36,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
     def write(text: str) -> Path:
         file = tmp_path / "theirs.py"
-        file.write_text(f"import math, os, random, signal, sys\nimport numpy as np\nimport torch\n{text}\n")
+        file.write_text(
+            f"import math, os, random, signal, sys, tempfile\nimport numpy as np\nimport torch\n{text}\n"
+        )
         return file
 
     yield write
@@ -173,7 +175,7 @@ def score(prompts, completions):
     prompts[0] = "changed"
     completions.clear()
     random.seed(7); np.random.seed(7); torch.manual_seed(7)
-    os.chdir("/"); os.umask(0o777)
+    {folder}; os.umask(0o777)
     for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_IGN)
     signal.alarm(100)
     sys.stdout = sys.stderr = None
@@ -208,9 +210,13 @@ def state() -> list[Any]:
     return [*noise, *settings, *of_python, *of_torch, torch.get_num_threads(), Path.cwd(), *given]
 
 
+DELETED = "folder = tempfile.mkdtemp(); os.chdir(folder); os.rmdir(folder)"
+
+
+@pytest.mark.parametrize("folder", ["os.chdir('/')", DELETED])
 @pytest.mark.parametrize("end", ["return [1, 2]", "raise ValueError", "sys.exit(0)"])
-def test_what_a_function_changes_is_put_back(end: str, module: Callable[[str], Path]) -> None:
-    module(CHANGES.format(end=end))
+def test_what_a_function_changes_is_put_back(end: str, folder: str, module: Callable[[str], Path]) -> None:
+    module(CHANGES.format(end=end, folder=folder))
     exit_of_the_system = os._exit
     before = state()
     if end.startswith("return"):

@@ -214,6 +214,10 @@ TOKENIZERS: dict[str, tuple[Any, ...]] = {
     "empty tokenizer": ([write("tokenizer.json", b"{}")], "tokenizer: "),
     "binary tokenizer": ([write("tokenizer.json", b"\xff" * 99)], "tokenizer: "),
     "no end": ([without_end], "has no end-of-text token (eos_token). Set one in its tokenizer_config.json"),
+    "end of another": (
+        [edit(TOKENIZER, eos_token="<|eot_id|>")],
+        "(eos_token), '<|eot_id|>', is not in its tokenizer.json",
+    ),
     "code": ([with_custom_code(TOKENIZER, **OWN_TOKENIZER)], "it has its own code"),
 }
 

@@ -69,7 +69,7 @@ def drop_weight(name: str) -> Any:
 FOLDERS: dict[str, tuple[Any, ...]] = {
     "a policy": ("rm", "sft", [], "it is no reward model: it has no head.safetensors, and the task_type"),
     "a reward model for SFT": ("sft", "rm", [], "it is a reward model (head.safetensors), not a policy."),
-    "a reward model for PPO": ("ppo", "rm", [], "not a policy. Name it in rm.from."),
+    "a reward model for PPO": ("ppo", "rm", [], "not a policy. Stage rm starts from it with rm.from."),
     "a classifier for PPO": ("ppo", "sft", [edit(CONFIG, task_type="SEQ_CLS")], "(task_type SEQ_CLS in"),
     "no weights": ("ppo", "sft", [remove(ADAPTER)], f"it has no {ADAPTER}. Name the folder of a PEFT LoRA"),
     "pickle": ("rm", "rm", [remove(ADAPTER), plant("adapter_model.bin")], f"it has no {ADAPTER}"),

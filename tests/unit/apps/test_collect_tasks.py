@@ -13,6 +13,7 @@ from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import Experiment
 from data.people.round import Kind, Round
+from data.sources.messages import recorded
 from data.storage.files import write_json_lines
 from pipeline.state.run_directory import RunDirectory
 from tests.support.runs import TINY
@@ -50,6 +51,29 @@ def test_pairs_of_an_evaluation_are_its_answers(tmp_path, config):
     assert [task.completions for task in tasks] == [(f"s{i}", f"t{i}") for i in range(1, 5)]
     assert {task.sources for task in tasks} == {("sft", "ppo")}
     assert content.settings.equal == 1  # a tie, about which nobody is asked
+
+
+def test_pairs_show_the_conversation_that_was_answered(tmp_path, config):
+    talks = [
+        [
+            {"role": role, "content": content}
+            for role, content in (("user", f"{topic}?"), ("assistant", "No."), ("user", "Why?"))
+        ]
+        for topic in ("Tea", "Jam")
+    ]
+    rows = [recorded(talk) | {"sft": f"s{number}", "ppo": f"t{number}"} for number, talk in enumerate(talks)]
+    (tmp_path / "ppo").mkdir()
+    write_json_lines(tmp_path / "ppo/evaluation.jsonl", rows)
+    content = opened(tmp_path, Asked("pairs"), config)
+    assert [task.prompt for task in content.tasks.values()] == talks
+
+
+@pytest.mark.parametrize("value", [None, 3, ["a"]])
+def test_an_answer_that_is_no_text_is_refused_by_its_line(tmp_path, config, value):
+    file = tmp_path / "answers.jsonl"
+    write_json_lines(file, [EVALUATED[0], EVALUATED[1] | {"ppo": value}])
+    with pytest.raises(UserError, match=r"answers\.jsonl, line 2: `ppo` must be text"):
+        opened(tmp_path, Asked("pairs", ("sft", "ppo"), answers=file), config)
 
 
 def test_pairs_of_another_evaluation_have_the_names_of_its_candidates(tmp_path, config):

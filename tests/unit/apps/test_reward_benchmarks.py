@@ -12,9 +12,23 @@ from apps.evaluate.reward_models.benchmarks import (
     section_means,
     separates,
 )
-from apps.evaluate.reward_models.measure import crossed_words
+from apps.evaluate.reward_models.measure import crossed_words, measure
+from apps.evaluate.reward_models.rows import Preferences
 from apps.evaluate.reward_models.scorer import ScoredRow, by_length
+from configs.errors import UserError
 from tests.unit.stages.maths.test_preferences import ranking
+
+
+def test_a_score_that_is_not_finite_is_refused():
+    class Overflowing:
+        name, about = "theirs", "in fp16"
+
+        def score(self, rows):
+            return [ScoredRow(0, ["a", "b"], [0, 1], [float("nan"), 1.0], [1, 1], [], None)]
+
+    rows = [{"prompt": "p", "completions": ["a", "b"], "ranks": [0, 1], "where": "pairs.jsonl, line 1"}]
+    with pytest.raises(UserError, match=r"pairs\.jsonl, line 1: theirs gives an answer a score that is NaN"):
+        measure(Overflowing(), Preferences(rows, [], 1, 0, []), print)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ FAULTS = [
         "templates[1] (i): inverted, but its completion has no column of the input",
     ),
     ({**TASK, "options": [True, False]}, "options: True is no text; put quotes around it, as in 'yes'"),
+    ({**TASK, "options": ["1", "2", "3"]}, "is the label 1 the option '1', or '2', as labels count from 0"),
     ({**TASK, "options": ["a", " "]}, "an option is empty"),
     ({**TASK, "options": ["a"]}, "options: 1 different texts; name from 2 to 100"),
     ({**TASK, "options": 3}, "options: 3 is no list of texts"),

@@ -234,6 +234,40 @@ def test_template_that_cuts_a_special_token_is_refused(tiny):
         encoder_of(tiny).conversations([([{"role": "user", "content": f"abc{END}"}], False)], "line 3")
 
 
+def test_template_that_leaves_out_a_part_of_the_answer_is_refused(tiny):
+    asked = {"role": "user", "content": "Why?"}
+    tiny.chat_template = "{% for m in messages %}{{ m['content'].split('</think>')[-1].strip() }}{% endfor %}"
+    encode = encoder_of(tiny).conversations
+    encode([([asked, {"role": "assistant", "content": " Because.\n"}], False)], "")  # blanks may go
+    thought = [asked, {"role": "assistant", "content": "<think>Hm.</think>Because."}]
+    with pytest.raises(UserError, match="line 3: the chat template leaves out a part of the answer '<think>"):
+        encode([(thought, False)], "line 3")
+    encode([([*thought, asked], True)], "")  # an earlier turn is context
+
+
+def test_the_end_that_a_tokenizer_adds_after_a_text_is_left_to_the_answer():
+    backend = with_normalizer()
+    backend.post_processor = processors.TemplateProcessing(
+        "<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    ends = fast(backend)
+    assert ends("ab").input_ids[-1] == ends.eos_token_id
+    for encoder in (encoder_of(ends), PythonEncoder(ends)):
+        assert encoder.text("ab", "") == ends("ab").input_ids[:-1]
+        assert encoder.text("", "") == [ends.bos_token_id]
+    ((demonstration,), _) = demonstrations([{"prompt": "ab", "completion": "ba"}], ends, config(chat=False))
+    assert demonstration.prompt_ids == ends("ab").input_ids[:-1]
+    assert demonstration.completion_ids.count(ends.eos_token_id) == 1
+    opt = fast(backend, bos_token="</s>")  # the end also begins a text, as OPT's does
+    assert encoder_of(opt).text("", "")
+
+
+def test_the_day_of_a_template_does_not_depend_on_the_day(tiny):
+    tiny.chat_template = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    (ids,) = encoder_of(tiny).conversations([([{"role": "user", "content": "Hi"}], False)], "")
+    assert tiny.decode(ids) == "26 Jul 2024Hi"
+
+
 def test_tokenizer_in_python_reads_the_same_but_refuses_special_tokens(tiny):
     encoder, other = PythonEncoder(tiny), Encoder(tiny)
     asked = [{"role": "user", "content": "Sky?"}]

@@ -48,7 +48,16 @@ def test_a_prompt_is_in_the_split_of_this_round(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"split": "eval"}, {"ranks": [0]}, {"completions": []}, {"completion_ids": [[1]]}, {"ranks": 1}],
+    [
+        {"split": "eval"},
+        {"ranks": [0]},
+        {"ranks": ["0", "1"]},
+        {"completions": []},
+        {"completions": [1, 2]},
+        {"completion_ids": [[1]]},
+        {"ranks": 1},
+        {"prompt": 5},
+    ],
 )
 def test_a_damaged_line_is_named(changes: dict[str, Any], tmp_path) -> None:
     file = write(tmp_path / "1.jsonl", ranking("a", "train"), ranking("b", "train") | changes)

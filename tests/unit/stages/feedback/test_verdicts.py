@@ -29,6 +29,8 @@ from stages.feedback.verdicts import read_pair, read_ranking
         ("It is a tie.", 0.5),
         ("<think>A is long. B is short.</think>\n\nB", 0.0),
         # Unreadable
+        ("<think>\nThe user asks for a joke. Answer A is shorter", None),
+        ("<think>A > B, I think", None),
         ("", None),
         ("Both are fine.", None),
         ("A or B", None),
