@@ -41,15 +41,14 @@ def render(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversat
         "variables": tokenizer.special_tokens_map,
         "conversations": conversations,
     }
-    reply = _worker(os.getpid()).ask(json.dumps(request))
-    if "fault" in reply:
-        raise TemplateFault(reply["fault"])
-    texts: list[str] = reply["texts"]
+    texts, fault = _worker(os.getpid()).ask(request, len(conversations))
+    if fault:
+        raise TemplateFault(fault)
     return texts
 
 
 class JobFault(TemplateFault):
-    """A template of a task failed. `job` is its number among those that were asked for, -1 if not known."""
+    """A template of a task failed. `job` is its number among those that were asked for."""
 
     def __init__(self, fault: str, job: int) -> None:
         super().__init__(fault)
@@ -64,11 +63,9 @@ def render_jobs(
     Raises:
         JobFault: the template raised an error, as it does if the row lacks a name, or needs too much.
     """
-    request = {"templates": templates, "rows": rows, "jobs": jobs}
-    reply = _worker(os.getpid()).ask(json.dumps(request))
-    if "fault" in reply:
-        raise JobFault(reply["fault"], reply.get("job", -1))
-    texts: list[str] = reply["texts"]
+    texts, fault = _worker(os.getpid()).ask({"templates": templates, "rows": rows, "jobs": jobs}, len(jobs))
+    if fault:
+        raise JobFault(fault, len(texts))
     return texts
 
 
@@ -80,19 +77,24 @@ class _Worker:
         self._parent = os.getpid()
         atexit.register(self._end)
 
-    def ask(self, request: str) -> dict[str, Any]:
-        """The answer of the process to one line."""
+    def ask(self, request: Mapping[str, Any], number: int) -> tuple[list[str], str]:
+        """`number` texts, and ""; or the texts before the first fault, and what it is."""
         if self._process.poll() is not None:
             self._process = self._start()
         stdin, stdout = _pipes(self._process)
-        stdin.write(f"{request}\n")
+        stdin.write(f"{json.dumps(request)}\n")
         stdin.flush()
-        if line := stdout.readline():
-            answer: dict[str, Any] = json.loads(line)
-            return answer
+        texts: list[str] = []
+        while len(texts) < number and (line := stdout.readline()):
+            reply = json.loads(line)
+            if "fault" in reply:
+                return texts, reply["fault"]
+            texts.append(reply["text"])
+        if len(texts) == number:
+            return texts, ""
         if self._process.wait() == -signal.SIGPROF:
-            return {"fault": f"it takes more than {template_worker.SECONDS} seconds"}
-        return {"fault": f"its process ended with status {self._process.returncode}"}
+            return texts, f"it takes more than {template_worker.SECONDS} seconds"
+        return texts, f"its process ended with status {self._process.returncode}"
 
     @staticmethod
     def _start() -> subprocess.Popen[str]:

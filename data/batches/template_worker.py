@@ -10,16 +10,15 @@ import json
 import resource
 import signal
 import sys
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Iterator
+from datetime import datetime, tzinfo
 from functools import lru_cache, partial
 from typing import Any
 
 from jinja2 import StrictUndefined, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils import chat_template_utils
 
-DATE = datetime(2024, 7, 26)  # what templates take for today: a run must not depend on its day
 SECONDS = 5  # of a processor, for one text
 MEMORY_BYTES = 2 * 2**30
 # A text may be this many times as long as its conversation, and so many characters longer.
@@ -31,22 +30,31 @@ TASKS = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
 del TASKS.filters["random"], TASKS.globals["lipsum"]
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The text of each conversation, or of each template of a task, or the fault of the first without one."""
-    texts = []
+class OneDay(datetime):
+    """The clock of templates: on each day it is 26 July 2024, so that a run does not depend on its day."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> OneDay:
+        return cls(2024, 7, 26, tzinfo=tz)
+
+
+def answers(request: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """The `text` of each conversation, or of each template of a task, until one has a `fault`."""
+    for render, letters in _asked(request):
+        text, fault = _bounded(render, letters)
+        yield {"fault": fault} if fault else {"text": text}
+        if fault:
+            return
+
+
+def _asked(request: dict[str, Any]) -> Iterator[tuple[Callable[[], str], int]]:
+    """What renders each text, and the number of letters that it is made of."""
     for messages, prompt in request.get("conversations", ()):
         letters = sum(len(message["content"]) for message in messages)
-        text, fault = _bounded(partial(_render, request, messages, prompt), letters)
-        if fault:
-            return {"fault": fault}
-        texts.append(text)
+        yield partial(_render, request, messages, prompt), letters
     for number, values in request.get("jobs", ()):
         template, row = request["templates"][number], request["rows"][values]
-        text, fault = _bounded(partial(_of_task, template, row), len(str(row)))
-        if fault:
-            return {"fault": fault, "job": len(texts)}
-        texts.append(text)
-    return {"texts": texts}
+        yield partial(_of_task, template, row), len(str(row))
 
 
 def _of_task(template: str, row: dict[str, Any]) -> str:
@@ -75,20 +83,22 @@ def _bounded(render: Callable[[], str], letters: int) -> tuple[str, str]:
 
 
 def _render(request: dict[str, Any], messages: list[dict[str, str]], prompt: bool) -> str:
-    (text,), _ = render_jinja_template(
+    (text,), _ = chat_template_utils.render_jinja_template(
         conversations=[messages],
         chat_template=request["template"],
         add_generation_prompt=prompt,
-        **{"strftime_now": DATE.strftime, **request["variables"]},
+        **request["variables"],
     )
     return str(text)
 
 
 if __name__ == "__main__":
+    chat_template_utils.datetime = OneDay  # its `strftime_now` asks this name
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # it ends when its parent closes the pipe, or is gone
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     print("ready", flush=True)
     for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line))), flush=True)
+        for reply in answers(json.loads(line)):
+            print(json.dumps(reply), flush=True)  # if the process is ended, the number of texts tells where

@@ -164,26 +164,10 @@ def render(jobs: Sequence[Job], where: Sequence[str], values: Sequence[Mapping[s
     return [text.strip() for text in texts]
 
 
-def _rendered(templates: Sequence[str], values: Sequence[Mapping[str, Any]], first: int = 1) -> list[str]:
-    """One text for each template and what it sees. Raises JobFault with the place of the one that fails.
-
-    Args:
-        first: how many to try apart if the process was ended, which cannot say where.
-    """
+def _rendered(templates: Sequence[str], values: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One text for each template and what it sees. Raises JobFault with the place of the one that fails."""
     different = list(dict.fromkeys(templates))
-    try:
-        return render_jobs(
-            different, values, [(different.index(text), i) for i, text in enumerate(templates)]
-        )
-    except JobFault as fault:
-        if fault.job >= 0 or len(templates) == 1:
-            raise JobFault(str(fault), max(fault.job, 0)) from None
-    half = max(1, (len(templates) - first) // 2)
-    texts = _rendered(templates[:first], values[:first], max(1, first // 2))
-    try:
-        return texts + _rendered(templates[first:], values[first:], half)
-    except JobFault as fault:
-        raise JobFault(str(fault), first + fault.job) from None
+    return render_jobs(different, values, [(different.index(text), i) for i, text in enumerate(templates)])
 
 
 def _worded(row: Row, form: Form, texts: _Texts, kind: Kind, data: Data) -> Row:
