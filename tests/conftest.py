@@ -91,6 +91,21 @@ def no_material_checks(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
         monkeypatch.setattr(stage_checks, "run_preflight", run_for_users_code)
 
 
+@pytest.fixture(autouse=True)
+def warm_preflight(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process of the checks is forked from one that has imported the libraries, which takes seconds."""
+    if "cold_preflight" not in request.fixturenames:
+        from pipeline.planning import stage_checks
+        from tests.support import warm
+
+        monkeypatch.setattr(stage_checks, "ask_preflight", warm.ask_preflight)
+
+
+@pytest.fixture
+def cold_preflight() -> None:
+    """The process of the checks is started as for a user."""
+
+
 @pytest.fixture
 def material_checks() -> None:
     """The checks of `stages.preflight` are made, as for a user."""

@@ -104,13 +104,18 @@ def run_preflight(
     return remarks
 
 
+def ask_preflight(order: str) -> subprocess.CompletedProcess[str]:
+    """Have a process of its own make the checks of `order`; see `stages.preflight.main`."""
+    command = [sys.executable, "-P", "-c", PREFLIGHT]
+    return subprocess.run(
+        command, input=order, capture_output=True, text=True, errors="replace", timeout=MOST_SECONDS
+    )
+
+
 def _run_checks(order: str) -> tuple[str, str]:
     """The lines of one process, and how it ended, as the sentence about its last check has it."""
-    command = [sys.executable, "-P", "-c", PREFLIGHT]
     try:
-        done = subprocess.run(
-            command, input=order, capture_output=True, text=True, errors="replace", timeout=MOST_SECONDS
-        )
+        done = ask_preflight(order)
     except subprocess.TimeoutExpired as error:
         return (error.stdout or b"").decode(), f"gave no answer in {MOST_SECONDS} seconds."
     if done.returncode and len(done.stdout.splitlines()) % 2 == 0:

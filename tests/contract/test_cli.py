@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.deepspeed_command import free_port
+from tests.contract.bad_inputs import entry
 from tests.support.pipeline_runs import write_stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,11 +50,12 @@ def test_plan_shows_everything_and_starts_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.usefixtures("material_checks")
 def test_every_shipped_experiment_can_be_planned(file: Path, tmp_path: Path) -> None:
-    result = tristage("plan", "--config", str(file), "--run-dir", str(tmp_path / "run"))
-    assert result.returncode == 0, result.stdout + result.stderr
+    status, stdout, stderr = entry.tristage("plan", "--config", file, "--run-dir", tmp_path / "run")
+    assert status == 0, stdout + stderr
     for expected in ("sft  run", "rm   run", "ppo  run"):
-        assert expected in result.stdout
+        assert expected in stdout
 
 
 def test_plan_imports_no_torch(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from pipeline.reporting.report import write_report
 from tests.support.runs import (
     KILLED_STAGE,
     RUN_STAGE,
-    TINY,
     assert_same_result,
     files,
     rows,
+    run_stage,
     start,
     start_warm,
 )
@@ -47,7 +47,8 @@ def stage(name: str, run: Path, when: str = "", status: int = 0) -> None:
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("rounds") / "tiny"
-    tristage("run", "--config", TINY, "--run-dir", run, *OVERRIDES)
+    for name in ("sft", "rm", "ppo"):
+        run_stage(name, run, *OVERRIDES)
     return run
 
 

@@ -6,5 +6,6 @@ logs.silence()
 
 import stages.best  # noqa: E402
 import stages.ppo  # noqa: E402
+import stages.preflight  # noqa: E402
 import stages.rm  # noqa: E402
 import stages.sft  # noqa: E402, F401

@@ -6,6 +6,7 @@ process, it can use this for `python SCRIPT` and `deepspeed SCRIPT` in a fractio
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import runpy
@@ -14,11 +15,13 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing import forkserver
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from launch.deepspeed_command import free_port
+from pipeline.planning import stage_checks
 
 SERVER = multiprocessing.get_context("forkserver")
 
@@ -43,6 +46,64 @@ def run(
             os.killpg(process.pid, signal.SIGKILL)
             raise TimeoutError(f"{' '.join(command)}\n{output.read()}")
         return subprocess.CompletedProcess(command, process.exitcode or 0, output.read())
+
+
+def ask_preflight(order: str) -> subprocess.CompletedProcess[str]:
+    """As `stage_checks.ask_preflight`, in a process forked from the server."""
+    _start_server(os.environ)
+    with _outputs() as (results, noise):
+        where = os.getcwd(), dict(os.environ)
+        process = SERVER.Process(target=_check, args=(order, *where, results.name, noise.name))
+        process.start()
+        process.join(stage_checks.MOST_SECONDS)
+        return subprocess.CompletedProcess([], process.exitcode or 0, results.read(), noise.read())
+
+
+def _ask_fork(order: str) -> subprocess.CompletedProcess[str]:
+    """The same, in a fork of this process, which has imported the libraries."""
+    with _outputs() as (results, noise):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if not (process := os.fork()):
+            try:
+                _check(order, os.getcwd(), os.environ, results.name, noise.name)
+                os._exit(0)
+            except BaseException as error:
+                traceback.print_exception(error)
+                sys.stderr.flush()
+                os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        return subprocess.CompletedProcess([], status, results.read(), noise.read())
+
+
+@contextmanager
+def _outputs() -> Iterator[tuple[IO[str], IO[str]]]:
+    """Files for results, and for all else that is printed."""
+    with (
+        tempfile.NamedTemporaryFile("r", errors="replace") as results,
+        tempfile.NamedTemporaryFile("r", errors="replace") as noise,
+    ):
+        yield results, noise
+
+
+def _check(order: str, folder: str, variables: Mapping[str, str], results: str, noise: str) -> None:
+    """What the process of `stage_checks.PREFLIGHT` does."""
+    os.chdir(folder)
+    variables = dict(variables)
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.path[:0] = [path for path in variables.get("PYTHONPATH", "").split(os.pathsep) if path]
+    stream = os.open(noise, os.O_WRONLY | os.O_APPEND)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_DFL)
+    sys.stdin = io.StringIO(order)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    from stages.preflight import main
+
+    main(os.open(results, os.O_WRONLY))
+    sys.stdout.flush()
 
 
 def _start_server(variables: Mapping[str, str]) -> None:
@@ -90,6 +151,7 @@ def _run_ranks(command: Sequence[str], ranks: int, variables: Mapping[str, str],
 
 def _run_script(command: Sequence[str]) -> NoReturn:
     """Run a script as Python runs its main program, and end."""
+    stage_checks.ask_preflight = _ask_fork
     sys.argv = list(command)
     try:
         runpy.run_path(command[0], run_name="__main__")

@@ -32,6 +32,7 @@ def trial(folder: Path) -> Path:
     return file
 
 
+@pytest.mark.usefixtures("cold_preflight")
 @pytest.mark.parametrize("command", ["plan", "run", "sweep"])
 def test_bad_rows_of_the_last_stage(command: str, tmp_path: Path) -> None:
     file = trial(tmp_path)
