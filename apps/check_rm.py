@@ -38,18 +38,23 @@ class Variant:
 
 
 def _shuffled(rows: Sequence[Row], random: Random) -> list[Row]:
-    """Each row with its ranks in an order by chance; scores, which would say the true one, are dropped."""
-    return [{**_without_scores(row), "ranks": random.sample(row["ranks"], len(row["ranks"]))} for row in rows]
+    """Each row with its ranks in an order by chance, and its scores, if it has any, in the same order."""
+    changed = []
+    for row in rows:
+        order = random.sample(range(len(row["ranks"])), len(row["ranks"]))
+        labels = {name: [row[name][i] for i in order] for name in ("ranks", "scores") if row.get(name)}
+        changed.append({**row, **labels})
+    return changed
 
 
 def _negated(rows: Sequence[Row], random: Random) -> list[Row]:
-    return [
-        {**_without_scores(row), "ranks": [max(row["ranks"]) - rank for rank in row["ranks"]]} for row in rows
-    ]
-
-
-def _without_scores(row: Row) -> Row:
-    return {name: value for name, value in row.items() if name != "scores"}
+    changed = []
+    for row in rows:
+        labels = {"ranks": [max(row["ranks"]) - rank for rank in row["ranks"]]}
+        if row.get("scores"):
+            labels["scores"] = [-score for score in row["scores"]]
+        changed.append({**row, **labels})
+    return changed
 
 
 def _part(share: float) -> Callable[[Sequence[Row], Random], list[Row]]:

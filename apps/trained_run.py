@@ -235,7 +235,8 @@ def held_out_prompts(
     prompts, _ = tokenize.prompts(rows[:number], tokenizer, run.config.data)
     if not prompts:
         raise UserError(
-            f"data.ppo.held_out: {run.run.path} keeps no prompts from training. Give some with --prompts."
+            f"data.ppo.held_out: {run.run.path} keeps no prompts from training. tristage evaluate takes "
+            "others with --prompts, and tristage export --format adapter needs none."
         )
     return prompts
 

@@ -97,7 +97,8 @@ def _changed(config: Experiment, rankings: list[Source]) -> Experiment:
     """The experiment with those rankings, and no W&B."""
     return config.model_copy(
         update={
-            "data": config.data.model_copy(update={"rm": tuple(rankings)}),
+            # They are split already. With `keep_apart`, sources that stages share would be split again.
+            "data": config.data.model_copy(update={"rm": tuple(rankings), "keep_apart": False}),
             "rm": config.rm.model_copy(
                 update={
                     "rankings": config.rm.rankings.model_copy(
@@ -112,10 +113,11 @@ def _changed(config: Experiment, rankings: list[Source]) -> Experiment:
 
 def _train(folder: Path, config: Experiment, run: RunDirectory) -> int:
     """Train stage rm in `folder`, on a copy of the run's SFT policy. Returns the exit status."""
-    sft = folder / "sft"
-    if not (sft / "manifest.json").is_file():
-        shutil.copytree(run.adapter("sft"), sft / "adapter", dirs_exist_ok=True)
-        shutil.copy(run.manifest("sft"), sft / "manifest.json")
+    sft, manifest = folder / "sft", folder / "sft" / "manifest.json"
+    if not manifest.is_file() or manifest.read_bytes() != run.manifest("sft").read_bytes():
+        shutil.rmtree(sft, ignore_errors=True)
+        shutil.copytree(run.adapter("sft"), sft / "adapter")
+        shutil.copy(run.manifest("sft"), manifest)
     file = folder / "experiment.yaml"
     write_text(file, dump_experiment(config))
     words = ["--config", str(file), "--run-dir", str(folder)]

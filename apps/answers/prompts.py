@@ -88,6 +88,8 @@ class Prompts:
         return list(messages)
 
     def _tokens(self, prompt: Text, where: str) -> list[int]:
+        if prompt == "":
+            raise UserError(f"{where}: the prompt is empty. Write some text.")
         try:
             row = {"prompt": read_text(prompt, where), "where": where}
             (encoded,), _ = tokenize.prompts([row], self._tokenizer, self._data)

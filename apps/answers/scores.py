@@ -20,12 +20,15 @@ class Pair(NamedTuple):
 
 
 class Scorer:
-    """Scores answers. An answer that is longer than the window is cut, as `data.overlong: truncate` does."""
+    """Scores answers. What is longer than the window is cut, as `data.overlong: truncate` does.
+
+    Then at most half of the window is for the prompt's end.
+    """
 
     def __init__(self, run: TrainedRun, loaded: LoadedPolicies) -> None:
         self._models = loaded.models
         self._tokenizer = loaded.models.reward_tokenizer
-        longest = window(loaded.models.reward_base)
+        self._longest = longest = window(loaded.models.reward_base)
         limits = {"max_length": longest, "max_prompt_length": longest // 2}
         chat = not continues_text(run.config)
         self._data = run.config.data.model_copy(update=limits | {"chat": chat})
@@ -39,7 +42,12 @@ class Scorer:
         Raises:
             UserError: no tokenizer can read them.
         """
-        return Pair(*tokenize.answer(prompt, answer, ended, self._tokenizer, self._data))
+        wide = {"max_length": 2 * self._longest, "max_prompt_length": self._longest}
+        for data in (self._data.model_copy(update=wide), self._data):
+            pair = Pair(*tokenize.answer(prompt, answer, ended, self._tokenizer, data))
+            if sum(map(len, pair)) <= self._longest:
+                break
+        return pair
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
         """The score of each answer, in one batch. Of the SFT policy, the mean is 0 and the deviation 1."""

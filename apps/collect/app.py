@@ -90,13 +90,14 @@ class Paths:
         self._desk, self._people, self._instructions = desk, lead.people, lead.instructions
 
     async def round(self, request: Request) -> Response:
-        """GET /api/round: what is asked, and who asks."""
+        """GET /api/round: what is asked, and who asks. Without its token, nobody learns what it is about."""
         settings, person = self._desk.round.settings, self._people.who(request.headers)
+        closed = self._people.by_token and person is None
         return JSONResponse(
             {
                 "kind": settings.kind,
-                "run": settings.run,
-                "instructions": self._instructions,
+                "run": "" if closed else settings.run,
+                "instructions": None if closed else self._instructions,
                 "tokens": bool(self._people.by_token),
                 "labeller": person.name if person else None,
                 "lead": person.lead if person else False,

@@ -132,7 +132,7 @@ def _prompts(asked: Asked, config: Experiment, say: Say) -> Iterator[tuple[Split
         return
     if asked.prompts:
         first = config.data.sources(stage)[0]
-        source = first.model_copy(update={"path": str(asked.prompts), "weight": 1.0, "task": None})
+        source = DataSource(path=str(asked.prompts), held_out=first.held_out)
         config = config.model_copy(update={"data": config.data.model_copy(update={stage: source})})
     rows = StageData(config, stage, say).rows("prompts")
     train = [] if asked.kind == "pairs" else rows.train

@@ -181,8 +181,8 @@ def _metrics(prompts: Sequence[Text], answers: Answers, judges: Sequence[Judge])
             metrics |= mean_with_interval(judge.name, scores)
     if answers.kl:
         metrics |= mean_with_interval("kl", answers.kl)
-    elif answers.candidate.best_of > 1 and answers.candidate.policy == "sft":
-        metrics["kl"] = kl_of_best(answers.candidate.best_of)
+    elif (one := answers.candidate).best_of > 1 and one.policy == "sft" and not one.in_context:
+        metrics["kl"] = kl_of_best(one.best_of)
     return (
         metrics
         | mean_with_interval("length", answers.lengths)

@@ -40,12 +40,13 @@ class ScoreDifference:
 
 
 def ranked_answers(run: TrainedRun, number: int) -> list[tuple[Text, str]]:
-    """The first two answers of held-out rankings of the run, at most `number` answers."""
+    """The first two answers of rankings of the run, held-out ones if there are any, `number` at most."""
     collected = run.run.stage("rm") / FILE
     if collected.is_file():
         rows = read_json_lines(collected, ["prompt", "completions"])
     else:
-        rows = StageData(run.config, "rm", lambda _: None).rows("rankings").held_out
+        split = StageData(run.config, "rm", lambda _: None).rows("rankings")
+        rows = split.held_out or split.train
     pairs = (
         # Older versions recorded answers without the blank before them.
         (row["prompt"], continuation(row["prompt"], last_text(answer), run.config.data))

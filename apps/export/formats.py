@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -101,7 +102,7 @@ def merged(export: Export, folder: Path) -> Written:
     export.say(f"sampling {len(prompts)} held-out responses of {export.stage}, to compare")
     probed = probe(policies.base, role, prompts, rollout, limits)
     export.say(f"writing the merged model in {_name(dtype)}")
-    save_merged(policies.base, role, dtype, rollout, folder)
+    save_merged(policies.base, role, dtype, rollout, tokenizer, folder)
     tokenizer.save_pretrained(folder)
     write_for_transformers_4(folder)
     device = policies.base.causal.device
@@ -159,7 +160,8 @@ def _usual_merge(export: Export, dtype: torch.dtype, probed: Probe, limits: Limi
     scratch = export.run.run.path / f".{export.stage}-usual-merge.partial"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        save_merged(policies.base, policies.roles[export.stage], dtype, export.rollout, scratch)
+        role, tokenizer = policies.roles[export.stage], policies.tokenizer
+        save_merged(policies.base, role, dtype, export.rollout, tokenizer, scratch)
         device = policies.base.causal.device
         del policies
         return _compared(scratch, dtype, device, probed, export.rollout, limits)
@@ -244,6 +246,9 @@ def _check_member(export: Export, members: int) -> None:
         raise UserError(f"--member {export.member}: the reward model has {members}. Name one of these.")
 
 
+OUTTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}  # GGUF's names of dtypes
+
+
 def gguf(export: Export, folder: Path) -> Written:
     """The merged policy as one GGUF file, with a Modelfile for Ollama.
 
@@ -261,7 +266,7 @@ def gguf(export: Export, folder: Path) -> Written:
     written = merged(export, source)
     name = f"{export.run.config.name}-{export.stage}.gguf"
     export.say(f"converting with {program}")
-    outtype = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", None: "auto"}[export.dtype]
+    outtype = OUTTYPES[json.loads((source / "config.json").read_text())["dtype"]]
     command = [program, "--outtype", outtype, "--outfile", str(folder / name), str(source)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:

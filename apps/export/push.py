@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from configs.errors import UserError
 
@@ -25,10 +24,10 @@ def push(folder: Path, repository: str) -> str:
         commit = api.upload_folder(
             repo_id=repository, folder_path=folder, commit_message="Export of Tristage"
         )
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError, ValueError) as error:  # a name that is none
+    except Exception as error:  # the hub's client raises those of several libraries
         reason = " ".join(str(error).split())
         raise UserError(
             f"--push {repository}: {reason:.300}. The export is complete in {folder}. Log in with `hf auth "
-            "login` or HF_TOKEN, then push again."
+            f"login` or HF_TOKEN, then push it: hf upload {repository} {folder}"
         ) from None
     return str(commit.commit_url)

@@ -110,6 +110,7 @@ def modelfile(run: TrainedRun, name: str) -> str:
         lines.append('TEMPLATE "{{ .Prompt }}"')
     lines += [f"PARAMETER temperature {rollout.temperature:g}", f"PARAMETER top_p {rollout.top_p:g}"]
     lines += [f"PARAMETER top_k {rollout.top_k or 0}", f"PARAMETER num_predict {rollout.max_new_tokens}"]
+    lines.append("PARAMETER repeat_penalty 1")  # Ollama's own would change the policy
     return "\n".join(lines) + "\n"
 
 

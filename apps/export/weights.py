@@ -34,7 +34,14 @@ ENDS_WITH_ANSWER = (
 ANY_SIZE = "100000GB"  # of a file: one file for a model of any size is what every reader takes
 
 
-def save_merged(roles: Roles, role: str, dtype: torch.dtype, rollout: Rollout, folder: Path) -> None:
+def save_merged(
+    roles: Roles,
+    role: str,
+    dtype: torch.dtype,
+    rollout: Rollout,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+) -> None:
     """Write the causal model that `role` is: the dequantized base with W + scaling * B A (Hu et al. 2021).
 
     The base is dequantized to exactly the values that it was trained on (QLoRA, Dettmers et al. 2023,
@@ -42,18 +49,21 @@ def save_merged(roles: Roles, role: str, dtype: torch.dtype, rollout: Rollout, f
 
     Args:
         rollout: the sampling of the policy; it becomes the model's `generation_config.json`.
+        tokenizer: whose end-of-turn token ends an answer, whatever the base's config says.
     """
     copy_ = MergedCopy(roles, dtype, packs=False)
     model = copy_.load_role(role)
     model.config = plain_config(roles, dtype)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    for config in (model.config, model.config.get_text_config()):
+        config.update(ends)
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         top_k=rollout.top_k or 0,
         max_new_tokens=rollout.max_new_tokens,
-        eos_token_id=model.config.eos_token_id,
-        pad_token_id=model.config.pad_token_id,
+        **ends,
     )
     _save(model, model.state_dict(), dtype, folder)
 

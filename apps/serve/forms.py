@@ -69,7 +69,7 @@ class Sampled(Form):
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)  # as in vLLM; 0 is all
+    top_k: int | None = Field(None, ge=0, le=2**20)  # as in vLLM; 0 is all
     max_tokens: int | None = Field(None, ge=1)
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] = Field(default_factory=list)
     stream: bool = False

@@ -103,5 +103,6 @@ ROWS: dict[Kind, Callable[[Round], list[Row]]] = {
 def write_results(content: Round) -> None:
     """Write what stages read: `KIND.jsonl`, and the demonstrations that people wrote beside rankings."""
     write_json_lines(content.results_file, ROWS[content.settings.kind](content))
-    if content.settings.kind == "rankings" and (edited := demonstrations(content)):
-        write_json_lines(content.folder / DEMONSTRATIONS, edited)
+    edited, file = demonstrations(content), content.folder / DEMONSTRATIONS
+    if content.settings.kind == "rankings" and (edited or file.exists()):  # they may all have been taken back
+        write_json_lines(file, edited)

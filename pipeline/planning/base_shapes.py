@@ -16,7 +16,7 @@ from typing import Any
 
 import requests
 from huggingface_hub import HfApi, get_token, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 
 from configs.regular_file import read_regular_file
 from configs.schema import Base
@@ -104,7 +104,7 @@ def _on_the_hub(base: Base) -> FoundBase:
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
         return _found(answer.json(), [], weights or None)
-    except (OSError, ValueError, HfHubHTTPError):  # requests' errors are OSErrors
+    except Exception:  # the hub's client raises those of several libraries
         return FoundBase(None, None, f"the hub did not answer about {base.model}")
 
 

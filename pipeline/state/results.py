@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,5 +90,6 @@ def read_results(run_dir: Path) -> Results:
 
 
 def sweep_runs(root: Path) -> Iterator[Path]:
-    """Run directories of the sweep in `root` whose PPO has at least begun."""
-    yield from sorted(manifest.parent.parent for manifest in (root / "sweep").glob("*/ppo/manifest.json"))
+    """Run directories of the sweep in `root` whose PPO has at least begun. Further rounds may lie beside."""
+    begun = (manifest.parent.parent for manifest in (root / "sweep").glob("*/ppo/manifest.json"))
+    yield from sorted(run for run in begun if re.fullmatch(r"(.+-)?seed=\d+", run.name))

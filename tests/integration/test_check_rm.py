@@ -14,6 +14,7 @@ from configs.errors import UserError
 from configs.load import load_experiment
 from data.examples import StageData
 from data.sources.split import prompt_key
+from data.storage.files import write_json_lines
 from launch import checking
 from pipeline.state.run_directory import RunDirectory
 from tests.support.runs import RUN_STAGE, TINY, start_warm
@@ -36,6 +37,33 @@ def test_every_variant_holds_out_the_prompts_of_the_run(trained_run, tmp_path) -
         assert not expected & {prompt_key(row["prompt"]) for row in split.train}
 
 
+def test_a_source_that_stages_share_is_not_split_again(trained_run, tmp_path) -> None:
+    """The check has rankings of its own, so that `data.sft` alone reads the source."""
+    shared, row = tmp_path / "all.jsonl", {"completions": ["a", "b"], "ranks": [0, 1]}
+    write_json_lines(shared, [{"prompt": f"p{number}", **row} for number in range(60)])
+    paths = [f"data.{stage}.path={shared}" for stage in ("sft", "rm")]
+    config = load_experiment(TINY, [*paths, "data.shares={sft: 0.3, rm: 0.7, ppo: 0}", "data.rm.held_out=8"])
+    split = StageData(config, "rm", print).rows("rankings")
+    sources = write_variant(tmp_path / "check", SHUFFLED, split.train, split.held_out, config.seed)
+    again = StageData(checking._changed(config, sources), "rm", print).rows("rankings")
+    assert [row["prompt"] for row in again.held_out] == [row["prompt"] for row in split.held_out]
+    assert [row["prompt"] for row in again.train] == [row["prompt"] for row in split.train]
+
+
+def test_a_new_sft_policy_replaces_the_one_that_was_copied(trained_run, tmp_path, monkeypatch) -> None:
+    run_dir = tmp_path / "run"
+    for name in ("sft", "rm"):
+        shutil.copytree(trained_run / name, run_dir / name)
+    shutil.copy(trained_run / "config.yaml", run_dir)
+    monkeypatch.setattr(checking, "run_all", lambda *_: 1)
+    own = run_dir / "sft/manifest.json"
+    for end in ("", "\n\n"):
+        own.write_text(own.read_text() + end)
+        assert checking.rm(checking.CheckOptions(run_dir=run_dir, rows=12)) == 1
+        copies = list((run_dir / "check").glob("*/sft/manifest.json"))
+        assert copies and copies[0].read_bytes() == own.read_bytes()
+
+
 def test_a_model_that_has_learned_already_is_refused(trained_run) -> None:
     config = load_experiment(trained_run / "config.yaml", ["rm.from=/judge", "rm.max_steps=0"])
     with pytest.raises(UserError, match=r"rm.from: the reward model starts from one that has learned"):
@@ -45,7 +73,9 @@ def test_a_model_that_has_learned_already_is_refused(trained_run) -> None:
 def test_what_is_changed() -> None:
     row = {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [0, 1, 2], "scores": [3, 2, 1]}
     (negated,) = NEGATED.change([row], Random(0))
-    assert negated["ranks"] == [2, 1, 0] and "scores" not in negated
+    assert negated["ranks"] == [2, 1, 0] and negated["scores"] == [-3, -2, -1]
+    (changed,) = SHUFFLED.change([row], Random(1))
+    assert [3 - rank for rank in changed["ranks"]] == changed["scores"]
     shuffled = [SHUFFLED.change([row], Random(seed))[0]["ranks"] for seed in range(600)]
     for order in ([0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]):
         assert 60 < shuffled.count(order) < 150  # of 100 expected

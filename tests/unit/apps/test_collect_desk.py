@@ -287,6 +287,18 @@ def test_demonstrations_that_continue_a_text_stay_apart_from_it(tmp_path):
         assert demonstrations(desk.round)[0]["completion"] == " and so on."
 
 
+def test_a_demonstration_that_was_taken_back_is_gone(tmp_path):
+    new_round(tmp_path, tasks=2)
+    with desk_of(tmp_path) as desk:
+        showing = take(desk, "anna")
+        desk.submit("anna", answer(showing, [1, 2, 3, 4], demonstration="Better."))
+        write_results(desk.round)
+        assert len(read_json_lines(tmp_path / "demonstrations.jsonl")) == 1
+        desk.undo("anna")
+        write_results(desk.round)
+    assert (tmp_path / "demonstrations.jsonl").read_text() == ""
+
+
 @pytest.mark.parametrize(("people", "values"), [(2, 4), (3, 7), (4, 3)])
 def test_the_interval_of_alpha_is_that_of_the_library(people, values):
     """Each draw of tasks, counted by coincidences, against krippendorff on the drawn answers themselves."""

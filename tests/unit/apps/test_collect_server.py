@@ -153,7 +153,8 @@ def test_ratings_pairs_and_demonstrations(tmp_path):
 
 def test_people_with_tokens(tmp_path):
     with collecting(new_round(tmp_path), people=PEOPLE) as url:
-        assert Labeller(url).get("/api/round").json()["labeller"] is None
+        about = Labeller(url).get("/api/round").json()
+        assert (about["labeller"], about["run"], about["instructions"]) == (None, "", None)
         for stranger in (Labeller(url), Labeller(url, name="anna"), Labeller(url, token="not-a-known-token")):
             refused = stranger.post("/api/next")
             assert (refused.status_code, refused.json()["error"]["code"]) == (401, "unknown_labeller")

@@ -33,6 +33,7 @@ REFUSED = [
     (TextForm, {**TEXT, "temperature": -1}, "temperature: "),
     (TextForm, {**TEXT, "temperature": "1"}, "temperature: "),
     (TextForm, {**TEXT, "top_p": 0}, "top_p: "),
+    (TextForm, {**TEXT, "top_k": 2**21}, "top_k: "),
     (TextForm, {**TEXT, "n": 0}, "n: "),
     (TextForm, {**TEXT, "n": True}, "n: "),
     (TextForm, {**TEXT, "max_tokens": 0}, "max_tokens: "),
