@@ -44,11 +44,11 @@ def test_a_source_that_stages_share_is_not_split_again(trained_run, tmp_path) ->
     paths = [f"data.{stage}.path={shared}" for stage in ("sft", "rm")]
     config = load_experiment(TINY, [*paths, "data.shares={sft: 0.3, rm: 0.7, ppo: 0}", "data.rm.held_out=8"])
     split = StageData(config, "rm", print).rows("rankings")
-    parts = (
+    train, held_out = (
         [{name: one[name] for name in ("prompt", *row)} for one in rows]
         for rows in (split.train, split.held_out)
     )
-    sources = write_variant(tmp_path / "check", SHUFFLED, *parts, config.seed)
+    sources = write_variant(tmp_path / "check", SHUFFLED, train, held_out, config.seed)
     again = StageData(checking._changed(config, sources), "rm", print).rows("rankings")
     assert [row["prompt"] for row in again.held_out] == [row["prompt"] for row in split.held_out]
     assert [row["prompt"] for row in again.train] == [row["prompt"] for row in split.train]
