@@ -63,7 +63,7 @@ def _read(folder: Path) -> Mapping[str, Any] | str:
         found = json.loads(read_regular_file(folder / CONFIG))
     except (OSError, ValueError, RecursionError) as error:
         return f"{CONFIG} cannot be read: {error!s:.100}. Restore it."
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) else f"{CONFIG} holds no JSON object. Restore it."
 
 
 def _kind_fault(stage: Stage, folder: Path, found: Mapping[str, Any]) -> str | None:

@@ -138,7 +138,7 @@ def test_the_stage_trains_on_merged_rankings(ranked: Path, tmp_path: Path) -> No
     kept = read_json_lines(target / "rm/rankings.jsonl")
     assert len(kept) == 16 and {row["labeller"] for row in kept} == {"anna, ben"}
     for row in kept:
-        assert row["ranks"] == list(range(1, len(row["ranks"]) + 1))
+        assert row["ranks"] == list(range(len(row["ranks"])))
         assert all(better > worse for better, worse in pairwise(row["scores"]))
     assert metrics(target / "rm/manifest.json")["label_agreement_n"] == 16
 

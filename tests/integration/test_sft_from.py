@@ -83,7 +83,7 @@ def test_what_is_no_adapter_is_refused_before_training(foreign, tmp_path) -> Non
     (copy / "adapter_config.json").write_text("{")
     assert "cannot be read" in str(adapter_fault(config, "sft", copy))
     (copy / "adapter_config.json").write_text("[]")
-    assert "its r is None" in str(adapter_fault(config, "sft", copy))
+    assert "holds no JSON object" in str(adapter_fault(config, "sft", copy))
     (copy / "adapter_model.safetensors").unlink()
     assert "has no adapter_model.safetensors" in str(adapter_fault(config, "sft", copy))
     assert "no such folder" in str(adapter_fault(config, "sft", tmp_path / "none"))
