@@ -27,15 +27,10 @@ LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER
 
 
 def environment() -> dict[str, str]:
-    """One thread per process, so that sums have one order. PATH starts with the programs of this Python."""
+    """One thread per process, on the CPU. PATH starts with the programs of this Python."""
     inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
     path = f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', '')}"
-    return inherited | {
-        "OMP_NUM_THREADS": "1",
-        "PATH": path,
-        "CUDA_VISIBLE_DEVICES": "",
-        "DS_ACCELERATOR": "cpu",
-    }
+    return inherited | {"PATH": path} | warm.READ_AT_IMPORT
 
 
 def start(

@@ -24,6 +24,8 @@ from launch.deepspeed_command import free_port
 from pipeline.planning import stage_checks
 
 SERVER = multiprocessing.get_context("forkserver")
+# One thread per process, so that sums have one order.
+READ_AT_IMPORT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
 def run(
@@ -108,9 +110,9 @@ def _check(order: str, folder: str, variables: Mapping[str, str], results: str, 
 
 def _start_server(variables: Mapping[str, str]) -> None:
     """Start the server once. OpenMP and DeepSpeed read their variables when they are imported."""
-    saved = dict(os.environ)
+    saved, wanted = dict(os.environ), {**variables, **READ_AT_IMPORT}
     os.environ.clear()
-    os.environ.update(variables)
+    os.environ.update(wanted)
     try:
         SERVER.set_forkserver_preload(["tests.support.libraries"])
         forkserver.ensure_running()
