@@ -10,8 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
-from data.sources.bad_rows import BadRow
-from data.sources.messages import Text, last_text, read_text
+from data.sources.messages import Text, last_text
 from data.sources.split import prompt_key
 from data.storage.files import read_json_lines
 
@@ -79,10 +78,14 @@ def _is_ranking(row: Row) -> bool:
         return False
     if not all(type(rank) is int and rank >= 0 for rank in row["ranks"]) or row["split"] not in SPLITS:
         return False
-    try:
-        return all(map(bool, [read_text(text, "") for text in (row["prompt"], *row["completions"])]))
-    except BadRow:
-        return False
+    return all(map(_is_text, (row["prompt"], *row["completions"])))
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a text, which may be empty as a sample may, or a conversation."""
+    if not isinstance(value, list):
+        return isinstance(value, str)
+    return bool(value) and all(isinstance(one, dict) and isinstance(one.get("content"), str) for one in value)
 
 
 def _has_tokens_of(row: Row, tokenizer: PreTrainedTokenizerBase) -> bool:

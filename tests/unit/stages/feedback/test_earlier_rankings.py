@@ -34,7 +34,7 @@ def test_a_prompt_is_in_the_split_of_this_round(tmp_path) -> None:
         ranking("c", "held_out"),
         ranking("d", "held_out"),
         ranking("e", "train"),
-        ranking("f", "train", ranks=[0, 0]),
+        ranking("f", "train", ranks=[0, 0], completions=["", "y"]),  # a sample may be empty
     )
     train, held_out, note = with_earlier(
         [ranking("a", "train"), ranking("c", "train")], [ranking("b", "held_out")], [earlier]
