@@ -58,9 +58,11 @@ def prepare(context: Context) -> RoleModels:
 
 def _note_template(context: Context, models: RoleModels) -> None:
     """Note that the adapter of `STAGE.from` lies beside another chat template than the one that is used."""
-    stage, folder = context.stage, context.config.starts.get(context.stage)
-    template = Path(folder or "") / "chat_template.jinja"
-    if folder is None or not template.is_file():
+    stage = context.stage
+    if stage not in context.config.starts:
+        return
+    template = Path(context.config.starts[stage]) / "chat_template.jinja"
+    if not template.is_file():
         return
     tokenizer = models.reward_tokenizer if stage == "rm" else models.tokenizer
     own = read_regular_file(template).decode(errors="replace")

@@ -29,9 +29,9 @@ class Scorer:
         self._models = loaded.models
         self._tokenizer = loaded.models.reward_tokenizer
         self._longest = longest = window(loaded.models.reward_base)
-        limits = {"max_length": longest, "max_prompt_length": longest // 2}
-        chat = not continues_text(run.config)
-        self._data = run.config.data.model_copy(update=limits | {"chat": chat})
+        data = run.config.data.model_copy(update={"chat": not continues_text(run.config)})
+        self._whole = data.model_copy(update={"max_length": 2 * longest, "max_prompt_length": longest})
+        self._cut = data.model_copy(update={"max_length": longest, "max_prompt_length": longest // 2})
 
     def encode(self, prompt: Text, answer: str, *, ended: bool = True) -> Pair:
         """Tokens of a prompt and its answer.
@@ -42,12 +42,10 @@ class Scorer:
         Raises:
             UserError: no tokenizer can read them.
         """
-        wide = {"max_length": 2 * self._longest, "max_prompt_length": self._longest}
-        for data in (self._data.model_copy(update=wide), self._data):
-            pair = Pair(*tokenize.answer(prompt, answer, ended, self._tokenizer, data))
-            if sum(map(len, pair)) <= self._longest:
-                break
-        return pair
+        pair = Pair(*tokenize.answer(prompt, answer, ended, self._tokenizer, self._whole))
+        if sum(map(len, pair)) <= self._longest:
+            return pair
+        return Pair(*tokenize.answer(prompt, answer, ended, self._tokenizer, self._cut))
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
         """The score of each answer, in one batch. Of the SFT policy, the mean is 0 and the deviation 1."""
