@@ -114,6 +114,8 @@ def finished(manifest: Manifest, outcome: Outcome, output: Path, seconds: float)
         update={
             "status": "finished",
             "base_digest": outcome.base_digest,
+            "chat": outcome.chat,
+            "compute_dtype": outcome.compute_dtype,
             "output": content,
             "records": {name: Record(**record) for name, record in records(output.parent).items()},
             "metrics": metrics | {"wall_seconds": wall_seconds},

@@ -110,10 +110,14 @@ class Outcome:
     Attributes:
         metrics: the stage's own, and `steps`, `tokens_per_second` and `peak_memory_bytes`.
         base_digest: identity of the base that the adapter belongs to.
+        chat: whether its prompts are conversations (see `is_chat`); that of the first one it trains on.
+        compute_dtype: of the base's activations, such as `bfloat16`: `auto` depends on the machine.
     """
 
     metrics: dict[str, float]
     base_digest: str | None = None
+    chat: bool | None = None
+    compute_dtype: str | None = None
 
 
 def not_finite(metrics: Mapping[str, float]) -> str:

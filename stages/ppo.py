@@ -102,6 +102,8 @@ def run(context: Context) -> Outcome:
                 "peak_memory_bytes": ranks.max(peak_memory_bytes()),
             },
             models.policy_base.base_digest,
+            tokenize.is_chat(train[0].prompt, config.data),
+            models.policy_base.compute_dtype,
         )
 
 

@@ -126,6 +126,8 @@ def run(context: Context) -> Outcome:
             "peak_memory_bytes": ranks.max(peak_memory_bytes()),
         },
         models.reward_base.base_digest,
+        tokenize.is_chat(train[0].prompt, config.data),
+        models.reward_base.compute_dtype,
     )
 
 
@@ -187,7 +189,7 @@ def read_as_classifier(context: Context, models: RoleModels, rankings: Sequence[
     folder, tokenizer = context.config.starts.get("rm"), models.reward_tokenizer
     if folder is None or not is_classifier(Path(folder)):
         return
-    chat = context.config.data.chat or not isinstance(rankings[0].prompt, str)
+    chat = tokenize.is_chat(rankings[0].prompt, context.config.data)
     ending = classifier_ending(tokenizer, chat=chat)
     models.reward_base.head(Role.REWARD).ending = ending
     if ending is not None:

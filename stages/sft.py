@@ -81,6 +81,8 @@ def run(context: Context) -> Outcome:
             "peak_memory_bytes": ranks.max(peak_memory_bytes()),
         },
         models.base_digest,
+        train[0].chat,
+        models.policy_base.compute_dtype,
     )
 
 

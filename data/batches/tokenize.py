@@ -34,13 +34,14 @@ class Demonstration:
 
     A conversation of which several assistant turns are learned is a prompt up to the first of them, and a
     completion that is the rest. `learned` then tells which tokens of the completion are learned; None is all.
-    `source` is the label of one of several sources.
+    `source` is the label of one of several sources. `chat` tells whether the chat template wrote the prompt.
     """
 
     prompt_ids: list[int]
     completion_ids: list[int]
     learned: list[bool] | None = None
     source: str = ""
+    chat: bool = False
 
     @property
     def completion_mask(self) -> list[bool]:
@@ -73,6 +74,11 @@ class Prompt:
     text: str
     prompt_ids: list[int]
     source: str = ""
+
+
+def is_chat(prompt: Text, data: Data) -> bool:
+    """Whether a prompt is a conversation, which the chat template writes, and no text to continue."""
+    return data.chat or not isinstance(prompt, str)
 
 
 def apply_template(tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
@@ -121,6 +127,7 @@ def demonstrations(
             fit.completion_ids[0],
             mask and mask[: len(fit.completion_ids[0])],
             row.get("source", ""),
+            is_chat(row["prompt"], data),
         )
         for row, fit, mask in zip(rows, fitted, masks, strict=True)
         if fit is not None
@@ -206,8 +213,8 @@ def answer(
     itself: else one token could span the prompt's last line break and one at the answer's beginning.
     """
     where = f"the prompt {last_text(prompt)[:60]!r}"
-    if isinstance(prompt, str) and not data.chat:
-        prompt_ids, (ids,) = _encode_text(prompt, [text], tokenizer, where)
+    if not is_chat(prompt, data):
+        prompt_ids, (ids,) = _encode_text(str(prompt), [text], tokenizer, where)
     else:
         prompt_ids, _ = _encode_conversation(_turn("user", prompt), [], tokenizer, where)
         ids = encoder_of(tokenizer).text(text.strip(), where, add_special_tokens=False)
@@ -220,7 +227,7 @@ def answer(
 
 def continuation(prompt: Text, answer: str, data: Data) -> str:
     """A sampled answer, whose ends were stripped, as it follows `prompt`: in a text, words stay apart."""
-    return after(prompt, answer) if isinstance(prompt, str) and not data.chat else answer
+    return answer if is_chat(prompt, data) else after(str(prompt), answer)
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -294,10 +301,10 @@ def _encode_whole(
             f"{where}: a text without a prompt is no turn of a chat, and data.chat is true. Set it to false, "
             "or give `prompt` and `completion`."
         )
-    if isinstance(prompt, str) and not data.chat:
+    if not is_chat(prompt, data):
         # Some data sets end an answer with the text of the end-of-turn token, which is added here.
         texts = [str(completion).removesuffix(str(tokenizer.eos_token)) for completion in completions]
-        return _encode_text(prompt, texts, tokenizer, where)
+        return _encode_text(str(prompt), texts, tokenizer, where)
     answers = [_turn("assistant", completion) for completion in completions]
     return _encode_conversation(_turn("user", prompt), answers, tokenizer, where)
 

@@ -24,6 +24,7 @@ from data.storage.folder_digest import folder_digest
 from data.storage.records import record_faults
 from data.storage.source_digest import source_digest
 
+NEWER = ("chat", "compute_dtype")  # fields that earlier manifests, and so their SHA-256, lack
 Status = Literal["running", "finished", "failed", "interrupted"]
 # Libraries that a run's numbers depend on. NumPy draws the noise of samples.
 LIBRARIES = (
@@ -119,6 +120,8 @@ class Manifest(_Record):
     config: dict[str, Any] = Field(description="the resolved experiment, so that a change can be named")
     base: BaseModelId
     base_digest: str | None = Field(None, description="the base's commit on the hub, or its files' SHA-256")
+    chat: bool | None = Field(None, description="whether its prompts are conversations, by the first of them")
+    compute_dtype: str | None = Field(None, description="of the base's activations, such as bfloat16")
     inputs: dict[Stage, Input] = {}
     sources: dict[str, str] = Field({}, description="SHA-256 of each local file the stage reads, by key")
     output: Fingerprint | None = None
@@ -159,7 +162,8 @@ class Manifest(_Record):
         return record_faults(folder, {name: record.model_dump() for name, record in self.records.items()})
 
     def _digest(self) -> str:
-        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
+        absent = {name for name in NEWER if getattr(self, name) is None}
+        return hashlib.sha256(self.model_dump_json(exclude={"sha256", *absent}).encode()).hexdigest()
 
 
 def read_manifest(path: Path) -> Manifest | None:

@@ -128,6 +128,11 @@ class Roles(nn.Module):
         return dtype
 
     @property
+    def compute_dtype(self) -> str:
+        """The name of that dtype, such as `bfloat16`."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def is_int8(self) -> bool:
         """Whether linear layers are 8-bit. They round their inputs, too, and no other layer repeats that."""
         return any(isinstance(module, Linear8bitLt) for module in self.causal.modules())
