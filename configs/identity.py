@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -84,7 +84,8 @@ def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     """Dotted keys and values that change the result of `stage` by more than rounding."""
     tree = experiment.model_dump(mode="json")
     reward_base = tree["rm"].pop("base")
-    data = _data_identity(tree["data"], data_stage(stage))
+    learned: list[Stage] = ["sft"] if stage == "ppo" and experiment.ppo.ptx_coef else []
+    data = _data_identity(tree["data"], [*learned, data_stage(stage)])
     if stage == "best":
         tree["best"]["rollout"] = tree["best"]["rollout"] or tree["ppo"]["rollout"]
     speed_only = set(SPEED_ONLY)
@@ -119,13 +120,13 @@ def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     return {key: value for key, value in leaves if key not in SPEED_ONLY_NESTED or value == "vllm"}
 
 
-def _data_identity(data: dict[str, Any], stage: Stage) -> dict[str, Any]:
-    """What influences the rows of a stage, with `sft` or `sft[0]`, `sft[1]`, ... for its sources."""
-    own = _sources(data, stage)
+def _data_identity(data: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
+    """What influences the rows of stages, with `sft` or `sft[0]`, `sft[1]`, ... for their sources."""
+    own = {key: source for stage in stages for key, source in _sources(data, stage).items()}
     found = {key: value for key, value in data.items() if key not in STAGES and key != "near_duplicates"}
     found |= {key: _source_identity(source) for key, source in own.items()}
     for other in STAGES:  # a stage with the same source takes prompts from this stage
-        for key, source in _sources(data, other).items() if other != stage else ():
+        for key, source in _sources(data, other).items() if other not in stages else ():
             if any(all(source[name] == mine[name] for name in SOURCE_KEYS) for mine in own.values()):
                 found[key] = {name: source[name] for name in SOURCE_KEYS}
     return found

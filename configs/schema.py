@@ -124,6 +124,15 @@ class Experiment(Section):
         without = stage == "ppo" and self.ppo.critic == "shared" and not self.ppo.uses_reward_model
         return tuple(upstream for upstream in UPSTREAM[stage] if not (without and upstream == "rm"))
 
+    def data_behind(self, stage: Stage) -> tuple[Stage, ...]:
+        """The stages whose rows decide what `stage` learns and is judged on: its own, and earlier ones.
+
+        By `data.keep_apart`, the split depends on the prompts of earlier stages. PPO-ptx learns those of SFT.
+        """
+        if self.data.keep_apart:
+            return (*self.upstream(stage), stage)
+        return ("sft", stage) if stage == "ppo" and self.ppo.ptx_coef else (stage,)
+
     def labellers(self, stages: Sequence[Stage]) -> dict[str, str]:
         """Key and name of each labeller that the stages call."""
         named = self.rm.rankings.labellers if "rm" in stages else {}

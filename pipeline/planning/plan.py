@@ -208,10 +208,7 @@ def _changes(
     if manifest.config_hash != stage_hash(request.config, stage):
         # Empty if a newer schema only adds keys at their defaults.
         changes += differences(manifest.config, request.config, stage)
-    present = request.source_hashes(stage)
-    for key, digest in manifest.sources.items():
-        if present.get(key, digest) != digest:
-            changes.append(f"{key}: the file's content is not what it was")
+    changes += manifest.changed_sources(request.source_hashes(stage))
     for upstream in request.config.upstream(stage):
         if upstream in pending:
             changes.append(f"{upstream} is to be trained before it")

@@ -9,6 +9,7 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 
 from configs.schema import Experiment, Stage
+from data.storage.source_digest import source_digest
 from pipeline.state.manifest import source_hashes
 from pipeline.state.run_directory import RunDirectory
 
@@ -39,7 +40,7 @@ class Request:
     @cached_property
     def source_hashes(self) -> Callable[[Stage], dict[str, str]]:
         """`source_hashes(stage)`: SHA-256 of the stage's local files by configuration key, hashed once."""
-        return cache(partial(source_hashes, self.config))
+        return cache(partial(source_hashes, self.config, digest_of=cache(source_digest)))
 
     def command(self, stage: Stage, *switches: str) -> str:
         """The command line that runs `stage` of this request. `tristage run` does not know `best`."""

@@ -66,26 +66,29 @@ def _finished_manifest(request: Request, upstream: Stage) -> Manifest:
 
 
 def _check_settings(request: Request, upstream: Stage, manifest: Manifest) -> list[str]:
-    """Refuse another base or another adapter shape; return a note if other settings differ."""
+    """Refuse another base or another adapter shape; return notes if other settings or files differ."""
     base = request.config.base_of(upstream)
     base_id, key = BaseModelId.of(base), f"{base.key}.model"
     remedy = f"Restore the setting, or train {upstream} again with this one: {request.command(upstream)}"
     if manifest.base != base_id:
         raise Blocked(f"{base.key} is {base_id}, but stage {upstream} was trained on {manifest.base}", remedy)
-    digest = request.source_hashes(upstream).get(key)
-    if manifest.sources.get(key, digest) != digest:
+    present = request.source_hashes(upstream)
+    if manifest.sources.get(key, present.get(key)) != present.get(key):
         raise Blocked(
             f"the files of {base_id.model} are not those that stage {upstream} was trained on", remedy
         )
+    files = manifest.changed_sources(present)
+    notes = [f"stage {upstream} was trained on other files: {'; '.join(files)}"] if files else []
     if manifest.config_hash == stage_hash(request.config, upstream):
-        return []
+        return notes
     changes = differences(manifest.config, request.config, upstream)
     adapter_changes = [change for change in changes if change.startswith("adapter.")]
     if adapter_changes:
         raise Blocked(
             f"stage {upstream} was trained with another adapter: {'; '.join(adapter_changes)}", remedy
         )
-    return [f"stage {upstream} was trained with other settings: {'; '.join(changes)}"] if changes else []
+    settings = [f"stage {upstream} was trained with other settings: {'; '.join(changes)}"] if changes else []
+    return settings + notes
 
 
 def _check_lineage(request: Request, upstream: Stage, manifest: Manifest, inputs: dict[Stage, Input]) -> None:

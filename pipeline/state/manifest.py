@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -143,6 +143,14 @@ class Manifest(_Record):
         """Key and digest of the adapter that the stage started from, if there is one in `STAGE.from`."""
         return {key: digest for key, digest in self.sources.items() if key.endswith(".from")}
 
+    def changed_sources(self, present: Mapping[str, str]) -> list[str]:
+        """A line for each file that the stage read and whose digest is another one now."""
+        return [
+            f"{key}: the file's content is not what it was"
+            for key, digest in self.sources.items()
+            if present.get(key, digest) != digest
+        ]
+
     def write(self, path: Path) -> None:
         """Write atomically: a reader sees the old manifest or the new one."""
         write_text(path, self.sealed().model_dump_json(indent=2) + "\n")
@@ -198,19 +206,26 @@ def owner_of(manifest: Manifest | None) -> str:
     return str(manifest.process) if manifest and manifest.process else "another process"
 
 
-def source_hashes(config: Experiment, stage: Stage) -> dict[str, str]:
+def source_hashes(
+    config: Experiment, stage: Stage, digest_of: Callable[[Path], str | None] = source_digest
+) -> dict[str, str]:
     """SHA-256 of the local files and folders that `stage` reads, by configuration key.
 
     A missing file is left out: the stage itself reports it.
+
+    Args:
+        digest_of: the digest of a source, if several stages that read it share one.
     """
-    paths: dict[str, str | None] = {f"{part.key}.path": part.source.path for part in config.data.parts(stage)}
+    read = config.data_behind(stage)
+    parts = [part for each in read for part in config.data.parts(each)]
+    paths: dict[str, str | None] = {f"{part.key}.path": part.source.path for part in parts}
     paths["data.chat_template"] = config.data.chat_template
     paths[f"{stage}.from"] = config.starts.get(stage)
-    if stage == "rm":
+    if "rm" in read:
         paths |= {f"rm.rankings.earlier[{i}]": path for i, path in enumerate(config.rm.rankings.earlier)}
-    digests = {key: source_digest(Path(path)) for key, path in paths.items() if path}
+    digests = {key: digest_of(Path(path)) for key, path in paths.items() if path}
     digests |= {key: judge_digest(Path(path)) for key, path in config.judge_files([stage]).items()}
-    tasks = {f"{part.key}.task": part.source.task for part in config.data.parts(stage)}
+    tasks = {f"{part.key}.task": part.source.task for part in parts}
     digests |= {key: task_digest(task) for key, task in tasks.items() if task}
     digests |= {f"{base.key}.model": folder_digest(Path(base.model)) for base in config.bases(stage)}
     return {key: digest for key, digest in digests.items() if digest}

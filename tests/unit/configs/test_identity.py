@@ -72,6 +72,12 @@ def test_a_stage_hash_changes_with_what_influences_that_stage_alone(minimal, ove
         assert changed_keys(before, after, stage) == ([key] if stage in stages else [])
 
 
+def test_the_demonstrations_count_in_ppo_if_it_learns_them_too(minimal):
+    before, after = (trial(minimal, "ppo.ptx_coef=0.1", f"data.sft.limit={limit}") for limit in (8, 9))
+    assert changed_keys(before, after, "ppo") == ["data.sft.limit"]
+    assert changed_keys(before, after, "rm") == []
+
+
 def test_the_reference_counts_if_the_policy_starts_elsewhere(minimal):
     to_sft, to_start = (trial(minimal, "ppo.from=/a", f"ppo.reference={name}") for name in ("sft", "from"))
     assert changed_keys(to_sft, to_start, "ppo") == ["ppo.reference"]

@@ -9,7 +9,7 @@ import pytest
 
 from configs.errors import UserError
 from configs.identity import differences
-from configs.schema import Reward
+from configs.schema import STAGES, Reward
 from pipeline.planning.plan import plan_stage, plan_stages, sealed_checkpoint, stages_between
 from tests.support.pipeline_runs import request, toy, write_stage
 
@@ -105,6 +105,43 @@ def test_a_folder_of_data_is_noticed_when_a_file_comes_goes_or_changes(tmp_path:
     check_changed()
     (folder / "a.jsonl").write_text("a")
     assert plan_stage(request(tmp_path, config), "sft").action == "skip"
+
+
+@pytest.mark.parametrize(
+    ("options", "edited"),
+    [
+        ({}, "rm"),  # the split depends on it
+        ({"data__keep_apart": False, "ppo__ptx_coef": 0.1}, "sft"),
+    ],
+)
+def test_ppo_does_not_resume_on_other_rows_of_earlier_stages(
+    options: dict[str, Any], edited: str, tmp_path: Path
+) -> None:
+    file = tmp_path / f"{edited}.jsonl"
+    file.write_text("before")
+    config = toy(**{f"data__{edited}__path": str(file)}, **options)
+    for stage in STAGES[:2]:
+        write_stage(tmp_path, stage, config=config)
+    write_stage(tmp_path, "ppo", "interrupted", config=config, checkpoint=5)
+    assert plan_stage(request(tmp_path, config), "ppo").action == "resume"
+    file.write_text("after")
+    plan = plan_stage(request(tmp_path, config), "ppo")
+    assert plan.action == "blocked" and f"data.{edited}.path: the file's content" in plan.why
+
+
+def test_an_edited_file_of_an_earlier_stage_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "rm.jsonl"
+    file.write_text("before")
+    config = toy(data__rm__path=str(file), data__keep_apart=False)
+    write_stage(tmp_path, "sft", config=config)
+    write_stage(tmp_path, "rm", config=config)
+    assert plan_stage(request(tmp_path, config), "ppo").notes == ()
+    file.write_text("after")
+    plan = plan_stage(request(tmp_path, config), "ppo")
+    assert plan.action == "run"
+    assert plan.notes == (
+        "stage rm was trained on other files: data.rm.path: the file's content is not what it was",
+    )
 
 
 def test_interrupted_run_whose_data_was_edited_is_blocked(tmp_path: Path) -> None:
