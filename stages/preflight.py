@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -40,12 +41,15 @@ from stages.models.demo_models import embedded_model
 from stages.models.loftq import check_stored
 from stages.models.roles import Role, Roles
 from stages.models.start_adapters import add_reward_start, add_start
+from stages.sampling.decoding_batch import check_joinable
+from stages.sampling.vllm_checks import check_vllm
 from stages.setup import load_checked_tokenizer
 
 PROMPTS = ["How are you?", "Name a colour."]
 COMPLETIONS = ["I am well, thank you.", ""]  # a policy may end its turn at once
 RANKINGS = ("rm", "rankings")  # they say whether data.rm holds rankings or prompts
 MOST_WEIGHTS = 8 * 2**30  # bytes that are read before a stage starts, in some seconds
+CHOSEN_ENGINES = ("vllm", "continuous")  # auto takes what the base and this machine can do
 MOST_REPEATS = 100  # of an example in one batch; more can only be a slip
 
 TOKENS = [("data", key) for key in Data.model_fields if key not in (*STAGES, "shares")]  # how text is read
@@ -101,7 +105,7 @@ def main(results: int) -> None:
 
 
 def material(config: Experiment, stages: Sequence[Stage], wrong: Iterable[Keys] = ()) -> Iterator[Check]:
-    """Checks of the tokenizers, chat templates, rows and given adapters of the stages.
+    """Checks of the tokenizers, chat templates, rows, given adapters and rollout engines of the stages.
 
     A base that is not here yet is left to the stage, which downloads it. So is data of the hub. If a base or
     its template is wrong, rows are read, and not tokenized.
@@ -114,6 +118,10 @@ def material(config: Experiment, stages: Sequence[Stage], wrong: Iterable[Keys] 
             if config.adapter.target_modules != "all-linear" and stage not in config.starts:
                 name, reads = f"adapter.target_modules, on {base.key}", [("adapter",), _keys(base)]
                 yield Check("adapters", name, reads, _targets(config, base))
+        key, rollout = config.rollouts.get(stage, ("", None))
+        if rollout and rollout.engine in CHOSEN_ENGINES:
+            reads = [undotted(key), _keys(config.base), ("adapter",)]
+            yield Check("machine", f"{key}.engine: {rollout.engine}", reads, _engine(config, stage))
         base = config.base_of(stage)
         reads = [("adapter",), _keys(base)]
         if stage in config.starts and is_downloaded(base):
@@ -234,13 +242,26 @@ def _base(tokenizers: _Tokenizers, stage: Stage, base: Base) -> Callable[[], lis
     return check
 
 
+def _engine(config: Experiment, stage: Stage) -> Callable[[], list[str]]:
+    """Ask what the stage itself asks first, of a machine like this one."""
+
+    def check() -> list[str]:
+        check_vllm(config, stage, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        if is_downloaded(config.base):
+            check_joinable(config, stage, load_config(config.base))
+        return []
+
+    return check
+
+
 def _earlier(tokenizers: _Tokenizers) -> Callable[[], list[str]]:
     """Read the rankings of earlier rounds, which were sampled in the tokens of the policy's base."""
 
     def check() -> list[str]:
-        base = tokenizers.config.base
+        base, rm = tokenizers.config.base, tokenizers.config.rm
         tokenizer = tokenizers.load("sft", base) if tokenizers.usable(base) else None
-        with_earlier([], [], tokenizers.config.rm.rankings.earlier, tokenizer)
+        train, held_out, _ = with_earlier([], [], rm.rankings.earlier, tokenizer)
+        check_labels(rm.loss, [(row["prompt"], row.get("scores")) for row in (*train, *held_out)])
         return []
 
     return check
@@ -336,7 +357,7 @@ def _data(tokenizers: _Tokenizers, stage: Stage, kind: Kind, base: Base) -> Call
 
 def _check_scores(config: Experiment, kind: Kind, examples: Sequence[Any]) -> None:
     if kind == "rankings":
-        check_labels(config.rm.loss, examples)
+        check_labels(config.rm.loss, [(one.prompt, one.labels) for one in examples])
 
 
 def _check_sizes(config: Experiment, stage: Stage, train: int, held_out: int) -> None:

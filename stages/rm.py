@@ -68,7 +68,7 @@ def run(context: Context) -> Outcome:
     tokenizer, members = models.reward_tokenizer, models.reward_members
     train, held_out, counts = read_rankings(context, models, reward_model, record_samples=checkpoint is None)
     read_as_classifier(context, models, train)
-    check_labels(rm.loss, [*train, *held_out])
+    check_labels(rm.loss, [(one.prompt, one.labels) for one in (*train, *held_out)])
     if (note := ties_note(rm.loss, train)) is not None:
         context.tracker.note(note)
 

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from configs.errors import UserError
 from configs.schema import RankingLoss
 from data.batches.tokenize import Ranking
-from data.sources.messages import last_text
+from data.sources.messages import Text, last_text
 from stages.maths.ranking_losses import (
     plackett_luce_loss,
     ranking_loss,
@@ -57,13 +57,13 @@ def labels_of(rankings: Sequence[Ranking], device: torch.device) -> Tensor | Non
     return pad_sequence(tensors, batch_first=True)
 
 
-def check_labels(config: RankingLoss, rankings: Sequence[Ranking]) -> None:
-    """Raise UserError if margins need scores that a ranking does not have."""
-    without = [ranking for ranking in rankings if ranking.labels is None]
+def check_labels(config: RankingLoss, rankings: Sequence[tuple[Text, Sequence[float] | None]]) -> None:
+    """Raise UserError if margins need scores that a ranking, given as prompt and scores, does not have."""
+    without = [prompt for prompt, scores in rankings if scores is None]
     if config.margin == "scores" and without:
         raise UserError(
             f"rm.loss.margin: scores, but {len(without):,} of {len(rankings):,} rankings have no scores. One "
-            f"has the prompt {last_text(without[0].prompt)[:60]!r}. Give each row `scores`, or set "
+            f"has the prompt {last_text(without[0])[:60]!r}. Give each row `scores`, or set "
             "rm.loss.margin to none."
         )
 

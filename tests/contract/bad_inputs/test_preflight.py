@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from configs.load import load_experiment
 from data import examples
 from stages import preflight
 from tests.contract.bad_inputs.entry import check_message, experiment, files, stage_run, tristage, write_rows
+from tests.contract.bad_inputs.model_damage import damaged, edit
 from tests.support.pipeline_runs import write_stage
 
 pytestmark = pytest.mark.usefixtures("material_checks")
@@ -83,6 +85,30 @@ def test_margins_need_scores_in_every_row(
         "rm.loss.margin: scores, but 1 of 20 rankings have no scores. One has the prompt 'What is 19?'. Give",
         "each row `scores`, or set rm.loss.margin to none.",
     )
+
+
+def test_margins_need_scores_in_the_rankings_of_earlier_rounds(tmp_path: Path) -> None:
+    """They are told before the stage samples answers, and has them ranked."""
+    row = {"split": "train", "prompt": "What?", "completions": ["a", "b"], "ranks": [0, 1]}
+    earlier = write_rows(tmp_path / "earlier.jsonl", [row | {"scores": [2, 1]}, row])
+    labeller = [*SHORT, "rm.rankings.labeller=warmth", f"rm.rankings.earlier=[{earlier}]"]
+    preflight.check_material(load_experiment(trial(tmp_path), labeller), "rm")
+    with pytest.raises(UserError, match=r"rm\.loss\.margin: scores, but 1 of 2 rankings have no scores"):
+        preflight.check_material(load_experiment(trial(tmp_path), [*labeller, "rm.loss.margin=scores"]), "rm")
+
+
+@pytest.mark.parametrize("stage", ["rm", "ppo", "best"])
+def test_engines_that_are_not_here(stage: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    file = trial(tmp_path)
+    key = "rm.rankings.rollout" if stage == "rm" else "ppo.rollout"
+    vllm = [*SHORT, "base.quantization=none", f"{key}.engine=vllm"]
+    if find_spec("vllm") is None:
+        with pytest.raises(UserError, match=rf"{key}\.engine: vllm: there is no Python module vllm here"):
+            preflight.check_material(load_experiment(file, vllm), stage)
+    damaged(tiny_folder, tmp_path / "model", [edit("config.json", sliding_window=8)])
+    continuous = [*SHORT, f"base.model={tmp_path}/model", f"{key}.engine=continuous"]
+    with pytest.raises(UserError, match=rf"{key}\.engine: continuous, but .* sliding windows"):
+        preflight.check_material(load_experiment(file, continuous), stage)
 
 
 TARGETS = {

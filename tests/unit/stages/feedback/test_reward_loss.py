@@ -61,7 +61,7 @@ def test_labels_are_padded_or_absent():
 
 
 def test_rankings_without_scores_are_refused_if_margins_need_them():
-    scored, plain = Ranking("Hi!", [1], [[2]] * 2, [0, 1], [2.0, 1.0]), Ranking("Ho!", [1], [[2]] * 2, [0, 1])
+    scored, plain = ("Hi!", [2.0, 1.0]), ("Ho!", None)
     check_labels(RankingLoss(), [plain])
     check_labels(RankingLoss(margin="scores"), [scored])
     with pytest.raises(
