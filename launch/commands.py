@@ -27,7 +27,7 @@ from launch.given_run import given_run
 from launch.refusals import check_runnable, read_request
 from launch.stage_sequence import run_all
 from launch.sweep import Run, check_different, run_sweep, runs_of, seeds_of, split_axes
-from launch.sweep_plan import plan_runs
+from launch.sweep_plan import plan_runs, settings_of
 from launch.worker_pool import WorkerPool
 from pipeline.planning.batches import check_batches
 from pipeline.planning.machine import machine_in_words, machine_warnings, made_for
@@ -200,12 +200,14 @@ def sweep(options: SweepOptions) -> int:
         *(_run_command(options, run, request.config.name, ranks) for run in runs), strict=True
     )
     check_different(runs, configs)
-    plans = plan_stages(request, [*STAGES, "best"])
-    check_all(request.config, plans, ranks, faults)
+    scored = any("rm" in config.upstream("ppo") for config in configs)
+    shared = plan_stages(request, ["sft", "rm", "best"] if scored else ["sft"])
+    of_runs = plan_runs(request, shared, runs, configs)
+    for config, plans in settings_of(request.config, shared, configs, of_runs):
+        check_all(config, plans, ranks, faults)
     faults.refuse()
-    shared = [plan for plan in plans if plan.stage != "ppo"]
     if options.plan:
-        return _show_sweep(options, request, shared, runs, configs)
+        return _show_sweep(options, request, shared, runs, of_runs)
     status = run_sweep((request, launch, shared), list(zip(runs, commands, strict=True)), pool)
     if not any(sweep_runs(request.run.path)):
         return status  # a shared stage failed and has printed why
@@ -220,13 +222,12 @@ def _show_sweep(
     request: Request,
     shared: Sequence[StagePlan],
     runs: Sequence[Run],
-    configs: Sequence[Experiment],
+    plans: Sequence[StagePlan],
 ) -> int:
     """Show what a sweep would do. Returns the exit status."""
     console = SafeConsole()
     _print_beginning(console, options, request)
     print_decisions(console, shared)
-    plans = plan_runs(request, shared, runs, configs)
     print_runs(console, [run.path.name for run in runs], plans)
     return 2 if any(plan.action == "blocked" for plan in [*shared, *plans]) else 0
 

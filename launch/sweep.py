@@ -190,7 +190,7 @@ def run_sweep(root: Job, runs: Sequence[tuple[Run, Sequence[str]]], pool: Worker
 
 
 def link_shared(root: Path, path: Path) -> None:
-    """Link a run's `sft` and `rm` to those of the root. Relative links survive a move of the root.
+    """Link a run's `sft` and `rm` to those of the root, if it has them. Relative links survive a move of it.
 
     Raises:
         UserError: `path` cannot be written, or is a link.
@@ -202,7 +202,7 @@ def link_shared(root: Path, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         for stage in SHARED:
             link = path / stage
-            if not link.is_symlink() and not link.exists():
+            if (root / stage).exists() and not link.is_symlink() and not link.exists():
                 link.symlink_to(os.path.relpath(root / stage, path))
     except OSError as error:
         raise not_writable(path, error) from error

@@ -32,6 +32,28 @@ def plan_runs(
     ]
 
 
+def settings_of(
+    root: Experiment, shared: Sequence[StagePlan], configs: Sequence[Experiment], runs: Sequence[StagePlan]
+) -> list[tuple[Experiment, list[StagePlan]]]:
+    """The root's experiment with the shared stages, and each setting of PPO once, with a run that starts.
+
+    What a run reads and calls depends on no seed. A setting that is the root's own stands beside its stages.
+
+    Args:
+        configs, runs: the experiment of each run, and the decision about its PPO.
+    """
+    found = {_setting(root): (root, list(shared))}
+    for config, plan in zip(configs, runs, strict=True):
+        if plan.starts:
+            _, plans = found.setdefault(_setting(config), (config, []))
+            plans += [] if any(one.stage == "ppo" for one in plans) else [plan]
+    return list(found.values())
+
+
+def _setting(config: Experiment) -> str:
+    return config.ppo.model_dump_json(exclude={"seed"})
+
+
 def _plan_run(request: Request, pending: frozenset[Stage]) -> StagePlan:
     if not request.run.stage("ppo").exists():  # nor do the links to the shared stages, perhaps
         return StagePlan("ppo", "run", "has not run yet")

@@ -15,6 +15,7 @@ import pytest
 from configs.errors import UserError
 from configs.identity import stage_hash
 from configs.load import dump_experiment, load_experiment
+from configs.schema import Experiment
 from launch import commands
 from launch import sweep as sweeping
 from launch.arguments import DEFAULT_CONFIG as DEMO
@@ -22,6 +23,7 @@ from launch.commands import main
 from launch.deepspeed_command import Launch
 from launch.sweep import link_shared, run_sweep, runs_of, seeds_of, split_axes
 from launch.worker_pool import WorkerPool
+from pipeline.planning.plan import StagePlan
 from pipeline.planning.request import Request
 from pipeline.state.run_directory import RunDirectory
 from tests.contract.bad_inputs.entry import tristage
@@ -108,6 +110,12 @@ def test_names_of_runs_are_names_of_experiments(tmp_path: Path) -> None:
     assert [run.name for run in runs] == ["judge_my_fn-seed_0", "judge_warmth-seed_0"]
     with pytest.raises(UserError, match="too long for the name of a run"):
         runs_of(tmp_path, [[f"ppo.judge={'m' * 250}:f", "ppo.judge=warmth"]], [0])
+
+
+def test_a_run_has_no_link_to_a_stage_that_the_root_lacks(tmp_path: Path) -> None:
+    (tmp_path / "sft").mkdir()
+    link_shared(tmp_path, tmp_path / "sweep" / "seed=0")
+    assert sorted(path.name for path in (tmp_path / "sweep" / "seed=0").iterdir()) == ["sft"]
 
 
 def test_runs_stand_on_the_shared_stages(tmp_path: Path) -> None:
@@ -280,6 +288,54 @@ def test_the_command_starts_every_run_and_reports(
     assert len({run.path for run, _ in started}) == len({config.name for config in configs}) == 4
     assert {config.tracking.group for config in configs} == {root.name}
     assert all(stage_hash(config, "rm") == stage_hash(root, "rm") for config in configs)
+
+
+WITHOUT_RM = ["ppo.critic=shared", "ppo.rewards=[{source: 'theirs:score'}]"]
+
+
+@pytest.mark.parametrize(
+    ("words", "shared"),
+    [
+        ([], ["sft", "rm", "best"]),
+        (WITHOUT_RM, ["sft"]),
+        ([WITHOUT_RM[1], "ppo.critic=shared,adapter"], ["sft", "rm", "best"]),
+    ],
+)
+def test_a_reward_model_is_shared_if_a_run_needs_one(
+    words: list[str], shared: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+
+    def run_sweep(root: sweeping.Job, _runs: object, _pool: WorkerPool) -> int:
+        trained.extend(plan.stage for plan in root[2])
+        return 1
+
+    monkeypatch.setattr(commands, "run_sweep", run_sweep)
+    monkeypatch.setattr(commands, "check_all", lambda *_: [])
+    assert tristage("sweep", "--config", TINY, "--run-dir", tmp_path / "run", *words)[0] == 1
+    assert trained == shared
+
+
+def test_every_setting_is_checked_once_before_anything_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[tuple[float, list[str]]] = []
+
+    def check_all(config: Experiment, plans: list[StagePlan], *_: object) -> list[str]:
+        checked.append((config.ppo.kl_coef, [plan.stage for plan in plans]))
+        return []
+
+    monkeypatch.setattr(commands, "check_all", check_all)
+    monkeypatch.setattr(commands, "run_sweep", lambda *_: 1)
+    own = load_experiment(TINY).ppo.kl_coef
+    words = ["--seeds", "2", f"ppo.kl_coef={own},0.3,0.4"]
+    assert tristage("sweep", "--config", TINY, "--run-dir", tmp_path / "run", *words)[0] == 1
+    assert checked == [(own, ["sft", "rm", "best", "ppo"]), (0.3, ["ppo"]), (0.4, ["ppo"])]
+
+
+def test_a_fault_of_one_setting_is_told_before_anything_trains(tmp_path: Path) -> None:
+    err = refused(tmp_path, "--seeds", "1", "ppo.judge=warmth,nowhere:score")
+    assert "ppo.judge: " in err and "nowhere" in err
 
 
 @pytest.mark.parametrize(
