@@ -8,7 +8,7 @@ from pathlib import Path
 from configs.errors import UserError
 from configs.identity import stage_hash
 from configs.load import dump_experiment
-from data.storage.files import remove_partial_files
+from data.storage.files import read_json_lines, remove_partial_files
 from data.storage.records import records
 from pipeline.planning.plan import StagePlan, sealed_checkpoint
 from pipeline.planning.request import Request
@@ -25,6 +25,8 @@ from pipeline.state.manifest import (
     read_manifest,
 )
 from stages.context import Outcome, not_finite
+
+RECORDS = ("metrics.jsonl", "samples.jsonl")
 
 
 def begin_attempt(request: Request, plan: StagePlan, world: int) -> Manifest:
@@ -83,9 +85,15 @@ def restore_previous(request: Request, plan: StagePlan, config: str | None) -> s
 
 
 def _left_something(folder: Path) -> bool:
-    """Whether an attempt left records, rankings, checkpoints or an adapter."""
-    paths = (path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
-    return any(path.relative_to(folder).parts[0] not in ("manifest.json", "logs", "wandb") for path in paths)
+    """Whether an attempt left rankings, checkpoints, an adapter, or records of a step that it took."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
+    tops = {path.relative_to(folder).parts[0] for path in paths} - {"manifest.json", "logs", "wandb"}
+    return any(name not in RECORDS or _took_a_step(folder / name) for name in tops)
+
+
+def _took_a_step(record: Path) -> bool:
+    """Whether a record has more than the evaluation and the samples before the first step."""
+    return any(row["step"] > 0 for row in read_json_lines(record, ["step"], growing=True))
 
 
 def finished(manifest: Manifest, outcome: Outcome, output: Path, seconds: float) -> Manifest:

@@ -178,6 +178,8 @@ def test_a_failure_before_the_first_step_restores_the_finished_result(
     tmp_path: Path, run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(context: Context) -> Outcome:
+        context.tracker.log({"eval/loss": 3.0}, 0)
+        context.tracker.samples([{"prompt": "p", "response": "r"}], 0)
         raise UserError("rows.jsonl: row 3: no prompt")
 
     assert run() == 0
@@ -326,9 +328,9 @@ def test_a_stage_is_planned_once_and_its_sources_are_hashed_once(
         planned.append(stage)
         return plan_stage(request, stage, **state)
 
-    def record_hash(config: Experiment, stage: Stage) -> dict[str, str]:
+    def record_hash(config: Experiment, stage: Stage, **how: Any) -> dict[str, str]:
         hashed.append(stage)
-        return source_hashes(config, stage)
+        return source_hashes(config, stage, **how)
 
     monkeypatch.setattr(stage_process, "plan_stage", record_plan)
     monkeypatch.setattr(request, "source_hashes", record_hash)
