@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as TerminalTable
@@ -15,11 +14,9 @@ from rich.text import Text
 
 from configs.errors import UserError
 from configs.schema import ALL_STAGES, Stage
-from data.storage.files import write_text
-from pipeline.reporting.figure_style import LOOK, grid, new_figure
-from pipeline.reporting.figures import DOTS_PER_INCH
-from pipeline.reporting.folder import report_folder
-from pipeline.reporting.page import Cell, Page, Paragraph, Picture, Section, Table, render
+from pipeline.reporting.figure_style import draw_into, grid, new_figure
+from pipeline.reporting.folder import ELSEWHERE, report_folder
+from pipeline.reporting.page import Cell, Page, Paragraph, Picture, Section, Table, write_page
 from pipeline.reporting.sweep_report import MARKERS, PALETTE
 from pipeline.state.results import Results, read_results
 from pipeline.terminal.summary import key_metrics
@@ -109,16 +106,9 @@ def write_comparison(runs: Runs, folder: Path) -> Path:
     Raises:
         UserError: the folder cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with report_folder(folder):
-        with matplotlib.rc_context(LOOK):
-            figure = draw(runs)
-            if figure:
-                figure.savefig(folder / FIGURE, dpi=DOTS_PER_INCH, metadata={"Software": None})
-        page = build_page(runs, with_figure=figure is not None)
-        write_text(folder / "report.md", render(page, "md"))
-        write_text(folder / "index.html", render(page, "html"))
-    return folder / "index.html"
+    with report_folder(folder, ELSEWHERE):
+        with_figure = draw_into(folder / FIGURE, lambda: draw(runs))
+        return write_page(build_page(runs, with_figure=with_figure), folder)
 
 
 def draw(runs: Runs) -> Figure | None:

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from apps.evaluate.tasks import MEAN, SUM, TaskResult, as_json
 from data.storage.files import write_text
-from pipeline.reporting.folder import report_folder
-from pipeline.reporting.page import Block, Bullets, Cell, Page, Paragraph, Section, Table, render
+from pipeline.reporting.folder import ELSEWHERE, report_folder
+from pipeline.reporting.page import Block, Bullets, Cell, Page, Paragraph, Section, Table, write_page
 from stages.maths.statistics import Figure
 
 LABELS = {SUM: "Accuracy", MEAN: "Accuracy, per token"}
@@ -31,13 +31,9 @@ def write_tasks(results: Sequence[TaskResult], folder: Path, title: str) -> Path
     Raises:
         UserError: the folder cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with report_folder(folder):
+    with report_folder(folder, ELSEWHERE):
         write_text(folder / "tasks.json", json.dumps(as_json(results), indent=1, ensure_ascii=False) + "\n")
-        page = build_page(results, title)
-        write_text(folder / "tasks.md", render(page, "md"))
-        write_text(folder / "tasks.html", render(page, "html"))
-    return folder / "tasks.html"
+        return write_page(build_page(results, title), folder, "tasks", "tasks")
 
 
 def build_page(results: Sequence[TaskResult], title: str) -> Page:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -12,6 +14,7 @@ from matplotlib.figure import Figure
 COLOURS = {"base": "#767676", "sft": "#0072B2", "rm": "#CC79A7", "ppo": "#D55E00", "best": "#009E73"}
 MARKERS = {"base": "s", "sft": "o", "ppo": "D"}
 ROLE_NAMES = {"base": "base", "sft": "SFT", "ppo": "PPO"}
+DOTS_PER_INCH = 150
 INK, PALE, FAINT = "#222222", "#8c8c8c", "#cfcfcf"
 LOOK: dict[Any, Any] = {
     "font.size": 10,
@@ -38,6 +41,22 @@ LOOK: dict[Any, Any] = {
     "figure.constrained_layout.h_pad": 0.09,
     "figure.constrained_layout.w_pad": 0.12,
 }
+
+
+def draw_into(file: Path, draw: Callable[[], Figure | None]) -> bool:
+    """Draw a figure in this style, and write it. Without one, an outdated file is removed.
+
+    Returns:
+        Whether there is a figure.
+    """
+    with matplotlib.rc_context(LOOK):
+        figure = draw()
+        if figure is None:
+            file.unlink(missing_ok=True)
+            return False
+        # Without matplotlib's version in its metadata, the same results give the same file.
+        figure.savefig(file, dpi=DOTS_PER_INCH, metadata={"Software": None})
+    return True
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from configs.safe_text import visible
+from data.storage.files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_QUOTE = 700
@@ -108,3 +109,11 @@ def render(page: Page, form: Literal["md", "html"]) -> str:
     )
     environment.filters["markdown"] = markdown
     return visible(environment.get_template(f"report.{form}.jinja").render(page=page))
+
+
+def write_page(page: Page, folder: Path, markdown_name: str = "report", html_name: str = "index") -> Path:
+    """Write the page into `folder`, as Markdown and as HTML. Returns the path of the latter."""
+    write_text(folder / f"{markdown_name}.md", render(page, "md"))
+    html = folder / f"{html_name}.html"
+    write_text(html, render(page, "html"))
+    return html

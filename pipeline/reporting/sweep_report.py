@@ -8,15 +8,13 @@ from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from configs.errors import UserError
-from data.storage.files import write_json_lines, write_text
-from pipeline.reporting.figure_style import COLOURS, LOOK, PALE, new_figure
-from pipeline.reporting.figures import DOTS_PER_INCH
+from data.storage.files import write_json_lines
+from pipeline.reporting.figure_style import COLOURS, PALE, draw_into, new_figure
 from pipeline.reporting.folder import report_folder
-from pipeline.reporting.page import Cell, Page, Paragraph, Picture, Section, Table, quote, render
+from pipeline.reporting.page import Cell, Page, Paragraph, Picture, Section, Table, quote, write_page
 from pipeline.reporting.reward_words import is_reward_model
 from pipeline.state.results import read_results, sweep_runs
 from pipeline.state.rows import CurveRow, Row, read_rows
@@ -76,17 +74,12 @@ def write_sweep_report(root: Path) -> Path:
     best_of_n = read_rows(root / "best" / "curve.jsonl", CurveRow)
     finished = [result for result in results if result.metrics]
     with report_folder(root / "sweep" / "report") as folder:
-        with matplotlib.rc_context(LOOK):
-            figure = frontier(finished, best_of_n)
-            figure.savefig(folder / FIGURE, dpi=DOTS_PER_INCH, metadata={"Software": None})
+        draw_into(folder / FIGURE, lambda: frontier(finished, best_of_n))
         write_json_lines(
             folder / "runs.jsonl",
             [{"setting": run.setting, "seed": run.seed, **run.metrics} for run in results],
         )
-        page = build_page(root, results)
-        write_text(folder / "report.md", render(page, "md"))
-        write_text(folder / "index.html", render(page, "html"))
-    return folder / "index.html"
+        return write_page(build_page(root, results), folder)
 
 
 def read_result(run: Path) -> SweepResult:

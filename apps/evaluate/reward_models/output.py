@@ -7,17 +7,15 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-import matplotlib
 from rich.console import Console
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from apps.evaluate.reward_models.measure import Measured
 from data.storage.files import write_json_lines, write_text
-from pipeline.reporting.figure_style import LOOK
-from pipeline.reporting.figures import DOTS_PER_INCH
-from pipeline.reporting.folder import report_folder
-from pipeline.reporting.page import Cell, Page, Paragraph, Section, Table, render
+from pipeline.reporting.figure_style import draw_into
+from pipeline.reporting.folder import ELSEWHERE, report_folder
+from pipeline.reporting.page import Cell, Page, Paragraph, Section, Table, write_page
 from pipeline.reporting.reward_model import PICTURE, draw_report, report_blocks, verdicts
 from pipeline.terminal.format import show_figure
 from stages.feedback.reward_evaluation import RANKINGS, REPORT
@@ -39,8 +37,7 @@ def write_measured(measured: Measured, folder: Path, title: str, subtitle: str) 
     Raises:
         UserError: the folder cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with report_folder(folder):
+    with report_folder(folder, ELSEWHERE):
         figures = {
             "of": subtitle,
             **measured.report,
@@ -51,13 +48,8 @@ def write_measured(measured: Measured, folder: Path, title: str, subtitle: str) 
         }
         write_text(folder / REPORT, json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
         write_json_lines(folder / RANKINGS, [asdict(one) for one in measured.rankings])
-        with matplotlib.rc_context(LOOK):
-            drawing = draw_report(measured.report)
-            drawing.savefig(folder / PICTURE, dpi=DOTS_PER_INCH, metadata={"Software": None})
-        page = build_page(measured, title, subtitle)
-        write_text(folder / "report.md", render(page, "md"))
-        write_text(folder / "index.html", render(page, "html"))
-    return folder / "index.html"
+        draw_into(folder / PICTURE, lambda: draw_report(measured.report))
+        return write_page(build_page(measured, title, subtitle), folder)
 
 
 def build_page(measured: Measured, title: str, subtitle: str) -> Page:

@@ -124,7 +124,7 @@ def test_a_file_where_the_report_should_be(sft_run):
     (run / "report").write_text("precious")
     status, _, err = tristage("report", "--run-dir", run)
     assert status == 2 and (run / "report").read_text() == "precious"
-    check_message(err, f"{run}/report: the report cannot be written: a file is in its place")
+    check_message(err, f"{run}/report: cannot be written: a file is in its place")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -138,7 +138,7 @@ def test_a_full_disk_under_the_report(sft_run, monkeypatch):
     monkeypatch.setattr(report, "draw_all", full)
     status, _, err = tristage("report", "--run-dir", run)
     assert status == 2
-    check_message(err, "the report cannot be written: No space left on device. Results are not affected")
+    check_message(err, "report: cannot be written: No space left on device. Results are not affected")
 
 
 # Manifests
