@@ -58,8 +58,9 @@ class ScoringJudge:
         return self._given[id(answers)][1]
 
     def prefer(self, prompts: Sequence[Text], ours: Answers, theirs: Answers) -> list[float]:
-        """See `Judge`."""
-        return wins(self.scores(prompts, ours), self.scores(prompts, theirs))
+        """See `Judge`. Equal texts tie: the noise of two forwards is no preference."""
+        won = wins(self.scores(prompts, ours), self.scores(prompts, theirs))
+        return [0.5 if a == b else one for one, a, b in zip(won, ours.texts, theirs.texts, strict=True)]
 
 
 @dataclass

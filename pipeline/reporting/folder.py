@@ -12,8 +12,8 @@ from configs.errors import UserError
 from pipeline.state.run_directory import check_plain
 
 REPORT_AGAIN = (
-    "Results are not affected. Fix this, then run `tristage report --run-dir DIR` (a sweep: the same `tristage "
-    "sweep`)."
+    "Results are not affected. Fix this, then run `tristage report --run-dir DIR` (a sweep: the same "
+    "`tristage sweep`)."
 )
 ELSEWHERE = "Fix this, or give another --out."
 
