@@ -180,6 +180,8 @@ def run(options: RunOptions) -> int:
     faults.refuse()
     status = run_all(request, launch, plans)
     if status == 0 and options.until == "ppo":
+        if request.config.ppo.judge is None and (request.run.stage("ppo") / "evaluation.jsonl").is_file():
+            say(f"no judge is set (ppo.judge); people can judge: {request.collect_command('pairs')}")
         return _report(request.run.path)
     if status == 0:
         say(f"next: {request.next_command(options.until)}")

@@ -14,14 +14,17 @@ from apps.trained_run import TrainedRun, this_process
 from configs.errors import UserError
 from configs.judge_file import read_judge
 from configs.schema import JUDGE_FILES
-from data.people.round import FOLDER, read_round
 from data.sources.messages import Text, last_text
 from stages.feedback.endpoint_judge import EndpointJudge
 from stages.feedback.labellers import LABELLERS, labeller
+from stages.feedback.rankers import CACHE
+from stages.feedback.verdict_cache import VerdictCache
 from stages.maths.statistics import wins
 
 GOLD, REWARD_MODEL, PEOPLE = "gold", "rm", "people"
-OPTION = "--judges"
+OPTION, ANSWERS = "--judges", "answers.jsonl"
+
+Compared = tuple[float, int, int]  # how often our answer won, its length, and that of the other
 
 
 class Judge(Protocol):
@@ -36,8 +39,13 @@ class Judge(Protocol):
     def scores(self, prompts: Sequence[Text], answers: Answers) -> list[float]:
         """A score of each answer; empty if this judge only compares two."""
 
-    def prefer(self, prompts: Sequence[Text], ours: Answers, theirs: Answers) -> Sequence[float | None]:
-        """For each prompt 1 if our answer is better, 0 if it is worse, 1/2 for a tie; None if not judged."""
+    def compare(self, prompts: Sequence[Text], ours: Answers, theirs: Answers) -> Sequence[Compared]:
+        """For each prompt that is judged 1 if our answer is better, 0 if it is worse, 1/2 for a tie; and the
+        lengths of both.
+        """
+
+    def notes(self) -> list[str]:
+        """What it could not say, once it has judged."""
 
 
 @dataclass
@@ -57,10 +65,15 @@ class ScoringJudge:
             self._given[id(answers)] = answers, self.score([last_text(prompt) for prompt in prompts], answers)
         return self._given[id(answers)][1]
 
-    def prefer(self, prompts: Sequence[Text], ours: Answers, theirs: Answers) -> list[float]:
+    def compare(self, prompts: Sequence[Text], ours: Answers, theirs: Answers) -> list[Compared]:
         """See `Judge`. Equal texts tie: the noise of two forwards is no preference."""
         won = wins(self.scores(prompts, ours), self.scores(prompts, theirs))
-        return [0.5 if a == b else one for one, a, b in zip(won, ours.texts, theirs.texts, strict=True)]
+        tied = [0.5 if a == b else one for one, a, b in zip(won, ours.texts, theirs.texts, strict=True)]
+        return list(zip(tied, ours.lengths, theirs.lengths, strict=True))
+
+    def notes(self) -> list[str]:
+        """None."""
+        return []
 
 
 @dataclass
@@ -74,16 +87,24 @@ class ComparingJudge:
         """Empty: this judge compares."""
         return []
 
-    def prefer(self, prompts: Sequence[Text], ours: Answers, theirs: Answers) -> list[float]:
+    def compare(self, prompts: Sequence[Text], ours: Answers, theirs: Answers) -> list[Compared]:
         """See `Judge` and `EndpointJudge.prefer`."""
-        return self.endpoint.prefer(prompts, ours.texts, theirs.texts)
+        won = self.endpoint.prefer(prompts, ours.texts, theirs.texts)
+        return list(zip(won, ours.lengths, theirs.lengths, strict=True))
+
+    def notes(self) -> list[str]:
+        """How many replies were unreadable, if any were."""
+        unreadable = len(self.endpoint.unreadable)
+        counted = f"{unreadable} of {len(self.endpoint.replies)} replies were unreadable, and count as ties."
+        return [f"{self.name}: {counted}"] if unreadable else []
 
 
-def open_judges(run: TrainedRun, names: Sequence[str] | None) -> list[Judge]:
+def open_judges(run: TrainedRun, names: Sequence[str] | None, folder: Path) -> list[Judge]:
     """The judges `names`: `gold` (`ppo.judge`), `rm`, `people`, a labeller, a function, an endpoint's YAML.
 
     Args:
         names: None for all that the run has.
+        folder: of the evaluation. The replies of endpoints are kept there.
 
     Raises:
         UserError: a name is none of these, or the run has no such judge.
@@ -98,20 +119,22 @@ def open_judges(run: TrainedRun, names: Sequence[str] | None) -> list[Judge]:
             "--judges: this run has neither a judge (ppo.judge) nor a reward model. Name one, such as "
             "--judges my_module:my_function"
         )
-    judges = [_open(run, name) for name in dict.fromkeys(names)]
+    judges = [_open(run, name, folder) for name in dict.fromkeys(names)]
     if double := [name for name, number in Counter(judge.name for judge in judges).items() if number > 1]:
         raise UserError(f"--judges: two are called {double[0]!r:.100}. Rename one of the judges' files.")
     return judges
 
 
-def _open(run: TrainedRun, name: str) -> Judge:
+def _open(run: TrainedRun, name: str, folder: Path) -> Judge:
     if name == PEOPLE:
-        return PeopleJudge(read_round(run.run.path / FOLDER / "pairs"))
+        return PeopleJudge(run.run, run.manifests, folder / ANSWERS)
     if name == REWARD_MODEL:
         run.require("rm")
         return ScoringJudge(name, lambda prompts, answers: answers.rewards)
     if name.endswith(JUDGE_FILES):
-        return ComparingJudge(Path(name).stem, EndpointJudge(read_judge(Path(name), OPTION), OPTION))
+        config = read_judge(Path(name), OPTION)
+        folder.mkdir(parents=True, exist_ok=True)
+        return ComparingJudge(Path(name).stem, EndpointJudge(config, OPTION, VerdictCache(folder / CACHE)))
     function = run.config.ppo.judge if name == GOLD else name
     if function is None:
         raise UserError("--judges: gold: this run has no ppo.judge. Name a labeller or module:function.")
@@ -126,13 +149,3 @@ def _open(run: TrainedRun, name: str) -> Judge:
         return [judgement.score for judgement in judge(prompts, answers.texts)]
 
     return ScoringJudge(name, score)
-
-
-def notes_of(judge: Judge) -> list[str]:
-    """What a judge could not say, once it has judged."""
-    if not isinstance(judge, PeopleJudge) or not judge.unjudged:
-        return []
-    return [
-        f"People have judged {judge.asked - judge.unjudged} of {judge.asked} pairs of different answers. Ask "
-        "about the rest: tristage collect pairs --answers RUN/evaluation/answers.jsonl --policy A,B"
-    ]

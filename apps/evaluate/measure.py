@@ -11,8 +11,8 @@ from apps.evaluate.benchmarks import Benchmarks, load_tasks, run_benchmarks
 from apps.evaluate.candidates import Candidate
 from apps.evaluate.comparison import distinct, length_controlled_win_rate
 from apps.evaluate.instructions import propose
-from apps.evaluate.judges import Judge, notes_of
-from apps.evaluate.perplexity import nats_per_token
+from apps.evaluate.judges import ComparingJudge, Judge
+from apps.evaluate.perplexity import nats_per_token, note_of, read_text, windows_of
 from apps.evaluate.prompts import Row, read_prompts, training_demonstrations
 from apps.trained_run import (
     BASE,
@@ -84,7 +84,10 @@ def measure(
     say: Say,
     material: Material,
 ) -> Comparison:
-    """Answer, judge and compare.
+    """Answer, judge and compare. What cannot be used is refused before anything is sampled.
+
+    Args:
+        keep: called with the answers before they are judged.
 
     Raises:
         UserError: a policy, prompt or judge cannot be used.
@@ -122,9 +125,9 @@ def measure(
         asked,
         answers,
         metrics,
-        win_rates,
-        _by_category(asked, answers, judges, categories) if categories else {},
-        [*notes, *_notes(answers, with_reward), *(note for judge in judges for note in notes_of(judge))],
+        {name: win_rates(of_judge) for name, of_judge in outcomes.items()},
+        categories,
+        [*notes, *what, *_notes(answers, with_reward), *(note for judge in judges for note in judge.notes())],
         run_benchmarks(policies, candidates, material.benchmarks, say) if material.benchmarks else {},
     )
 

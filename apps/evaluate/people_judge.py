@@ -1,66 +1,93 @@
-"""People as judge of two answers: what they chose on the page of `tristage collect pairs`."""
+"""People as judge of two policies: what they chose on the page of `tristage collect pairs`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import fmean
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from apps.evaluate.answers import Answers
-from data.people.results import first_labels
-from data.people.round import Round
-from data.sources.messages import Text, dialogue
-from data.sources.text import collapsed
-from stages.maths.statistics import wins
+from configs.errors import UserError
+from configs.schema import Stage
+from data.people.choices import choices
+from data.people.round import FOLDER, Round, has_round, read_round
+from data.sources.messages import Text
+from pipeline.state.manifest import Manifest
+from pipeline.state.run_directory import RunDirectory
 
-Pair = tuple[str, str, str]  # a prompt and two answers, with single blanks
+RECORDED = ("sft", "ppo")  # PPO's own evaluation has their answers
 
 
 class PeopleJudge:
-    """Looks up whom people preferred. Only pairs with exactly these two answers count.
+    """Tells whom people preferred in all rounds of pairs of a run.
 
-    Attributes:
-        asked: pairs of different answers so far.
-        unjudged: those of them that nobody has judged.
+    People judged the answers of their round, not those that an evaluation samples: a policy answers each time
+    with other noise.
     """
 
     name = "people"
 
-    def __init__(self, content: Round) -> None:
-        self.asked = self.unjudged = 0
-        self._chosen: dict[Pair, list[float]] = {}
-        for showing, label in first_labels(content):
-            task, ranks = content.tasks[showing.task], label.ranks
-            if ranks is not None and len(ranks) == 2:
-                first, second = task.completions
-                (won,) = wins([-ranks[0]], [-ranks[1]])
-                self._add(dialogue(task.prompt), first, second, won)
-                self._add(dialogue(task.prompt), second, first, 1 - won)
+    def __init__(self, run: RunDirectory, manifests: Mapping[Stage, Manifest], answers: Path) -> None:
+        """Read the rounds.
+
+        Args:
+            manifests: of the run's policies. A round about earlier ones does not count.
+            answers: the file of the evaluation, whose answers people can be asked about.
+
+        Raises:
+            UserError: there is no round of pairs, or one is damaged.
+        """
+        found = [read_round(folder) for folder in sorted((run.path / FOLDER).glob("*")) if has_round(folder)]
+        pairs = [content for content in found if content.settings.kind == "pairs"]
+        if not pairs:
+            ask = shlex.join(["tristage", "collect", "pairs", "--run-dir", str(run.path)])
+            raise UserError(f"--judges people: nobody has compared answers of {run.path}. Ask them: {ask}")
+        self._stale = [content for content in pairs if _is_stale(content, manifests)]
+        self._rounds = [content for content in pairs if content not in self._stale]
+        self._run, self._answers = run.path, answers
+        self._judged: dict[tuple[str, str], tuple[int, int]] = {}  # of two policies: pairs judged, and in all
 
     def scores(self, prompts: Sequence[Text], answers: Answers) -> list[float]:
         """Empty: people compare."""
         return []
 
-    def prefer(self, prompts: Sequence[Text], ours: Answers, theirs: Answers) -> list[float | None]:
-        """For each prompt the mean choice of those who judged the pair; None if nobody has.
+    def compare(
+        self, prompts: Sequence[Text], ours: Answers, theirs: Answers
+    ) -> list[tuple[float, int, int]]:
+        """See `Judge`. Lengths are in characters, and the prompts are those of the rounds."""
+        names = ours.candidate.name, theirs.candidate.name
+        about = [content for content in self._rounds if set(names) == set(content.settings.policies)]
+        found = [choice for content in about for choice in choices(content, *names)]
+        asked = sum(len(content.tasks) + content.settings.equal for content in about)
+        self._judged[names] = len(found), asked
+        return [(choice.won, len(choice.ours), len(choice.theirs)) for choice in found]
 
-        Equal answers tie.
-        """
-        return [
-            self._choice(dialogue(prompt), mine, other)
-            for prompt, mine, other in zip(prompts, ours.texts, theirs.texts, strict=True)
+    def notes(self) -> list[str]:
+        """What the figures are about, and what people have not judged."""
+        notes = [
+            f"People judged {judged} of {asked} pairs of {' and '.join(names)}, with answers of their round."
+            for names, (judged, asked) in self._judged.items()
+            if asked
         ]
+        notes += [f"{one.folder}: left out, as a policy was trained again since." for one in self._stale]
+        unasked = [names for names, (_, asked) in self._judged.items() if not asked]
+        if unasked:
+            notes.append(
+                f"Nobody was asked about {' and '.join(unasked[0])}. Ask people: {self._command(unasked[0])}"
+            )
+        return notes
 
-    def _choice(self, prompt: str, ours: str, theirs: str) -> float | None:
-        if collapsed(ours) == collapsed(theirs):
-            return 0.5
-        self.asked += 1
-        chosen = self._chosen.get(_pair(prompt, ours, theirs))
-        self.unjudged += chosen is None
-        return None if chosen is None else fmean(chosen)
-
-    def _add(self, prompt: str, ours: str, theirs: str, won: float) -> None:
-        self._chosen.setdefault(_pair(prompt, ours, theirs), []).append(won)
+    def _command(self, names: tuple[str, str]) -> str:
+        """The command that asks about two policies, in a round of its own."""
+        folder = self._run / FOLDER / re.sub(r"[^\w@.+~-]+", "-", f"pairs-{'-'.join(names)}")
+        words = ["tristage", "collect", "pairs", "--run-dir", str(self._run), "--policy", ",".join(names)]
+        if set(names) != set(RECORDED):
+            words += ["--answers", str(self._answers)]
+        return shlex.join([*words, "--out", str(folder)])
 
 
-def _pair(prompt: str, ours: str, theirs: str) -> Pair:
-    return collapsed(prompt), collapsed(ours), collapsed(theirs)
+def _is_stale(content: Round, manifests: Mapping[Stage, Manifest]) -> bool:
+    """Whether a policy of a round was trained again since its answers were sampled."""
+    present: dict[str, str] = {stage: one.output.sha256 for stage, one in manifests.items() if one.output}
+    return any(present.get(name) != sha256 for name, sha256 in content.settings.adapters.items())

@@ -104,7 +104,7 @@ def plan_stage(
     if plan.starts and (why := waits_for_people(request, stage, resumes=plan.action == "resume")):
         if "sft" in pending:
             return replace(plan, inputs=inputs, notes=(*notes, f"{why}, once sft has finished"))
-        plan = StagePlan(stage, "wait", why, f"Ask them: {request.collect_command()}")
+        plan = StagePlan(stage, "wait", why, f"Ask them: {request.collect_command('rankings')}")
     if plan.action == "skip" and manifest is not None:
         notes += tuple(manifest.record_faults(request.run.stage(stage)))
     return replace(plan, inputs=inputs, notes=notes)

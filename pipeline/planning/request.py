@@ -9,6 +9,7 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 
 from configs.schema import Experiment, Stage
+from data.people.round import Kind
 from data.storage.source_digest import source_digest
 from pipeline.state.manifest import source_hashes
 from pipeline.state.run_directory import RunDirectory
@@ -60,9 +61,9 @@ class Request:
             return self._line(f"tristage run --from {following}")
         return self.command(following)
 
-    def collect_command(self) -> str:
-        """The command line by which people rank the answers of SFT."""
-        return self._line("tristage collect rankings")
+    def collect_command(self, kind: Kind) -> str:
+        """The command line by which people rank the answers of SFT, or judge pairs."""
+        return self._line(f"tristage collect {kind}")
 
     def _fine_tune_command(self) -> str:
         """SFT on the answers that `best` has picked, in its own run directory."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from configs.schema import STAGES, Stage
+from pipeline.reporting.people import ask_people, people_win_rate
 from pipeline.state.results import Results
 
 
@@ -47,9 +48,9 @@ def _no_evaluation(results: Results) -> str | None:
         return None
     if not results.evaluation:
         return "Base, SFT and PPO were not compared: no prompts were held out (data.ppo.held_out)."
-    if "gold_ppo" not in results.final_metrics("ppo"):
+    if "gold_ppo" not in results.final_metrics("ppo") and not people_win_rate(results):
         return (
             "The run has no gold score: no judge is set (ppo.judge). The reward, which PPO optimised, "
-            "cannot show whether the answers improved."
+            f"cannot show whether the answers improved. People can tell: {ask_people(results)}"
         )
     return None

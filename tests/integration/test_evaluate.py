@@ -39,7 +39,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def comparison(run: TrainedRun, text_file: Path) -> Comparison:
-    judges = open_judges(run, None)
+    judges = open_judges(run, None, Path())
     return measure(
         run, parse_candidates(NAMES), judges, lambda line: None, Material(text=text_file, instructions=3)
     )
@@ -71,8 +71,11 @@ def test_win_rates_mirror_each_other_and_follow_from_the_scores(comparison) -> N
         for other in NAMES:
             if name == other:
                 continue
-            ours, theirs = comparison.answers[name].rewards, comparison.answers[other].rewards
-            assert rates[name][other]["win_rate"] == pytest.approx(sum(wins(ours, theirs)) / 8)
+            ours, theirs = comparison.answers[name], comparison.answers[other]
+            won = wins(ours.rewards, theirs.rewards)
+            equal = [a == b for a, b in zip(ours.texts, theirs.texts, strict=True)]  # texts, which tie
+            tied = [0.5 if same else one for one, same in zip(won, equal, strict=True)]
+            assert rates[name][other]["win_rate"] == pytest.approx(sum(tied) / 8)
             assert rates[name][other]["win_rate"] + rates[other][name]["win_rate"] == pytest.approx(1.0)
 
 
@@ -126,7 +129,7 @@ def test_prompts_of_a_file_by_category(run, tmp_path, key) -> None:
     result = measure(
         run,
         parse_candidates(["base", "ppo"]),
-        open_judges(run, ["warmth"]),
+        open_judges(run, ["warmth"], Path()),
         lambda line: None,
         Material(file),
     )
@@ -138,7 +141,7 @@ def test_prompts_of_a_file_by_category(run, tmp_path, key) -> None:
         measure(
             run,
             parse_candidates(["base", "ppo"]),
-            open_judges(run, ["warmth"]),
+            open_judges(run, ["warmth"], Path()),
             lambda line: None,
             Material(file),
         )
@@ -150,7 +153,7 @@ def test_two_judges_of_one_name_are_refused(run, tmp_path) -> None:
         file.parent.mkdir()
         file.write_text("url: http://localhost:1/v1\nmodel: m\n")
     with pytest.raises(UserError, match="--judges: two are called 'judge'"):
-        open_judges(run, [str(file) for file in files])
+        open_judges(run, [str(file) for file in files], tmp_path)
 
 
 def test_a_reward_model_is_no_policy(run) -> None:
@@ -162,9 +165,9 @@ def test_a_reward_model_is_no_policy(run) -> None:
 def test_a_judge_that_the_run_lacks_is_refused(run, name) -> None:
     config = run.config.model_copy(update={"ppo": run.config.ppo.model_copy(update={"judge": None})})
     with pytest.raises(UserError):
-        open_judges(TrainedRun(run.run, config, {}), [name])
+        open_judges(TrainedRun(run.run, config, {}), [name], Path())
     with pytest.raises(UserError, match="neither"):
-        open_judges(TrainedRun(run.run, config, {}), None)
+        open_judges(TrainedRun(run.run, config, {}), None, Path())
 
 
 def test_the_command_prints_a_table(trained_run, tmp_path, monkeypatch, capsys) -> None:
@@ -191,7 +194,13 @@ def test_the_command_prints_a_table(trained_run, tmp_path, monkeypatch, capsys) 
 
 def test_a_policy_that_is_none_is_refused(run) -> None:
     with pytest.raises(UserError, match="neither base, sft, ppo nor a folder"):
-        measure(run, parse_candidates(["sft", "pop"]), open_judges(run, None), lambda line: None, Material())
+        measure(
+            run,
+            parse_candidates(["sft", "pop"]),
+            open_judges(run, None, Path()),
+            lambda line: None,
+            Material(),
+        )
 
 
 def test_a_judge_is_asked_once_about_each_candidate(comparison) -> None:
@@ -204,7 +213,7 @@ def test_a_judge_is_asked_once_about_each_candidate(comparison) -> None:
     judge = ScoringJudge("slow", score)
     for ours in comparison.answers.values():
         for theirs in comparison.answers.values():
-            judge.prefer(comparison.prompts, ours, theirs)
+            judge.compare(comparison.prompts, ours, theirs)
     assert sorted(asked) == sorted(comparison.answers)
 
 
@@ -217,9 +226,13 @@ def test_an_endpoint_compares_two_candidates(comparison, run, tmp_path, mode) ->
     file, fields = tmp_path / "judge.yaml", "{a}<|>{b}" if mode == "pairs" else "{answers}"
     with chat_stub(longer) as stub:
         file.write_text(f"url: {stub.url}\nmodel: m\nmode: {mode}\ntemplate: '{{prompt}}<|>{fields}'")
-        (judge,) = open_judges(run, [str(file)])
+        (judge,) = open_judges(run, [str(file)], tmp_path)
         ours, theirs = comparison.answers["sft"], comparison.answers["ppo"]
-        verdicts = judge.prefer(comparison.prompts, ours, theirs)
+        verdicts = [won for won, *_ in judge.compare(comparison.prompts, ours, theirs)]
+        asked = len(stub.bodies)
+        (again,) = open_judges(run, [str(file)], tmp_path)  # another evaluation pays for no reply twice
+        again.compare(comparison.prompts, ours, theirs)
+        assert len(stub.bodies) == asked
     lengths = [[len(text) for text in answers.texts] for answers in (ours, theirs)]
     assert judge.name == "judge" and judge.scores(comparison.prompts, ours) == []
     if mode == "pairs":  # which asks in both orders, so equal lengths tie
@@ -232,7 +245,11 @@ def test_an_endpoint_compares_two_candidates(comparison, run, tmp_path, mode) ->
 def test_a_vote_takes_what_most_samples_say_and_reasoning_its_end(run) -> None:
     names = ["base", "base~3", "base+cot", "base+cot~2"]
     result = measure(
-        run, parse_candidates(names), open_judges(run, ["warmth"]), lambda line: None, Material(number=3)
+        run,
+        parse_candidates(names),
+        open_judges(run, ["warmth"], Path()),
+        lambda line: None,
+        Material(number=3),
     )
     assert list(result.answers) == names
     assert result.answers["base~3"].texts != [] and "agreement" not in result.metrics["base"]
@@ -240,7 +257,7 @@ def test_a_vote_takes_what_most_samples_say_and_reasoning_its_end(run) -> None:
     assert sum(result.answers["base~3"].cost) > 2 * sum(result.answers["base"].cost)
     assert result.answers["base~3"].kl == result.answers["base+cot"].kl == []
     for text in result.answers["base+cot"].texts:
-        assert text == final_answer(text)
-    assert max(result.answers["base+cot"].lengths) > run.config.ppo.rollout.max_new_tokens
+        assert text == final_answer(text)[0]
+    assert max(result.answers["base+cot"].cost) > run.config.ppo.rollout.max_new_tokens + 64
     assert {"agreement", "agreement_low", "cost"} <= result.metrics["base+cot~2"].keys()
     assert any("A vote takes" in note for note in result.notes)
