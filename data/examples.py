@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
-from configs.schema import Data, Experiment, Part, Stage
+from configs.schema import Data, Experiment, Part, Stage, data_stage
 from data.batches.encoding import encoder_of
 from data.batches.fit import Counts, NoPair, NothingFits
 from data.batches.wording import worded
@@ -63,6 +63,7 @@ class StageData:
         digests: `source_digest` of local sources when the stage was planned, by configuration key.
         only_checks: earlier stages' sources of the hub and large ones are left to the stage itself.
     """
+        ranked: a file of rankings on which the reward model trains; see `ranked_by_people`.
 
     config: Experiment
     stage: Stage
@@ -70,6 +71,7 @@ class StageData:
     digests: Mapping[str, str] = field(default_factory=dict)
     only_checks: bool = False
 
+    ranked: Path | None = None
     def rows(self, kind: Kind) -> StageRows:
         """Rows that serve as `kind`, split by prompt.
 
@@ -133,7 +135,9 @@ class StageData:
                 sides = Sides(sides.trained | found.trained, sides.held_out | found.held_out)
                 if earlier == "rm":
                     sides = _with_rankings(sides, self.config.rm.rankings.earlier)
-        return sides
+        if self.ranked is not None:
+            sides = _with_rankings(sides, [str(self.ranked)])
+        return sides, unread
 
     def _compared(self) -> list[Stage]:
         """The earlier stages whose prompts this one, or one of them, may have, too."""
@@ -170,7 +174,7 @@ class StageData:
 
 
 def _with_rankings(sides: Sides, files: Sequence[str]) -> Sides:
-    """The sides with the prompts of earlier rounds' rankings, on which the reward model trains, too."""
+    """The sides with the prompts of rankings, on which the reward model trains, too."""
     rows = [row for file in files for row in read_json_lines(Path(file), ["split", "prompt"])]
     train, held_out = (
         frozenset(prompt_key(row["prompt"]) for row in rows if row["split"] == split)
@@ -185,6 +189,16 @@ def kind_of(config: Experiment, stage: Stage) -> Kind:
     if stage == "sft":
         return "demonstrations"
     return "rankings" if stage == "rm" and config.rm.rankings.labeller == "file" else "prompts"
+def ranked_by_people(config: Experiment, stage: Stage, run: Path) -> Path | None:
+    """The rankings that people gave in a run, if `stage` must keep its prompts apart from theirs.
+
+    People may have ranked answers to prompts of another file than `data.rm`.
+    """
+    file = run / "rm" / "rankings.jsonl"
+    follows = data_stage(stage) == "ppo" and "rm" in config.upstream(stage) and config.data.keep_apart
+    return file if follows and config.rm.rankings.labeller == "people" and file.is_file() else None
+
+
 
 
 def _silent(_: str) -> None:

@@ -98,9 +98,10 @@ class Context:
 
     def data(self, stage: Stage) -> StageData:
         """The data of `stage`, read under the digests of this stage's plan."""
-        from data.examples import StageData  # imports transformers
+        from data.examples import StageData, ranked_by_people  # imports transformers
 
-        return StageData(self.config, stage, self.tracker.note, self.sources)
+        ranked = ranked_by_people(self.config, stage, self.folder.parent)
+        return StageData(self.config, stage, self.tracker.note, self.sources, ranked=ranked)
 
 
 @dataclass(frozen=True)

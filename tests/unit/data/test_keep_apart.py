@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from configs.errors import UserError
 from configs.schema import STAGES, Experiment, Stage
-from data.examples import StageData, kind_of
+from data.examples import StageData, kind_of, ranked_by_people
 from data.sources.split import prompt_key
 from tests.support.pipeline_runs import TREE
 
@@ -201,7 +201,8 @@ def test_a_source_that_is_gone_is_named(tmp_path: Path) -> None:
     config = of_stages(tmp_path, {}, {}, {})
     (tmp_path / "0.jsonl").unlink()
     notes: list[str] = []
-    StageData(config, "rm", notes.append).rows("prompts")
+    found = StageData(config, "rm", notes.append).rows("prompts")
+    assert found.counts["stages_not_compared"] == 1
     assert any(
         note.startswith("data.rm: its prompts are not compared with those of data.sft: ") for note in notes
     )
@@ -219,3 +220,23 @@ def test_near_duplicates_are_counted_and_stay(tmp_path: Path) -> None:
     assert found.counts["near_duplicates"] == len(found.held_out) == 5
     (note,) = (note for note in notes if "nearly repeat" in note)
     assert note.count(" held out, ") == 3 and "None is removed" in note
+
+
+def test_ppo_stays_apart_from_what_people_ranked(tmp_path: Path) -> None:
+    """They may have ranked answers to prompts that are not in data.rm."""
+    config = of_stages(tmp_path, {"held_out": 0}, {"held_out": 0}, {"held_out": 8})
+    of_ppo = [f"prompt {number}" for number in range(100, 140)]
+    (tmp_path / "2.jsonl").write_text("".join(json.dumps({"prompt": one}) + "\n" for one in of_ppo))
+    first = StageData(config, "ppo", print).rows("prompts")
+    learned, unlearned = first.held_out[0]["prompt"], first.train[0]["prompt"]
+    ranked = [{"split": "train", "prompt": learned}, {"split": "held_out", "prompt": unlearned}]
+    rankings = config.rm.rankings.model_copy(update={"labeller": "people"})
+    config = config.model_copy(update={"rm": config.rm.model_copy(update={"rankings": rankings})})
+    (tmp_path / "rm").mkdir()
+    (tmp_path / "rm/rankings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ranked))
+    file = ranked_by_people(config, "ppo", tmp_path)
+    train, held_out, _ = StageData(config, "ppo", print, ranked=file).rows("prompts")
+    assert learned not in {row["prompt"] for row in held_out}
+    assert unlearned in {row["prompt"] for row in held_out} and len(held_out) == 8
+    assert {row["prompt"] for row in train} | {row["prompt"] for row in held_out} == set(of_ppo)
+    assert ranked_by_people(config, "rm", tmp_path) is None
