@@ -62,16 +62,16 @@ class StageData:
         note: called with a line on rows that were left out, truncated or dropped.
         digests: `source_digest` of local sources when the stage was planned, by configuration key.
         only_checks: earlier stages' sources of the hub and large ones are left to the stage itself.
-    """
         ranked: a file of rankings on which the reward model trains; see `ranked_by_people`.
+    """
 
     config: Experiment
     stage: Stage
     note: Note
     digests: Mapping[str, str] = field(default_factory=dict)
     only_checks: bool = False
-
     ranked: Path | None = None
+
     def rows(self, kind: Kind) -> StageRows:
         """Rows that serve as `kind`, split by prompt.
 
@@ -135,9 +135,7 @@ class StageData:
                 sides = Sides(sides.trained | found.trained, sides.held_out | found.held_out)
                 if earlier == "rm":
                     sides = _with_rankings(sides, self.config.rm.rankings.earlier)
-        if self.ranked is not None:
-            sides = _with_rankings(sides, [str(self.ranked)])
-        return sides, unread
+        return sides if self.ranked is None else _with_rankings(sides, [str(self.ranked)])
 
     def _compared(self) -> list[Stage]:
         """The earlier stages whose prompts this one, or one of them, may have, too."""
@@ -184,11 +182,6 @@ def _with_rankings(sides: Sides, files: Sequence[str]) -> Sides:
     return Sides(trained, sides.held_out | (held_out - trained))
 
 
-def kind_of(config: Experiment, stage: Stage) -> Kind:
-    """What the rows of a stage serve as."""
-    if stage == "sft":
-        return "demonstrations"
-    return "rankings" if stage == "rm" and config.rm.rankings.labeller == "file" else "prompts"
 def ranked_by_people(config: Experiment, stage: Stage, run: Path) -> Path | None:
     """The rankings that people gave in a run, if `stage` must keep its prompts apart from theirs.
 
@@ -199,6 +192,11 @@ def ranked_by_people(config: Experiment, stage: Stage, run: Path) -> Path | None
     return file if follows and config.rm.rankings.labeller == "people" and file.is_file() else None
 
 
+def kind_of(config: Experiment, stage: Stage) -> Kind:
+    """What the rows of a stage serve as."""
+    if stage == "sft":
+        return "demonstrations"
+    return "rankings" if stage == "rm" and config.rm.rankings.labeller == "file" else "prompts"
 
 
 def _silent(_: str) -> None:

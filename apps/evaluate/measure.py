@@ -11,8 +11,8 @@ from apps.evaluate.benchmarks import Benchmarks, load_tasks, run_benchmarks
 from apps.evaluate.candidates import Candidate
 from apps.evaluate.comparison import distinct, length_controlled_win_rate
 from apps.evaluate.instructions import propose
-from apps.evaluate.judges import ComparingJudge, Judge
-from apps.evaluate.perplexity import nats_per_token, note_of, read_text, windows_of
+from apps.evaluate.judges import Judge
+from apps.evaluate.perplexity import nats_per_token
 from apps.evaluate.prompts import Row, read_prompts, training_demonstrations
 from apps.trained_run import (
     BASE,
@@ -84,10 +84,7 @@ def measure(
     say: Say,
     material: Material,
 ) -> Comparison:
-    """Answer, judge and compare. What cannot be used is refused before anything is sampled.
-
-    Args:
-        keep: called with the answers before they are judged.
+    """Answer, judge and compare.
 
     Raises:
         UserError: a policy, prompt or judge cannot be used.
@@ -125,9 +122,9 @@ def measure(
         asked,
         answers,
         metrics,
-        {name: win_rates(of_judge) for name, of_judge in outcomes.items()},
-        categories,
-        [*notes, *what, *_notes(answers, with_reward), *(note for judge in judges for note in judge.notes())],
+        win_rates,
+        _by_category(asked, answers, judges, categories) if categories else {},
+        [*notes, *_notes(answers, with_reward), *(note for judge in judges for note in judge.notes())],
         run_benchmarks(policies, candidates, material.benchmarks, say) if material.benchmarks else {},
     )
 
@@ -208,13 +205,7 @@ def _win_rates(
     names, rates = list(answers), dict[str, dict[str, Metrics]]()
     for place, name in enumerate(names):
         for other in names[place + 1 :]:
-            ours, theirs = answers[name], answers[other]
-            outcomes = judge.prefer(prompts, ours, theirs)
-            judged = [
-                (won, length, of_other)
-                for won, length, of_other in zip(outcomes, ours.lengths, theirs.lengths, strict=True)
-                if won is not None
-            ]
+            judged = judge.compare(prompts, answers[name], answers[other])
             if not judged:
                 continue
             won, lengths, others = zip(*judged, strict=True)

@@ -23,7 +23,7 @@ from pipeline.reporting.page import (
     render,
 )
 from pipeline.reporting.people import people_win_rate
-from pipeline.reporting.reward_model import Report, report_of, reward_section
+from pipeline.reporting.reward_model import reward_section
 from pipeline.reporting.reward_words import is_reward_model, reward_words
 from pipeline.reporting.tables import closing_sections, gold_parts, show_count, show_interval
 from pipeline.reporting.warnings import RULES, warnings
@@ -98,6 +98,7 @@ def _result(results: Results) -> Section | None:
         *_tile("Gold score of SFT", ppo, "gold_sft"),
         *_tile("Gold score of PPO", ppo, "gold_ppo"),
         *_tile("PPO's win rate against SFT", ppo, "win_rate"),
+        *_tile("PPO's win rate against SFT, by people", people_win_rate(results), "win_rate"),
         *_reward_tiles(results.experiment.ppo, ppo),
         *_tile(f"KL of PPO to {results.experiment.ppo.reference_name}", ppo, "kl", "nats per response"),
     ]
@@ -108,7 +109,6 @@ def _reward_tiles(ppo: Ppo, metrics: dict[str, float]) -> list[tuple[str, Cell]]
     """What PPO optimised, and its terms if there are several."""
     if is_reward_model(ppo):
         return _tile("Reward score of PPO", metrics, "rm_score_ppo", "SFT: mean 0, deviation 1")
-        *_tile("PPO's win rate against SFT, by people", people_win_rate(results), "win_rate"),
     keys = {ppo.reward_metric: "Reward of PPO, the sum of its terms"}
     keys |= {f"{term.label}_score": f"Reward {term.label} of PPO" for term in ppo.rewards}
     tiles = []
