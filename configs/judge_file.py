@@ -70,18 +70,20 @@ class JudgeEndpoint(Section):
     )
     model: Annotated[str, Field(min_length=1)] = Field(description="the model's name there")
     mode: Mode = Field(
-        "pairs", description="pairs: two answers a request, in both orders; ranking: all answers in one"
+        "pairs", description="`pairs`: two answers a request, in both orders; `ranking`: all answers in one"
     )
     template: str | None = Field(
         None,
-        description="the question, with {prompt}, {a} and {b}; for a ranking, {prompt} and {answers}. "
-        "{prompt} is the whole conversation, {last} its last message",
+        description="the question, with `{prompt}`, `{a}` and `{b}`; for a ranking, `{prompt}` and "
+        "`{answers}`. `{prompt}` is the whole conversation, `{last}` its last message. Default: see below",
     )
     max_tokens: Annotated[int, Field(ge=1, le=100_000), PlainNumber] | None = Field(
         None, description="of a reply; default: 16, for a ranking 256"
     )
     parameters: dict[str, JsonValue] = Field(
-        {}, description="more keys of each request's body; null leaves a key out, such as max_tokens: null"
+        {},
+        description="more keys of each request's body; null leaves a key out, such as `max_tokens: null`. "
+        "`messages`, `model`, `stream` and `n` are refused",
     )
     key_variable: Annotated[str, AfterValidator(variable_name)] | None = Field(
         None, description="environment variable that holds the bearer token"
@@ -89,9 +91,13 @@ class JudgeEndpoint(Section):
     timeout_seconds: Annotated[float, Field(gt=0, le=86_400), PlainNumber] = Field(
         60.0, description="limit of one request"
     )
-    retries: Annotated[int, Field(ge=0, le=1000), PlainNumber] = Field(5, description="of a failed request")
+    retries: Annotated[int, Field(ge=0, le=1000), PlainNumber] = Field(
+        5, description="of a failed request, with exponential backoff; `Retry-After` is obeyed up to a minute"
+    )
     concurrency: Annotated[int, Field(ge=1, le=256), PlainNumber] = Field(8, description="requests at a time")
-    price: Price | None = Field(None, description="of a million tokens, such as {input: 0.15, output: 0.60}")
+    price: Price | None = Field(
+        None, description="of a million tokens, such as `{input: 0.15, output: 0.60}`; gives the cost"
+    )
 
     @model_validator(mode="after")
     def _template_has_fields(self) -> JudgeEndpoint:

@@ -158,8 +158,8 @@ class Task(Section):
     label: Text = Field("label", description="the column that holds the answer, or its label")
     options: Options = Field(
         None,
-        description="the answers to choose from: texts, which labels count from 0; label: text; or the name "
-        "of the column with the texts of a row",
+        description="the answers to choose from: texts, which labels count from 0 (not of digits: is 1 the "
+        "first or the second of 1, 2, 3?); `label: text`; or the name of the column with the texts of a row",
     )
     ignore_labels: tuple[Label, ...] = Field((), description="labels whose rows are left out, such as -1")
     optional: tuple[Text, ...] = Field((), description="columns that a row may lack; they are then empty")
@@ -167,7 +167,7 @@ class Task(Section):
     few_shot: FewShot = FewShot(k=0)
     chain_of_thought: ChainOfThought | None = Field(None, description="shows the reasons that rows have")
     held_out: Literal["all"] | None = Field(
-        None, description="all: no stage may train on the task; tristage evaluate --tasks measures it"
+        None, description="`all`: no stage may train on the task; `tristage evaluate --tasks` measures it"
     )
     example: dict[str, Any] | None = Field(None, description="a row, for people and for tests")
 

@@ -1,4 +1,4 @@
-"""MkDocs calls this: it writes the generated parts of pages, which `<!-- generated: NAME -->` marks."""
+"""MkDocs calls this: it writes the generated parts of pages again, so that a site is never stale."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from docs.generators import fill
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace each marker by the Markdown of its generator."""
+    """The page, as `python -m docs.generators` would write it."""
     return fill(markdown)

@@ -42,5 +42,4 @@ def _section(name: str, command: Any) -> str:
     usage = " ".join([f"tristage {name}", *command.collect_usage_pieces(context)])
     example = f"```sh\n{command.epilog.removeprefix(EXAMPLE)}\n```"
     options = table(("option", "what it does", "group"), rows)
-    heading = f"## `tristage {name}` {{#{name.replace(' ', '-')}}}"
-    return "\n\n".join([heading, prose(command.help), code(usage), example, options])
+    return "\n\n".join([f"## {code(f'tristage {name}')}", prose(command.help), code(usage), example, options])

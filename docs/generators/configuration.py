@@ -60,12 +60,11 @@ def _section_at(path: str, key: str) -> bool:
 def _part(paths: list[str], node: Node) -> str:
     """Heading, description and table of one section, which may stand at several paths."""
     title = ", ".join(map(code, paths)) if paths != [""] else "The experiment"
-    first, *others = map(_anchor, paths)
-    anchors = "".join(f'<a id="{other}"></a>' for other in others)
+    anchors = "".join(f'<a id="{_anchor(path)}"></a>' for path in paths)
     notes = [f"- {code(path)}: {prose(note)}" for path in paths if (note := _own_description(path))]
     rows = [_row(paths, key, child, node) for key, child in leaves(paths[0], node).items()]
-    about = anchors + prose(node["description"].split("\n\n")[0])
-    parts = [f"## {title} {{#{first}}}", about, "\n".join(notes), table(HEAD, rows)]
+    about = prose(node["description"].split("\n\n")[0])
+    parts = [anchors, f"## {title}", about, "\n".join(notes), table(HEAD, rows)]
     return "\n\n".join(filter(None, parts))
 
 

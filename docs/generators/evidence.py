@@ -10,8 +10,10 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from docs.generators.markdown import code, prose, table, text
+from pipeline.terminal.format import show_number
 
 FOLDER = Path(__file__).resolve().parents[1] / "evidence"
+DETAILS = '<details markdown="1"><summary>How it was measured</summary>'  # a site and a forge both fold it
 Figure = bool | int | float | str
 
 
@@ -64,9 +66,8 @@ def evidence(name: str) -> str:
     columns = list(dict.fromkeys(column for record in records for column in record.figures))
     origins = list(dict.fromkeys(record.origin for record in records))
     rows = [_row(record, columns, origins.index(record.origin) + 1) for record in records]
-    runs = "\n".join(f"    {number}. {origin}" for number, origin in enumerate(origins, 1))
-    title = '??? info "How it was measured"'
-    return f"{table(('what', *columns, 'run'), rows)}\n\n{title}\n\n{runs}\n"
+    runs = "\n".join(f"{number}. {origin}" for number, origin in enumerate(origins, 1))
+    return f"{table(('what', *columns, 'run'), rows)}\n\n{DETAILS}\n\n{runs}\n\n</details>"
 
 
 def _row(record: Record, columns: Sequence[str], run: int) -> list[str]:
@@ -75,6 +76,8 @@ def _row(record: Record, columns: Sequence[str], run: int) -> list[str]:
 
 
 def _cell(figure: Figure) -> str:
+    """At most three significant digits of a number, and none that the record lacks."""
     if isinstance(figure, bool):
         return "yes" if figure else "**no**"
-    return f"{figure:.2f}" if isinstance(figure, float) else text(str(figure))
+    recorded = text(str(figure))
+    return min(show_number(figure), recorded, key=len) if isinstance(figure, float) else recorded

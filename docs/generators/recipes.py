@@ -57,7 +57,7 @@ def recipes() -> str:
 def _row(file: Path) -> list[str]:
     base = load_experiment(file).base
     hardware = prose(read_header(file).fields["Hardware"])
-    return [f"[{code(file.name)}](#{file.stem})", code(base.model), code(base.quantization), hardware]
+    return [f"[{code(file.name)}](#{file.stem}yaml)", code(base.model), code(base.quantization), hardware]
 
 
 def _section(file: Path) -> str:
@@ -65,7 +65,7 @@ def _section(file: Path) -> str:
     hint, _, example = header.fields["Override"].partition(", e.g. ")
     return "\n\n".join(
         [
-            f"## {code(file.name)} {{#{file.stem}}}",
+            f"## {code(file.name)}",
             *map(prose, header.about),
             f"**Hardware:** {prose(header.fields['Hardware'])}",
             "**Run:**",

@@ -17,7 +17,7 @@ def warnings() -> str:
 
 
 def _section(rule: Rule) -> str:
-    parts = [f"## {_title(rule)} {{#{rule.name}}}", f"**Warns if:** {text(rule.condition)}"]
+    parts = [f"## {_title(rule)}", f"**Warns if:** {text(rule.condition)}"]
     parts.append(f"> {_with_figures(rule.message)}")
     if rule.remedy:
         parts.append(f"**What to do:** {_with_figures(rule.remedy)}")

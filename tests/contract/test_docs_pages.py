@@ -23,6 +23,7 @@ from configs.judge_file import read_judge
 from configs.load import load_experiment
 from configs.schema import Experiment, Ppo, Rm, Sft, Source, Stage
 from data.sources.loading import load_rows
+from docs.generators import PART
 from launch.arguments import RequestOptions, command
 from launch.commands import app
 from launch.sweep import seeds_of, split_axes
@@ -80,8 +81,9 @@ def commands() -> list[tuple[str, str]]:
         for line in block.text.replace("\\\n", " ").splitlines()
         if line.strip() and not line.lstrip().startswith("#")
     ]
+    written = [(page, PART.sub("", prose(page))) for page in pages()]  # generated parts show usages, too
     inline = [
-        (str(page.relative_to(DOCS)), found) for page in pages() for found in INLINE.findall(prose(page))
+        (str(page.relative_to(DOCS)), found) for page, text in written for found in INLINE.findall(text)
     ]
     return lines + inline
 

@@ -14,7 +14,16 @@ from tests.support.chat_stub import chat_stub
 from tests.support.runs import ROOT, run_stage
 
 PAGE = (ROOT / "docs" / "reading" / "metrics.md").read_text(encoding="utf-8")
-SECTION = re.compile(r"^## [^\n]*\{#([\w-]+)\}\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+SECTION = re.compile(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+TITLES = {  # of the sections about a stage
+    ("sft", "steps"): "(Every stage|SFT), each step",
+    ("rm", "steps"): "(Every stage|Reward model), each step",
+    ("ppo", "steps"): "Every stage, each step|PPO: .*",
+    ("sft", "final"): "Final figures of (every stage|SFT)",
+    ("rm", "final"): "Final figures of (every stage|the reward model)",
+    ("ppo", "final"): "Final figures of (every stage|PPO)",
+    ("best", "final"): "Final figures of (every stage|best-of-n)",
+}
 ROW = re.compile(r"^\| `([^`]+)` \| (.*) \|$", re.MULTILINE)
 INTERVAL = ("low", "high", "n")  # what a mean with an interval has, too
 LABELS = ("rm", "brevity")  # of the terms of the reward in the runs below
@@ -96,8 +105,8 @@ def _rows(file: Path) -> list[dict[str, float]]:
 def documented(stage: str, kind: str) -> set[str]:
     """The keys that the page has for `stage`, in the sections of all stages and in its own."""
     keys = set()
-    for anchor, text in SECTION.findall(PAGE):
-        if anchor == kind or anchor == f"{kind}-{stage}" or anchor.startswith(f"{kind}-{stage}-"):
+    for title, text in SECTION.findall(PAGE):
+        if re.fullmatch(TITLES[stage, kind], title):
             for key, about in ROW.findall(text):
                 keys |= {key} | ({f"{key}_{end}" for end in INTERVAL} if "with interval" in about else set())
     return keys
@@ -132,7 +141,7 @@ def test_every_logged_key_is_on_the_page_and_no_other(
 
 def test_every_key_has_words_on_each_count() -> None:
     """What it is, always; a healthy value and a remedy, for all that can go wrong."""
-    sections = [text for anchor, text in SECTION.findall(PAGE) if anchor.startswith("steps")]
+    sections = [text for title, text in SECTION.findall(PAGE) if re.search("each step$|^PPO: ", title)]
     rows = [row for text in sections for row in ROW.findall(text)]
     assert len(rows) > 40
     for key, cells in rows:

@@ -5,7 +5,7 @@ from datetime import date
 
 import pytest
 
-from docs.generators.evidence import FOLDER, Record, evidence, read_records
+from docs.generators.evidence import FOLDER, Record, _row, evidence, read_records
 from tests.support.runs import ROOT
 
 FILES = sorted(FOLDER.glob("*.json"))
@@ -37,6 +37,23 @@ def test_a_table_has_all_columns_and_where_its_figures_come_from():
     assert "| 10.92 GiB | 46.43 GiB | 0.24 | at most 0.4 | yes | 1 |" in page
     assert "| 11.30 GiB | 11.19 GiB | 1.01 | at most 1.0 | **no** |" in page
     assert "H200" in page and "commit `753b529`" in page
+
+
+@pytest.mark.parametrize(
+    ("figure", "shown"),
+    [
+        (0.006, "0.006"),
+        (40.4, "40.4"),
+        (0.3, "0.3"),
+        (0.12345, "0.123"),
+        (1234.5, "1234"),
+        (24, "24"),
+        (False, "**no**"),
+    ],
+)
+def test_a_number_has_three_significant_digits_at_most(figure, shown):
+    record = RECORDS[0][1].model_copy(update={"figures": {"measured": figure}})
+    assert _row(record, ["measured"], 1)[1] == shown
 
 
 def test_a_ratio_is_that_of_its_figures():

@@ -1,8 +1,10 @@
 """Text of the code cannot become Markdown by accident."""
 
+import re
+
 import pytest
 
-from docs.generators import fill
+from docs.generators import PART, fill, pages
 from docs.generators.markdown import code, prose, table, text
 
 
@@ -16,8 +18,18 @@ def test_a_table_has_one_line_for_each_row():
     assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
-def test_markers_are_filled_and_unknown_ones_fail():
+def test_parts_are_written_again_and_unknown_ones_fail():
     assert fill("plain") == "plain"
-    assert "## `tristage run`" in fill("before\n<!-- generated: command-line -->\nafter")
+    page = "before\n<!-- generated: command-line -->\nstale\n<!-- end -->\nafter"
+    assert "## `tristage run`" in fill(page) and "stale" not in fill(page)
+    assert fill(fill(page)) == fill(page)
     with pytest.raises(KeyError):
-        fill("<!-- generated: nothing -->")
+        fill("<!-- generated: nothing -->\n<!-- end -->")
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
+def test_the_generated_parts_of_a_page_are_fresh(page):
+    written = page.read_text(encoding="utf-8")
+    begun = re.findall("^<!-- generated: ", written, re.MULTILINE)
+    assert len(begun) == written.count("\n<!-- end -->\n") == len(PART.findall(written))
+    assert fill(written) == written, "stale: run `python -m docs.generators`"
