@@ -16,7 +16,7 @@ from pipeline.state.run_directory import RunDirectory
 
 TINY = ROOT / "configs" / "tiny.yaml"
 QUANTIZATIONS, ZERO_STAGES = ("nf4", "int8", "none"), (0, 2, 3)
-SECONDS = 600  # for one trial; the first one builds DeepSpeed's operations
+SECONDS = 600  # for one trial, with the imports of its process
 
 
 def trials(script: Path) -> Iterator[Finding]:

@@ -103,22 +103,13 @@ def accelerators() -> Finding:
 
 
 def compiler() -> Finding:
-    """The compilers with which DeepSpeed builds its operations when a stage first starts."""
-    import torch
-
+    """The compiler. No stage needs it: `build_no_ops` keeps DeepSpeed from compiling. vLLM may."""
     name = os.environ.get("CXX", "c++")
-    needed = [name, "ninja", *(["nvcc"] if torch.cuda.is_available() else [])]
     beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    missing = [program for program in needed if shutil.which(program, path=beside) is None]
-    if name in missing:
-        return Finding(
-            "problem", "compiler", f"{name} is not on PATH: DeepSpeed builds with it. Install g++."
-        )
-    if missing:
-        return Finding(
-            "note", "compiler", f"{', '.join(missing)} not on PATH; some DeepSpeed operations need it"
-        )
-    return Finding("ok", "compiler", f"{', '.join(needed)} are on PATH")
+    if shutil.which(name, path=beside) is None:
+        needs = "Stages compile nothing; pip may, and vLLM without enforce_eager."
+        return Finding("note", "compiler", f"{name} is not on PATH. {needs} Install g++ for these.")
+    return Finding("ok", "compiler", f"{name} is on PATH")
 
 
 def extensions_folder() -> Path:
@@ -128,13 +119,13 @@ def extensions_folder() -> Path:
 
 
 def extension_locks(folder: Path) -> list[Finding]:
-    """Locks that killed builds left in `folder`. torch waits for them without end."""
+    """Locks that killed builds left in `folder`. A stage builds nothing; other programs wait for them."""
     found = []
     for lock in sorted(folder.glob("**/lock")):
         age = time.time() - lock.stat().st_mtime
         if age > STALE_SECONDS:
-            text = f"{lock} is {show_seconds(age)} old: a stage would wait for it forever. Remove it."
-            found.append(Finding("problem", "extension lock", text))
+            text = f"{lock} is {show_seconds(age)} old. No stage waits for it. Other programs may: remove it."
+            found.append(Finding("note", "extension lock", text))
         else:
             found.append(
                 Finding("note", "extension lock", f"{lock}: something builds, since {show_seconds(age)}")

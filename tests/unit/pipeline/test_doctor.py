@@ -41,13 +41,20 @@ def test_a_machine_offline_has_no_problem(tmp_path, monkeypatch):
 
 def test_a_problem_is_status_1(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**41, 0, 2**29))
+    status, stdout, _ = tristage("doctor")
+    assert status == 1
+    assert "problem  disk for runs: 0.5 GiB free in " in stdout
+
+
+def test_an_old_lock_does_not_stop_a_run(tmp_path):
     (tmp_path / "py311_cpu/deepspeed_shm_comm").mkdir(parents=True)
     lock = tmp_path / "py311_cpu/deepspeed_shm_comm/lock"
     lock.touch()
     os.utime(lock, (time.time() - 7200,) * 2)
-    status, stdout, _ = tristage("doctor")
-    assert status == 1
-    assert f"problem  extension lock: {lock} is 2:00:0" in stdout and "Remove it." in stdout
+    (found,) = doctor.extension_locks(tmp_path)
+    assert found.level == "note"
+    assert found.text.startswith(f"{lock} is 2:00:0") and "No stage waits for it" in found.text
 
 
 def test_a_fresh_lock_is_a_build_in_progress(tmp_path):
@@ -66,11 +73,10 @@ def test_requirements_that_are_not_met_are_named(monkeypatch):
     assert "typer" not in found.text and "pytest" not in found.text
 
 
-@pytest.mark.parametrize("programs", [[], ["ninja"], ["c++"], ["c++", "ninja"]])
-def test_compilers(programs, monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name, path: name if name in programs else None)
+@pytest.mark.parametrize(("there", "level"), [(True, "ok"), (False, "note")])
+def test_a_missing_compiler_does_not_stop_a_run(there, level, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name, path: f"/bin/{name}" if there else None)
     monkeypatch.delenv("CXX", raising=False)
-    level = "problem" if "c++" not in programs else "ok" if "ninja" in programs else "note"
     assert doctor.compiler().level == level
 
 
