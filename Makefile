@@ -13,6 +13,7 @@
 # PIP_ARGS is passed to pip. A machine without a GPU can skip the CUDA packages:
 #   make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 # EXTRAS names the extras to install: make setup EXTRAS=dev,gpu
+# Either of the two installs again, also into an environment that exists.
 # WORKERS is the number of test processes, one core each: make test WORKERS=8
 
 SHELL := /bin/bash
@@ -35,7 +36,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # deepspeed starts ninja, and tristage starts deepspeed, by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo demo-fast test test-vllm test-vllm-here test-exports chaos audit lint docs clean
+.PHONY: setup again demo demo-fast test test-vllm test-vllm-here test-exports chaos audit lint docs clean
+
+# EXTRAS or PIP_ARGS on the command line install into an environment that exists, too.
+ifneq (,$(findstring command line,$(origin EXTRAS) $(origin PIP_ARGS)))
+$(INSTALLED): again
+endif
 
 setup: $(INSTALLED)
 
