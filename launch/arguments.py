@@ -54,7 +54,7 @@ class ExperimentOptions:
         typer.Argument(
             metavar="FILE key=value",
             show_default=False,
-            help="the experiment's YAML, and settings that change it, e.g. ppo.kl_coef=0.05",
+            help="the experiment's YAML, and overrides of it, e.g. ppo.kl_coef=0.05",
         ),
     ] = field(default_factory=list)
     config: Annotated[
@@ -266,7 +266,7 @@ def command(app: typer.Typer, example: str, group: str | None = None) -> Callabl
 
 
 def _tell_of_repeated(overrides: Sequence[str]) -> None:
-    """Print a line for each setting that a later word of the command line sets again."""
+    """Print a line for each override whose key a later one sets again."""
     keys = [word.partition("=")[0].strip() for word in overrides]
     for place, key in enumerate(keys):
         again = [later for later in keys[place + 1 :] if f"{key}.".startswith(f"{later}.")]

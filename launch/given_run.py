@@ -1,4 +1,4 @@
-"""What the words of a command line mean for a run that is there: obeyed, or refused, never passed over."""
+"""What overrides mean for a run that is there: obeyed, or refused, never passed over."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ SAMPLING = tuple(f"ppo.rollout.{key}" for key in ("max_new_tokens", "temperature
 
 
 def given_run(options: ExperimentOptions, command: str, obeyed: Sequence[str] = ()) -> RunDirectory:
-    """The run that the command line names, after a check of its `key=value` words.
+    """The run that the command line names, after a check of its overrides.
 
     A YAML only names the run: its settings are those with which it was trained. If the YAML says something
     else, a line tells so.
 
     Args:
         command: as the user typed it, such as `tristage serve`.
-        obeyed: the settings, or sections of settings, that the command takes from the words.
+        obeyed: the settings, or sections of settings, that the command takes as overrides.
 
     Raises:
-        UserError: the configuration is wrong, or a word would change what the command leaves as it was.
+        UserError: the configuration is wrong, or an override would change what the command leaves as it was.
     """
     run = RunDirectory(options.run_directory())
     if not run.config_file.is_file():  # no run, or a sweep, whose runs have one each
@@ -41,17 +41,17 @@ def given_run(options: ExperimentOptions, command: str, obeyed: Sequence[str] = 
 def check_words(
     overrides: Sequence[str], run: RunDirectory, command: str, obeyed: Sequence[str] = ()
 ) -> None:
-    """Raise UserError if a word sets what is not obeyed to another value than that of the run."""
+    """Raise UserError if an override sets what is not obeyed to another value than that of the run."""
     if not (overrides and run.config_file.is_file()):
         return
     trained, wanted = load_experiment(run.config_file), load_experiment(run.config_file, overrides)
     changes = different_values(trained, wanted)
     for key, (was, new) in changes.items():
         if not any(f"{key}.".startswith(f"{prefix}.") for prefix in obeyed):
-            only = f"takes only {', '.join(obeyed)} from words" if obeyed else "leaves it as it is"
+            only = f"takes only overrides of {', '.join(obeyed)}" if obeyed else "leaves it as it is"
             raise UserError(
                 f"{key}={new!s:.100}: {run.path} was trained with {was!s:.100}, and {command} {only}. "
-                "Leave the word out, or train with it: tristage run."
+                "Leave the override out, or train with it: tristage run."
             )
 
 

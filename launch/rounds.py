@@ -24,7 +24,7 @@ class RoundOptions:
         typer.Argument(
             metavar="key=value",
             show_default=False,
-            help="settings that the round changes, e.g. ppo.kl_coef=0.1",
+            help="overrides of this round, e.g. ppo.kl_coef=0.1",
         ),
     ] = field(default_factory=list)
     previous: Annotated[
