@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from apps.given_policy import check_given, check_loaded_base
+from apps.stage_data import prompts_are_chats, rows_of, with_own_template
 from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import Base, Data, Experiment, Stage
 from data.batches import tokenize
 from data.batches.sampler import micro_batches
-from data.examples import StageData
+from data.examples import StageRows
+from data.sources.formats import Kind
 from data.sources.messages import Text
-from pipeline.planning.start_adapters import policy_fault
 from pipeline.state.manifest import BaseModelId, Manifest, damage, read_manifest
 from pipeline.state.run_directory import RunDirectory
 from stages.distributed.ranks import Ranks
@@ -51,6 +54,15 @@ class TrainedRun:
     def policies(self) -> tuple[str, ...]:
         """Names of the policies: `base`, and each finished stage that trained one. The newest is last."""
         return (BASE, *(stage for stage in POLICY_STAGES if stage in self.manifests))
+
+    @cached_property
+    def chat(self) -> bool:
+        """Whether the prompts are conversations; see `prompts_are_chats`."""
+        return prompts_are_chats(self.run, self.config, self.manifests)
+
+    def rows(self, stage: Stage, kind: Kind) -> StageRows:
+        """The rows of a stage, split again; see `rows_of`."""
+        return rows_of(self.config, self.manifests, stage, kind)
 
     def require(self, stage: Stage) -> Manifest:
         """The manifest of `stage`.
@@ -143,8 +155,7 @@ def chosen_adapters(run: TrainedRun, names: Sequence[str], *, reward: bool) -> A
         elif name in POLICY_STAGES:
             policies[name] = run.adapter(name)
         elif name and Path(name).is_dir():
-            if fault := policy_fault(run.config, Path(name)):
-                raise UserError(f"policy {name}: {fault}")
+            check_given(run.config, Path(name))
             policies[name] = Path(name)
         else:
             raise UserError(
@@ -186,16 +197,19 @@ def load_policies(run: TrainedRun, adapters: Adapters, ranks: Ranks) -> LoadedPo
         UserError: the base is not there, is not the one of the training, or an adapter does not fit.
     """
     config = run.config
-    policy_base = _load(config, "sft", config.base, ranks)
+    policy_base = _load(run, "sft", config.base, ranks)
     bases = [policy_base]
     if adapters.reward and config.rm.base:
-        bases.append(_load(config, "rm", config.rm.base, ranks))
+        bases.append(_load(run, "rm", config.rm.base, ranks))
     models = RoleModels(*bases)
     roles = {}
     for number, (name, folder) in enumerate(adapters.policies.items()):
         roles[name] = BASE if folder is None else f"policy-{number}"  # no name of a module is like this
         if folder is not None:
             _check_trained_on(run, folder, models.policy_base)
+            check_loaded_base(
+                folder, config, models.policy_base.base_digest, models.tokenizer if run.chat else None
+            )
             models.policy_base.add_from(roles[name], folder, trainable=False)
     if adapters.reward:
         _check_trained_on(run, adapters.reward, models.reward_base)
@@ -208,9 +222,8 @@ def load_policies(run: TrainedRun, adapters: Adapters, ranks: Ranks) -> LoadedPo
     return LoadedPolicies(roles, models, adapters.reward is not None)
 
 
-def _load(
-    config: Experiment, stage: Stage, base: Base, ranks: Ranks
-) -> tuple[Roles, PreTrainedTokenizerBase]:
+def _load(run: TrainedRun, stage: Stage, base: Base, ranks: Ranks) -> tuple[Roles, PreTrainedTokenizerBase]:
+    config = with_own_template(run.run, run.config, stage)
     tokenizer = load_checked_tokenizer(config, stage, base, load_config(base))
     model = load_base(base, ranks.device)
     return Roles(model, base_digest(base, model)), tokenizer
@@ -231,7 +244,7 @@ def held_out_prompts(
     Raises:
         UserError: the data is not where the configuration says, or it has no held-out prompts.
     """
-    rows = StageData(run.config, "ppo", lambda _: None).rows("prompts").held_out
+    rows = run.rows("ppo", "prompts").held_out
     prompts, _ = tokenize.prompts(rows[:number], tokenizer, run.config.data)
     if not prompts:
         raise UserError(
@@ -241,11 +254,21 @@ def held_out_prompts(
     return prompts
 
 
-def reward_scores(policies: LoadedPolicies, pairs: Sequence[tuple[Text, str]], data: Data) -> list[float]:
-    """The reward model's score of each prompt and answer, the answer's end included."""
+def reward_scores(
+    policies: LoadedPolicies,
+    pairs: Sequence[tuple[Text, str]],
+    data: Data,
+    ended: Sequence[bool] | None = None,
+) -> list[float]:
+    """The reward model's score of each prompt and answer.
+
+    Args:
+        ended: whether each answer ended, and so has an end-of-turn token; None if all did.
+    """
     models, scores = policies.models, list[float]()
     tokenizer, device = models.reward_tokenizer, models.reward_base.causal.device
-    for some in micro_batches(pairs, SCORED_AT_ONCE):
-        rows = [tokenize.answer(prompt, answer, True, tokenizer, data) for prompt, answer in some]
+    ends = [True] * len(pairs) if ended is None else ended
+    for some in micro_batches(list(zip(pairs, ends, strict=True)), SCORED_AT_ONCE):
+        rows = [tokenize.answer(*pair, its_end, tokenizer, data) for pair, its_end in some]
         scores += score_tokens(models, rows, device).tolist()
     return scores

@@ -29,6 +29,7 @@ class Order:
         max_new_tokens: the most tokens.
         stop: strings before which the answer ends.
         top_logprobs: how many of the likeliest tokens to tell beside each token.
+        joins: the answer goes on in the prompt's text, so a blank at its beginning is a part of it.
     """
 
     role: str
@@ -38,6 +39,7 @@ class Order:
     max_new_tokens: int
     stop: Sequence[str] = ()
     top_logprobs: int = 0
+    joins: bool = False
 
     @property
     def longest(self) -> int:
@@ -81,7 +83,8 @@ class Answer:
 
     def __post_init__(self) -> None:
         self.noise = Noise([self.order.seed % SEEDS], self.device)
-        self._text = AnswerText(self.tokenizer, self.order.stop)
+        before = self.order.prompt_ids[-1:] if self.order.joins else []
+        self._text = AnswerText(self.tokenizer, self.order.stop, before)
         self._sent_text = self._sent_tokens = 0
 
     @property

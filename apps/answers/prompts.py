@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from transformers import PretrainedConfig
+
 from apps.trained_run import LoadedPolicies, TrainedRun
 from configs.errors import UserError
-from configs.schema import Experiment
 from data.batches import tokenize
 from data.batches.fit import NothingFits
 from data.sources.bad_rows import BadRow
-from data.sources.loading import first_rows
-from data.sources.messages import Text, read_text
-from data.sources.reading import is_local
+from data.sources.messages import Text, check_prompt, read_text
+from stages.models.base_checks import context_window
 from stages.models.roles import Roles
 
-LONGEST = 4096  # tokens of prompt and answer, if the base has a larger window
+LONGEST = 4096  # tokens of prompt and answer, if the model has a larger window, or none
 
 
 class TooLong(UserError):
@@ -25,34 +25,24 @@ class TooLong(UserError):
 
 def window(base: Roles) -> int:
     """The most tokens of prompt and answer together."""
-    text = base.causal.config.get_text_config().to_dict()
-    return min(LONGEST, text.get("max_position_embeddings") or LONGEST)
+    return window_of(base.causal.config)
 
 
-def continues_text(config: Experiment) -> bool:
-    """Whether the policies continue a text. If not, they answer in a chat.
-
-    Without `data.chat`, the form of the prompts decides: rows of messages are a chat, too.
-    """
-    source = config.data.sources("ppo")[0]
-    if config.data.chat or not is_local(source):
-        return not config.data.chat
-    try:
-        return isinstance(first_rows(source, "prompts", 1)[0]["prompt"], str)
-    except (UserError, OSError):  # the data has moved; the run is complete without it
-        return True
+def window_of(config: PretrainedConfig) -> int:
+    """The most tokens that a model reads here."""
+    return min(LONGEST, context_window(config) or LONGEST)
 
 
 class Prompts:
     """Turns what people write into the prompts of a run.
 
     Attributes:
-        continues_text: see the function.
+        continues_text: whether the policies continue a text. If not, they answer in a chat.
         window: the most tokens of prompt and answer together.
     """
 
     def __init__(self, run: TrainedRun, loaded: LoadedPolicies) -> None:
-        self.continues_text, self.window = continues_text(run.config), window(loaded.base)
+        self.continues_text, self.window = not run.chat, window(loaded.base)
         self._tokenizer = loaded.tokenizer
         limits = {"max_length": self.window, "max_prompt_length": self.window - 1, "overlong": "drop"}
         # A plain string is a chat's turn if the run's rows are chats.
@@ -91,7 +81,7 @@ class Prompts:
         if prompt == "":
             raise UserError(f"{where}: the prompt is empty. Write some text.")
         try:
-            row = {"prompt": read_text(prompt, where), "where": where}
+            row = {"prompt": as_prompt(prompt, where), "where": where}
             (encoded,), _ = tokenize.prompts([row], self._tokenizer, self._data)
         except BadRow as error:
             raise UserError(f"{error}.") from error
@@ -101,6 +91,20 @@ class Prompts:
                 f"window of {self.window}. Shorten it."
             ) from error
         return encoded.prompt_ids
+
+
+def as_prompt(prompt: Text, where: str) -> Text:
+    """A prompt that somebody wrote, read as that of a row: transcripts become messages.
+
+    Raises:
+        BadRow: it is no prompt, or an empty one.
+    """
+    read = read_text(prompt, where)
+    if not isinstance(read, str) and read[-1] == {"role": "assistant", "content": ""}:
+        read = read[:-1]  # a transcript that ends in "Assistant:"
+    if isinstance(prompt, str):  # the roles of messages have been checked, and an earlier answer may be empty
+        check_prompt(read)
+    return read
 
 
 def _check_order(roles: Sequence[str]) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from apps.answers.prompts import continues_text, window
+from apps.answers.prompts import as_prompt, window
 from apps.trained_run import LoadedPolicies, TrainedRun
+from configs.errors import UserError
 from data.batches import tokenize
+from data.sources.bad_rows import BadRow
 from data.sources.messages import Text
 from stages.feedback.reward_model import score_tokens
 
@@ -29,7 +31,7 @@ class Scorer:
         self._models = loaded.models
         self._tokenizer = loaded.models.reward_tokenizer
         self._longest = longest = window(loaded.models.reward_base)
-        data = run.config.data.model_copy(update={"chat": not continues_text(run.config)})
+        data = run.config.data.model_copy(update={"chat": run.chat})
         self._whole = data.model_copy(update={"max_length": 2 * longest, "max_prompt_length": longest})
         self._cut = data.model_copy(update={"max_length": longest, "max_prompt_length": longest // 2})
 
@@ -40,8 +42,12 @@ class Scorer:
             ended: the answer ended its turn. If not, it has no end-of-turn token, as in PPO.
 
         Raises:
-            UserError: no tokenizer can read them.
+            UserError: no tokenizer can read them, or the prompt is empty.
         """
+        try:
+            prompt = as_prompt(prompt, "prompt")
+        except BadRow as error:
+            raise UserError(f"{error}.") from error
         pair = Pair(*tokenize.answer(prompt, answer, ended, self._tokenizer, self._whole))
         if sum(map(len, pair)) <= self._longest:
             return pair

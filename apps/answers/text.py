@@ -17,15 +17,18 @@ class AnswerText:
         stopped: whether a stop string ended it. The text ends before that string.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
-        self._tokenizer, self._stop = tokenizer, stop
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = (), before: Sequence[int] = ()
+    ) -> None:
+        """`before`: the token before the answer. Some decoders drop the blank of a text's first token."""
+        self._tokenizer, self._stop, self._before = tokenizer, stop, list(before)
         self._ids: list[int] = []
         self.text, self.stopped = "", False
 
     def add(self, token: int) -> None:
         """Add a token. Text that may be half a character, or begin a stop string, is held back."""
         self._ids.append(token)
-        whole = self._decode()
+        whole = self._whole()
         found = [place for stop in self._stop if (place := whole.find(stop, len(self.text))) >= 0]
         if found:
             self.text, self.stopped = whole[: min(found)], True
@@ -35,16 +38,19 @@ class AnswerText:
     def end(self) -> None:
         """The last token was added: nothing is held back any more."""
         if not self.stopped:
-            self._grow(self._decode())
+            self._grow(self._whole())
 
     def _grow(self, text: str) -> None:
         if text.startswith(self.text):
             self.text = text
 
-    def _decode(self) -> str:
-        text: str = self._tokenizer.decode(
-            self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+    def _whole(self) -> str:
+        """The text of all tokens so far."""
+        start, text = self._decode(self._before), self._decode([*self._before, *self._ids])
+        return text[len(start) :] if text.startswith(start) else self._decode(self._ids)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
     def _held_back(self, whole: str) -> int:

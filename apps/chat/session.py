@@ -51,11 +51,6 @@ class Session:
         """Whether each line is a text to continue, by itself."""
         return self._prompts.continues_text
 
-    @property
-    def has_turns(self) -> bool:
-        """Whether something has been said."""
-        return any(self._turns.values())
-
     def reset(self) -> None:
         """Forget all turns."""
         self._turns = {policy: [] for policy in self.policies}
@@ -109,4 +104,5 @@ class Session:
             self.settings.sampling,
             self.settings.seed,
             min(self._most, self._prompts.window - len(prompt_ids)),
+            joins=self.continues_text,
         )

@@ -144,6 +144,13 @@ def check_logits(config: Base, model: PreTrainedModel) -> None:
         )
 
 
+def context_window(config: PretrainedConfig) -> int | None:
+    """The most tokens that a model reads, whatever its config calls them; None if nothing limits them."""
+    text, name = config.get_text_config(), "max_position_embeddings"
+    window: int | None = text.to_dict().get(type(text).attribute_map.get(name, name))
+    return window
+
+
 def check_vocabulary(base: Base, text: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError if the tokenizer has a token that the model of `base` has no embedding for."""
     largest = max(tokenizer.get_vocab().values())
@@ -163,7 +170,7 @@ def check_fit(
 ) -> None:
     """Raise UserError if a size of the experiment or an id of the tokenizer is too large for `base`."""
     text = model_config.get_text_config()
-    window = text.to_dict().get("max_position_embeddings")
+    window = context_window(model_config)
     check_vocabulary(base, text, tokenizer)
     for key, tokens in _lengths(experiment, stage).items():
         if window is not None and tokens > window:

@@ -23,6 +23,7 @@ from apps.trained_run import this_process
 from configs.errors import UserError
 from configs.schema import Base, Data
 from data.batches.encoding import encoder_of
+from data.batches.tokenize import is_chat
 from data.sources.messages import Message, Text, last_text
 from stages.models.base_checks import check_loaded, check_vocabulary, loading
 from stages.models.base_files import check_weights
@@ -103,7 +104,7 @@ class ClassifierScorer:
     def _tokens(self, row: Row) -> list[list[int]]:
         """The tokens of the prompt with each answer."""
         prompt, where = row["prompt"], row["where"]
-        if isinstance(prompt, str) and not self.data.chat:
+        if not is_chat(prompt, self.data):
             return [self._text(prompt, answer, where) for answer in row["completions"]]
         opened = _turns("user", prompt)
         conversations = [(opened + _turns("assistant", answer), False) for answer in row["completions"]]

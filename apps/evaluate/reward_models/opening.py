@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from apps.answers.prompts import window_of
 from apps.evaluate.reward_models.classifier import Classifier, check_head, naming, open_classifier
 from apps.evaluate.reward_models.heads import CONFIG, named_base, open_adapter, open_run_scorer, tokenizer_of
 from apps.evaluate.reward_models.scorer import Scorer
@@ -17,8 +18,6 @@ from configs.schema import Data, Source
 from stages.internals.transformers import find_file
 from stages.models.base import load_config, load_tokenizer
 from stages.models.base_checks import check_folder, loading
-
-LONGEST = 4096  # tokens, if a model's config names no window; longer ones are rare in preference data
 
 
 @dataclass(frozen=True)
@@ -117,11 +116,10 @@ def _classifier(name: str, how: HowRead) -> Scorer:
 
 def _data(how: HowRead, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> Data:
     """How rows become tokens: in the chat template if there is one, up to the context window."""
-    window: Any = config.get_text_config().to_dict().get("max_position_embeddings")
     chat = tokenizer.chat_template is not None if how.chat is None else how.chat
     nowhere = Source(path="none.jsonl")
     data = Data(sft=nowhere, rm=nowhere, ppo=nowhere, chat=chat)
-    return _limited(data, {"max_length": how.max_length or min(window or LONGEST, LONGEST)})
+    return _limited(data, {"max_length": how.max_length or window_of(config)})
 
 
 def _limited(data: Data, changes: dict[str, Any]) -> Data:

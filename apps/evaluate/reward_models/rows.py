@@ -11,7 +11,6 @@ from typing import Any
 from apps.trained_run import TrainedRun
 from configs.errors import UserError
 from configs.schema import Source
-from data.examples import StageData
 from data.sources.bad_rows import BadRow
 from data.sources.loading import load_rows
 from data.sources.reading import describe, read, where
@@ -110,5 +109,5 @@ def _trained_prompts(run: TrainedRun) -> set[str]:
         train, held_out = ([row for row in found if row["split"] == split] for split in ("train", "held_out"))
         rows, _, _ = with_earlier(train, held_out, run.config.rm.rankings.earlier)
     else:
-        rows = StageData(run.config, "rm", lambda _: None).rows("rankings").train
+        rows = run.rows("rm", "rankings").train
     return {prompt_key(row["prompt"]) for row in rows}

@@ -7,8 +7,33 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from apps.answers.text import AnswerText
+
+
+@pytest.fixture(scope="module")
+def sentence_pieces() -> PreTrainedTokenizerFast:
+    """A tokenizer like those of SentencePiece: a blank is a part of the word after it."""
+    words = ["▁Once", "▁upon", "▁a", "▁time", ",", "</s>"]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=",")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+
+
+def test_a_continuation_keeps_the_blank_at_its_beginning(sentence_pieces) -> None:
+    prompt = sentence_pieces("Once upon a")["input_ids"]
+    for before, text in ((prompt[-1:], " time"), ([], "time")):
+        answer = AnswerText(sentence_pieces, before=before)
+        answer.add(sentence_pieces.convert_tokens_to_ids("▁time"))
+        assert answer.text == text
+        answer.add(sentence_pieces.eos_token_id)
+        answer.end()
+        assert answer.text == text
 
 
 class Letters:
