@@ -1,4 +1,4 @@
-"""The commands that use what was trained: export, evaluate, serve, chat, watch and compare."""
+"""The commands that use what was trained: export, serve, chat, watch and compare."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from launch.arguments import ExperimentOptions, check_installed
 from launch.given_run import SAMPLING, given_run
 from pipeline.processes.logs import hide_loading
 from pipeline.processes.streams import say
+from pipeline.reporting.folder import check_writable
 
-EXPORT, EVALUATE, SERVE, CHAT = "Export", "Evaluation", "Server", "Chat"  # groups of options in --help
+EXPORT, SERVE, CHAT = "Export", "Server", "Chat"  # groups of options in --help
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,151 +108,6 @@ def export(options: ExportOptions) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(ExperimentOptions):
-    """What to compare, on what, and who judges."""
-
-    policies: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B,...",
-            help="base, sft, ppo, an adapter's folder; sft@4: its best of 4 answers; sft~5: the answer that "
-            "most of 5 give; base+4: the base with 4 demonstrations in its prompt (or base+4-nearest, "
-            "base+4-shuffled); base+cot: after reasoning; default: all of the run",
-            rich_help_panel=EVALUATE,
-        ),
-    ] = None
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="prompts, in any format that PPO reads (default: those the run keeps from training)",
-            rich_help_panel=EVALUATE,
-        ),
-    ] = None
-    number: Annotated[
-        int | None,
-        typer.Option(
-            "-n",
-            min=2,
-            metavar="N",
-            help="the most prompts, and the most examples of a benchmark (default: all)",
-            rich_help_panel=EVALUATE,
-        ),
-    ] = None
-    judges: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B,...",
-            help="gold (ppo.judge), rm, warmth, warm_ending, module:function, an endpoint's YAML file, or "
-            "people; default: gold and rm, as far as the run has them",
-            rich_help_panel=EVALUATE,
-        ),
-    ] = None
-    instructions: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="also the base with the best of N instructions that it proposes itself",
-            rich_help_panel=EVALUATE,
-        ),
-    ] = 0
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B,...",
-            help="in place of all this: accuracy on labelled tasks: FILE.yaml, FILE.yaml:NAME or POOL=DATA",
-            rich_help_panel=EVALUATE,
-        ),
-    ] = None
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="also measure the perplexity of this text", rich_help_panel=EVALUATE
-        ),
-    ] = None
-    benchmarks: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B,...",
-            help="also run these benchmarks of lm-eval, such as hellaswag",
-            rich_help_panel=EVALUATE,
-        ),
-    ] = None
-    benchmarks_folder: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="a folder with YAML files of your own benchmarks", rich_help_panel=EVALUATE
-        ),
-    ] = None
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="folder to write (default: RUN/evaluation)", rich_help_panel=EVALUATE
-        ),
-    ] = None
-
-
-def policies(options: EvaluateOptions) -> int:
-    """Compare policies on the same prompts: judges, win rates, KL, variety and cost, with intervals."""
-    if options.tasks is not None:
-        return _evaluate_tasks(options)
-    run_dir = given_run(options, "tristage evaluate", ["ppo.judge", "ppo.rollout"]).path
-    if options.benchmarks:
-        check_installed("evaluate", "lm_eval")
-    from apps.evaluate.benchmarks import Benchmarks
-    from apps.evaluate.candidates import parse_candidates  # imports torch
-    from apps.evaluate.judges import open_judges
-    from apps.evaluate.measure import Material, measure
-    from apps.evaluate.output import print_comparison, write_comparison
-    from apps.trained_run import open_run
-    from pipeline.terminal.console import SafeConsole
-
-    hide_loading()
-    run = open_run(run_dir, options.overrides)
-    candidates = parse_candidates(options.policies.split(",") if options.policies else run.policies)
-    folder = options.out or run.run.path / "evaluation"
-    judges = open_judges(run, options.judges.split(",") if options.judges else None, folder)
-    benchmarks = None
-    if options.benchmarks:
-        benchmarks = Benchmarks(
-            _names(options.benchmarks), options.benchmarks_folder, options.number, run.config.data.chat
-        )
-    elif options.benchmarks_folder:
-        raise UserError("--benchmarks-folder: says where they are. Name those to run in --benchmarks.")
-    material = Material(options.prompts, options.number, options.text, options.instructions, benchmarks)
-    comparison = measure(run, candidates, judges, say, material)
-    print_comparison(SafeConsole(highlight=False), comparison)
-    say(f"evaluation: {write_comparison(comparison, folder, f'Policies of {run.config.name}')}")
-    return 0
-
-
-def _names(listed: str) -> list[str]:
-    return [name.strip() for name in listed.split(",")]
-
-
-def _evaluate_tasks(options: EvaluateOptions) -> int:
-    """The accuracy of policies on labelled tasks, in RUN/evaluation/tasks.json and a page."""
-    from apps.evaluate.task_output import print_tasks, write_tasks  # imports torch
-    from apps.evaluate.tasks import measure_tasks, task_rows
-    from apps.trained_run import open_run
-    from pipeline.terminal.console import SafeConsole
-
-    for key in ("prompts", "judges", "text", "instructions", "benchmarks", "benchmarks_folder"):
-        if getattr(options, key):
-            raise UserError(f"--{key.replace('_', '-')}: --tasks runs in its place. Give one of them.")
-    hide_loading()
-    run = open_run(given_run(options, "tristage evaluate --tasks", []).path)
-    names = _names(options.policies) if options.policies else list(run.policies)
-    given = task_rows(run, _names(options.tasks or ""), options.number, say)
-    results = measure_tasks(run, names, given, say)
-    print_tasks(SafeConsole(highlight=False), results)
-    folder = options.out or run.run.path / "evaluation"
-    say(f"evaluation: {write_tasks(results, folder, f'Tasks of {run.config.name}')}")
-    return 0
-
-
-@dataclass(frozen=True, kw_only=True)
 class WatchOptions(ExperimentOptions):
     """Which run to watch."""
 
@@ -282,6 +138,7 @@ def compare(options: CompareOptions) -> int:
     from apps.compare_runs import print_runs, read_runs, write_comparison  # imports matplotlib
     from pipeline.terminal.console import SafeConsole
 
+    check_writable(options.out)
     runs = read_runs(options.runs)
     print_runs(SafeConsole(highlight=False), runs)
     say(f"comparison: {write_comparison(runs, options.out)}")

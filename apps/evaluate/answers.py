@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from apps.evaluate.candidates import Candidate
-from apps.evaluate.in_context import first_part, in_context
-from apps.evaluate.prompts import Row
+from apps.evaluate.in_context import first_part
 from apps.evaluate.reasoning import final_answer, vote
 from apps.trained_run import LoadedPolicies, reward_scores, this_process
 from configs.schema import Data, Experiment
 from data.batches import tokenize
 from data.batches.sampler import micro_batches, seed_from
-from data.batches.tokenize import Prompt
+from data.batches.tokenize import Prompt, is_chat
 from stages.feedback.reward_model import RewardModel
 from stages.sampling.decoding import Response
 from stages.sampling.response_batch import response_kl
@@ -33,8 +33,8 @@ class Answers:
         rewards: the reward model's scores; empty without one.
         kl: to the SFT policy in nats; empty without an SFT policy, for demonstrations in the prompt and for a
             vote, whose KL is not defined, and for best of n, which has a formula of its own.
-        lengths: tokens of each answer.
-        ended: whether it ended its turn.
+        lengths: tokens of each answer, without what stands before or after it in the response.
+        ended: whether it ended: its turn, or where the next demonstration begins.
         cost: tokens read and sampled for each answer, all n of best-of-n or of a vote together.
         agreement: of a vote, the share of the answers that agree with the one that counts; else empty.
     """
@@ -49,53 +49,66 @@ class Answers:
     agreement: list[float] = field(default_factory=list)
 
 
+class Kept(NamedTuple):
+    """What counts of a response: its text, the tokens of that, and whether it ended."""
+
+    text: str
+    tokens: int
+    ended: bool
+
+
 def answer(
     config: Experiment,
     policies: LoadedPolicies,
     sampler: Sampler,
     candidate: Candidate,
     prompts: Sequence[Prompt],
-    demonstrations: Sequence[Row],
+    read: Sequence[Prompt],
 ) -> Answers:
     """The answers of one candidate. The noise of an answer depends on its prompt and number only.
 
     Args:
-        demonstrations: of which the candidate may have some in its prompt.
-
-    Raises:
-        UserError: demonstrations are missing, or the prompt does not fit; see `in_context`.
+        read: the prompts as the candidate reads them; see `in_context`.
     """
-    role, room = policies.roles[candidate.policy], policies.base.causal.config.get_text_config()
-    window = room.to_dict().get("max_position_embeddings") or sys.maxsize  # a recurrent base has none
-    context = window - sampler.rollout.max_new_tokens
-    read = in_context(
-        candidate, prompts, demonstrations, policies.tokenizer, config.data, context, config.seed
-    )
     pairs = [(i, number) for i in range(len(prompts)) for number in range(candidate.samples)]
     ids = [read[i].prompt_ids for i, _ in pairs]
     seeds = [seed_from(config.seed, "evaluate", number, prompts[i].prompt_ids) for i, number in pairs]
-    responses = sampler.respond(role, ids, seeds)
+    responses = sampler.respond(policies.roles[candidate.policy], ids, seeds)
+    asked, chat = [prompts[i] for i, _ in pairs], is_chat(prompts[0].prompt, config.data)
     texts = sampler.decode([response.ids for response in responses])
-    if candidate.reasons:
-        texts = [final_answer(text) for text in texts]
-    elif candidate.in_context and isinstance(prompts[0].prompt, str) and not config.data.chat:
-        texts = [first_part(text) for text in texts]
-    asked = [prompts[i] for i, _ in pairs]
-    rewards = _rewards(config.data, policies, candidate, asked, responses, texts) if policies.reward else []
-    picks, agreement = _picks(candidate, len(prompts), rewards, texts)
-    chosen = [responses[pick] for pick in picks]
+    kept = [
+        _kept(candidate, response.ids, text, sampler.tokenizer, chat)
+        for response, text in zip(responses, texts, strict=True)
+    ]
+    rewards = _rewards(config.data, policies, candidate, asked, responses, kept) if policies.reward else []
+    picks, agreement = _picks(candidate, len(prompts), rewards, [one.text for one in kept])
     spent = [len(prompt) + len(response.ids) for prompt, response in zip(ids, responses, strict=True)]
     costs = [sum(spent[i * candidate.samples : (i + 1) * candidate.samples]) for i in range(len(prompts))]
     return Answers(
         candidate,
-        [texts[pick] for pick in picks],
+        [kept[pick].text for pick in picks],
         [rewards[pick] for pick in picks] if rewards else [],
-        _kl(policies, sampler, candidate, read, chosen),
-        [len(response.ids) for response in chosen],
-        [response.ids[-1] == sampler.tokenizer.eos_token_id for response in chosen],
+        _kl(policies, sampler, candidate, read, [responses[pick] for pick in picks]),
+        [kept[pick].tokens for pick in picks],
+        [kept[pick].ended for pick in picks],
         costs,
         agreement,
     )
+
+
+def _kept(
+    candidate: Candidate, ids: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase, chat: bool
+) -> Kept:
+    """What counts of the response `text` of the tokens `ids`."""
+    ended = ids[-1] == tokenizer.eos_token_id
+    if candidate.reasons:
+        text, closed = final_answer(text)
+    elif candidate.in_context and not chat:
+        text, closed = first_part(text)
+    else:
+        return Kept(text, len(ids), ended)
+    ended = ended or closed
+    return Kept(text, len(tokenizer(text, add_special_tokens=False)["input_ids"]) + ended, ended)
 
 
 def _rewards(
@@ -104,13 +117,15 @@ def _rewards(
     candidate: Candidate,
     prompts: Sequence[Prompt],
     responses: Sequence[Response],
-    texts: Sequence[str],
+    kept: Sequence[Kept],
 ) -> list[float]:
     """The reward model's score of each answer: of its tokens, or of its text if the prompt held more."""
     if candidate.in_context:
-        pairs = zip(prompts, texts, strict=True)
-        answered = [(one.prompt, tokenize.continuation(one.prompt, text, data)) for one, text in pairs]
-        return reward_scores(policies, answered, data)
+        pairs = [
+            (prompt.prompt, tokenize.continuation(prompt.prompt, one.text, data))
+            for prompt, one in zip(prompts, kept, strict=True)
+        ]
+        return reward_scores(policies, pairs, data, [one.ended for one in kept])
     reward_model = RewardModel(policies.models, this_process(), data)
     return reward_model.score_on_all_ranks(prompts, responses, AT_ONCE)
 

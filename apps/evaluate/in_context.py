@@ -14,7 +14,7 @@ from apps.evaluate.prompts import Row, fitting
 from apps.evaluate.reasoning import before_reasoning
 from configs.errors import UserError
 from configs.schema import Data
-from data.batches.tokenize import Prompt
+from data.batches.tokenize import Prompt, is_chat
 from data.sources.messages import Message, Text, last_text
 
 BREAK = "\n\n"  # between demonstrations of plain text; an answer ends there
@@ -43,7 +43,7 @@ def in_context(
         raise UserError(
             f"--policies: {candidate.name}: data.sft has {len(demonstrations)} demonstrations to train on."
         )
-    chat = data.chat or not isinstance(prompts[0].prompt, str)
+    chat = is_chat(prompts[0].prompt, data)
     asked = [
         before_reasoning(prompt.prompt, chat) if candidate.reasons else prompt.prompt for prompt in prompts
     ]
@@ -64,9 +64,13 @@ def in_context(
     return extended
 
 
-def first_part(text: str) -> str:
-    """The answer in a continuation of plain text, in which the base may go on with a next demonstration."""
-    return text.split(BREAK)[0].strip()
+def first_part(text: str) -> tuple[str, bool]:
+    """The answer in a continuation of plain text, and whether it ends there.
+
+    The base may go on with a next demonstration.
+    """
+    answer, after, _ = text.partition(BREAK)
+    return answer.strip(), bool(after)
 
 
 def _choose(
@@ -75,7 +79,8 @@ def _choose(
     """The demonstrations of each prompt. Random ones are the same for all prompts."""
     if candidate.choice == "nearest":
         texts = [last_text(row["prompt"]) for row in demonstrations]
-        vectors = TfidfVectorizer().fit(texts)
+        # Parts of words: they are there in arithmetic and in scripts without blanks, too.
+        vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 3)).fit(texts)
         likeness = vectors.transform([prompt.text for prompt in prompts]) @ vectors.transform(texts).T
         order = likeness.toarray().argsort(axis=1, kind="stable")[:, -candidate.shots :]  # nearest last
         return [[demonstrations[i] for i in row] for row in order]
@@ -93,13 +98,15 @@ def _choose(
 
 def _joined(prompt: Text, demonstrations: Sequence[Row], data: Data) -> Text:
     """One text, or one conversation, of demonstrations and prompt."""
-    if isinstance(prompt, str) and not data.chat:
+    if not is_chat(prompt, data):
         parts = [f"{row['prompt']}{last_text(row['completion'])}" for row in demonstrations]
-        return BREAK.join([*parts, prompt])
+        return BREAK.join([*parts, str(prompt)])
+    asked = _messages("user", prompt)
+    system = [message for message in asked if message["role"] == "system"]  # a template takes it first
     turns: list[Message] = []
     for row in demonstrations:
         turns += [*_messages("user", row["prompt"]), *_messages("assistant", row["completion"])]
-    return [*turns, *_messages("user", prompt)]
+    return [*system, *(message for message in [*turns, *asked] if message["role"] != "system")]
 
 
 def _messages(role: str, text: str | list[Message]) -> list[Message]:

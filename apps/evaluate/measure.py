@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from apps.evaluate.answers import Answers, answer
 from apps.evaluate.benchmarks import Benchmarks, load_tasks, run_benchmarks
 from apps.evaluate.candidates import Candidate
-from apps.evaluate.comparison import distinct, length_controlled_win_rate
+from apps.evaluate.figures import Metrics, by_category, candidate_metrics, outcomes_of, win_rates
+from apps.evaluate.in_context import in_context
 from apps.evaluate.instructions import propose
-from apps.evaluate.judges import Judge
-from apps.evaluate.perplexity import nats_per_token
+from apps.evaluate.judges import ComparingJudge, Judge
+from apps.evaluate.perplexity import nats_per_token, note_of, read_text, windows_of
 from apps.evaluate.prompts import Row, read_prompts, training_demonstrations
 from apps.trained_run import (
     BASE,
@@ -26,13 +29,13 @@ from configs.errors import UserError
 from configs.schema import Experiment, Rollout
 from data.batches.tokenize import Prompt
 from data.sources.messages import Text
-from stages.maths.statistics import kl_of_best, mean_with_interval, repeated_bigrams
+from stages.models.base_checks import context_window
 from stages.sampling.sampler import open_sampler
 
 INSTRUCTED = "base+instruction"
 REASONING = 256  # tokens of an answer with its reasoning
-Metrics = dict[str, float]
 Say = Callable[[str], None]
+Keep = Callable[[Sequence[Text], Mapping[str, Answers]], None]
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Comparison:
         answers: of each candidate by its name.
         metrics: of each candidate: means with `_low`, `_high` and `_n`.
         win_rates: of each judge: of each candidate against each other one, raw and at equal length.
-        by_category: of each category of prompts: of each candidate, the first judge's mean.
+        by_category: of each category of prompts: of each candidate, a mean as `score`; a note says of what.
         notes: sentences on what the figures do not cover.
         benchmarks: of each task of lm-eval: of each policy, its `score`.
     """
@@ -77,76 +80,132 @@ class Material:
     benchmarks: Benchmarks | None = None
 
 
+class Group(NamedTuple):
+    """Candidates that sample alike, each with the prompts as it reads them."""
+
+    rollout: Rollout
+    read: dict[Candidate, list[Prompt]]
+
+
 def measure(
     run: TrainedRun,
     candidates: Sequence[Candidate],
     judges: Sequence[Judge],
     say: Say,
     material: Material,
+    keep: Keep = lambda prompts, answers: None,
 ) -> Comparison:
-    """Answer, judge and compare.
+    """Answer, judge and compare. What cannot be used is refused before anything is sampled.
+
+    Args:
+        keep: called with the answers before they are judged.
 
     Raises:
         UserError: a policy, prompt or judge cannot be used.
     """
-    names = list(dict.fromkeys(candidate.policy for candidate in candidates))
-    if material.instructions and BASE not in names:
-        names.append(BASE)
     with_reward = "rm" in run.manifests
     if not with_reward and any(candidate.best_of > 1 for candidate in candidates):
         raise UserError("--policies: best of n needs the reward model, and stage rm has not finished here.")
-    loaded = names + (["sft"] if "sft" in run.manifests and "sft" not in names else [])  # for the KL
     if material.benchmarks:
         if all(one.in_context or one.samples > 1 for one in candidates):
             raise UserError("--benchmarks: run on a policy as it is. Name one in --policies, such as sft.")
-        load_tasks(material.benchmarks)  # refuses before anything is sampled
-    say(f"loading {run.config.base.model} ({run.config.base.quantization}) and {', '.join(loaded)}")
-    policies = load_policies(run, chosen_adapters(run, loaded, reward=with_reward), this_process())
-    prompts, categories = read_prompts(run, policies.tokenizer, material.prompts, material.number)
-    notes: list[str] = []
+        load_tasks(material.benchmarks)
+    text = read_text(material.text) if material.text else ""
+    for judge in judges:
+        if isinstance(judge, ComparingJudge):
+            judge.endpoint.try_once(2)
+    policies = _load(run, candidates, material, say)
+    windows = windows_of(text, policies.tokenizer) if material.text else []
+    asked = read_prompts(run, policies.tokenizer, material.prompts, material.number)
     needed = material.instructions or any(candidate.shots for candidate in candidates)
-    demonstrations = training_demonstrations(run) if needed else []
+    demonstrations = training_demonstrations(run, asked.prompts) if needed else []
+    groups = _groups(run.config, policies, candidates, asked.prompts, demonstrations)
+    notes = list(asked.notes)
     if material.instructions:
         best, note = _instructed_base(run.config, policies, demonstrations, material.instructions)
-        candidates, notes = [*candidates, best], [note]
-    answers = _answers(run.config, policies, candidates, prompts, demonstrations, say)
-    asked = [prompt.prompt for prompt in prompts]
-    metrics = {name: _metrics(asked, one, judges) for name, one in answers.items()}
+        groups += _groups(run.config, policies, [best], asked.prompts, demonstrations)
+        candidates, notes = [*candidates, best], [*notes, note]
+    answers = _answers(run.config, policies, groups, asked.prompts, say)
+    answers = {candidate.name: answers[candidate.name] for candidate in candidates}
+    prompts = [prompt.prompt for prompt in asked.prompts]
+    keep(prompts, answers)
+    metrics = {name: candidate_metrics(prompts, one, judges) for name, one in answers.items()}
     if material.text:
-        for candidate in candidates:
-            if not candidate.in_context and candidate.samples == 1:
-                role = policies.roles[candidate.policy]
-                metrics[candidate.name] |= nats_per_token(policies, role, material.text)
-    win_rates = {judge.name: _win_rates(asked, answers, judge) for judge in judges}
+        notes.append(note_of(material.text, windows))
+        for one in candidates:
+            if not one.in_context and one.samples == 1:
+                metrics[one.name] |= nats_per_token(policies, policies.roles[one.policy], windows)
+    outcomes = {judge.name: outcomes_of(prompts, answers, judge) for judge in judges}
+    categories, what = by_category(prompts, answers, judges, outcomes, asked.categories)
     return Comparison(
-        asked,
+        prompts,
         answers,
         metrics,
-        win_rates,
-        _by_category(asked, answers, judges, categories) if categories else {},
-        [*notes, *_notes(answers, with_reward), *(note for judge in judges for note in judge.notes())],
+        {name: win_rates(of_judge) for name, of_judge in outcomes.items()},
+        categories,
+        [*notes, *what, *_notes(answers, with_reward), *(note for judge in judges for note in judge.notes())],
         run_benchmarks(policies, candidates, material.benchmarks, say) if material.benchmarks else {},
     )
 
 
-def _answers(
+def _load(run: TrainedRun, candidates: Sequence[Candidate], material: Material, say: Say) -> LoadedPolicies:
+    """The candidates' policies, and what their figures need: SFT for the KL, and the reward model."""
+    names = [candidate.policy for candidate in candidates]
+    names += [BASE] if material.instructions else []
+    names += ["sft"] if "sft" in run.manifests else []
+    names = list(dict.fromkeys(names))
+    say(f"loading {run.config.base.model} ({run.config.base.quantization}) and {', '.join(names)}")
+    return load_policies(run, chosen_adapters(run, names, reward="rm" in run.manifests), this_process())
+
+
+def _groups(
     config: Experiment,
     policies: LoadedPolicies,
     candidates: Sequence[Candidate],
     prompts: Sequence[Prompt],
     demonstrations: Sequence[Row],
+) -> list[Group]:
+    """The candidates that sample alike, each with the prompts as it reads them.
+
+    Raises:
+        UserError: demonstrations are missing, or a prompt does not fit; see `in_context`.
+    """
+    window = context_window(policies.base.causal.config) or sys.maxsize  # a recurrent base has none
+    return [
+        Group(
+            rollout,
+            {
+                one: in_context(
+                    one,
+                    prompts,
+                    demonstrations,
+                    policies.tokenizer,
+                    config.data,
+                    window - rollout.max_new_tokens,
+                    config.seed,
+                )
+                for one in some
+            },
+        )
+        for rollout, some in _by_rollout(config.ppo.rollout, candidates)
+    ]
+
+
+def _answers(
+    config: Experiment,
+    policies: LoadedPolicies,
+    groups: Sequence[Group],
+    prompts: Sequence[Prompt],
     say: Say,
 ) -> dict[str, Answers]:
-    """The answers of each candidate, in the order of the candidates."""
+    """The answers of each candidate."""
     answers: dict[str, Answers] = {}
-    for rollout, some in _by_rollout(config.ppo.rollout, candidates):
+    for rollout, some in groups:
         with open_sampler(policies.base, policies.tokenizer, this_process(), rollout) as sampler:
-            for candidate in some:
+            for candidate, read in some.items():
                 say(f"{candidate.name}: {len(prompts) * candidate.samples} answers to {len(prompts)} prompts")
-                answers[candidate.name] = answer(
-                    config, policies, sampler, candidate, prompts, demonstrations
-                )
-    return {candidate.name: answers[candidate.name] for candidate in candidates}
+                answers[candidate.name] = answer(config, policies, sampler, candidate, prompts, read)
+    return answers
 
 
 def _by_rollout(rollout: Rollout, candidates: Sequence[Candidate]) -> list[tuple[Rollout, list[Candidate]]]:
@@ -173,74 +232,6 @@ def _instructed_base(
     return Candidate(INSTRUCTED, BASE, instruction=best.text), note
 
 
-def _metrics(prompts: Sequence[Text], answers: Answers, judges: Sequence[Judge]) -> Metrics:
-    """The figures of one candidate: judges' scores, KL, length, variety, cost."""
-    metrics: Metrics = {}
-    for judge in judges:
-        if scores := judge.scores(prompts, answers):
-            metrics |= mean_with_interval(judge.name, scores)
-    if answers.kl:
-        metrics |= mean_with_interval("kl", answers.kl)
-    elif (one := answers.candidate).best_of > 1 and one.policy == "sft" and not one.in_context:
-        metrics["kl"] = kl_of_best(one.best_of)
-    return (
-        metrics
-        | mean_with_interval("length", answers.lengths)
-        | mean_with_interval("ended", [float(ended) for ended in answers.ended])
-        | mean_with_interval("repetition", [repeated_bigrams(text) for text in answers.texts])
-        | {"distinct_1": distinct(answers.texts, 1), "distinct_2": distinct(answers.texts, 2)}
-        | {"different": len(set(answers.texts)) / len(answers.texts)}
-        | mean_with_interval("cost", answers.cost)
-        | (mean_with_interval("agreement", answers.agreement) if answers.agreement else {})
-    )
-
-
-def _win_rates(
-    prompts: Sequence[Text], answers: Mapping[str, Answers], judge: Judge
-) -> dict[str, dict[str, Metrics]]:
-    """The win rates between all candidates by one judge. Each pair is judged once.
-
-    A pair of candidates is left out if nothing of it is judged. People judge what they were asked.
-    """
-    names, rates = list(answers), dict[str, dict[str, Metrics]]()
-    for place, name in enumerate(names):
-        for other in names[place + 1 :]:
-            judged = judge.compare(prompts, answers[name], answers[other])
-            if not judged:
-                continue
-            won, lengths, others = zip(*judged, strict=True)
-            lost = [1 - outcome for outcome in won]
-            rates.setdefault(name, {})[other] = _rates(won, lengths, others)
-            rates.setdefault(other, {})[name] = _rates(lost, others, lengths)
-    return rates
-
-
-def _rates(won: Sequence[float], lengths: Sequence[int], others: Sequence[int]) -> Metrics:
-    """A paired bootstrap: prompts are drawn with both of their answers."""
-    return mean_with_interval("win_rate", won) | length_controlled_win_rate(won, lengths, others)
-
-
-def _by_category(
-    prompts: Sequence[Text],
-    answers: Mapping[str, Answers],
-    judges: Sequence[Judge],
-    categories: Sequence[str],
-) -> dict[str, dict[str, Metrics]]:
-    """The mean score of each candidate in each category, by the first judge that scores.
-
-    Args:
-        categories: of each prompt; empty for none.
-    """
-    table: dict[str, dict[str, Metrics]] = {}
-    for name, one in answers.items():
-        scores = next((scores for judge in judges if (scores := judge.scores(prompts, one))), [])
-        for category in dict.fromkeys(filter(None, categories)):
-            own = [score for score, of_one in zip(scores, categories, strict=False) if of_one == category]
-            if own:
-                table.setdefault(category, {})[name] = mean_with_interval("score", own)
-    return table
-
-
 def _notes(answers: Mapping[str, Answers], with_reward: bool) -> list[str]:
     notes = []
     if any(one.candidate.best_of > 1 for one in answers.values()):
@@ -256,7 +247,7 @@ def _notes(answers: Mapping[str, Answers], with_reward: bool) -> list[str]:
     if any(one.candidate.reasons for one in answers.values()):
         notes.append(
             f"+cot is asked to think step by step, in {REASONING} tokens at most. Its answer stands after "
-            'the last "answer is", or its last line. Length counts the reasoning, too.'
+            'the first "answer is", or is its last line. Length is of that answer.'
         )
     if any(one.candidate.shots or one.candidate.instruction for one in answers.values()):
         notes.append("Answers after demonstrations or instructions in plain text end at a blank line.")

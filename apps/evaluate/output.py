@@ -1,20 +1,24 @@
-"""A comparison on disk and in the terminal: `evaluation.json`, `answers.jsonl`, a page, and a table."""
+"""A comparison on disk and in the terminal: `answers.jsonl`, `evaluation.json`, a page, and a table."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
-from apps.evaluate.measure import Comparison, Metrics
+from apps.evaluate.answers import Answers
+from apps.evaluate.figures import Metrics
+from apps.evaluate.judges import ANSWERS as FILE
+from apps.evaluate.measure import Comparison
+from data.sources.messages import Text as Prompt
 from data.sources.messages import last_text, recorded
 from data.storage.files import write_json_lines, write_text
-from pipeline.reporting.folder import report_folder
-from pipeline.reporting.page import Bullets, Cell, Page, Paragraph, Section, Table, quote, render
+from pipeline.reporting.folder import ELSEWHERE, report_folder
+from pipeline.reporting.page import Bullets, Cell, Page, Paragraph, Section, Table, quote, write_page
 from pipeline.terminal.format import show_figure, show_number
 
 # Columns of the table of candidates, besides the judges' scores.
@@ -45,13 +49,12 @@ WINNING = (
 
 
 def write_comparison(comparison: Comparison, folder: Path, title: str) -> Path:
-    """Write the comparison into `folder`. Returns the path of its page.
+    """Write the comparison into `folder`, beside its answers. Returns the path of its page.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with report_folder(folder):
+    with report_folder(folder, ELSEWHERE):
         figures = {
             "metrics": comparison.metrics,
             "win_rates": comparison.win_rates,
@@ -60,18 +63,23 @@ def write_comparison(comparison: Comparison, folder: Path, title: str) -> Path:
             "notes": comparison.notes,
         }
         write_text(folder / "evaluation.json", json.dumps(figures, indent=1) + "\n")
-        write_json_lines(folder / "answers.jsonl", _rows(comparison))
-        page = build_page(comparison, title)
-        write_text(folder / "report.md", render(page, "md"))
-        write_text(folder / "index.html", render(page, "html"))
-    return folder / "index.html"
+        return write_page(build_page(comparison, title), folder)
 
 
-def _rows(comparison: Comparison) -> list[dict[str, object]]:
-    return [
-        {**recorded(prompt), **{name: answers.texts[i] for name, answers in comparison.answers.items()}}
-        for i, prompt in enumerate(comparison.prompts)
-    ]
+def write_answers(folder: Path, prompts: Sequence[Prompt], answers: Mapping[str, Answers]) -> None:
+    """Write the answers into `folder`, before they are judged: a judge can fail, and they took long.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    with report_folder(folder, ELSEWHERE):
+        write_json_lines(
+            folder / FILE,
+            [
+                {**recorded(prompt), **{name: one.texts[i] for name, one in answers.items()}}
+                for i, prompt in enumerate(prompts)
+            ],
+        )
 
 
 def build_page(comparison: Comparison, title: str) -> Page:

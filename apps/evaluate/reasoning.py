@@ -22,12 +22,15 @@ def before_reasoning(prompt: Text, chat: bool) -> Text:
     return f"{prompt}\n\n{STEPS} {END}" if chat else f"{prompt}\n{STEPS}"
 
 
-def final_answer(text: str) -> str:
-    """What stands after the last "answer is"; without one, the last line that is not empty."""
-    if said := SAID.findall(text):
-        return said[-1].strip()
+def final_answer(text: str) -> tuple[str, bool]:
+    """What stands after the first "answer is", and whether its sentence ends; else the last line with text.
+
+    The first one answers the question that was asked. A base may go on with a question of its own.
+    """
+    if said := SAID.search(text):
+        return said[1].strip(), said.end() > said.end(1)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    return (lines[-1] if lines else ""), False
 
 
 def vote(answers: Sequence[str]) -> tuple[int, float]:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from apps.answers.prompts import window
 from apps.evaluate.measure import Say
+from apps.evaluate.prompts import trained_keys
 from apps.likelihood import Pair, option_logprobs, token_logprobs
 from apps.trained_run import LoadedPolicies, TrainedRun, chosen_adapters, load_policies, this_process
 from configs.errors import UserError
@@ -23,10 +24,9 @@ from configs.task_file import read_tasks, source_of_task, split_reference
 from configs.task_pool import Task, Template
 from data.batches import tokenize
 from data.batches.wording import render
-from data.examples import StageData
 from data.sources.formats import Row
 from data.sources.loading import load_rows
-from data.sources.split import row_key, unit
+from data.sources.split import unit
 from stages.maths.statistics import Figure, figure
 from stages.models.base_checks import supports_block_mask
 
@@ -83,7 +83,7 @@ def task_rows(run: TrainedRun, wanted: Sequence[str], number: int | None, say: S
         UserError: a task or its rows cannot be read, it has no options, or the run was trained on all rows.
     """
     found: list[TaskRows] = []
-    learned = _learned(run)
+    learned = trained_keys(run)
     for one in wanted:
         reference, _, path = one.partition("=")
         tasks = read_tasks(reference, "--tasks")
@@ -109,16 +109,6 @@ def _source(reference: str, task: Task, path: str) -> Source:
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UserError(f"--tasks: {name}: {reason}.") from None
-
-
-def _learned(run: TrainedRun) -> set[str]:
-    """What tells apart the rows that the run's policies were trained on."""
-    keys: set[str] = set()
-    if "sft" in run.manifests:
-        keys.update(map(row_key, StageData(run.config, "sft", lambda _: None).rows("demonstrations").train))
-    if "ppo" in run.manifests:
-        keys.update(map(row_key, StageData(run.config, "ppo", lambda _: None).rows("prompts").train))
-    return keys
 
 
 def _rows(task: Task, source: Source, learned: set[str], number: int | None, seed: int) -> TaskRows:

@@ -58,8 +58,8 @@ def test_every_command_is_known_to_this_test() -> None:
 def test_a_word_that_would_change_nothing_is_refused(name: str, run: Path) -> None:
     status, stdout, error = tristage(*name.split(), *NEEDS.get(name, []), "--run-dir", run, "seed=7")
     assert (status, stdout) == (2, "")
-    takes = f"takes only {TAKE[name]} from words" if name in TAKE else "leaves it as it is"
-    check_message(error, f"seed=7: {run} was trained with 0, and tristage {name} {takes}. Leave the word out")
+    takes = f"takes only overrides of {TAKE[name]}" if name in TAKE else "leaves it as it is"
+    check_message(error, f"seed=7: {run} was trained with 0, and tristage {name} {takes}. Leave the override")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_word_that_would_change_nothing_is_refused(name: str, run: Path) -> No
 def test_check_rm_takes_only_what_trains_a_reward_model(word: str, run: Path) -> None:
     status, _, error = tristage("check", "rm", "--run-dir", run, word)
     assert status == 2
-    check_message(error, word.partition("=")[0], "and tristage check rm takes only adapter, base, deepspeed")
+    check_message(error, word.partition("=")[0], "tristage check rm takes only overrides of adapter, base, ")
 
 
 @pytest.mark.parametrize("name", sorted(SHOW | set(TAKE)))
@@ -90,7 +90,7 @@ def test_words_of_the_training_and_of_no_run_yet_are_fine(run: Path, tmp_path: P
 
 def test_words_that_are_obeyed_reach_the_run(run: Path) -> None:
     words = ["ppo.rollout.temperature=0.5", "ppo.judge=warmth"]
-    options = uses.EvaluateOptions(run_dir=run, overrides=words)
+    options = evaluating.EvaluateOptions(run_dir=run, overrides=words)
     found = given_run.given_run(options, "tristage evaluate", ["ppo.judge", "ppo.rollout"])
     opened = open_run(found.path, words)
     assert (opened.config.ppo.rollout.temperature, opened.config.ppo.judge) == (0.5, "warmth")

@@ -11,7 +11,7 @@ import pytest
 from apps.evaluate.candidates import parse_candidates
 from apps.evaluate.judges import ScoringJudge, open_judges
 from apps.evaluate.measure import INSTRUCTED, Comparison, Material, measure
-from apps.evaluate.output import build_page, write_comparison
+from apps.evaluate.output import build_page, write_answers, write_comparison
 from apps.evaluate.reasoning import final_answer
 from apps.trained_run import TrainedRun, chosen_adapters, open_run
 from configs.errors import UserError
@@ -114,6 +114,7 @@ def test_the_page_shows_all_and_escapes_answers(comparison, tmp_path) -> None:
     for text in ("Score by gold", "Score by rm", "against sft@3", "equal length", "6 candidates, 8 prompts"):
         assert text in html
     assert "<script>alert" not in html
+    write_answers(tmp_path / "out", comparison.prompts, comparison.answers)
     page = write_comparison(comparison, tmp_path / "out", "Policies of tiny")
     assert page.is_file()
     figures = json.loads((tmp_path / "out/evaluation.json").read_text())

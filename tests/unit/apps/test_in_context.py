@@ -73,4 +73,32 @@ def test_too_many_or_too_long_is_refused(prompts, tiny_tokenizer) -> None:
 
 
 def test_an_answer_ends_before_the_next_demonstration() -> None:
-    assert first_part(" He ran.\n\nThe soup was cold. She") == "He ran."
+    assert first_part(" He ran.\n\nThe soup was cold. She") == ("He ran.", True)
+    assert first_part(" He ran and") == ("He ran and", False)
+
+
+@pytest.mark.parametrize(
+    ("shown", "asked", "nearest"),
+    [
+        (["7 * 8 =", "1 + 2 ="], "1 + 3 =", "1 + 2 ="),
+        (["今天天气很好", "我喜欢吃苹果"], "他喜欢吃梨", "我喜欢吃苹果"),
+    ],
+)
+def test_arithmetic_and_scripts_without_blanks_have_a_nearest(tiny_tokenizer, shown, asked, nearest) -> None:
+    rows = [{"prompt": prompt, "completion": " a."} for prompt in shown]
+    given = tokenize_prompts([{"prompt": asked}], tiny_tokenizer, data(chat=False))[0]
+    candidate = Candidate("base+1-nearest", "base", shots=1, choice="nearest")
+    (prompt,) = in_context(candidate, given, rows, tiny_tokenizer, data(chat=False), 500, seed=5)
+    assert str(prompt.prompt).split("\n\n")[0] == f"{nearest} a."
+
+
+def test_the_prompt_s_system_message_stands_first_and_alone(tiny_tokenizer) -> None:
+    def row(system: str, text: str) -> list[dict[str, str]]:
+        return [{"role": "system", "content": system}, {"role": "user", "content": text}]
+
+    shown = [{"prompt": row("Be long.", "Hi."), "completion": [{"role": "assistant", "content": "Hello."}]}]
+    given = tokenize_prompts([{"prompt": row("Be brief.", "Bye.")}], tiny_tokenizer, data(chat=True))[0]
+    candidate = Candidate("base+1", "base", shots=1)
+    (prompt,) = in_context(candidate, given, shown, tiny_tokenizer, data(chat=True), 500, seed=5)
+    said = [(message["role"], message["content"]) for message in prompt.prompt]
+    assert said == [("system", "Be brief."), ("user", "Hi."), ("assistant", "Hello."), ("user", "Bye.")]

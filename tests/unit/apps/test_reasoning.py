@@ -15,20 +15,21 @@ STEPS = "Let's think step by step."
 
 
 @pytest.mark.parametrize(
-    ("text", "answer"),
+    ("text", "answer", "ended"),
     [
-        ("There are 3 cars. 2 more arrive. The answer is 5.", "5"),
-        ("The answer is 4. No: two left.\nSo the answer is: 3.5 metres.\nDone.", "3.5 metres"),
-        ("THE ANSWER IS Paris\nand not Rome", "Paris"),
-        ("First this.\n\nThen that.\n\nForty two\n\n", "Forty two"),
-        ("just one line", "just one line"),
-        ("The answer is 1,234.5.", "1,234.5"),
-        ("  \n ", ""),
-        ("", ""),
+        ("There are 3 cars. 2 more arrive. The answer is 5.", "5", True),
+        ("So the answer is: 3.5 metres.\n\nQ: How far?\nThe answer is 7.", "3.5 metres", True),
+        ("THE ANSWER IS Paris\nand not Rome", "Paris", True),
+        ("Then the answer is twenty-", "twenty-", False),
+        ("First this.\n\nThen that.\n\nForty two\n\n", "Forty two", False),
+        ("just one line", "just one line", False),
+        ("The answer is 1,234.5.", "1,234.5", True),
+        ("  \n ", "", False),
+        ("", "", False),
     ],
 )
-def test_the_final_answer_of_a_text(text: str, answer: str) -> None:
-    assert final_answer(text) == answer
+def test_the_final_answer_of_a_text(text: str, answer: str, ended: bool) -> None:
+    assert final_answer(text) == (answer, ended)
 
 
 @pytest.mark.parametrize(
