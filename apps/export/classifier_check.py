@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
+from statistics import fmean
 
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase, pipeline
 
 from apps.export.weights import ending_text
 from apps.trained_run import LoadedPolicies, TrainedRun, reward_scores
 from configs.schema import Data
-from data.batches.tokenize import continuation
-from data.examples import StageData
+from data.batches.tokenize import continuation, is_chat
 from data.sources.messages import Text, last_text
 from data.storage.files import read_json_lines
 from stages.feedback.rankings import FILE
@@ -25,17 +26,22 @@ class ScoreDifference:
     """How far the classifier's logits plus the constant are from the reward model's scores.
 
     Attributes:
-        largest: absolute difference.
+        largest, mean: absolute difference.
         texts: how many answers were compared.
+        swapped: pairs of these that the classifier orders otherwise, though their scores are further apart
+            than the bound.
     """
 
     largest: float
+    mean: float
     texts: int
+    swapped: int
 
     def __str__(self) -> str:
         return (
             "scores by the text-classification pipeline of transformers, plus the constant, differ from the "
-            f"reward model's by at most {self.largest:.2g} (n = {self.texts} answers)"
+            f"reward model's by {self.mean:.2g} in the mean, at most {self.largest:.2g} (n = {self.texts} "
+            "answers; the score has a deviation of 1)"
         )
 
 
@@ -45,7 +51,7 @@ def ranked_answers(run: TrainedRun, number: int) -> list[tuple[Text, str]]:
     if collected.is_file():
         rows = read_json_lines(collected, ["prompt", "completions"])
     else:
-        split = StageData(run.config, "rm", lambda _: None).rows("rankings")
+        split = run.rows("rm", "rankings")
         rows = split.held_out or split.train
     pairs = (
         # Older versions recorded answers without the blank before them.
@@ -60,7 +66,7 @@ def classifier_text(
     prompt: Text, answer: str, tokenizer: PreTrainedTokenizerBase, data: Data, ending: str
 ) -> str:
     """What the classifier reads: prompt and answer, and `ending`, which its chat template has, too."""
-    if isinstance(prompt, str) and not data.chat:
+    if not is_chat(prompt, data):
         return f"{prompt}{answer}{ending}"
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     answered = [*messages, {"role": "assistant", "content": answer}]
@@ -69,9 +75,14 @@ def classifier_text(
 
 
 def compare_classifier(
-    folder: Path, run: TrainedRun, policies: LoadedPolicies, constant: float, number: int
+    folder: Path, run: TrainedRun, policies: LoadedPolicies, constant: float, number: int, bound: float
 ) -> ScoreDifference:
-    """Load the folder as its users will, and compare its scores with those of the role it was made of."""
+    """Load the folder as its users will, and compare its scores with those of the role it was made of.
+
+    Args:
+        number: of answers.
+        bound: scores that are further apart must have the same order.
+    """
     data, models = run.config.data, policies.models
     pairs = ranked_answers(run, number)
     expected = reward_scores(policies, pairs, data)
@@ -81,14 +92,22 @@ def compare_classifier(
     )
     ending = ending_text(models.reward_base, models.reward_tokenizer)
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer)
-    chat = data.chat or not isinstance(pairs[0][0], str)
+    chat = is_chat(pairs[0][0], data)
     outputs = classify(
         [classifier_text(prompt, answer, tokenizer, data, ending) for prompt, answer in pairs],
         function_to_apply="none",
         batch_size=AT_ONCE,
         add_special_tokens=not chat,  # a chat template writes its own
     )
-    differences = [
-        abs(output["score"] + constant - score) for output, score in zip(outputs, expected, strict=True)
-    ]
-    return ScoreDifference(max(differences), len(pairs))
+    return score_difference([output["score"] + constant for output in outputs], expected, bound)
+
+
+def score_difference(scores: Sequence[float], expected: Sequence[float], bound: float) -> ScoreDifference:
+    """Compare scores with those that they should be; see `ScoreDifference`."""
+    both = list(zip(scores, expected, strict=True))
+    differences = [abs(score - other) for score, other in both]
+    swapped = sum(
+        abs(right_a - right_b) > bound and (a - b) * (right_a - right_b) <= 0
+        for (a, right_a), (b, right_b) in combinations(both, 2)
+    )
+    return ScoreDifference(max(differences), fmean(differences), len(both), swapped)

@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from apps.export.card import card
+from apps.export.card import base_name, card
 from apps.export.formats import STAGES_OF, WRITERS, Export, Format
 from apps.trained_run import POLICY_STAGES, TrainedRun
 from configs.errors import UserError
 from configs.schema import Stage
 from data.storage.sealed_folder import SealedFolder
+from pipeline.reporting.folder import check_writable
 from pipeline.state.manifest import now
 
 # The formats for which each option means something; an adapter is copied byte for byte.
@@ -65,9 +66,11 @@ def write_export(export: Export, format_: Format, out: Path, *, overwrite: bool)
     """Write the export with its card and `export.json`; the folder is whole or absent.
 
     Raises:
-        UserError: `out` is there already, the stage has not finished, or the export is not exact.
+        UserError: `out` is there already or cannot be written, the stage has not finished, or the export is
+            not exact.
     """
     export.run.require(export.stage)
+    check_writable(out.parent)
     if out.exists() and not (overwrite and (out / "export.json").is_file()):
         raise UserError(
             f"{out}: exists, and is kept. Give another --out"
@@ -76,12 +79,14 @@ def write_export(export: Export, format_: Format, out: Path, *, overwrite: bool)
     with SealedFolder(out) as folder:
         written = WRITERS[format_](export, folder)
         use = written.use.replace("FOLDER", out.name)
-        (folder / "README.md").write_text(card(export.run, export.stage, use, written.exactness) + "\n")
+        text = card(export.run, export.stage, use, written.library, written.exactness)
+        (folder / "README.md").write_text(text + "\n")
+        base = export.run.require(export.stage).base
         record = {
             "stage": export.stage,
             "format": format_,
             "member": export.member,
-            "base": export.run.require(export.stage).base.model_dump(),
+            "base": base.model_dump() | {"model": base_name(export.run.config.base_of(export.stage))},
             "figures": written.figures,
             "written": now().isoformat(),
         }

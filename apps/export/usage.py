@@ -6,10 +6,13 @@ import json
 
 from apps.export.card import base_name
 from apps.trained_run import TrainedRun
-from configs.schema import Rollout, Stage
+from configs.schema import Base, Rollout, Stage
+from stages.models.demo_models import EMBEDDED
+
+PLACE = "BASE_FOLDER"
 
 
-def merged(run: TrainedRun, stage: Stage) -> str:
+def merged(run: TrainedRun) -> str:
     """The card's lines on a merged model."""
     rollout = run.config.ppo.rollout
     return f"""```python
@@ -26,21 +29,23 @@ With vLLM: `vllm serve FOLDER`. It needs no bitsandbytes."""
 
 
 def adapter(run: TrainedRun, stage: Stage) -> str:
-    """The card's lines on a PEFT adapter: the base that it needs, in transformers and in vLLM."""
+    """The card's lines on the PEFT adapter of a policy: its base, in transformers and in vLLM."""
     base, rank = run.config.base_of(stage), run.config.adapter.r
-    name = f"{run.config.name}-{stage}"
+    name, dtype = f"{run.config.name}-{stage}", dtype_name(run, stage)
     quantization = {
         "nf4": """BitsAndBytesConfig(
     load_in_4bit=True,
     bnb_4bit_quant_type="nf4",
     bnb_4bit_use_double_quant=True,
-    bnb_4bit_compute_dtype="auto",
+    bnb_4bit_compute_dtype="DTYPE",
 )""",
         "int8": "BitsAndBytesConfig(load_in_8bit=True)",
         "none": "None",
-    }[base.quantization].replace('"auto"', f'"{_dtype(base.compute_dtype)}"')
-    flags = "" if base.quantization == "none" else " --quantization bitsandbytes --load-format bitsandbytes"
-    return f"""The adapter belongs to `{base_name(base)}`, quantized as `{base.quantization}`.
+    }[base.quantization].replace("DTYPE", dtype)
+    revision = f', revision="{base.revision}"' if base.revision else ""
+    flags = f" --revision {base.revision}" if base.revision else ""
+    flags += "" if base.quantization == "none" else " --quantization bitsandbytes --load-format bitsandbytes"
+    return f"""{_base_of_adapter(base)}
 
 ```python
 from peft import PeftModel
@@ -48,7 +53,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 quantization = {quantization}
 base = AutoModelForCausalLM.from_pretrained(
-    "{base_name(base)}", quantization_config=quantization, dtype="{_dtype(base.compute_dtype)}"
+    "{_loadable(base)}"{revision}, quantization_config=quantization, dtype="{dtype}"
 )
 model = PeftModel.from_pretrained(base, "FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
@@ -59,14 +64,62 @@ Sample with {_sampling(run.config.ppo.rollout)}. These are part of the policy.
 With vLLM:
 
 ```sh
-vllm serve {base_name(base)}{flags} \\
+vllm serve {_loadable(base)}{flags} \\
     --enable-lora --max-lora-rank {rank} --lora-modules {name}=FOLDER
 ```"""
 
 
+def reward_adapter(run: TrainedRun, pooling: str, members: int) -> str:
+    """The card's lines on the adapter of a reward model: its head, and what reads it."""
+    base = run.config.base_of("rm")
+    where = "at the token that ends the answer" if pooling == "last" else "of each token of the answer"
+    mean = "" if pooling == "last" else " The score is the mean over these tokens."
+    several = (
+        ""
+        if members == 1
+        else f" It is an ensemble: `member-2` to `member-{members}` hold an adapter and a head each, and the "
+        "score is the mean of all members."
+    )
+    flag = "" if base.quantization == "nf4" else f" --quantization {base.quantization}"
+    return f"""{_base_of_adapter(base)}
+
+It is a LoRA adapter with a scalar head in `head.safetensors`: score = weight · h + bias. h is the base's last
+hidden state, after the final norm, {where}.{mean}{several}
+
+```sh
+tristage evaluate rm --rm FOLDER{flag} --data preferences.jsonl
+```
+
+scores answers with it, if `base_model_name_or_path` in `adapter_config.json` is the base's id or folder.
+Stage rm of another run starts from it with `rm.from`."""
+
+
+def _base_of_adapter(base: Base) -> str:
+    """Which base an adapter belongs to, in words."""
+    belongs = f"The adapter belongs to `{base_name(base)}`, quantized as `{base.quantization}`."
+    if base.model not in EMBEDDED:
+        return belongs
+    return (
+        f"{belongs} That is a model inside Tristage, and not on a hub. In a checkout of Tristage, `python -m "
+        f"stages.models.demo_models {base.model}` prints its folder, which {PLACE} stands for. Of a policy, "
+        "an export with `--format merged` needs no base."
+    )
+
+
+def _loadable(base: Base) -> str:
+    """The name with which other programs load the base."""
+    return PLACE if base.model in EMBEDDED else base_name(base)
+
+
+def dtype_name(run: TrainedRun, stage: Stage) -> str:
+    """The dtype of the base's activations in training."""
+    chosen = run.require(stage).compute_dtype or run.config.base_of(stage).compute_dtype
+    return "bfloat16" if chosen == "auto" else chosen
+
+
 def reward(run: TrainedRun, constant: float, ending: str) -> str:
     """The card's lines on a classifier that reads `ending` after an answer."""
-    chat = run.config.data.chat
+    chat = run.chat
     text = (
         'tokenizer.apply_chat_template([{"role": "user", "content": prompt}, '
         '{"role": "assistant", "content": answer}], tokenize=False)'
@@ -98,7 +151,7 @@ ollama create {run.config.name} -f Modelfile
 ollama run {run.config.name}
 ```
 
-With llama.cpp: `llama-cli -m {name}`. In Python: `llama_cpp.Llama("{name}")`.
+With llama.cpp: `llama-cli -m {name}{"" if run.chat else " -no-cnv"}`. In Python: `llama_cpp.Llama("{name}")`.
 
 Sample with {_sampling(run.config.ppo.rollout)}. These are part of the policy."""
 
@@ -106,7 +159,7 @@ Sample with {_sampling(run.config.ppo.rollout)}. These are part of the policy.""
 def modelfile(run: TrainedRun, name: str) -> str:
     """Ollama's Modelfile. Without a chat, the prompt is continued as it is."""
     rollout, lines = run.config.ppo.rollout, [f"FROM ./{name}"]
-    if not run.config.data.chat:
+    if not run.chat:
         lines.append('TEMPLATE "{{ .Prompt }}"')
     lines += [f"PARAMETER temperature {rollout.temperature:g}", f"PARAMETER top_p {rollout.top_p:g}"]
     lines += [f"PARAMETER top_k {rollout.top_k or 0}", f"PARAMETER num_predict {rollout.max_new_tokens}"]
@@ -115,7 +168,7 @@ def modelfile(run: TrainedRun, name: str) -> str:
 
 
 def _inputs(run: TrainedRun) -> str:
-    if run.config.data.chat:
+    if run.chat:
         return """inputs = tokenizer.apply_chat_template(
     [{"role": "user", "content": "..."}], add_generation_prompt=True, return_tensors="pt", return_dict=True
 )"""
@@ -125,7 +178,3 @@ def _inputs(run: TrainedRun) -> str:
 def _sampling(rollout: Rollout) -> str:
     top_k = f", top-k {rollout.top_k}" if rollout.top_k else ""
     return f"temperature {rollout.temperature:g}, top-p {rollout.top_p:g}{top_k}"
-
-
-def _dtype(choice: str) -> str:
-    return "bfloat16" if choice == "auto" else choice

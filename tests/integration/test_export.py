@@ -112,8 +112,13 @@ def test_the_card_names_base_data_figures_and_lineage(written, trained_run) -> N
 
 
 def test_the_adapter_is_the_stage_s_own(written, trained_run) -> None:
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        assert (written["adapter"] / name).read_bytes() == (trained_run / "sft/adapter" / name).read_bytes()
+    name = "adapter_model.safetensors"
+    assert (written["adapter"] / name).read_bytes() == (trained_run / "sft/adapter" / name).read_bytes()
+    own, copied = (
+        json.loads((folder / "adapter_config.json").read_text())
+        for folder in (trained_run / "sft/adapter", written["adapter"])
+    )
+    assert copied == own
     card = (written["adapter"] / "README.md").read_text()
     assert "--enable-lora --max-lora-rank 4 --lora-modules tiny-sft=sft-adapter" in card
     assert "load_in_4bit=True" in card
