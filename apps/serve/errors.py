@@ -13,6 +13,11 @@ def unusable(error: UserError, param: str) -> ApiError:
     return ApiError(400, str(error), param=param, code=code)
 
 
+def too_slow(seconds: float) -> ApiError:
+    """A request takes longer than it may."""
+    return ApiError(504, f"The request took longer than {seconds:g} seconds.", code="timeout")
+
+
 def model_failed() -> ApiError:
     """The model raised an error, which the log has."""
     return ApiError(500, "The model failed on this request. The server's log says why.", code="model_error")

@@ -136,13 +136,17 @@ def _without_neutral(body: dict[str, Any], form: type[Form]) -> dict[str, Any]:
                 )
             continue
         kept[key] = value
-    if isinstance(kept.get("messages"), list):
-        kept["messages"] = [_without_null(message) for message in kept["messages"]]
-    return kept
+    return kept | ({"messages": _plain(kept["messages"])} if "messages" in kept else {})
 
 
-def _without_null(message: Any) -> Any:
-    """A message as clients send an earlier answer back: with keys that are null or empty lists."""
-    if not isinstance(message, dict):
-        return message
-    return {key: value for key, value in message.items() if key == "content" or value not in (None, [])}
+def _plain(messages: Any) -> Any:
+    """Messages, or lists of them, without what clients add: keys that are null or empty, and a type."""
+    if isinstance(messages, list):
+        return [_plain(message) for message in messages]
+    if not isinstance(messages, dict):
+        return messages
+    return {
+        key: value
+        for key, value in messages.items()
+        if key == "content" or not (value is None or value == [] or (key, value) == ("type", "text"))
+    }

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from apps.answers.answer import Answer, Piece
-from apps.serve.errors import model_failed
+from apps.serve.errors import model_failed, too_slow
 from apps.serve.formats import Envelope, Format, Json, usage
 from apps.web.errors import ApiError, closing
 
@@ -65,8 +65,7 @@ class Generation:
                 async with asyncio.timeout_at(self._deadline):
                     index, piece = await self._events.get()
             except TimeoutError:
-                text = f"The request took longer than {self._seconds:g} seconds."
-                raise ApiError(504, text, code="timeout") from None
+                raise too_slow(self._seconds) from None
             if piece.failed == "closing":
                 raise closing()
             if piece.failed:

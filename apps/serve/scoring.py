@@ -13,6 +13,22 @@ from data.sources.text import after
 Scored = tuple[Text, str, bool]  # prompt, answer, and whether it ended its turn
 
 
+def answers_of(form: ScoreForm, prompts: Prompts) -> list[Scored]:
+    """The answers to score.
+
+    Raises:
+        ApiError: both forms are given, or see `text_pairs` and `conversations`.
+        UserError: see `conversations`.
+    """
+    if form.messages is None:
+        return text_pairs(form, prompts)
+    if form.prompts is not None or form.completions is not None:
+        raise ApiError(
+            400, "Give prompts and completions, or messages. This request has both.", param="messages"
+        )
+    return conversations(form, prompts)
+
+
 def text_pairs(form: ScoreForm, prompts: Prompts) -> list[Scored]:
     """Prompts and completions, as stage PPO sends them to a reward endpoint.
 
@@ -21,7 +37,7 @@ def text_pairs(form: ScoreForm, prompts: Prompts) -> list[Scored]:
     """
     if form.prompts is None or form.completions is None:
         raise ApiError(400, "Give prompts and completions, or messages.", code="missing_required_parameter")
-    ended = form.ended or [True] * len(form.prompts)
+    ended = [True] * len(form.prompts) if form.ended is None else form.ended
     if not len(form.prompts) == len(form.completions) == len(ended):
         raise ApiError(
             400,
@@ -44,7 +60,7 @@ def conversations(form: ScoreForm, prompts: Prompts) -> list[Scored]:
         UserError: the messages before it are no prompt of this run.
     """
     several = _several(form)
-    ended = form.ended or [True] * len(several)
+    ended = [True] * len(several) if form.ended is None else form.ended
     if len(ended) != len(several):
         raise ApiError(400, f"{len(ended)} values of ended for {len(several)} conversations.", param="ended")
     scored = []

@@ -13,6 +13,7 @@ from apps.trained_run import TrainedRun
 from apps.web.server import Server, is_loopback, listening_socket, url_of
 from configs.errors import UserError
 from configs.safe_text import keep_secret
+from pipeline.processes.logs import log_to_terminal
 from pipeline.processes.streams import say
 
 
@@ -56,6 +57,7 @@ def serve(run: TrainedRun, policies: Sequence[str] | None, host: str, port: int,
         UserError: see `checked_key`, `listening_socket` and `open_service`.
     """
     key = checked_key(host, key)
+    log_to_terminal()
     with listening_socket(host, port) as listener:
         service, tokenizer = open_service(run, policies)
         server, url = Server(application(service, tokenizer, key), service.close), url_of(listener)

@@ -14,17 +14,18 @@ from apps.answers.decoder import Decoder, Room
 from apps.answers.prompts import Prompts
 from apps.answers.sampling import Sampling
 from apps.answers.scores import Pair, Scorer
-from apps.serve.errors import unusable
+from apps.serve.errors import too_slow, unusable
 from apps.serve.formats import Json
 from apps.serve.forms import ChatForm, Sampled, ScoreForm, TextForm
 from apps.serve.generation import Generation
 from apps.serve.limits import Limits
-from apps.serve.scoring import conversations, text_pairs
+from apps.serve.scoring import answers_of
 from apps.serve.worker import Closed, Worker
 from apps.trained_run import LoadedPolicies, TrainedRun
 from apps.web.errors import ApiError, busy, closing
 from configs.errors import UserError
 
+REWARD_MODEL = "rm"  # its name in a request
 Result = TypeVar("Result")
 
 
@@ -104,22 +105,30 @@ class Service:
         """The score of each answer.
 
         Raises:
-            ApiError: there is no reward model, the form is incomplete, or the server is busy.
+            ApiError: there is no such reward model, the form is incomplete, the server is busy, or it takes
+                too long.
         """
         if self._scorer is None:
             raise ApiError(404, "This server has no reward model.", code="model_not_found")
+        if form.model not in (None, REWARD_MODEL):
+            raise _no_model(form.model, [REWARD_MODEL])
         if self._scoring >= self._limits.scorings:
             raise busy("Too many requests for scores are open")
         self._scoring += 1
         try:
-            pairs = await self._read(lambda: self._pairs(form), "messages" if form.messages else "prompts")
-            scores: list[float] = []
-            for first in range(0, len(pairs), self._limits.pairs_at_once):
-                batch = pairs[first : first + self._limits.pairs_at_once]
-                scores += await self._score_batch(batch)
-            return scores
+            async with asyncio.timeout(self._limits.seconds):
+                return await self._scores(form)
+        except TimeoutError:
+            raise too_slow(self._limits.seconds) from None
         finally:
             self._scoring -= 1
+
+    async def _scores(self, form: ScoreForm) -> list[float]:
+        pairs = await self._read(lambda: self._pairs(form), "messages" if form.messages else "prompts")
+        scores: list[float] = []
+        for first in range(0, len(pairs), self._limits.pairs_at_once):
+            scores += await self._score_batch(pairs[first : first + self._limits.pairs_at_once])
+        return scores
 
     async def _score_batch(self, batch: Sequence[Pair]) -> list[float]:
         scorer = self._scorer
@@ -131,7 +140,7 @@ class Service:
 
     def _pairs(self, form: ScoreForm) -> list[Pair]:
         assert self._scorer is not None
-        texts = conversations(form, self._prompts) if form.messages else text_pairs(form, self._prompts)
+        texts = answers_of(form, self._prompts)
         if len(texts) > self._limits.pairs:
             raise ApiError(400, f"{len(texts):,} answers to score are more than {self._limits.pairs:,}.")
         return [self._scorer.encode(prompt, answer, ended=ended) for prompt, answer, ended in texts]
@@ -182,7 +191,8 @@ class Service:
                 code="context_length_exceeded",
             )
         longest = most or min(self._rollout.max_new_tokens, room)
-        return Order(role, prompt_ids, self._sampling(form), seed, longest, form.stops, top)
+        joins = self._prompts.continues_text
+        return Order(role, prompt_ids, self._sampling(form), seed, longest, form.stops, top, joins)
 
     def _sampling(self, form: Sampled) -> Sampling:
         """The run's sampling, with what the request changes."""
@@ -195,13 +205,7 @@ class Service:
 
     def _role(self, name: str) -> str:
         if name not in self._loaded.roles:
-            known = ", ".join(self._loaded.roles)
-            raise ApiError(
-                404,
-                f"model: there is no {name!r:.100}; there are {known}.",
-                param="model",
-                code="model_not_found",
-            )
+            raise _no_model(name, list(self._loaded.roles))
         return self._loaded.roles[name]
 
     async def _read(self, function: Callable[[], Result], param: str) -> Result:
@@ -210,6 +214,15 @@ class Service:
             return await asyncio.get_running_loop().run_in_executor(self._reader, function)
         except UserError as error:
             raise unusable(error, param) from error
+
+
+def _no_model(name: str | None, known: Sequence[str]) -> ApiError:
+    return ApiError(
+        404,
+        f"model: there is no {name!r:.100}; there are {', '.join(known)}.",
+        param="model",
+        code="model_not_found",
+    )
 
 
 def status(worker: Worker) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -64,7 +65,19 @@ def validated(form: type[Body], body: dict[str, Any]) -> Body:
     try:
         return form.model_validate(body)
     except ValidationError as error:
-        raise _fault(error.errors(include_url=False, include_context=False)[0]) from error
+        raise _fault(_telling(error.errors(include_url=False, include_context=False))) from error
+
+
+def _telling(errors: Sequence[ErrorDetails]) -> ErrorDetails:
+    """The error that tells most of the first parameter at fault.
+
+    Of a union there is an error for each member. That the value is no string or no list tells less than what
+    is wrong within it.
+    """
+    first = [error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]]
+    return max(
+        first, key=lambda error: (error["type"] not in ("string_type", "list_type"), len(error["loc"]))
+    )
 
 
 def _fault(error: ErrorDetails) -> ApiError:

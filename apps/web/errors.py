@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -10,8 +11,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from configs.safe_text import safe
+from configs.safe_text import safe, visible
 
+logger = logging.getLogger("tristage")
 TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -83,6 +85,7 @@ async def on_http_error(request: Request, error: Exception) -> JSONResponse:
 
 async def on_bug(request: Request, error: Exception) -> JSONResponse:
     """Starlette's handler of any other error. It is a fault of this program."""
+    logger.error("%s %s failed", request.method, visible(request.url.path), exc_info=error)
     return ApiError(500, "The server failed on this request. Its log says why.").response()
 
 

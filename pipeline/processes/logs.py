@@ -57,6 +57,11 @@ def hide_loading() -> None:
     transformers_logging.set_verbosity_error()
 
 
+def log_to_terminal() -> None:
+    """Print warnings and errors on stderr: a command that is no stage has no folder for logs."""
+    logging.getLogger().handlers = [_terminal_handler()]
+
+
 def open_logs(folder: Path, rank: int) -> Path:
     """Send all log messages and warnings to `folder/rankN.log`. Rank 0 prints warnings on stderr too.
 

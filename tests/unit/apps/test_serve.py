@@ -12,6 +12,7 @@ import requests
 
 from apps.answers.decoder import Decoder, Room
 from apps.answers.loading import load
+from apps.answers.scores import Scorer
 from apps.serve.limits import Limits
 from apps.serve.serve import checked_key
 from apps.trained_run import open_run
@@ -30,6 +31,7 @@ from tests.unit.apps.server import serving
 
 KEY = "a-key-of-tests"
 TEXT = {"model": "sft", "prompt": "My cat is sick.", "max_tokens": 4}
+EXCHANGE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 PROMPTS = ["My cat is sick.", "I lost my red hat."]
 ANSWERS = ["Oh no, I hope she feels better", ""]
 
@@ -70,12 +72,53 @@ def test_scores_of_conversations(server, run, loaded):
         ({}, "Give prompts and completions, or messages."),
         ({"prompts": ["a"], "completions": []}, "give one of each"),
         ({"messages": [{"role": "user", "content": "a"}]}, "must be the assistant's"),
+        ({"prompts": ["a"], "completions": ["b"], "ended": []}, "give one of each"),
+        ({"prompts": [""], "completions": ["b"]}, "the prompt is empty"),
+        ({"prompts": ["a"], "completions": ["b"], "messages": [EXCHANGE]}, "This request has both"),
     ],
 )
 def test_scores_that_cannot_be(server, body, message):
     response = server.post("/v1/score", body)
     assert response.status_code == 400
     assert message in response.json()["error"]["message"]
+
+
+def test_scores_of_another_model_are_refused(server):
+    body = {"prompts": ["a"], "completions": ["b"]}
+    assert server.post("/v1/score", body | {"model": "rm"}).status_code == 200
+    other = server.post("/v1/score", body | {"model": "ppo"})
+    assert other.status_code == 404 and "there are rm" in other.json()["error"]["message"]
+
+
+def test_scores_that_take_too_long_are_given_up(run, loaded, monkeypatch):
+    monkeypatch.setattr(Scorer, "score", lambda self, pairs: time.sleep(2))
+    with serving(run, loaded, limits=Limits(seconds=0.2)) as server:
+        response = server.post("/v1/score", {"prompts": ["a"], "completions": ["b"]})
+        assert (
+            response.status_code == 504 and "longer than 0.2 seconds" in response.json()["error"]["message"]
+        )
+
+
+def test_the_log_says_why_a_request_failed(run, loaded, monkeypatch, caplog):
+    def fail(self, pairs):
+        raise RuntimeError("the reward model broke")
+
+    monkeypatch.setattr(Scorer, "score", fail)
+    with serving(run, loaded) as server:
+        assert server.post("/v1/score", {"prompts": ["a"], "completions": ["b"]}).status_code == 500
+    assert "POST /v1/score failed" in caplog.text and "the reward model broke" in caplog.text
+
+
+def test_a_transcript_is_a_conversation_without_an_empty_turn(server):
+    body = {"model": "sft", "max_tokens": 1, "prompt": "\n\nHuman: Hi\n\nAssistant:"}
+    chat = {"model": "sft", "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}]}
+    tokens = [
+        server.post(path, one).json()["usage"]["prompt_tokens"]
+        for path, one in (("/v1/completions", body), ("/v1/chat/completions", chat))
+    ]
+    assert tokens[0] == tokens[1]
+    cut = server.post("/v1/completions", body | {"prompt": "\n\nHuman: Hi\n\nAssistant: Hello"})
+    assert cut.status_code == 400 and "roles out of order" in cut.json()["error"]["message"]
 
 
 def test_a_run_that_continues_texts(text_run_dir):

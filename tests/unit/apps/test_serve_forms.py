@@ -25,7 +25,7 @@ REFUSED = [
     (ScoreForm, b'{"prompts": ["a"], "completions": ["\\udfff"]}', "half of a surrogate pair"),
     (TextForm, {**TEXT, "foo": 1}, "foo: this server does not know it"),
     (TextForm, {"model": "ppo"}, "prompt: it is missing"),
-    (TextForm, {**TEXT, "prompt": [1, 2]}, "prompt: "),
+    (TextForm, {**TEXT, "prompt": [1, 2]}, "prompt.0: "),
     (TextForm, {**TEXT, "prompt": []}, "prompt: "),
     (TextForm, {**TEXT, "echo": True}, "echo: this server has only false"),
     (TextForm, {**TEXT, "best_of": 3}, "best_of: this server has only 1"),
@@ -38,7 +38,7 @@ REFUSED = [
     (TextForm, {**TEXT, "n": True}, "n: "),
     (TextForm, {**TEXT, "max_tokens": 0}, "max_tokens: "),
     (TextForm, {**TEXT, "stop": ""}, "stop"),
-    (TextForm, {**TEXT, "stop": ["a"] * 17}, "stop"),
+    (TextForm, {**TEXT, "stop": ["a"] * 17}, "at most 16 items"),
     (TextForm, {**TEXT, "seed": 2**64}, "seed: "),
     (TextForm, {**TEXT, "stream_options": {"foo": 1}}, "stream_options.foo: this server does not know it"),
     (ChatForm, {**CHAT, "tools": [{"type": "function"}]}, "tools: this server has only []"),
@@ -48,7 +48,11 @@ REFUSED = [
     (ChatForm, {**CHAT, "messages": [{"role": "tool", "content": "a"}]}, "messages.0.role: "),
     (ChatForm, {**CHAT, "messages": [{"role": "user", "content": None}]}, "messages.0.content: "),
     (ChatForm, {**CHAT, "messages": [{"role": "user", "content": "a", "name": "b"}]}, "messages.0.name: "),
-    (ChatForm, {**CHAT, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0."),
+    (
+        ChatForm,
+        {**CHAT, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        "should be 'text'",
+    ),
     (ChatForm, {**CHAT, "top_logprobs": 21}, "top_logprobs: "),
     (ScoreForm, {"prompts": "a"}, "prompts: "),
     (ScoreForm, {"prompts": ["a"], "completions": [1]}, "completions.0: "),
@@ -62,6 +66,20 @@ def test_a_request_is_refused_by_name(form, body, message):
     assert refusal.value.status == 400
     assert message in str(refusal.value)
     assert len(str(refusal.value)) < 400
+
+
+def test_a_message_may_say_that_it_is_text_as_lm_eval_does():
+    message = {"role": "user", "content": "a", "type": "text"}
+    assert parse(ChatForm, json.dumps({**CHAT, "messages": [message]}).encode()).messages[0].plain() == {
+        "role": "user",
+        "content": "a",
+    }
+
+
+def test_conversations_to_score_may_have_what_clients_add():
+    turns = [CHAT["messages"][0], {"role": "assistant", "content": "b", "refusal": None, "annotations": []}]
+    form = parse(ScoreForm, json.dumps({"messages": [turns, turns]}).encode())
+    assert form.messages is not None and len(form.messages) == 2
 
 
 def test_what_changes_nothing_is_accepted():
