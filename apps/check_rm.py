@@ -99,7 +99,8 @@ def rankings_of(
     if config.rm.rankings.labeller != "file":
         if not collected.is_file():
             raise UserError(f"{collected} is missing: stage rm has not run here. Run it first.")
-        rows = read_json_lines(collected, ["split", "prompt", "completions", "ranks"])
+        found = read_json_lines(collected, ["split", "prompt", "completions", "ranks"])
+        rows = [row for row in found if max(row["ranks"]) > 0]  # the stage leaves those out that tie entirely
         train, held_out = ([row for row in rows if row["split"] == split] for split in ("train", "held_out"))
         train, held_out, _ = with_earlier(train, held_out, config.rm.rankings.earlier)
     else:

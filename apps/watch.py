@@ -14,12 +14,14 @@ from rich.text import Text
 from configs.safe_text import visible
 from configs.schema import STAGES, Stage
 from pipeline.planning.batches import batches
+from pipeline.state import stage_state
 from pipeline.state.manifest import Manifest, now
 from pipeline.state.results import Results, read_results
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.format import SHOWN, show_number, show_seconds
 
 SECONDS = 2.0  # between two looks
+PATIENCE = 60.0  # seconds in which no stage runs: between two of them, the next one loads its libraries
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 48  # letters of a curve
 SAMPLES = 3
@@ -29,7 +31,7 @@ COLOURS = {"finished": "green", "running": "yellow", "failed": "red", "killed": 
 
 
 def watch(console: Console, run: RunDirectory, *, once: bool) -> None:
-    """Show the run until it has finished or failed, or until Ctrl-C.
+    """Show the run until it has finished or failed, until no stage has run for a while, or until Ctrl-C.
 
     Args:
         once: show it once and return, as for a pipe.
@@ -40,19 +42,21 @@ def watch(console: Console, run: RunDirectory, *, once: bool) -> None:
     if once or not console.is_terminal:
         console.print(view(read_results(run.path)))
         return
+    idle = 0.0
     with Live(console=console, auto_refresh=False, screen=False) as live:
         while True:
             results = read_results(run.path)
             live.update(view(results), refresh=True)
-            if not _goes_on(results):
+            states = [state_of(results, stage) for stage in STAGES]
+            idle = 0.0 if "running" in states else idle + SECONDS
+            if _has_ended(states) or idle > PATIENCE:
                 return
             time.sleep(SECONDS)
 
 
-def _goes_on(results: Results) -> bool:
-    """Whether some stage may still write: one runs, or between two stages nothing has failed yet."""
-    states = [state_of(results, stage) for stage in STAGES]
-    return "failed" not in states and "killed" not in states and states[-1] != "finished"
+def _has_ended(states: Sequence[str]) -> bool:
+    """Whether the last stage has finished, or one has failed."""
+    return "failed" in states or "killed" in states or states[-1] == "finished"
 
 
 def view(results: Results) -> RenderableType:
@@ -69,11 +73,7 @@ def view(results: Results) -> RenderableType:
 def state_of(results: Results, stage: Stage) -> str:
     """`not run`, `running`, `finished`, `failed`, `interrupted`, or `killed`."""
     manifest = results.manifests.get(stage)
-    if manifest is None:
-        return "not run"
-    if manifest.status == "running" and not results.run.is_locked(stage):
-        return "killed"
-    return manifest.status
+    return stage_state.state_of(manifest, results.run.is_locked) if manifest else "not run"
 
 
 def current_stage(results: Results) -> Stage | None:

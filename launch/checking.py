@@ -59,9 +59,11 @@ class CheckOptions(ExperimentOptions):
 def rm(options: CheckOptions) -> int:
     """Train the reward model on shuffled and on negated rankings; measure it on the true held-out ones."""
     from apps.check_rm import Variant, rankings_of, some_prompts, variants, verdict, write_variant
+    from apps.trained_run import open_run  # imports torch
 
     config, run = options.experiment_of_run()
     check_words(options.overrides, run, "tristage check rm", TRAINED_WITH)
+    open_run(run.path).adapter("sft")  # refuses a run whose policy is not there, before anything is written
     train, held_out = rankings_of(run, config, say)
     train = some_prompts(train, options.rows, config.seed)
     rows: list[tuple[Variant, dict[str, float]]] = []

@@ -16,6 +16,7 @@ from data.examples import StageData
 from data.sources.split import prompt_key
 from data.storage.files import write_json_lines
 from launch import checking
+from pipeline.state.manifest import read_manifest
 from pipeline.state.run_directory import RunDirectory
 from tests.support.runs import RUN_STAGE, TINY, start_warm
 
@@ -66,6 +67,33 @@ def test_a_new_sft_policy_replaces_the_one_that_was_copied(trained_run, tmp_path
         assert checking.rm(checking.CheckOptions(run_dir=run_dir, rows=12)) == 1
         copies = list((run_dir / "check").glob("*/sft/manifest.json"))
         assert copies and copies[0].read_bytes() == own.read_bytes()
+
+
+def test_rankings_that_tie_entirely_are_left_out_as_by_the_stage(trained_run, tmp_path) -> None:
+    run, row = RunDirectory(tmp_path), {"completions": ["a", "b"]}
+    run.stage("rm").mkdir()
+    rows = [{"split": "held_out", "prompt": f"p{n}", "ranks": [0, n % 2], **row} for n in range(6)]
+    write_json_lines(
+        run.stage("rm") / "rankings.jsonl", [*rows, {"split": "train", "prompt": "q", "ranks": [0, 1], **row}]
+    )
+    words = ["rm.rankings.labeller=warmth", "rm.rankings.rollout.max_new_tokens=8"]
+    config = load_experiment(trained_run / "config.yaml", words)
+    assert [one["prompt"] for one in rankings_of(run, config, print)[1]] == ["p1", "p3", "p5"]
+
+
+@pytest.mark.parametrize("status", [None, "running"])
+def test_without_a_finished_policy_nothing_is_written(trained_run, tmp_path, status) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained_run / "rm", run_dir / "rm")
+    shutil.copy(trained_run / "config.yaml", run_dir)
+    if status:
+        shutil.copytree(trained_run / "sft", run_dir / "sft")
+        manifest = read_manifest(run_dir / "sft/manifest.json")
+        assert manifest is not None
+        manifest.model_copy(update={"status": status}).write(run_dir / "sft/manifest.json")
+    with pytest.raises(UserError, match="stage sft has not finished"):
+        checking.rm(checking.CheckOptions(run_dir=run_dir, rows=12))
+    assert not (run_dir / "check").exists()
 
 
 def test_a_model_that_has_learned_already_is_refused(trained_run) -> None:

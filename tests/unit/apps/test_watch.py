@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from apps.watch import current_stage, progress_of, sparkline, state_of, total_steps, view, watch
+from apps.watch import PATIENCE, current_stage, progress_of, sparkline, state_of, total_steps, view, watch
 from configs.errors import UserError
 from pipeline.state.results import read_results
 from pipeline.state.run_directory import RunDirectory
@@ -46,6 +46,14 @@ def test_a_finished_run_is_shown_once_and_left(tmp_path, capsys) -> None:
     run = Run(tmp_path / "run").stage("sft").stage("rm").stage("ppo")
     watch(Console(width=110), RunDirectory(run.path), once=False)  # no terminal: once
     assert capsys.readouterr().out.count("ppo") >= 1
+
+
+@pytest.mark.parametrize("status", ["finished", "interrupted"])
+def test_it_leaves_a_run_of_which_no_stage_runs_any_more(tmp_path, monkeypatch, status) -> None:
+    run, looks = Run(tmp_path / "run").stage("sft").stage("rm", status=status), []
+    monkeypatch.setattr("apps.watch.time.sleep", looks.append)
+    watch(Console(force_terminal=True, file=io.StringIO()), RunDirectory(run.path), once=False)
+    assert sum(looks) == PATIENCE
 
 
 def test_what_models_wrote_cannot_move_the_cursor(tmp_path) -> None:
