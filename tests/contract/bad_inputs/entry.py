@@ -23,6 +23,7 @@ from tests.support.pipeline_runs import single_rank
 
 MOST_LINES = 9  # five bad rows, the heading and the remedy
 LONGEST = 3000
+refusals: list[str] = []  # the messages that a test has checked
 VALID = """name: trial
 base: {model: tiny-random}
 data:
@@ -83,6 +84,7 @@ def stage_run(file: Path, run_dir: Path, stage: Any, *overrides: str, **switches
 
 def check_message(message: str, *parts: str) -> None:
     """Check that a message is short, contains all `parts`, and has no traceback."""
+    refusals.append(message)
     for part in parts:
         assert part in message, message[:LONGEST]
     assert "Traceback" not in message
