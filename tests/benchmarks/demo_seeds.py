@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from wordfreq import zipf_frequency
@@ -27,8 +26,6 @@ sys.path[0] = str(ROOT)
 from data.storage.files import read_json_lines  # noqa: E402
 from pipeline.reporting.figure_style import ROLE_NAMES  # noqa: E402
 from pipeline.state.results import Results, Row, read_results, sweep_runs  # noqa: E402
-from stages.feedback.warm_ending import nats_per_token  # noqa: E402
-from stages.maths.orders import ordered_pairs  # noqa: E402
 from stages.maths.statistics import mean_with_interval, wins  # noqa: E402
 
 Figures = dict[str, dict[str, float]]  # of each figure: mean, low, high, n
@@ -45,18 +42,20 @@ def main() -> int:
         sys.exit(f"{arguments.run} holds no sweep. Run tristage sweep --seeds 3 best.n=4 first.")
     names = list(next(iter(runs.values())))
     rows = {name: {run: show(of_run[name]) for run, of_run in runs.items()} for name in names}
-    shared_results = read_results(arguments.run)
-    shared = best_of_n(shared_results) | accuracies(shared_results)
-    for name, value in shared.items():
-        rows[name] = dict.fromkeys(runs, show(value))  # of SFT and reward model, which all seeds share
+    of_all = read_results(arguments.run)  # SFT and the reward model, which all seeds share
+    shared = best_of_n(of_all) | accuracies(of_all)
     for name, columns in rows.items():
-        print(f"{name:40}", *(f"{value:>24}" for value in columns.values()))
+        print(f"{name:50}", *(f"{value:>24}" for value in columns.values()))
+    for name, value in shared.items():
+        print(f"{name:50} {show(value):>24}")
     if arguments.records:
-        prompts = f"{len(read_results(next(sweep_runs(arguments.run))).evaluation)} held-out prompts"
-        numbers = {name: f"{of['n']:.0f} held-out prompts" for name, of in shared.items()}
+        number = len(read_results(next(sweep_runs(arguments.run))).evaluation)
         records = [
-            record(name, columns, numbers.get(name, prompts), arguments.machine)
-            for name, columns in rows.items()
+            record("seeds", name, number, columns, arguments.machine) for name, columns in rows.items()
+        ]
+        records += [
+            record("shared", name, round(of["n"]), {"all seeds": show(of)}, arguments.machine)
+            for name, of in shared.items()
         ]
         arguments.records.write_text("[\n " + ",\n ".join(map(json.dumps, records)) + "\n]\n")
     return 0
@@ -66,14 +65,14 @@ def show(value: dict[str, float]) -> str:
     return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
-def record(name: str, columns: dict[str, str], n: str, machine: str) -> dict[str, Any]:
+def record(table: str, name: str, prompts: int, columns: dict[str, str], machine: str) -> dict[str, Any]:
     """One record of docs/evidence."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
-        "table": "seeds",
+        "table": table,
         "what": name,
         "command": "python tests/benchmarks/demo_seeds.py runs/demo",
-        "n": n,
+        "n": f"{prompts} held-out prompts",
         "figures": columns,
         "commit": commit.stdout.strip(),
         "machine": machine,
@@ -119,24 +118,18 @@ def best_of_n(results: Results) -> Figures:
 
 
 def accuracies(results: Results) -> Figures:
-    """How often the reward model, and simple rules, put the better of two held-out answers first."""
-    held_out = [row for row in results.rankings if row["split"] == "held_out" and max(row["ranks"]) > 0]
-    nats = [nats_per_token([row["prompt"]] * len(row["ranks"]), row["completions"]) for row in held_out]
-    lengths = [[float(len(answer)) for answer in row["completions"]] for row in held_out]
-    ranks = [row["ranks"] for row in held_out]
+    """How often the reward model, and rules that know nothing, order two answers as the labeller does."""
+    report = json.loads((results.run.stage("rm") / "evaluation.json").read_text())
+    lead = f"accuracy: the reward model less `{report['best_baseline']}`"
     return {
-        "accuracy: the reward model": of_metrics(results.final_metrics("rm"), "accuracy"),
-        "accuracy: the longer answer is better": interval(map(accuracy, lengths, ranks)),
-        "accuracy: the likelier answer is better": interval(
-            accuracy([-value for value in values], of_row) for values, of_row in zip(nats, ranks, strict=True)
-        ),
+        "accuracy: the reward model": of_report(report["accuracy"]),
+        **{f"accuracy: {name}": of_report(figure) for name, figure in report["baselines"].items()},
+        lead: of_report(report["lead"]),
     }
 
 
-def accuracy(scores: Sequence[float], ranks: Sequence[int]) -> float:
-    """Share of the pairs with different ranks that the scores order as the ranks do; a tie counts ½."""
-    pairs = ordered_pairs(ranks)
-    return fmean(wins([scores[i] for i, _ in pairs], [scores[j] for _, j in pairs]))
+def of_report(figure: Mapping[str, float]) -> dict[str, float]:
+    return {"mean": figure["value"], **{end: figure[end] for end in ("low", "high", "n")}}
 
 
 def words_of(text: str) -> list[str]:
