@@ -19,7 +19,7 @@ from stages.feedback.verdict_cache import Reply, VerdictCache, question_key
 from stages.maths.statistics import wins
 
 FIELD = re.compile(r"\{(?:prompt|last|answers|a|b)\}")
-LONGEST = 20_000  # characters of a reply that are read, its last ones
+LONGEST = 20_000  # characters of a reply that are read: its last ones; if it was cut, its first
 MOST_TOKENS = 10**9  # of one reply; more can only be an error
 MOST_UNREADABLE = 0.5  # share of the replies
 TRIED = "Name a colour.", ("Blue.", "I do not know.")
@@ -156,16 +156,16 @@ class EndpointJudge:
         # In one pass, so that braces within an answer stay what they are.
         return FIELD.sub(lambda match: parts[match[0]], self.config.question)
 
-    def _ask(self, questions: Sequence[Question]) -> dict[str, str]:
+    def _ask(self, questions: Sequence[Question]) -> dict[str, Reply]:
         """The reply to each question by its text. Equal questions are asked once."""
         different = list({question.text: question for question in questions}.values())
         keyed = map_in_threads(self._reply, different, self.config.concurrency)
         for question, (key, reply) in zip(different, keyed, strict=True):
             self.replies[key] = reply
-            if self._mode.read(reply.text, len(question.shown)) is None:
+            if self._mode.read(reply, len(question.shown)) is None:
                 self.unreadable.add(key)
         self._check_readable()
-        return {question.text: reply.text for question, (_, reply) in zip(different, keyed, strict=True)}
+        return {question.text: reply for question, (_, reply) in zip(different, keyed, strict=True)}
 
     def _check_readable(self) -> None:
         if len(self.unreadable) > MOST_UNREADABLE * len(self.replies):
@@ -206,7 +206,8 @@ def _reply_in(content: bytes) -> Reply:
     """
     try:
         answer: Any = json.loads(content)
-        text: Any = answer["choices"][0]["message"]["content"]
+        choice: Any = answer["choices"][0]
+        text: Any = choice["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         raise Refused(f"its answer is {content!r:.200}") from None
     if not isinstance(text, str | None):
@@ -214,7 +215,9 @@ def _reply_in(content: bytes) -> Reply:
     usage = answer.get("usage")
     tokens = usage if isinstance(usage, dict) else {}
     prompt_tokens, completion_tokens = map(_count, map(tokens.get, ("prompt_tokens", "completion_tokens")))
-    return Reply((text or "")[-LONGEST:], prompt_tokens, completion_tokens)
+    cut, whole = choice.get("finish_reason") == "length", text or ""
+    read = whole[:LONGEST] if cut else whole[-LONGEST:]
+    return Reply(read, prompt_tokens, completion_tokens, cut)
 
 
 def _count(tokens: Any) -> int | None:

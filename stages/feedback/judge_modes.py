@@ -9,6 +9,7 @@ from string import ascii_uppercase as LETTERS
 from typing import Any, Protocol
 
 from configs.judge_file import Mode
+from stages.feedback.verdict_cache import Reply
 from stages.feedback.verdicts import read_pair, read_ranking
 from stages.maths.orders import copeland_ranks
 
@@ -32,7 +33,7 @@ class Asking(Protocol):
     def shown(self, count: int, seed: int) -> list[Shown]:
         """What each request shows."""
 
-    def read(self, reply: str, count: int) -> Any:
+    def read(self, reply: Reply, count: int) -> Any:
         """The verdict in a reply to a request that shows so many answers; None if it is unreadable."""
 
     def ranks(self, count: int, verdicts: Mapping[Shown, Any]) -> list[int]:
@@ -52,9 +53,9 @@ class Pairs:
         """See `Asking`."""
         return list(permutations(range(count), 2))
 
-    def read(self, reply: str, count: int) -> float | None:
+    def read(self, reply: Reply, count: int) -> float | None:
         """See `read_pair`."""
-        return read_pair(reply)
+        return read_pair(reply.text, reply.cut)
 
     def ranks(self, count: int, verdicts: Mapping[Shown, float | None]) -> list[int]:
         """See `copeland_ranks`."""
@@ -76,9 +77,9 @@ class Ranking:
         random.Random(seed).shuffle(order)
         return [tuple(order)] if count > 1 else []
 
-    def read(self, reply: str, count: int) -> list[int] | None:
+    def read(self, reply: Reply, count: int) -> list[int] | None:
         """See `read_ranking`."""
-        return read_ranking(reply, count)
+        return read_ranking(reply.text, count, reply.cut)
 
     def ranks(self, count: int, verdicts: Mapping[Shown, list[int] | None]) -> list[int]:
         """See `Asking`. An unreadable reply is a tie of all."""

@@ -19,7 +19,7 @@ from configs.schema import Reward
 from configs.unique_keys import DuplicateKey, unique_keys
 from stages.feedback.user_functions import as_numbers
 
-RETRIED_STATUS = (429, 500, 502, 503, 504)
+RETRIED_STATUS = (408, 409, 425, 429)  # and 500 or more
 RETRIED_ERRORS = (
     requests.ConnectionError,
     requests.Timeout,
@@ -73,7 +73,7 @@ class JsonService:
                 if 200 <= response.status_code < 300:
                     return content
                 refusal = Refused(f"status {response.status_code}{_said(content)}")
-                if response.status_code not in RETRIED_STATUS:
+                if response.status_code < 500 and response.status_code not in RETRIED_STATUS:
                     raise refusal
                 raw, failure = response.raw, refusal
             except RETRIED_ERRORS as error:

@@ -19,11 +19,16 @@ REMEDY = "Remove the line; its question is asked again."
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply to a question, and its tokens; None if the endpoint does not tell them."""
+    """A reply to a question, and its tokens; None if the endpoint does not tell them.
+
+    Attributes:
+        cut: it ran out of tokens.
+    """
 
     text: str
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    cut: bool = False
 
 
 def question_key(url: str, body: dict[str, Any]) -> str:
@@ -66,7 +71,8 @@ class VerdictCache:
 
 def _line(key: str, reply: Reply) -> dict[str, Any]:
     """The row of a reply, with the SHA-256 of the rest of it."""
-    row = {"question": key, "reply": asdict(reply)}
+    content = {name: value for name, value in asdict(reply).items() if name != "cut" or value}
+    row = {"question": key, "reply": content}
     return row | {"sha256": hashlib.sha256(json.dumps(row).encode()).hexdigest()}
 
 

@@ -212,6 +212,17 @@ def test_a_request_that_failed_is_repeated() -> None:
     assert len(stub.bodies) == 2 + 2
 
 
+@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 520, 524, 529])
+def test_statuses_that_pass_are_repeated(status: int) -> None:
+    """Those of proxies, too: 520 to 524 are Cloudflare's, and 529 is Anthropic's for too many requests."""
+    failures = [(status, b"")]
+    with chat_stub(lambda body: failures.pop() if failures else longer(body)) as stub:
+        assert judge(stub.url, retries=1, concurrency=1).prefer(["p"], ["one"], ["three"]) == [0.0]
+    with chat_stub(lambda body: (404, b"")) as stub, pytest.raises(UserError, match="status 404"):
+        judge(stub.url, retries=1, concurrency=1).prefer(["p"], ["one"], ["three"])
+    assert len(stub.bodies) == 1
+
+
 def test_a_slow_endpoint_is_refused() -> None:
     def slow(body) -> str:
         time.sleep(2)
@@ -251,6 +262,21 @@ def test_unreadable_verdicts_are_ties_and_counted() -> None:
         endpoint = judge(stub.url)
         assert endpoint.prefer(["p", "q"], ["one", "one"], ["three", "three"]) == [0.0, 0.5]
     assert (endpoint.usage()["judge_unreadable"], endpoint.usage()["judge_requests"]) == (2, 4)
+
+
+def test_a_reply_that_ran_out_of_tokens_is_no_verdict() -> None:
+    def cut(text: str) -> tuple[int, bytes]:
+        choice = {"message": {"content": text}, "finish_reason": "length"}
+        return 200, json.dumps({"choices": [choice]}).encode()
+
+    def thinking(body) -> Any:
+        asks_p = body["messages"][0]["content"].startswith("p")
+        return longer(body) if asks_p else cut("The better one is A")
+
+    with chat_stub(thinking) as stub:
+        endpoint = judge(stub.url)
+        assert endpoint.prefer(["p", "q"], ["one", "one"], ["three", "three"]) == [0.0, 0.5]
+    assert endpoint.usage()["judge_unreadable"] == 2
 
 
 @pytest.mark.parametrize("options", [{}, LISTED], ids=["pairs", "ranking"])

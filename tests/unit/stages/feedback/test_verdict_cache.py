@@ -28,6 +28,13 @@ def test_replies_are_read_back(tmp_path):
     assert len(cache) == 3 and cache.get("another") is None
 
 
+def test_a_reply_that_was_cut_is_read_back_as_one(tmp_path):
+    cache = VerdictCache(tmp_path / "cache.jsonl")
+    cache.add("cut", Reply("A", 1, 2, cut=True))
+    assert VerdictCache(tmp_path / "cache.jsonl").get("cut") == Reply("A", 1, 2, cut=True)
+    assert '"cut"' not in written(tmp_path / "whole.jsonl").read_text()  # as earlier versions wrote it
+
+
 def test_without_a_file_they_are_in_memory():
     cache = VerdictCache()
     cache.add("key", Reply("A"))

@@ -39,6 +39,17 @@ from stages.feedback.verdicts import read_pair, read_ranking
         ("AB", None),
         ("A is good, but it is a tie", None),
         ("<html>502 Bad Gateway</html>", None),
+        ("A good answer to this needs some care.", None),  # an article
+        ("Note: A good answer is short.", None),
+        ("The first is a joke, B", None),
+        ("Answer A lacks detail, so B.", None),
+        # A letter that is meant
+        ("Verdict: B", 0.0),
+        ("Verdict: A because it is short", 1.0),
+        ("I choose (B), which is short.", 0.0),
+        ("I choose **A** here.", 1.0),
+        ("A is better.", 1.0),
+        ("B wins by far", 0.0),
     ],
 )
 def test_what_a_reply_says_of_a_pair(reply, verdict):
@@ -76,6 +87,26 @@ def test_what_a_reply_says_of_a_pair(reply, verdict):
 )
 def test_what_a_reply_says_of_four_answers(reply, ranks):
     assert read_ranking(reply, 4) == ranks
+
+
+@pytest.mark.parametrize(
+    ("reply", "pair", "ranks"),
+    [
+        ("B", 0.0, None),  # max_tokens: 1
+        ("**A**\nBecause B is", 1.0, None),
+        ("A > B, because A", 1.0, None),
+        ("B > A = C > D\n\nThe first", None, [1, 0, 1, 2]),
+        ('["B", ["A", "C"], "D"]\nSince', None, [1, 0, 1, 2]),
+        ("Let me think. The better answer is A", None, None),  # and what would come next?
+        ("Both are short. Answer A", None, None),
+        ("I first thought of B > A = C > D", None, None),
+        ("It is a tie between", None, None),
+        ("B > A = C >", None, None),
+    ],
+)
+def test_of_a_reply_that_was_cut_only_its_beginning_counts(reply, pair, ranks):
+    assert read_pair(reply, cut=True) == pair
+    assert read_ranking(reply, 4, cut=True) == ranks
 
 
 @given(st.text(alphabet='ABC >=[]",*\n', max_size=60))
