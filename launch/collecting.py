@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from data.people.round import FOLDER, Kind, has_round
+from configs.errors import UserError
+from configs.identity import different_values
+from configs.load import load_experiment
+from data.people.round import FOLDER, MOST_RANKED, Kind, has_round
 from launch.arguments import Commands, ExperimentOptions, check_installed, command
-from launch.given_run import check_words, given_run
+from launch.given_run import given_run
 from pipeline.processes.logs import hide_loading
 from pipeline.processes.streams import say
+from pipeline.state.run_directory import RunDirectory
 
 ASKED, PEOPLE, SERVER = "What is asked", "People", "Server"  # groups of options in --help
+# What a round is about, once it has begun. Other overrides are the stage's, and change nothing here.
+SETTLED = ("base", "data", "rm.rankings.completions", "rm.rankings.rollout", "ppo.rollout", "rm.seed", "seed")
 EXTRA = ("collect", "krippendorff", "starlette", "uvicorn")  # its name, and the modules in it
 
 app = typer.Typer(
@@ -137,7 +144,7 @@ class RankingOptions(JudgingOptions):
         typer.Option(
             "-k",
             min=2,
-            max=9,
+            max=MOST_RANKED,
             metavar="K",
             help="answers to each prompt (default: rm.rankings.completions)",
             rich_help_panel=ASKED,
@@ -255,9 +262,21 @@ def _collect(
     continues = has_round(folder)
     content = open_round(folder, asked, config, run, say)
     if continues:
-        others = [word for word in options.overrides if word not in content.settings.words]
-        check_words(others, run, f"tristage collect {kind}, which continues a round,")
+        _check_settled([word for word in options.overrides if word not in content.settings.words], run, kind)
     if options.prepare:
         say(f"{len(content.tasks)} tasks in {content.folder}; the same command without --prepare serves them")
         return 0
-    return serve(content, desktop)
+    return serve(content.folder, desktop)
+
+
+def _check_settled(overrides: Sequence[str], run: RunDirectory, kind: Kind) -> None:
+    """Raise UserError if an override would change what the round was begun with."""
+    if not (overrides and run.config_file.is_file()):
+        return
+    begun, wanted = load_experiment(run.config_file), load_experiment(run.config_file, overrides)
+    for key, (was, new) in different_values(begun, wanted).items():
+        if any(f"{key}.".startswith(f"{section}.") for section in SETTLED):
+            raise UserError(
+                f"{key}={new!s:.100}: the round of {kind} began with {was!s:.100}. Leave the override out, "
+                "or name the folder of another round with --out."
+            )

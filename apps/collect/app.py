@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +25,7 @@ from apps.web.errors import HANDLERS, ApiError
 from apps.web.guard import Guard
 from apps.web.server import page_files
 from data.people.events import HIGHEST, LOWEST, Outcome, Shown, SkipReason, Submitted
+from data.people.round import Round
 
 PAGE = Path(__file__).with_name("page")
 MOST_BYTES, MOST_SECONDS, MOST_REQUESTS = 2**20, 30.0, 512
@@ -83,11 +87,33 @@ async def _on_wrong_kind(_: Request, error: Exception) -> Response:
     return ApiError(409, f"{str(error)[:1].upper()}{str(error)[1:]}.", code="wrong_kind").response()
 
 
+class Figures:
+    """The figures of a round. A thread computes them, so that nobody waits, and once for all who ask."""
+
+    def __init__(self, content: Round) -> None:
+        self._round = content
+        self._key: tuple[int, date] | None = None  # what they depend on
+        self._known: Json = {}
+        self._lock = asyncio.Lock()
+
+    async def now(self) -> Json:
+        """What the labels up to now amount to."""
+        async with self._lock:
+            key = self._round.labels.events, date.today()
+            if key != self._key:
+                self._known = await asyncio.to_thread(progress, self._round.snapshot())
+                self._key = key
+            return self._known
+
+
 class Paths:
     """The functions behind the paths."""
 
     def __init__(self, desk: Desk, lead: Lead) -> None:
         self._desk, self._people, self._instructions = desk, lead.people, lead.instructions
+        self._figures = Figures(desk.round)
+        for shown in desk.labels.showings.values():
+            self._people.spelling(shown.labeller)
 
     async def round(self, request: Request) -> Response:
         """GET /api/round: what is asked, and who asks. Without its token, nobody learns what it is about."""
@@ -96,8 +122,10 @@ class Paths:
         return JSONResponse(
             {
                 "kind": settings.kind,
+                "id": "" if closed else self._desk.round.id,
                 "run": "" if closed else settings.run,
                 "instructions": None if closed else self._instructions,
+                "instructions_id": "" if closed else _digest(self._instructions or ""),
                 "tokens": bool(self._people.by_token),
                 "labeller": person.name if person else None,
                 "lead": person.lead if person else False,
@@ -110,7 +138,9 @@ class Paths:
     async def next(self, request: Request) -> Response:
         """POST /api/next: the task for this person."""
         person, _ = await self._form(request, NothingForm)
-        return JSONResponse(self._task(person, self._desk.next(person.name)))
+        shown = self._desk.next(person.name)
+        taken_back = None if shown is None else self._desk.labels.undone.get(shown.showing)
+        return JSONResponse(self._task(person, shown, taken_back))
 
     async def submit(self, request: Request) -> Response:
         """POST /api/submit: an answer. The response says that it is on the disk."""
@@ -139,7 +169,7 @@ class Paths:
         """GET /api/progress: what all have done, and how well they agree."""
         if not self._person(request).lead:
             raise ApiError(403, "Only the lead of this round sees its progress.")
-        return JSONResponse(progress(self._desk.round, self._desk.assignment.held_now))
+        return JSONResponse(await self._figures.now() | {"held": self._desk.assignment.held_now})
 
     def _person(self, request: Request) -> Person:
         person = self._people.who(request.headers)
@@ -167,9 +197,14 @@ class Paths:
                 "draft": answers[0].strip() if writes and answers else None,
                 "expires_in": self._desk.assignment.hold(shown),
                 "earlier": _earlier(shown, earlier),
+                "seconds": earlier.seconds if earlier else 0,
             },
             "counts": counts,
         }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _earlier(shown: Shown, outcome: Outcome | None) -> Json | None:

@@ -36,26 +36,22 @@ class Assignment:
         self._round, self._labels, self._plan, self._clock = content, content.labels, plan, clock
         seed = content.settings.seed
         self._order = sorted(content.tasks, key=lambda task: unit(seed, "order", task))
-        by_chance = sorted(content.tasks, key=lambda task: unit(seed, "overlap", task))
-        self._shared = frozenset(by_chance[: round(plan.overlap * len(by_chance))])
-        self._taken_back: dict[str, str] = {}  # the showing that each person took back last
+        self._shared = content.shared
         self._until: dict[str, datetime] = {}  # end of each lease that was renewed, by showing
+        for showing in reversed(self._open()):  # a server that starts does not know who is still at work
+            if self.may_keep(showing):
+                self.hold(showing)
 
     def held(self, labeller: str) -> Shown | None:
-        """The task that a person has before it: the last one shown that it has not answered, if it may."""
-        open_ = self.open_tasks(labeller)
-        taken_back = [showing for showing in open_ if showing.showing == self._taken_back.get(labeller)]
-        return next(reversed([*open_, *taken_back]), None)
+        """The task that a person has before it: the one that it took back last, or the last one shown."""
+        open_ = {showing.showing: showing for showing in self.open_tasks(labeller)}
+        taken_back = [showing for showing in self._labels.undone if showing in open_]
+        return open_[next(reversed([*open_, *taken_back]))] if open_ else None
 
     def open_tasks(self, labeller: str) -> list[Shown]:
         """The tasks that a person has before it, in the order in which they were shown."""
         mine = (showing for showing in self._open() if showing.labeller == labeller)
-        return [showing for showing in mine if self._may_keep(showing)]
-
-    def take_back(self, showing: Shown) -> None:
-        """Let a person have a task again that it had answered. It comes first."""
-        self._taken_back[showing.labeller] = showing.showing
-        self.hold(showing)
+        return [showing for showing in mine if self.may_keep(showing)]
 
     def next(self, labeller: str) -> Shown | None:
         """A new task for a person, not recorded yet; None if there is none for it now."""
@@ -130,7 +126,7 @@ class Assignment:
         lease = timedelta(seconds=self._plan.lease_seconds)
         return self._clock() < self._until.get(showing.showing, showing.time + lease)
 
-    def _may_keep(self, showing: Shown) -> bool:
+    def may_keep(self, showing: Shown) -> bool:
         """Whether a person may go on with a task: its lease lasts, or nobody else has got the task since."""
         if self._is_held(showing) or showing.again or showing.task in self._shared:
             return True

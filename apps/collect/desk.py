@@ -57,6 +57,7 @@ class Desk:
     def __init__(
         self, content: Round, file: LabelFile, plan: Plan, clock: Callable[[], datetime] = now
     ) -> None:
+        content.share(plan.overlap)
         self.round, self._file, self._clock = content, file, clock
         self.assignment = Assignment(content, plan, clock)
 
@@ -124,14 +125,14 @@ class Desk:
             shown = self.labels.showings[showing]
             if shown.labeller == labeller:
                 self._record(Undone(showing=showing, time=self._clock()))
-                self.assignment.take_back(shown)
+                self.assignment.hold(shown)
                 return shown, outcome
         return None
 
     def hold(self, labeller: str, showing: str) -> float:
         """Renew a lease. Returns its seconds; raises UnknownShowing if the person does not have the task."""
-        shown = self.labels.showings.get(showing)
-        if shown is None or shown.labeller != labeller or showing in self.labels.outcomes:
+        shown = self._open(labeller, showing)
+        if not self.assignment.may_keep(shown):
             raise UnknownShowing
         return self.assignment.hold(shown)
 
@@ -151,9 +152,14 @@ class Desk:
         }
 
     def _answered(self, labeller: str, showing: str, submission: str) -> Shown | None:
-        """The showing that is answered; None if this very submission is on the disk already."""
-        if self.labels.has(submission):
-            return None
+        """The showing that is answered; None if this very submission is on the disk already.
+
+        A person's answer counts even if another has got the task since: it is work, and is not thrown away.
+        """
+        return None if self.labels.has(submission) else self._open(labeller, showing)
+
+    def _open(self, labeller: str, showing: str) -> Shown:
+        """A showing that its person has not answered; raises UnknownShowing if it is none."""
         shown = self.labels.showings.get(showing)
         if shown is None or shown.labeller != labeller or showing in self.labels.outcomes:
             raise UnknownShowing

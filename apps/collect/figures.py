@@ -6,31 +6,27 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import combinations
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import krippendorff
 import numpy as np
-from scipy.stats import kendalltau
+from scipy.stats import rankdata
 
 from data.people.agreement import Judged, agreement_of_tasks, judged_by_several, self_agreement
-from data.people.events import now
-from data.people.results import first_labels
+from data.people.choices import choices
+from data.people.events import HIGHEST, LOWEST, now
 from data.people.round import Round
-from stages.maths.statistics import figure, wins
+from stages.maths.statistics import figure, has_interval
 
 Json = dict[str, Any]
 Given = dict[str, dict[str, Judged]]  # by task and labeller
-RESAMPLES = 400  # of tasks, for the interval of alpha
+RESAMPLES = 400  # of tasks, for the intervals of alpha, and of τ-b of ratings
 SEED = 0
 
 
-def progress(content: Round, held: int = 0) -> Json:
-    """The figures of a round, as JSON.
-
-    Args:
-        held: the number of tasks that somebody has before it.
-    """
+def progress(content: Round) -> Json:
+    """The figures of a round, as JSON."""
     labels = content.labels
     tasks = len(content.tasks)
     missing = len(content.unlabelled)
@@ -41,7 +37,7 @@ def progress(content: Round, held: int = 0) -> Json:
         "total": tasks,
         "labelled": len({showing.task for showing, _ in labels.submitted()}),
         "missing": missing,
-        "held": held,
+        "uncompared": content.uncompared,
         "skips": dict(Counter(skip.reason for _, skip in labels.skipped())),
         "people": [_person(content, name, now()) for name in names],
         "agreement": agreement(content),
@@ -63,28 +59,15 @@ def _person(content: Round, name: str, at: datetime) -> Json:
 
 
 def win_rate(content: Round) -> Json | None:
-    """How often people prefer the second policy of a round of pairs to the first; None for other rounds.
+    """How often people prefer the second policy of a round of pairs to the first; None if nobody said so.
 
-    A tie counts one half, and so does a prompt that both answered alike, about which nobody was asked. As
-    long as only a share of the pairs is judged, only that share of these prompts counts. What several people
-    say of a pair is averaged.
+    See `choices` for ties.
     """
-    policies = content.settings.policies
-    if content.settings.kind != "pairs" or len(policies) != 2:
+    if content.settings.kind != "pairs" or len(content.settings.policies) != 2:
         return None
-    won: dict[str, list[float]] = {}
-    for showing, label in first_labels(content):
-        if label.ranks:
-            rank = dict(zip(content.tasks[showing.task].sources, label.ranks, strict=True))
-            won.setdefault(showing.task, []).extend(wins([-rank[policies[1]]], [-rank[policies[0]]]))
-    if not won:
-        return None
-    alike = round(content.settings.equal * len(won) / len(content.tasks))
-    return {
-        "policy": policies[1],
-        "against": policies[0],
-        **figure([*map(fmean, won.values()), *[0.5] * alike]),
-    }
+    against, policy = content.settings.policies
+    won = [choice.won for choice in choices(content, policy, against)]
+    return {"policy": policy, "against": against, **_figure(won)} if won else None
 
 
 def agreement(content: Round) -> Json:
@@ -92,81 +75,127 @@ def agreement(content: Round) -> Json:
 
     `pairwise` is the agreement of two people (see `agreement_of_tasks`); `tau_b` the mean of
     Kendall's τ-b between two people (Kendall 1945); `alpha` Krippendorff's α for ordinal values (2011). Each
-    has its 95 % bootstrap interval over tasks.
+    has its 95 % bootstrap interval over tasks, unless there are too few of them; see `has_interval`.
     """
-    given = judged_by_several(content)
+    given, rates = judged_by_several(content), content.settings.kind == "ratings"
     return {
         "pairwise": _mean(agreement_of_tasks(content)),
-        "tau_b": _mean(_taus(content, given)),
-        "alpha": _alpha(given),
+        "tau_b": _tau_of_ratings(given) if rates else _mean(_taus(given)),
+        "alpha": _alpha(given, ranked=not rates),
     }
 
 
 def _mean(values: Sequence[float]) -> Json | None:
-    return dict(figure(values)) if values else None
+    return _figure(values) if values else None
 
 
-def _taus(content: Round, given: Given) -> list[float]:
-    """τ-b of any two people: on the answers to each prompt, or, of ratings, on all answers they share."""
-    ratings = content.settings.kind == "ratings"
-    groups: list[Mapping[str, Sequence[float]]] = [_columns(given)] if ratings else list(given.values())
+def _figure(values: Sequence[float]) -> Json:
+    return _with_interval(figure(values))
+
+
+def _with_interval(known: Mapping[str, float]) -> Json:
+    """A figure; its ends are None if its tasks are too few, or too alike, for an interval."""
+    return dict(known) if has_interval(known) else {**known, "low": None, "high": None}
+
+
+def _taus(given: Given) -> list[float]:
+    """For each prompt, the mean τ-b of any two people on its answers.
+
+    τ-b is the correlation of the signs of all differences (Kendall 1945), so all people need one product. It
+    is not defined if one of the two sees no difference at all.
+    """
     taus = []
-    for by_person in groups:
-        pairs = [_tau(a, b) for a, b in combinations(by_person.values(), 2)]
-        if defined := [tau for tau in pairs if tau is not None]:
-            taus.append(fmean(defined))
+    for by_person in given.values():
+        ranks = np.array(list(by_person.values()), dtype=float)
+        first, second = np.triu_indices(ranks.shape[1], 1)
+        signs = np.sign(ranks[:, first] - ranks[:, second])
+        products = signs @ signs.T
+        sizes = np.sqrt(np.outer(products.diagonal(), products.diagonal()))
+        of_pairs = np.triu(sizes, 1) > 0
+        if of_pairs.any():
+            taus.append(float((products[of_pairs] / sizes[of_pairs]).mean()))
     return taus
 
 
-def _columns(given: Given) -> dict[str, list[float]]:
-    """The ratings of each person, one for each task, NaN for those that it has not rated."""
-    people = dict.fromkeys(name for by_person in given.values() for name in by_person)
-    return {name: [_first(by_person.get(name)) for by_person in given.values()] for name in people}
-
-
-def _first(values: Judged | None) -> float:
-    return float("nan") if values is None else values[0]
-
-
-def _tau(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """Kendall's τ-b; None if it is not defined: one of the two sees no difference at all."""
-    both = [(a, b) for a, b in zip(ours, theirs, strict=True) if a == a and b == b]
-    if len(both) < 2:
+def _tau_of_ratings(given: Given) -> Json | None:
+    """The mean τ-b of any two people on the answers that both rated, with its interval over answers."""
+    rated = [{name: values[0] for name, values in by_person.items()} for by_person in given.values()]
+    drawn = np.concatenate([np.ones((1, len(rated))), _draws(len(rated))]) if rated else np.empty((1, 0))
+    people = dict.fromkeys(name for by_person in rated for name in by_person)
+    of_pairs = [_taus_of_two(a, b, rated, drawn) for a, b in combinations(people, 2)]
+    known = [taus for taus in of_pairs if not np.isnan(taus[0])]
+    if not known:
         return None
-    tau = float(kendalltau(*zip(*both, strict=True), variant="b").statistic)
-    return None if np.isnan(tau) else tau
+    means = np.ma.masked_invalid(known).mean(axis=0).filled(np.nan)  # of all answers first, then of each draw
+    low, high = np.nanpercentile(means[1:], [2.5, 97.5]).tolist()
+    return _with_interval({"value": float(means[0]), "low": low, "high": high, "n": len(rated)})
 
 
-def _alpha(given: Given) -> Json | None:
-    """Krippendorff's α over all answers that several people judged."""
+def _taus_of_two(ours: str, theirs: str, rated: Sequence[Mapping[str, int]], drawn: np.ndarray) -> np.ndarray:
+    """τ-b of two people for each draw of answers, (draws,); NaN if one of them sees no difference.
+
+    Args:
+        drawn: (draws, answers) how often each answer is drawn.
+    """
+    size = HIGHEST - LOWEST + 1
+    both = [place for place, by_person in enumerate(rated) if {ours, theirs} <= by_person.keys()]
+    cells = np.zeros((len(both), size * size))
+    cells[range(len(both)), [_cell(rated[place][ours], rated[place][theirs]) for place in both]] = 1
+    tables = (drawn[:, both] @ cells).reshape(-1, size, size)
+    signs = np.sign(np.subtract.outer(np.arange(size), np.arange(size)))
+    alike = np.einsum("dij,dkl,ik,jl->d", tables, tables, signs, signs, optimize=True)
+    differences = [
+        np.einsum("di,dk,ik->d", margin, margin, np.abs(signs), optimize=True)
+        for margin in (tables.sum(2), tables.sum(1))
+    ]
+    sizes = np.sqrt(differences[0] * differences[1])
+    return np.divide(alike, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0)
+
+
+def _cell(ours: int, theirs: int) -> int:
+    """The place of two ratings in the table of all pairs of ratings."""
+    return (ours - LOWEST) * (HIGHEST - LOWEST + 1) + theirs - LOWEST
+
+
+def _draws(tasks: int) -> np.ndarray:
+    """(RESAMPLES, tasks) how often each task is in each bootstrap sample."""
+    picks = np.random.default_rng(SEED).integers(tasks, size=(RESAMPLES, tasks))
+    return np.array([np.bincount(row, minlength=tasks) for row in picks])
+
+
+def _alpha(given: Given, *, ranked: bool) -> Json | None:
+    """Krippendorff's α over all answers that several people judged.
+
+    Args:
+        ranked: the values are ranks. Answers that tie get the mean of their ranks, since 1, 1, 1, 2 and
+            1, 2, 3, 4 place the last answer alike.
+    """
     people = list(dict.fromkeys(name for by_person in given.values() for name in by_person))
-    blocks = [_block(by_person, people) for by_person in given.values()]
+    blocks = [_block(by_person, people, ranked) for by_person in given.values()]
     value = _alpha_of(blocks)
     if value is None:
         return None
     low, high = np.nanpercentile(resampled_alphas(blocks), [2.5, 97.5]).tolist()
-    return {"value": value, "low": low, "high": high, "n": len(blocks)}
+    return _with_interval({"value": value, "low": low, "high": high, "n": len(blocks)})
 
 
-def _block(by_person: dict[str, tuple[int, ...]], people: Sequence[str]) -> np.ndarray:
+def _block(by_person: dict[str, Judged], people: Sequence[str], ranked: bool) -> np.ndarray:
     """What all people said of the answers of one task, (people, answers), NaN for nothing."""
     answers = len(next(iter(by_person.values())))
     nothing = (float("nan"),) * answers
-    return np.array([by_person.get(name, nothing) for name in people], dtype=np.float64)
+    given = {name: rankdata(values) if ranked else values for name, values in by_person.items()}
+    return np.array([given.get(name, nothing) for name in people], dtype=np.float64)
 
 
 def resampled_alphas(blocks: Sequence[np.ndarray]) -> np.ndarray:
-    """α of RESAMPLES draws of the blocks, NaN if all drawn values are the same. The page asks every 5 s.
+    """α of RESAMPLES draws of the blocks, NaN if all drawn values are the same.
 
     α depends on the sum of the tasks' coincidence matrices only (Krippendorff 2011, section D), so each is
     counted once, and all draws are sums.
     """
     values = np.unique(np.concatenate([block[~np.isnan(block)] for block in blocks]))
     each = np.array([_coincidences(block, values) for block in blocks])
-    random = np.random.default_rng(SEED)
-    picks = random.integers(len(blocks), size=(RESAMPLES, len(blocks)))
-    drawn = np.array([np.bincount(row, minlength=len(blocks)) for row in picks])
-    return _ordinal_alpha(np.tensordot(drawn, each, 1))
+    return _ordinal_alpha(np.tensordot(_draws(len(blocks)), each, 1))
 
 
 def _coincidences(block: np.ndarray, values: np.ndarray) -> np.ndarray:

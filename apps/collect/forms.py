@@ -9,10 +9,10 @@ from pydantic import Field
 from apps.collect.desk import Answer
 from apps.web.body import Form
 from data.people.events import HIGHEST, LOWEST, MOST_LETTERS, SkipReason
+from data.people.round import MOST_RANKED
 
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{8,64}$")]
 Seconds = Annotated[float, Field(ge=0, le=10**6)]
-MOST_ANSWERS = 64
 
 
 class NothingForm(Form):
@@ -32,7 +32,7 @@ class SubmitForm(Form):
     submission: Id
     seconds: Seconds
     ranks: (
-        Annotated[list[Annotated[int, Field(ge=1, le=MOST_ANSWERS)]], Field(max_length=MOST_ANSWERS)] | None
+        Annotated[list[Annotated[int, Field(ge=1, le=MOST_RANKED)]], Field(max_length=MOST_RANKED)] | None
     ) = None
     rating: Annotated[int, Field(ge=LOWEST, le=HIGHEST)] | None = None
     text: Annotated[str, Field(max_length=MOST_LETTERS)] | None = None

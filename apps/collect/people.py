@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from configs.errors import UserError
 from configs.regular_file import read_regular_file
 from configs.safe_text import keep_secret
 
-NAME = re.compile(r"[^\W_][\w .@-]{0,39}")  # a letter or digit of any script, then up to 39 more
+MOST_NAME = 40  # characters
+NAME_SIGNS = " _.@'’-"  # beside letters of any script, their marks, and digits
 TOKEN = re.compile(r"[A-Za-z0-9_-]{16,128}")
 LEAD = "lead"
 
@@ -42,14 +44,34 @@ class People:
 
     def __init__(self, by_token: Mapping[str, Person]) -> None:
         self.by_token = dict(by_token)
+        self._spellings: dict[str, str] = {}
+
+    def spelling(self, name: str) -> str:
+        """A name as it was first written: Anna and anna are one person."""
+        return self._spellings.setdefault(name.casefold(), name)
 
     def who(self, headers: Headers) -> Person | None:
         """Who sends a request; None if it does not say, or gives no known token."""
         if self.by_token:
             token = given_key(headers, self.by_token)
-            return None if token is None else self.by_token[token]
-        name = " ".join(unquote(headers.get("x-labeller", "")).split())
-        return Person(name, lead=True) if NAME.fullmatch(name) else None
+            if token is None:
+                return None
+            person = self.by_token[token]
+            return Person(self.spelling(person.name), person.lead)
+        name = _normal(unquote(headers.get("x-labeller", "")))
+        return Person(self.spelling(name), lead=True) if _is_name(name) else None
+
+
+def _normal(name: str) -> str:
+    """A name with single blanks, its letters composed with their marks."""
+    return unicodedata.normalize("NFC", " ".join(name.split()))
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text begins with a letter or digit, and has only those, their marks, and NAME_SIGNS."""
+    kinds = [unicodedata.category(letter)[0] for letter in text]
+    known = all(kind in "LMN" or letter in NAME_SIGNS for kind, letter in zip(kinds, text, strict=True))
+    return 0 < len(text) <= MOST_NAME and kinds[0] in "LN" and known
 
 
 def read_people(file: Path | None) -> People:
@@ -61,14 +83,15 @@ def read_people(file: Path | None) -> People:
     if file is None:
         return People({})
     try:
-        lines = read_regular_file(file).decode().splitlines()
+        lines = read_regular_file(file).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--labellers: {file!s:.200}: cannot be read: {error!s:.150}.") from None
     by_token: dict[str, Person] = {}
     for number, line in enumerate(lines, 1):
         if line.strip() and not line.lstrip().startswith("#"):
             token, person = _person(line.split(), f"--labellers: {file!s:.200}, line {number}")
-            if token in by_token or person.name in {one.name for one in by_token.values()}:
+            names = {one.name.casefold() for one in by_token.values()}
+            if token in by_token or person.name.casefold() in names:
                 raise UserError(
                     f"--labellers: {file!s:.200}, line {number}: the name or the token stands there twice."
                 )
@@ -80,16 +103,17 @@ def read_people(file: Path | None) -> People:
 
 def _person(words: list[str], where: str) -> tuple[str, Person]:
     lead = words[-1] == LEAD and len(words) > 2
-    *name, token = words[:-1] if lead else words
-    if not TOKEN.fullmatch(token) or not NAME.fullmatch(" ".join(name)):
+    *parts, token = words[:-1] if lead else words
+    name = _normal(" ".join(parts))
+    if not TOKEN.fullmatch(token) or not _is_name(name):
         raise UserError(
             f"{where}: a line has a name, and a token of at least 16 letters and digits. For example: "
-            f"{_example(' '.join(words[:1]))}"
+            f"{_example(words[0])}"
         )
     keep_secret(token)
-    return token, Person(" ".join(name), lead)
+    return token, Person(name, lead)
 
 
 def _example(name: str = "anna") -> str:
     """A line with a new token."""
-    return f"{name if NAME.fullmatch(name) else 'anna'} {secrets.token_urlsafe(18)}"
+    return f"{name if _is_name(name) else 'anna'} {secrets.token_urlsafe(18)}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from apps.collect.tasks import PROMPTS_OF, Asked, Say, make_tasks
 from configs.errors import UserError
 from configs.schema import Experiment, Stage
-from data.people.round import Round, Settings, create_round, has_round, read_round
+from data.people.round import MOST_RANKED, Round, Settings, create_round, has_round, read_round
+from data.storage.source_digest import source_digest
 from pipeline.state.manifest import read_manifest
 from pipeline.state.run_directory import RunDirectory, check_plain
 
@@ -50,6 +52,11 @@ def _settings(asked: Asked, config: Experiment, run: RunDirectory) -> Settings:
     if asked.kind in ("rankings", "ratings") and len(policies) > 1:
         raise UserError(f"--policy: {asked.kind} are of the answers of one policy.")
     each = asked.each or (config.rm.rankings.completions if asked.kind == "rankings" else 1)
+    if asked.kind == "rankings" and not asked.answers and each > MOST_RANKED:
+        raise UserError(
+            f"rm.rankings.completions: {each} answers are more than {MOST_RANKED}: a person gives each its "
+            f"rank by a digit. Ask for fewer: -k {MOST_RANKED}"
+        )
     prompts = str(asked.prompts or f"data.{PROMPTS_OF[asked.kind]}")
     prompts = f"answers of {asked.answers}" if asked.answers else prompts
     stages: list[Stage] = [name for name in TRAINED if name in policies]
@@ -60,10 +67,20 @@ def _settings(asked: Asked, config: Experiment, run: RunDirectory) -> Settings:
         answers=each,
         policies=policies,
         prompts=prompts if asked.number is None else f"{prompts}, the first {asked.number}",
+        sources=_sources(asked, config),
         adapters={name: one.output.sha256 for name, one in manifests.items() if one and one.output},
         seed=config.rm.seed if asked.kind == "rankings" and config.rm.seed is not None else config.seed,
         words=asked.words,
     )
+
+
+def _sources(asked: Asked, config: Experiment) -> dict[str, str]:
+    """The digests of the local files that prompts and answers are read from, by path."""
+    stage = PROMPTS_OF[asked.kind]
+    named = asked.answers or asked.prompts
+    paths = [str(named)] if named else [source.path for source in config.data.sources(stage)]
+    digests = {os.path.abspath(path): source_digest(Path(path)) for path in paths}
+    return {path: digest for path, digest in digests.items() if digest is not None}
 
 
 def _policies(asked: Asked, run: RunDirectory) -> tuple[str, ...]:
@@ -77,7 +94,10 @@ def _policies(asked: Asked, run: RunDirectory) -> tuple[str, ...]:
 
 
 def _check_same(content: Round, wanted: Settings, asked: Asked) -> None:
-    """Raise UserError if the round asks something else than the lead says. The rest may differ."""
+    """Raise UserError if the round asks something else than the lead says, or its prompts have changed.
+
+    The rest may differ.
+    """
     said = {
         "kind": True,
         "answers": asked.each is not None,
@@ -91,6 +111,12 @@ def _check_same(content: Round, wanted: Settings, asked: Asked) -> None:
                 f"{content.folder}: the round there has {name} {_shown(have)}, not {_shown(want)}. Leave the "
                 "option out to continue it, or name another folder with --out."
             )
+
+    if changed := content.settings.changed_sources():
+        raise UserError(
+            f"{content.folder}: {changed[0]} changed since the round there began, and people would answer to "
+            "what it said before. Restore the file, name another folder with --out, or move that folder away."
+        )
 
 
 def _shown(value: object) -> str:

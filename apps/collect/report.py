@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.text import Text
 from apps.collect.figures import progress
 from configs.errors import UserError
 from data.people.results import write_results
-from data.people.round import FOLDER, KINDS, Round, has_round, read_round
+from data.people.round import FOLDER, KINDS, Round, has_round, locked, read_round
 from data.storage.files import write_text
 from pipeline.state.run_directory import RunDirectory
 
@@ -40,9 +41,11 @@ def rounds_of(run: RunDirectory, folder: Path | None) -> list[Round]:
 def report(console: Console, content: Round) -> Path:
     """Print what a round has come to, and write it to `report.json` in its folder. Returns the file.
 
-    What stages read is written anew, too: a server that was killed may have left it behind.
+    What stages read is written anew, too: a server that was killed may have left it behind. A server that
+    runs writes it itself.
     """
-    write_results(content)
+    with suppress(UserError), locked(content.folder):
+        write_results(read_round(content.folder))
     figures = progress(content)
     _print(console, content, figures)
     file = content.folder / FILE
@@ -55,7 +58,7 @@ def _print(console: Console, content: Round, figures: dict[str, Any]) -> None:
     console.print(
         Text(
             f"{figures['kind']}: {figures['labelled']} of {figures['total']} tasks labelled, "
-            f"{figures['missing']} missing{f'; skipped: {skips}' if skips else ''}"
+            f"{figures['missing']} missing{f'; skipped: {skips}' if skips else ''}{_uncompared(figures)}"
         ),
         soft_wrap=True,
     )
@@ -79,6 +82,11 @@ def _print(console: Console, content: Round, figures: dict[str, Any]) -> None:
         console.print(Text(line))
     console.print(Text(f"stages read {content.results_file}"), soft_wrap=True)
     console.print()
+
+
+def _uncompared(figures: dict[str, Any]) -> str:
+    few = figures["uncompared"]
+    return f"; {few} of the tasks for everyone have fewer than two labels" if few else ""
 
 
 def _shown(figure: dict[str, Any] | None) -> str:

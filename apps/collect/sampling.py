@@ -13,7 +13,8 @@ from data.people.round import Kind, Task
 from data.sources.formats import Row
 from data.sources.split import prompt_key
 from pipeline.state.run_directory import RunDirectory
-from stages.feedback.rankings import sample_answers
+from stages.feedback.rankings import NOISE
+from stages.sampling.answers import sample_answers
 from stages.sampling.sampler import open_sampler
 
 
@@ -44,7 +45,7 @@ def sampled_tasks(
     say(f"sampling {each} answers of {' and '.join(policies)} to {len(encoded)} prompts")
     with open_sampler(loaded.base, loaded.tokenizer, this_process(), _rollout(kind, config)) as sampler:
         answers = [
-            sample_answers(config.data, sampler, loaded.roles[policy], encoded, each, seed)
+            sample_answers(config.data, sampler, loaded.roles[policy], encoded, each, (seed, NOISE))
             for policy in policies
         ]
     for of_prompt in zip(*answers, strict=True):

@@ -16,7 +16,7 @@ from apps.web.server import Server, is_loopback, listening_socket, url_of
 from configs.errors import UserError
 from configs.regular_file import read_regular_file
 from data.people.results import write_results
-from data.people.round import Round
+from data.people.round import Round, held_round
 from pipeline.processes.streams import say
 
 SECONDS_BETWEEN_RESULTS = 5.0
@@ -69,19 +69,21 @@ def read_instructions(file: Path | None) -> str | None:
         raise UserError(f"--instructions: {file!s:.200}: cannot be read: {error!s:.150}.") from None
 
 
-def serve(content: Round, desktop: Desktop) -> int:
-    """Serve a round until SIGINT or SIGTERM. Returns the exit status.
+def serve(folder: Path, desktop: Desktop) -> int:
+    """Serve the round in a folder until SIGINT or SIGTERM. Returns the exit status.
 
     Raises:
         UserError: the address is taken, another server has the round, or a file cannot be read.
+        OSError: the results cannot be written at the end. The labels are on the disk.
     """
     people = checked_people(desktop.host, desktop.labellers)
     instructions = read_instructions(desktop.instructions)
-    with listening_socket(desktop.host, desktop.port) as listener, content.writing() as file:
+    with listening_socket(desktop.host, desktop.port) as listener, held_round(folder) as (content, file):
         desk = Desk(content, file, desktop.plan)
         app = application(desk, Lead(people, instructions))
         app.router.lifespan_context = lambda _: keeping_results(content)
         Server(app).run_at(listener, lambda: _say_where(content, url_of(listener), people))
+        write_results(content)
     settings, missing = content.settings, len(content.unlabelled)
     say(f"stopped; {settings.kind}: {content.results_file}, {missing} of {len(content.tasks)} still missing")
     return 0
@@ -89,14 +91,17 @@ def serve(content: Round, desktop: Desktop) -> int:
 
 @asynccontextmanager
 async def keeping_results(content: Round) -> AsyncIterator[None]:
-    """Write the results while the server runs, and once more at its end."""
+    """Write the results while the server runs. The caller writes them once more at its end."""
 
     async def keep() -> None:
         written = -1
         while True:
             if written != (now := content.labels.events):
-                write_results(content)
-                written = now
+                try:
+                    write_results(content)
+                    written = now
+                except OSError as error:
+                    say(f"{content.results_file}: not written: {error}. The server tries again.", error=True)
             await asyncio.sleep(SECONDS_BETWEEN_RESULTS)
 
     task = asyncio.create_task(keep())
@@ -106,7 +111,6 @@ async def keeping_results(content: Round) -> AsyncIterator[None]:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        write_results(content)
 
 
 def _say_where(content: Round, url: str, people: People) -> None:
@@ -116,4 +120,5 @@ def _say_where(content: Round, url: str, people: People) -> None:
         say(f"each of {len(people.by_token)} people opens {url}/#token=TOKEN, with the token of --labellers")
     else:
         say(f"open {url}")
-    say(f"progress: {url}/progress; Ctrl-C ends")
+    leads = not people.by_token or any(person.lead for person in people.by_token.values())
+    say(f"progress: {url}/progress; Ctrl-C ends" if leads else "nobody in --labellers is lead; Ctrl-C ends")

@@ -12,9 +12,10 @@ from configs.errors import UserError
 from configs.schema import Experiment, Stage
 from configs.schema import Source as DataSource
 from data.batches.tokenize import continuation
-from data.examples import StageData
-from data.people.round import Kind, Task, task_id
+from data.examples import StageData, ranked_by_people
+from data.people.round import MOST_RANKED, Kind, Task, task_id
 from data.sources.bad_rows import BadRow
+from data.sources.formats import Kind as FileKind
 from data.sources.formats import Row
 from data.sources.loading import load_rows
 from data.sources.messages import Text, last_text, read_text, recorded
@@ -62,25 +63,41 @@ def make_tasks(
     """
     found: Iterator[Task]
     if asked.answers and asked.kind == "pairs" and asked.policies:
-        found = islice(_answers_of_policies(asked.answers, policies, config, say), asked.number)
+        found = islice(_answers_of_policies(asked.answers, policies, config, run, say), asked.number)
     elif asked.answers:
-        found = islice(_answers_of_file(asked.answers, asked.kind, say), asked.number)
-    elif asked.kind == "pairs" and asked.prompts is None and tuple(policies) == ("sft", "ppo"):
+        found = _answers_of_file(asked, config, run, say)
+    elif asked.kind == "pairs" and asked.prompts is None and set(policies) == {"sft", "ppo"}:
         file = run.stage("ppo") / EVALUATION
-        found = islice(_answers_of_policies(file, policies, config, say), asked.number)
+        found = islice(_answers_of_policies(file, policies, config, run, say), asked.number)
     elif not policies:
-        found = (make_task(split, row["prompt"], []) for split, row in _prompts(asked, config, say))
+        found = (make_task(split, row["prompt"], []) for split, row in _rows(asked, config, run, say))
     else:
         from apps.collect.sampling import sampled_tasks  # imports torch
 
-        prompts = list(_prompts(asked, config, say))
+        prompts = list(_rows(asked, config, run, say))
         found = sampled_tasks(asked.kind, policies, each, config, run, prompts, say)
     tasks = list(found)
+    if asked.kind != "pairs" and (asked.answers or not policies):
+        tasks = _fitting(tasks, PROMPTS_OF[asked.kind], config, say)
     least = 2 if asked.kind in ("rankings", "pairs") else 0
     useful = [task for task in map(distinct, tasks) if len(task.completions) >= least]
     if equal := len(tasks) - len(useful):
         say(f"{equal} of {len(tasks)} prompts left out: their answers are the same")
     return list({task.id: task for task in useful}.values()), equal
+
+
+def _fitting(tasks: list[Task], stage: Stage, config: Experiment, say: Say) -> list[Task]:
+    """The tasks that the stage can read. Sampled ones are within the limits already."""
+    from apps.collect.fitting import fitting  # imports torch
+
+    kept = fitting(tasks, stage, config)
+    if left := len(tasks) - len(kept):
+        say(
+            f"{left} of {len(tasks)} prompts left out: with their answers, they are longer than "
+            f"data.max_prompt_length ({config.data.max_prompt_length}) or data.max_length "
+            f"({config.data.max_length})"
+        )
+    return kept
 
 
 def distinct(task: Task) -> Task:
@@ -119,22 +136,24 @@ def make_task(
     )
 
 
-def _prompts(asked: Asked, config: Experiment, say: Say) -> Iterator[tuple[Split, Row]]:
-    """Each prompt with its split: of a file, or of the stage that the labels are for.
+def _rows(asked: Asked, config: Experiment, run: RunDirectory, say: Say) -> Iterator[tuple[Split, Row]]:
+    """Each prompt with its split, and with its answers if a file has them.
+
+    They are of a file, or of the stage that the labels are for.
 
     Rankings are of the prompts of `data.rm`, training and held-out ones. Of pairs, which evaluate, the
     prompts are those that PPO holds out. Of fewer prompts, as large a share is held out.
     """
-    stage = PROMPTS_OF[asked.kind]
-    if asked.prompts and asked.kind != "rankings":
-        source = DataSource(path=str(asked.prompts), limit=asked.number)
-        yield from (("train", row) for row in load_rows(source, "prompts", say).rows)
+    stage, file, form = PROMPTS_OF[asked.kind], asked.answers or asked.prompts, _form(asked)
+    if file and asked.kind != "rankings":
+        source = DataSource(path=str(file), limit=asked.number)
+        yield from (("train", row) for row in load_rows(source, form, say).rows)
         return
-    if asked.prompts:
+    if file:
         first = config.data.sources(stage)[0]
-        source = DataSource(path=str(asked.prompts), held_out=first.held_out)
+        source = DataSource(path=str(file), held_out=first.held_out)
         config = config.model_copy(update={"data": config.data.model_copy(update={stage: source})})
-    rows = StageData(config, stage, say).rows("prompts")
+    rows = _stage_data(config, stage, run, say).rows(form)
     train = [] if asked.kind == "pairs" else rows.train
     held_out = rows.held_out if asked.kind in ("rankings", "pairs") else []
     total = len(train) + len(held_out)
@@ -144,17 +163,34 @@ def _prompts(asked: Asked, config: Experiment, say: Say) -> Iterator[tuple[Split
     yield from (("held_out", row) for row in held_out[:kept])
 
 
-def _answers_of_file(file: Path, kind: Kind, say: Say) -> Iterator[Task]:
+def _form(asked: Asked) -> FileKind:
+    """What the rows of a file serve as: prompts, or answers to judge, of which a row for ratings has one."""
+    if not asked.answers:
+        return "prompts"
+    return "demonstrations" if asked.kind in ("ratings", "demonstrations") else "rankings"
+
+
+def _stage_data(config: Experiment, stage: Stage, run: RunDirectory, say: Say) -> StageData:
+    return StageData(config, stage, say, ranked=ranked_by_people(config, stage, run.path))
+
+
+def _answers_of_file(asked: Asked, config: Experiment, run: RunDirectory, say: Say) -> Iterator[Task]:
     """The prompts and answers of a file, in any format of rankings; for ratings, of demonstrations."""
-    one = kind in ("ratings", "demonstrations")
-    for row in load_rows(DataSource(path=str(file)), "demonstrations" if one else "rankings", say).rows:
-        answers = [row["completion"]] if one else row["completions"]
-        if kind == "pairs" and len(answers) != 2:
+    for split, row in _rows(asked, config, run, say):
+        answers = row["completions"] if _form(asked) == "rankings" else [row["completion"]]
+        if asked.kind == "pairs" and len(answers) != 2:
             raise UserError(f"{row['where']}: a pair has two answers, and this row {len(answers)}.")
-        yield make_task("train", row["prompt"], [last_text(answer) for answer in answers])
+        if asked.kind == "rankings" and len(answers) > MOST_RANKED:
+            raise UserError(
+                f"{row['where']}: {len(answers)} answers are more than {MOST_RANKED}: a person gives each "
+                "its rank by a digit. Leave some out."
+            )
+        yield make_task(split, row["prompt"], [last_text(answer) for answer in answers])
 
 
-def _answers_of_policies(file: Path, policies: Sequence[str], config: Experiment, say: Say) -> Iterator[Task]:
+def _answers_of_policies(
+    file: Path, policies: Sequence[str], config: Experiment, run: RunDirectory, say: Say
+) -> Iterator[Task]:
     """The answers that an evaluation recorded, a column for each policy.
 
     One more sampling would give other answers than those whose scores are known.
@@ -167,7 +203,7 @@ def _answers_of_policies(file: Path, policies: Sequence[str], config: Experiment
             f"{file} is missing: stage ppo has not finished, or holds no prompts out. Run it first, or "
             "sample answers to other prompts with --prompts."
         )
-    held_out = StageData(config, "ppo", say).rows("prompts").held_out
+    held_out = _stage_data(config, "ppo", run, say).rows("prompts").held_out
     of_one_turn = {
         last_text(row["prompt"]): row["prompt"]
         for row in held_out

@@ -27,6 +27,17 @@ def pairwise_agreement(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return fmean(1 - abs(mine - other) / 2 for mine, other in signs)
 
 
+def ordered_agreement(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
+    """The share of the pairs that both rankings order, which they order alike; None if there is no such pair.
+
+    So it is on the scale of a reward model's accuracy, which leaves out the pairs that a ranking ties.
+    """
+    pairs = combinations(range(len(ours)), 2)
+    products = [_sign(ours[i] - ours[j]) * _sign(theirs[i] - theirs[j]) for i, j in pairs]
+    both = [product > 0 for product in products if product]
+    return fmean(both) if both else None
+
+
 def _sign(difference: float) -> int:
     return (difference > 0) - (difference < 0)
 
@@ -45,6 +56,19 @@ def agreement_of_tasks(content: Round) -> list[float]:
         fmean(_agreement(content, a, b) for a, b in combinations(by_labeller.values(), 2))
         for by_labeller in judged_by_several(content).values()
     ]
+
+
+def ordered_agreement_of_tasks(content: Round) -> list[float]:
+    """For each task that several people ranked, the mean `ordered_agreement` of any two of them.
+
+    Tasks of which no two people order the same pair are left out.
+    """
+    found = []
+    for by_labeller in judged_by_several(content).values():
+        pairs = [ordered_agreement(a, b) for a, b in combinations(by_labeller.values(), 2)]
+        if known := [share for share in pairs if share is not None]:
+            found.append(fmean(known))
+    return found
 
 
 def judged_by_several(content: Round) -> dict[str, dict[str, Judged]]:

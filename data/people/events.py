@@ -110,12 +110,14 @@ class Labels:
     Attributes:
         showings: by id, in the order in which they were shown.
         outcomes: what came of a showing, by its id; the latest outcome last.
+        undone: what came of a showing and was taken back, if nothing came of it since; the latest last.
         events: the number of events so far.
     """
 
     def __init__(self, events: Iterable[Shown | Submitted | Skipped | Undone] = ()) -> None:
         self.showings: dict[str, Shown] = {}
         self.outcomes: dict[str, Outcome] = {}
+        self.undone: dict[str, Outcome] = {}
         self._submissions: set[str] = set()
         self.events = 0
         for event in events:
@@ -127,10 +129,21 @@ class Labels:
         if isinstance(event, Shown):
             self.showings[event.showing] = event
             return
-        self.outcomes.pop(event.showing, None)
+        earlier = self.outcomes.pop(event.showing, None)
         if not isinstance(event, Undone):
+            self.undone.pop(event.showing, None)
             self.outcomes[event.showing] = event
             self._submissions.add(event.submission)
+        elif earlier is not None:
+            self.undone[event.showing] = earlier
+
+    def snapshot(self) -> Labels:
+        """The same labels, which later events do not change."""
+        copied = Labels()
+        copied.showings, copied.outcomes = dict(self.showings), dict(self.outcomes)
+        copied.undone, copied.events = dict(self.undone), self.events
+        copied._submissions = set(self._submissions)
+        return copied
 
     def has(self, submission: str) -> bool:
         """Whether a submission is among the events, even if it was taken back since."""

@@ -22,7 +22,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from configs.errors import UserError
 from data.people.events import LabelFile, Labels, Shown, Submitted, read_events
 from data.sources.messages import Message, Text
+from data.sources.split import unit
 from data.storage.files import json_lines, read_json_lines, sha256, write_text
+from data.storage.source_digest import source_digest
 
 Kind = Literal["rankings", "ratings", "demonstrations", "pairs"]
 GIVEN: dict[Kind, str] = {
@@ -32,6 +34,7 @@ GIVEN: dict[Kind, str] = {
     "demonstrations": "text",
 }
 KINDS: tuple[Kind, ...] = ("rankings", "ratings", "demonstrations", "pairs")
+MOST_RANKED = 9  # answers: a digit gives each its rank
 FOLDER = "people"  # of a run; each kind has a folder of its own in it
 SETTINGS, TASKS, LABELS, LOCK = "round.json", "tasks.jsonl", "labels.jsonl", ".lock"
 
@@ -73,11 +76,13 @@ class Settings(BaseModel):
         answers: to each prompt.
         policies: that gave them.
         prompts: where they are from.
+        sources: SHA-256 of the local files, folders and patterns that they were read from, by path.
         adapters: SHA-256 of each policy's adapter, by its name.
         seed: of samples, of the order of answers, and of who gets which task.
         continues_text: the answers go on where the prompt's text ends.
         equal: prompts that nobody is asked about, because their answers are the same.
         tasks_sha256: of `tasks.jsonl`.
+        overlap: share of the tasks that everyone gets, so that people can be compared.
         words: settings of the run that this round began with changed, such as `rm.rankings.completions=6`.
     """
 
@@ -88,12 +93,19 @@ class Settings(BaseModel):
     answers: int
     policies: tuple[str, ...]
     prompts: str
+    sources: dict[str, str] = {}
     adapters: dict[str, str] = {}
     seed: int = 0
     continues_text: bool = False
     equal: int = 0
     tasks_sha256: str = ""
+    overlap: float = 0.0
     words: tuple[str, ...] = ()
+
+    def changed_sources(self) -> list[str]:
+        """The paths whose content is not what it was when the round began. What is gone does not count."""
+        present = {path: source_digest(Path(path)) for path in self.sources}
+        return [path for path, digest in present.items() if digest not in (None, self.sources[path])]
 
 
 class Round:
@@ -106,6 +118,11 @@ class Round:
 
     def __init__(self, folder: Path, settings: Settings, tasks: dict[str, Task], labels: Labels) -> None:
         self.folder, self.settings, self.tasks, self.labels = folder, settings, tasks, labels
+
+    @property
+    def id(self) -> str:
+        """12 hexadecimal digits that depend on the tasks."""
+        return self.settings.tasks_sha256[:12]
 
     @property
     def results_file(self) -> Path:
@@ -122,35 +139,85 @@ class Round:
         """How many tasks people must still answer or skip, until a share of all is done."""
         return max(0, math.ceil(share * len(self.tasks)) - (len(self.tasks) - len(self.unlabelled)))
 
-    @contextmanager
-    def writing(self) -> Iterator[LabelFile]:
-        """Hold the round for this process, to append labels.
+    @property
+    def shared(self) -> frozenset[str]:
+        """The tasks that everyone gets."""
+        seed = self.settings.seed
+        by_chance = sorted(self.tasks, key=lambda task: unit(seed, "overlap", task))
+        return frozenset(by_chance[: round(self.settings.overlap * len(by_chance))])
 
-        Raises:
-            UserError: another process holds it.
-        """
-        lock = FileLock(self.folder / LOCK, is_singleton=False)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"{self.folder}: another server collects labels there. Use that one, or end it first."
-            ) from None
-        try:
-            yield LabelFile(self.folder / LABELS)
-        finally:
-            lock.release()
+    @property
+    def uncompared(self) -> int:
+        """How many of the tasks that everyone gets have fewer than two people's labels."""
+        people: dict[str, set[str]] = {task: set() for task in self.shared}
+        for showing, _ in self.labels.submitted():
+            if showing.task in people:
+                people[showing.task].add(showing.labeller)
+        return sum(len(names) < 2 for names in people.values())
+
+    def share(self, overlap: float) -> None:
+        """Let everyone get this share of the tasks from now on. The caller holds the round."""
+        if overlap != self.settings.overlap:
+            self.settings = self.settings.model_copy(update={"overlap": overlap})
+            _write_settings(self.folder, self.settings)
+
+    def snapshot(self) -> Round:
+        """The same round, which later events do not change."""
+        return Round(self.folder, self.settings, self.tasks, self.labels.snapshot())
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a round's folder for this process.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    lock = FileLock(folder / LOCK, is_singleton=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{folder}: another server collects labels there. Use that one, or end it first."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def held_round(folder: Path) -> Iterator[tuple[Round, LabelFile]]:
+    """A round to append labels to. It is read once it is held: another process may have written until then.
+
+    Raises:
+        UserError: another process holds it; or see `read_round`.
+    """
+    read_settings(folder)
+    with locked(folder):
+        file = LabelFile(folder / LABELS)
+        yield read_round(folder), file
 
 
 def create_round(folder: Path, settings: Settings, tasks: Sequence[Task]) -> None:
-    """Write the tasks of a new round. `round.json` comes last: with it, the round is whole."""
+    """Write the tasks of a new round. `round.json` comes last: with it, the round is whole.
+
+    Raises:
+        UserError: another process holds the folder, or has made a round there meanwhile.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows = [task.model_dump(mode="json", exclude_defaults=True) for task in tasks]
     content = json_lines(rows)
-    write_text(folder / TASKS, content)
     digest = hashlib.sha256(content.encode()).hexdigest()
-    whole = settings.model_copy(update={"tasks_sha256": digest})
-    write_text(folder / SETTINGS, whole.model_dump_json(indent=1) + "\n")
+    with locked(folder):
+        if has_round(folder):
+            raise UserError(f"{folder}: another command made a round there meanwhile. Start this one again.")
+        write_text(folder / TASKS, content)
+        _write_settings(folder, settings.model_copy(update={"tasks_sha256": digest}))
+
+
+def _write_settings(folder: Path, settings: Settings) -> None:
+    write_text(folder / SETTINGS, settings.model_dump_json(indent=1) + "\n")
 
 
 def has_round(folder: Path) -> bool:

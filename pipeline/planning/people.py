@@ -33,25 +33,37 @@ def waits_for_people(request: Request, stage: Stage, *, resumes: bool) -> str:
     if not missing:
         return ""
     done = len(content.tasks) - len(content.unlabelled)
-    return f"waits for people: {missing} more of {len(content.tasks)} prompts to rank ({done} are done)"
+    few = content.uncompared
+    shared = f"; of those for everyone, {few} have fewer than two rankings" if few else ""
+    return (
+        f"waits for people: {missing} more of {len(content.tasks)} prompts to rank ({done} are done{shared})"
+    )
 
 
 def stale_answers(request: Request, stage: Stage) -> tuple[str, ...]:
-    """A line if SFT was trained again since the answers that people rank were sampled from it; else none."""
+    """A line if SFT was trained again since the answers that people rank were sampled from it, and one if the
+    prompts have changed since.
+    """
     folder = request.run.path / FOLDER / "rankings"
     if stage != "rm" or request.config.rm.rankings.labeller != "people" or not has_round(folder):
         return ()
-    ranked = read_settings(folder).adapters.get("sft")
+    settings, notes = read_settings(folder), []
+    ranked = settings.adapters.get("sft")
     sft = read_manifest(request.run.manifest("sft"))
-    if ranked is None or (sft and sft.output and sft.output.sha256 == ranked):
-        return ()
-    return (
-        f"people rank answers of an earlier SFT policy than the present one ({folder}). To ask about the "
-        "present one, move that folder away.",
-    )
+    if ranked is not None and not (sft and sft.output and sft.output.sha256 == ranked):
+        notes.append(
+            f"people rank answers of an earlier SFT policy than the present one ({folder}). To ask about the "
+            "present one, move that folder away."
+        )
+    if changed := settings.changed_sources():
+        notes.append(
+            f"people rank answers to prompts as they were before {changed[0]} changed ({folder}). To ask "
+            "about the present ones, move that folder away."
+        )
+    return tuple(notes)
 
 
 def check_people(request: Request, stage: Stage, *, resumes: bool) -> None:
     """Raise Waiting if people must act before `stage` can start; see `waits_for_people`."""
     if why := waits_for_people(request, stage, resumes=resumes):
-        raise Waiting(f"stage {stage} {why}. Ask them: {request.collect_command()}")
+        raise Waiting(f"stage {stage} {why}. Ask them: {request.collect_command('rankings')}")

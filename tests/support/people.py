@@ -13,14 +13,15 @@ from uuid import uuid4
 
 import requests
 
+from apps.collect import serve
 from apps.collect.app import Lead, application
 from apps.collect.assignment import Plan
 from apps.collect.desk import Desk
 from apps.collect.people import People
-from apps.collect.serve import keeping_results
 from apps.collect.tasks import make_task
 from apps.web.server import Server, listening_socket
-from data.people.round import Kind, Round, Settings, create_round, read_round
+from data.people.results import write_results
+from data.people.round import Kind, Round, Settings, create_round, held_round, read_round
 from tests.support.waiting import until
 
 ANSWERS = 4
@@ -49,8 +50,7 @@ def new_round(folder: Path, kind: Kind = "rankings", tasks: int = 6, answers: in
 @contextmanager
 def desk_of(folder: Path, plan: Plan = EVERYTHING, **options: Any) -> Iterator[Desk]:
     """A desk over the round in `folder`, which is read anew."""
-    content = read_round(folder)
-    with content.writing() as file:
+    with held_round(folder) as (content, file):
         yield Desk(content, file, plan, **options)
 
 
@@ -96,10 +96,10 @@ def collecting(
     content: Round, plan: Plan = EVERYTHING, people: People | None = None, instructions: str | None = None
 ) -> Iterator[str]:
     """The URL of a server of the round, which runs while the context is open."""
-    with content.writing() as file, listening_socket("127.0.0.1", 0) as listener:
-        desk = Desk(content, file, plan)
+    with held_round(content.folder) as (held, file), listening_socket("127.0.0.1", 0) as listener:
+        desk = Desk(held, file, plan)
         app = application(desk, Lead(people or People({}), instructions))
-        app.router.lifespan_context = lambda _: keeping_results(content)
+        app.router.lifespan_context = lambda _: serve.keeping_results(held)
         server = Server(app)
         thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
         thread.start()
@@ -109,4 +109,5 @@ def collecting(
         finally:
             server.should_exit = True
             thread.join(30)
+            write_results(held)
         assert not thread.is_alive()

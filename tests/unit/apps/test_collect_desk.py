@@ -6,11 +6,14 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import combinations
+from typing import Any
 from uuid import uuid4
 
 import krippendorff
 import numpy as np
 import pytest
+from scipy.stats import kendalltau
 
 from apps.collect import figures as collect_figures
 from apps.collect.assignment import Plan
@@ -21,7 +24,7 @@ from configs.schema import Source
 from data.people.agreement import agreement_of_tasks, self_agreement
 from data.people.events import Shown, Submitted
 from data.people.results import demonstrations, rankings, ratings, write_results
-from data.people.round import Kind, read_round
+from data.people.round import Kind, Round, read_round
 from data.sources.loading import load_rows
 from data.storage.files import read_json_lines
 from tests.support.people import desk_of, new_round
@@ -89,9 +92,44 @@ def test_a_lease_ends_and_the_task_goes_to_another(tmp_path):
         taken = take(desk, "ben")
         assert taken.task == held.task
         assert desk.assignment.held("anna") is None
+        with pytest.raises(UnknownShowing):  # so anna's page learns of it
+            desk.hold("anna", held.showing)
         desk.submit("ben", answer(taken))
         desk.submit("anna", answer(held))  # what a person gave is never thrown away
         assert len(rankings(desk.round)) == 2
+
+
+def test_a_server_that_starts_again_leaves_each_task_with_its_person(tmp_path):
+    """Whoever took a task last keeps it, however long the server was away."""
+    new_round(tmp_path, tasks=1)
+    clock, plan = Clock(), Plan(0, 0, lease_seconds=600)
+    with desk_of(tmp_path, plan, clock=clock) as desk:
+        expired = take(desk, "anna")
+        clock.pass_minutes(15)
+        held = take(desk, "ben")
+    clock.pass_minutes(60)
+    with desk_of(tmp_path, plan, clock=clock) as desk:
+        assert desk.next("carol") is None and desk.next("anna") is None
+        assert take(desk, "ben") == held
+        with pytest.raises(UnknownShowing):
+            desk.hold("anna", expired.showing)
+        clock.pass_minutes(11)
+        assert take(desk, "carol").task == held.task
+
+
+def test_what_was_taken_back_comes_first_after_a_restart(tmp_path):
+    new_round(tmp_path, tasks=4)
+    with desk_of(tmp_path) as desk:
+        first = take(desk, "anna")
+        desk.submit("anna", answer(first, [2, 1, 1, 3], seconds=7.5))
+        take(desk, "anna")
+        desk.undo("anna")
+    with desk_of(tmp_path) as desk:
+        assert take(desk, "anna") == first
+        undone = desk.labels.undone[first.showing]
+        assert isinstance(undone, Submitted) and undone.seconds == 7.5
+        desk.submit("anna", answer(first))
+        assert desk.labels.undone == {}
 
 
 def test_shared_tasks_go_to_everyone_and_some_come_again(tmp_path):
@@ -118,7 +156,7 @@ def test_shared_tasks_go_to_everyone_and_some_come_again(tmp_path):
         assert agreement_of_tasks(desk.round) == pytest.approx([1 / 3] * 10)
         figures = agreement(desk.round)
         assert figures["tau_b"]["value"] == pytest.approx(-1 / 3)
-        assert figures["alpha"]["value"] < 0 and figures["alpha"]["low"] <= figures["alpha"]["value"]
+        assert figures["alpha"]["value"] < 0 and figures["alpha"]["low"] is None  # all tasks are alike
         assert len(rankings(desk.round)) == 40 + 2 * 10  # what came again is no ranking more
 
 
@@ -259,6 +297,77 @@ def test_stages_read_rankings_and_ratings(tmp_path):
     pairs = read_json_lines(folders["pairs"] / "pairs.jsonl")
     assert {tuple(sorted(row["sources"])) for row in pairs} == {("ppo", "sft")}
     assert json.loads((folders["pairs"] / "round.json").read_text())["kind"] == "pairs"
+
+
+def test_shared_tasks_with_fewer_than_two_labels(tmp_path):
+    new_round(tmp_path, tasks=8)
+    with desk_of(tmp_path, Plan(overlap=0.5, again=0)) as desk:
+        assert desk.round.uncompared == 4
+        while showing := desk.next("anna"):
+            desk.submit("anna", answer(showing))
+        assert desk.round.uncompared == 4
+        desk.submit("ben", answer(take(desk, "ben")))
+        assert desk.round.uncompared == progress(desk.round)["uncompared"] == 3
+    assert read_round(tmp_path).uncompared == 3  # the share is in round.json
+
+
+def given_by(folder, kind: Kind, values: dict[str, list[Any]]) -> Round:
+    """A round in which each person said `values` of the tasks, in the order of the tasks."""
+    tasks = len(next(iter(values.values())))
+    answers = {"rankings": 4, "ratings": 1}[kind]
+    order = list(new_round(folder, kind, tasks=tasks, answers=answers).tasks)
+    with desk_of(folder, Plan(overlap=1, again=0)) as desk:
+        for name, of_name in values.items():
+            while showing := desk.next(name):
+                value = of_name[order.index(showing.task)]
+                if kind == "ratings":
+                    desk.submit(name, answer(showing, rating=value))
+                else:
+                    desk.submit(name, answer(showing, [value[place] + 1 for place in showing.order]))
+        return desk.round
+
+
+def test_tau_of_rankings_is_that_of_the_library(tmp_path):
+    random = np.random.default_rng(1)
+    given = {name: [random.integers(4, size=4) for _ in range(12)] for name in ("anna", "ben", "carol")}
+    found = agreement(given_by(tmp_path, "rankings", given))["tau_b"]
+    of_tasks = [
+        np.nanmean([kendalltau(a, b).statistic for a, b in combinations(rows, 2)])
+        for rows in zip(*given.values(), strict=True)
+    ]
+    assert found["value"] == pytest.approx(np.nanmean(of_tasks))
+    assert found["low"] < found["value"] < found["high"]
+
+
+def test_tau_of_ratings_is_that_of_the_library_with_an_interval_over_answers(tmp_path):
+    """All answers are one group, so an interval over groups would have no width."""
+    random = np.random.default_rng(2)
+    base = random.integers(1, 8, size=30)
+    given = {
+        name: np.clip(base + random.integers(-1, 2, size=30), 1, 7).tolist() for name in ("anna", "ben", "li")
+    }
+    found = agreement(given_by(tmp_path, "ratings", given))["tau_b"]
+    taus = [kendalltau(a, b).statistic for a, b in combinations(given.values(), 2)]
+    assert found["value"] == pytest.approx(np.mean(taus))
+    assert 0.02 < found["value"] - found["low"] < 0.4 and found["high"] <= 1
+
+
+def test_few_or_equal_values_have_no_interval(tmp_path):
+    few = given_by(tmp_path / "few", "rankings", {"anna": [(0, 1, 2, 3)] * 9, "ben": [(0, 1, 3, 2)] * 9})
+    equal = given_by(
+        tmp_path / "equal", "rankings", {"anna": [(0, 1, 2, 3)] * 20, "ben": [(0, 1, 3, 2)] * 20}
+    )
+    for content, number in ((few, 9), (equal, 20)):
+        for figure in agreement(content).values():
+            assert (figure["n"], figure["low"], figure["high"]) == (number, None, None)
+
+
+def test_alpha_places_answers_that_tie_in_the_middle(tmp_path):
+    """Both put D last. Dense ranks would say 2 and 4; mid-ranks say 4 and 4 (Krippendorff's reference)."""
+    content = given_by(tmp_path, "rankings", {"anna": [(0, 0, 0, 1)] * 12, "ben": [(0, 1, 2, 3)] * 12})
+    values = np.array([[2, 2, 2, 4], [1, 2, 3, 4]], float)
+    expected = krippendorff.alpha(np.tile(values, 12), level_of_measurement="ordinal")
+    assert agreement(content)["alpha"]["value"] == pytest.approx(expected)
 
 
 def test_the_win_rate_counts_prompts_that_both_answered_alike(tmp_path):

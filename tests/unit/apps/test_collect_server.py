@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,14 +20,19 @@ from uuid import uuid4
 import pytest
 import requests
 
+from apps.collect import serve
 from apps.collect.assignment import Plan
+from apps.collect.desk import Answer
 from apps.collect.people import People, Person, read_people
+from apps.collect.report import report as write_report
 from apps.collect.serve import checked_people
+from apps.web.server import listening_socket, url_of
 from configs.errors import UserError
 from data.people.results import rankings
 from data.people.round import Kind, read_round
 from data.storage.files import read_json_lines
-from tests.support.people import Labeller, collecting, new_round
+from pipeline.terminal.console import SafeConsole
+from tests.support.people import Labeller, collecting, desk_of, new_round
 from tests.support.waiting import until
 
 TOKEN, OTHER = "tiny-test-token-of-anna", "tiny-test-token-of-the-lead"
@@ -43,9 +52,24 @@ def test_fifty_people_at_once_lose_and_double_nothing(tmp_path):
             done.append(task["prompt"])
         return done
 
+    def lead() -> float:
+        """The longest wait for the figures, asked again and again."""
+        waits = [0.0]
+        while not everybody.is_set():
+            response = Labeller(url, "lead").get("/api/progress")
+            assert response.status_code == 200
+            waits.append(response.elapsed.total_seconds())
+        return max(waits)
+
+    everybody = threading.Event()
     with collecting(content, Plan(overlap=0.1, again=0.05)) as url:
-        with ThreadPoolExecutor(50) as pool:
-            done = list(pool.map(work, range(50)))
+        with ThreadPoolExecutor(51) as pool:
+            watching = pool.submit(lead)
+            try:
+                done = list(pool.map(work, range(50)))
+            finally:
+                everybody.set()
+        assert watching.result() < 15
         figures = Labeller(url, "lead").get("/api/progress").json()
     rows = rankings(read_round(tmp_path))
     given = Counter((row["labeller"], row["task"]) for row in rows)
@@ -165,6 +189,111 @@ def test_people_with_tokens(tmp_path):
         assert TOKEN not in (tmp_path / "labels.jsonl").read_text()
 
 
+@pytest.mark.parametrize("name", ["अनिता", "Zoe\u0308", "Zoë", "O'Brien", "O’Brien", "名無し", "a-b_2"])
+def test_a_name_of_any_script(tmp_path, name):
+    with collecting(new_round(tmp_path)) as url:
+        assert Labeller(url, name).rank(Labeller(url, name).take()).status_code == 200
+    (shown,) = read_round(tmp_path).labels.showings.values()
+    assert shown.labeller == unicodedata.normalize("NFC", name)
+
+
+def test_one_person_has_one_name(tmp_path):
+    """Anna who writes anna the next day would get her shared tasks again, and agree with herself."""
+    content = new_round(tmp_path)
+    with collecting(content) as url:
+        first = Labeller(url, "Anna Zoë").take()
+    with collecting(content) as url:
+        other = Labeller(url, "anna  ZOE\u0308")
+        assert other.take()["showing"] == first["showing"]
+        assert other.get("/api/round").json()["labeller"] == "Anna Zoë"
+
+
+def test_the_page_knows_the_round_and_its_instructions(tmp_path):
+    """What a browser keeps belongs to one round: another one may have the run's name, too."""
+    rounds = [new_round(tmp_path / str(number), tasks=number) for number in (2, 3)]
+    ids = []
+    for content, instructions in ((rounds[0], "a"), (rounds[0], "b"), (rounds[1], "b")):
+        with collecting(content, instructions=instructions, people=PEOPLE) as url:
+            about = Labeller(url, token=TOKEN).get("/api/round").json()
+            ids.append((about["id"], about["instructions_id"]))
+            assert Labeller(url).get("/api/round").json()["id"] == ""
+    assert ids[0][0] == ids[1][0] != ids[2][0] and ids[0][1] != ids[1][1] == ids[2][1]
+
+
+def test_results_are_written_as_soon_as_the_disk_takes_them(tmp_path, monkeypatch, capsys):
+    """A full disk for a moment must not leave the file behind for good; at the end, the error is told."""
+    real, fails = serve.write_results, [True]
+
+    def write(content):
+        if fails[0]:
+            raise OSError(28, "No space left on device")
+        real(content)
+
+    monkeypatch.setattr(serve, "write_results", write)
+    monkeypatch.setattr(serve, "SECONDS_BETWEEN_RESULTS", 0.05)
+    with collecting(new_round(tmp_path)) as url:
+        anna = Labeller(url, "anna")
+        assert anna.rank(anna.take()).status_code == 200
+        until(lambda: "rankings.jsonl: not written: [Errno 28]" in capsys.readouterr().err)
+        fails[0] = False
+        until(lambda: (tmp_path / "rankings.jsonl").exists())
+        assert len(read_json_lines(tmp_path / "rankings.jsonl")) == 1
+        fails[0] = True
+    with pytest.raises(OSError, match="No space left"):
+        run_for_a_moment(tmp_path, monkeypatch)
+
+
+def run_for_a_moment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`serve`, whose server ends at once."""
+    monkeypatch.setattr(serve.Server, "run_at", lambda *_: None)
+    serve.serve(folder, serve.Desktop("127.0.0.1", 0, None, None, Plan()))
+
+
+def test_a_server_reads_the_round_once_it_holds_it(tmp_path, monkeypatch):
+    """What the server before it wrote until its end is in the results that this one writes."""
+    new_round(tmp_path)
+    with desk_of(tmp_path) as desk:
+        shown = desk.next("anna")
+        assert shown is not None
+        with pytest.raises(UserError, match="another server collects labels there"):
+            run_for_a_moment(tmp_path, monkeypatch)
+        desk.submit("anna", Answer(shown.showing, uuid4().hex, 1.0, [1, 2, 3, 4]))
+    run_for_a_moment(tmp_path, monkeypatch)
+    assert len(read_json_lines(tmp_path / "rankings.jsonl")) == 1
+
+
+def test_a_report_leaves_the_results_to_a_server_that_runs(tmp_path):
+    content, console = new_round(tmp_path), SafeConsole(file=io.StringIO())
+    with desk_of(tmp_path):
+        write_report(console, content)
+        assert not (tmp_path / "rankings.jsonl").exists()
+    write_report(console, content)
+    assert (tmp_path / "rankings.jsonl").exists()
+
+
+def test_any_address_of_this_machine_serves_it(tmp_path):
+    content = new_round(tmp_path)
+    with collecting(content) as url:
+        port = url.rpartition(":")[2]
+        for host in ("127.0.0.2", "localhost", "[::1]"):
+            headers = {"Host": f"{host}:{port}"}
+            assert requests.get(f"{url}/api/round", headers=headers, timeout=30).status_code == 200
+        refused = requests.get(f"{url}/api/round", headers={"Host": f"192.0.2.1:{port}"}, timeout=30)
+        assert refused.status_code == 403
+
+
+def test_links_name_this_machine(capsys, tmp_path):
+    """0.0.0.0 is no address that somebody else could open; and without a lead, nobody opens /progress."""
+    with listening_socket("0.0.0.0", 0) as listener:
+        url = url_of(listener)
+    assert url == f"http://{socket.gethostname()}:{url.rpartition(':')[2]}"
+    content = new_round(tmp_path)
+    serve._say_where(content, url, People({TOKEN: Person("anna")}))
+    assert "/progress" not in capsys.readouterr().out
+    serve._say_where(content, url, PEOPLE)
+    assert f"progress: {url}/progress" in capsys.readouterr().out
+
+
 def test_hostile_requests(tmp_path):
     with collecting(new_round(tmp_path)) as url:
         anna = Labeller(url, "anna")
@@ -175,7 +304,7 @@ def test_hostile_requests(tmp_path):
         assert requests.post(f"{url}/api/submit", data=b"x" * 2**21, headers=headers).status_code == 413
         assert requests.post(f"{url}/api/next", data="a=b", headers=anna.headers()).status_code == 415
         assert requests.get(f"{url}/api/round", headers={"Host": "rebound.example"}).status_code == 403
-        for name in ("", " ", "../..", "<script>", "a" * 41, "\x00"):
+        for name in ("", " ", "../..", "<script>", "a" * 41, "\x00", "\u0301a", "'a", "a\u200bb"):
             assert Labeller(url, name).post("/api/next").status_code == 401
         assert anna.get("/page/../desk.py").status_code == 404
         assert anna.get("/labels.jsonl").status_code == 404
@@ -190,6 +319,7 @@ def test_hostile_requests(tmp_path):
         ("anna\n", "line 1: a line has a name"),
         (f"anna {TOKEN}\nben {TOKEN}\n", "line 2: the name or the token stands there twice"),
         (f"anna {TOKEN}\nanna {OTHER}\n", "line 2: the name or the token stands there twice"),
+        (f"Zoë {TOKEN}\nzoe\u0308 {OTHER}\n", "line 2: the name or the token stands there twice"),
         (f"<b>anna {TOKEN}\n", "line 1"),
     ],
 )
@@ -202,7 +332,7 @@ def test_a_file_of_people_that_cannot_be_used(tmp_path, text, fault):
 
 def test_a_file_of_people(tmp_path):
     file = tmp_path / "people.txt"
-    file.write_text(f"# our group\nAnna Maria  {TOKEN}\n\n李 {OTHER} lead\n")
+    file.write_text(f"\ufeff# our group\nAnna Maria  {TOKEN}\n\n李 {OTHER} lead\n")  # as Notepad saves it
     people = read_people(file).by_token
     assert people == {TOKEN: Person("Anna Maria"), OTHER: Person("李", lead=True)}
     assert checked_people("0.0.0.0", file).by_token == people

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,13 +35,81 @@ def opened(folder: Path, asked: Asked, config: Experiment) -> Round:
 def test_answers_of_a_file(tmp_path, config):
     file = tmp_path / "answers.jsonl"
     write_json_lines(file, ROWS)
-    content = opened(tmp_path, Asked("rankings", answers=file, number=4), config)
-    assert [task.completions for task in content.tasks.values()] == [
-        (f"a{i}", f"b{i}", f"c{i}") for i in range(4)
-    ]
+    content = opened(tmp_path, Asked("ratings", answers=pairs_of(tmp_path), number=4), config)
+    assert [task.completions for task in content.tasks.values()] == [(f"a{i}",) for i in range(4)]
     assert not content.settings.continues_text  # the tiny experiment chats
     with pytest.raises(UserError, match="a pair has two answers, and this row 3"):
         opened(tmp_path / "pairs", Asked("pairs", answers=file), config)
+
+
+def pairs_of(folder: Path) -> Path:
+    """Prompts with one answer."""
+    file = folder / "single.jsonl"
+    write_json_lines(file, [{"prompt": row["prompt"], "completion": row["completions"][0]} for row in ROWS])
+    return file
+
+
+def test_rankings_of_a_file_are_split_by_prompt(tmp_path, config):
+    """As those that a policy answers are: else the reward model would have no held-out accuracy."""
+    file = tmp_path / "answers.jsonl"
+    rows = [
+        ROWS[0] | {"prompt": f"p{i}", "completions": [f"a{i}", f"b{i}"], "ranks": [1, 2]} for i in range(40)
+    ]
+    write_json_lines(file, rows)
+    asked = Asked("rankings", answers=file, number=20)
+    splits = {task.prompt: task.split for task in opened(tmp_path, asked, config).tasks.values()}
+    assert Counter(splits.values()) == {"train": 16, "held_out": 4}  # 8 of 40
+    again = opened(tmp_path / "all", Asked("rankings", answers=file), config).tasks.values()
+    assert splits.items() <= {task.prompt: task.split for task in again}.items()
+
+
+def test_more_answers_than_digits_are_refused(tmp_path, config):
+    """Nobody could submit them: a digit gives an answer its rank."""
+    file = tmp_path / "answers.jsonl"
+    many = [{"prompt": f"p{i}", "completions": [f"{i}{n}" for n in range(10)]} for i in range(40)]
+    write_json_lines(file, [row | {"ranks": list(range(1, 11))} for row in many])
+    with pytest.raises(
+        UserError, match=r"line \d+: 10 answers are more than 9: a person gives each its rank"
+    ):
+        opened(tmp_path, Asked("rankings", answers=file), config)
+    rankings = config.rm.rankings.model_copy(update={"completions": 10})
+    more = config.model_copy(update={"rm": config.rm.model_copy(update={"rankings": rankings})})
+    with pytest.raises(UserError, match=r"rm.rankings.completions: 10 answers are more than 9: .*-k 9"):
+        opened(tmp_path, Asked("rankings"), more)
+
+
+def test_what_no_stage_could_read_is_left_out_before_people_work_on_it(tmp_path, config, capsys):
+    prompts, answers = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    write_json_lines(prompts, [{"prompt": "short"}, {"prompt": "long " * 200}])
+    content = opened(tmp_path, Asked("demonstrations", prompts=prompts), config)
+    assert [task.prompt for task in content.tasks.values()] == ["short"]
+    assert "1 of 2 prompts left out: with their answers, they are longer than" in capsys.readouterr().out
+    write_json_lines(answers, [{"prompt": "p", "completion": text} for text in ("short", "long " * 400)])
+    content = opened(tmp_path / "ratings", Asked("ratings", answers=answers), config)
+    assert [task.completions for task in content.tasks.values()] == [("short",)]
+
+
+def test_prompts_that_changed_are_told(tmp_path, config):
+    """The name of a file says nothing of what is in it."""
+    file = tmp_path / "prompts.jsonl"
+    write_json_lines(file, [{"prompt": "before"}])
+    asked = Asked("demonstrations", prompts=file)
+    before = opened(tmp_path, asked, config)
+    assert opened(tmp_path, Asked("demonstrations"), config).tasks == before.tasks
+    write_json_lines(file, [{"prompt": "after"}])
+    for again in (asked, Asked("demonstrations")):
+        with pytest.raises(UserError, match=r"prompts.jsonl changed since the round there began"):
+            opened(tmp_path, again, config)
+    file.unlink()  # as on another machine
+    assert opened(tmp_path, asked, config).tasks == before.tasks
+
+
+def test_two_policies_in_any_order_are_those_of_the_evaluation(tmp_path, config):
+    (tmp_path / "ppo").mkdir()
+    write_json_lines(tmp_path / "ppo/evaluation.jsonl", EVALUATED)
+    content = opened(tmp_path, Asked("pairs", ("ppo", "sft")), config)
+    task = next(iter(content.tasks.values()))
+    assert (task.completions, task.sources) == (("t1", "s1"), ("ppo", "sft"))
 
 
 def test_pairs_of_an_evaluation_are_its_answers(tmp_path, config):
@@ -108,7 +177,7 @@ def test_prompts_of_the_stages(tmp_path, config):
 )
 def test_a_round_that_asks_something_else_is_refused(tmp_path, config, changes, fault):
     file = tmp_path / "answers.jsonl"
-    write_json_lines(file, ROWS)
+    write_json_lines(file, [*ROWS, *(ROWS[0] | {"prompt": f"q{i}"} for i in range(20))])
     asked = Asked("rankings", answers=file, number=4)
     before = opened(tmp_path, asked, config)
     assert opened(tmp_path, asked, config).tasks == before.tasks
@@ -139,9 +208,8 @@ def test_an_answer_that_no_stage_could_read_is_refused_before_it_is_sampled(tmp_
 
 
 def test_a_link_in_the_folder_of_a_round_is_refused(tmp_path, config):
-    file = tmp_path / "answers.jsonl"
-    write_json_lines(file, ROWS)
+    file = pairs_of(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "round").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="round is a link"):
-        opened(tmp_path, Asked("rankings", answers=file), config)
+        opened(tmp_path, Asked("ratings", answers=file), config)

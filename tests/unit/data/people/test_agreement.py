@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 from scipy.stats import kendalltau
 
-from data.people.agreement import near, pairwise_agreement
+from data.people.agreement import near, ordered_agreement, pairwise_agreement
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,18 @@ def test_without_ties_it_is_kendalls_tau_on_another_scale():
 
 def test_ratings_agree_within_one_point():
     assert [near((4,), (other,)) for other in range(2, 7)] == [0, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "agreement"),
+    [
+        ((0, 1), (0, 1), 1.0),
+        ((0, 1), (0, 0), None),
+        ((0, 0), (0, 0), None),
+        ((0, 1, 2), (0, 2, 1), 2 / 3),
+        ((0, 1, 1), (0, 1, 2), 1.0),  # the pair that one ties does not count, as in a model's accuracy
+        ((0, 1, 1), (1, 0, 2), 0.5),
+    ],
+)
+def test_agreement_on_what_both_order(ours, theirs, agreement):
+    assert ordered_agreement(ours, theirs) == (None if agreement is None else pytest.approx(agreement))

@@ -74,5 +74,14 @@ def test_a_damaged_line_is_named(tmp_path, line, fault):
 
 def test_what_was_undone_does_not_count_but_its_submission_does():
     labels = Labels([SHOWN, RANKED, Undone(showing="showing-1")])
-    assert labels.outcomes == {}
+    assert labels.outcomes == {} and labels.undone == {"showing-1": RANKED}
     assert labels.has("submission-1")  # a page that sends it once more must not bring it back
+
+
+def test_later_events_do_not_change_a_snapshot():
+    labels = Labels([SHOWN])
+    snapshot = labels.snapshot()
+    labels.add(RANKED)
+    labels.add(Undone(showing="showing-1"))
+    assert (snapshot.events, snapshot.outcomes, snapshot.undone) == (1, {}, {})
+    assert snapshot.showings == labels.showings and not snapshot.has("submission-1")
