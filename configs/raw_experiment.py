@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from configs import error_messages
 from configs.error_messages import Keys
-from configs.regular_file import read_regular_file
 from configs.safe_text import REDACTED, may_hold_secret
 from configs.schema import JUDGE_FILES, names_files
-from configs.yaml_loader import Loader
+from configs.yaml_file import MAX_DEPTH, BadYaml, parse, read_parsed
 
 DEEPSPEED_CONFIG = ("deepspeed", "config")
 LABELLER = ("rm", "rankings", "labeller")
 LISTS_OF_PATHS = (("rm", "rankings", "earlier"), ("lineage", "parents"))
-MAX_DEPTH = 8  # above the schema's depth
-MAX_FILE_BYTES = 2**16  # far above any experiment; PyYAML reads 30 KB a second
-MAX_VALUES = 100_000  # after all anchors are expanded
 MAX_ERRORS_SHOWN = 20
 
 
@@ -51,16 +46,9 @@ class RawExperiment:
     def read(self) -> None:
         """Read the file. If it cannot be read, the tree stays empty and `broken` is set."""
         try:
-            content = read_regular_file(self.file, MAX_FILE_BYTES)
-            tree, self.lines, duplicates = parse(content.decode("utf-8-sig"))
-        except OSError as error:
-            self._add_file_error(f"cannot be read: {error.strerror}; give the path of a YAML")
-        except UnicodeDecodeError as error:
-            self._add_file_error(
-                f"not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; save it as UTF-8"
-            )
-        except (yaml.YAMLError, ValueError) as error:
-            self._add_file_error(_yaml_fault(error))
+            tree, self.lines, duplicates = read_parsed(self.file)
+        except BadYaml as fault:
+            self._add_file_error(str(fault))
         else:
             for keys, first, line in duplicates:
                 self.wrong.add(keys)
@@ -99,8 +87,8 @@ class RawExperiment:
             return
         try:
             parsed, _, duplicates = parse(value)
-        except (yaml.YAMLError, ValueError) as error:
-            reason = f"{_yaml_fault(error)}; put quotes around text with special characters"
+        except BadYaml as error:
+            reason = f"{error}; put quotes around text with special characters"
             self.errors.append(f"command line ({text}): {error_messages.dotted(keys)}: {reason}")
             return
         if not duplicates:
@@ -133,10 +121,25 @@ class RawExperiment:
 
     def resolve_paths(self) -> None:
         """Make local paths absolute, and empty sections empty mappings, which validate as all defaults."""
+        self._refuse_other_keys(self.tree)
         self.tree.setdefault("deepspeed", {})
         for keys in error_messages.all_keys():
             for place, section in _sections(self.tree, keys[:-1]):
                 self._resolve((*place, keys[-1]), section)
+
+    def _refuse_other_keys(self, value: Any, place: Keys = ()) -> None:
+        """Remove keys that are no text, such as 0 and `on`, with an error about each."""
+        items: Iterable[tuple[Any, Any]] = enumerate(value) if isinstance(value, list) else ()
+        if isinstance(value, dict):
+            for key in [key for key in value if not isinstance(key, str)]:
+                del value[key]
+                keys = (*place, str(key))
+                of_list = error_messages.node_at(keys) is not None
+                reason = "unknown key; write a list" if of_list else error_messages.unknown_key(keys)[1]
+                self.add_error(keys, reason)
+            items = value.items()
+        for key, item in items if len(place) < MAX_DEPTH else ():
+            self._refuse_other_keys(item, (*place, str(key)))
 
     def _resolve(self, keys: Keys, section: dict[str, Any]) -> None:
         """Resolve the value of one key of a section."""
@@ -149,6 +152,8 @@ class RawExperiment:
             if not section[key]:
                 self.add_error(keys, "'' is empty; give a path, or leave the key out")
             section[key] = self._absolute(keys, section[key])
+        elif isinstance(name := section.get(key), str) and may_be_of_hub(keys) and name:
+            section[key] = self._beside(keys, name)
         elif keys == LABELLER:
             self._resolve_judges(section.get(key))
         elif keys in LISTS_OF_PATHS and isinstance(names := section.get(key), list):
@@ -160,6 +165,19 @@ class RawExperiment:
             labeller["agree"] = [
                 self._absolute(LABELLER, name) if _is_judge(name) else name for name in names
             ]
+
+    def _beside(self, keys: Keys, name: str) -> str:
+        """The path of what has this name in the folder of the file; without it, `name` is of the hub."""
+        path = self._absolute(keys, name)
+        if os.path.lexists(path):
+            return path
+        if os.path.isdir(name):  # libraries would read it in place of the hub
+            self.add_error(
+                keys,
+                f"{name} is a folder of the working directory, and not of {self.file.parent}, where relative "
+                "paths start; write its path, or start elsewhere",
+            )
+        return name
 
     def _absolute(self, keys: Keys, path: str) -> str:
         """A path that stands at `keys`, or within the value there, as an absolute one."""
@@ -214,64 +232,6 @@ class RawExperiment:
         return covering[-1] if covering else None
 
 
-def parse(text: str) -> tuple[Any, dict[Keys, int], list[tuple[Keys, int, int]]]:
-    """Return the value of a YAML text, the line of each key, and duplicate keys with both lines.
-
-    Raises:
-        yaml.YAMLError: the text is not YAML.
-        ValueError: it is YAML, but nested too deeply or with anchors that expand to too many values.
-    """
-    if len(text) > MAX_FILE_BYTES:
-        raise ValueError(f"longer than {MAX_FILE_BYTES:,} bytes")
-    loader = Loader(text)
-    try:
-        root = loader.get_single_node()
-        if (values := _count_values(root, {})) > MAX_VALUES:
-            raise ValueError(f"its anchors expand to {values:,} values; write the values out")
-        lines: dict[Keys, int] = {}
-        duplicates: list[tuple[Keys, int, int]] = []
-        for keys, line in _key_lines(root, ()):
-            if keys in lines:
-                duplicates.append((keys, lines[keys], line))
-            lines.setdefault(keys, line)
-        return (None if root is None else loader.construct_document(root)), lines, duplicates
-    except (AttributeError, IndexError, KeyError, TypeError) as error:  # of `!!bool maybe`, `!!int ''`, ...
-        raise ValueError("a value does not fit its tag; write plain values without !!") from error
-    except RecursionError:
-        raise ValueError("nested too deeply; an experiment has only sections within sections") from None
-    finally:
-        loader.dispose()
-
-
-def _count_values(node: yaml.Node | None, counts: dict[int, int]) -> int:
-    """Number of values below a node with every alias expanded.
-
-    Raises:
-        ValueError: an anchor holds itself.
-    """
-    if not isinstance(node, yaml.CollectionNode):
-        return 1
-    if counts.get(id(node)) == 0:
-        raise ValueError("an anchor holds itself; write the values out")
-    if id(node) not in counts:
-        counts[id(node)] = 0
-        parts = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
-        counts[id(node)] = 1 + sum(_count_values(part, counts) for part in parts)
-    return counts[id(node)]
-
-
-def _key_lines(node: yaml.Node | None, prefix: Keys) -> Iterator[tuple[Keys, int]]:
-    if len(prefix) > MAX_DEPTH:
-        return
-    if isinstance(node, yaml.SequenceNode):
-        for number, item in enumerate(node.value):
-            yield from _key_lines(item, (*prefix, str(number)))
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-            yield (*prefix, key.value), key.start_mark.line + 1
-            yield from _key_lines(value, (*prefix, key.value))
-
-
 def _without_shared_sections(tree: dict[str, Any], depth: int = 0) -> dict[str, Any]:
     """A copy in which keys with the same anchor have separate mappings. An override then changes one."""
     if depth > MAX_DEPTH:
@@ -310,14 +270,6 @@ def _no_such_item(value: Any, keys: Keys, key: str) -> str | None:
     return None
 
 
-def _yaml_fault(error: yaml.YAMLError | ValueError) -> str:
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return f"not YAML: {' '.join(str(error).split()):.200}"
-    mark = error.problem_mark
-    remedy = "; indent with spaces, not tabs" if "'\\t'" in str(error.problem) else ""
-    return f"not YAML, line {mark.line + 1} column {mark.column + 1}: {error.problem!s:.200}{remedy}"
-
-
 def _is_section(keys: Keys) -> bool:
     node = error_messages.node_at(keys)
     return (
@@ -336,13 +288,15 @@ def is_local_path(keys: Keys, value: str) -> bool:
         return True
     if keys == LABELLER:
         return _is_judge(value)
-    named_as_a_path = value.startswith((".", "/", "~"))
-    if keys[-2:] == ("base", "model"):
-        return named_as_a_path
     if keys[0] == "data" and keys[-1] == "task":  # FILE.yaml, FILE.yaml:NAME, or a pool that ships
         return any(ending in value for ending in JUDGE_FILES)
-    is_file = named_as_a_path or names_files(value)
-    return keys[0] == "data" and keys[-1] == "path" and is_file
+    is_file = keys[0] == "data" and names_files(value)
+    return may_be_of_hub(keys) and (is_file or value.startswith((".", "/", "~")))
+
+
+def may_be_of_hub(keys: Keys) -> bool:
+    """Whether the value of a key may name a data set or model of the hub."""
+    return keys[-2:] == ("base", "model") or (keys[0] == "data" and keys[-1] == "path")
 
 
 def _is_judge(value: Any) -> bool:

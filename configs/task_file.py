@@ -10,18 +10,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from configs.errors import UserError
-from configs.raw_experiment import parse
-from configs.regular_file import read_regular_file
 from configs.schema import names_files
 from configs.task_pool import Task
+from configs.yaml_file import first_fault, read_yaml
 
 SHIPPED = Path(__file__).parent / "tasks"
 ENDINGS = (".yaml", ".yml")
-MAX_BYTES = 2**16
 Values = dict[str, Any]
 
 
@@ -120,18 +117,7 @@ def split_reference(reference: str) -> tuple[Path | None, str | None]:
 
 def _tasks_of(file: Path, key: str) -> dict[str, Values]:
     """The tasks of a file, as they stand there."""
-    try:
-        values, _, duplicates = parse(read_regular_file(file, MAX_BYTES).decode("utf-8-sig"))
-        if duplicates:
-            raise ValueError(f"{'.'.join(duplicates[0][0])!s:.100} is given twice, line {duplicates[0][2]}")
-    except OSError as error:
-        raise UserError(
-            f"{key}: {file!s:.200} cannot be read: {error.strerror}. Name another file."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{key}: {file!s:.200}: not UTF-8 at byte {error.start}. Save it as UTF-8.") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{key}: {file!s:.200}: not YAML: {' '.join(str(error).split()):.200}.") from None
+    values = read_yaml(file, key)
     tasks = values.get("tasks") if isinstance(values, dict) else None
     if not isinstance(tasks, dict) or not tasks or not all(isinstance(each, dict) for each in tasks.values()):
         raise UserError(
@@ -148,7 +134,7 @@ def _task(file: Path, name: str, values: Values, key: str) -> Task:
             raise ValueError("name: unknown key; the name of a task is its key under tasks")
         return Task.model_validate({**_extended(values), **values, "name": name})
     except ValidationError as error:
-        fault = _validation_fault(error)
+        fault = first_fault(error, Task)
     except ValueError as error:
         fault = str(error)
     raise UserError(f"{key}: {file!s:.200}: tasks.{name}: {fault}.")
@@ -165,15 +151,6 @@ def _extended(values: Values) -> Values:
         )
     shipped = _tasks_of(shipped_pools()[pool], pool)[pool]
     return {key: value for key, value in shipped.items() if key != "example"}
-
-
-def _validation_fault(error: ValidationError) -> str:
-    first = error.errors()[0]
-    places = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]]
-    where = "".join(places)
-    message = first["msg"].removeprefix("Value error, ")
-    known = f"; its keys are {', '.join(Task.model_fields)}" if first["type"] == "extra_forbidden" else ""
-    return f"{where.lstrip('.')}: {message:.250}{known}" if where else f"{message:.300}"
 
 
 def _listed(tasks: Mapping[str, Any]) -> str:

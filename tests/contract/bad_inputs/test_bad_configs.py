@@ -57,6 +57,8 @@ OVERRIDES = [
     ("rm.from=https://h/x", "rm.from: a URL, a password or a token"),
     ("data.sft.limit=0", "data.sft.limit: 0 is not allowed"),
     # Several sources
+    ("sft={on: 1, packing: true}", "sft.True: unknown key; `tristage explain sft` lists the keys of sft"),
+    ("ppo.rewards=[{2: rm}]", "ppo.rewards[0][2]: unknown key; allowed in ppo.rewards[0]: "),
     ("data.sft=[]", "data.sft: [] is not allowed; give at least one"),
     ("data.sft=[a.jsonl]", "data.sft[0]: 'a.jsonl' is not allowed; allowed: a section with the keys path"),
     ("data.sft=[{path: a.jsonl}, {path: b.jsonl, weight: 0}]", "data.sft[1].weight: 0 is not allowed"),
@@ -365,6 +367,7 @@ FILES = [
     (bytes(range(256)), "not UTF-8: byte 128 is 0x80; save it as UTF-8"),
     (VALID.encode("utf-16"), "not UTF-8"),
     (b"PK\x03\x04" + bytes(range(60)), "not YAML: unacceptable character"),
+    ((VALID + "3: x\nsft: {null: 1}\n").encode(), ":8: [3]: unknown key", "sft.None: unknown key"),
     ((VALID + "name: again\n").encode(), ":8: name: given twice, first on line 1"),
     ((VALID + BOMB).encode(), "its anchors expand to", "write the values out"),
     (BOMB.encode() + b"z: {b: *i}\n", "its anchors expand to"),
@@ -432,6 +435,14 @@ def test_file(content, parts, tmp_path):
     message = plan_error(tmp_path, content).splitlines()
     assert len(message) <= 21 and message[0].startswith(f"error: {tmp_path}/trial.yaml")
     check_message("\n".join(message[:1] + message[-1:]), *parts)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("data.sft", "{0: {path: a.jsonl}, 1: {path: b.jsonl}}"), ("tracking.tags", "{0: a}")],
+)
+def test_numbers_as_keys_in_place_of_a_list(key, value, tmp_path):
+    check_message(plan_error(tmp_path, VALID, f"{key}={value}"), f": {key}[0]: unknown key; write a list\n")
 
 
 @pytest.mark.parametrize("size", [50_000, 1_000_000])
@@ -510,7 +521,6 @@ def test_a_token_in_place_of_a_name_is_not_repeated(key, token, tmp_path):
 
 IDLE = {
     "rm.rankings.completions=8": "rm.rankings.labeller is file",
-    "rm.rankings.rollout.temperature=0.5": "rm.rankings.labeller is file",
     "rm.rankings.complete=0.5": "rm.rankings.labeller is not people",
     "ppo.kl_horizon=5000": "ppo.kl_target is not set",
     "ppo.ptx_batch_size=4": "ppo.ptx_coef is 0",
@@ -521,5 +531,6 @@ IDLE = {
 def test_a_setting_that_another_makes_idle_is_told(override, tmp_path):
     status, out, _ = tristage("plan", experiment(tmp_path), "--run-dir", tmp_path / "run", override)
     assert status == 0 and f"is set, and has no effect: {IDLE[override]}" in " ".join(out.split())
-    status, out, _ = tristage("plan", experiment(tmp_path), "--run-dir", tmp_path / "run")
+    normalised_by = "rm.rankings.rollout.temperature=0.5"  # also if a file has the rankings
+    status, out, _ = tristage("plan", experiment(tmp_path), "--run-dir", tmp_path / "run", normalised_by)
     assert status == 0 and "has no effect" not in out

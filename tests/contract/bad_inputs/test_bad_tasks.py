@@ -23,7 +23,7 @@ CASES = [
     ("task: tasks.yaml", GOOD, [{"label": 0}], "line 1: it has no `text`", "say which columns they need"),
     ("task: tasks.yaml", GOOD, [{**ROWS[0], "score": 1}], "`score` has no place in the templates of t"),
     ("task: tasks.yaml:u", GOOD, ROWS, "tasks.yaml has no task 'u'. It has t"),
-    ("task: other.yaml", GOOD, ROWS, "data.sft.task: ", "other.yaml cannot be read: No such file"),
+    ("task: other.yaml", GOOD, ROWS, "data.sft.task: ", "other.yaml: cannot be read: No such file"),
     ("task: 'no'", GOOD, ROWS, "'no' is no pool that ships"),
     ("task: nli", GOOD, ROWS, "`text` has no place in the templates of nli"),
     (

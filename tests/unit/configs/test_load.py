@@ -86,6 +86,31 @@ def test_paths_in_the_file_are_relative_to_it_and_on_the_command_line_to_the_wor
     assert experiment.data.chat_template == str(work / "t.jinja")
 
 
+def test_what_lies_beside_the_file_is_a_path_and_no_name_of_the_hub(write, tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    for folder in ("prompts", "org/model"):
+        (tmp_path / folder).mkdir(parents=True)
+    text = MINIMAL.replace("tiny-random", "org/model").replace("ppo.jsonl", "prompts")
+    experiment = load_experiment(write(text))
+    assert experiment.data.sources("ppo")[0].path == f"{tmp_path}/prompts"
+    assert experiment.base.model == f"{tmp_path}/org/model"
+    assert load_experiment(write(text), ["data.ppo.path=imdb"]).data.sources("ppo")[0].path == "imdb"
+
+
+@pytest.mark.parametrize("key", ["data.ppo.path", "base.model"])
+def test_a_folder_of_the_working_directory_is_not_taken_for_one_beside_the_file(
+    write, tmp_path, monkeypatch, key
+):
+    (tmp_path / "work" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    replaced = "tiny-random" if key == "base.model" else "ppo.jsonl"
+    file = write(MINIMAL.replace(replaced, "mine"))
+    with pytest.raises(UserError, match=rf"{key}: mine is a folder of the working directory, and not of"):
+        load_experiment(file)
+    assert load_experiment(file, [f"{key}=mine"])
+
+
 @pytest.mark.parametrize("name", ["Anthropic/hh-rlhf", "imdb"])
 def test_other_data_paths_are_hub_datasets(minimal, name):
     assert load_experiment(minimal, [f"data.rm.path={name}"]).data.sources("rm")[0].path == name

@@ -122,7 +122,7 @@ def test_a_task_is_refused_by_file_and_key(tmp_path, task, parts):
         ("tasks: {a: {}, a: {}}", "tasks.a is given twice, line 1"),
         ("tasks: {a: {}}\ntemplates: []", "'templates' is no key of it; its only key is tasks"),
         ("tasks: {a: {}, b: {}}", "has the tasks a, b. Name one, as in tasks.yaml:NAME"),
-        (b"\xff\xfe", "not UTF-8 at byte 0"),
+        (b"\xff\xfe", "not UTF-8: byte 0 is 0xff; save it as UTF-8"),
         ("a: &a [*a]", "an anchor holds itself"),
     ],
 )
@@ -173,7 +173,7 @@ def test_a_source_takes_its_rows_from_the_task_unless_it_says_where_they_are(tmp
     ("source", "parts"),
     [
         ("{task: nli}", ("data.sft.task: the task nli does not say where its rows are", "Give a `path`")),
-        ("{task: none.yaml}", ("data.sft.task: ", "none.yaml cannot be read")),
+        ("{task: none.yaml}", ("data.sft.task: ", "none.yaml: cannot be read")),
         ("{task: nli, path: a.jsonl, format: text}", ("format is of formats",)),
         ("{task: nli, path: a.jsonl, columns: {prompt: q}}", ("columns is of formats", "`source.columns`")),
     ],
