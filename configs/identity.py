@@ -55,9 +55,9 @@ NEWER_NESTED = {
     "data.keep_apart": True,
 }
 # Left out at these defaults, as are the names in `columns`.
-NEWER_SOURCE_KEYS = {"format": None, "rank_by": None, "weight": 1.0, "task": None}
+NEWER_SOURCE_KEYS = {"data_dir": None, "format": None, "rank_by": None, "weight": 1.0, "task": None}
 NAMES_ONLY = ("label",)  # of a source
-SOURCE_KEYS = ("path", "name", "split", "revision")
+SOURCE_KEYS = ("path", "name", "data_dir", "split", "revision")
 REQUEST_KEYS = ("timeout_seconds", "retries", "key_variable")  # of ppo.rewards: how to call an endpoint
 
 
@@ -128,7 +128,7 @@ def _data_identity(data: dict[str, Any], stages: Sequence[Stage]) -> dict[str, A
     for other in STAGES:  # a stage with the same source takes prompts from this stage
         for key, source in _sources(data, other).items() if other not in stages else ():
             if any(all(source[name] == mine[name] for name in SOURCE_KEYS) for mine in own.values()):
-                found[key] = {name: source[name] for name in SOURCE_KEYS}
+                found[key] = _without_defaults({name: source[name] for name in SOURCE_KEYS})
     return found
 
 
@@ -140,13 +140,14 @@ def _sources(data: dict[str, Any], stage: Stage) -> dict[str, dict[str, Any]]:
 
 
 def _source_identity(source: dict[str, Any]) -> dict[str, Any]:
-    absent = object()
-    kept = {
-        key: value
-        for key, value in source.items()
-        if key not in NAMES_ONLY and NEWER_SOURCE_KEYS.get(key, absent) != value
-    }
+    kept = {key: value for key, value in _without_defaults(source).items() if key not in NAMES_ONLY}
     return kept | {"columns": {key: name for key, name in source["columns"].items() if name is not None}}
+
+
+def _without_defaults(source: dict[str, Any]) -> dict[str, Any]:
+    """A source without the keys that older runs lack, where these say nothing."""
+    absent = object()
+    return {key: value for key, value in source.items() if NEWER_SOURCE_KEYS.get(key, absent) != value}
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -23,10 +23,9 @@ from configs.errors import UserError
 from configs.judge_file import read_judge
 from configs.schema import JUDGE_FILES, STAGES, Base, Data, Experiment, Reward, Stage
 from data.batches import tokenize
-from data.examples import StageData, read_examples, some_rows
-from data.sources.folders import size_of
+from data.examples import StageData, kind_of, read_examples, some_rows
 from data.sources.formats import Kind
-from data.sources.loading import MAX_BYTES, SOME_ROWS
+from data.sources.loading import SOME_ROWS, is_large
 from data.sources.reading import is_local
 from stages.feedback.earlier_rankings import with_earlier
 from stages.feedback.endpoint_judge import EndpointJudge
@@ -185,14 +184,11 @@ def check_material(config: Experiment, stage: Stage) -> None:
 
 def sources_of(config: Experiment, stage: Stage) -> Iterator[tuple[Stage, Kind, Base]]:
     """The data that a stage reads, what the rows serve as, and the base whose tokenizer reads them."""
-    if stage == "sft" or (stage == "ppo" and config.ppo.ptx_coef):
-        yield "sft", "demonstrations", config.base
-    if stage == "rm" and config.rm.rankings.labeller == "file":
-        yield "rm", "rankings", config.base_of("rm")
-    elif stage == "rm":
-        yield "rm", "prompts", config.base
-    if stage in ("ppo", "best"):
-        yield "ppo", "prompts", config.base
+    if stage == "ppo" and config.ppo.ptx_coef:
+        yield "sft", kind_of(config, "sft"), config.base
+    kind = kind_of(config, stage)
+    base = config.base_of("rm") if kind == "rankings" else config.base
+    yield "ppo" if stage == "best" else stage, kind, base
 
 
 def main_source(config: Experiment, stage: Stage) -> tuple[Stage, Kind, Base]:
@@ -334,7 +330,7 @@ def _data(tokenizers: _Tokenizers, stage: Stage, kind: Kind, base: Base) -> Call
             tokenizer = tokenizers.load(stage, base) if tokenizers.usable(base) else None
         except UserError as error:  # the rows are read all the same
             refusal = error
-        large = [key for key, _, source in parts if size_of(source.path) > MAX_BYTES]
+        large = [key for key, _, source in parts if is_large(source)]
         if large or in_part:
             rows = some_rows(config, stage, kind, parts)
             remarks.extend(f"{key}: large; only its first {SOME_ROWS:,} rows were read" for key in large)

@@ -87,6 +87,7 @@ class Source(Section):
         "pattern such as data/*.jsonl; or the id of a hub dataset"
     )
     name: Text | None = Field(None, description="configuration of a hub dataset or folder")
+    data_dir: Text | None = Field(None, description="folder within a hub dataset, such as harmless-base")
     split: Text = Field("train", description="split of a hub dataset or folder")
     revision: Text | None = Field(None, description="branch, tag or commit of a hub dataset")
     label: Label | None = Field(
@@ -129,7 +130,7 @@ class Source(Section):
     @property
     def identity(self) -> tuple[str | None, ...]:
         """Two sources are the same source if these values are equal."""
-        return self.path, self.name, self.split, self.revision
+        return self.path, self.name, self.data_dir, self.split, self.revision
 
     @property
     def stem(self) -> str:
@@ -142,7 +143,7 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _a_file_is_no_data_set(self) -> Source:
-        if names_files(self.path) and (key := self.changed("name", "split", "revision")):
+        if names_files(self.path) and (key := self.changed("name", "data_dir", "split", "revision")):
             raise ValueError(f"{key} is of hub datasets and folders, and the path is a file; leave it out")
         return self
 

@@ -20,7 +20,7 @@ from data.batches.fit import Counts, Encoded, Fitted, NoPair, count, fit_to_limi
 from data.batches.template_check import check_template
 from data.batches.turns import NotAPrefix, learned_turns
 from data.sources.formats import Kind, Row
-from data.sources.messages import Message, Text, cut, last_text
+from data.sources.messages import Message, Text, as_messages, cut, last_text
 from data.sources.order import without_copies
 from data.sources.text import after, collapsed
 
@@ -95,7 +95,7 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
             f"data.chat_template: there is no file {file}. Name a Jinja file, or leave the key out."
         )
     try:
-        tokenizer.chat_template = file.read_text(encoding="utf-8")
+        tokenizer.chat_template = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"data.chat_template: cannot read {file}: {error}. Name a Jinja file in UTF-8, or none."
@@ -216,7 +216,7 @@ def answer(
     if not is_chat(prompt, data):
         prompt_ids, (ids,) = _encode_text(str(prompt), [text], tokenizer, where)
     else:
-        prompt_ids, _ = _encode_conversation(_turn("user", prompt), [], tokenizer, where)
+        prompt_ids, _ = _encode_conversation(as_messages(prompt, "user"), [], tokenizer, where)
         ids = encoder_of(tokenizer).text(text.strip(), where, add_special_tokens=False)
         ids = _with_end(ids, end_of_turn(tokenizer))
     ids = ids if ended else ids[:-1]
@@ -305,8 +305,8 @@ def _encode_whole(
         # Some data sets end an answer with the text of the end-of-turn token, which is added here.
         texts = [str(completion).removesuffix(str(tokenizer.eos_token)) for completion in completions]
         return _encode_text(str(prompt), texts, tokenizer, where)
-    answers = [_turn("assistant", completion) for completion in completions]
-    return _encode_conversation(_turn("user", prompt), answers, tokenizer, where)
+    answers = [as_messages(completion, "assistant") for completion in completions]
+    return _encode_conversation(as_messages(prompt, "user"), answers, tokenizer, where)
 
 
 def _encode_conversation(
@@ -320,10 +320,6 @@ def _encode_conversation(
         if whole[: len(prompt_ids)] != prompt_ids:
             raise UserError(_not_a_prefix(tokenizer, prompt_ids, whole, where))
     return prompt_ids, [_with_end(whole[len(prompt_ids) :], end_of_turn(tokenizer)) for whole in wholes]
-
-
-def _turn(role: str, text: Text) -> list[Message]:
-    return [{"role": role, "content": text}] if isinstance(text, str) else text
 
 
 def _encode_text(

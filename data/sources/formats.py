@@ -1,40 +1,20 @@
-"""Convert rows of all accepted formats to one form: `prompt`, and its completions.
+"""The accepted formats of rows: which keys tell each, which it uses, and how its texts are read.
 
-`FORMATS` is the table of formats, each with its keys; docs/guides/datasets.md has an example of each.
-Text stays text. A conversation becomes a list of {"role", "content"} messages.
+docs/guides/datasets.md has an example of each. `normalise.py` converts rows to one form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import unicodedata
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
-
-from trl.data_utils import extract_prompt
+from typing import Any, Literal
 
 from configs.schema import FormatName
-from data.sources.bad_rows import BadRow, LeftOut, UnusableRow
-from data.sources.keys import NO_COLUMNS, REMEDY, Fields, check_keys, read_fields, unused_keys
-from data.sources.messages import (
-    Message,
-    Text,
-    check_completion,
-    check_prompt,
-    is_learned,
-    read_text,
-    without_weights,
-)
-from data.sources.order import (
-    PAIR_SCORES,
-    RANKS,
-    SCORES,
-    is_number,
-    ranks_of_completions,
-    ranks_of_pair,
-    rated_good,
-    scores_of_answers,
-    without_copies,
-)
+from data.sources.bad_rows import BadRow, UnusableRow
+from data.sources.keys import REMEDY, Fields
+from data.sources.messages import Message, Text, as_messages, is_learned, read_text, without_weights
+from data.sources.order import PAIR_SCORES, RANKS, SCORES, ranks_of_completions, ranks_of_pair
 from data.sources.published import (
     RankBy,
     is_reward_bench_2,
@@ -45,7 +25,7 @@ from data.sources.published import (
     reward_bench_2,
     ultrafeedback,
 )
-from data.sources.text import collapsed, is_blank, listed, read_string
+from data.sources.text import collapsed, is_blank, read_string
 
 Kind = Literal["demonstrations", "rankings", "prompts"]
 # prompt: Text; completion: Text, or completions: list[Text] and ranks: list[int]; where;
@@ -109,10 +89,10 @@ def _preference(fields: Fields) -> tuple[Text, list[Text]]:
     if isinstance(chosen, str) and isinstance(rejected, str):
         if not chosen or not rejected:
             raise UnusableRow("`chosen` or `rejected` is empty")
-        if chosen[0] != rejected[0]:
+        end = _end_of_prompt(chosen, rejected)
+        if end == 0:
             raise UnusableRow("`chosen` and `rejected` share no prompt, and the row has no `prompt`")
-        parts = extract_prompt({"chosen": chosen, "rejected": rejected})
-        return parts["prompt"], [parts["chosen"], parts["rejected"]]
+        return chosen[:end], [chosen[end:], rejected[end:]]
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise BadRow("`chosen` and `rejected` must both be text or both be messages")
     if not all(messages[-1]["role"] == "assistant" for messages in (chosen, rejected)):
@@ -123,8 +103,39 @@ def _preference(fields: Fields) -> tuple[Text, list[Text]]:
     return prompt, [answer, other]
 
 
+def _end_of_prompt(one: str, other: str) -> int:
+    """Where two texts part: before the blank in front of the first word that differs, as TRL has it.
+
+    Where letters are words, as in Chinese, there is no blank.
+    """
+    apart = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    end = next(apart, min(len(one), len(other)))
+    rest = one[end : end + 1], other[end : end + 1]
+    if not all(rest) or (_is_in_word(one[end - 1 : end]) and any(map(_is_in_word, rest))):
+        while end and not one[end - 1].isspace():
+            end -= 1
+    return end - one[:end].endswith(" ")
+
+
+def _is_in_word(letter: str) -> bool:
+    return letter.isalnum() and unicodedata.east_asian_width(letter) not in "WF"
+
+
 def _prompt_completion(fields: Fields) -> tuple[Text, list[Text]]:
-    return _prompt(fields), [read_text(fields["completion"], fields.name("completion"))]
+    prompt, completion = _prompt(fields), read_text(fields["completion"], fields.name("completion"))
+    _check_whole(fields)
+    return prompt, [completion]
+
+
+def _check_whole(fields: Fields) -> None:
+    """Refuse a `text` that is not prompt and completion in one, as in Alpaca."""
+    if "text" not in fields:
+        return
+    whole = collapsed(read_string(fields["text"], fields.name("text")))
+    parts = (read_text(fields[key], key) for key in ("prompt", "input", "completion") if key in fields)
+    said = (message["content"] for part in parts for message in as_messages(part, "user"))
+    if not all(collapsed(text) in whole for text in said):
+        raise BadRow(f"`{fields.name('text')}` says something else than prompt and completion; {REMEDY}")
 
 
 def _conversation(fields: Fields) -> tuple[Text, list[Text]]:
@@ -148,7 +159,7 @@ def _includes_prompt(completion: Text) -> bool:
 def _prompt(fields: Fields) -> Text:
     """The prompt of `prompt` or `messages`, with `input` below it and the turns of `history` before it."""
     key = "prompt" if "prompt" in fields else "messages"
-    prompt = _read_prompt(fields, key)
+    prompt = read_prompt(fields, key)
     if not isinstance(prompt, str):
         _check_no_addition(fields)
         return prompt
@@ -158,7 +169,7 @@ def _prompt(fields: Fields) -> Text:
     return [*earlier, {"role": "user", "content": question}] if earlier else question
 
 
-def _read_prompt(fields: Fields, key: str) -> Text:
+def read_prompt(fields: Fields, key: str) -> Text:
     prompt = read_text(fields[key], fields.name(key))
     if isinstance(prompt, str) or prompt[-1] != {"role": "assistant", "content": ""}:
         return prompt
@@ -168,7 +179,7 @@ def _read_prompt(fields: Fields, key: str) -> Text:
 def _check_no_addition(fields: Fields) -> None:
     """Refuse `input` and `history` where no text of `prompt` is there to take them."""
     for key in ("input", "history"):
-        if fields.get(key):
+        if key in fields:
             raise BadRow(f"`{fields.name(key)}` needs a `prompt` that is text; {REMEDY}")
 
 
@@ -242,7 +253,7 @@ FORMATS = (
         "MT-Bench",
         {"conversation_a", "conversation_b", "winner"},
         mt_bench,
-        optional={"model_a", "model_b", "judge"},
+        optional={"model_a", "model_b", "judge", "turn"},
     ),
     Format(
         "ranking",
@@ -265,7 +276,7 @@ FORMATS = (
         "demonstration",
         "a demonstration (`prompt`, `completion`)",
         frozenset({"prompt", "completion"}),
-        QUESTION | {"label", RATING},
+        QUESTION | {"label", RATING, "text"},
         _prompt_completion,
     ),
     Format(
@@ -291,215 +302,3 @@ FORMATS = (
         lambda fields: (_prompt(fields), []),
     ),
 )
-
-
-class Reading(NamedTuple):
-    """How the rows of a source are read.
-
-    Attributes:
-        ignored: keys to leave out, of the row and of its messages.
-        columns: the key of the formats for each name that rows have for one.
-        format: the format of every row; None if its keys tell.
-        rank_by: what UltraFeedback ranks by.
-        min_rating: of demonstrations; rows with a lower `rating` are left out.
-    """
-
-    ignored: Collection[str] = ()
-    columns: Mapping[str, str] = NO_COLUMNS
-    format: FormatName | None = None
-    rank_by: RankBy = None
-    min_rating: float | None = None
-
-
-BY_ITS_KEYS = Reading()
-
-
-def normalise(example: Mapping[str, Any], kind: Kind, reading: Reading = BY_ITS_KEYS) -> Row:
-    """Convert `example` to the form of its kind (see `load_rows`), without `where`.
-
-    Raises:
-        BadRow: the row does not have the form of any accepted format, or says more than its format means.
-        UnusableRow: it has, but there is nothing to learn from it.
-        LeftOut: it says itself that there is nothing to learn.
-    """
-    fields = read_fields(example, reading.ignored, reading.columns)
-    form = recognise(fields) if reading.format is None else _named(fields, reading.format)
-    if reading.rank_by and form.key != "ultrafeedback":
-        raise BadRow(f"`rank_by` is of UltraFeedback, and the row is {form.name}; leave `rank_by` out")
-    fields = form.as_ranking(fields, reading.rank_by)
-    prompt, completions = form.read(fields)
-    _check_copies(fields, form, prompt, completions)
-    prompt, completions = _same_type(_opened(prompt, fields), completions)
-    if len(completions) < {"prompts": 0, "demonstrations": 1, "rankings": 2}[kind]:
-        raise _missing(fields, completions, kind)
-    if form.key != "text":
-        check_prompt(prompt)
-    elif kind == "prompts":
-        raise BadRow(f"`{fields.name('text')}` is a text without a prompt")
-    if kind == "prompts":
-        return {"prompt": without_weights(prompt)}
-    ranks = form.ranks(fields, len(completions))
-    if kind == "rankings":
-        scores = scores_of_answers(fields, len(completions))
-        return {"prompt": without_weights(prompt), **_ranked(completions, ranks, scores, SAMPLED in fields)}
-    _check_rating(fields, reading.min_rating)
-    return _demonstration(fields, form, prompt, completions[ranks.index(min(ranks))])
-
-
-def recognise(fields: Fields) -> Format:
-    """The first format whose keys a row has and that uses all of them.
-
-    Raises:
-        BadRow: there is none. The message names the keys that do not fit.
-    """
-    keys = {key for key in fields if key != "messages" or fields[key]}
-    candidates: list[Format] = []
-    for form in FORMATS:
-        if form.required <= keys and form.fits(fields):
-            if not unused_keys(fields, form.used):
-                return form
-            candidates.append(form)
-    answers = keys & {"completion", "completions", "chosen", "rejected"}
-    if answers in ({"chosen"}, {"rejected"}):
-        raise BadRow("`chosen` and `rejected` must both be present")
-    if not candidates:
-        raise BadRow(f"no known format has these keys: {listed(map(fields.name, fields))}")
-    _check_used(fields, candidates[0])
-    raise AssertionError("a key is not used")
-
-
-def _named(fields: Fields, key: FormatName) -> Format:
-    """The format that the configuration names.
-
-    Raises:
-        BadRow: the row lacks a key of it, has other values, or has other keys.
-    """
-    form = next(form for form in FORMATS if form.key == key)
-    if missing := sorted(form.required - fields.keys()):
-        raise BadRow(f"`format` is {key}, and the row has no {listed(missing)}")
-    if not form.fits(fields):
-        raise BadRow(
-            f"`format` is {key}, and the values of {listed(sorted(form.required))} are not of {form.name}"
-        )
-    _check_used(fields, form)
-    return form
-
-
-def _check_used(fields: Fields, form: Format) -> None:
-    """Raise BadRow if the row has keys that have no place in the form."""
-    names = {fields.name(key): value for key, value in fields.items() if key not in form.used}
-    check_keys(names, (), form.name)
-
-
-def _check_rating(fields: Fields, least: float | None) -> None:
-    """Leave out a demonstration that is rated below `least`. One with a rating needs a `least`, and back."""
-    rating = fields.get(RATING)
-    if isinstance(rating, list):  # of several answers, of which the best is taken
-        rating = None if least is None else max(filter(is_number, rating), default=None)
-    if least is None and rating is None:
-        return
-    if least is None:
-        raise BadRow(
-            f"`{RATING}` says how good the answer is; set `min_rating` of this source to the lowest rating "
-            "to learn, or name it in `ignore_columns`"
-        )
-    if rating is None or not is_number(rating):
-        raise BadRow(f"`min_rating` is set, so each row needs a `{RATING}` that is a number")
-    if rating < least:
-        raise LeftOut("the answer is rated below `min_rating`")
-
-
-def _demonstration(fields: Fields, form: Format, prompt: Text, completion: Text) -> Row:
-    if "label" in fields and not rated_good(fields["label"]):
-        raise LeftOut(f"the answer is rated bad (`{fields.name('label')}`)")
-    check_completion(completion)
-    row = {"prompt": without_weights(prompt), "completion": completion}
-    if form.learns_earlier_turns or "history" in fields:
-        learned = [position for position, message in enumerate(prompt) if is_learned(message)]  # type: ignore[arg-type]
-        return row | ({"learned": learned} if learned else {})
-    return row
-
-
-def _ranked(completions: list[Text], ranks: list[int], scores: list[float] | None, sampled: bool) -> Row:
-    """The completions, best first, with ranks and scores. A sampled one may be empty: it ended at once."""
-    for completion in completions:
-        check_completion(completion, may_be_empty=sampled)
-    order = sorted(range(len(ranks)), key=lambda position: ranks[position])
-    best_first, ascending = [completions[i] for i in order], [ranks[i] for i in order]
-    if len(set(ranks)) == 1:
-        raise LeftOut("all completions tie, so no pair is left to learn from")
-    kept = without_copies([_words(text) for text in best_first], ascending)
-    if len({ascending[position] for position in kept}) < 2:
-        raise LeftOut(
-            "no two completions are left that differ by more than blanks (`chosen` equals `rejected`)"
-        )
-    row: Row = {"completions": best_first, "ranks": ascending}
-    return row if scores is None else row | {"scores": [scores[i] for i in order]}
-
-
-def _words(text: Text) -> str:
-    """The text of a completion. Blanks do not tell two texts apart, only that there are some."""
-    return collapsed(text if isinstance(text, str) else text[0]["content"])
-
-
-def _missing(fields: Fields, completions: list[Text], kind: Kind) -> BadRow:
-    """The error for a row with too few completions for its kind."""
-    if kind == "rankings" and "label" in fields:
-        return BadRow(
-            f"`{fields.name('label')}` rates one answer (unpaired preferences); a ranking needs "
-            "two answers to a prompt"
-        )
-    if kind == "rankings" and "completions" in fields:
-        return BadRow(f"`completions` must hold at least two, not {len(completions)}")
-    if kind == "demonstrations" and "messages" in fields:
-        return UnusableRow("the conversation does not end with an assistant turn")
-    missing = "completion" if kind == "demonstrations" else "completions to rank"
-    return BadRow(f"the keys {listed(map(fields.name, fields))} hold no {missing}")
-
-
-def _opened(prompt: Text, fields: Fields) -> Text:
-    """The prompt with the row's `system` before it."""
-    system = read_string(fields.get("system", ""), fields.name("system"))
-    if is_blank(system):
-        return prompt
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if not messages or messages[0]["role"] != "system":
-        return [{"role": "system", "content": system}, *messages]
-    if collapsed(messages[0]["content"]) != collapsed(system):
-        raise BadRow(
-            f"`{fields.name('system')}` is not the system message that opens the conversation; {REMEDY}"
-        )
-    return messages
-
-
-def _check_copies(fields: Fields, form: Format, prompt: Text, completions: list[Text]) -> None:
-    """Refuse a `prompt` or `messages` that is no copy of what the row is read from."""
-    for key in {"prompt", "messages"} & set(fields) - form.required:
-        if fields[key] and not _is_copy(_read_prompt(fields, key), prompt, completions):
-            raise BadRow(f"`{fields.name(key)}` says something else than {form.name} in this row; {REMEDY}")
-
-
-def _is_copy(copy: Text, prompt: Text, completions: list[Text]) -> bool:
-    """Whether `copy` is the prompt, a message of it, or the conversation with one of its answers."""
-    ours = _turns(prompt)
-    if isinstance(copy, str):
-        return any(collapsed(copy) in content for role, content in ours if role != "assistant")
-    theirs = _turns(copy)
-    answers = [_turns(text, "assistant") for text in completions]
-    return theirs == ours or any(theirs[: len(ours) + 1] == [*ours, *answer] for answer in answers)
-
-
-def _turns(text: Text, role: str = "user") -> list[tuple[str, str]]:
-    """Role and collapsed content of each turn but the system message."""
-    messages = [{"role": role, "content": text}] if isinstance(text, str) else text
-    return [(each["role"], collapsed(each["content"])) for each in messages if each["role"] != "system"]
-
-
-def _same_type(prompt: Text, completions: list[Text]) -> tuple[Text, list[Text]]:
-    """Convert prompt and completions to messages if any of them is a list of messages."""
-    if all(isinstance(text, str) for text in (prompt, *completions)):
-        return prompt, completions
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return messages, [
-        [{"role": "assistant", "content": text}] if isinstance(text, str) else text for text in completions
-    ]

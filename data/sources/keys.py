@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -25,20 +25,24 @@ SYNONYMS = {
     "conversation": "messages",
     "kto_tag": "label",
 }
-# Where a row is from, and who wrote it: nothing to train on, in rows as in messages.
-_METADATA = """
+# Which row it is, and its size: nothing to train on, in rows as in messages.
+_NUMBERS = """
     id ids _id uid uuid guid idx index row row_id row_idx prompt_id question_id conversation_id conv_id
     dialog_id dialogue_id thread_id message_id parent_id example_id sample_id chosen_id rejected_id user_id
-    annotator annotator_id labeller hash sha256 md5
-    source sources data_source source_dataset source_id dataset dataset_name origin url urls
-    category categories topic topics subject domain subset task task_name task_type tag tags type
-    language lang locale license author version created created_at updated_at date time timestamp
-    model models model_name chosen_model rejected_model chosen-model rejected-model model_chosen
-    model_rejected generator views avatar avatarurl
-    num_turns n_turns turn turns num_tokens n_tokens token_count tokens_count length prompt_length
-    prompt_tokens completion_tokens completion_ids meta metadata info comment comments note notes
+    annotator_id source_id hash sha256 md5 version created created_at updated_at timestamp views avatar
+    avatarurl num_turns n_turns num_tokens n_tokens token_count tokens_count length prompt_length
+    prompt_tokens completion_tokens completion_ids
 """
-METADATA = frozenset(_METADATA.split())
+# Where a row is from, and what it is about. A note names them: a row may hold a part of its text there.
+_ORIGIN = """
+    source sources data_source source_dataset dataset dataset_name origin url urls annotator labeller
+    category categories topic topics subject domain subset task task_name task_type tag tags type
+    language lang locale license author date time turn turns
+    model models model_name chosen_model rejected_model chosen-model rejected-model model_chosen
+    model_rejected generator meta metadata info comment comments note notes
+"""
+ORIGIN = frozenset(_ORIGIN.split())
+METADATA = ORIGIN.union(_NUMBERS.split())
 RM_SCORE = "rm_score"  # of the one answer of a row, in best/train.jsonl of a run
 SPLIT = "split"  # such as train or held_out, in rm/rankings.jsonl of a run; see `load_rows`
 OF_LIBRARIES = re.compile(r"__(index_level_\d+|null_dask_index|key|url)__")  # pandas, dask, WebDataset
@@ -60,6 +64,7 @@ REFUSED = {
 }
 REMEDY = "rename or remove it, or name it in `ignore_columns` of this source"
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+_DEPTH = 4  # at which the messages of a row lie
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
@@ -89,9 +94,7 @@ def read_fields(
     values: dict[str, Any] = {}
     names: dict[str, str] = {}
     for name, value in _filled(row, ignored).items():
-        key = columns.get(name) or SYNONYMS.get(name, name)
-        if isinstance(row, Cells):
-            value = value_of(key, value)
+        key = _key(name, columns)
         if key in values and not {name, names[key]}.isdisjoint(columns) and value not in _EMPTY:
             raise BadRow(
                 f"`columns` reads `{key}` from one of `{names[key]}` and `{name}`, and the row has both; "
@@ -104,8 +107,34 @@ def read_fields(
     return Fields(values, names)
 
 
-def _filled(value: Any, ignored: Collection[str], depth: int = 4) -> Any:
-    """A row without nulls and `ignored` keys, also those of its messages, which lie at most `depth` deep."""
+def _key(name: str, columns: Mapping[str, str]) -> str:
+    return columns.get(name) or SYNONYMS.get(name, name)
+
+
+def opened(row: Mapping[str, Any], ignored: Collection[str], columns: Mapping[str, str]) -> Mapping[str, Any]:
+    """The row; if it is of a CSV or TSV file, with the numbers, lists and messages that its cells hold.
+
+    Raises:
+        BadRow: a cell seems to hold one, and cannot be read.
+    """
+    if not isinstance(row, Cells):
+        return row
+    return {
+        name: cell if name in ignored else value_of(_key(name, columns), cell) for name, cell in row.items()
+    }
+
+
+def names_in(value: Any, depth: int = _DEPTH) -> Iterator[str]:
+    """The keys of a row and of its messages: all that `read_fields` may ignore."""
+    if isinstance(value, Mapping):
+        yield from value
+    if depth and isinstance(value, (Mapping, list)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from names_in(item, depth - 1)
+
+
+def _filled(value: Any, ignored: Collection[str], depth: int = _DEPTH) -> Any:
+    """A row without nulls and `ignored` keys, also those of its messages."""
     if isinstance(value, Mapping):
         return {
             key: _filled(item, ignored, depth - 1) if depth else item
@@ -139,6 +168,20 @@ def check_keys(row: Mapping[str, Any], used: Collection[str], form: str) -> None
             raise BadRow(f"`{key}`: {REFUSED[key]}; {REMEDY}")
     keys, have = ("keys", "have") if len(unused) > 1 else ("key", "has")
     raise BadRow(f"the {keys} {listed(unused)} {have} no place in {form}; {REMEDY}")
+
+
+def without_empty(fields: Fields, kept: Collection[str]) -> Fields:
+    """The row without the keys that have no value, but for the `kept` ones, whose lack is a fault."""
+    return Fields(
+        {key: value for key, value in fields.items() if key in kept or value not in _EMPTY}, fields.names
+    )
+
+
+def origin_of(row: Mapping[str, Any], used: Collection[str]) -> list[str]:
+    """The keys that tell where a row is from, which say something and are not used."""
+    return [
+        key for key, value in row.items() if key.lower() in ORIGIN and key not in used and value not in _EMPTY
+    ]
 
 
 def unused_keys(row: Mapping[str, Any], used: Collection[str]) -> list[str]:

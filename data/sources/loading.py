@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,10 +12,11 @@ from configs.schema import Source
 from configs.task_file import read_task
 from data.sources.bad_rows import BadRow, LeftOut, UnusableRow
 from data.sources.folders import size_of
-from data.sources.formats import ACCEPTED, Kind, Reading, Row, normalise
-from data.sources.keys import SPLIT
+from data.sources.formats import ACCEPTED, Kind, Row
+from data.sources.keys import SPLIT, names_in, opened
+from data.sources.normalise import Reading, read_row
 from data.sources.reading import describe, read, where
-from data.sources.tasks import labelled_row
+from data.sources.tasks import labelled_row, origin_of_labelled
 from data.sources.text import listed
 
 MAX_UNUSABLE_SHARE = 0.01  # published data has a few such rows (Anthropic HH 0.25 %); more mean a mistake
@@ -51,8 +51,8 @@ def load_rows(
     A prompt and its completions are either all text or all lists of messages. A completion is one assistant
     turn. A row of a task has no texts before it is worded (see `labelled_row`). `where` names the row in
     messages. Rows without anything to learn (UnusableRow, LeftOut) are left out, and `note` is called with
-    a line about them, and with one about rows that have a `split` of their own. Nothing is read beyond the
-    limit.
+    a line about them, with one about rows that have a `split` of their own, and with one that names the keys
+    of `ORIGIN` that are not read. Nothing is read beyond the limit.
 
     Raises:
         UserError: there are no rows, a row cannot be read, over 1 % are unusable, or nothing is left. The
@@ -62,13 +62,15 @@ def load_rows(
     faults = _Faults()
     total = others = assigned = 0
     unseen = {**dict.fromkeys(source.ignore_columns, "ignore_columns"), **_columns(source)}
-    for example, row in _normalised(source, kind, faults):
+    unread: dict[str, None] = {}
+    for example, row, origin in _normalised(source, kind, faults):
         total += 1
-        for name in unseen.keys() & example.keys() if unseen else ():
+        for name in unseen.keys() & set(names_in(example)) if unseen else ():
             del unseen[name]
         if row is None:
             continue
         assigned += SPLIT in example
+        unread |= dict.fromkeys(origin)
         if not belongs(row):
             others += 1
             continue
@@ -76,7 +78,7 @@ def load_rows(
         if len(rows) == source.limit:
             break
     _check(source, kind, total, faults)
-    for key in sorted(set(unseen.values())):
+    for key in sorted(set(unseen.values())) if len(rows) != source.limit else ():  # later rows may have it
         names = sorted(name for name, named_by in unseen.items() if named_by == key)
         raise UserError(f"{describe(source)}: `{key}` names {listed(names)}, which no row has.")
     if assigned and SPLIT not in source.ignore_columns:
@@ -84,14 +86,16 @@ def load_rows(
             f"{describe(source)}: {assigned:,} rows have `{SPLIT}`, which is ignored: `held_out` of this "
             "source says how many prompts are held out, and a hash of each prompt which ones."
         )
+    if unread:
+        note(f"{describe(source)}: not read: {listed(unread)}")
     if left_out := [*faults.unusable, *faults.left_out]:
         note(f"{describe(source)}: left out {len(left_out)} of {total} rows.\n{_grouped(left_out)}")
     return Loaded(rows, total, len(left_out), others)
 
 
 def is_large(source: Source) -> bool:
-    """Whether checks and previews read only some rows of the source. They read a folder as a whole."""
-    return not os.path.isdir(source.path) and size_of(source.path) > MAX_BYTES
+    """Whether checks and previews read only some rows of the source."""
+    return size_of(source.path) > MAX_BYTES
 
 
 def first_rows(source: Source, kind: Kind, count: int) -> list[Row]:
@@ -101,7 +105,7 @@ def first_rows(source: Source, kind: Kind, count: int) -> list[Row]:
         UserError: there are no rows, or one cannot be read.
     """
     faults = _Faults()
-    rows = [row for _, row in islice(_normalised(source, kind, faults), count) if row is not None]
+    rows = [row for _, row, _ in islice(_normalised(source, kind, faults), count) if row is not None]
     if faults.unreadable or not rows:
         _check(source, kind, len(rows) + faults.count, faults)
     return rows
@@ -129,10 +133,18 @@ class _Faults:
             self.unreadable.append((place, str(fault)))
 
 
-def _normalised(
-    source: Source, kind: Kind, faults: _Faults
-) -> Iterator[tuple[Mapping[str, Any], Row | None]]:
-    """Each row as it was read ({} if it could not be), and as one of its kind, or None and one fault more."""
+class _Normalised(NamedTuple):
+    """A row as it was read ({} if it could not be), and as one of its kind, or None and one fault more.
+
+    `origin` are its keys that tell where it is from, and are not read.
+    """
+
+    example: Mapping[str, Any]
+    row: Row | None = None
+    origin: Sequence[str] = ()
+
+
+def _normalised(source: Source, kind: Kind, faults: _Faults) -> Iterator[_Normalised]:
     task = read_task(source.task, "task") if source.task else None
     if task and kind == "rankings":
         raise UserError(f"{describe(source)}: a task has one answer to a prompt, and rankings need several.")
@@ -146,15 +158,21 @@ def _normalised(
     for place, example in read(source):
         if isinstance(example, BadRow):
             faults.add(place, example)
-            yield {}, None
+            yield _Normalised({})
             continue
+        values: Mapping[str, Any] = example
         try:
-            row = labelled_row(example, task, reading.ignored) if task else normalise(example, kind, reading)
+            if task:
+                row = labelled_row(example, task, reading.ignored)
+                origin = origin_of_labelled(example, task, reading.ignored)
+            else:
+                values = opened(example, reading.ignored, reading.columns)
+                row, origin = read_row(values, kind, reading)
         except BadRow as fault:
             faults.add(place, fault)
-            yield example, None
+            yield _Normalised(values)
         else:
-            yield example, {**row, "where": where(source, place)}
+            yield _Normalised(values, {**row, "where": where(source, place)}, origin)
 
 
 def _columns(source: Source) -> dict[str, str]:

@@ -22,6 +22,7 @@ _ROLES = {
     "gpt": "assistant",
 }
 _TURN = re.compile(r"\n\n(Human|Assistant):")
+_FIRST_TURN = re.compile(r"\s*Human:")
 
 
 def read_text(value: Any, key: str) -> Text:
@@ -36,7 +37,7 @@ def read_text(value: Any, key: str) -> Text:
     """
     if isinstance(value, str):
         text = read_string(value, key)
-        return _transcript(text) if text.startswith("\n\nHuman:") else text
+        return _transcript(text) if is_transcript(text) else text
     turns = [value] if isinstance(value, Mapping) else value
     if not isinstance(turns, list) or not turns:
         raise BadRow(f"`{key}` must be text or a list of messages, not {shown(value)}")
@@ -68,6 +69,11 @@ def _weight(weight: Any, role: str, key: str) -> dict[str, str]:
     if weight and role != "assistant":
         raise BadRow(f"`{key}[].weight` is 1 on a {role} message, but only assistant messages are learned")
     return {"weight": "0"} if role == "assistant" and not weight else {}
+
+
+def as_messages(text: Text, role: str) -> list[Message]:
+    """The messages; a plain text as one message of `role`."""
+    return [{"role": role, "content": text}] if isinstance(text, str) else text
 
 
 def last_text(text: Text) -> str:
@@ -103,9 +109,16 @@ def without_weights(text: Text) -> Text:
     return [{"role": message["role"], "content": message["content"]} for message in text]
 
 
+def is_transcript(value: Any) -> bool:
+    r"""Whether a value is a transcript of Anthropic's, with "\n\n" before its first turn or without."""
+    if not isinstance(value, str):
+        return False
+    return value.startswith("\n\nHuman:") or ("\n\nAssistant:" in value and bool(_FIRST_TURN.match(value)))
+
+
 def _transcript(text: str) -> list[Message]:
     r"""Read Anthropic's "\n\nHuman: ...\n\nAssistant: ..."; consecutive turns of one speaker are joined."""
-    _, *pieces = _TURN.split(text)
+    _, *pieces = _TURN.split(f"\n\n{text.lstrip()}")
     messages: list[Message] = []
     for speaker, content in zip(pieces[::2], pieces[1::2], strict=True):
         role = "user" if speaker == "Human" else "assistant"

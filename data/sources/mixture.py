@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from configs.errors import UserError
@@ -96,17 +96,27 @@ def _named(split: Split) -> Iterable[tuple[str, list[Row]]]:
 
 
 def as_metrics(counts: Mapping[str, Counter[str]]) -> dict[str, int]:
-    """The counts over all sources, and of several sources those of each, as `sources/LABEL/NAME`.
+    """The counts of rows by name; see `by_source`.
 
     Counts that only a mixture has, or an overlap of stages, are left out if they are 0.
     """
+
+    def shown(of_rows: Counter[str], if_any: Sequence[str]) -> dict[str, int]:
+        return {name: of_rows[name] for name in (*ALWAYS, *if_any) if name in ALWAYS or of_rows[name]}
+
     total: Counter[str] = sum(counts.values(), Counter())
-    found = {name: total[name] for name in ALWAYS} | {name: total[name] for name in IF_ANY if total[name]}
-    for label, of_source in counts.items():
-        if label:
-            names = [name for name in (*ALWAYS, *IF_ANY, *OF_SOURCES) if name in ALWAYS or of_source[name]]
-            found |= {f"sources/{label}/{name}": of_source[name] for name in names}
-    return found
+    parts = {label: shown(of_rows, (*IF_ANY, *OF_SOURCES)) for label, of_rows in counts.items()}
+    return by_source(shown(total, IF_ANY), parts)
+
+
+def by_source(total: Mapping[str, int], parts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """The counts over all sources, and of several sources those of each, as `sources/LABEL/NAME`."""
+    return dict(total) | {
+        f"sources/{label}/{name}": number
+        for label, counts in parts.items()
+        if label
+        for name, number in counts.items()
+    }
 
 
 ALWAYS = ("rows_read", "rows_left_out", "rows_of_other_stages")

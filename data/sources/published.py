@@ -19,6 +19,7 @@ WINNERS = {
     "model_a": [0, 1],
     "model_b": [1, 0],
     "tie": [0, 0],
+    "tie (bothbad)": [0, 0],  # of people, in Chatbot Arena
     "tie (inconsistent)": [0, 0],  # a judge that preferred the first answer in both orders, or the second
 }
 OF_ANSWER = (
@@ -56,12 +57,12 @@ def ultrafeedback(fields: Fields, rank_by: RankBy) -> Fields:
 
 
 def _overall_score(answer: Mapping[str, Any]) -> float:
-    score = _as_number(answer.get("overall_score"))
+    given = answer.get("overall_score")
+    if given is None:
+        raise LeftOut("an answer has no `overall_score`; `rank_by: aspects` of this source needs none")
+    score = _as_number(given)
     if score is None:
-        raise BadRow(
-            f"`overall_score` must be a number, not {shown(answer.get('overall_score'))}; set `rank_by: "
-            "aspects` of this source if there is none"
-        )
+        raise BadRow(f"`overall_score` must be a number, not {shown(given)}")
     return score
 
 
@@ -142,7 +143,7 @@ def _until(fields: Fields, key: str, turn: float | None) -> list[dict[str, str]]
     if turn is not None:
         answers = [place for place, each in enumerate(messages) if each["role"] == "assistant"]
         if len(answers) < turn:
-            raise BadRow(f"`{key}` has {len(answers)} answers, and `turn` is {turn:g}")
+            raise BadRow(f"`{key}` has {len(answers)} answers, and `turn` is {shown(turn)}")
         messages = messages[: answers[int(turn) - 1] + 1]
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise BadRow(f"`{key}` must end with an answer to a question")
@@ -178,10 +179,9 @@ def _ranking(fields: Fields, **values: Any) -> Fields:
 
 
 def _as_number(value: Any) -> float | None:
-    """A number, or one that is written as text; None for anything else."""
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    return value if is_number(value) else None
+    """A number, or one that is written as text; None for anything else, such as one beyond all floats."""
+    try:
+        number = float(value) if isinstance(value, str) or is_number(value) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets.exceptions import DatasetsError
@@ -32,13 +33,15 @@ READERS: dict[str, Callable[[Path], Rows]] = {
     ".csv": read_csv,
     ".tsv": read_tsv,
 }
+TABLES = ("arrow", "csv", "json", "parquet")  # builders of `datasets` whose rows have keys of their own
 
 
 def describe(source: Source) -> str:
     """The name of `source` in messages: a path, or a hub dataset with configuration and split."""
     if ending_of(source.path) or is_pattern(source.path):
         return source.path
-    return f"{source.path} ({', '.join(part for part in (source.name, source.split) if part)})"
+    parts = (source.name, source.data_dir, source.split)
+    return f"{source.path} ({', '.join(part for part in parts if part)})"
 
 
 def is_local(source: Source) -> bool:
@@ -92,7 +95,7 @@ def _files(files: list[Path]) -> Rows:
             yield f"{file}, {place}", row
 
 
-def _hub(source: Source) -> datasets.Dataset:
+def _hub(source: Source) -> Iterator[Any]:
     local = Path(source.path).expanduser()
     if local.is_file() or (local.is_absolute() and not local.exists()):
         raise UserError(
@@ -100,21 +103,29 @@ def _hub(source: Source) -> datasets.Dataset:
             ".tsv or .parquet, or the id of a hub dataset such as Anthropic/hh-rlhf."
         )
     try:
-        return _loaded(source)
+        return _rows_of(_loaded(source))
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"hub dataset {describe(source)} could not be loaded: {reason}. Check its id, `name`, `split` "
-            "and `revision`, and the network; a local file's path must end in .jsonl, .json, .csv, .tsv or "
-            ".parquet."
+            f"hub dataset {describe(source)} could not be loaded: {reason}. Check its id, `name`, "
+            "`data_dir`, `split` and `revision`, and the network; a local file's path must end in .jsonl, "
+            ".json, .csv, .tsv or .parquet."
         ) from error
 
 
 def _loaded(source: Source) -> datasets.Dataset:
-    dataset = datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
+    dataset = datasets.load_dataset(
+        source.path, source.name, data_dir=source.data_dir, split=source.split, revision=source.revision
+    )
     if not isinstance(dataset, datasets.Dataset):
         raise UserError(f"hub dataset {describe(source)}: `split` must name one split, such as train.")
     return dataset
+
+
+def _rows_of(dataset: datasets.Dataset) -> Iterator[Any]:
+    """The rows as they are stored. Images and sound are not decoded: their columns are refused by name."""
+    for batch in dataset.with_format("arrow").iter(batch_size=1000):
+        yield from batch.to_pylist()
 
 
 def _folder(source: Source) -> Rows:
@@ -122,12 +133,14 @@ def _folder(source: Source) -> Rows:
     folder = Path(source.path)
     if source.revision is not None:
         raise UserError(f"{folder}: a folder has no revision. Leave `revision` out of this source.")
+    if source.data_dir is not None:
+        raise UserError(f"{folder}: `data_dir` is of hub datasets. Write it into `path`.")
     check_number(folder)
     try:
         files = _files_of_split(source, folder)
         if files is not None:
             return _files(files)
-        return ((where(source, place), row) for place, row in numbered(_loaded(source)))
+        return ((where(source, place), row) for place, row in numbered(_rows_of(_loaded(source))))
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise _fault_of_folder(source, error) from error
 
@@ -136,10 +149,15 @@ def _files_of_split(source: Source, folder: Path) -> list[Path] | None:
     """The files of a split, in order. None if only `datasets` knows how to read them.
 
     It does if the folder describes configurations, if `split` is an expression such as train[:10%], or if a
-    file has another type.
+    file is a table of another type.
     """
     builder = datasets.load_dataset_builder(source.path, source.name)
     splits = builder.config.data_files or {}
+    if builder.name not in TABLES and not _describes_itself(folder):
+        raise UserError(
+            f"{folder}: its files are no tables ({builder.name}). Use files that end in .jsonl, .json, .csv, "
+            ".tsv or .parquet, or describe in a dataset card how they are read."
+        )
     if source.name is None and len(builder.builder_configs) == 1:  # else other configurations have files, too
         check_all_read(folder, {Path(file).resolve() for files in splits.values() for file in files})
     if source.name is not None or _describes_itself(folder) or source.split not in splits:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence, Set
+from typing import Literal, NamedTuple, get_args
 
 from configs.errors import UserError
 from configs.schema import STAGES, Data, Source, Stage
@@ -27,6 +27,9 @@ def prompt_key(prompt: Text) -> str:
 def row_key(row: Row) -> str:
     """The identity of a row's prompt; of its text without a prompt; of its columns if it is of a task."""
     return row["key"] if "key" in row else prompt_key(row["prompt"] or row["completion"])
+
+
+Side = Literal["train", "held_out", "apart"]  # apart: neither
 
 
 class Sides(NamedTuple):
@@ -74,7 +77,7 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int, earlie
         UserError: no prompt is left to train on, or none that no stage has trained on is left to hold out, or
             the stage has no share of a shared source.
     """
-    side: dict[str, bool | None] = {}  # held out, trained on (False), or neither (None)
+    side: dict[str, Side] = {}
     own: list[tuple[str, Row]] = []
     asked = 0
     for part in data.parts(stage):
@@ -91,13 +94,15 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int, earlie
                 f"none to train on. Lower {part.key}.held_out."
             )
         asked, chosen = asked + count, set(free[:count])
-        side |= {key: True if key in chosen else None if key in earlier.held_out else False for key in new}
+        side |= {
+            key: "held_out" if key in chosen else "apart" if key in earlier.held_out else "train"
+            for key in new
+        }
         own += keyed
-    _check_sides(data, stage, side, asked)
-    missing = asked - sum(is_held_out is True for is_held_out in side.values())
-    train = [row for key, row in own if side[key] is False]
-    judged = [row for key, row in own if side[key]]
-    apart = [row for key, row in own if side[key] is None]
+    sides = list(side.values())
+    _check_sides(data, stage, sides, asked)
+    missing = asked - sides.count("held_out")
+    train, judged, apart = ([row for key, row in own if side[key] == each] for each in get_args(Side))
     if not data.keep_apart:
         return Split(train, judged, apart, 0, missing, NO_SIDES)
     if data.train_on == "last":
@@ -129,12 +134,12 @@ def _without_turns(rows: Sequence[Row], excluded: Set[str]) -> tuple[list[Row], 
     return found, frozenset(keys), without
 
 
-def _check_sides(data: Data, stage: Stage, side: Mapping[str, bool | None], asked: int) -> None:
+def _check_sides(data: Data, stage: Stage, sides: Sequence[Side], asked: int) -> None:
     """Raise UserError if the prompts of a stage leave none to train on, or none to hold out."""
-    sources, sides = data.sources(stage), list(side.values())
+    sources = data.sources(stage)
     of = f"the stage's part of {' and '.join(map(describe, sources))} has {len(sides)} prompts"
-    if False not in sides or asked >= len(sides):
-        if None in sides and asked < len(sides):
+    if "train" not in sides or asked >= len(sides):
+        if "apart" in sides and asked < len(sides):
             raise UserError(
                 f"data.{stage}: {of}, and earlier stages hold all of them out, which leaves none to train "
                 "on. Give it other prompts, or set data.keep_apart to false."
@@ -144,7 +149,7 @@ def _check_sides(data: Data, stage: Stage, side: Mapping[str, bool | None], aske
             f"takes {asked}, which leaves none to train on. Lower data.{stage}.held_out, raise "
             f"data.{stage}.limit or data.shares.{stage}, or give it more rows."
         )
-    if True not in sides and any(source.held_out for source in sources):
+    if "held_out" not in sides and any(source.held_out for source in sources):
         raise UserError(
             f"data.{stage}: {of}, and earlier stages train on all of them, which leaves none to hold out. "
             "Raise held_out of earlier stages, set that of this one to 0, or set data.keep_apart to false."

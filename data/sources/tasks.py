@@ -15,7 +15,7 @@ from configs.schema import Source
 from configs.task_file import read_task
 from configs.task_pool import ANSWER, OPTIONS, Task, label_name
 from data.sources.bad_rows import BadRow, LeftOut, UnusableRow
-from data.sources.keys import check_keys
+from data.sources.keys import check_keys, origin_of
 from data.sources.text import collapsed, is_blank, listed, read_string, shown
 
 Row = dict[str, Any]
@@ -68,7 +68,7 @@ def labelled_row(example: Mapping[str, Any], task: Task, ignored: Collection[str
         UnusableRow: its answer is empty.
         LeftOut: `ignore_labels` names its label.
     """
-    values = _columns(example, task, {*ignored, *_ignored(task)})
+    values = _columns(example, task, ignored)
     reason = _reason(values, task)
     label = values[task.label]
     if label_name(label) in task.ignore_labels:
@@ -83,13 +83,20 @@ def labelled_row(example: Mapping[str, Any], task: Task, ignored: Collection[str
     return {"prompt": "", "completion": said, "key": _key(values, task), "labelled": labelled}
 
 
-def _ignored(task: Task) -> Collection[str]:
-    return task.source.ignore_columns if task.source else ()
+def origin_of_labelled(example: Mapping[str, Any], task: Task, ignored: Collection[str] = ()) -> list[str]:
+    """The columns that tell where a row is from, which no template reads."""
+    return origin_of(_named(example, task, ignored), _read(task))
 
 
-def _columns(example: Mapping[str, Any], task: Task, ignored: Collection[str]) -> Row:
-    """The columns of a row under the names that the templates use."""
+def _read(task: Task) -> frozenset[str]:
+    """The columns that templates read, and the reason before the answer."""
+    return task.columns | ({task.chain_of_thought.column} if task.chain_of_thought else set())
+
+
+def _named(example: Mapping[str, Any], task: Task, ignored: Collection[str]) -> Row:
+    """The columns of a row that have a value, under the names that the templates use."""
     names = {own: name for name, own in (task.source.columns if task.source else {}).items()}
+    ignored = {*ignored, *(task.source.ignore_columns if task.source else ())}
     values: Row = {}
     for own, value in example.items():
         if value is None or own in ignored:
@@ -97,10 +104,18 @@ def _columns(example: Mapping[str, Any], task: Task, ignored: Collection[str]) -
         name = names.get(own, own)
         if name in values:
             raise BadRow(f"two columns are read as `{name}`; leave one out of `columns`")
-        values[name] = read_string(value, own) if isinstance(value, str) else value
-    reason = {task.chain_of_thought.column} if task.chain_of_thought else set()
-    check_keys(values, task.columns | reason, f"the templates of {task.name}")
-    values = dict.fromkeys(task.optional, "") | values
+        values[name] = value
+    return values
+
+
+def _columns(example: Mapping[str, Any], task: Task, ignored: Collection[str]) -> Row:
+    """The columns of a row that templates read, under the names that they use."""
+    values, read = _named(example, task, ignored), _read(task)
+    check_keys(values, read, f"the templates of {task.name}")
+    own = task.source.columns if task.source else {}
+    values = dict.fromkeys(task.optional, "") | {
+        name: _readable(value, own.get(name, name)) for name, value in values.items() if name in read
+    }
     if missing := sorted(task.columns - values.keys()):
         raise BadRow(
             f"it has no {listed(missing)}, which the templates of {task.name} read; name the row's own "
@@ -113,6 +128,19 @@ def _columns(example: Mapping[str, Any], task: Task, ignored: Collection[str]) -
     if all(isinstance(values[name], str) and is_blank(values[name]) for name in task.inputs):
         raise UnusableRow(f"{listed(sorted(task.inputs))} show nothing")
     return values
+
+
+def _readable(value: Any, own: str) -> Any:
+    """A value that templates can show: another process renders them, and gets it as JSON."""
+    if isinstance(value, str):
+        return read_string(value, own)
+    try:
+        json.dumps(value)
+    except (TypeError, RecursionError):  # dates, decimals and bytes, which Parquet has
+        raise BadRow(
+            f"`{own}` is no text, number, list or object: {shown(value)}; write it as text"
+        ) from None
+    return value
 
 
 def _reason(values: Row, task: Task) -> str:

@@ -73,6 +73,7 @@ class Request:
         _, label, source = self.config.data.parts("sft")[0]
         keys = (
             "name",
+            "data_dir",
             "split",
             "revision",
             "ignore_columns",

@@ -115,10 +115,10 @@ FILES: list[tuple[Any, ...]] = [
         "line 2: `chosen` holds a list or message that is not JSON, as pandas writes them",
     ),
     (
-        "list.csv",
-        b'prompt,completion\np,"[""a"", ""b""]"\n',
+        "tools.csv",
+        b'prompt,completion\np,"[{""role"": ""assistant"", ""content"": null, ""tool_calls"": [1]}]"\n',
         D,
-        "line 2: `completion` must be text or a list",
+        "line 2: `tool_calls`: tool calls are not supported",
     ),
     ("data.xlsx", b"PK", D, "ends in .jsonl, .json, .csv, .tsv or .parquet"),
 ]
@@ -306,6 +306,9 @@ FOLDERS: dict[str, tuple[Any, ...]] = {
         {"train.jsonl": LINE, "test.csv": LINE},
         "this folder could not be read as a data set: Couldn't infer the same data file format",
     ),
+    "texts": ({"a.txt": b"One line.\n"}, "its files are no tables (text). Use files that end in .jsonl"),
+    "texts of a split": ({"train.txt": b"a\n", "test.txt": b"b\n"}, "its files are no tables (text)"),
+    "markup": ({"a.xml": b"<a>One</a>\n"}, "its files are no tables (xml)"),
     "nothing": ({}, "this folder could not be read as a data set: The directory at"),
     "another split": ({"test.jsonl": LINE}, "this folder could not be read as a data set: "),
 }
@@ -336,6 +339,13 @@ def test_folder_of_everything(tmp_path, monkeypatch):
     for number in range(4):
         (tmp_path / f"{number}.jsonl").write_bytes(LINE)
     check_message(refused(tmp_path, D), f"{tmp_path}: this folder holds over 3 files")
+
+
+def test_a_folder_whose_card_describes_it_may_hold_texts(tmp_path):
+    (tmp_path / "a.txt").write_text("One line.\nAnother.\n")
+    card = "---\nconfigs:\n- config_name: default\n  data_files: a.txt\n---\n"
+    (tmp_path / "README.md").write_text(card)
+    assert len(load_rows(Source(path=str(tmp_path)), "demonstrations", print).rows) == 2
 
 
 def test_folders_that_are_read_whole(tmp_path):
@@ -430,6 +440,15 @@ def test_chat_template(template, part, tmp_path, tiny_folder):
     with pytest.raises(UserError) as caught:
         tokenize.apply_template(AutoTokenizer.from_pretrained(tiny_folder), data(chat_template=str(file)))
     check_message(str(caught.value), "data.chat_template", str(file), part)
+
+
+def test_the_mark_that_windows_puts_before_a_template_is_no_part_of_it(tmp_path, tiny_folder, tiny_tokenizer):
+    from transformers import AutoTokenizer
+
+    (tmp_path / "t.jinja").write_text(tiny_tokenizer.chat_template, encoding="utf-8-sig")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenize.apply_template(tokenizer, data(chat_template=f"{tmp_path}/t.jinja"))
+    assert tokenizer.chat_template == tiny_tokenizer.chat_template
 
 
 def test_conversation_without_a_template(tiny_folder):

@@ -19,8 +19,9 @@ from configs.error_messages import all_keys
 from configs.load import dump_experiment, load_experiment
 from configs.schema import Experiment, Source
 from data.sources.bad_rows import BadRow
-from data.sources.formats import ACCEPTED, normalise
+from data.sources.formats import ACCEPTED
 from data.sources.loading import load_rows
+from data.sources.normalise import normalise
 from data.storage.sealed_folder import seal_fault
 from launch.deepspeed_command import read_slots
 from pipeline.state.manifest import damage, fingerprint, read_manifest

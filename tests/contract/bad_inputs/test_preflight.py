@@ -12,6 +12,7 @@ import pytest
 from configs.errors import UserError
 from configs.load import load_experiment
 from data import examples
+from data.sources import loading
 from stages import preflight
 from tests.contract.bad_inputs.entry import check_message, experiment, files, stage_run, tristage, write_rows
 from tests.contract.bad_inputs.model_damage import damaged, edit
@@ -66,12 +67,12 @@ def test_demonstrations_of_ppo_ptx_are_read(tmp_path: Path) -> None:
         preflight.check_material(load_experiment(file, [*SHORT, "ppo.ptx_coef=1"]), "ppo")
 
 
-@pytest.mark.parametrize("largest", [preflight.MAX_BYTES, 10])
+@pytest.mark.parametrize("largest", [loading.MAX_BYTES, 10])
 def test_margins_need_scores_in_every_row(
     largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A large source is read in part; it is refused, too."""
-    monkeypatch.setattr(preflight, "MAX_BYTES", largest)
+    monkeypatch.setattr(loading, "MAX_BYTES", largest)
     file, margin = trial(tmp_path), [*SHORT, "rm.loss.margin=scores"]
     scored = [row | {"scores": [2, 1]} for row in GOOD]
     write_rows(tmp_path / "rm.jsonl", scored)
@@ -174,7 +175,7 @@ def test_a_chat_template_that_drops_the_question(tmp_path: Path) -> None:
 
 def test_a_large_source_is_read_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = trial(tmp_path)
-    monkeypatch.setattr(preflight, "MAX_BYTES", 100)
+    monkeypatch.setattr(loading, "MAX_BYTES", 100)
     monkeypatch.setattr(examples, "SOME_ROWS", 10)
     rows = [json.dumps(row) for row in GOOD]
     (tmp_path / "ppo.jsonl").write_text("\n".join([*rows, "{damaged"]) + "\n")

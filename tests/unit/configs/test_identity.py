@@ -149,6 +149,14 @@ def test_a_stage_that_shares_its_source_changes_when_another_leaves_it(minimal):
     assert stage_hash(before, "ppo") != stage_hash(trial(minimal, *shared[1:]), "ppo")
 
 
+def test_a_folder_within_a_data_set_is_another_source(minimal):
+    before = trial(minimal, "data.sft.path=hub/set", "data.rm.path=hub/set")
+    after = trial(minimal, "data.sft.path=hub/set", "data.rm={path: hub/set, data_dir: deep}")
+    assert before.data.readers(before.data.sources("rm")[0]) == ["sft", "rm"]
+    assert after.data.readers(after.data.sources("rm")[0]) == ["rm"]
+    assert changed_keys(before, after, "sft") and changed_keys(before, after, "rm")
+
+
 def test_keys_of_a_source_that_older_runs_lack_are_no_part_of_the_identity(minimal, monkeypatch):
     """Else each stage of a run that was made without these keys would retrain."""
     hashed: list[str] = []

@@ -228,7 +228,7 @@ def test_template_from_a_file(toy, tmp_path):
     (tmp_path / "plain.jinja").write_text("{% for m in messages %}{{ m['content'] }}<end>{% endfor %}")
     apply_template(toy, config(chat_template=f"{tmp_path}/plain.jinja"))
     ((demonstration,), _) = demonstrations([{"prompt": "ab", "completion": "c"}], toy, config(chat=True))
-    assert demonstration == Demonstration([2, 3, END], [4, END])
+    assert demonstration == Demonstration([2, 3, END], [4, END], chat=True)
     apply_template(toy, config())  # without a template, the tokenizer keeps its own
     assert toy.chat_template is not None
 

@@ -11,7 +11,7 @@ from configs.schema import Data, Source
 from data.batches import collate
 from data.batches.pack import pack
 from data.batches.tokenize import Demonstration, demonstrations
-from data.sources.formats import normalise
+from data.sources.normalise import normalise
 from stages.models.demo_models import embedded_model
 from tests.support.turns import assistant, user
 

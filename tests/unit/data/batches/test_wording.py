@@ -2,9 +2,13 @@
 
 import json
 from collections import Counter
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -14,6 +18,7 @@ from configs.task_file import read_task
 from data.batches import wording
 from data.examples import StageData, some_rows
 from data.sources.bad_rows import BadRow, LeftOut, UnusableRow
+from data.sources.loading import load_rows
 from data.sources.tasks import labelled_row
 from tests.contract.bad_inputs.entry import check_message
 from tests.support.pipeline_runs import toy
@@ -209,6 +214,9 @@ ROW_FAULTS = [
     ({"text": " ", "label": 0}, UnusableRow, "`text` show nothing"),
     ({"text": "\0", "label": 0}, UnusableRow, "a NUL character"),
     ({"text": "\ud800", "label": 0}, BadRow, "surrogate"),
+    ({"text": date(2024, 1, 2), "label": 0}, BadRow, "`text` is no text, number, list or object: datetime"),
+    ({"text": [b"a"], "label": 0}, BadRow, "`text` is no text, number, list or object: [b'a']"),
+    ({"text": "a", "label": Decimal(0)}, BadRow, "`label` is no text, number, list or object: Decimal"),
     ({"text": "a", "label": -1}, LeftOut, "`label` is -1, which `ignore_labels` names"),
 ]
 
@@ -219,6 +227,16 @@ def test_a_row_is_refused_by_its_column(tmp_path, row, kind, part):
     with pytest.raises(BadRow) as caught:
         labelled_row(row, read_task(str(config.data.sources("sft")[0].task), "k"))
     assert type(caught.value) is kind and part in str(caught.value)
+
+
+def test_a_column_that_no_template_reads_may_hold_anything(tmp_path):
+    config, rows = experiment(tmp_path), [{**row, "date": date(2024, 1, 2), "id": b"7"} for row in ROWS]
+    file = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    source = config.data.sources("sft")[0].model_copy(update={"path": str(file)})
+    notes: list[str] = []
+    read = load_rows(source, "demonstrations", notes.append).rows
+    assert "date" not in read[0]["labelled"].values and notes == [f"{file}: not read: `date`"]
 
 
 def test_a_bad_row_is_named_by_file_and_line(tmp_path):

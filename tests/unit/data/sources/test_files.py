@@ -133,6 +133,13 @@ def test_numbers_and_lists_of_cells_are_read_where_a_format_has_them(tmp_path):
     assert load_rows(Source(path=str(file)), "rankings", print).rows[0]["completions"] == ["b", "a"]
 
 
+@pytest.mark.parametrize("answer", ['["Paris", "London"]', '{"value": 3}', "{'role': 1}", '[{"from": "a"}]'])
+def test_an_answer_of_a_cell_may_be_json_itself(tmp_path, answer):
+    (tmp_path / "a.csv").write_bytes(separated([{"prompt": '["a"]', "completion": answer}]))
+    (row,) = demonstrations(tmp_path / "a.csv")
+    assert (row["prompt"], row["completion"]) == ('["a"]', answer)
+
+
 def test_cells_longer_than_the_limit_of_python(tmp_path):
     (tmp_path / "a.csv").write_bytes(separated([{"prompt": "p" * 200_000, "completion": "c"}]))
     assert len(demonstrations(tmp_path / "a.csv")[0]["prompt"]) == 200_000
@@ -272,8 +279,12 @@ def test_a_file_that_expands_without_end(tmp_path, ending, compression, compress
             ["`messages` holds a list or message that is not JSON"],
         ),
         (
-            b"prompt,completion\np,\"[{'role': 'user'}]\"\n",
+            b"prompt,completion\np,\"[{'role': 'user', 'content': 'c'}]\"\n",
             ["`completion` holds a list or message that is not JSON"],
+        ),
+        (
+            b'prompt,completions,scores\np,"[""a"", ""b""]",' + b"9" * 5000 + b"\n",
+            ["`scores` holds a number of thousands of digits"],
         ),
         (b'messages\n"[{""role"": ""user"", ""role"": ""a""}]"\n', ["the key 'role' stands 2 times"]),
         (b'prompt,completion\n"[{""role"": ""user"", ""content"": ""\\ud800""}]",c\n', ["surrogate pair"]),

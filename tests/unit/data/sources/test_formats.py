@@ -3,7 +3,7 @@
 import pytest
 
 from data.sources.bad_rows import BadRow, LeftOut, UnusableRow
-from data.sources.formats import normalise
+from data.sources.normalise import normalise
 from tests.support.turns import assistant, user
 
 
@@ -38,6 +38,14 @@ HH_PROMPT = [user("Hi"), assistant("Hello."), user("Bye?")]
         ({"conversations": [{"role": "user", "content": "Sky?"}, BLUE]}, [user("Sky?")], [BLUE]),
         ({"messages": [system(""), SKY, BLUE]}, [SKY], [BLUE]),
         ({"prompt": "Sky?", "completion": "Blue.", "messages": None}, "Sky?", "Blue."),
+        # A copy of both in one text (Alpaca)
+        ({"instruction": "Add.", "input": "1, 2", "output": "3", "text": "Do:\nAdd.\n\nInput: 1,  2\n\n3"},
+         "Add.\n1, 2", "3"),
+        ({"prompt": [SKY], "completion": [BLUE], "text": f"{SKY['content']} Blue."}, [SKY], [BLUE]),
+        # Keys without a value
+        ({"prompt": "Sky?", "completion": "Blue.", "history": [], "label": "", "system": [], "input": {},
+          "text": "", "rating": [], "messages": []}, "Sky?", "Blue."),
+        ({"messages": [SKY, BLUE], "system": [], "label": {}, "prompt": ""}, [SKY], [BLUE]),
         # `system` opens the conversation
         ({"system": "S", "prompt": "Sky?", "completion": "Blue."}, [system("S"), user("Sky?")], [BLUE]),
         ({"system": "S", "conversations": [{"from": "human", "value": "Sky?"}, BLUE]},
@@ -101,7 +109,17 @@ def test_earlier_turns_that_are_learned(example, prompt, completion, learned):
         ({"prompt": SKY["content"], "chosen": [BLUE], "rejected": [GREEN]}, [SKY], [[BLUE], [GREEN]]),
         (HH, HH_PROMPT, [[assistant("Bye, and\n\ntake care.")], [assistant("Go.")]]),
         ({"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Yes", "rejected": " No"},
-         [user("Hi")], [[assistant(" Yes")], [assistant(" No")]]),
+         [user("Hi")], [[assistant("Yes")], [assistant("No")]]),
+        ({"prompt": "Human: Hi\n\nAssistant:", "completions": [" Yes", " No"]},
+         [user("Hi")], [[assistant("Yes")], [assistant("No")]]),
+        ({key: text.strip() for key, text in HH.items()},
+         HH_PROMPT, [[assistant("Bye, and\n\ntake care.")], [assistant("Go.")]]),
+        # Texts part between words, and Chinese between letters
+        ({"chosen": "Sky is blue.", "rejected": "Sky is black."}, "Sky is", [" blue.", " black."]),
+        ({"chosen": "Sky is blue.", "rejected": "Sky is blue"}, "Sky is", [" blue.", " blue"]),
+        ({"chosen": "Sky?\nBlue", "rejected": "Sky?\nBlack"}, "Sky?\n", ["Blue", "Black"]),
+        ({"chosen": "Sky: (blue", "rejected": "Sky: (green"}, "Sky: (", ["blue", "green"]),
+        ({"chosen": "天是蓝的", "rejected": "天是绿的"}, "天是", ["蓝的", "绿的"]),
         ({"conversations": [{"from": "system", "value": "S"}, {"from": "human", "value": "Sky?"}],
           "chosen": {"from": "gpt", "value": "Blue."}, "rejected": {"from": "gpt", "value": "Green."}},
          [system("S"), user("Sky?")], [[BLUE], [GREEN]]),
@@ -118,6 +136,10 @@ def test_earlier_turns_that_are_learned(example, prompt, completion, learned):
          [system("S"), user("Sky?")], [[BLUE], [GREEN]]),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "scores": [2, 1]}, "p", ["a", "b"]),
         ({"prompt": "p", "completions": ["a", "b", "c"]}, "p", ["a", "b", "c"]),
+        ({"prompt": "p", "completions": ["a", "b"], "scores": [], "ranks": "", "history": []},
+         "p", ["a", "b"]),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "history": "", "score_chosen": "", "messages": []},
+         "p", ["a", "b"]),
         ({"prompt": [SKY], "completions": [[BLUE], "Green."]}, [SKY], [[BLUE], [GREEN]]),
     ],
 )  # fmt: skip
@@ -211,7 +233,7 @@ ALWAYS_AN_ERROR = [
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, P, "content` must be text"),
     ({"messages": [SKY, {**BLUE, "tool_calls": [{}]}]}, D, "tool calls"),
     ({"messages": "Hi"}, D, "`messages` must be a list of messages"),
-    ({"instruction": "i", "instances": []}, D, "the keys `instruction`, `instances` hold no completion"),
+    ({"instruction": "i", "instances": []}, D, "the keys `instruction` hold no completion"),
     ({"instruction": "i", "output": "o", "history": ["x"]}, D, "[question, answer]"),
     ({"chosen": "a b", "rejected": [SKY, BLUE]}, R, "both be text or both be messages"),
     ({"prompt": "\ud83d", "completion": "c"}, D, "half of a surrogate pair"),
@@ -223,6 +245,8 @@ ALWAYS_AN_ERROR = [
     ({"prompt": "p", "completion": "c", "chosen": "d"}, D, "the key `chosen` has no place"),
     ({"prompt": "p", "completion": "c", "completions": ["d", "e"]}, R, "the key `completion` has no place"),
     ({"prompt": "p", "chosen": "c", "rejected": "r", "completion": "c"}, R, "the key `completion` has no"),
+    ({"prompt": "p", "completion": "c", "text": "p d"}, D, "`text` says something else than prompt and"),
+    ({"prompt": "p", "input": "i", "completion": "c", "text": "p c"}, D, "`text` says something else"),
     ({"input": "i", "chosen": "c", "rejected": "cr"}, R, "`input` needs a `prompt` that is text"),
     ({"prompt": [SKY], "input": "i", "completion": "c"}, D, "`input` needs a `prompt` that is text"),
     ({"question": "p", "prompt": "q", "completion": "c"}, P, "`question` and `prompt` say different things"),
@@ -265,6 +289,8 @@ NOTHING_TO_LEARN = [
     ({"chosen": [SKY, BLUE], "rejected": [user("Else?"), BLUE]}, R, "a shared prompt, not user"),
     ({"chosen": [SKY, BLUE], "rejected": [SKY]}, R, "does not end with an assistant turn"),
     ({"chosen": "Yes.", "rejected": "No."}, R, "share no prompt"),
+    ({"chosen": "Yes", "rejected": "Yesterday"}, R, "share no prompt"),
+    ({"prompt": "", "chosen": "a b", "rejected": "a c"}, R, "the prompt is empty"),
     ({"chosen": "", "rejected": "No."}, R, "is empty"),
     ({"prompt": "p", "chosen": "", "rejected": "No."}, R, "a completion is empty"),
     ({"prompt": "\u200b\u3164\x07", "completion": "c"}, D, "the prompt is empty"),

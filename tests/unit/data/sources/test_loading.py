@@ -2,10 +2,12 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from configs.errors import UserError
-from configs.schema import Source
+from configs.schema import Columns, Source
 from data.sources.loading import load_rows
 from tests.support.turns import assistant, user
 
@@ -120,16 +122,54 @@ def test_a_source_that_is_left_out_as_a_whole_is_an_error(tmp_path):
 
 
 def test_ignored_columns_are_left_out_of_rows_and_messages(tmp_path):
-    row = {"messages": [user("Sky?"), {**assistant("Blue."), "mood": "calm"}], "mood": 3, "chosen": "x"}
-    source = write(tmp_path / "a.jsonl", [row]).model_copy(update={"ignore_columns": ("mood", "chosen")})
+    row = {"messages": [user("Sky?"), {**assistant("Blue."), "mood": "calm"}], "score": 3, "chosen": "x"}
+    ignored = ("mood", "score", "chosen")
+    source = write(tmp_path / "a.jsonl", [row]).model_copy(update={"ignore_columns": ignored})
     (read,) = load_rows(source, "demonstrations", refuse).rows
     assert (read["prompt"], read["completion"]) == ([user("Sky?")], [assistant("Blue.")])
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "name", "tool_calls", "loss"])
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_a_key_of_messages_alone_can_be_ignored(tmp_path, key, ending):
+    messages = [user("Sky?"), {**assistant("Blue."), key: "x"}]
+    file = tmp_path / f"a.{ending}"
+    if ending == "jsonl":
+        file.write_text(json.dumps({"messages": messages}))
+    elif ending == "csv":
+        quoted = json.dumps(messages).replace('"', '""')
+        file.write_text(f'messages\n"{quoted}"\n')
+    else:
+        pq.write_table(pa.Table.from_pylist([{"messages": messages}]), file)
+    with pytest.raises(UserError, match="name it in `ignore_columns`"):
+        load_rows(Source(path=str(file)), "demonstrations", refuse)
+    (read,) = load_rows(Source(path=str(file), ignore_columns=(key,)), "demonstrations", refuse).rows
+    assert read["completion"] == [assistant("Blue.")]
 
 
 def test_an_ignored_column_that_no_row_has_is_an_error(tmp_path):
     source = write(tmp_path / "a.jsonl", [demonstration(1)]).model_copy(update={"ignore_columns": ("scor",)})
     with pytest.raises(UserError, match=r"a\.jsonl: `ignore_columns` names `scor`, which no row has"):
         load_rows(source, "demonstrations", refuse)
+
+
+def test_a_row_beyond_the_limit_may_have_a_key_that_is_ignored(tmp_path):
+    rows = [demonstration(1), demonstration(2), {**demonstration(3), "score": 1}]
+    source = write(tmp_path / "a.jsonl", rows)
+    limited = source.model_copy(update={"ignore_columns": ("score",), "limit": 2})
+    assert len(load_rows(limited, "demonstrations", refuse).rows) == 2
+
+
+def test_keys_that_tell_where_a_row_is_from_are_named_once(tmp_path):
+    rows = [{**demonstration(n), "id": n, "topic": "Sea", "Source": "a", "notes": ""} for n in range(3)]
+    source, notes = write(tmp_path / "a.jsonl", rows), list[str]()
+    load_rows(source, "demonstrations", notes.append)
+    assert notes == [f"{tmp_path}/a.jsonl: not read: `topic`, `Source`"]
+    load_rows(source.model_copy(update={"ignore_columns": ("topic", "Source")}), "demonstrations", refuse)
+    read = Columns(input="topic")
+    notes.clear()
+    load_rows(source.model_copy(update={"columns": read}), "demonstrations", notes.append)
+    assert notes == [f"{tmp_path}/a.jsonl: not read: `Source`"]
 
 
 def test_the_limit_counts_the_rows_of_the_stage(tmp_path):

@@ -8,8 +8,9 @@ import pytest
 
 from configs.errors import UserError
 from configs.schema import Source
-from data.sources.formats import FORMATS, Reading, normalise
+from data.sources.formats import FORMATS
 from data.sources.loading import load_rows
+from data.sources.normalise import Reading, normalise
 from tests.support.turns import assistant, user
 
 
@@ -189,6 +190,12 @@ def left_out(row, tmp_path, good):
         (changed(MT_BENCH, turn=2), MT_BENCH, "conversations that differ before the last answer"),
         (changed(MT_BENCH, winner="tie"), MT_BENCH, "all completions tie"),
         (changed(MT_BENCH, winner="tie (inconsistent)"), MT_BENCH, "all completions tie"),
+        (changed(MT_BENCH, winner="tie (bothbad)"), MT_BENCH, "all completions tie"),
+        (
+            one_answer_with(overall_score=None),
+            ULTRAFEEDBACK,
+            "an answer has no `overall_score`; `rank_by: asp",
+        ),
         (changed(ULTRAFEEDBACK, completions=[], models=[]), ULTRAFEEDBACK, "`completions` is empty"),
         (
             changed(REWARD_BENCH_2, rejected=["Red.", "Blue."], num_incorrect=2, total_completions=4),
@@ -211,7 +218,6 @@ def test_turn_2_of_mt_bench_is_a_ranking_if_the_first_answers_are_the_same():
 @pytest.mark.parametrize(
     ("row", "part"),
     [
-        (one_answer_with(overall_score=None), "must be a number, not None; set `rank_by: aspects`"),
         (one_answer_with(overall_score="high"), "`overall_score` must be a number, not 'high'"),
         (one_answer_with(foo=1), "the key `foo` has no place in an answer of UltraFeedback"),
         (one_answer_with(response=3), "`completions` must be text or a list of messages, not 3"),
@@ -224,6 +230,7 @@ def test_turn_2_of_mt_bench_is_a_ranking_if_the_first_answers_are_the_same():
         (changed(LLMBAR, output_1=1), "must be text"),
         (changed(MT_BENCH, winner="gpt-4"), "`winner` must be model_a, model_b or tie, not 'gpt-4'"),
         (changed(MT_BENCH, turn=3), "`conversation_a` has 2 answers, and `turn` is 3"),
+        (changed(MT_BENCH, turn=10**400), "`conversation_a` has 2 answers, and `turn` is 1000"),
         (changed(MT_BENCH, turn=0), "`turn` must be a number from 1 on, not 0"),
         (changed(MT_BENCH, conversation_b=[user("?"), assistant("!")]), "ask different questions"),
         (changed(MT_BENCH, conversation_b=[]), "`conversation_b` must be text or a list of messages"),
@@ -244,6 +251,7 @@ def test_other_values_are_refused(row, part, tmp_path):
     ("rating", "part"),
     [
         (aspect("high"), "`annotations[].Rating` must be numbers or N/A"),
+        (aspect(10**400), "`annotations[].Rating` must be numbers or N/A"),
         ("5", "`annotations` must hold a `Rating` of each aspect"),
     ],
 )

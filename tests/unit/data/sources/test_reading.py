@@ -117,8 +117,8 @@ def hub(monkeypatch):
     """Replace the hub by one with one dataset; returns the list of its calls."""
     calls = []
 
-    def load_dataset(path, name=None, *, split, revision=None):
-        calls.append((path, name, split, revision))
+    def load_dataset(path, name=None, *, data_dir, split, revision=None):
+        calls.append((path, name, data_dir, split, revision))
         if path != "someone/prompts":
             raise ConnectionError(f"Couldn't reach '{path}' on the Hub (ConnectError)\nmore")
         return datasets.Dataset.from_list([{"prompt": "a"}, {"prompt": ""}, {"prompt": "b"}])
@@ -131,7 +131,39 @@ def test_hub_dataset_is_read(hub):
     source = Source(path="someone/prompts", name="short", split="test", revision="v1", limit=1)
     (row,) = load_rows(source, "prompts", print).rows
     assert row == {"prompt": "a", "where": "someone/prompts (short, test), row 1"}
-    assert hub == [("someone/prompts", "short", "test", "v1")]
+    assert hub == [("someone/prompts", "short", None, "test", "v1")]
+
+
+def test_a_folder_of_a_hub_dataset_is_read(hub):
+    (row,) = load_rows(Source(path="someone/prompts", data_dir="harmless", limit=1), "prompts", print).rows
+    assert row["where"] == "someone/prompts (harmless, train), row 1"
+    assert hub == [("someone/prompts", None, "harmless", "train", None)]
+
+
+def test_a_local_folder_has_no_data_dir(tmp_path):
+    with pytest.raises(UserError, match="`data_dir` is of hub datasets"):
+        load_rows(Source(path=str(tmp_path), data_dir="deep"), "prompts", print)
+
+
+@pytest.mark.parametrize(
+    ("feature", "column", "part"),
+    [
+        (datasets.Audio(), "voice", "the key `voice` has no place in a prompt"),
+        (datasets.Video(), "video", "`video`: images, sound and video are not supported"),
+        (datasets.List(datasets.Image()), "pages", "the key `pages` has no place in a prompt"),
+    ],
+)
+def test_a_column_of_the_hub_that_is_no_text_is_refused_and_not_decoded(monkeypatch, feature, column, part):
+    file = {"bytes": b"x", "path": None}
+    values = [file] if isinstance(feature, datasets.List) else file
+    columns = datasets.Features({"prompt": datasets.Value("string"), column: feature})
+    table = pa.Table.from_pylist([{"prompt": "a", column: values}], schema=columns.arrow_schema)
+    dataset = datasets.Dataset(datasets.table.InMemoryTable(table))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: dataset)
+    with pytest.raises(UserError, match=part):
+        load_rows(Source(path="someone/prompts"), "prompts", print)
+    (row,) = load_rows(Source(path="someone/prompts", ignore_columns=(column,)), "prompts", print).rows
+    assert row["prompt"] == "a"
 
 
 def test_bad_hub_row_is_named(hub):
@@ -145,6 +177,6 @@ def test_unreachable_hub_is_one_clear_error(hub):
         load_rows(Source(path="no/such"), "prompts", print)
     assert str(caught.value) == (
         "hub dataset no/such (train) could not be loaded: Couldn't reach 'no/such' on the Hub (ConnectError)."
-        " Check its id, `name`, `split` and `revision`, and the network; a local file's path must end in "
-        ".jsonl, .json, .csv, .tsv or .parquet."
+        " Check its id, `name`, `data_dir`, `split` and `revision`, and the network; a local file's path "
+        "must end in .jsonl, .json, .csv, .tsv or .parquet."
     )
