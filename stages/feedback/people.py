@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from configs.errors import UserError
-from data.people.agreement import agreement_of_tasks
+from data.people.agreement import ordered_agreement_of_tasks
 from data.people.results import Row, first_labels, ranking_row, rankings
 from data.people.round import FOLDER, Round, read_round
 from stages.context import Context
@@ -36,7 +36,13 @@ def take_rankings(context: Context) -> None:
             merged = merge(content)
             context.tracker.note(f"merged {len(rows)} rankings by people into {len(merged)}, one a prompt")
             rows = merged
-        write_sealed(context.folder / FILE, rows, _figures(content))
+        figures = _figures(content)
+        if "label_agreement" not in figures:
+            context.tracker.note(
+                "no two people ordered the same answers, so how well they agree, which bounds the accuracy, is "
+                "not known. With tristage collect rankings --overlap, everyone gets a share of the prompts"
+            )
+        write_sealed(context.folder / FILE, rows, figures)
     context.ranks.barrier()
 
 
@@ -71,10 +77,11 @@ def _preferences(ranks: Sequence[int]) -> np.ndarray:
 def _figures(content: Round) -> dict[str, float]:
     """How many people gave the rankings, and how well they agree.
 
-    `label_agreement` is that of two people on a pair of answers, a mean over prompts with its interval. A
-    reward model cannot be expected to agree with people better than they do with each other.
+    `label_agreement` is that of two people on a pair of answers that both order, a mean over prompts with its
+    interval. A reward model cannot be expected to agree with people better than they do with each other: its
+    accuracy is over the pairs that a person orders, too.
     """
-    labels, agreement = content.labels, agreement_of_tasks(content)
+    labels, agreement = content.labels, ordered_agreement_of_tasks(content)
     return {
         "people": len({showing.labeller for showing, _ in labels.submitted()}),
         "prompts_skipped": len({showing.task for showing, _ in labels.skipped()}),

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 RESAMPLES = 2000
+LEAST = 10  # values, for an interval to be taken seriously
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ ENDS = {"value": "", "low": "_low", "high": "_high", "n": "_n"}  # how metrics n
 def figure(values: Sequence[float]) -> Figure:
     """Mean, 95 % interval and number of values, as `mean_with_interval` has them."""
     return figure_of(mean_with_interval("", values), "")
+
+
+def has_interval(known: Mapping[str, float]) -> bool:
+    """Whether the ends of a figure mean anything: over few values, or equal ones, they are too close."""
+    return known["n"] >= LEAST and known["low"] < known["high"]
 
 
 def figure_of(metrics: Mapping[str, float], name: str) -> Figure:
