@@ -10,8 +10,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from apps.web.errors import ApiError, busy
+from apps.web.server import is_loopback
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PAGE = "/page/"  # the files of the page, which tell nothing of the run
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -56,7 +56,7 @@ class Guard:
 
     def _fault(self, scope: Scope) -> ApiError | None:
         headers, path = Headers(scope=scope), scope["path"]
-        if not self._keys and _name(headers.get("host", "")) not in LOOPBACK:
+        if not self._keys and not is_loopback(_name(headers.get("host", ""))):
             return ApiError(403, "The Host of this request is not this machine. Start the server with a key.")
         is_open = path in self._open_paths or path.startswith(PAGE)
         if self._keys and not is_open and given_key(headers, self._keys) is None:

@@ -53,8 +53,9 @@ def page_files(folder: Path) -> StaticFiles:
 
 
 def url_of(listener: socket.socket) -> str:
-    """The URL of a listening socket."""
+    """The URL of a listening socket; if it listens on all addresses, by the name of this machine."""
     name, port = listener.getsockname()[:2]
+    name = socket.gethostname() if ipaddress.ip_address(name).is_unspecified else name
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 

@@ -1,4 +1,5 @@
 // The windows over the page: who the person is, instructions, keys, and why a task is skipped.
+import { shortKeys } from "./keys.js";
 import { button, make } from "./passage.js";
 import { known, say } from "./words.js";
 
@@ -10,6 +11,7 @@ let settle = null; // what waits for the last dialog
 function open(id) {
   settle?.();
   const dialog = byId(id);
+  dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => {
     settle = () => resolve(dialog);
@@ -17,12 +19,14 @@ function open(id) {
   });
 }
 
-/** The person's name. */
-export async function askName() {
+/** The person's name. A page that `has` one takes null for "as before". */
+export async function askName(has = null) {
+  byId("name").value = has ?? "";
   for (;;) {
-    await open("who");
+    const dialog = await open("who");
     const name = byId("name").value.trim();
-    if (name) return name;
+    if (name && dialog.returnValue === "go") return name;
+    if (has) return null;
   }
 }
 
@@ -38,6 +42,7 @@ export function showKeys(kind) {
   const lines = (say(`keys_${kind}`) + "\n" + say("keys_all")).split("\n").map((line) => line.split(" | "));
   const rows = lines.flatMap(([keys, does]) => [keyNames(keys), make("dd", "", does)]);
   byId("keys-list").replaceChildren(...rows);
+  byId("short-keys").checked = shortKeys();
   return open("keys-help");
 }
 

@@ -39,8 +39,8 @@ export class Draft {
   #exists = false; // there is something to come back to
   #timer = null;
 
-  constructor(run, showing, state) {
-    this.#name = `draft.${run}.${showing}`;
+  constructor(round, showing, state) {
+    this.#name = `draft.${round}.${showing}`;
     this.#state = state;
   }
 

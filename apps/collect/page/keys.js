@@ -1,4 +1,12 @@
 // The keys of the page. The work on a task takes what it knows; the page takes the rest.
+import { keep, recall } from "./keep.js";
+
+const SHORT = "short_keys"; // keys of one letter, digit or sign
+
+/** Whether such keys act. Who dictates, or has a tremor, may switch them off: others stay (WCAG 2.1.4). */
+export const shortKeys = () => recall(SHORT) ?? true;
+
+export const useShortKeys = (on) => keep(SHORT, on);
 
 /** The character of a key, also on keyboards whose digits or letters are others. */
 function keyOf({ key, code, shiftKey }) {
@@ -18,10 +26,13 @@ export function onKeys({ work, submit, submitsOnEnter, acts }) {
     if (target.matches("textarea, input, select")) return leave(event, work());
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Enter") {
-      if (submitsOnEnter() && !target.closest("button, a")) once(event, submit);
+      const control = target.closest("button, a");
+      const isChosen = control?.ariaPressed === "true"; // Enter would choose the same once more
+      if (submitsOnEnter() && (!control || isChosen)) once(event, submit);
       return;
     }
     const key = keyOf(event);
+    if (key.length === 1 && key !== " " && !shortKeys()) return;
     const isArrow = key.startsWith("Arrow");
     if (!(event.repeat && !isArrow) && work()?.key(key, event.shiftKey)) event.preventDefault();
     else if (key in acts) once(event, acts[key]);

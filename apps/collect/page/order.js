@@ -11,6 +11,9 @@ export function fresh(count) {
 /** The order in which the person placed all answers. */
 export const placed = (ranks) => ({ ranks: [...ranks], given: ranks.map(() => true) });
 
+/** How many answers the person has not placed. */
+export const unplaced = ({ given }) => given.filter((its) => !its).length;
+
 /** The answers of each rank, best first. */
 export function groups({ ranks }) {
   const distinct = [...new Set(ranks)].sort((a, b) => a - b);

@@ -21,8 +21,8 @@ export class Outbox {
   #waiting;
 
   /** `waiting(true)` is called while the server does not answer. */
-  constructor({ run, labeller }, waiting) {
-    this.#name = `pending.${run}.${labeller}`;
+  constructor({ id, labeller }, waiting) {
+    this.#name = `pending.${id}.${labeller}`;
     this.#waiting = waiting;
     this.pending = recall(this.#name);
     addEventListener("beforeunload", (event) => this.pending && event.preventDefault());

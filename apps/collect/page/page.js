@@ -4,7 +4,7 @@ import { Clock } from "./clock.js";
 import { Demonstrations } from "./demonstrations.js";
 import { askName, askReason, showGuide, showKeys } from "./dialogs.js";
 import { Draft, forgetOldDrafts, keep, recall } from "./keep.js";
-import { onKeys } from "./keys.js";
+import { onKeys, useShortKeys } from "./keys.js";
 import { isExpired, Outbox } from "./outbox.js";
 import { Pairs } from "./pairs.js";
 import { make } from "./passage.js";
@@ -12,7 +12,7 @@ import { givenText, hidePrompt, showPrompt, togglePrompt } from "./prompt.js";
 import { Rankings } from "./rankings.js";
 import { Ratings } from "./ratings.js";
 import { announce, banner, byId, fault, lock, position, showCounts, showMissing, urge } from "./screen.js";
-import { loadWords, say } from "./words.js";
+import { fromServer, loadWords, say } from "./words.js";
 
 const KINDS = { rankings: Rankings, pairs: Pairs, ratings: Ratings, demonstrations: Demonstrations };
 const MINUTE = 60_000;
@@ -55,7 +55,7 @@ async function begin() {
   byId("me").hidden = round.tokens;
   byId("me").append(round.labeller);
   byId("submit-key").textContent = round.kind === "demonstrations" ? "Ctrl+Enter" : "Enter";
-  const read = `read.${round.run}.${round.labeller}`;
+  const read = `read.${round.id}.${round.instructions_id}.${round.labeller}`;
   if (!recall(read)) await showGuide(round);
   keep(read, true);
   await (outbox.pending ? deliver() : next());
@@ -80,7 +80,7 @@ async function exclusively(act) {
   if (busy) return;
   lock((busy = true));
   fault("");
-  await act().catch((error) => fault(error.status === 401 ? say("unknown_labeller") : error.message));
+  await act().catch((error) => fault(fromServer(error)));
   lock((busy = false));
   if (work && !document.querySelector("dialog[open]")) work.focus();
 }
@@ -108,9 +108,9 @@ function show(answer, said = "", unfinished = null) {
 /** Let the person work on the task. Returns whether a draft of it was there. */
 function takeUp(unfinished) {
   holding = setInterval(hold, Math.min(MINUTE, (1000 * task.expires_in) / 3));
-  draft = new Draft(round.run, task.showing, () => ({ work: work.state, seconds: clock.seconds }));
+  draft = new Draft(round.id, task.showing, () => ({ work: work.state, seconds: clock.seconds }));
   const kept = draft.read();
-  clock.restart(kept?.seconds);
+  clock.restart(kept?.seconds ?? task.seconds);
   lay();
   if (kept) work.state = kept.work;
   else if (task.earlier) recallEarlier();
@@ -138,11 +138,13 @@ function showEnd(said) {
   const wasEnd = byId("work").querySelector(".end");
   work = draft = null;
   hidePrompt();
-  byId("work").replaceChildren(make("p", "end", say("none_left")));
+  layEnd();
   showMissing(null, false);
   if (!wasEnd) announce(`${said} ${say("none_left")}`.trim());
   looking = setTimeout(() => exclusively(next), LOOK_AGAIN);
 }
+
+const layEnd = () => byId("work").replaceChildren(make("p", "end", say("none_left")));
 
 /** Say what is missing before the person can submit. */
 function check() {
@@ -159,8 +161,11 @@ function submit() {
 
 async function skip() {
   if (busy || !work) return;
+  const { showing } = task;
   const reason = await askReason(round.skip_reasons);
-  if (reason) send("/api/skip", reason);
+  if (!reason) return;
+  if (task?.showing === showing) send("/api/skip", reason);
+  else fault(say("expired")); // another task came while the reason was asked
 }
 
 function send(path, content) {
@@ -180,7 +185,7 @@ async function deliver() {
     if (!task && error.status !== 401) await next();
     throw error;
   }
-  (draft ?? new Draft(round.run, showing)).remove();
+  (draft ?? new Draft(round.id, showing)).remove();
   draft = null;
   await next(say("saved"));
 }
@@ -214,6 +219,7 @@ async function hold() {
 /** Show the page in another language; the work stays as it is. */
 function translate() {
   if (counts) showCounts(counts, task);
+  if (!work && counts) layEnd();
   if (!work) return;
   const { state } = work;
   lay();
@@ -229,7 +235,9 @@ byId("confirm").addEventListener("click", () => work.confirm());
 byId("skip").addEventListener("click", skip);
 byId("undo").addEventListener("click", undo);
 byId("me").addEventListener("click", async () => {
-  setName(await askName());
+  const name = await askName(round.labeller);
+  if (name === null) return;
+  setName(name);
   location.reload();
 });
 byId("show-guide").addEventListener("click", () => showGuide(round));
@@ -240,6 +248,7 @@ onKeys({
   submitsOnEnter: () => round?.kind !== "demonstrations",
   acts: { s: skip, u: undo, p: togglePrompt, "?": () => showKeys(round.kind) },
 });
+byId("short-keys").addEventListener("change", ({ target }) => useShortKeys(target.checked));
 document.addEventListener("language", translate);
 for (const type of ["pagehide", "visibilitychange"]) addEventListener(type, () => draft?.save());
 for (const type of ["keydown", "pointerdown", "pointermove", "wheel"]) {

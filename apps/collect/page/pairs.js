@@ -1,5 +1,5 @@
 // Choose the better one of two answers, or say that they are equal.
-import { button, make, Passage } from "./passage.js";
+import { button, card as makeCard, make, Passage } from "./passage.js";
 import { say } from "./words.js";
 
 const RANKS = { 1: [1, 2], 2: [2, 1], 0: [1, 1] };
@@ -19,12 +19,11 @@ export class Pairs {
       2: button(say("better"), "2", () => this.#choose("2")),
       0: button(say("equal"), "0", () => this.#choose("0")),
     };
-    this.#cards = this.#passages.map(({ element }, index) => {
+    this.#cards = this.#passages.map((passage, index) => {
       const name = String(index + 1);
       const head = make("div", "head", make("h3", "", say("answer", { name })), this.#buttons[name]);
-      const card = make("article", "card", head, element);
+      const card = makeCard(head, passage);
       card.tabIndex = 0;
-      card.role = "group";
       card.ariaLabel = say("answer", { name });
       return card;
     });

@@ -5,11 +5,21 @@ const CHARACTERS = 1200;
 const LINES = 14;
 const GIVEN = 160; // characters of the prompt in front of an answer that continues it
 
+let passages = 0; // so far, for their ids
+
 /** An element of a class, with a text or children. */
 export function make(tag, className = "", ...children) {
   const element = document.createElement(tag);
   if (className) element.className = className;
   element.append(...children);
+  return element;
+}
+
+/** A card that the keyboard reaches. A screen reader says its name first, then its passage. */
+export function card(head, passage) {
+  const element = make("article", "card", head, passage.element);
+  element.role = "group";
+  element.setAttribute("aria-describedby", passage.id);
   return element;
 }
 
@@ -52,6 +62,7 @@ export class Passage {
     this.#shown = make("span");
     const content = make("div", "text", ...(given ? [make("span", "given", given)] : []), this.#shown);
     content.dir = "auto";
+    this.id = content.id = `passage-${++passages}`;
     this.element = make("div", "passage", content);
     const length = visibleLength(text);
     if (length < text.length) this.#addFold(length);

@@ -2,7 +2,7 @@
 import { ask, takeToken } from "./client.js";
 import { make } from "./passage.js";
 import { byId, fault } from "./screen.js";
-import { figure, known, loadWords, say } from "./words.js";
+import { decimals, figure, fromServer, known, loadWords, percent, say } from "./words.js";
 
 const REFRESH = 5000;
 const SVG = "http://www.w3.org/2000/svg";
@@ -29,20 +29,20 @@ async function refresh() {
   setTimeout(refresh, REFRESH);
 }
 
-function message({ status, message: text }) {
-  if (status === 401 || status === 403) return say("lead_only");
-  if (status) return text;
+function message(error) {
+  if (error.status === 401 || error.status === 403) return say("lead_only");
+  if (error.status) return fromServer(error);
   return latest ? say("stale", { time: latestTime }) : say("no_answer");
 }
 
 function draw() {
-  const { run, kind, total, labelled, missing, held, people, agreement, skips } = latest;
+  const { run, kind, total, labelled, missing, uncompared, held, people, agreement, skips } = latest;
   byId("progress").hidden = false;
   byId("run").textContent = run;
   byId("kind").textContent = say(`kind_${kind}`);
   byId("bar").max = Math.max(1, total);
   byId("bar").value = labelled;
-  drawCounts({ labelled, missing, held }, total);
+  drawCounts({ labelled, missing, uncompared, held }, total);
   drawAgreement(agreement, kind);
   if (latest.win_rate) drawWins(latest.win_rate);
   drawPeople(people);
@@ -114,14 +114,6 @@ function inWords({ value, low, high, n }, { write }) {
   const values = { value: write(value), n: figure(n) };
   if (low === null || high === null) return say("no_interval", values);
   return say("interval", { ...values, low: write(low), high: write(high) });
-}
-
-function percent(value) {
-  return `${(100 * value).toFixed(1)} %`;
-}
-
-function decimals(value) {
-  return value.toFixed(2).replace("-", "−");
 }
 
 /** A picture of a figure with its interval, and of the interval that is known from elsewhere. */

@@ -1,9 +1,9 @@
 // Rank 4 to 9 answers: by dragging, by buttons, or by keys. The best one can become a demonstration.
 import { draggable } from "./drag.js";
 import { Edit } from "./edit.js";
-import { assign, dense, fresh, groups, place, placed, shift, tieAbove } from "./order.js";
-import { button, make, Passage } from "./passage.js";
-import { cardinal, ordinal, say } from "./words.js";
+import { assign, dense, fresh, groups, place, placed, shift, tieAbove, unplaced } from "./order.js";
+import { button, card as makeCard, make, Passage } from "./passage.js";
+import { cardinal, figure, ordinal, say } from "./words.js";
 
 const GLIDE = 160; // milliseconds
 const STEPS = { ArrowUp: -1, ArrowDown: 1 };
@@ -34,7 +34,9 @@ export class Rankings {
 
   /** Why this cannot be submitted, or null. */
   get missing() {
-    return this.#order.given.some(Boolean) ? null : say("order_first");
+    const left = unplaced(this.#order);
+    if (left === 0) return null;
+    return left === this.#cards.length ? say("order_first") : say("order_rest", { n: figure(left) });
   }
 
   get result() {
@@ -99,8 +101,7 @@ export class Rankings {
       ["tie", "=", () => this.#use(tieAbove(this.#order, this.#active))],
     ].map(([name, sign, act]) => this.#tool(name, sign, index, act));
     const head = make("div", "head", title, make("div", "tools", ...tools));
-    const element = make("article", "card", head, passage.element);
-    element.role = "group";
+    const element = makeCard(head, passage);
     element.addEventListener("focusin", () => this.#activate(index));
     return { element, passage, text };
   }
@@ -176,18 +177,15 @@ export class Rankings {
   }
 
   #editBest() {
-    if (this.missing) return this.#desk.announce(this.missing);
     const best = groups(this.#order)[0].cards;
+    if (!best.every((card) => this.#order.given[card])) return this.#desk.announce(this.missing);
     const card = best.includes(this.#active) ? this.#active : best[0];
     this.#edit.open(this.#cards[card].text);
   }
 }
 
-/** The name of an answer: A to Z, A2 to Z2, ... */
-function letter(index) {
-  const turn = Math.floor(index / 26) + 1;
-  return String.fromCharCode(65 + (index % 26)) + (turn > 1 ? turn : "");
-}
+/** The name of an answer: A to I. */
+const letter = (index) => String.fromCharCode(65 + index);
 
 /** Let the cards glide to their new places, unless the person prefers less motion. */
 function slide(cards, before) {

@@ -1,5 +1,5 @@
 // Rate one answer on a scale.
-import { button, make, Passage } from "./passage.js";
+import { button, card, make, Passage } from "./passage.js";
 import { say } from "./words.js";
 
 export class Ratings {
@@ -16,7 +16,8 @@ export class Ratings {
       this.#buttons.set(rating, button(String(rating), "", () => this.#rate(rating)));
     }
     this.#passage = new Passage(task.answers[0], given);
-    this.#card = make("article", "card", make("h3", "", say("the_answer")), this.#passage.element);
+    this.#card = card(make("h3", "", say("the_answer")), this.#passage);
+    this.#card.ariaLabel = say("the_answer");
     this.#card.tabIndex = 0;
     const scale = make("div", "scale", ...this.#buttons.values());
     scale.role = "group";

@@ -38,6 +38,23 @@ export function figure(number) {
   return new Intl.NumberFormat(document.documentElement.lang, digits).format(number);
 }
 
+/** A share as a percentage: "72.6 %". */
+export const percent = (share) => number(share, { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });
+
+/** Two decimals: "−0.33". */
+export const decimals = (value) => number(value, { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+
+function number(value, options) {
+  return new Intl.NumberFormat(document.documentElement.lang, options).format(value).replace("-", "−");
+}
+
+/** What went wrong, in the person's language if the server gives a code that is known here. */
+export function fromServer({ status, code, message }) {
+  if (!status) return message; // it is the page's own
+  const key = status === 401 ? "unknown_labeller" : `error_${code}`;
+  return known(key) ? say(key) : say("error", { status, message });
+}
+
 /** Use a language from now on, and in all elements that name their text. */
 function use(language) {
   words = all[language];

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
+from tests.support.accessibility import violations
+from tests.support.labelling_page import CHROMIUM, chromium
 from tests.unit.apps.server import Address
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no program `chromium` is on PATH")
 PROMPT = "My cat is sick."
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        # Root has no sandbox in a container; the only page is ours.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -90,12 +87,20 @@ def test_an_error_is_told(page: Page) -> None:
     expect(page.get_by_role("alert")).to_contain_text("window of 512")
 
 
-def test_it_follows_the_colours_of_the_system(page: Page) -> None:
-    def background(scheme: Literal["light", "dark"]) -> str:
-        page.emulate_media(color_scheme=scheme)
-        return str(page.evaluate("() => getComputedStyle(document.body).backgroundColor"))
-
-    assert background("light") != background("dark")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_keeps_the_rules_of_accessible_pages(page: Page, scheme: Literal["light", "dark"]) -> None:
+    page.emulate_media(color_scheme=scheme)
+    background = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+    assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(16, 22, 21)"}[scheme]
+    assert violations(page) == []
+    page.get_by_label("Prompt").fill("cat " * 2000)
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_role("alert")).to_contain_text("window of 512")
+    assert violations(page) == []
+    page.get_by_label("Prompt").fill(PROMPT)
+    page.keyboard.press("Control+Enter")
+    answers(page)
+    assert violations(page) == []
 
 
 def test_a_narrow_window_has_one_column_and_no_sideways_scrolling(page: Page) -> None:
