@@ -15,7 +15,7 @@ from apps.evaluate.reasoning import before_reasoning
 from configs.errors import UserError
 from configs.schema import Data
 from data.batches.tokenize import Prompt, is_chat
-from data.sources.messages import Message, Text, last_text
+from data.sources.messages import Message, Text, as_messages, last_text
 
 BREAK = "\n\n"  # between demonstrations of plain text; an answer ends there
 
@@ -101,13 +101,9 @@ def _joined(prompt: Text, demonstrations: Sequence[Row], data: Data) -> Text:
     if not is_chat(prompt, data):
         parts = [f"{row['prompt']}{last_text(row['completion'])}" for row in demonstrations]
         return BREAK.join([*parts, str(prompt)])
-    asked = _messages("user", prompt)
+    asked = as_messages(prompt, "user")
     system = [message for message in asked if message["role"] == "system"]  # a template takes it first
     turns: list[Message] = []
     for row in demonstrations:
-        turns += [*_messages("user", row["prompt"]), *_messages("assistant", row["completion"])]
+        turns += [*as_messages(row["prompt"], "user"), *as_messages(row["completion"], "assistant")]
     return [*system, *(message for message in [*turns, *asked] if message["role"] != "system")]
-
-
-def _messages(role: str, text: str | list[Message]) -> list[Message]:
-    return [{"role": role, "content": text}] if isinstance(text, str) else text

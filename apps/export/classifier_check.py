@@ -14,7 +14,7 @@ from apps.export.weights import ending_text
 from apps.trained_run import LoadedPolicies, TrainedRun, reward_scores
 from configs.schema import Data
 from data.batches.tokenize import continuation, is_chat
-from data.sources.messages import Text, last_text
+from data.sources.messages import Text, as_messages, last_text
 from data.storage.files import read_json_lines
 from stages.feedback.rankings import FILE
 
@@ -68,8 +68,7 @@ def classifier_text(
     """What the classifier reads: prompt and answer, and `ending`, which its chat template has, too."""
     if not is_chat(prompt, data):
         return f"{prompt}{answer}{ending}"
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    answered = [*messages, {"role": "assistant", "content": answer}]
+    answered = [*as_messages(prompt, "user"), *as_messages(answer, "assistant")]
     text: str = tokenizer.apply_chat_template(answered, tokenize=False)
     return text
 

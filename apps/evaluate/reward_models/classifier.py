@@ -24,7 +24,7 @@ from configs.errors import UserError
 from configs.schema import Base, Data
 from data.batches.encoding import encoder_of
 from data.batches.tokenize import is_chat
-from data.sources.messages import Message, Text, last_text
+from data.sources.messages import as_messages, last_text
 from stages.models.base_checks import check_loaded, check_vocabulary, loading
 from stages.models.base_files import check_weights
 
@@ -106,8 +106,8 @@ class ClassifierScorer:
         prompt, where = row["prompt"], row["where"]
         if not is_chat(prompt, self.data):
             return [self._text(prompt, answer, where) for answer in row["completions"]]
-        opened = _turns("user", prompt)
-        conversations = [(opened + _turns("assistant", answer), False) for answer in row["completions"]]
+        opened = as_messages(prompt, "user")
+        conversations = [(opened + as_messages(answer, "assistant"), False) for answer in row["completions"]]
         return encoder_of(self.tokenizer).conversations(conversations, where)
 
     def _text(self, prompt: str, answer: str, where: str) -> list[int]:
@@ -127,10 +127,6 @@ class ClassifierScorer:
             inputs["token_type_ids"] = (ends.cumsum(1) - ends.long()).clamp(max=1)  # 1 after the first
         logits: list[float] = self.model(**inputs).logits[:, 0].float().tolist()
         return logits
-
-
-def _turns(role: str, text: Text) -> list[Message]:
-    return [{"role": role, "content": text}] if isinstance(text, str) else list(text)
 
 
 def open_classifier(
