@@ -86,11 +86,11 @@ def test_the_reward_model_learned_the_rankings_of_both(first, second) -> None:
     assert " are in the split that this round gives their prompts" not in log, "rounds split alike"
 
 
-def test_lineage_is_shown(first, second) -> None:
+def test_lineage_is_shown(first, second, tmp_path) -> None:
     words = f"round 2, from the policy of stage ppo in {first}"
     assert words in tristage("status", "--run-dir", second)
     assert words in write_report(second).read_text()
-    assert f"{first}" in tristage("compare", first, second)
+    assert f"{first}" in tristage("compare", first, second, "--out", tmp_path / "comparison")
     manifest = json.loads((second / "rm/manifest.json").read_text())
     assert manifest["config"]["lineage"]["parents"] == [str(first)]
     assert len(manifest["sources"]["rm.rankings.earlier[0]"]) == 64
