@@ -108,11 +108,10 @@ def add_fresh(context: Context, roles: Roles, role: str) -> None:
         UserError: see `Roles.add_new` and `take_up_rounding`.
     """
     adapter, base = context.config.adapter, context.config.base_of(context.stage)
-    if isinstance(roles, MethodRoles):
-        roles.add_method(role, method_config(context.config.sft, adapter, context.seed), adapter)
-        context.tracker.note(f"sft.method: {context.config.sft.method}: {roles.trained_share}")
-        return
     roles.add_new(role, adapter)
+    if _by_method(context):
+        trained = sum(parameter.numel() for parameter in roles.role_parameters(role).values())
+        context.tracker.note(f"sft.method: {context.config.sft.method}: {trained:,} parameters train")
     if adapter.init == "loftq" and base.quantization != "none":
         context.tracker.note(f"adapter.init: loftq: {take_up_rounding(roles, role, base)}")
 
@@ -135,5 +134,12 @@ def _roles(context: Context, base: Base, ranks: Ranks) -> Roles:
     context.tracker.note(f"loading the base {base.model} ({base.quantization})")
     model = load_base(base, ranks.device)
     digest = ranks.broadcast(base_digest(base, model) if ranks.rank == 0 else None)
-    by_method = context.stage == "sft" and context.config.sft.method != "lora"
-    return MethodRoles(model, digest) if by_method else Roles(model, digest)
+    if not _by_method(context):
+        return Roles(model, digest)
+    method = method_config(context.config.sft, context.config.adapter, context.seed)
+    return MethodRoles(model, digest, method)
+
+
+def _by_method(context: Context) -> bool:
+    """Whether the stage is SFT by another method than LoRA."""
+    return context.stage == "sft" and context.config.sft.method != "lora"

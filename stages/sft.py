@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -20,13 +19,12 @@ from stages.training.engine import Engine
 from stages.training.export import save_role
 from stages.training.likelihood import Example, completion_logprobs, completion_tokens, sequence_length
 from stages.training.loop import TrainingLoop
-from stages.training.methods import MethodRoles
 from stages.training.metrics import reduce_means
 from stages.training.padding import padding, padding_metrics
 from stages.training.rank_budget import RankBudget
 from stages.training.resume import find_checkpoint, seed_step, start_engine
 from stages.training.soundness import check_result
-from stages.training.throughput import Meter, peak_memory_bytes
+from stages.training.throughput import Meter, cost
 
 
 def run(context: Context) -> Outcome:
@@ -76,9 +74,7 @@ def run(context: Context) -> Outcome:
             **{f"eval_{name}": value for name, value in after.items()},
             **counts,
             **padding_metrics(sft, context.seed, rows, train, lengths, trainer.padding),
-            "steps": steps,
-            "tokens_per_second": trainer.meter.tokens_per_second,
-            "peak_memory_bytes": ranks.max(peak_memory_bytes()),
+            **cost(trainer.meter, ranks, steps),
         },
         models.base_digest,
         train[0].chat,
@@ -97,8 +93,7 @@ def add_policy(context: Context, base: Roles) -> None:
 
 def start_budget(engine: Engine, steps: int) -> RankBudget | None:
     """AdaLoRA's budget of ranks, given after each of `steps` updates; None for other methods."""
-    roles = engine.models.policy_base
-    budget = roles.budget if isinstance(roles, MethodRoles) else None
+    budget: RankBudget | None = engine.models.policy_base.budget
     if budget is not None:
         budget.schedule(steps)
         budget.follow(engine.optimizer, lambda: engine.counters.applied + 1)
@@ -150,17 +145,19 @@ class SftTrainer:
         if not held_out:
             return {}
         models, ranks = self.engine.models, self.engine.ranks
+
+        def nll(some: Sequence[tokenize.Demonstration]) -> list[Mean]:
+            logprobs, _, mask = completion_logprobs(models, some, self.pad_id, ranks.device)
+            totals, counts = torch.where(mask, -logprobs, 0.0).sum(1), mask.sum(1)
+            return [Mean(*one) for one in zip(totals.tolist(), counts.tolist(), strict=True)]
+
         models.eval()
-        counts = Counter(example.source for example in held_out)
-        labels = sorted(counts) if len(counts) > 1 else []
-        nll = {name: Mean(0.0, 0.0) for name in ("loss", *(f"loss/{label}" for label in labels))}
-        for round_ in ranks.rounds(list(held_out), self.micro_batch_size):
-            logprobs, _, mask = completion_logprobs(models, round_.items, self.pad_id, ranks.device)
-            if round_.weight:
-                nll["loss"] += masked_mean(-logprobs, mask)
-                for label in labels:
-                    rows = [i for i, example in enumerate(round_.items) if example.source == label]
-                    nll[f"loss/{label}"] += masked_mean(-logprobs[rows], mask[rows])
+        of_each = ranks.map_in_order(held_out, self.micro_batch_size, nll)
         models.train()
-        numbers = {"loss_n": len(held_out)} | {f"loss/{label}_n": counts[label] for label in labels}
-        return reduce_means(nll, ranks) | numbers
+        parts = {"loss": of_each}
+        labels = sorted({example.source for example in held_out})
+        for label in labels if len(labels) > 1 else ():
+            pairs = zip(held_out, of_each, strict=True)
+            parts[f"loss/{label}"] = [mean for example, mean in pairs if example.source == label]
+        found = {name: sum(means, Mean(0.0, 0)).value for name, means in parts.items()}
+        return found | {f"{name}_n": len(means) for name, means in parts.items()}

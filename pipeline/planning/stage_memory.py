@@ -12,6 +12,7 @@ from pathlib import Path
 from configs.deepspeed_json import read_deepspeed_json, zero_stage
 from configs.errors import UserError
 from configs.schema import Epochs, Experiment, Rollout, Stage
+from data.storage.adapter_names import ADAPTER_FILE
 from pipeline.planning import memory
 from pipeline.planning.batches import training
 from pipeline.planning.memory import FP32, BaseShape, Precision
@@ -123,7 +124,7 @@ class _Estimator:
         if stage not in self.config.starts:
             return None
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            tensors = stored_tensors([Path(self.config.starts[stage]) / "adapter_model.safetensors"])
+            tensors = stored_tensors([Path(self.config.starts[stage]) / ADAPTER_FILE])
             return sum(math.prod(shape) for _, (shape, _) in tensors)
         return None
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from configs.regular_file import read_regular_file
 from configs.schema import Experiment, Stage
+from data.storage.adapter_names import ADAPTER_FILE, CONFIG_FILE, HEAD_FILE
 from pipeline.planning.faults import Fault
 
-CONFIG, WEIGHTS, HEAD = "adapter_config.json", "adapter_model.safetensors", "head.safetensors"
 WHOLE_MODEL: dict[Stage, str] = {
     "sft": "Name it in base.model, and leave this key out",
     "rm": "Name a LoRA adapter with a head, such as RUN/rm/adapter. Or write a function or an endpoint that "
@@ -36,7 +36,7 @@ def adapter_fault(config: Experiment, stage: Stage, folder: Path) -> str | None:
     """Why `stage` cannot start from the adapter in `folder`; None if it can, as far as is seen."""
     if not folder.is_dir():
         return "there is no such folder. Correct the path, or leave the key out."
-    if (folder / "config.json").is_file() and not (folder / CONFIG).is_file():
+    if (folder / "config.json").is_file() and not (folder / CONFIG_FILE).is_file():
         return f"it is a whole model, and a role is a LoRA adapter on the base. {WHOLE_MODEL[stage]}."
     found = _read(folder)
     if isinstance(found, str):
@@ -56,26 +56,27 @@ def policy_fault(config: Experiment, folder: Path) -> str | None:
 
 def _read(folder: Path) -> Mapping[str, Any] | str:
     """The content of `adapter_config.json`, or why the folder has no adapter."""
-    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    missing = [name for name in (CONFIG_FILE, ADAPTER_FILE) if not (folder / name).is_file()]
     if missing:
         return f"it has no {missing[0]}. Name the folder of a PEFT LoRA adapter in safetensors."
     try:
-        found = json.loads(read_regular_file(folder / CONFIG))
+        found = json.loads(read_regular_file(folder / CONFIG_FILE))
     except (OSError, ValueError, RecursionError) as error:
-        return f"{CONFIG} cannot be read: {error!s:.100}. Restore it."
-    return found if isinstance(found, dict) else f"{CONFIG} holds no JSON object. Restore it."
+        return f"{CONFIG_FILE} cannot be read: {error!s:.100}. Restore it."
+    return found if isinstance(found, dict) else f"{CONFIG_FILE} holds no JSON object. Restore it."
 
 
 def _kind_fault(stage: Stage, folder: Path, found: Mapping[str, Any]) -> str | None:
     """Refuse a policy as a reward model, and a reward model as a policy."""
-    has_head = (folder / HEAD).is_file()
+    has_head = (folder / HEAD_FILE).is_file()
     if stage == "rm" and not has_head and found.get("task_type") != "SEQ_CLS":
         return (
-            f"it is no reward model: it has no {HEAD}, and the task_type of {CONFIG} is not SEQ_CLS. Name "
-            "RUN/rm/adapter of another run, or an adapter of a sequence classifier with one label."
+            f"it is no reward model: it has no {HEAD_FILE}, and the task_type of {CONFIG_FILE} is not "
+            "SEQ_CLS. Name RUN/rm/adapter of another run, or an adapter of a sequence classifier with one "
+            "label."
         )
     if stage != "rm" and (has_head or found.get("task_type") == "SEQ_CLS"):
-        sign = HEAD if has_head else f"task_type SEQ_CLS in {CONFIG}"
+        sign = HEAD_FILE if has_head else f"task_type SEQ_CLS in {CONFIG_FILE}"
         return f"it is a reward model ({sign}), not a policy. Stage rm starts from it with rm.from."
     return None
 
@@ -117,6 +118,6 @@ def _base_fault(config: Experiment, stage: Stage, found: Mapping[str, Any]) -> s
     if own == other or ("/" in named) != ("/" in base.model):  # an embedded model has no owner
         return None
     return (
-        f"{CONFIG}: base_model_name_or_path is {named:.100}, but {base.key}.model is {base.model}. Set "
-        f"{base.key}.model to the base of the adapter. If both are one model, correct {CONFIG}."
+        f"{CONFIG_FILE}: base_model_name_or_path is {named:.100}, but {base.key}.model is {base.model}. Set "
+        f"{base.key}.model to the base of the adapter. If both are one model, correct {CONFIG_FILE}."
     )

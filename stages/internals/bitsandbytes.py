@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft.utils.integrations import dequantize_bnb_weight
@@ -34,3 +36,31 @@ def dequantized_weight(layer: Linear4bit | Linear8bitLt) -> Tensor:
     """The weight (out, in) of a quantized layer. An 8-bit layer keeps its scales in `state`."""
     values: Tensor = dequantize_bnb_weight(layer.weight, state=vars(layer).get("state"))
     return values
+
+
+def multiply_4bit_by(product: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> None:
+    """Have 4-bit layers on CPUs compute A W^T + bias by `product`, given A, the whole W (out, in) and bias.
+
+    The operator and its ten parameters are bitsandbytes' own. No public switch chooses another product.
+    """
+
+    def gemm_4bit(
+        A: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        bias: Tensor | None = None,
+        absmax_8bit: Tensor | None = None,
+        absmax_code: Tensor | None = None,
+        absmax_offset: Tensor | None = None,
+    ) -> Tensor:
+        """W is `B` dequantized (QLoRA, equations 5 and 6)."""
+        ops = torch.ops.bitsandbytes
+        if absmax_8bit is not None:
+            outer = ops.dequantize_blockwise(absmax_8bit, absmax, absmax_code, 256, torch.float32)
+            absmax = outer + absmax_offset
+        return product(A, ops.dequantize_4bit(B, absmax, blocksize, quant_type, shapeB, A.dtype), bias)
+
+    torch.library.register_kernel("bitsandbytes::gemm_4bit", "cpu", gemm_4bit)

@@ -13,9 +13,9 @@ from peft import LoraConfig
 from safetensors import safe_open
 
 from configs.unique_keys import DuplicateKey, unique_keys
+from data.storage.adapter_names import CONFIG_FILE
 from stages.models.base_files import non_finite, number_fault
 
-CONFIG = "adapter_config.json"
 MAX_ALPHA = 1e9  # as in the experiment's schema
 
 
@@ -106,14 +106,14 @@ def config_fault(folder: Path, modules: Sequence[str]) -> str | None:
         modules: names of the base's modules, from which the config chooses.
     """
     try:
-        text = (folder / CONFIG).read_text(encoding="utf-8")
+        text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
         config = json.loads(text, object_pairs_hook=unique_keys)
     except DuplicateKey as error:
-        return f"{CONFIG}: {error.key:.60} is given twice"
+        return f"{CONFIG_FILE}: {error.key:.60} is given twice"
     except (ValueError, RecursionError):
         return None
     faults = _config_faults(config, modules) if isinstance(config, dict) else iter(())
-    return next((f"{CONFIG}: {fault}" for fault in faults), None)
+    return next((f"{CONFIG_FILE}: {fault}" for fault in faults), None)
 
 
 def _config_faults(config: Mapping[str, Any], modules: Sequence[str]) -> Iterator[str]:

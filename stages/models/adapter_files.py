@@ -19,11 +19,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
+from data.storage.adapter_names import ADAPTER_FILE, CONFIG_FILE, HEAD_FILE
 from data.storage.sealed_folder import SealedFolder
 from stages.models.adapter_checks import config_fault, tensor_fault
 from stages.models.base_checks import safetensors_fault
 
-ADAPTER_FILE, HEAD_FILE = "adapter_model.safetensors", "head.safetensors"
 MAGNITUDE = "lora_magnitude_vector"
 Pooling = Literal["last", "mean"]
 Files = dict[str, dict[str, Tensor]]  # tensors of each safetensors file, by their names in it
@@ -52,7 +52,7 @@ class Ending(NamedTuple):
 
 def check_files(folder: Path) -> None:
     """Raise UserError unless the folder has an adapter's files, and its safetensors are whole."""
-    for name in ("adapter_config.json", ADAPTER_FILE):
+    for name in (CONFIG_FILE, ADAPTER_FILE):
         if not (folder / name).is_file():  # PEFT would try a pickle next, and then the hub
             raise unusable(folder, f"it has no {name}")
     for path in sorted(folder.glob("*.safetensors")):
@@ -167,25 +167,19 @@ class AdapterInfo:
     pooling: Pooling = "last"
 
 
-def save_adapter(
-    final: Path,
-    tensors: dict[str, Tensor],
-    info: AdapterInfo,
-    inside: Mapping[str, tuple[dict[str, Tensor], AdapterInfo]] = MappingProxyType({}),
-) -> None:
+def save_adapter(final: Path, tensors: Mapping[str, Tensor], info: AdapterInfo) -> None:
     """Write a role as a plain PEFT folder. A role with a scalar head also gets `head.safetensors`.
 
     Args:
         final: the folder, which is whole or absent at any moment.
         tensors: the role's parameters by their names in `Roles`.
-        inside: tensors and info of further roles, by the name of the folder in `final` that they go to.
     """
-    others = {name: (_named(of_role, one), one) for name, (of_role, one) in inside.items()}
-    write_adapter(final, _named(tensors, info), info, others)
+    write_adapter(final, files_of(info.role, tensors), info)
 
 
-def _named(tensors: dict[str, Tensor], info: AdapterInfo) -> Files:
-    files = _file_names(info.role, tensors)
+def files_of(role: str, tensors: Mapping[str, Tensor]) -> Files:
+    """The tensors of each file of a role, by their names there; `tensors` have those in `Roles`."""
+    files = _file_names(role, tensors)
     return {file: {saved: tensors[name] for saved, name in names.items()} for file, names in files.items()}
 
 

@@ -19,7 +19,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from trl.trainer.utils import disable_dropout_in_model
 
 from configs.errors import UserError
 from configs.regular_file import read_regular_file
@@ -28,6 +27,7 @@ from data.storage.folder_digest import folder_digest
 from stages.distributed.process_group import return_freed_memory
 from stages.internals.bitsandbytes import keep_packing
 from stages.internals.transformers import commit_hash, find_file
+from stages.internals.trl import disable_dropout_in_model
 from stages.models.base_checks import (
     check_architecture,
     check_folder,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from configs.schema import Base
 from configs.unique_keys import DuplicateKey, unique_keys
+from data.storage.adapter_names import CONFIG_FILE
 from data.storage.file_cache import cached
 from stages.internals.transformers import find_file
 from stages.models.base_checks import BUFFERS, loading, unusable
@@ -34,7 +35,7 @@ def check_files(config: Base, source: str) -> None:
             its config.json has a number or a quantization that cannot be loaded.
     """
     with loading(config, "files"):
-        if find_file(source, "adapter_config.json", config.revision):
+        if find_file(source, CONFIG_FILE, config.revision):
             raise unusable(
                 config,
                 "an adapter_config.json lies beside the base, and transformers would add that adapter to it; "

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
+from stages.internals.bitsandbytes import multiply_4bit_by
 from stages.internals.torch import onednn_linear
 
 # Elements of a weight. For smaller weights, oneDNN's gain does not make up for the milliseconds that it takes
@@ -30,31 +30,11 @@ def use_onednn() -> None:
     for name in ("ONEDNN_PRIMITIVE_CACHE", "LRU_CACHE"):
         os.environ.setdefault(f"{name}_CAPACITY", str(CACHED_SHAPES))  # read at the first product
     if torch.backends.mkldnn.is_available():
-        torch.library.register_kernel("bitsandbytes::gemm_4bit", "cpu", _gemm_4bit)
+        multiply_4bit_by(_product)
 
 
-def _gemm_4bit(
-    A: Tensor,
-    B: Tensor,
-    shapeB: Sequence[int],
-    absmax: Tensor,
-    blocksize: int,
-    quant_type: str,
-    bias: Tensor | None = None,
-    absmax_8bit: Tensor | None = None,
-    absmax_code: Tensor | None = None,
-    absmax_offset: Tensor | None = None,
-) -> Tensor:
-    """A W^T + bias: (..., in) to (..., out). W (out, in) is `B` dequantized (QLoRA, equations 5 and 6).
-
-    The ten parameters are those of bitsandbytes' operator, which this function implements.
-    """
-    ops = torch.ops.bitsandbytes
-    if absmax_8bit is not None:
-        absmax = (
-            ops.dequantize_blockwise(absmax_8bit, absmax, absmax_code, 256, torch.float32) + absmax_offset
-        )
-    weight = ops.dequantize_4bit(B, absmax, blocksize, quant_type, shapeB, A.dtype)
-    if A.dtype == torch.float32 and weight.numel() >= LARGE:
-        return onednn_linear(A, weight, bias)
-    return nn.functional.linear(A, weight, bias)
+def _product(activations: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(..., in) times (out, in) transposed: (..., out)."""
+    if activations.dtype == torch.float32 and weight.numel() >= LARGE:
+        return onednn_linear(activations, weight, bias)
+    return nn.functional.linear(activations, weight, bias)

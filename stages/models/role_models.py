@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -53,10 +52,6 @@ class RoleModels(nn.Module):
     def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
         """Adapter and head of `role`, by parameter name."""
         return self.of(role).role_parameters(role)
-
-    def peft_config(self, role: str) -> LoraConfig:
-        """PEFT's description of the adapter of `role`."""
-        return self.of(role).peft_config(role)
 
     def forward(self, query: ScalarQuery | TokenQuery) -> Any:
         """`Roles.forward` of the query's role."""

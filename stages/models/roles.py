@@ -6,7 +6,7 @@ fp32: at RLHF learning rates, updates of bf16 weights round to nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear8bitLt
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -26,8 +26,10 @@ from stages.internals.peft import activate_adapter
 from stages.models.adapter_files import (
     HEAD_FILE,
     Ending,
+    Files,
     Pooling,
     check_adapter,
+    files_of,
     loading_adapter,
     read_ending,
     read_pooling,
@@ -89,7 +91,12 @@ class Roles(nn.Module):
     Activating a role chooses the adapter of the next forward. It does not change `requires_grad`. Under
     gradient checkpointing, backward recomputes the forward with the role that is active then. So run the
     backward of a role before you activate another.
+
+    Attributes:
+        budget: of AdaLoRA's ranks (see `MethodRoles`); None otherwise.
     """
+
+    budget: Any = None
 
     def __init__(self, base: PreTrainedModel, base_digest: str = "") -> None:
         """Freeze `base` and start without roles.
@@ -322,3 +329,11 @@ class Roles(nn.Module):
     def peft_config(self, role: str) -> LoraConfig:
         """PEFT's description of the adapter of `role`, as it is saved beside its weights."""
         return self._peft[0].peft_config[role]
+
+    def saved(self, role: str, tensors: Mapping[str, Tensor]) -> tuple[PeftConfig, Files]:
+        """What is written of a role: PEFT's description, and the tensors of each file.
+
+        Args:
+            tensors: its parameters, whole, by name.
+        """
+        return self.peft_config(role), files_of(role, tensors)

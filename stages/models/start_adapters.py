@@ -20,7 +20,7 @@ from torch import Tensor
 from configs.errors import UserError
 from configs.schema import Rm
 from configs.unique_keys import unique_keys
-from stages.models.adapter_checks import CONFIG
+from data.storage.adapter_names import CONFIG_FILE
 from stages.models.adapter_files import ADAPTER_FILE, HEAD_FILE, check_files, unusable
 from stages.models.base_files import number_fault
 from stages.models.reward_members import members_in
@@ -112,7 +112,9 @@ def _own_files(folder: Path, hidden_size: int) -> Iterator[Path]:
         copy = Path(temporary)
         save_file(tensors, copy / ADAPTER_FILE, {"format": "pt"})
         save_file(_as_scalar_head(head), copy / HEAD_FILE)
-        (copy / CONFIG).write_text(json.dumps(config | {"task_type": "CAUSAL_LM"} | _saved_modules(config)))
+        (copy / CONFIG_FILE).write_text(
+            json.dumps(config | {"task_type": "CAUSAL_LM"} | _saved_modules(config))
+        )
         try:
             yield copy
         except UserError as error:
@@ -122,7 +124,7 @@ def _own_files(folder: Path, hidden_size: int) -> Iterator[Path]:
 def _config(folder: Path) -> dict[str, Any]:
     """The adapter's config; empty if it is not readable, which `Roles.add_from` refuses."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
     except (OSError, ValueError, RecursionError):  # DuplicateKey is a ValueError
         return {}
     return config if isinstance(config, dict) else {}

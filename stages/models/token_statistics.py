@@ -11,10 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from trl.kernels import ChunkedLogProbFunction
-from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from stages.distributed.zero3 import whole
+from stages.internals.trl import (
+    ChunkedLogProbFunction,
+    entropy_from_logits,
+    saved_head,
+    selective_log_softmax,
+)
 from stages.models.queries import TokenQuery
 
 # Tokens of the vocabulary in a tile. A CPU reads a tile many times, so its caches should hold it.
@@ -108,6 +112,5 @@ class ShardedLogProb(ChunkedLogProbFunction):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        _, weight, bias, *_ = ctx.saved_tensors
-        with whole(weight, bias):
+        with whole(*saved_head(ctx)):
             return ChunkedLogProbFunction.backward(ctx, *gradients)

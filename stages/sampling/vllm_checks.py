@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from configs.errors import UserError
 from configs.schema import VLLM_LORA_RANKS, Experiment, Rollout, Stage
+from data.storage.adapter_names import CONFIG_FILE
 from stages.internals.vllm import adapter_refusal, cpu_memory, reports_sampling_masks
 from stages.models.adapter_files import loading_adapter
 from stages.models.base import compute_dtype
@@ -103,7 +104,7 @@ def check_vllm_adapter(config: Experiment, stage: Stage, base: PreTrainedModel, 
     if folder is None or section is None:
         return
     with loading_adapter(folder, [name for name, _ in base.named_modules()]):
-        written = json.loads((folder / "adapter_config.json").read_text())
+        written = json.loads((folder / CONFIG_FILE).read_text())
         name = _embedding(base, written["target_modules"])
         refusal = f"it is on {name}" if name else adapter_refusal(written, VLLM_LORA_RANKS[-1])
     if refusal:

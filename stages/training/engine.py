@@ -84,14 +84,8 @@ class Engine:
             total_steps: optimizer steps of the whole stage, for the schedule.
 
         Raises:
-            UserError: the number of ranks does not divide the global batch, or the DeepSpeed JSON is not
-                usable (see `deepspeed_options`).
+            UserError: the DeepSpeed JSON is not usable (see `deepspeed_options`).
         """
-        if training.batch_size % ranks.world:
-            raise UserError(
-                f"batch_size: {training.batch_size} is not divisible by the number of ranks, {ranks.world}. "
-                "Change batch_size or the number of ranks."
-            )
         self.models, self.ranks = models, ranks
         self.parameters = trainable(models, learning_rates)
         self.grad_norm = 0.0

@@ -7,6 +7,7 @@ written as plain LoRA.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from peft import (
     AdaLoraConfig,
     BeftConfig,
     IA3Config,
-    LoraConfig,
     PeftConfig,
     PrefixTuningConfig,
     PromptEncoderConfig,
@@ -24,9 +24,11 @@ from peft import (
     get_peft_model_state_dict,
 )
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from configs.errors import UserError
 from configs.schema import Adapter, Sft
+from stages.models.adapter_files import ADAPTER_FILE, Files
 from stages.models.queries import Query
 from stages.models.roles import Roles
 from stages.training.rank_budget import RankBudget
@@ -85,12 +87,22 @@ class MethodRoles(Roles):
         prompts: the encoder of virtual tokens, for the methods that have them.
     """
 
-    def add_method(self, role: str, config: PeftConfig, adapter: Adapter) -> None:
-        """Add the parameters that `config` describes, trainable, as those of `role`.
+    def __init__(self, base: PreTrainedModel, base_digest: str, config: PeftConfig) -> None:
+        """Freeze `base` and start without parameters; `config` describes those to come."""
+        super().__init__(base, base_digest)
+        self._method = config
+        self._alike = Adapter()  # the LoRA adapter that AdaLoRA's result is written as
+        self._trained: set[str] = set()
+        self.budget: RankBudget | None = None
+        self.prompts: nn.ModuleDict | None = None
+
+    def add_new(self, role: str, adapter: Adapter) -> None:
+        """Add the method's parameters, trainable, as those of `role`.
 
         Raises:
             UserError: PEFT does not know the method for this architecture.
         """
+        config = self._method
         try:
             self.peft = get_peft_model(self.causal, config, adapter_name=str(role))
         except (ValueError, TypeError, KeyError) as error:  # its text may show a whole layer
@@ -99,22 +111,17 @@ class MethodRoles(Roles):
                 f"sft.method: PEFT has no {config.peft_type.value} for this base: {reason}. Choose another."
             ) from error
         self._peft.append(self.peft)
-        self._adapter, self._method = adapter, config
+        self._alike = adapter
         if config.is_prompt_learning:
-            self.prompts: nn.ModuleDict = self.peft.prompt_encoder
+            self.prompts = self.peft.prompt_encoder
         self._trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        self.budget = RankBudget(self.peft.base_model) if isinstance(config, AdaLoraConfig) else None
+        if isinstance(config, AdaLoraConfig):
+            self.budget = RankBudget(self.peft.base_model)
         self._trainable[str(role)] = True
 
     def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
         """All trained parameters, by full parameter name."""
         return {name: parameter for name, parameter in self.named_parameters() if name in self._trained}
-
-    @property
-    def trained_share(self) -> str:
-        """How many parameters train, in words."""
-        trained = sum(parameter.numel() for parameter in self.role_parameters("").values())
-        return f"{trained:,} parameters train"
 
     def activate(self, role: str) -> None:
         """Nothing to choose: the method's parameters are always in use."""
@@ -138,14 +145,11 @@ class MethodRoles(Roles):
             "position_ids": torch.cat([first, positions], 1),
         }
 
-    def result(self, role: str) -> tuple[PeftConfig, dict[str, Tensor]]:
-        """What is written: PEFT's config and tensors by their names in its file. AdaLoRA becomes LoRA."""
+    def saved(self, role: str, tensors: Mapping[str, Tensor]) -> tuple[PeftConfig, Files]:
+        """See `Roles.saved`: PEFT's own file of the method. AdaLoRA becomes LoRA."""
         if self.budget is not None:
-            return self.budget.as_lora(self._adapter, role)
-        tensors = get_peft_model_state_dict(self.peft, adapter_name=str(role), save_embedding_layers=False)
-        return self._method, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-    def peft_config(self, role: str) -> LoraConfig:
-        """PEFT's description of what is written."""
-        config, _ = self.result(role)
-        return config
+            config, lora = self.budget.as_lora(self._alike)
+            return config, {ADAPTER_FILE: lora}
+        own = get_peft_model_state_dict(self.peft, adapter_name=str(role), save_embedding_layers=False)
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
+        return self._method, {ADAPTER_FILE: whole}

@@ -15,9 +15,8 @@ from peft.tuners.adalora import AdaLoraLayer, AdaLoraModel
 from torch import Tensor
 
 from configs.schema import Adapter
+from stages.internals.peft import adalora_scaling, importance
 from stages.training.checkpoint import State
-
-AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 class RankBudget:
@@ -68,7 +67,7 @@ class RankBudget:
         """How many singular values of each layer are not 0."""
         return [int(layer.lora_E[self._name].count_nonzero()) for layer in self._layers().values()]
 
-    def as_lora(self, adapter: Adapter, role: str) -> tuple[LoraConfig, dict[str, Tensor]]:
+    def as_lora(self, adapter: Adapter) -> tuple[LoraConfig, dict[str, Tensor]]:
         """The same update as plain LoRA of rank r, in PEFT's names: B diag(E) is its B.
 
         The columns of B that belong to singular values of 0 are 0.
@@ -84,7 +83,7 @@ class RankBudget:
         scaling = adapter.alpha / (adapter.r**0.5 if adapter.rslora else adapter.r)
         tensors = {}
         for name, layer in self._layers().items():
-            own = layer.scaling[self._name] / (layer.ranknum[self._name] + 1e-5)  # PEFT's, in its forward
+            own = adalora_scaling(layer, self._name)
             a, b, e = (factor.detach() for factor in self._factors(layer))
             prefix = f"base_model.model.{name}"
             tensors[f"{prefix}.lora_A.weight"] = a.cpu().contiguous()
@@ -93,18 +92,17 @@ class RankBudget:
 
     def state_dict(self) -> State:
         """Averages of importance, and which ranks were kept at the end of the schedule."""
-        allocator = self._model.rankallocator
         tensors = {
             f"{average}/{name}": tensor.cpu()
-            for average in AVERAGES
-            for name, tensor in getattr(allocator, average).items()
+            for average, of_parameters in importance(self._model).items()
+            for name, tensor in of_parameters.items()
         }
         return State({"rank_pattern": self._config.rank_pattern}, tensors)
 
     def load_state_dict(self, state: State) -> None:
-        allocator = self._model.rankallocator
+        averages = importance(self._model)
         parameters = dict(self._model.model.named_parameters())
         self._config.rank_pattern = state.values["rank_pattern"]
         for key, tensor in state.tensors.items():
             average, name = key.split("/", 1)
-            getattr(allocator, average)[name] = tensor.to(parameters[name].device)
+            averages[average][name] = tensor.to(parameters[name].device)

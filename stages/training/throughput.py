@@ -8,7 +8,9 @@ import time
 
 import torch
 from transformers import PretrainedConfig
-from trl.trainer.utils import compute_flops_per_token
+
+from stages.distributed.ranks import Ranks
+from stages.internals.trl import compute_flops_per_token
 
 
 def peak_memory_bytes() -> int:
@@ -32,6 +34,15 @@ class Meter:
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / max(time.monotonic() - self._started, 1e-9)
+
+
+def cost(meter: Meter, ranks: Ranks, steps: float) -> dict[str, float]:
+    """What the metrics of every stage end with. Every rank must call."""
+    return {
+        "steps": steps,
+        "tokens_per_second": meter.tokens_per_second,
+        "peak_memory_bytes": ranks.max(peak_memory_bytes()),
+    }
 
 
 class Stopwatch:

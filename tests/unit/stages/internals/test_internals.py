@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import deepspeed
+import peft
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -13,6 +15,8 @@ from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import groups
+from peft import AdaLoraConfig, get_peft_model
+from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
 from torch.distributed import distributed_c10d
 
@@ -21,6 +25,7 @@ from stages.internals import deepspeed as deepspeed_internals
 from stages.internals import peft as peft_internals
 from stages.internals import torch as torch_internals
 from stages.internals import transformers as transformers_internals
+from stages.internals import trl as trl_internals
 from tests.support.roles import new_role, tiny_roles
 
 # torch
@@ -106,7 +111,57 @@ def test_peft_lora_variant() -> None:
     assert not peft_internals.is_plain_lora(layer, "policy")
 
 
+def test_peft_rankallocator_and_ranknum() -> None:
+    config = AdaLoraConfig(
+        init_r=4, target_r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", total_step=9
+    )
+    model = get_peft_model(tiny_roles(quantization="none").causal, config).base_model
+    assert peft_internals.importance(model) == {name: {} for name in peft_internals.AVERAGES}
+    layer = next(module for module in model.modules() if isinstance(module, AdaLoraLayer))
+    assert peft_internals.adalora_scaling(layer, "default") == pytest.approx(config.lora_alpha / 4, rel=1e-5)
+    source = inspect.getsource(peft.tuners.adalora.layer)
+    assert "ranknum = self.ranknum[active_adapter] + 1e-5" in source and "* scaling / ranknum" in source
+
+
+# TRL
+
+
+def test_trl_saved_tensors_of_the_chunked_function() -> None:
+    seen = []
+
+    class Watched(trl_internals.ChunkedLogProbFunction):
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            seen.append(trl_internals.saved_head(ctx))
+            return trl_internals.ChunkedLogProbFunction.backward(ctx, *gradients)
+
+    hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(7, 4)
+    logprobs, *_ = Watched.apply(hidden, weight, None, torch.tensor([1, 2, 3]), 1.0, 5, None, 1.0, ())
+    logprobs.sum().backward()
+    ((saved, bias),) = seen
+    assert saved.data_ptr() == weight.data_ptr() and bias is None
+    torch.testing.assert_close(
+        logprobs, trl_internals.selective_log_softmax(hidden @ weight.T, torch.tensor([1, 2, 3]))
+    )
+
+
+def test_trl_utilities() -> None:
+    model = tiny_roles().causal
+    trl_internals.disable_dropout_in_model(model)
+    assert trl_internals.compute_flops_per_token(model.config, 16) > 0
+    uniform = trl_internals.entropy_from_logits(torch.zeros(1, 2, 8))
+    assert uniform.tolist() == pytest.approx(torch.full((1, 2), 8.0).log().tolist())
+
+
 # bitsandbytes
+
+
+def test_bitsandbytes_gemm_4bit() -> None:
+    schema = torch.ops.bitsandbytes.gemm_4bit.default._schema
+    assert [argument.name for argument in schema.arguments] == [
+        *("A", "B", "shapeB", "absmax", "blocksize", "quant_type", "bias"),
+        *("absmax_8bit", "absmax_code", "absmax_offset"),
+    ]
 
 
 def test_bitsandbytes_support_avx512bf16_for_cpu() -> None:

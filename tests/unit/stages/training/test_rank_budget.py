@@ -21,8 +21,8 @@ ADAPTER = Adapter(r=4, alpha=8.0)
 def adalora(quantization: str = "nf4", adapter: Adapter = ADAPTER) -> MethodRoles:
     torch.manual_seed(0)
     base = Base(model="tiny-random", quantization=quantization, compute_dtype="float32")
-    roles = MethodRoles(load_base(base, CPU))
-    roles.add_method(Role.POLICY, method_config(Sft(method="adalora"), adapter, 0), adapter)
+    roles = MethodRoles(load_base(base, CPU), "", method_config(Sft(method="adalora"), adapter, 0))
+    roles.add_new(Role.POLICY, adapter)
     with torch.no_grad():
         for name, parameter in roles.role_parameters(Role.POLICY).items():
             if "lora_E" in name:
@@ -39,7 +39,7 @@ def test_as_lora_it_is_the_update_of_peft(rslora: bool) -> None:
     adapter = ADAPTER.model_copy(update={"rslora": rslora})
     roles = adalora("none", adapter)
     assert roles.budget is not None
-    config, tensors = roles.budget.as_lora(adapter, Role.POLICY)
+    config, tensors = roles.budget.as_lora(adapter)
     scaling = 8 / (2 if rslora else 4)
     assert config.use_rslora == rslora
     for name, layer in roles.causal.named_modules():
