@@ -42,7 +42,7 @@ def contradictions(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
 def without_effect(experiment: Experiment, stage: Stage) -> Iterator[str]:
     """A line for each key of a stage that was set although another key makes it idle."""
     ppo, rankings = experiment.ppo, experiment.rm.rankings
-    of_labellers = None if rankings.labeller != "file" else rankings.changed("completions", "rollout")
+    of_labellers = None if rankings.labeller != "file" else rankings.changed("completions")
     of_people = None if rankings.labeller == "people" else rankings.changed("complete")
     cases: tuple[tuple[Stage, str, str | None, str], ...] = (
         ("rm", "rm.rankings", of_labellers, "rm.rankings.labeller is file"),

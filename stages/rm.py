@@ -9,13 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-
-from configs.schema import RankingLoss
-from data.batches import collate, tokenize
-from data.batches.sampler import Lengths, micro_batches, total_steps
+from data.batches import tokenize
+from data.batches.sampler import Lengths, total_steps
 from data.examples import Examples, read_examples, tokenized
 from stages.context import Context, Outcome
 from stages.feedback.earlier_rankings import with_earlier
@@ -26,31 +21,26 @@ from stages.feedback.rankings import (
     read_collected_rankings,
     read_label_metrics,
 )
-from stages.feedback.reward_ensemble import RewardEnsemble, figures_by_prompt, joint_step
+from stages.feedback.reward_ensemble import RewardEnsemble
 from stages.feedback.reward_evaluation import nats_of_answers, scored_rankings, write_report
-from stages.feedback.reward_loss import check_labels, labels_of, reward_loss, ties_note
+from stages.feedback.reward_loss import check_labels, ties_note
 from stages.feedback.reward_model import RewardModel, classifier_ending
 from stages.feedback.reward_scale import normalized, score_statistics
-from stages.maths.preferences import ceiling_of
-from stages.maths.statistics import Mean, Means, add_means
+from stages.feedback.reward_training import RewardModelTrainer
+from stages.maths.preferences import agreement_of
 from stages.models.base_checks import supports_block_mask
-from stages.models.queries import ScalarQuery
 from stages.models.reward_members import member_role
 from stages.models.role_models import RoleModels
 from stages.models.roles import Role
 from stages.models.start_adapters import is_classifier
-from stages.sampling.response_batch import response_batch, sequence_scores
 from stages.sampling.sampler import open_sampler
 from stages.setup import add_fresh, add_given, prepare
-from stages.training.engine import Engine
 from stages.training.export import write_members
 from stages.training.loop import TrainingLoop
-from stages.training.padding import Rows, padding, padding_metrics
+from stages.training.padding import padding_metrics
 from stages.training.resume import find_checkpoint, seed_step, start_engine
 from stages.training.soundness import check_result
-from stages.training.throughput import Meter, peak_memory_bytes
-
-DEFAULT_LOSS = RankingLoss()
+from stages.training.throughput import cost
 
 
 def run(context: Context) -> Outcome:
@@ -121,9 +111,7 @@ def run(context: Context) -> Outcome:
             **read_label_metrics(context.folder),
             **report,
             **padding_metrics(rm, context.seed, train, train, lengths, trainer.padding),
-            "steps": steps,
-            "tokens_per_second": trainer.meter.tokens_per_second,
-            "peak_memory_bytes": ranks.max(peak_memory_bytes()),
+            **cost(trainer.meter, ranks, steps),
         },
         models.reward_base.base_digest,
         tokenize.is_chat(train[0].prompt, config.data),
@@ -153,8 +141,8 @@ def report_on(
     if ranks.rank == 0:
         rankings = scored_rankings(train, held_out, rewards, nats, models.reward_tokenizer)
         labels = read_label_metrics(context.folder)
-        ceiling = ceiling_of(context.config.rm.rankings.of_single_people, labels)
-        metrics = write_report(context.folder, rankings, ceiling)
+        agreement = agreement_of(context.config.rm.rankings.of_single_people, labels)
+        metrics = write_report(context.folder, rankings, agreement)
     return ranks.broadcast(metrics)
 
 
@@ -222,113 +210,3 @@ def read_rankings(
         note(joined)
     parts = reward_model.rankings(collected), reward_model.rankings(held_out)
     return tokenized(config.data, tokenize.rankings, tokenizer, parts, note)
-
-
-class RewardModelTrainer:
-    """Optimizer steps and evaluation of the reward role on ranked completions.
-
-    With `share_prompts`, a prompt is forwarded once for all of its completions; the base must support block
-    masks for that. Otherwise it is forwarded once per completion.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        pad_id: int,
-        micro_batch_size: int,
-        share_prompts: bool,
-        loss: RankingLoss = DEFAULT_LOSS,
-        role: str = Role.REWARD,
-    ) -> None:
-        self.engine, self.pad_id, self.micro_batch_size = engine, pad_id, micro_batch_size
-        self.share_prompts, self.loss, self.role = share_prompts, loss, role
-        self.meter = Meter()
-
-    def step(self, batch: Sequence[tokenize.Ranking]) -> dict[str, float]:
-        """Update on one global batch, and return its metrics: means over prompts."""
-        return joint_step([self], [batch])
-
-    def padding(self, batch: Sequence[tokenize.Ranking]) -> Mean:
-        """The share of padding in the forwards of one global batch."""
-        return padding(batch, self._prompts_at_once(batch), self.engine.ranks.world, self._rows)
-
-    def _rows(self, ranking: tokenize.Ranking) -> Rows:
-        """Tokens of the prompt and of the completion in each row that the ranking takes."""
-        if self.share_prompts:
-            return [(self.tokens(ranking), 0)]
-        return [(len(ranking.prompt_ids), len(ids)) for ids in ranking.completion_ids]
-
-    def accumulate(self, batch: Sequence[tokenize.Ranking]) -> Means:
-        """Add the gradients of a global batch; returns the metrics of this rank's share."""
-        share = self.engine.ranks.share(list(batch))
-        micros = micro_batches(share, self._prompts_at_once(batch))
-        self.meter.add(sum(map(self.tokens, batch)))
-        return add_means(self._backward(micro, len(batch)) for micro in micros)
-
-    def _backward(self, micro: Sequence[tokenize.Ranking], rankings: int) -> Means:
-        """Accumulate gradients on one micro-batch of a batch of `rankings`."""
-        scores, order = self._scores(self.engine, micro)
-        labels = labels_of(micro, self.engine.ranks.device)
-        loss, means = reward_loss(self.loss, scores, order, labels, rankings)
-        self.engine.backward(loss)
-        return means
-
-    @torch.no_grad()
-    def evaluate(self, held_out: Sequence[tokenize.Ranking]) -> dict[str, float]:
-        """Pairwise accuracy, margin and loss on held-out rankings: means over prompts, with intervals."""
-        if not held_out:
-            return {}
-        size = self._prompts_at_once(held_out)
-        self.engine.models.eval()
-        rows = self.engine.ranks.map_in_order(held_out, size, self._metrics_of_each)
-        self.engine.models.train()
-        return figures_by_prompt(held_out, rows, ("accuracy", "margin", "loss"))
-
-    @torch.no_grad()
-    def scores_of(self, rankings: Sequence[tokenize.Ranking]) -> list[list[float]]:
-        """The score of each completion of each ranking, as it is: before normalisation."""
-
-        def score(some: Sequence[tokenize.Ranking]) -> list[list[float]]:
-            scores, order = self._scores(self.engine.models, some)
-            return [row[places >= 0].tolist() for row, places in zip(scores, order, strict=True)]
-
-        return self.engine.ranks.map_in_order(rankings, self._prompts_at_once(rankings), score)
-
-    def _metrics_of_each(self, rankings: Sequence[tokenize.Ranking]) -> list[dict[str, float]]:
-        """Accuracy, margin and loss per ranking, all scored in one batch."""
-        scores, order = self._scores(self.engine.models, rankings)
-        labels = labels_of(rankings, self.engine.ranks.device)
-        rows = []
-        for i in range(len(rankings)):
-            one = slice(i, i + 1)
-            own = None if labels is None else labels[one]
-            rows.append(reward_loss(self.loss, scores[one], order[one], own, 1)[1])
-        return [{name: mean.value for name, mean in means.items()} for means in rows]
-
-    def _prompts_at_once(self, batch: Sequence[tokenize.Ranking]) -> int:
-        return max(1, self.micro_batch_size // max(len(ranking.completion_ids) for ranking in batch))
-
-    def _scores(
-        self, model: Engine | RoleModels, rankings: Sequence[tokenize.Ranking]
-    ) -> tuple[Tensor, Tensor]:
-        """Scores and ranks of each prompt's completions, (G, K); rank -1 marks an empty slot."""
-        device, head = self.engine.ranks.device, self.engine.models.reward_base.head(self.role)
-        ranks = [torch.tensor(ranking.ranks, device=device) for ranking in rankings]
-        order = pad_sequence(ranks, batch_first=True, padding_value=-1)
-        if self.share_prompts:
-            rows = [(ranking.prompt_ids, [*map(head.read, ranking.completion_ids)]) for ranking in rankings]
-            batch = collate.rankings(rows, self.pad_id).to(device)
-            query = ScalarQuery(self.role, batch.input_ids, batch.attention_mask, batch.position_ids)
-            values = model(query)
-            return batch.means(values) if head.pooling == "mean" else values.gather(1, batch.last), order
-        prompts = [ranking.prompt_ids for ranking in rankings for _ in ranking.completion_ids]
-        completions = [head.read(ids) for ranking in rankings for ids in ranking.completion_ids]
-        answers = response_batch(prompts, completions, self.pad_id, device)
-        flat = sequence_scores(model, self.role, answers, head.pooling)
-        scores = flat.split([len(ranking.completion_ids) for ranking in rankings])
-        return pad_sequence(list(scores), batch_first=True), order
-
-    def tokens(self, ranking: tokenize.Ranking) -> int:
-        """Number of tokens to forward."""
-        times = 1 if self.share_prompts else len(ranking.completion_ids)
-        return times * len(ranking.prompt_ids) + sum(map(len, ranking.completion_ids))

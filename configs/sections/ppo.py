@@ -198,10 +198,14 @@ class Ppo(Training):
         return any(term.source == RM for term in self.rewards)
 
     @property
+    def sole_term(self) -> Reward | None:
+        """The term that is the whole reward, as it is the only one and has weight 1; None of a sum."""
+        return self.rewards[0] if len(self.rewards) == 1 and self.rewards[0].weight == 1 else None
+
+    @property
     def reward_metric(self) -> str:
         """The final metric of what PPO optimises, without the role: a term alone, or the sum of all."""
-        alone = len(self.rewards) == 1 and self.rewards[0].weight == 1
-        return f"{self.rewards[0].label}_score" if alone else "reward_total"
+        return f"{self.sole_term.label}_score" if self.sole_term else "reward_total"
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Ppo:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pipeline.reporting.best_of_n import Point, best_points
 from pipeline.reporting.curves import curves
 from pipeline.reporting.figure_style import (
     COLOURS,
@@ -24,8 +25,8 @@ from pipeline.reporting.figure_style import (
     interval,
     new_figure,
 )
-from pipeline.reporting.reward_model import PICTURE, draw_reward_model
-from pipeline.reporting.reward_words import is_reward_model, reward_label
+from pipeline.reporting.reward_model import PICTURE, Report, draw_report
+from pipeline.reporting.reward_words import reward_label
 from pipeline.state.results import Results
 from pipeline.state.rows import Row
 from pipeline.terminal.format import show_figure
@@ -122,30 +123,26 @@ def _draw_held_out(axes: Axes, results: Results, measure: str, last: int) -> Non
     figure = "gold" if measure == "gold" else ppo_config.reward_metric
     sft, ppo = f"{figure}_sft", f"{figure}_ppo"
     to_sft = ppo_config.reference == "sft"
+    kl_sft = metrics.get("kl_sft", 0.0)  # of its samples, which top-k or top-p truncate
     if to_sft and {sft, "kl"} <= metrics.keys():
-        draw_role(axes, "sft", 0.0, metrics[sft], interval(metrics, sft))
-        points = [(0.0, metrics[sft]), *points]
+        draw_role(axes, "sft", kl_sft, metrics[sft], interval(metrics, sft))
+        points = [(kl_sft, metrics[sft]), *points]
     if {ppo, "kl"} <= metrics.keys():
         draw_role(axes, "ppo", metrics["kl"], metrics[ppo], interval(metrics, ppo), interval(metrics, "kl"))
         points = [*points, (metrics["kl"], metrics[ppo])]
-    if to_sft and (
-        measure == "gold" or is_reward_model(ppo_config)
-    ):  # best of n is chosen by the reward model
-        _draw_best_of_n(axes, results.best_of_n, "gold" if measure == "gold" else "rm_score")
+    _draw_best_of_n(axes, best_points(results.best_of_n, measure, ppo_config, kl_sft))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best")
     axes.plot(*zip(*points, strict=True), color=FAINT, linewidth=1, zorder=1)
 
 
-def _draw_best_of_n(axes: Axes, rows: Sequence[Row], measure: str) -> None:
-    """What the same reward model achieves without training: the best of n answers of the SFT policy."""
-    rows = [row for row in rows if _has(row, measure)]
-    if not rows:
+def _draw_best_of_n(axes: Axes, points: Sequence[Point]) -> None:
+    if not points:
         return
-    points = [(row["kl"], row[measure]) for row in rows]
-    axes.plot(*zip(*points, strict=True), color=COLOURS["best"], marker="^", label="best of n", zorder=2)
-    for row, point in zip(rows, points, strict=True):
-        axes.annotate(str(row["n"]), point, (0, 6), textcoords="offset points", ha="center", fontsize=8)
+    places = [(point.kl, point.score) for point in points]
+    axes.plot(*zip(*places, strict=True), color=COLOURS["best"], marker="^", label="best of n", zorder=2)
+    for point, place in zip(points, places, strict=True):
+        axes.annotate(str(point.n), place, (0, 6), textcoords="offset points", ha="center", fontsize=8)
 
 
 def _draw_dots(axes: Axes, points: Sequence[tuple[float, float]], rows: Sequence[Row], last: int) -> Any:
@@ -175,14 +172,18 @@ DRAWINGS: dict[str, Callable[[Results], Figure | None]] = {
     "curves-sft.png": curves("sft"),
     "curves-rm.png": curves("rm"),
     "curves-ppo.png": curves("ppo"),
-    PICTURE: draw_reward_model,
 }
 
 
-def draw_all(results: Results, folder: Path) -> set[str]:
-    """Draw all figures that have data into `folder`, and remove outdated ones. Returns the file names."""
+def draw_all(results: Results, reward_model: Report | None, folder: Path) -> set[str]:
+    """Draw all figures that have data into `folder`, and remove outdated ones. Returns the file names.
+
+    Args:
+        reward_model: the figures of the reward model, if there are any.
+    """
     drawn = set()
-    for name, draw in DRAWINGS.items():
+    drawings = DRAWINGS | {PICTURE: lambda _: draw_report(reward_model) if reward_model else None}
+    for name, draw in drawings.items():
         with matplotlib.rc_context(LOOK):
             figure = draw(results)
             if figure is None:

@@ -23,7 +23,7 @@ from pipeline.reporting.page import (
     render,
 )
 from pipeline.reporting.people import people_win_rate
-from pipeline.reporting.reward_model import reward_section
+from pipeline.reporting.reward_model import Report, report_of, reward_section
 from pipeline.reporting.reward_words import is_reward_model, reward_words
 from pipeline.reporting.tables import closing_sections, gold_parts, show_count, show_interval
 from pipeline.reporting.warnings import RULES, warnings
@@ -35,6 +35,10 @@ from pipeline.terminal.format import show_figure, show_number
 ANSWERS_SHOWN = 30
 RANKINGS_SHOWN = 3
 ITERATIONS_SHOWN = 6
+TIES = {
+    "ignore": "The reward model does not train on pairs that tie.",
+    "half": "A pair that ties counts as half a win each way.",
+}
 PICTURES = {
     "gold.png": "Gold score of base, SFT and PPO with 95 % intervals, and its change by prompt",
     "score-kl.png": "Score against KL along PPO training",
@@ -51,15 +55,21 @@ def write_report(run_dir: Path) -> Path:
         UserError: `run_dir` is not a run directory, a file in it is damaged, or it cannot be written.
     """
     results = read_results(run_dir)
+    reward_model = report_of(results)
     with report_folder(run_dir / "report") as folder:
-        page = build_page(results, draw_all(results, folder))
+        page = build_page(results, reward_model, draw_all(results, reward_model, folder))
         write_text(folder / "report.md", render(page, "md"))
         write_text(folder / "index.html", render(page, "html"))
     return folder / "index.html"
 
 
-def build_page(results: Results, drawn: set[str]) -> Page:
-    """Build the page of a run. `drawn` has the file names of the figures that exist."""
+def build_page(results: Results, reward_model: Report | None, drawn: set[str]) -> Page:
+    """Build the page of a run.
+
+    Args:
+        reward_model: the figures of the reward model, if there are any.
+        drawn: the file names of the pictures that exist.
+    """
     config = results.experiment
     bases = str(BaseModelId.of(config.base))
     if config.rm.base:
@@ -74,7 +84,7 @@ def build_page(results: Results, drawn: set[str]) -> Page:
         _answers(results),
         _training(drawn),
         _samples(results),
-        reward_section(results, drawn),
+        reward_section(results, reward_model, drawn) if reward_model else None,
         _rankings(results),
         *closing_sections(results),
         Section("Rules of the warnings", [Bullets([rule.condition for rule in RULES])]),
@@ -107,10 +117,10 @@ def _result(results: Results) -> Section | None:
 
 def _reward_tiles(ppo: Ppo, metrics: dict[str, float]) -> list[tuple[str, Cell]]:
     """What PPO optimised, and its terms if there are several."""
-    if is_reward_model(ppo):
-        return _tile("Reward score of PPO", metrics, "rm_score_ppo", "SFT: mean 0, deviation 1")
-    keys = {ppo.reward_metric: "Reward of PPO, the sum of its terms"}
+    keys = {} if ppo.sole_term else {ppo.reward_metric: "Reward of PPO, the sum of its terms"}
     keys |= {f"{term.label}_score": f"Reward {term.label} of PPO" for term in ppo.rewards}
+    if is_reward_model(ppo):
+        keys = {ppo.reward_metric: "Reward score of PPO"}
     tiles = []
     for key, label in keys.items():
         before = f"SFT: {show_number(metrics[f'{key}_sft'])}" if f"{key}_sft" in metrics else ""
@@ -164,14 +174,16 @@ def _missing(results: Results) -> Section | None:
 def _gold(results: Results, drawn: set[str]) -> Section | None:
     if "gold.png" not in drawn:
         return None
+    metrics = results.final_metrics("ppo")
+    compared = results.experiment.data.keep_apart and not metrics.get("stages_not_compared")
     text = (
         f"The judge {results.experiment.ppo.judge} scored one answer of each policy to each of "
-        f"{len(results.evaluation)} prompts that no stage was trained on. Base, SFT and PPO were "
-        "sampled with the same noise."
+        f"{len(results.evaluation)} prompts that {'no stage' if compared else 'PPO'} was "
+        f"{'' if compared else 'not '}trained on. Base, SFT and PPO were sampled with the same noise."
     )
     return Section(
         "Gold score of base, SFT and PPO",
-        [_picture("gold.png"), Paragraph(text), *gold_parts(results.final_metrics("ppo"))],
+        [_picture("gold.png"), Paragraph(text), *gold_parts(metrics)],
     )
 
 
@@ -280,8 +292,7 @@ def _rankings(results: Results) -> Section | None:
     text = (
         f"The first {len(rows)} {'held-out ' if held_out else ''}rankings in rm/rankings.jsonl, of "
         f"{len(results.rankings)} in all: answers of the SFT policy, ranked by "
-        f"{results.experiment.rm.rankings.labelled_by}, best first. The reward model does not train on pairs "
-        "that tie."
+        f"{results.experiment.rm.rankings.labelled_by}, best first. {TIES[results.experiment.rm.loss.ties]}"
     )
     table = Table(["Prompt", "Rank", "Answer"], [line for row in rows for line in _ranking(row)], "prose")
     untrained = results.final_metrics("rm").get("steps") == 0  # rm.max_steps: 0

@@ -13,8 +13,8 @@ from pipeline.reporting.figure_style import COLOURS, PALE, grid, new_figure
 from pipeline.reporting.page import Block, Bullets, Cell, Paragraph, Picture, Section, Table, quote
 from pipeline.state.results import Results
 from pipeline.terminal.format import show_figure, show_number
-from stages.maths.preferences import ScoredRanking, ceiling_of, prompt_numbers, reward_report
-from stages.maths.statistics import ENDS, Figure, figure_of
+from stages.maths.preferences import ScoredRanking, agreement_of, prompt_numbers, reward_report
+from stages.maths.statistics import ENDS, Figure, figure_of, has_interval
 
 PICTURE = "reward-model.png"
 WIDEST = 0.2  # an interval of accuracy that still tells a good model from a poor one
@@ -31,8 +31,8 @@ def report_of(results: Results) -> Report | None:
     ]
     if not any(ranking.pairs for ranking in rankings):
         return None
-    ceiling = ceiling_of(results.experiment.rm.rankings.of_single_people, results.final_metrics("rm"))
-    return reward_report(rankings, ceiling, prompt_numbers(rankings))
+    agreement = agreement_of(results.experiment.rm.rankings.of_single_people, results.final_metrics("rm"))
+    return reward_report(rankings, agreement, prompt_numbers(rankings))
 
 
 def verdicts(report: Report, remedy: str = HOLD_OUT) -> list[str]:
@@ -42,8 +42,8 @@ def verdicts(report: Report, remedy: str = HOLD_OUT) -> list[str]:
         remedy: what to do if there are too few prompts; their number goes into the braces.
     """
     found = [_against_baselines(report), _about_length(report), _calibrated(report), _enough(report, remedy)]
-    if report["ceiling"]:
-        found.insert(1, _against_ceiling(report))
+    if report["agreement"]:
+        found.insert(1, _against_people(report))
     return found
 
 
@@ -58,12 +58,20 @@ def _against_baselines(report: Report) -> str:
     return f"Better than judges that read no prompt? Not clearly: {figures}"
 
 
-def _against_ceiling(report: Report) -> str:
-    ceiling, accuracy = report["ceiling"], report["accuracy"]
-    figures = f"two labellers agree on {_shown(ceiling)}, the model with them on {_shown(accuracy)}."
+def _against_people(report: Report) -> str:
+    agreement, ceiling, accuracy = report["agreement"], report["ceiling"], report["accuracy"]
+    figures = (
+        f"two people agree on {_shown(agreement)} of the pairs, the model with one of them on "
+        f"{_shown(accuracy)}. By their agreement, it could reach {_shown(ceiling)}."
+    )
+    if not has_interval(agreement):
+        prompts = f"{agreement['n']:.0f} prompts that several people ranked"
+        return f"As good as people agree? {prompts} do not tell: {figures} Raise --overlap."
     if accuracy["low"] > ceiling["high"]:
-        return f"As good as people agree? Better, which should not be: {figures} Look for a leak."
-    if accuracy["high"] < ceiling["low"]:
+        return f"As good as people agree? Better than is possible: {figures} Look for a leak."
+    if accuracy["low"] > agreement["high"]:
+        return f"As good as people agree? Yes, it agrees with one more than another does: {figures}"
+    if accuracy["high"] < agreement["low"]:
         return f"As good as people agree? Not yet: {figures}"
     return f"As good as people agree? It cannot be told apart from them: {figures}"
 
@@ -81,6 +89,8 @@ def _about_length(report: Report) -> str:
     )
     if abs(correlation["value"]) > LENGTH_MATTERS and not correlation["low"] <= 0 <= correlation["high"]:
         return f"Does it judge by length? In part: {figures}"
+    if max(abs(correlation["low"]), abs(correlation["high"])) > LENGTH_MATTERS:
+        return f"Does it judge by length? Not clear: {figures}"
     return f"Does it judge by length? Hardly: {figures}"
 
 
@@ -115,11 +125,8 @@ def _needed(accuracy: Figure, width: float) -> str:
     return f"{accuracy['n'] * (width / WIDEST) ** 2:.0f}"
 
 
-def reward_section(results: Results, drawn: set[str]) -> Section | None:
+def reward_section(results: Results, report: Report, drawn: set[str]) -> Section:
     """Verdicts, accuracy against baselines and by kind of pair, calibration, and the surest mistakes."""
-    report = report_of(results)
-    if report is None:
-        return None
     blocks = report_blocks(report, verdicts(report), drawn=PICTURE in drawn)
     blocks[1:1] = _members(results.final_metrics("rm"))
     return Section("Is the reward model good enough?", blocks)
@@ -156,7 +163,8 @@ def report_blocks(report: Report, words: list[str], *, drawn: bool) -> list[Bloc
     blocks.append(
         Paragraph(
             f"Brier score {_shown(report['calibration']['brier'])}; a coin has 0.25. The labels tie "
-            f"{report['tied']:.0%} of all pairs, which do not count. Each interval is over prompts."
+            f"{report['tied']:.0%} of the pairs in these rankings, which do not count. Rankings whose "
+            "answers all tie are not among them. Each interval is over prompts."
         )
     )
     if report["mistakes"]:
@@ -191,14 +199,8 @@ def _named(figure: Figure) -> dict[str, float]:
     return {f"value{end}": figure[part] for part, end in ENDS.items()}
 
 
-def draw_reward_model(results: Results) -> Drawing | None:
-    """Accuracy against confidence, and beside it the accuracy of the model and of judges without a prompt."""
-    report = report_of(results)
-    return None if report is None else draw_report(report)
-
-
 def draw_report(report: Report) -> Drawing:
-    """The picture of a report; see `draw_reward_model`."""
+    """Accuracy against confidence, and beside it the accuracy of the model and of judges without a prompt."""
     drawing = new_figure(8.4, 3.4)
     left, right = grid(drawing, 1, 2)
     _draw_reliability(left, report)
@@ -223,8 +225,8 @@ def _draw_reliability(axes: Axes, report: Report) -> None:
 
 def _draw_baselines(axes: Axes, report: Report) -> None:
     named = {"reward model": report["accuracy"], **report["baselines"]}
-    if report["ceiling"]:
-        named = {"two labellers": report["ceiling"], **named}
+    if report["agreement"]:
+        named = {"two people": report["agreement"], "most that is possible": report["ceiling"], **named}
     for y, (name, one) in enumerate(reversed(named.items())):
         colour = COLOURS["rm"] if name == "reward model" else PALE
         axes.plot([one["low"], one["high"]], [y, y], color=colour)

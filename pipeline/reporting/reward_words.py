@@ -7,21 +7,21 @@ from configs.schema import Ppo, Reward
 
 def is_reward_model(ppo: Ppo) -> bool:
     """Whether the reward is the reward model's score and nothing else."""
-    return [(term.source, term.weight) for term in ppo.rewards] == [("rm", 1.0)]
+    return ppo.sole_term is not None and ppo.sole_term.source == "rm"
 
 
 def reward_words(ppo: Ppo) -> str:
     """`the reward model's score`, `the reward \"length\" (my:length)`, or a sum of such terms."""
-    if len(ppo.rewards) == 1 and ppo.rewards[0].weight == 1:
-        return _term(ppo.rewards[0])
+    if ppo.sole_term:
+        return _term(ppo.sole_term)
     return "the sum of " + " and ".join(f"{term.weight:g} times {_term(term)}" for term in ppo.rewards)
 
 
 def reward_label(ppo: Ppo) -> str:
     """A short form for an axis."""
-    if len(ppo.rewards) > 1 or ppo.rewards[0].weight != 1:
+    if not ppo.sole_term:
         return "reward, the sum of its terms"
-    return "reward model's score" if ppo.uses_reward_model else f"reward {ppo.rewards[0].label}"
+    return "reward model's score" if is_reward_model(ppo) else f"reward {ppo.sole_term.label}"
 
 
 def _term(term: Reward) -> str:

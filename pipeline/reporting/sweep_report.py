@@ -11,11 +11,12 @@ from statistics import fmean
 from matplotlib.figure import Figure
 
 from configs.errors import UserError
+from configs.schema import Ppo
 from data.storage.files import write_json_lines
+from pipeline.reporting.best_of_n import Point, best_points
 from pipeline.reporting.figure_style import COLOURS, PALE, draw_into, new_figure
 from pipeline.reporting.folder import report_folder
 from pipeline.reporting.page import Cell, Page, Paragraph, Picture, Section, Table, quote, write_page
-from pipeline.reporting.reward_words import is_reward_model
 from pipeline.state.results import read_results, sweep_runs
 from pipeline.state.rows import CurveRow, Row, read_rows
 from pipeline.terminal.format import show_number
@@ -39,16 +40,13 @@ class SweepResult:
         metrics: the final ones; empty if it did not finish. `reward_sft` and `reward_ppo` are of what PPO
             optimised.
         answer: its first held-out answer.
-        of_reward_model: the reward is the reward model's score alone, as that of best-of-n is.
-        reference: the policy that the KL is to.
     """
 
     setting: str
     seed: int
     metrics: dict[str, float]
     answer: str
-    of_reward_model: bool
-    reference: str = "the SFT policy"
+    ppo: Ppo
 
     @property
     def evaluated(self) -> bool:
@@ -94,7 +92,7 @@ def read_result(run: Path) -> SweepResult:
         if f"{ppo.reward_metric}_{role}" in metrics:
             metrics[f"reward_{role}"] = metrics[f"{ppo.reward_metric}_{role}"]
     answer = answers[0] if answers else ""
-    return SweepResult(setting, int(seed), metrics, answer, is_reward_model(ppo), ppo.reference_name)
+    return SweepResult(setting, int(seed), metrics, answer, ppo)
 
 
 def frontier(results: Sequence[SweepResult], best_of_n: Sequence[Row]) -> Figure:
@@ -102,9 +100,7 @@ def frontier(results: Sequence[SweepResult], best_of_n: Sequence[Row]) -> Figure
     figure = new_figure(12.0, 3.9)
     panels = list(figure.subplots(1, len(MEASURES)))
     settings = list(dict.fromkeys(result.setting for result in results))
-    references = sorted({result.reference for result in results}) or ["the SFT policy"]
-    if references != ["the SFT policy"]:
-        best_of_n = []  # its KL is to SFT
+    references = sorted({result.ppo.reference_name for result in results}) or ["the SFT policy"]
     for axes, (measure, label) in zip(panels, MEASURES.items(), strict=True):
         for number, setting in enumerate(settings):
             finished = [
@@ -121,20 +117,25 @@ def frontier(results: Sequence[SweepResult], best_of_n: Sequence[Row]) -> Figure
                 label=setting,
                 zorder=3,
             )
-        name = measure.removesuffix("_ppo")
-        if name == "reward" and all(result.of_reward_model for result in results):
-            name = "rm_score"
-        points = [(row["kl"], row[name]) for row in best_of_n if name in row]
+        points = [] if measure == "distinct" else _best_of_n(results, best_of_n, measure.removesuffix("_ppo"))
         if points:
+            places = [(point.kl, point.score) for point in points]
             axes.plot(
-                *zip(*points, strict=True), color=COLOURS["best"], marker="^", label="best of n", zorder=2
+                *zip(*places, strict=True), color=COLOURS["best"], marker="^", label="best of n", zorder=2
             )
-            axes.axhline(points[0][1], color=PALE, linewidth=1, linestyle=":", label="SFT")
+            axes.axhline(points[0].score, color=PALE, linewidth=1, linestyle=":", label="SFT")
         axes.set_xlabel(f"KL to {' or '.join(references)}, nats per response")
         axes.set_ylabel(label)
         axes.set_title(label.capitalize())
     panels[1].legend(loc="best")
     return figure
+
+
+def _best_of_n(results: Sequence[SweepResult], rows: Sequence[Row], measure: str) -> list[Point]:
+    """The best of each n, if it can be compared with every run."""
+    kl_sft = fmean([result.metrics.get("kl_sft", 0.0) for result in results] or [0.0])
+    of_runs = [best_points(rows, measure, result.ppo, kl_sft) for result in results]
+    return of_runs[0] if of_runs and all(of_runs) else []
 
 
 def build_page(root: Path, results: Sequence[SweepResult]) -> Page:

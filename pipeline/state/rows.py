@@ -82,6 +82,7 @@ class ScoredRankingRow(_Row):
     words: list[float]
     labels: list[float] | None
     source: str = ""
+    key: str = ""
 
     @model_validator(mode="after")
     def _one_for_each(self) -> ScoredRankingRow:

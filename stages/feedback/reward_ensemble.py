@@ -7,53 +7,20 @@ checkpoint. With one member, all of this is that member.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import torch
 
-from configs.schema import RankingLoss
 from data.batches.sampler import Lengths, global_batch, seed_from
 from data.batches.tokenize import Ranking
 from data.sources.split import prompt_key
 from stages.feedback.reward_loss import labels_of, reward_loss
+from stages.feedback.reward_training import RewardModelTrainer
 from stages.maths.ensembles import deviation, standardized
-from stages.maths.statistics import Mean, Means, add_means, mean_with_interval, means_by
-from stages.training.engine import Engine
+from stages.maths.statistics import Mean, add_means, mean_with_interval, means_by
 from stages.training.metrics import reduce_means
-from stages.training.throughput import Meter
 
 Scores = list[list[float]]  # of each answer of each ranking
 FIGURES = ("accuracy", "margin", "loss")
-
-
-class Member(Protocol):
-    """The trainer of one reward model.
-
-    Attributes:
-        role: its name in the engine.
-        meter: counts the tokens that it trains on.
-    """
-
-    engine: Engine
-    loss: RankingLoss
-    role: str
-    meter: Meter
-
-    def accumulate(self, batch: Sequence[Ranking]) -> Means:
-        """Add the gradients of a global batch; returns the metrics of this rank's share."""
-        ...
-
-    def evaluate(self, held_out: Sequence[Ranking]) -> dict[str, float]:
-        """Accuracy, margin and loss, with intervals."""
-        ...
-
-    def scores_of(self, rankings: Sequence[Ranking]) -> Scores:
-        """The score of each completion of each ranking, before normalisation."""
-        ...
-
-    def padding(self, batch: Sequence[Ranking]) -> Mean:
-        """The share of padding in the forwards of a global batch."""
-        ...
 
 
 class RewardEnsemble:
@@ -64,7 +31,11 @@ class RewardEnsemble:
     """
 
     def __init__(
-        self, members: Sequence[Member], batch_size: int, seed: int, lengths: Lengths | None = None
+        self,
+        members: Sequence[RewardModelTrainer],
+        batch_size: int,
+        seed: int,
+        lengths: Lengths | None = None,
     ) -> None:
         self.members, self.batch_size, self.seed, self.lengths = members, batch_size, seed, lengths
         self.engine, self.meter = members[0].engine, members[0].meter
@@ -92,16 +63,18 @@ class RewardEnsemble:
     def evaluate(self, held_out: Sequence[Ranking]) -> dict[str, float]:
         """Accuracy, margin and loss on held-out rankings, with intervals over prompts.
 
-        An ensemble scores by the mean of its members. It also has the accuracy of each, and `disagreement`:
-        the deviation between members, each standardised over all answers.
+        The score is the mean of the members. Several also have the accuracy of each, and `disagreement`: the
+        deviation between members, each standardised over all answers.
         """
-        if len(self.members) == 1 or not held_out:
-            return self.members[0].evaluate(held_out)
+        if not held_out:
+            return {}
         models = self.engine.models
         models.eval()
         of_members = [member.scores_of(held_out) for member in self.members]
         models.train()
         found = self._figures(held_out, mean_of(of_members), FIGURES)
+        if len(of_members) == 1:
+            return found
         for number, scores in enumerate(of_members, start=1):
             accuracy = self._figures(held_out, scores, ("accuracy",))
             found |= {
@@ -127,7 +100,9 @@ class RewardEnsemble:
         return figures_by_prompt(held_out, [{name: row[name].value for name in names} for row in rows], names)
 
 
-def joint_step(members: Sequence[Member], batches: Sequence[Sequence[Ranking]]) -> dict[str, float]:
+def joint_step(
+    members: Sequence[RewardModelTrainer], batches: Sequence[Sequence[Ranking]]
+) -> dict[str, float]:
     """Update every member on its global batch. Returns the metrics: means over prompts and members."""
     pairs, engine = [*zip(members, batches, strict=True)], members[0].engine
     means = add_means(member.accumulate(batch) for member, batch in pairs)

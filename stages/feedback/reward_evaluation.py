@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data.batches import tokenize
 from data.sources.messages import last_text
+from data.sources.split import prompt_key
 from data.storage.files import write_json_lines, write_text
 from stages.distributed.ranks import Ranks
 from stages.feedback.bag_of_words import BagOfWords
@@ -85,14 +86,17 @@ def scored_rankings(
             words=bag.scores(answers),
             labels=one.labels,
             source=one.source,
+            key=prompt_key(one.prompt),
         )
         for number, one in enumerate(held_out)
     ]
 
 
-def write_report(folder: Path, rankings: Sequence[ScoredRanking], ceiling: Figure | None) -> dict[str, float]:
+def write_report(
+    folder: Path, rankings: Sequence[ScoredRanking], agreement: Figure | None
+) -> dict[str, float]:
     """Write `evaluation.json` and the scored rankings; return the figures that are metrics of the stage."""
-    report = reward_report(rankings, ceiling, prompt_numbers(rankings))
+    report = reward_report(rankings, agreement, prompt_numbers(rankings))
     write_json_lines(folder / RANKINGS, [asdict(one) for one in rankings])
     write_text(folder / REPORT, json.dumps(report, ensure_ascii=False, indent=1) + "\n")
     return report_metrics(report)

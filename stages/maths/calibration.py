@@ -68,9 +68,9 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
     return sum(one.weight * abs(one.accuracy - one.confidence) for one in bins)
 
 
-def brier_score(margins: Array, weights: Array) -> float:
-    """Mean squared distance of the better answer's probability from 1 (Brier 1950); 1/4 for a coin."""
-    return float(np.average((1 - probability(margins)) ** 2, weights=weights))
+def brier_scores(margins: Array) -> Array:
+    """Of each pair, the squared distance of the better answer's probability from 1 (Brier 1950)."""
+    return (1 - probability(margins)) ** 2
 
 
 def best_temperature(margins: Array, weights: Array) -> float | None:

@@ -6,6 +6,7 @@ figure is a mean over prompts, and its interval draws prompts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ class ScoredRanking:
             Both may be empty: then they are no baseline.
         labels: the labeller's own scores, if it gave any.
         source: the label of one of several sources.
+        key: tells prompts apart; `prompt`, the last message of a conversation, by default.
     """
 
     prompt: str
@@ -44,6 +46,7 @@ class ScoredRanking:
     words: list[float]
     labels: list[float] | None = None
     source: str = ""
+    key: str = ""
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -168,14 +171,14 @@ def _sources(pairs: Pairs) -> dict[str, Array]:
 
 
 def _thirds(values: Array, unit: str) -> dict[str, Array]:
-    """Three parts of about equal size, by value."""
-    low, high = np.quantile(values, [1 / 3, 2 / 3])
+    """Three parts of about equal size, by value; two if the bounds between them are equal as printed."""
+    bounds = sorted({float(f"{bound:.3g}") for bound in np.quantile(values, [1 / 3, 2 / 3])})
     unit = f" {unit}" if unit else ""
-    return {
-        f"up to {low:.3g}{unit}": values <= low,
-        f"up to {high:.3g}{unit}": (values > low) & (values <= high),
-        f"above {high:.3g}{unit}": values > high,
-    }
+    parts, below = {}, -np.inf
+    for bound in bounds:
+        parts[f"up to {bound:.3g}{unit}"] = (values > below) & (values <= bound)
+        below = bound
+    return parts | {f"above {below:.3g}{unit}": values > below}
 
 
 def length_correlation(
@@ -201,12 +204,12 @@ def calibration_of(pairs: Pairs) -> dict[str, Any]:
     """How far the model's probabilities are from the truth, and the temperature that brings them nearest."""
     bins = calibration.reliability(pairs.margins, pairs.weights)
     bound = calibration.error_of_calibrated(pairs.margins, pairs.weights, pairs.prompts)
-    squares = (1 - calibration.probability(pairs.margins)) ** 2
+    brier = calibration.brier_scores(pairs.margins)
     return {
         "bins": [vars(one) for one in bins],
         "error": calibration.expected_calibration_error(bins),
         "error_of_calibrated": bound,
-        "brier": figure(_by_prompt(pairs, squares.tolist(), None)),
+        "brier": figure(_by_prompt(pairs, brier.tolist(), None)),
         "temperature": calibration.best_temperature(pairs.margins, pairs.weights),
     }
 
@@ -231,7 +234,7 @@ def mistakes(pairs: Pairs) -> list[dict[str, Any]]:
 
 
 def tied_share(rankings: Sequence[ScoredRanking]) -> float:
-    """The share of all pairs of answers that the labels call a tie."""
+    """The share of the pairs of answers that the labels call a tie; rankings that tie wholly are not here."""
     ties = total = 0
     for ranking in rankings:
         k = len(ranking.ranks)
@@ -240,8 +243,8 @@ def tied_share(rankings: Sequence[ScoredRanking]) -> float:
     return ties / max(1, total)
 
 
-def ceiling_of(of_single_people: bool, metrics: Mapping[str, float]) -> Figure | None:
-    """The agreement of people with each other, which bounds accuracy; None if it is not known.
+def agreement_of(of_single_people: bool, metrics: Mapping[str, float]) -> Figure | None:
+    """The agreement of two people on a pair, if each ranking is one person's; None if it is not known.
 
     The rankings of two labellers are those that they agree about, and those that merge several people are
     less noisy than one of them, so there the agreement bounds nothing.
@@ -250,22 +253,35 @@ def ceiling_of(of_single_people: bool, metrics: Mapping[str, float]) -> Figure |
     return figure_of(metrics, "label_agreement") if known else None
 
 
+def ceiling_of(agreement: Mapping[str, float]) -> Figure:
+    """The highest accuracy that is possible against the labels of one person, by the agreement of two.
+
+    If each person orders a pair rightly with probability q, by themselves, two agree with a = q² + (1 − q)².
+    Whoever is always right agrees with one of them with q = (1 + √(2a − 1)) / 2, which is above a. It is
+    concave in a, so it bounds the mean, too, if some pairs are harder than others.
+    """
+    return {
+        part: value if part == "n" else (1 + math.sqrt(max(0.0, 2 * value - 1))) / 2
+        for part, value in agreement.items()
+    }
+
+
 def prompt_numbers(rankings: Sequence[ScoredRanking]) -> list[int]:
     """The number of each ranking's prompt: rankings of one prompt, such as those of two rounds, share it."""
     numbers: dict[str, int] = {}
-    return [numbers.setdefault(one.prompt, len(numbers)) for one in rankings]
+    return [numbers.setdefault(one.key or one.prompt, len(numbers)) for one in rankings]
 
 
 def reward_report(
     rankings: Sequence[ScoredRanking],
-    ceiling: Mapping[str, float] | None,
+    agreement: Mapping[str, float] | None,
     prompts: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """All figures of a reward model on held-out rankings, as JSON.
 
     Args:
         rankings: at least one must have a pair.
-        ceiling: the labellers' agreement with each other, as `Figure`, if several labelled.
+        agreement: that of two people on a pair, as `Figure`, if several labelled.
         prompts: the number of each ranking's prompt; by default, each has its own.
     """
     pairs = pairs_of(rankings, prompts)
@@ -281,7 +297,8 @@ def reward_report(
         "groups": groups(pairs),
         "calibration": calibration_of(pairs),
         "length_correlation": length_correlation(rankings, prompts),
-        "ceiling": dict(ceiling) if ceiling else None,
+        "agreement": dict(agreement) if agreement else None,
+        "ceiling": ceiling_of(agreement) if agreement else None,
         "tied": tied_share(rankings),
         "mistakes": mistakes(pairs),
     }

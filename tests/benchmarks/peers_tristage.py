@@ -60,7 +60,8 @@ def rm_tristage(arguments: argparse.Namespace, completions: int = 2, pairs: bool
 
     from configs.schema import Rm
     from data.batches.tokenize import Ranking
-    from stages import rm
+    from stages.feedback.reward_ensemble import joint_step
+    from stages.feedback.reward_training import RewardModelTrainer
     from stages.models.base_checks import supports_block_mask
 
     ranks, roles = tristage_roles(arguments, "reward")
@@ -85,8 +86,8 @@ def rm_tristage(arguments: argparse.Namespace, completions: int = 2, pairs: bool
     training = Rm(batch_size=len(batch), micro_batch_size=arguments.micro)
     engine = tristage_engine(arguments, ranks, roles, training, "reward")
     shared = supports_block_mask(roles.causal) and not pairs
-    trainer = rm.RewardModelTrainer(engine, 0, arguments.micro, shared)
-    return timed(arguments.steps, lambda: trainer.step(batch))
+    trainer = RewardModelTrainer(engine, 0, arguments.micro, shared)
+    return timed(arguments.steps, lambda: joint_step([trainer], [batch]))
 
 
 def kwise_rankings(arguments: argparse.Namespace) -> Seconds:

@@ -12,8 +12,10 @@ from transformers import AutoTokenizer
 
 from configs.schema import Ppo, Rm, Rollout, Sft
 from data.batches.tokenize import Demonstration, Prompt, Ranking
-from stages import ppo, rm, sft
+from stages import ppo, sft
 from stages.distributed.ranks import Ranks
+from stages.feedback.reward_ensemble import joint_step
+from stages.feedback.reward_training import RewardModelTrainer
 from stages.models.base_checks import supports_block_mask
 from stages.models.roles import Role
 from stages.sampling.sampler import open_sampler
@@ -50,9 +52,9 @@ def rm_step(pad: int, micro: int, ranks: Ranks) -> Outcome:
     roles.heads[Role.REWARD].bias.requires_grad_(False)
     settings = Rm(batch_size=6, micro_batch_size=micro, max_grad_norm=0)
     engine = engine_of(roles, {Role.REWARD: 1e-3}, ranks, settings)
-    trainer = rm.RewardModelTrainer(engine, pad, micro, supports_block_mask(roles.causal))
+    trainer = RewardModelTrainer(engine, pad, micro, supports_block_mask(roles.causal))
     assert trainer.share_prompts
-    return gradients_of(engine, lambda: trainer.step(RANKINGS))
+    return gradients_of(engine, lambda: joint_step([trainer], [RANKINGS]))
 
 
 @pytest.fixture

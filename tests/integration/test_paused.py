@@ -23,6 +23,7 @@ from configs.schema import Stage
 from stages import rm, sft
 from stages.context import Context, Paused
 from stages.distributed.ranks import Ranks
+from stages.feedback.reward_ensemble import RewardEnsemble
 from tests.integration.test_ppo_start import Recorder
 from tests.support.runs import (
     KILLED_STAGE,
@@ -126,7 +127,7 @@ def test_best_checkpoint_is_kept_and_can_be_the_result(
     tmp_path: Path,
 ) -> None:
     recipe = {"sft": sft, "rm": rm}[stage]
-    trainer = {"sft": sft.SftTrainer, "rm": rm.RewardModelTrainer}[stage]
+    trainer = {"sft": sft.SftTrainer, "rm": RewardEnsemble}[stage]
     inputs = {"rm": {"sft": adapters["sft"]}}.get(stage, {})
     options = [f"{stage}.{option}" for option in ("eval_steps=2", "save_steps=2", "max_steps=6", "epochs=99")]
 

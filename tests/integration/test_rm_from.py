@@ -23,9 +23,9 @@ from apps.export.formats import Export
 from apps.trained_run import open_run
 from configs.load import load_experiment
 from data.batches import tokenize
-from stages import rm
 from stages.distributed.ranks import Ranks
 from stages.feedback.reward_model import classifier_ending, score_tokens
+from stages.feedback.reward_training import RewardModelTrainer
 from stages.models.queries import ScalarQuery
 from stages.models.roles import Role
 from stages.models.start_adapters import add_start
@@ -114,7 +114,7 @@ def test_a_conversation_has_the_score_that_trl_trains(
     engine: Any = SimpleNamespace(models=models, ranks=Ranks(0, 1, CPU))
     ranking = tokenize.Ranking("Hi there.", rows[0][0], [ids for _, ids in rows], [0, 1, 2])
     for share_prompts in (True, False):
-        trainer = rm.RewardModelTrainer(engine, tokenizer.pad_token_id, 4, share_prompts)
+        trainer = RewardModelTrainer(engine, tokenizer.pad_token_id, 4, share_prompts)
         with torch.no_grad():
             (scores,), _ = trainer._scores(models, [ranking])
         assert scores.tolist() == pytest.approx(expected, abs=1e-5)

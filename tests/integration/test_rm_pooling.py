@@ -15,9 +15,9 @@ from apps.export.formats import Export
 from apps.trained_run import Adapters, load_policies, open_run, this_process
 from configs.errors import UserError
 from data.batches import tokenize
-from stages import rm
 from stages.distributed.ranks import Ranks
 from stages.feedback.reward_model import score_tokens
+from stages.feedback.reward_training import RewardModelTrainer
 from stages.models.queries import ScalarQuery
 from stages.models.roles import Role
 from tests.support.roles import CPU, models_of, new_role, tiny_roles
@@ -55,7 +55,7 @@ def test_a_score_is_the_head_of_the_mean_hidden_state(tiny_tokenizer: Any) -> No
     ranking = tokenize.Ranking("p", PROMPT, ANSWERS, [0, 1, 2])
     other = tokenize.Ranking("q", [8], [[30], [31, 32, 33]], [0, 1])
     for share_prompts in (True, False):
-        trainer = rm.RewardModelTrainer(engine, 0, 8, share_prompts)
+        trainer = RewardModelTrainer(engine, 0, 8, share_prompts)
         with torch.no_grad():
             scores, _ = trainer._scores(models, [ranking, other])
         assert scores[0].tolist() == pytest.approx(expected, abs=1e-5)

@@ -25,8 +25,10 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from configs.schema import Base, RankingLoss, Rm, Sft
 from data.batches import pack
 from data.batches.tokenize import Demonstration, Ranking
-from stages import rm, sft
+from stages import sft
 from stages.distributed.ranks import Ranks
+from stages.feedback.reward_ensemble import RewardEnsemble, joint_step
+from stages.feedback.reward_training import RewardModelTrainer
 from stages.models.base import load_base, model_folder
 from stages.models.roles import Role, Roles
 from tests.support.engines import assert_same_gradients, engine_of, gradients_of
@@ -288,8 +290,8 @@ def test_pairwise_rm_equals_trl(
     for micro, share_prompts in ((8, True), (2, True), (8, False)):
         settings = Rm(batch_size=4, micro_batch_size=micro, max_grad_norm=0)
         engine = engine_of(rm_roles(quantization), {Role.REWARD: 1e-3}, ranks, settings)
-        trainer = rm.RewardModelTrainer(engine, 0, micro, share_prompts)
-        metrics, gradients = gradients_of(engine, partial(trainer.step, rankings))
+        trainer = RewardModelTrainer(engine, 0, micro, share_prompts)
+        metrics, gradients = gradients_of(engine, partial(joint_step, [trainer], [rankings]))
         assert_same((metrics["loss"], gradients), trl)
         assert "heads.reward.weight" in gradients
 
@@ -319,9 +321,9 @@ def test_options_of_the_pairwise_loss_equal_those_of_trl(
     for micro, share_prompts in ((8, True), (2, True), (8, False)):
         settings = Rm(batch_size=4, micro_batch_size=micro, max_grad_norm=0)
         engine = engine_of(rm_roles("none"), {Role.REWARD: 1e-3}, ranks, settings)
-        trainer = rm.RewardModelTrainer(engine, 0, micro, share_prompts, loss)
-        held_out = trainer.evaluate(rankings)
-        metrics, gradients = gradients_of(engine, partial(trainer.step, rankings))
+        trainer = RewardModelTrainer(engine, 0, micro, share_prompts, loss)
+        held_out = RewardEnsemble([trainer], 4, 0).evaluate(rankings)
+        metrics, gradients = gradients_of(engine, partial(joint_step, [trainer], [rankings]))
         assert_same((metrics["loss"], gradients), trl)
         assert held_out["loss"] == pytest.approx(trl[0], rel=1e-5)
 
@@ -337,9 +339,9 @@ def test_prompts_forwarded_once_change_nothing(ranks: Ranks) -> None:
     results = []
     for share_prompts in (True, False):
         engine = engine_of(rm_roles("nf4"), {Role.REWARD: 1e-3}, ranks, Rm(batch_size=3, max_grad_norm=0))
-        trainer = rm.RewardModelTrainer(engine, 0, 12, share_prompts)
-        held_out = trainer.evaluate(examples)
-        metrics, gradients = gradients_of(engine, partial(trainer.step, examples))
+        trainer = RewardModelTrainer(engine, 0, 12, share_prompts)
+        held_out = RewardEnsemble([trainer], 3, 0).evaluate(examples)
+        metrics, gradients = gradients_of(engine, partial(joint_step, [trainer], [examples]))
         results.append((metrics["loss"], gradients))
         assert held_out["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
     assert_same(*results)

@@ -23,6 +23,7 @@ from pipeline.state.manifest import Manifest
 from stages import rm, setup
 from stages.context import Context, Outcome
 from stages.distributed.ranks import Ranks
+from stages.feedback.reward_training import RewardModelTrainer
 from stages.maths.statistics import Means
 from stages.models.base import load_tokenizer
 from stages.training.engine import Engine
@@ -125,13 +126,13 @@ def test_collected_rankings_are_read_in_the_reward_models_tokens(
     bases: Bases, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained_on: list[Ranking] = []
-    accumulate = rm.RewardModelTrainer.accumulate
+    accumulate = RewardModelTrainer.accumulate
 
-    def record_rankings(trainer: rm.RewardModelTrainer, batch: Sequence[Ranking]) -> Means:
+    def record_rankings(trainer: RewardModelTrainer, batch: Sequence[Ranking]) -> Means:
         trained_on.extend(batch)
         return accumulate(trainer, batch)
 
-    monkeypatch.setattr(rm.RewardModelTrainer, "accumulate", record_rankings)
+    monkeypatch.setattr(RewardModelTrainer, "accumulate", record_rankings)
     options = ("rm.rankings={labeller: warmth, rollout: {max_new_tokens: 40}}", "data.rm.limit=80", *LONG)
     bases.run("rm", bases.foreign, tmp_path, *options)
     sampled = {str(row["prompt"]): row["completion_ids"] for row in rows(tmp_path / "rankings.jsonl")}

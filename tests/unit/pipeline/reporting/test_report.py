@@ -9,13 +9,16 @@ import pytest
 
 from configs.errors import UserError
 from configs.identity import stage_hash
+from configs.load import dump_experiment
+from configs.schema import Experiment, Ppo
 from data.storage.files import read_json_lines
+from pipeline.reporting.best_of_n import best_points
 from pipeline.reporting.figures import score_against_kl
 from pipeline.reporting.page import markdown, quote
 from pipeline.reporting.report import write_report
 from pipeline.reporting.warnings import warnings
 from pipeline.state.results import read_results
-from tests.support.finished_run import COST, Run, interval
+from tests.support.finished_run import COST, Run, interval, write_lines
 
 PICTURES = {"gold.png", "score-kl.png", "curves-sft.png", "curves-rm.png", "curves-ppo.png"}
 HOSTILE = 'a|b <script>alert("1")</script>\n# **bold** \u202e\x07 end'
@@ -280,6 +283,66 @@ def test_each_of_several_terms_has_its_figures(tmp_path):
         assert f"| {label} | **1.50** |" in text
     run.stage("ppo", metrics=run.metrics["ppo"])
     assert "curves-ppo.png" in html
+
+
+def test_the_reward_model_has_a_tile_by_any_name_with_the_score_of_sft(tmp_path):
+    """Of an ensemble's lowest score, that is not 0."""
+    figures = interval("helpful_score_sft", -0.7, 0.1) | interval("helpful_score_ppo", 1.5, 0.2)
+    run = of_terms(tmp_path / "run", {"source": "rm", "name": "helpful"}, **figures)
+    text = run.complete().texts()[1]
+    assert "| Reward score of PPO | **1.50** | 95 %: 1.30 to 1.70<br>n = 40<br>SFT: -0.700 |" in text
+
+
+def test_the_held_out_prompts_are_what_is_known_of_them(run):
+    run.complete()
+    assert "to each of 40 prompts that no stage was trained on" in run.texts()[0]
+    run.stage("ppo", metrics=run.metrics["ppo"] | {"stages_not_compared": 1.0})
+    assert "to each of 40 prompts that PPO was not trained on" in run.texts()[0]
+
+
+def test_what_is_said_of_ties_is_what_the_loss_does_with_them(run):
+    ignored = "does not train on pairs that tie"
+    assert ignored in run.complete().texts()[0]
+    tree = run.experiment.model_dump() | {"rm": {"loss": {"ties": "half"}}}
+    (run.path / "config.yaml").write_text(dump_experiment(Experiment.model_validate(tree)))
+    html = run.texts()[0]
+    assert ignored not in html and "A pair that ties counts as half a win each way" in html
+
+
+def test_sft_and_best_of_n_stand_where_truncated_samples_are(run):
+    """With top-p, SFT's own samples are 0.8 nats from the distribution that PPO's KL is to."""
+    run.metrics["ppo"] |= interval("kl_sft", 0.8, 0.1)
+    run.complete()
+    (run.path / "best").mkdir()
+    rows = [
+        {"n": n, "kl": kl, **interval("rm_score", 1.0, 0.1), "gold": kl} for n, kl in ((1, 0.0), (4, 0.64))
+    ]
+    write_lines(run.path / "best" / "curve.jsonl", rows)
+    figure = score_against_kl(read_results(run.path))
+    assert figure is not None
+    handles, labels = figure.axes[1].get_legend_handles_labels()
+    drawn = dict(zip(labels, handles, strict=True))
+    assert drawn["SFT"].lines[0].get_xdata().tolist() == [0.8]
+    assert drawn["best of n"].get_xdata().tolist() == pytest.approx([0.8, 1.44])
+
+
+@pytest.mark.parametrize(
+    ("options", "measure", "drawn"),
+    [
+        ({}, "score", True),
+        ({"rewards": [{"source": "rm", "name": "helpful"}]}, "score", True),
+        ({"rewards": [{"source": "my:score"}]}, "score", False),
+        ({"ensemble": "min"}, "score", False),  # best of n picks by the mean
+        ({"ensemble": "min"}, "gold", True),
+        ({"from": "/a", "reference": "from"}, "gold", False),
+    ],
+)
+def test_best_of_n_is_drawn_where_it_can_be_compared(options, measure, drawn):
+    rows = [{"n": 2, "kl": 0.2, "rm_score": 1.0, "gold": 3.0}, {"n": 4, "kl": 0.6, "rm_score": None}]
+    score = 3.0 if measure == "gold" else 1.0
+    assert best_points(rows, measure, Ppo.model_validate(options), 0.0) == (
+        [(2, 0.2, score)] if drawn else []
+    )
 
 
 def test_missing_held_out_data_is_named(run):

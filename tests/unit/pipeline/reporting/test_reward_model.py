@@ -32,8 +32,12 @@ REPORT = {
     },
     "calibration": {"error": 0.02, "error_of_calibrated": 0.05, "temperature": 1.1},
     "length_correlation": figure(0.1),
-    "ceiling": None,
+    "agreement": None,
 }
+
+
+def people(agreement, ceiling):
+    return {"agreement": figure(agreement), "ceiling": figure(ceiling)}
 
 
 def changed(**changes):
@@ -49,15 +53,18 @@ def changed(**changes):
         ({"lead": figure(-0.1)}, "Better than judges that read no prompt? No, worse"),
         ({}, "Does it judge by length? Hardly: reward and length correlate by 0.100"),
         ({"length_correlation": figure(0.5)}, "Does it judge by length? In part"),
-        ({"length_correlation": figure(0.5, width=1.2)}, "Does it judge by length? Hardly"),
+        ({"length_correlation": figure(0.5, width=1.2)}, "Does it judge by length? Not clear"),
+        ({"length_correlation": figure(0.1, width=0.6)}, "Does it judge by length? Not clear"),
         ({"length_correlation": None}, "Does it judge by length? The held-out answers do not tell"),
         ({}, "Calibrated? As far as these pairs tell: its probabilities are off by 0.020"),
         ({}, "Tested on enough? 400 prompts with 2400 pairs give an interval of 0.0500."),
         ({"accuracy": figure(0.7, 0.4, 20)}, "Tested on enough? No: 20 prompts"),
         ({"accuracy": figure(0.7, 0.4, 20)}, "Hold out about 80 prompts"),
-        ({"ceiling": figure(0.72)}, "As good as people agree? It cannot be told apart from them"),
-        ({"ceiling": figure(0.85)}, "As good as people agree? Not yet"),
-        ({"ceiling": figure(0.55)}, "As good as people agree? Better, which should not be"),
+        (people(0.72, 0.83), "As good as people agree? It cannot be told apart from them"),
+        (people(0.85, 0.92), "As good as people agree? Not yet"),
+        (people(0.60, 0.72), "As good as people agree? Yes, it agrees with one more than another does"),
+        (people(0.60, 0.72), "By their agreement, it could reach 0.720"),
+        (people(0.52, 0.60), "As good as people agree? Better than is possible"),
     ],
 )
 def test_each_rule(changes, words):
@@ -95,7 +102,7 @@ def test_agreement_is_a_ceiling_only_if_what_people_disagree_about_is_among_the_
         experiment=toy(rm__rankings={"labeller": labeller}),
     )
     report = report_of(results)
-    assert report is not None and bool(report["ceiling"]) == is_ceiling
+    assert report is not None and bool(report["agreement"]) == is_ceiling
 
 
 def test_the_members_of_an_ensemble_have_rows_of_their_own():
@@ -108,8 +115,9 @@ def test_the_members_of_an_ensemble_have_rows_of_their_own():
         final_metrics=lambda stage: metrics,
         experiment=toy(),
     )
-    section = reward_section(results, set())
-    assert section is not None
+    report = report_of(results)
+    assert report is not None
+    section = reward_section(results, report, set())
     table: Any = section.blocks[1]
     assert [[cell.text for cell in row][:2] for row in table.rows] == [
         ["member 1", "0.700"],
@@ -118,5 +126,5 @@ def test_the_members_of_an_ensemble_have_rows_of_their_own():
     words: Any = section.blocks[2]
     assert "They disagree by 0.310 [0.200, 0.400]" in words.text
     results.final_metrics = lambda stage: {}
-    alone = reward_section(results, set())
-    assert alone is not None and len(alone.blocks) == len(section.blocks) - 2
+    alone = reward_section(results, report, set())
+    assert len(alone.blocks) == len(section.blocks) - 2

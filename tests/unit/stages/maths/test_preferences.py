@@ -10,11 +10,13 @@ import pytest
 from stages.maths.preferences import (
     ScoredRanking,
     baseline_margins,
+    ceiling_of,
     groups,
     lead_over,
     length_correlation,
     mistakes,
     pairs_of,
+    prompt_numbers,
     reward_report,
     share_in_order,
     tied_share,
@@ -67,6 +69,36 @@ def test_groups_tell_where_the_model_is_right():
     assert len(groups(pairs_of(labelled))["margin of the labels"]) == 3
 
 
+def test_values_that_are_alike_lose_no_pair():
+    """Differences of lengths of 5 in most pairs: two parts, and all pairs in one of them."""
+    rankings = [ranking([1, 0], lengths=[10, 5]) for _ in range(6)] + [ranking([1, 0], lengths=[20, 5])]
+    parts = groups(pairs_of(rankings))["difference of lengths"]
+    assert {name: figure["n"] for name, figure in parts.items()} == {"up to 5 tokens": 6, "above 5 tokens": 1}
+
+
+@pytest.mark.parametrize("right", [(0.8, 0.8), (0.6, 1.0)])
+def test_nobody_agrees_with_one_person_more_than_the_agreement_of_two_allows(right):
+    """Two people judge half of the pairs rightly with one probability, half with another."""
+    random, count = np.random.default_rng(0), 100_000
+    one, other = (random.random(count) < np.repeat(right, count // 2) for _ in range(2))
+    agreement = float((one == other).mean())
+    bound = ceiling_of({"value": agreement})["value"]
+    assert bound >= one.mean() - 0.005 > agreement
+    assert right[0] != right[1] or bound == pytest.approx(one.mean(), abs=0.005)
+    assert ceiling_of({"value": 0.4, "low": 0.3, "high": 1.0, "n": 7}) == {
+        "value": 0.5,
+        "low": 0.5,
+        "high": 1.0,
+        "n": 7,
+    }
+
+
+def test_conversations_with_one_last_message_are_two_prompts():
+    rankings = [ranking([2, 1], prompt="And then?", key=key) for key in ("a", "b", "a")]
+    assert prompt_numbers(rankings) == [0, 1, 0]
+    assert prompt_numbers([ranking([2, 1], prompt="p"), ranking([2, 1], prompt="p")]) == [0, 0]
+
+
 def test_the_lead_over_a_baseline_is_paired():
     """A model that is right exactly where length is wrong leads by one for each such prompt."""
     rankings = [ranking([1, 0], lengths=[1, 9]) for _ in range(6)]
@@ -105,7 +137,10 @@ def test_the_report_of_a_model_that_knows_the_truth_and_of_a_coin():
     report = reward_report(known, {"value": 0.7, "low": 0.6, "high": 0.8, "n": 20})
     assert report["accuracy"]["value"] == 1 and report["lead"]["low"] > 0.4
     assert report["calibration"]["temperature"] is None  # it is right about everything
-    assert report["mistakes"] == [] and report["ceiling"]["value"] == 0.7
+    assert report["mistakes"] == [] and report["agreement"]["value"] == 0.7
+    assert report["ceiling"] == pytest.approx(
+        {"value": 0.8162, "low": 0.7236, "high": 0.8873, "n": 20}, abs=1e-4
+    )
     guess = reward_report(coin, None)
     assert guess["accuracy"]["low"] < 0.5 < guess["accuracy"]["high"]
     assert guess["lead"]["low"] < 0

@@ -1,0 +1,108 @@
+"""The training of one reward model: gradients on ranked completions, and their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from configs.schema import RankingLoss
+from data.batches import collate, tokenize
+from data.batches.sampler import micro_batches
+from stages.feedback.reward_loss import labels_of, reward_loss
+from stages.maths.statistics import Mean, Means, add_means
+from stages.models.queries import ScalarQuery
+from stages.models.role_models import RoleModels
+from stages.models.roles import Role
+from stages.sampling.response_batch import response_batch, sequence_scores
+from stages.training.engine import Engine
+from stages.training.padding import Rows, padding
+from stages.training.throughput import Meter
+
+DEFAULT_LOSS = RankingLoss()
+
+
+class RewardModelTrainer:
+    """Gradients and scores of one reward model on ranked completions.
+
+    With `share_prompts`, a prompt is forwarded once for all of its completions; the base must support block
+    masks for that. Otherwise it is forwarded once per completion.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        pad_id: int,
+        micro_batch_size: int,
+        share_prompts: bool,
+        loss: RankingLoss = DEFAULT_LOSS,
+        role: str = Role.REWARD,
+    ) -> None:
+        self.engine, self.pad_id, self.micro_batch_size = engine, pad_id, micro_batch_size
+        self.share_prompts, self.loss, self.role = share_prompts, loss, role
+        self.meter = Meter()
+
+    def padding(self, batch: Sequence[tokenize.Ranking]) -> Mean:
+        """The share of padding in the forwards of one global batch."""
+        return padding(batch, self._prompts_at_once(batch), self.engine.ranks.world, self._rows)
+
+    def _rows(self, ranking: tokenize.Ranking) -> Rows:
+        """Tokens of the prompt and of the completion in each row that the ranking takes."""
+        if self.share_prompts:
+            return [(self.tokens(ranking), 0)]
+        return [(len(ranking.prompt_ids), len(ids)) for ids in ranking.completion_ids]
+
+    def accumulate(self, batch: Sequence[tokenize.Ranking]) -> Means:
+        """Add the gradients of a global batch; returns the metrics of this rank's share."""
+        share = self.engine.ranks.share(list(batch))
+        micros = micro_batches(share, self._prompts_at_once(batch))
+        self.meter.add(sum(map(self.tokens, batch)))
+        return add_means(self._backward(micro, len(batch)) for micro in micros)
+
+    def _backward(self, micro: Sequence[tokenize.Ranking], rankings: int) -> Means:
+        """Accumulate gradients on one micro-batch of a batch of `rankings`."""
+        scores, order = self._scores(self.engine, micro)
+        labels = labels_of(micro, self.engine.ranks.device)
+        loss, means = reward_loss(self.loss, scores, order, labels, rankings)
+        self.engine.backward(loss)
+        return means
+
+    @torch.no_grad()
+    def scores_of(self, rankings: Sequence[tokenize.Ranking]) -> list[list[float]]:
+        """The score of each completion of each ranking, as it is: before normalisation."""
+
+        def score(some: Sequence[tokenize.Ranking]) -> list[list[float]]:
+            scores, order = self._scores(self.engine.models, some)
+            return [row[places >= 0].tolist() for row, places in zip(scores, order, strict=True)]
+
+        return self.engine.ranks.map_in_order(rankings, self._prompts_at_once(rankings), score)
+
+    def _prompts_at_once(self, batch: Sequence[tokenize.Ranking]) -> int:
+        return max(1, self.micro_batch_size // max(len(ranking.completion_ids) for ranking in batch))
+
+    def _scores(
+        self, model: Engine | RoleModels, rankings: Sequence[tokenize.Ranking]
+    ) -> tuple[Tensor, Tensor]:
+        """Scores and ranks of each prompt's completions, (G, K); rank -1 marks an empty slot."""
+        device, head = self.engine.ranks.device, self.engine.models.reward_base.head(self.role)
+        ranks = [torch.tensor(ranking.ranks, device=device) for ranking in rankings]
+        order = pad_sequence(ranks, batch_first=True, padding_value=-1)
+        if self.share_prompts:
+            rows = [(ranking.prompt_ids, [*map(head.read, ranking.completion_ids)]) for ranking in rankings]
+            batch = collate.rankings(rows, self.pad_id).to(device)
+            query = ScalarQuery(self.role, batch.input_ids, batch.attention_mask, batch.position_ids)
+            values = model(query)
+            return batch.means(values) if head.pooling == "mean" else values.gather(1, batch.last), order
+        prompts = [ranking.prompt_ids for ranking in rankings for _ in ranking.completion_ids]
+        completions = [head.read(ids) for ranking in rankings for ids in ranking.completion_ids]
+        answers = response_batch(prompts, completions, self.pad_id, device)
+        flat = sequence_scores(model, self.role, answers, head.pooling)
+        scores = flat.split([len(ranking.completion_ids) for ranking in rankings])
+        return pad_sequence(list(scores), batch_first=True), order
+
+    def tokens(self, ranking: tokenize.Ranking) -> int:
+        """Number of tokens to forward."""
+        times = 1 if self.share_prompts else len(ranking.completion_ids)
+        return times * len(ranking.prompt_ids) + sum(map(len, ranking.completion_ids))
