@@ -13,6 +13,7 @@ from configs.errors import UserError
 from configs.schema import Data, Experiment, Part, Stage, data_stage
 from data.batches.encoding import encoder_of
 from data.batches.fit import Counts, NoPair, NothingFits
+from data.batches.tokenize import Prompt
 from data.batches.wording import worded
 from data.sources.formats import Kind, Row
 from data.sources.loading import SOME_ROWS, first_rows, is_large
@@ -82,7 +83,7 @@ class StageData:
         for part in data.parts(stage):
             check_trainable(part.source, part.key)
         mixture = self._load(kind)
-        earlier = self._earlier_sides()
+        earlier, unread = self._earlier_sides()
         split = stage_split(data, stage, mixture.rows, seed, earlier)
         found = self._near_duplicates(split, earlier)
         train, held_out = worded(split.train, split.held_out, kind, data, seed)
@@ -101,6 +102,8 @@ class StageData:
                 "prompts are on the other side of the split"
             )
             found["turns_kept_apart"] = split.turns
+        if unread:
+            found["stages_not_compared"] = unread
         return StageRows(split.train, split.held_out, as_metrics(mixture.counts) | found)
 
     def _load(self, kind: Kind) -> Mixture:
@@ -116,17 +119,19 @@ class StageData:
                 )
         return mixture
 
-    def _earlier_sides(self) -> Sides:
+    def _earlier_sides(self) -> tuple[Sides, int]:
         """The prompts that earlier stages train on and hold out, as they read their sources now.
 
-        A line is noted about an earlier stage whose sources cannot be read.
+        A line is noted about an earlier stage whose sources cannot be read. The number of these is the second
+        result.
         """
-        data, seed, sides = self.config.data, self.config.seed, NO_SIDES
+        data, seed, sides, unread = self.config.data, self.config.seed, NO_SIDES, 0
         for earlier in self._compared():
             try:
                 mixture = load_mixture(data, earlier, kind_of(self.config, earlier), seed, _silent)
                 found = stage_split(data, earlier, mixture.rows, seed, sides).sides
             except UserError as error:
+                unread += 1
                 reason = str(error).partition("\n")[0]
                 self.note(
                     f"data.{self.stage}: its prompts are not compared with those of data.{earlier}: {reason}"
@@ -135,7 +140,9 @@ class StageData:
                 sides = Sides(sides.trained | found.trained, sides.held_out | found.held_out)
                 if earlier == "rm":
                     sides = _with_rankings(sides, self.config.rm.rankings.earlier)
-        return sides if self.ranked is None else _with_rankings(sides, [str(self.ranked)])
+        if self.ranked is not None:
+            sides = _with_rankings(sides, [str(self.ranked)])
+        return sides, unread
 
     def _compared(self) -> list[Stage]:
         """The earlier stages whose prompts this one, or one of them, may have, too."""
@@ -238,6 +245,16 @@ def read_examples(
     except NothingFits as error:
         raise UserError(f"data.{source.stage}: {error}") from None
     return examples._replace(counts=counts | examples.counts)
+
+
+def once_each(prompts: Sequence[Prompt], note: Note) -> list[Prompt]:
+    """One of the prompts that are the same: a policy is asked once, and its answer counts once."""
+    found: dict[str, Prompt] = {}
+    for one in prompts:
+        found.setdefault(prompt_key(one.prompt), one)
+    if repeated := len(prompts) - len(found):
+        note(f"{repeated:,} of {len(prompts):,} prompts repeat others; each is answered once")
+    return list(found.values())
 
 
 def tokenized(

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from data.batches import tokenize
-from data.batches.sampler import micro_batches, seed_from
-from data.examples import read_examples
+from data.batches.sampler import micro_batches
+from data.examples import once_each, read_examples
 from data.sources.text import is_blank
 from data.storage.files import read_json_lines, write_json_lines
 from stages.context import Context, Outcome
@@ -24,9 +24,11 @@ from stages.maths.statistics import expected_best, kl_of_best, mean_with_interva
 from stages.models.reward_members import add_members
 from stages.models.role_models import RoleModels
 from stages.models.roles import Role
+from stages.sampling.answers import sample_answers
+from stages.sampling.decoding import Response
 from stages.sampling.sampler import Sampler, open_sampler
 from stages.setup import prepare
-from stages.training.throughput import Meter, peak_memory_bytes
+from stages.training.throughput import Meter, cost
 
 OUTPUT = "demonstrations"
 ANSWERS_AT_ONCE = 1024  # written together; the most that a kill can lose
@@ -40,9 +42,8 @@ def run(context: Context) -> Outcome:
     models = load_models(context)
 
     # 2. The prompts of PPO.
-    train, held_out, counts = read_examples(
-        context.data("ppo"), "prompts", tokenize.prompts, models.tokenizer
-    )
+    read = read_examples(context.data("ppo"), "prompts", tokenize.prompts, models.tokenizer)
+    train, held_out = (once_each(part, context.tracker.note) for part in (read.train, read.held_out))
 
     # 3. n answers to each prompt, with scores. Parts that an earlier attempt wrote are kept.
     parts = answer_parts(context, {"train": train, "held_out": held_out})
@@ -66,11 +67,9 @@ def run(context: Context) -> Outcome:
     return Outcome(
         {
             **metrics,
-            **counts,
+            **read.counts,
             "demonstrations": len(demonstrations),
-            "steps": len(train) + len(held_out),
-            "tokens_per_second": meter.tokens_per_second,
-            "peak_memory_bytes": context.ranks.max(peak_memory_bytes()),
+            **cost(meter, context.ranks, len(train) + len(held_out)),
         },
         models.policy_base.base_digest,
     )
@@ -177,26 +176,24 @@ def answer(
     prompts: Sequence[tokenize.Prompt],
 ) -> list[Row]:
     """n answers to each prompt with the reward model's scores, and the judge's if there is one."""
-    best, name = context.config.best, context.config.ppo.judge
+    best, data, name = context.config.best, context.config.data, context.config.ppo.judge
     judge = labeller(name, "ppo.judge", sampler.ranks) if name else None
-    repeated = [prompt for prompt in prompts for _ in range(best.n)]
-    ids = [prompt.prompt_ids for prompt in repeated]
-    seeds = [seed_from(context.seed, "best", i % best.n, p) for i, p in enumerate(ids)]
-    responses = sampler.respond_on_all_ranks(Role.POLICY, ids, seeds, context.tracker.advance)
-    scores = reward_model.score_on_all_ranks(repeated, responses, best.micro_batch_size)
-    texts = sampler.decode([response.ids for response in responses])
-    meter.add(sum(len(p) + len(response.ids) for p, response in zip(ids, responses, strict=True)))
-    gold = judge([prompt.text for prompt in repeated], texts) if judge else []
+    noise = context.seed, "best"
+    answers = sample_answers(data, sampler, Role.POLICY, prompts, best.n, noise, context.tracker.advance)
+    asked = [one.prompt for one in answers for _ in one.ids]
+    responses = [Response(ids) for one in answers for ids in one.ids]
+    scores = iter(reward_model.score_on_all_ranks(asked, responses, best.micro_batch_size))
+    meter.add(sum(len(p.prompt_ids) + len(r.ids) for p, r in zip(asked, responses, strict=True)))
+    texts = [text for one in answers for text in one.texts]
+    gold = iter(judge([prompt.text for prompt in asked], texts)) if judge else None
     end = sampler.tokenizer.eos_token_id
     rows = []
-    for number, prompt in enumerate(prompts):
-        mine = slice(number * best.n, (number + 1) * best.n)
-        data = context.config.data
-        completions = [tokenize.continuation(prompt.prompt, text, data) for text in texts[mine]]
-        row: Row = {"prompt": prompt.prompt, "completions": completions, "scores": scores[mine]}
-        row["ended"] = [response.ids[-1] == end for response in responses[mine]]
-        if gold:
-            row["gold"] = [judgement.score for judgement in gold[mine]]
+    for one in answers:
+        row: Row = {"prompt": one.prompt.prompt, "completions": one.completions}
+        row["scores"] = [next(scores) for _ in one.ids]
+        row["ended"] = [ids[-1] == end for ids in one.ids]
+        if gold is not None:
+            row["gold"] = [next(gold).score for _ in one.ids]
         rows.append(row)
     return rows
 

@@ -13,7 +13,7 @@ from configs.errors import UserError
 from configs.schema import Ppo
 from data.batches import tokenize
 from data.batches.sampler import epoch_order, micro_batches, seed_from
-from data.examples import read_examples
+from data.examples import once_each, read_examples
 from stages.context import Context, Outcome
 from stages.feedback.evaluation import HeldOutEvaluation
 from stages.feedback.reward_model import RewardModel
@@ -39,7 +39,7 @@ from stages.training.export import save_role
 from stages.training.loop import StopTraining, TrainingLoop
 from stages.training.resume import find_checkpoint, seed_step, start_engine
 from stages.training.soundness import check_result
-from stages.training.throughput import Meter, Stopwatch, peak_memory_bytes
+from stages.training.throughput import Meter, Stopwatch, cost
 
 Metrics = dict[str, float]
 Rows = list[dict[str, Any]]
@@ -56,6 +56,7 @@ def run(context: Context) -> Outcome:
 
     # 2. Prompts.
     train, held_out, counts = read_examples(context.data("ppo"), "prompts", tokenize.prompts, tokenizer)
+    held_out = once_each(held_out, context.tracker.note)
 
     # 3. The engine and the loop, at the newest checkpoint if there is one.
     critic_rate = ppo.critic_learning_rate or ppo.learning_rate
@@ -96,10 +97,8 @@ def run(context: Context) -> Outcome:
             {
                 **evaluation.compare_policies(),
                 **counts,
-                "steps": loop.progress.step - stopped,
                 "stopped_early": float(stopped),
-                "tokens_per_second": trainer.meter.tokens_per_second,
-                "peak_memory_bytes": ranks.max(peak_memory_bytes()),
+                **cost(trainer.meter, ranks, loop.progress.step - stopped),
             },
             models.policy_base.base_digest,
             tokenize.is_chat(train[0].prompt, config.data),
@@ -163,7 +162,7 @@ class PpoTrainer:
         self.update = PpoUpdate(engine, ppo, self.collector, self.kl, ptx)
         self.average = PolicyAverage(engine, ppo.ema_decay) if ppo.ema_decay else None
         self.last_good = LastGoodPolicy(engine, self.average) if ppo.max_kl is not None else None
-        self.speed = IterationSpeed(self.collector)
+        self.speed = IterationSpeed(self.collector, ptx)
         self.end_of_turn = sampler.tokenizer.eos_token_id
         self.parts: dict[str, Stateful] = {"kl": self.kl, "rewards": self.shaper}
         self.parts |= {"average": self.average} if self.average else {}

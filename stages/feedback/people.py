@@ -11,7 +11,7 @@ from data.people.agreement import ordered_agreement_of_tasks
 from data.people.results import Row, first_labels, ranking_row, rankings
 from data.people.round import FOLDER, Round, read_round
 from stages.context import Context
-from stages.feedback.rankings import FILE, write_sealed
+from stages.feedback.rankings import write_rankings
 from stages.maths.bradley_terry import bradley_terry
 from stages.maths.orders import ranks_of
 from stages.maths.statistics import mean_with_interval
@@ -42,7 +42,7 @@ def take_rankings(context: Context) -> None:
                 "no two people ordered the same answers, so how well they agree, which bounds the accuracy, is "
                 "not known. With tristage collect rankings --overlap, everyone gets a share of the prompts"
             )
-        write_sealed(context.folder / FILE, rows, figures)
+        write_rankings(context.folder, rows, figures)
     context.ranks.barrier()
 
 

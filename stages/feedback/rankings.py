@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from configs.errors import UserError
 from configs.regular_file import read_regular_file
-from configs.schema import Data
 from data.batches import tokenize
-from data.batches.sampler import seed_from
-from data.examples import read_examples
-from data.storage.files import json_lines, read_json_lines, sha256, write_text
+from data.examples import once_each, read_examples
+from data.storage.files import json_lines, read_json_lines
+from data.storage.sealed_files import check_sealed, remove_sealed, write_sealed
 from stages.context import Context
 from stages.feedback.rankers import Label, open_ranker
+from stages.sampling.answers import Sampled, sample_answers, with_texts
 from stages.sampling.sampler import Sampler
 
 Row = dict[str, Any]
@@ -26,13 +25,18 @@ REMEDY = (
 FILE = "rankings.jsonl"
 SAMPLED = "sampled.jsonl"  # the answers, until they are ranked
 METRICS = "labels.json"  # of the labeller
+NOISE = "rankings"  # of the samples, which people may judge in the labeller's place
 SPLITS = ("train", "held_out")
 READABLE = ("prompt", "completions", "ranks", "scores", "labeller")
 
 
 def has_rankings(context: Context) -> bool:
-    """Whether an earlier attempt at the stage collected the rankings, and this one resumes it."""
-    return context.resume and (context.folder / FILE).exists()
+    """Whether an earlier attempt at the stage collected the rankings, and this one resumes it.
+
+    Every rank must call: one that is late would find what rank 0 has written since.
+    """
+    found: bool = context.ranks.broadcast(context.resume and (context.folder / FILE).exists())
+    return found
 
 
 def collect_rankings(context: Context, sampler: Sampler, role: str) -> None:
@@ -44,7 +48,8 @@ def collect_rankings(context: Context, sampler: Sampler, role: str) -> None:
     Raises:
         UserError: the labeller fails, or leaves nothing to train on.
     """
-    parts = read_examples(context.data("rm"), "prompts", tokenize.prompts, sampler.tokenizer)[:2]
+    read = read_examples(context.data("rm"), "prompts", tokenize.prompts, sampler.tokenizer)
+    parts = [once_each(part, context.tracker.note) for part in (read.train, read.held_out)]
     sampled = _sampled(context, sampler, role, parts)
     ranker = open_ranker(context)
     ranked: list[Row] = []
@@ -61,7 +66,7 @@ def collect_rankings(context: Context, sampler: Sampler, role: str) -> None:
     if sampler.ranks.rank == 0:
         for note in ranker.notes():
             context.tracker.note(note)
-        write_sealed(context.folder / FILE, ranked, ranker.metrics())
+        write_rankings(context.folder, ranked, ranker.metrics())
     sampler.ranks.barrier()
 
 
@@ -77,7 +82,7 @@ def read_collected_rankings(context: Context, record_samples: bool) -> tuple[lis
     """
     collected = _read(context.folder / FILE)
     if context.ranks.rank == 0:
-        _remove_sealed(context.folder / SAMPLED)  # its answers are among the rankings
+        remove_sealed(context.folder / SAMPLED)  # its answers are among the rankings
     if record_samples:
         shown = collected[:: max(1, len(collected) // 16)]
         samples = [{name: row[name] for name in READABLE if name in row} for row in shown]
@@ -102,63 +107,23 @@ def read_label_metrics(folder: Path) -> dict[str, float]:
     return metrics
 
 
-class Sampled(NamedTuple):
-    """Answers of a policy to one prompt.
-
-    Attributes:
-        texts: as people read them.
-        completions: as they stand after the prompt.
-        ids: the tokens that were sampled.
-    """
-
-    prompt: tokenize.Prompt
-    texts: list[str]
-    completions: list[str]
-    ids: list[list[int]]
-
-
-def sample_answers(
-    data: Data,
-    sampler: Sampler,
-    role: str,
-    prompts: Sequence[tokenize.Prompt],
-    number: int,
-    seed: int,
-    advance: Callable[[int], None] = lambda _: None,
-) -> list[Sampled]:
-    """Sample `number` answers of `role` to each prompt. The noise depends on seed, prompt and answer only."""
-    ids = [prompt.prompt_ids for prompt in prompts for _ in range(number)]
-    seeds = [seed_from(seed, "rankings", i % number, prompt) for i, prompt in enumerate(ids)]
-    sampled = [response.ids for response in sampler.respond_on_all_ranks(role, ids, seeds, advance)]
-    return _with_texts(data, sampler, prompts, [sampled[i : i + number] for i in range(0, len(ids), number)])
-
-
-def _with_texts(
-    data: Data, sampler: Sampler, prompts: Sequence[tokenize.Prompt], ids: Sequence[list[list[int]]]
-) -> list[Sampled]:
-    """The answers to each prompt by the tokens that were sampled."""
-    texts = iter(sampler.decode([answer for answers in ids for answer in answers]))
-    sampled = []
-    for prompt, answers in zip(prompts, ids, strict=True):
-        own = [next(texts) for _ in answers]
-        completions = [tokenize.continuation(prompt.prompt, text, data) for text in own]
-        sampled.append(Sampled(prompt, own, completions, answers))
-    return sampled
-
-
 def _sampled(
     context: Context, sampler: Sampler, role: str, parts: Sequence[Sequence[tokenize.Prompt]]
 ) -> list[list[Sampled]]:
     """K answers to the prompts of each split. They are read if an earlier attempt has sampled them."""
     file, number, data = context.folder / SAMPLED, context.config.rm.rankings.completions, context.config.data
     if sampler.ranks.broadcast(context.resume and file.exists()):
-        ids = iter([row["completion_ids"] for row in _read_sealed(file, ["completion_ids"])])
-        return [_with_texts(data, sampler, part, [next(ids) for _ in part]) for part in parts]
+        check_sealed(file, REMEDY)
+        rows = read_json_lines(file, ["completion_ids"], remedy=REMEDY)
+        ids = iter([row["completion_ids"] for row in rows])
+        return [with_texts(data, sampler, part, [next(ids) for _ in part]) for part in parts]
     advance = context.tracker.advance
     context.tracker.phase(f"rm: sampling {number} answers a prompt", sum(map(len, parts)) * number)
-    sampled = [sample_answers(data, sampler, role, part, number, context.seed, advance) for part in parts]
+    noise = context.seed, NOISE
+    sampled = [sample_answers(data, sampler, role, part, number, noise, advance) for part in parts]
     if sampler.ranks.rank == 0:
-        write_sealed(file, [{"completion_ids": one.ids} for part in sampled for one in part])
+        rows = [{"completion_ids": one.ids} for part in sampled for one in part]
+        write_sealed(file, {file.name: json_lines(rows)})
     return sampled
 
 
@@ -181,28 +146,16 @@ def ranked_row(sampled: Sampled, label: Label) -> Row:
     return row if label.scores is None else row | {"scores": [label.scores[answer] for answer in order]}
 
 
-def write_sealed(file: Path, rows: list[Row], metrics: dict[str, float] | None = None) -> None:
-    """Write the SHA-256 of the coming files, in the format of `sha256sum`, and then the file with `rows`.
-
-    Args:
-        metrics: go into `labels.json` beside it, unless there are none.
-    """
+def write_rankings(folder: Path, rows: list[Row], metrics: dict[str, float]) -> None:
+    """Write `rankings.jsonl` and, if there are any metrics of the labeller, `labels.json` under one seal."""
     texts = {METRICS: json.dumps(metrics)} if metrics else {}
-    texts[file.name] = json_lines(rows)
-    seals = [f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n" for name, text in texts.items()]
-    write_text(file.with_suffix(".sha256"), "".join(seals))
-    for name, text in texts.items():
-        write_text(file.with_name(name), text)
-
-
-def _remove_sealed(file: Path) -> None:
-    for path in (file, file.with_suffix(".sha256")):
-        path.unlink(missing_ok=True)
+    write_sealed(folder / FILE, texts | {FILE: json_lines(rows)})
 
 
 def _read(file: Path) -> list[Row]:
     """The collected rankings; raises UserError if the file or one of its lines is damaged."""
-    rows = _read_sealed(file, ["split", "prompt", "completions", "ranks"])
+    check_sealed(file, REMEDY)
+    rows = read_json_lines(file, ["split", "prompt", "completions", "ranks"], remedy=REMEDY)
     for number, row in enumerate(rows, 1):
         ranks, completions = row["ranks"], row["completions"]
         lists = isinstance(ranks, list) and isinstance(completions, list)
@@ -211,16 +164,3 @@ def _read(file: Path) -> list[Row]:
                 f"{file}, line {number}: damaged (no ranking that this stage collected). {REMEDY}"
             )
     return rows
-
-
-def _read_sealed(file: Path, keys: Sequence[str]) -> list[Row]:
-    """The rows of a file that `write_sealed` wrote; raises UserError if a file under its seal is damaged."""
-    seal = file.with_suffix(".sha256")
-    if not seal.is_file():
-        raise UserError(f"{seal} is missing, so {file.name} cannot be checked. {REMEDY}")
-    has_metrics = file.name == FILE and file.with_name(METRICS).is_file()
-    sealed = [file.with_name(METRICS), file] if has_metrics else [file]
-    if seal.read_bytes() != "".join(f"{sha256(path)}  {path.name}\n" for path in sealed).encode():
-        names = " or ".join(path.name for path in reversed(sealed))
-        raise UserError(f"{file.parent}: {names}: damaged (SHA-256 is not the one in {seal.name}). {REMEDY}")
-    return read_json_lines(file, keys, remedy=REMEDY)

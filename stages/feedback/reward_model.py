@@ -75,10 +75,6 @@ class RewardModel:
         self.models, self.ranks, self.data = models, ranks, data
         self.how, self.coef = how, coef
 
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> Tensor:
-        """The score of each response in one batch of this rank: (B,), fp32."""
-        return self.combine(self.of_members(prompts, responses))
-
     @property
     def is_ensemble(self) -> bool:
         return len(self.models.reward_members) > 1

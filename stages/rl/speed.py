@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from transformers import PreTrainedModel
 
 from stages.rl.experience import ExperienceCollector
+from stages.rl.ptx import Ptx
 from stages.training.throughput import forward_flops, matmul_flops
 
 PHASES = ("rollout", "score", "update")
@@ -15,8 +16,8 @@ PHASES = ("rollout", "score", "update")
 class IterationSpeed:
     """Compares an iteration's operations, padding aside, with what a large matrix product reaches here."""
 
-    def __init__(self, collector: ExperienceCollector) -> None:
-        self._collector = collector
+    def __init__(self, collector: ExperienceCollector, ptx: Ptx | None = None) -> None:
+        self._collector, self._ptx = collector, ptx
         policy_base = collector.reward_model.models.policy_base
         self._peak_flops = matmul_flops(policy_base.causal.device, policy_base.dtype)
 
@@ -45,9 +46,13 @@ class IterationSpeed:
             return None
         # Sampling, the reference's forward, the policy's own where it recomputes, and its updates.
         flops = of_policy * (2 + collector.recomputes_logprobs + updates * _forwards_per_update(policy))
-        flops += of_reward * collector.rewards.uses_reward_model
+        if collector.rewards.uses_reward_model:
+            flops += of_reward * len(models.reward_members)
         if not collector.shared_critic:
             flops += of_reward * (1 + updates * _forwards_per_update(reward))  # 1: the old values
+        if self._ptx:
+            learned = forward_flops(policy.config, self._ptx.take_tokens(), self._ptx.length)
+            flops += (learned or 0.0) * _forwards_per_update(policy)
         return flops
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs.load import load_experiment
-from data.sources.formats import normalise
+from data.sources.normalise import normalise
 from data.storage.files import write_json_lines
 from stages import best
 from stages.context import Context
@@ -117,6 +117,15 @@ def test_parts_that_are_there_are_kept(context: Context, ranks, monkeypatch: pyt
     timeless = ("tokens_per_second", "peak_memory_bytes")
     expected = {name: value for name, value in uninterrupted.metrics.items() if name not in timeless}
     assert {name: value for name, value in resumed.metrics.items() if name not in timeless} == expected
+
+
+def test_a_prompt_that_repeats_is_answered_once(context: Context, ranks, tmp_path: Path) -> None:
+    rows = [{"prompt": f"What is {number}?"} for number in range(10)] * 2
+    write_json_lines(tmp_path / "prompts.jsonl", rows)
+    words = ("best.n=2", f"data.ppo.path={tmp_path}/prompts.jsonl", "data.ppo.held_out=3")
+    outcome = best.run(replace(context, config=load_experiment(TINY, words)))
+    assert outcome.metrics["rm_score_sft_n"] == 3 and outcome.metrics["steps"] == 10
+    assert len(rows_of(context.folder / "answers" / "train-00000.jsonl")) == 7
 
 
 def test_damaged_part_is_named(context: Context, ranks) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from configs.errors import UserError
 from configs.schema import Experiment
-from data.examples import StageData, read_examples
+from data.batches.tokenize import Prompt
+from data.examples import StageData, once_each, read_examples
 from data.sources import loading
 from data.storage.source_digest import source_digest
 from pipeline.planning.batches import batches
@@ -138,3 +139,12 @@ def test_the_digest_of_a_folder_shows_every_change(tmp_path):
         seen.add(source_digest(folder))
     assert len(seen) == 5 and None not in seen
     assert source_digest(tmp_path / "none") is None
+
+
+def test_a_prompt_that_repeats_is_kept_once_in_its_place():
+    notes: list[str] = []
+    first, other = Prompt("What is it?", "What is it?", [1]), Prompt("And?", "And?", [2])
+    chat = Prompt([{"role": "user", "content": "What  is it?"}], "What is it?", [3])
+    assert once_each([first, other, chat, first], notes.append) == [first, other]
+    assert notes == ["2 of 4 prompts repeat others; each is answered once"]
+    assert once_each([first, other], notes.append) == [first, other] and len(notes) == 1

@@ -12,13 +12,17 @@ from configs.errors import UserError
 from configs.schema import Rollout, Source
 from data.batches.tokenize import Prompt
 from data.batches.tokenize import rankings as tokenize_rankings
+from data.examples import Examples
 from data.sources.loading import load_rows
+from data.storage.files import json_lines
+from data.storage.sealed_files import write_sealed
 from stages.context import Context
 from stages.distributed.ranks import Ranks
 from stages.feedback import rankings
 from stages.feedback.judgements import Judgement
 from stages.feedback.rankers import Label, ScoringRanker
 from stages.feedback.rankings import read_collected_rankings, read_label_metrics
+from stages.sampling.answers import sample_answers, with_texts
 from stages.sampling.decoding import Response
 from stages.sampling.sampler import Sampler
 from tests.contract.bad_inputs.entry import check_message, flip
@@ -46,7 +50,7 @@ def row(split: str, answers: list[str], ranks: list[int]) -> dict:
 @pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\r", "\n", "\x1c"])
 def test_answers_may_hold_any_character(character, tmp_path):
     rows = [row("train", [f"a{character}b", "c"], [0, 1]), row("held_out", ["d", f"{character}e"], [0, 1])]
-    rankings.write_sealed(tmp_path / "rankings.jsonl", rows)
+    rankings.write_rankings(tmp_path, rows, {})
     assert read_collected_rankings(resuming(tmp_path), record_samples=False) == ([rows[0]], [rows[1]])
 
 
@@ -57,7 +61,7 @@ def test_the_file_serves_as_data_of_another_run(tmp_path):
         {**row("held_out", ["c", "b", "d"], [0, 1, 1]), "completion_ids": [[7, 2], [6, 2], [8, 2]]},
     ]
     rows[1]["prompt"] = [{"role": "user", "content": "q"}]
-    rankings.write_sealed(tmp_path / "rankings.jsonl", rows)
+    rankings.write_rankings(tmp_path, rows, {})
     notes: list[str] = []
     source = Source(path=str(tmp_path / "rankings.jsonl"))
     first, second = load_rows(source, "rankings", notes.append).rows
@@ -69,14 +73,14 @@ def test_the_file_serves_as_data_of_another_run(tmp_path):
 
 def test_rankings_of_ties_alone_are_left_out(tmp_path):
     useful, useless = row("train", ["a", "b"], [0, 1]), row("train", ["a", "a"], [0, 0])
-    rankings.write_sealed(tmp_path / "rankings.jsonl", [useless, useful])
+    rankings.write_rankings(tmp_path, [useless, useful], {})
     assert read_collected_rankings(resuming(tmp_path), record_samples=False) == ([useful], [])
 
 
 def test_an_attempt_without_a_checkpoint_records_samples_again(tmp_path, monkeypatch):
     """A kill between collection and first checkpoint loses the samples that the killed attempt recorded."""
     rows = [row("train", [f"a{number}", "b"], [0, 1]) for number in range(40)]
-    rankings.write_sealed(tmp_path / "rankings.jsonl", rows)
+    rankings.write_rankings(tmp_path, rows, {})
     recorded = []
     context = resuming(tmp_path)
     monkeypatch.setattr(context.tracker, "samples", lambda samples, step: recorded.append((step, samples)))
@@ -90,7 +94,7 @@ def test_an_attempt_without_a_checkpoint_records_samples_again(tmp_path, monkeyp
 @pytest.mark.parametrize("held_out", [[0, 0], [0, 1]])
 def test_training_rankings_that_all_tie_are_an_error(held_out, tmp_path):
     rows = [row("train", ["a", "a"], [0, 0])] * 3 + [row("held_out", ["a", "b"], held_out)]
-    rankings.write_sealed(tmp_path / "rankings.jsonl", rows)
+    rankings.write_rankings(tmp_path, rows, {})
     with pytest.raises(UserError) as caught:
         read_collected_rankings(resuming(tmp_path), record_samples=False)
     check_message(
@@ -101,7 +105,7 @@ def test_training_rankings_that_all_tie_are_an_error(held_out, tmp_path):
 
 
 def test_writing_leaves_nothing_else_behind(tmp_path):
-    rankings.write_sealed(tmp_path / "rankings.jsonl", [row("train", ["é", "b"], [0, 1])])
+    rankings.write_rankings(tmp_path, [row("train", ["é", "b"], [0, 1])], {})
     assert {path.name for path in tmp_path.iterdir()} == {"rankings.jsonl", "rankings.sha256"}
     assert json.loads((tmp_path / "rankings.jsonl").read_text(encoding="utf-8"))["completions"] == ["é", "b"]
 
@@ -134,7 +138,7 @@ def ranked(folder, monkeypatch, ranker, answers) -> list[dict]:
     """The rows of four answers to each of two prompts; the ids of an answer are its place."""
     monkeypatch.setattr(Sampler, "decode", lambda _, ids: [answers[i] for (i,) in ids])
     ids = [[[place] for place in places] for places in (range(4), range(4, 8))]
-    sampled = rankings._with_texts(resuming(folder).config.data, SAMPLER, PROMPTS, ids)
+    sampled = with_texts(resuming(folder).config.data, SAMPLER, PROMPTS, ids)
     labels = ranker.rank([one.prompt.text for one in sampled], [one.texts for one in sampled])
     return [rankings.ranked_row(one, label) for one, label in zip(sampled, labels, strict=True)]
 
@@ -173,7 +177,7 @@ class Drawn:
         self.calls: list[tuple] = []
         monkeypatch.setattr(Sampler, "respond_on_all_ranks", self.respond)
         monkeypatch.setattr(Sampler, "decode", lambda _, ids: [str(each) for each in ids])
-        monkeypatch.setattr(rankings, "read_examples", lambda *_: ([PROMPTS[0]], [PROMPTS[1]], {}))
+        monkeypatch.setattr(rankings, "read_examples", lambda *_: Examples([PROMPTS[0]], [PROMPTS[1]], {}))
         monkeypatch.setattr(Context, "data", lambda *_: None)
 
     def respond(self, role, prompts, seeds, advance) -> list[Response]:
@@ -184,10 +188,35 @@ class Drawn:
 def test_samples_of_one_prompt_have_seeds_of_their_own(tmp_path, monkeypatch):
     drawn, data = Drawn(monkeypatch), resuming(tmp_path).config.data
     for part in (PROMPTS, PROMPTS[1:]):
-        rankings.sample_answers(data, SAMPLER, "sft", part, 4, seed=0)
+        sample_answers(data, SAMPLER, "sft", part, 4, (0, "rankings"))
     together, alone = drawn.calls[:8], drawn.calls[8:]
     assert len(set(together)) == 8
     assert alone == together[4:]  # whatever other prompts there are
+
+
+def test_a_prompt_that_repeats_is_ranked_once(tmp_path, monkeypatch):
+    drawn = Drawn(monkeypatch)
+    again = replace(PROMPTS[0], prompt=" one\n")  # whitespace does not tell prompts apart
+    read = Examples([PROMPTS[0], again, PROMPTS[0]], [PROMPTS[1]] * 2, {})
+    monkeypatch.setattr(rankings, "read_examples", lambda *_: read)
+    monkeypatch.setattr(rankings, "open_ranker", lambda _: Fixed(Label([0, 1, 1, 1])))
+    rankings.collect_rankings(resuming(tmp_path), SAMPLER, "sft")
+    train, held_out = read_collected_rankings(resuming(tmp_path), record_samples=False)
+    assert (len(train), len(held_out), len(drawn.calls)) == (1, 1, 8)
+
+
+class Late(Ranks):
+    """A rank that looks when rank 0 has written its rankings already."""
+
+    def broadcast(self, item: Any) -> Any:
+        return False
+
+
+def test_all_ranks_collect_if_rank_0_does(tmp_path):
+    context = resuming(tmp_path)
+    rankings.write_rankings(tmp_path, [row("train", ["a", "b"], [0, 1])], {})
+    assert rankings.has_rankings(context)
+    assert not rankings.has_rankings(replace(context, ranks=Late(1, 2, CPU)))
 
 
 def test_samples_are_kept_until_they_are_ranked(tmp_path, monkeypatch):
@@ -216,7 +245,9 @@ def test_samples_are_kept_until_they_are_ranked(tmp_path, monkeypatch):
 
 def test_damaged_samples_are_refused(tmp_path, monkeypatch):
     Drawn(monkeypatch)
-    rankings.write_sealed(tmp_path / "sampled.jsonl", [{"completion_ids": [[1]] * 4}] * 2)
+    write_sealed(
+        tmp_path / "sampled.jsonl", {"sampled.jsonl": json_lines([{"completion_ids": [[1]] * 4}] * 2)}
+    )
     flip(tmp_path / "sampled.jsonl", 20)
     with pytest.raises(UserError, match=r"sampled.jsonl: damaged"):
         rankings.collect_rankings(resuming(tmp_path), SAMPLER, "sft")
@@ -238,7 +269,7 @@ def test_reward_model_learns_from_the_tokens_that_were_sampled(tmp_path, tiny_to
     sampled = [[40, 41, 42], [43, end], [44, 45, end], [46]]
     sampler = Sampler(NOTHING, tiny_tokenizer, Ranks(0, 1, CPU), Rollout(), NOTHING)
     data = resuming(tmp_path).config.data
-    (answers,) = rankings._with_texts(data, sampler, PROMPTS[:1], [sampled])
+    (answers,) = with_texts(data, sampler, PROMPTS[:1], [sampled])
     row = rankings.ranked_row(answers, Label([3, 2, 1, 0]))
     (ranking,), _ = tokenize_rankings([row], tiny_tokenizer, data)
     assert ranking.completion_ids == [[46], [44, 45, end], [43, end], [40, 41, 42]]
@@ -257,7 +288,7 @@ def test_reward_model_learns_from_the_tokens_that_were_sampled(tmp_path, tiny_to
 )
 def test_rankings_that_are_not_those_collected_are_refused(name, damage, tmp_path):
     metrics = {"label_agreement": 0.5}
-    rankings.write_sealed(tmp_path / "rankings.jsonl", [row("train", ["a", "b"], [0, 1])], metrics)
+    rankings.write_rankings(tmp_path, [row("train", ["a", "b"], [0, 1])], metrics)
     damage(tmp_path / name)
     with pytest.raises(UserError, match="rankings"):
         read_collected_rankings(resuming(tmp_path), record_samples=False)

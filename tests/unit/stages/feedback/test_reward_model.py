@@ -81,7 +81,9 @@ def test_tokens_that_were_sampled_are_scored_as_they_are(
     prompts, responses = prompts_and_responses(tiny_tokenizer)
     prompt_text = tiny_tokenizer.decode(prompts[0].prompt_ids)
     expected = [naive_score(models, f"{prompt_text}The sun was shining.{end}") for end in ("<|im_end|>", "")]
-    assert RewardModel(models, ALONE, DATA)(prompts, responses).tolist() == pytest.approx(expected, abs=1e-5)
+    assert RewardModel(models, ALONE, DATA).score_on_all_ranks(prompts, responses, 8) == pytest.approx(
+        expected, abs=1e-5
+    )
     assert RewardModel(models, ALONE, DATA).score_on_all_ranks(prompts, responses, 1) == pytest.approx(
         expected, abs=1e-5
     )
@@ -93,14 +95,16 @@ def test_text_is_scored_where_the_tokenizers_differ(folders: dict[str, Path], ti
     prompt_text = "[user]\nHow is it?\n[assistant]\n"
     expected = [naive_score(models, f"{prompt_text}The sun was shining.{end}") for end in ("</s>", "")]
     assert expected[0] != pytest.approx(expected[1], abs=1e-2)
-    assert RewardModel(models, ALONE, DATA)(prompts, responses).tolist() == pytest.approx(expected, abs=1e-5)
+    assert RewardModel(models, ALONE, DATA).score_on_all_ranks(prompts, responses, 8) == pytest.approx(
+        expected, abs=1e-5
+    )
 
 
 def test_an_empty_answer_has_the_score_of_its_prompt(folders: dict[str, Path], tiny_tokenizer: Any) -> None:
     models = models_with(folders["foreign"], tiny_tokenizer)
     prompts, _ = prompts_and_responses(tiny_tokenizer)
     empty = Response([tiny_tokenizer.pad_token_id])  # at the limit without any text
-    scores = RewardModel(models, ALONE, DATA)(prompts[:1], [empty]).tolist()
+    scores = RewardModel(models, ALONE, DATA).score_on_all_ranks(prompts[:1], [empty], 1)
     assert scores == pytest.approx([naive_score(models, "[user]\nHow is it?\n[assistant]\n")], abs=1e-5)
 
 
