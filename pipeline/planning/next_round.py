@@ -21,6 +21,7 @@ from configs.schema import MAX_NAME, Experiment, Stage
 from data.storage.files import PARTIAL, sync
 from pipeline.state.manifest import BaseModelId, Manifest, damage, read_manifest, source_hashes
 from pipeline.state.run_directory import RunDirectory
+from pipeline.state.stage_state import PREDICATES, state_of
 
 START = "start"  # folder of the new run: what it takes from the earlier one
 RANKINGS = "rankings.jsonl"
@@ -96,7 +97,7 @@ def _check_finished(run: RunDirectory, config: Experiment, kind: Kind) -> None:
     for stage in stages:
         manifest = read_manifest(run.manifest(stage))
         if manifest is None or manifest.status != "finished" or manifest.output is None:
-            state = "has not run" if manifest is None else f"is {manifest.status}"
+            state = PREDICATES[state_of(manifest, run.is_locked)] if manifest else "has not run"
             raise UserError(
                 f"{run.path}: stage {stage} {state}, and a round starts from finished ones. Finish it first: "
                 f"tristage run --config {run.config_file} --run-dir {run.path}"

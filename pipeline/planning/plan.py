@@ -20,6 +20,7 @@ from pipeline.planning.request import Request
 from pipeline.planning.upstream import Blocked, check_upstream
 from pipeline.state.manifest import Input, Manifest, damage, owner_of, read_manifest
 from pipeline.state.run_directory import PLAIN_REMEDY, not_plain
+from pipeline.state.stage_state import PREDICATES, nobody, state_of
 
 Action = Literal["run", "resume", "skip", "wait", "blocked"]
 
@@ -177,7 +178,7 @@ def _plan_finished(request: Request, stage: Stage, manifest: Manifest, changes: 
 
 def _plan_unfinished(request: Request, stage: Stage, manifest: Manifest, changes: list[str]) -> StagePlan:
     checkpoint = sealed_checkpoint(request.run.stage(stage))
-    state = _state_when_unfinished(manifest)
+    state = PREDICATES[state_of(manifest, nobody)]  # no other process runs it any more
     aside = request.run.aside(stage)
     if request.fresh:
         return StagePlan(stage, "run", f"{state}; starts over because of --fresh", set_aside=aside)
@@ -191,13 +192,6 @@ def _plan_unfinished(request: Request, stage: Stage, manifest: Manifest, changes
         return StagePlan(stage, "run", why, set_aside=aside)
     start = f"from {checkpoint.name}" if checkpoint else "from its start, as it has no checkpoint yet"
     return StagePlan(stage, "resume", f"{state}; resumes {start}")
-
-
-def _state_when_unfinished(manifest: Manifest) -> str:
-    """What became of an attempt that no process runs any more."""
-    if manifest.status == "running":
-        return "was killed"  # before it could write another status
-    return "failed" if manifest.status == "failed" else f"was {manifest.status}"
 
 
 def _changes(

@@ -6,6 +6,7 @@ from configs.identity import differences, stage_hash
 from configs.schema import Stage
 from pipeline.planning.request import Request
 from pipeline.state.manifest import BaseModelId, Input, Manifest, damage, owner_of, read_manifest
+from pipeline.state.stage_state import state_of
 
 
 class Blocked(Exception):
@@ -55,12 +56,12 @@ def _finished_manifest(request: Request, upstream: Stage) -> Manifest:
     remedy = f"Run it first: {request.command(upstream)}"
     if manifest is None:
         raise Blocked(f"needs stage {upstream}, which has not run in {request.run.path}", remedy)
-    if manifest.status == "running" and request.run.is_locked(upstream):
+    state = state_of(manifest, request.run.is_locked)
+    if state == "running":
         raise Blocked(
             f"needs stage {upstream}, which is being run by {owner_of(manifest)}", "Wait until it ends."
         )
-    if manifest.status != "finished":
-        state = "killed" if manifest.status == "running" else manifest.status
+    if state != "finished":
         raise Blocked(f"needs stage {upstream}, which did not finish ({state})", remedy)
     return manifest
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from configs.schema import STAGES, Stage
 from pipeline.reporting.people import ask_people, people_win_rate
 from pipeline.state.results import Results
+from pipeline.state.stage_state import PREDICATES, state_of
 
 
 def missing(results: Results) -> list[str]:
@@ -23,10 +24,7 @@ def _unfinished(results: Results, stage: Stage) -> str | None:
     if stage not in results.manifests:
         return f"Stage {stage} has not run."
     manifest = results.manifests[stage]
-    if manifest.status == "running":
-        state = "is still running" if results.run.is_locked(stage) else "was killed"
-    else:
-        state = "failed" if manifest.status == "failed" else f"was {manifest.status}"
+    state = PREDICATES[state_of(manifest, results.run.is_locked)]
     error = f" ({manifest.error})" if manifest.error else ""
     return f"Stage {stage} {state}{error}. It has no final metrics; its curves end where it ended."
 

@@ -19,6 +19,7 @@ from pipeline.planning.plan import Action, StagePlan
 from pipeline.planning.request import Request
 from pipeline.state.manifest import Manifest, read_manifest
 from pipeline.state.run_directory import RunDirectory
+from pipeline.state.stage_state import state_of
 from pipeline.terminal.format import show_seconds
 from pipeline.terminal.summary import key_metrics
 
@@ -142,7 +143,7 @@ def _lineage(run: RunDirectory) -> str | None:
 
 
 def _state(run: RunDirectory, manifest: Manifest) -> str:
-    if manifest.status == "running":
-        return f"running ({manifest.process})" if run.is_locked(manifest.stage) else "killed"
-    when = f" {manifest.finished:%Y-%m-%d %H:%M} UTC" if manifest.finished else ""
-    return f"{manifest.status}{when}"
+    state = state_of(manifest, run.is_locked)
+    if state == "running":
+        return f"running ({manifest.process})"
+    return f"{state} {manifest.finished:%Y-%m-%d %H:%M} UTC" if manifest.finished else state
