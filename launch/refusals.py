@@ -8,6 +8,7 @@ from configs.load import ExperimentError
 from configs.schema import Experiment, Stage
 from launch.arguments import RequestOptions
 from launch.deepspeed_command import Launch
+from launch.stage_sequence import check_start
 from pipeline.planning.faults import Faults
 from pipeline.planning.plan import StagePlan
 from pipeline.planning.request import Request
@@ -40,15 +41,7 @@ def read_request(options: RequestOptions, stages: Sequence[Stage]) -> tuple[Requ
 
 def check_runnable(config: Experiment, plans: Sequence[StagePlan], launch: Launch, faults: Faults) -> None:
     """Add to `faults` why a stage is blocked, and all that this machine cannot run, read or call."""
-    for plan in plans:
-        if plan.action != "wait":
-            with faults.of("stages"):
-                plan.check_runnable()
-    world = 1
-    with faults.of("machine"):
-        world = launch.world()
-        if any(plan.starts for plan in plans):
-            launch.check_devices()
+    world = check_start(config, plans, launch, faults)
     check_all(config, plans, world, faults)
 
 

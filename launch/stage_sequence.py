@@ -12,9 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from configs.schema import Stage
+from configs.schema import Experiment, Stage
 from launch.deepspeed_command import Launch
 from pipeline.planning.batches import check_batches
+from pipeline.planning.faults import Faults
 from pipeline.planning.people import check_people
 from pipeline.planning.plan import StagePlan
 from pipeline.planning.request import Request
@@ -23,6 +24,23 @@ from pipeline.processes.parent_watch import SECONDS_TO_STOP
 from pipeline.processes.signals import SECONDS_TO_REPEAT, handled_by
 from pipeline.processes.streams import say
 from pipeline.state.manifest import read_manifest
+
+
+def check_start(config: Experiment, plans: Sequence[StagePlan], launch: Launch, faults: Faults) -> int:
+    """Add to `faults` why a stage is blocked, or cannot start on the devices here; returns the ranks."""
+    for plan in plans:
+        if plan.action != "wait":
+            with faults.of("stages"):
+                plan.check_runnable()
+    world, starting = 1, [plan.stage for plan in plans if plan.action != "skip"]
+    with faults.of("machine"):
+        world = launch.world()
+        if starting:
+            launch.check_devices()
+    for stage in starting:
+        with faults.of("machine"):
+            check_batches(config, stage, world)
+    return world
 
 
 def run_all(request: Request, launch: Launch, plans: Sequence[StagePlan]) -> int:
@@ -38,12 +56,9 @@ def run_all(request: Request, launch: Launch, plans: Sequence[StagePlan]) -> int
         UserError: before any stage starts, if a stage is blocked, its batches do not divide by the number of
             ranks, or this machine has too few devices.
     """
-    for plan in plans:
-        if plan.action != "wait":
-            plan.check_runnable()
-        if plan.action != "skip":
-            launch.check_devices()
-            check_batches(request.config, plan.stage, launch.world())
+    faults = Faults()
+    check_start(request.config, plans, launch, faults)
+    faults.refuse()
     for plan in plans:
         if plan.action == "skip":
             say(f"stage {plan.stage}: {plan.why}")
