@@ -1,4 +1,4 @@
-"""How well people agree: the ceiling of what a reward model can learn from them."""
+"""How well people agree, which bounds what a reward model can learn from them."""
 
 from __future__ import annotations
 

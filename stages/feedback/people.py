@@ -78,8 +78,8 @@ def _figures(content: Round) -> dict[str, float]:
     """How many people gave the rankings, and how well they agree.
 
     `label_agreement` is that of two people on a pair of answers that both order, a mean over prompts with its
-    interval. A reward model cannot be expected to agree with people better than they do with each other: its
-    accuracy is over the pairs that a person orders, too.
+    interval. It bounds the accuracy of a reward model (see `ceiling_of`), which is over the pairs that a
+    person orders, too.
     """
     labels, agreement = content.labels, ordered_agreement_of_tasks(content)
     return {
