@@ -166,9 +166,8 @@ def build_page(root: Path, results: Sequence[SweepResult]) -> Page:
         ),
         Section("One answer of each run", [samples]),
     ]
-    return Page(
-        f"Sweep of {root.name}", f"{len(results)} PPO runs on one SFT policy and reward model", sections
-    )
+    shared = "one SFT policy and reward model" if (root / "rm").exists() else "one SFT policy"
+    return Page(f"Sweep of {root.name}", f"{len(results)} PPO runs on {shared}", sections)
 
 
 def _setting_row(setting: str, results: Sequence[SweepResult]) -> list[Cell]:
