@@ -112,11 +112,7 @@ def open_run(run_dir: Path, overrides: Sequence[str] = ()) -> TrainedRun:
         UserError: `run_dir` is no run directory, or a manifest or a word is wrong.
     """
     run = RunDirectory(run_dir)
-    if not run.config_file.is_file():
-        raise UserError(
-            f"{run_dir}: not a run directory, it has no config.yaml. Run an experiment first, or name "
-            "another directory with --run-dir."
-        )
+    run.check()
     found = {stage: read_manifest(run.manifest(stage)) for stage in (*POLICY_STAGES, "rm")}
     finished = {stage: one for stage, one in found.items() if one and one.status == "finished"}
     return TrainedRun(run, load_experiment(run.config_file, overrides), finished)

@@ -19,7 +19,7 @@ from data.sources.messages import last_text, recorded
 from data.storage.files import write_json_lines, write_text
 from pipeline.reporting.folder import ELSEWHERE, report_folder
 from pipeline.reporting.page import Bullets, Cell, Page, Paragraph, Section, Table, quote, write_page
-from pipeline.terminal.format import show_figure, show_number
+from pipeline.terminal.format import show_figure
 
 # Columns of the table of candidates, besides the judges' scores.
 LABELS = {
@@ -120,7 +120,7 @@ def _cell(metrics: Metrics, name: str) -> Cell:
     if name not in metrics:
         return Cell("–")
     figure = show_figure(metrics, name)
-    return Cell(figure.value, f"{figure.low} to {figure.high}" if figure.low else "")
+    return Cell(figure.value, figure.bounds)
 
 
 def _bullets(notes: list[str]) -> list[Bullets]:
@@ -137,11 +137,8 @@ def _matrix(rates: Mapping[str, Mapping[str, Metrics]]) -> Table:
 
 
 def _rate(metrics: Metrics) -> Cell:
-    raw, controlled = show_figure(metrics, "win_rate"), show_figure(metrics, "lc_win_rate")
-    return Cell(
-        f"{raw.value} [{raw.low}, {raw.high}]",
-        f"equal length: {controlled.value} [{controlled.low}, {controlled.high}]",
-    )
+    raw, controlled = (str(show_figure(metrics, name)) for name in ("win_rate", "lc_win_rate"))
+    return Cell(raw, f"equal length: {controlled}")
 
 
 def _table(comparison: Comparison, scores: Mapping[str, Mapping[str, Metrics]]) -> Table:
@@ -186,7 +183,4 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 
 
 def _in_one_line(metrics: Metrics, name: str) -> str:
-    if name not in metrics:
-        return "–"
-    figure = show_figure(metrics, name)
-    return f"{figure.value} [{figure.low}, {figure.high}]" if figure.low else show_number(metrics[name])
+    return str(show_figure(metrics, name)) if name in metrics else "–"

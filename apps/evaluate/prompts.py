@@ -52,7 +52,7 @@ def read_prompts(
     if file is None:
         return Asked(held_out_prompts(run, tokenizer, number))
     source = Source(path=str(file), limit=number)
-    categories = _categories(source)
+    categories = values_of(source, CATEGORY)
     if categories:
         source = source.model_copy(update={"ignore_columns": (CATEGORY,)})
     rows = load_rows(source, "prompts", lambda _: None).rows
@@ -101,12 +101,12 @@ def fitting(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data)
         return []
 
 
-def _categories(source: Source) -> dict[str, str]:
-    """The category of each row that has one, by the row's name in messages."""
+def values_of(source: Source, key: str) -> dict[str, str]:
+    """What each row that has it says under a key, by the row's name in messages."""
     return {
-        where(source, place): str(row[CATEGORY])
+        where(source, place): str(row[key])
         for place, row in read(source)
-        if not isinstance(row, BadRow) and row.get(CATEGORY) not in (None, "")
+        if not isinstance(row, BadRow) and row.get(key) not in (None, "")
     }
 
 

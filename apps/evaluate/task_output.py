@@ -14,8 +14,9 @@ from apps.evaluate.tasks import MEAN, SUM, TaskResult, as_json
 from data.storage.files import write_text
 from pipeline.reporting.folder import ELSEWHERE, report_folder
 from pipeline.reporting.page import Block, Bullets, Cell, Page, Paragraph, Section, Table, write_page
-from stages.maths.statistics import Figure
+from pipeline.terminal.format import Figure, show_known
 
+NOTHING = Figure("")
 LABELS = {SUM: "Accuracy", MEAN: "Accuracy, per token"}
 READING = (
     "The answer of a policy is the option with the highest log-likelihood after the prompt: of the whole "
@@ -49,10 +50,10 @@ def _title(result: TaskResult) -> str:
 
 
 def _blocks(result: TaskResult) -> list[Block]:
-    rows = [[Cell(name), *(_cell(text) for text in cells)] for name, cells in _rows(result)]
+    rows = [[Cell(name), *map(_cell, cells)] for name, cells in _rows(result)]
     names = list(result.accuracy)
     templates = [
-        [Cell(template), *(_cell(shown(result.accuracy[name][template][SUM])) for name in names)]
+        [Cell(template), *(_cell(show_known(result.accuracy[name][template][SUM])) for name in names)]
         for template in result.accuracy[names[0]]
         if template
     ]
@@ -63,28 +64,22 @@ def _blocks(result: TaskResult) -> list[Block]:
 HEADINGS = [*LABELS.values(), "Over templates", "Gain", "Gain, per token"]
 
 
-def _rows(result: TaskResult) -> list[tuple[str, list[str]]]:
+def _rows(result: TaskResult) -> list[tuple[str, list[Figure]]]:
     rows = []
     for name, figures in result.accuracy.items():
         low, high = result.spread(name, SUM)
         gain = result.gain.get(name)
-        gains = [shown(gain[measure]) if gain else "" for measure in LABELS]
-        accuracies = [shown(figures[""][measure]) for measure in LABELS]
-        rows.append((name, [*accuracies, f"{low:.2f} to {high:.2f}", *gains]))
+        gains = [show_known(gain[measure]) if gain else NOTHING for measure in LABELS]
+        accuracies = [show_known(figures[""][measure]) for measure in LABELS]
+        rows.append((name, [*accuracies, Figure(f"{low:.2f} to {high:.2f}"), *gains]))
     majority = f"always {result.majority_answer!r}"
-    rows.append((majority, [shown(result.majority), "", "", "", ""]))
-    rows.append(("guessing", [f"{result.chance:.2f}", "", "", "", ""]))
+    rows.append((majority, [show_known(result.majority), *[NOTHING] * 4]))
+    rows.append(("guessing", [Figure(f"{result.chance:.2f}"), *[NOTHING] * 4]))
     return rows
 
 
-def shown(figure: Figure) -> str:
-    """An accuracy, or a difference of two, with its interval."""
-    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-
-
-def _cell(text: str) -> Cell:
-    value, _, interval = text.partition(" [")
-    return Cell(value, interval.removesuffix("]").replace(", ", " to "))
+def _cell(figure: Figure) -> Cell:
+    return Cell(figure.value, figure.bounds)
 
 
 def print_tasks(console: Console, results: Sequence[TaskResult]) -> None:
@@ -97,7 +92,7 @@ def print_tasks(console: Console, results: Sequence[TaskResult]) -> None:
         for heading in ("", *HEADINGS):
             table.add_column(heading)
         for name, cells in _rows(one):
-            table.add_row(Text(name), *cells)
+            table.add_row(Text(name), *map(str, cells))
         console.print(table)
         for note in one.notes:
             console.print(Text(note), soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -12,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from configs.safe_text import visible
 from data.storage.files import write_text
+from pipeline.terminal.format import show_known
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_QUOTE = 700
@@ -82,6 +84,12 @@ class Page:
     title: str
     subtitle: str
     sections: list[Section]
+
+
+def figure_cells(known: Mapping[str, float]) -> list[Cell]:
+    """A figure, its interval, and the number of values behind it: three cells."""
+    shown = show_known(known)
+    return [Cell(shown.value), Cell(shown.bounds), Cell(f"{known['n']:.0f}")]
 
 
 def quote(text: object, max_length: int = MAX_QUOTE) -> str:

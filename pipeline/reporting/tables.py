@@ -105,8 +105,7 @@ def gold_parts(metrics: dict[str, float]) -> list[Table]:
 
 def show_interval(metrics: dict[str, float], key: str) -> str:
     """`0.711 to 0.811`, or "" if `key` has no interval."""
-    figure = show_figure(metrics, key)
-    return f"{figure.low} to {figure.high}" if figure.low else ""
+    return show_figure(metrics, key).bounds
 
 
 def show_count(metrics: dict[str, float], key: str) -> str:

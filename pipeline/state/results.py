@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import ALL_STAGES, Experiment, Stage
 from pipeline.state.manifest import Manifest, read_manifest
@@ -70,11 +69,7 @@ def read_results(run_dir: Path) -> Results:
         UserError: `run_dir` is no run directory, or a file in it is damaged.
     """
     run = RunDirectory(run_dir)
-    if not run.config_file.is_file():
-        raise UserError(
-            f"{run_dir}: not a run directory, it has no config.yaml. Run a stage first, or give another "
-            "--run-dir."
-        )
+    run.check()
     manifests = {stage: read_manifest(run.manifest(stage)) for stage in ALL_STAGES}
     return Results(
         run=run,

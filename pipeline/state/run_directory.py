@@ -54,6 +54,14 @@ class RunDirectory:
     def config_file(self) -> Path:
         return self.path / "config.yaml"
 
+    def check(self, option: str = "--run-dir") -> None:
+        """Raise UserError unless a run has begun here; `option` names another directory."""
+        if not self.config_file.is_file():
+            raise UserError(
+                f"{self.path}: not a run directory, it has no config.yaml. Run an experiment first, or give "
+                f"another {option}."
+            )
+
     def stage(self, stage: Stage) -> Path:
         return self.path / stage
 

@@ -46,6 +46,22 @@ class Figure(NamedTuple):
     low: str = ""
     high: str = ""
 
+    @property
+    def bounds(self) -> str:
+        """`0.700 to 0.780`; "" without an interval."""
+        return f"{self.low} to {self.high}" if self.low else ""
+
+    def __str__(self) -> str:
+        """`0.740 [0.700, 0.780]`; the value alone without an interval."""
+        return f"{self.value} [{self.low}, {self.high}]" if self.low else self.value
+
+
+def show_known(known: Mapping[str, float]) -> Figure:
+    """A figure with its `value`, `low` and `high`; see `show_figure`."""
+    return show_figure(
+        {"value": known["value"], "value_low": known["low"], "value_high": known["high"]}, "value"
+    )
+
 
 def show_figure(metrics: Mapping[str, float], key: str) -> Figure:
     """A metric and its interval with the same decimals: three significant digits of the metric.

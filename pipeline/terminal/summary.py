@@ -86,10 +86,8 @@ def term_label(name: str) -> str:
 
 def metric_with_interval(metrics: Mapping[str, float], key: str) -> str:
     """`0.740 [0.700, 0.780], n = 200`, as far as interval and n are known."""
-    figure = show_figure(metrics, key)
-    interval = f" [{figure.low}, {figure.high}]" if figure.low else ""
     count = f", n = {metrics[f'{key}_n']:.0f}" if f"{key}_n" in metrics else ""
-    return figure.value + interval + count
+    return f"{show_figure(metrics, key)}{count}"
 
 
 def small_samples(manifest: Manifest) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,11 +14,11 @@ from apps.evaluate.reward_models.measure import Measured
 from data.storage.files import write_json_lines, write_text
 from pipeline.reporting.figure_style import draw_into
 from pipeline.reporting.folder import ELSEWHERE, report_folder
-from pipeline.reporting.page import Cell, Page, Paragraph, Section, Table, write_page
+from pipeline.reporting.page import Cell, Page, Paragraph, Section, Table, figure_cells, write_page
 from pipeline.reporting.reward_model import PICTURE, draw_report, report_blocks, verdicts
-from pipeline.terminal.format import show_figure
+from pipeline.terminal.format import show_known
 from stages.feedback.reward_evaluation import RANKINGS, REPORT
-from stages.maths.statistics import ENDS, Figure
+from stages.maths.statistics import Figure
 
 MORE = "Give about {} prompts."
 HEADINGS = {"accuracy": "pairs in order", "best_of_n": "best of n", "separated": "all best above all others"}
@@ -57,7 +56,7 @@ def build_page(measured: Measured, title: str, subtitle: str) -> Page:
     words = [*verdicts(measured.report, MORE), *measured.notes]
     sections = [Section("Is it good enough?", report_blocks(measured.report, words, drawn=True))]
     if measured.sections:
-        rows = [[Cell(name), *_cells(one)] for name, one in measured.sections.items()]
+        rows = [[Cell(name), *figure_cells(one)] for name, one in measured.sections.items()]
         text = Paragraph("Mathematics counts as much as all code together, as in RewardBench.")
         sections.append(
             Section("RewardBench's sections", [Table(["", "score", "95 % interval", "rows"], rows), text])
@@ -79,13 +78,8 @@ def _subsets(measured: Measured) -> Table:
 def _cell(figure: Figure | None) -> Cell:
     if figure is None:
         return Cell("–")
-    value, interval, _ = _cells(figure)
-    return Cell(value.text, interval.text)
-
-
-def _cells(figure: Mapping[str, float]) -> list[Cell]:
-    shown = show_figure({f"value{end}": figure[part] for part, end in ENDS.items()}, "value")
-    return [Cell(shown.value), Cell(f"{shown.low} to {shown.high}"), Cell(f"{figure['n']:.0f}")]
+    shown = show_known(figure)
+    return Cell(shown.value, shown.bounds)
 
 
 def print_measured(console: Console, measured: Measured) -> None:
@@ -97,14 +91,8 @@ def print_measured(console: Console, measured: Measured) -> None:
     for heading in ("", *columns.values(), "rows"):
         table.add_column(heading)
     for name, one in measured.sections.items():
-        table.add_row(Text(name), _in_one_line(one), *[""] * (len(columns) - 1), f"{one['n']:.0f}")
+        table.add_row(Text(name), str(show_known(one)), *[""] * (len(columns) - 1), f"{one['n']:.0f}")
     for subset, of in measured.subsets.items():
-        cells = [_in_one_line(of[name]) if name in of else "–" for name in columns]
+        cells = [str(show_known(of[name])) if name in of else "–" for name in columns]
         table.add_row(Text(subset), *cells, f"{of['accuracy']['n']:.0f}")
     console.print(table)
-
-
-def _in_one_line(figure: Figure) -> str:
-    value, interval, _ = _cells(figure)
-    low, _, high = interval.text.partition(" to ")
-    return f"{value.text} [{low}, {high}]"

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apps.evaluate.prompts import values_of
 from apps.trained_run import TrainedRun
 from configs.errors import UserError
 from configs.schema import Source
-from data.sources.bad_rows import BadRow
 from data.sources.loading import load_rows
 from data.sources.reading import describe, read, where
 from data.sources.split import prompt_key
@@ -60,24 +60,20 @@ def read_preferences(source: Source, by: str | None, run: TrainedRun | None) -> 
             "Give other data."
         )
     named = _subsets(source, by)
-    subsets = [named[row["where"]] for row in rows] if named else []
+    subsets = [named.get(row["where"], "none") for row in rows] if named else []
     return Preferences(rows, subsets, loaded.read, loaded.left_out, notes)
 
 
 def _subsets(source: Source, by: str | None) -> dict[str, str]:
-    """The subset of each row by its name in messages; empty if there are none."""
-    found, files = dict[str, str](), dict[str, str]()
-    for place, row in read(source):
-        name = where(source, place)
-        files[name] = place.rpartition(", ")[0]
-        if not isinstance(row, BadRow) and row.get(by or SUBSET) is not None:
-            found[name] = str(row[by or SUBSET])
+    """The subset of each row that is in one, by its name in messages; empty if there are none."""
+    found = values_of(source, by or SUBSET)
     if by and not found:
         raise UserError(
             f"--by {by}: no row of {describe(source)} has this key. Name another, or leave it out."
         )
     if found:
-        return {name: found.get(name, "none") for name in files}
+        return found
+    files = {where(source, place): place.rpartition(", ")[0] for place, _ in read(source)}
     return _short(files) if len(set(files.values())) > 1 else {}
 
 

@@ -20,7 +20,7 @@ from pipeline.reporting.page import render
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.console import SafeConsole
 from tests.contract.bad_inputs.entry import check_message
-from tests.support.pipeline_runs import toy
+from tests.support.pipeline_runs import toy, write_stage
 from tests.support.roles import CPU, new_role, tiny_roles
 
 TASK = {
@@ -129,8 +129,8 @@ def test_the_page_and_the_table_have_each_policy_and_template(tmp_path, monkeypa
 
 def run_with(folder: Path, **changes: Any) -> TrainedRun:
     """A run whose SFT has finished, as far as the rows of tasks are concerned."""
-    manifests: Any = {"sft": None}
-    return TrainedRun(RunDirectory(folder), toy(**changes), manifests)
+    config = toy(**changes)
+    return TrainedRun(RunDirectory(folder), config, {"sft": write_stage(folder, "sft", config=config)})
 
 
 ROWS = [{"text": f"row {n}", "label": n % 2} for n in range(40)]
