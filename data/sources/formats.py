@@ -104,21 +104,17 @@ def _preference(fields: Fields) -> tuple[Text, list[Text]]:
 
 
 def _end_of_prompt(one: str, other: str) -> int:
-    """Where two texts part: before the blank in front of the first word that differs, as TRL has it.
+    """Where two texts part: before the last blank that they share, so that no word is cut.
 
-    Where letters are words, as in Chinese, there is no blank.
+    Where letters are words, as in Chinese, there is no blank. A space belongs to the answer, as TRL has it.
     """
     apart = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     end = next(apart, min(len(one), len(other)))
-    rest = one[end : end + 1], other[end : end + 1]
-    if not all(rest) or (_is_in_word(one[end - 1 : end]) and any(map(_is_in_word, rest))):
+    around = one[end - 1 : end + 1] + other[end : end + 1]
+    if not any(unicodedata.east_asian_width(letter) in "WF" for letter in around):
         while end and not one[end - 1].isspace():
             end -= 1
     return end - one[:end].endswith(" ")
-
-
-def _is_in_word(letter: str) -> bool:
-    return letter.isalnum() and unicodedata.east_asian_width(letter) not in "WF"
 
 
 def _prompt_completion(fields: Fields) -> tuple[Text, list[Text]]:

@@ -118,7 +118,7 @@ def test_earlier_turns_that_are_learned(example, prompt, completion, learned):
         ({"chosen": "Sky is blue.", "rejected": "Sky is black."}, "Sky is", [" blue.", " black."]),
         ({"chosen": "Sky is blue.", "rejected": "Sky is blue"}, "Sky is", [" blue.", " blue"]),
         ({"chosen": "Sky?\nBlue", "rejected": "Sky?\nBlack"}, "Sky?\n", ["Blue", "Black"]),
-        ({"chosen": "Sky: (blue", "rejected": "Sky: (green"}, "Sky: (", ["blue", "green"]),
+        ({"chosen": "Sky: (1.5", "rejected": "Sky: (1.7"}, "Sky:", [" (1.5", " (1.7"]),
         ({"chosen": "天是蓝的", "rejected": "天是绿的"}, "天是", ["蓝的", "绿的"]),
         ({"conversations": [{"from": "system", "value": "S"}, {"from": "human", "value": "Sky?"}],
           "chosen": {"from": "gpt", "value": "Blue."}, "rejected": {"from": "gpt", "value": "Green."}},
