@@ -15,9 +15,18 @@ from data.batches.encoding import encoder_of
 from data.batches.fit import Counts, NoPair, NothingFits
 from data.batches.tokenize import Prompt
 from data.batches.wording import worded
+from data.sources.collected_rankings import SPLITS, read_rankings, split_of_rounds
 from data.sources.formats import Kind, Row
 from data.sources.loading import SOME_ROWS, first_rows, is_large
-from data.sources.mixture import Mixture, as_metrics, count_split, load_mixture, reweighted, sentence
+from data.sources.mixture import (
+    Mixture,
+    as_metrics,
+    by_source,
+    count_split,
+    load_mixture,
+    reweighted,
+    sentence,
+)
 from data.sources.near_duplicates import MOST, near_duplicates
 from data.sources.reading import is_local
 from data.sources.split import (
@@ -30,7 +39,6 @@ from data.sources.split import (
     stage_split,
 )
 from data.sources.tasks import check_trainable
-from data.storage.files import read_json_lines
 from data.storage.source_digest import source_digest
 
 Example = TypeVar("Example")
@@ -180,13 +188,12 @@ class StageData:
 
 def _with_rankings(sides: Sides, files: Sequence[str]) -> Sides:
     """The sides with the prompts of rankings, on which the reward model trains, too."""
-    rows = [row for file in files for row in read_json_lines(Path(file), ["split", "prompt"])]
+    rounds = [read_rankings(Path(file), "Restore the file.") for file in files]
+    placed = list(split_of_rounds(rounds, sides.trained, sides.held_out))
     train, held_out = (
-        frozenset(prompt_key(row["prompt"]) for row in rows if row["split"] == split)
-        for split in ("train", "held_out")
+        frozenset(prompt_key(row["prompt"]) for row, own in placed if own == split) for split in SPLITS
     )
-    trained = sides.trained | (train - sides.held_out)
-    return Sides(trained, sides.held_out | (held_out - trained))
+    return Sides(sides.trained | train, sides.held_out | held_out)
 
 
 def ranked_by_people(config: Experiment, stage: Stage, run: Path) -> Path | None:
@@ -313,13 +320,13 @@ def _by_source(
 
 
 def _as_metrics(train: Mapping[str, Counts], held_out: Mapping[str, Counts]) -> dict[str, int]:
-    """The counts over all sources, and of several sources those of each, as `sources/LABEL/NAME`."""
-    total = sum(train.values(), Counts()).as_metrics(sum(held_out.values(), Counts()))
-    for label in dict.fromkeys((*train, *held_out)):
-        if label:
-            of_source = train.get(label, Counts()).as_metrics(held_out.get(label, Counts()))
-            total |= {f"sources/{label}/{name}": number for name, number in of_source.items()}
-    return total
+    """The counts of examples by name; see `by_source`."""
+    none = Counts()
+    total = sum(train.values(), none).as_metrics(sum(held_out.values(), none))
+    labels = dict.fromkeys((*train, *held_out))
+    return by_source(
+        total, {label: train.get(label, none).as_metrics(held_out.get(label, none)) for label in labels}
+    )
 
 
 def _remarks(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, data: Data) -> Iterator[str]:

@@ -11,6 +11,7 @@ from configs.errors import UserError
 from configs.regular_file import read_regular_file
 from data.batches import tokenize
 from data.examples import once_each, read_examples
+from data.sources.collected_rankings import SPLITS, read_rankings, useful
 from data.storage.files import json_lines, read_json_lines
 from data.storage.sealed_files import check_sealed, remove_sealed, write_sealed
 from stages.context import Context
@@ -26,7 +27,6 @@ FILE = "rankings.jsonl"
 SAMPLED = "sampled.jsonl"  # the answers, until they are ranked
 METRICS = "labels.json"  # of the labeller
 NOISE = "rankings"  # of the samples, which people may judge in the labeller's place
-SPLITS = ("train", "held_out")
 READABLE = ("prompt", "completions", "ranks", "scores", "labeller")
 
 
@@ -80,17 +80,18 @@ def read_collected_rankings(context: Context, record_samples: bool) -> tuple[lis
         UserError: the file is not what this stage collected; its SHA-256 is in `folder/rankings.sha256`. Or
             all training rankings tie.
     """
-    collected = _read(context.folder / FILE)
+    check_sealed(context.folder / FILE, REMEDY)
+    collected = read_rankings(context.folder / FILE, REMEDY)
     if context.ranks.rank == 0:
         remove_sealed(context.folder / SAMPLED)  # its answers are among the rankings
     if record_samples:
         shown = collected[:: max(1, len(collected) // 16)]
         samples = [{name: row[name] for name in READABLE if name in row} for row in shown]
         context.tracker.samples(samples, 0)
-    useful = [row for row in collected if max(row["ranks"]) > 0]
-    tied = len(collected) - len(useful)
+    ordered = useful(collected)
+    tied = len(collected) - len(ordered)
     context.tracker.note(f"{len(collected)} rankings in {FILE}; {tied} left out: all their answers tie")
-    train, held_out = ([row for row in useful if row["split"] == split] for split in SPLITS)
+    train, held_out = ([row for row in ordered if row["split"] == split] for split in SPLITS)
     if collected and not train:
         raise UserError(
             f"{context.folder / FILE}: no training ranking prefers one answer to another: the labeller "
@@ -150,17 +151,3 @@ def write_rankings(folder: Path, rows: list[Row], metrics: dict[str, float]) -> 
     """Write `rankings.jsonl` and, if there are any metrics of the labeller, `labels.json` under one seal."""
     texts = {METRICS: json.dumps(metrics)} if metrics else {}
     write_sealed(folder / FILE, texts | {FILE: json_lines(rows)})
-
-
-def _read(file: Path) -> list[Row]:
-    """The collected rankings; raises UserError if the file or one of its lines is damaged."""
-    check_sealed(file, REMEDY)
-    rows = read_json_lines(file, ["split", "prompt", "completions", "ranks"], remedy=REMEDY)
-    for number, row in enumerate(rows, 1):
-        ranks, completions = row["ranks"], row["completions"]
-        lists = isinstance(ranks, list) and isinstance(completions, list)
-        if not lists or len(ranks) != len(completions) or row["split"] not in SPLITS:
-            raise UserError(
-                f"{file}, line {number}: damaged (no ranking that this stage collected). {REMEDY}"
-            )
-    return rows

@@ -229,7 +229,11 @@ def test_ppo_stays_apart_from_what_people_ranked(tmp_path: Path) -> None:
     (tmp_path / "2.jsonl").write_text("".join(json.dumps({"prompt": one}) + "\n" for one in of_ppo))
     first = StageData(config, "ppo", print).rows("prompts")
     learned, unlearned = first.held_out[0]["prompt"], first.train[0]["prompt"]
-    ranked = [{"split": "train", "prompt": learned}, {"split": "held_out", "prompt": unlearned}]
+    answers = {"completions": ["a", "b"], "ranks": [0, 1]}
+    ranked = [
+        {"split": split, "prompt": prompt, **answers}
+        for split, prompt in (("train", learned), ("held_out", unlearned))
+    ]
     rankings = config.rm.rankings.model_copy(update={"labeller": "people"})
     config = config.model_copy(update={"rm": config.rm.model_copy(update={"rankings": rankings})})
     (tmp_path / "rm").mkdir()
