@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from configs import error_messages
 from configs.error_messages import Keys
 from configs.safe_text import REDACTED, may_hold_secret
-from configs.schema import JUDGE_FILES, names_files
+from configs.schema import JUDGE_FILES, labeller_kind, names_files
 from configs.yaml_file import MAX_DEPTH, BadYaml, parse, read_parsed
 
 DEEPSPEED_CONFIG = ("deepspeed", "config")
@@ -301,4 +301,4 @@ def may_be_of_hub(keys: Keys) -> bool:
 
 def _is_judge(value: Any) -> bool:
     """Whether a labeller is the YAML file of an endpoint. The schema refuses a URL."""
-    return isinstance(value, str) and value.endswith(JUDGE_FILES) and "://" not in value
+    return isinstance(value, str) and labeller_kind(value) == "endpoint" and "://" not in value

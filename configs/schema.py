@@ -42,7 +42,7 @@ from configs.sections.training import (
     Sft,
     Training,
 )
-from configs.sections.values import JUDGE_FILES, Section, Seed, plain_url
+from configs.sections.values import JUDGE_FILES, LabellerKind, Section, Seed, labeller_kind, plain_url
 from configs.stage_names import ALL_STAGES, STAGES, UPSTREAM, Stage, data_stage
 
 MAX_NAME = 100  # letters of an experiment's name, of which W&B and file systems make longer ones
@@ -87,6 +87,7 @@ __all__ = [
     "Vllm",
     "data_stage",
     "ending_of",
+    "labeller_kind",
     "names_files",
     "plain_url",
 ]
@@ -141,19 +142,21 @@ class Experiment(Section):
 
     def judge_files(self, stages: Sequence[Stage]) -> dict[str, str]:
         """Key and path of each YAML file of an endpoint that labels for the stages."""
-        return {key: name for key, name in self.labellers(stages).items() if name.endswith(JUDGE_FILES)}
+        return self._labellers_of("endpoint", stages)
+
+    def _labellers_of(self, kind: LabellerKind, stages: Sequence[Stage]) -> dict[str, str]:
+        return {key: name for key, name in self.labellers(stages).items() if labeller_kind(name) == kind}
 
     def users_code(self, stages: Sequence[Stage]) -> list[tuple[str, str | Reward]]:
         """Key and name of each `module:function` and each endpoint that the stages call.
 
         An endpoint is a labeller's YAML file or a term of the reward.
         """
-        labellers, judges = self.labellers(stages), self.judge_files(stages)
+        functions, judges = self._labellers_of("function", stages), self.judge_files(stages)
         terms = self.ppo.rewards if "ppo" in stages else []
-        functions = {key: name for key, name in labellers.items() if ":" in name}  # names that ship have none
         return [
             *(functions | judges).items(),
-            *(("ppo.rewards", term) for term in terms if ":" in term.source),
+            *(("ppo.rewards", term) for term in terms if term.kind != "rm"),
         ]
 
     @property

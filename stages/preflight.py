@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from configs.error_messages import Keys, overlap, undotted
 from configs.errors import UserError
 from configs.judge_file import read_judge
-from configs.schema import JUDGE_FILES, STAGES, Base, Data, Experiment, Reward, Stage
+from configs.schema import STAGES, Base, Data, Experiment, Reward, Stage, labeller_kind
 from data.batches import tokenize
 from data.examples import StageData, kind_of, read_examples, some_rows
 from data.sources.formats import Kind
@@ -154,9 +154,9 @@ def feedback(config: Experiment, stages: Sequence[Stage]) -> Iterator[Check]:
             yield _feedback_check(key, name, _reader)
     for key, code in config.users_code(stages):
         source = code.source if isinstance(code, Reward) else code
-        if not isinstance(code, Reward) and source.endswith(JUDGE_FILES):
+        if not isinstance(code, Reward) and labeller_kind(source) == "endpoint":
             yield _feedback_check(key, source, _judge(Path(source), key, config.rm.rankings.completions))
-        elif isinstance(code, Reward) and "://" in source:
+        elif isinstance(code, Reward) and code.kind == "endpoint":
             yield _feedback_check(key, source, _endpoint(code))
         else:
             yield _feedback_check(key, source, _function(source, key))

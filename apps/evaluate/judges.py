@@ -13,7 +13,7 @@ from apps.evaluate.people_judge import PeopleJudge
 from apps.trained_run import TrainedRun, this_process
 from configs.errors import UserError
 from configs.judge_file import read_judge
-from configs.schema import JUDGE_FILES
+from configs.schema import labeller_kind
 from data.sources.messages import Text, last_text
 from stages.feedback.endpoint_judge import EndpointJudge
 from stages.feedback.labellers import LABELLERS, labeller
@@ -131,7 +131,7 @@ def _open(run: TrainedRun, name: str, folder: Path) -> Judge:
     if name == REWARD_MODEL:
         run.require("rm")
         return ScoringJudge(name, lambda prompts, answers: answers.rewards)
-    if name.endswith(JUDGE_FILES):
+    if labeller_kind(name) == "endpoint":
         config = read_judge(Path(name), OPTION)
         folder.mkdir(parents=True, exist_ok=True)
         return ComparingJudge(Path(name).stem, EndpointJudge(config, OPTION, VerdictCache(folder / CACHE)))

@@ -54,17 +54,23 @@ class Reward(Section):
 
     @model_validator(mode="after")
     def _requests_need_an_endpoint(self) -> Reward:
-        is_url = "://" in self.source
-        if not is_url and (key := self.changed("timeout_seconds", "retries", "key_variable")):
+        if self.kind != "endpoint" and (key := self.changed("timeout_seconds", "retries", "key_variable")):
             raise ValueError(f"{key} is of requests to an endpoint; leave it out of a term that is no URL")
         return self
 
     @property
+    def kind(self) -> Literal["rm", "endpoint", "function"]:
+        """What gives the term, which its source tells."""
+        if self.source == RM:
+            return "rm"
+        return "endpoint" if "://" in self.source else "function"
+
+    @property
     def label(self) -> str:
         """What the term is called in metrics."""
-        if self.name or self.source == RM:
+        if self.name or self.kind == "rm":
             return self.name or RM
-        return urlsplit(self.source).netloc if "://" in self.source else self.source.partition(":")[2]
+        return urlsplit(self.source).netloc if self.kind == "endpoint" else self.source.partition(":")[2]
 
 
 class Ppo(Training):
@@ -195,7 +201,7 @@ class Ppo(Training):
     @property
     def uses_reward_model(self) -> bool:
         """Whether the reward model's score is a term of the reward."""
-        return any(term.source == RM for term in self.rewards)
+        return any(term.kind == "rm" for term in self.rewards)
 
     @property
     def sole_term(self) -> Reward | None:

@@ -10,7 +10,6 @@ from pydantic import ConfigDict, Field, model_validator
 from configs.sections.base import RewardBase
 from configs.sections.rollout import Rollout
 from configs.sections.values import (
-    JUDGE_FILES,
     BelowOne,
     Count,
     Fraction,
@@ -24,6 +23,7 @@ from configs.sections.values import (
     Seed,
     Size,
     Text,
+    labeller_kind,
 )
 
 
@@ -198,7 +198,7 @@ class Rankings(Section):
         labeller = self.labeller
         if labeller == "people":
             return self.merge == "each"
-        return isinstance(labeller, Agreement) or labeller.endswith(JUDGE_FILES)
+        return isinstance(labeller, Agreement) or labeller_kind(labeller) == "endpoint"
 
     @property
     def labelled_by(self) -> str:

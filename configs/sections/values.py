@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -77,6 +77,7 @@ Text = Annotated[str, AfterValidator(_printable), AfterValidator(_no_url)]
 PlainNumber = BeforeValidator(_plain_number)
 Function = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]  # module:function
 JUDGE_FILES = (".yaml", ".yml")
+LabellerKind = Literal["file", "people", "shipped", "function", "endpoint"]
 # The YAML file of an endpoint that judges; see configs/judge_file.py. Its pattern enters the JSON schema.
 JudgeFile = Annotated[str, Field(pattern=r"\.ya?ml$"), AfterValidator(_printable), AfterValidator(_no_url)]
 # Bounds far above what can be meant, so that a slip does not fill the memory.
@@ -89,6 +90,17 @@ Fraction = Annotated[float, Field(ge=0, le=1), PlainNumber]
 BelowOne = Annotated[float, Field(ge=0, lt=1), PlainNumber]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1), PlainNumber]
 LearningRate = Annotated[float, Field(gt=0, le=1), PlainNumber]  # the bound catches 1e4 written for 1e-4
+
+
+def labeller_kind(name: str) -> LabellerKind:
+    """What a labeller or judge is, which its name tells."""
+    if name == "file":
+        return "file"
+    if name == "people":
+        return "people"
+    if name.endswith(JUDGE_FILES):
+        return "endpoint"
+    return "function" if ":" in name else "shipped"
 
 
 class Section(BaseModel):

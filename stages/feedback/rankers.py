@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from configs.errors import UserError
 from configs.judge_file import judge_digest, read_judge
-from configs.schema import JUDGE_FILES
+from configs.schema import labeller_kind
 from data.people.agreement import pairwise_agreement
 from data.sources.messages import Text, last_text
 from stages.context import Context, Tracker
@@ -68,7 +68,7 @@ def open_ranker(context: Context) -> Ranker:
 
 
 def _open(context: Context, key: str, name: str, cache: VerdictCache) -> Ranker:
-    if not name.endswith(JUDGE_FILES):
+    if labeller_kind(name) != "endpoint":
         return ScoringRanker(labeller(name, key, context.ranks))
     file = Path(name)
     judge = EndpointJudge(read_judge(file, key), key, cache, context.seed)

@@ -14,7 +14,7 @@ from stages.feedback.user_functions import RewardFunction, as_numbers, load_func
 from stages.maths.statistics import RunningMoments
 from stages.training.checkpoint import State
 
-RM, KEY = "rm", "ppo.rewards"
+KEY = "ppo.rewards"
 
 
 class Rewards:
@@ -29,7 +29,7 @@ class Rewards:
         names = [term.label for term in terms]
         self.weights = {name: term.weight for name, term in zip(names, terms, strict=True)}
         self._sources = {
-            name: _source(term) for name, term in zip(names, terms, strict=True) if term.source != RM
+            name: _source(term) for name, term in zip(names, terms, strict=True) if term.kind != "rm"
         }
         self.of_reward_model = [name for name in names if name not in self._sources]
 
@@ -61,7 +61,7 @@ class Rewards:
 
 
 def _source(term: Reward) -> RewardFunction:
-    return Endpoint(term) if "://" in term.source else load_function(term.source, KEY, as_numbers)
+    return Endpoint(term) if term.kind == "endpoint" else load_function(term.source, KEY, as_numbers)
 
 
 class RewardShaper:

@@ -6,6 +6,7 @@ import pytest
 
 from configs.errors import UserError
 from configs.load import dump_experiment, load_experiment
+from configs.schema import labeller_kind
 from tests.unit.configs.minimal import MINIMAL
 
 # Precedence
@@ -202,3 +203,18 @@ def test_columns_are_keys_of_their_own(minimal):
     assert columns.names == {"Best Answer": "prompt"}
     with pytest.raises(UserError, match=r"unknown key; did you mean data\.sft\.columns\.prompt\?"):
         load_experiment(minimal, ["data.sft.columns.promt=q"])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("file", "file"),
+        ("people", "people"),
+        ("warmth", "shipped"),
+        ("mine:score", "function"),
+        ("/a/judge.yaml", "endpoint"),
+        ("judge.yml", "endpoint"),
+    ],
+)
+def test_the_name_of_a_labeller_tells_what_it_is(name, kind):
+    assert labeller_kind(name) == kind
