@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from configs.errors import UserError
 from configs.schema import Experiment, Stage
 from data.batches.tokenize import is_chat
-from data.examples import StageData, StageRows, kind_of
+from data.examples import StageData, StageRows, kind_of, ranked_by_people
 from data.sources.formats import Kind
 from data.sources.loading import first_rows
 from data.sources.messages import Text
@@ -61,21 +61,20 @@ def _prompts(run: RunDirectory, config: Experiment) -> Iterator[Text]:
                 continue
 
 
-def rows_of(config: Experiment, manifests: Manifests, stage: Stage, kind: Kind) -> StageRows:
+def rows_of(
+    run: RunDirectory, config: Experiment, manifests: Manifests, stage: Stage, kind: Kind
+) -> StageRows:
     """The rows of a stage, split again. Lines tell what is left out, and if the data is not what it was.
 
     Raises:
         UserError: the data is not where the configuration says, or a row cannot be read.
     """
     if stage in manifests:
-        read, present = manifests[stage].sources, source_hashes(config, stage)
-        for key in (key for key in present if key.startswith("data.")):
-            if read.get(key, present[key]) != present[key] and key != "data.chat_template":
-                _tell(
-                    f"note: {key} is not what stage {stage} read. Prompts that it was trained on may now "
-                    "count as held out."
-                )
-    return StageData(config, stage, _tell).rows(kind)
+        hashes = source_hashes(config, stage)
+        rows = {key: digest for key, digest in hashes.items() if key.startswith("data.") and key != CHAT_KEY}
+        for change in manifests[stage].changed_sources(rows):
+            _tell(f"note: stage {stage}: {change}. Prompts that it trained on may now count as held out.")
+    return StageData(config, stage, _tell, ranked=ranked_by_people(config, stage, run.path)).rows(kind)
 
 
 def _tell(line: str) -> None:

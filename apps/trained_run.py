@@ -62,7 +62,7 @@ class TrainedRun:
 
     def rows(self, stage: Stage, kind: Kind) -> StageRows:
         """The rows of a stage, split again; see `rows_of`."""
-        return rows_of(self.config, self.manifests, stage, kind)
+        return rows_of(self.run, self.config, self.manifests, stage, kind)
 
     def require(self, stage: Stage) -> Manifest:
         """The manifest of `stage`.

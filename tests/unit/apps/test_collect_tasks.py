@@ -10,6 +10,7 @@ import pytest
 
 from apps.collect.prepare import open_round
 from apps.collect.tasks import Asked
+from apps.trained_run import TrainedRun
 from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import Experiment
@@ -61,6 +62,20 @@ def test_rankings_of_a_file_are_split_by_prompt(tmp_path, config):
     assert Counter(splits.values()) == {"train": 16, "held_out": 4}  # 8 of 40
     again = opened(tmp_path / "all", Asked("rankings", answers=file), config).tasks.values()
     assert splits.items() <= {task.prompt: task.split for task in again}.items()
+
+
+def test_an_evaluation_holds_out_what_ppo_did_beside_what_people_ranked(tmp_path, config):
+    """A prompt from which the reward model learned is no test of PPO, wherever people found it."""
+    rankings = config.rm.rankings.model_copy(update={"labeller": "people"})
+    config = config.model_copy(update={"rm": config.rm.model_copy(update={"rankings": rankings})})
+    run = TrainedRun(RunDirectory(tmp_path), config, {})
+    learned = run.rows("ppo", "prompts").held_out[0]
+    (tmp_path / "rm").mkdir()
+    row = {"prompt": learned["prompt"], "completions": ["a", "b"], "ranks": [0, 1], "split": "train"}
+    write_json_lines(tmp_path / "rm/rankings.jsonl", [row])
+    rows = run.rows("ppo", "prompts")
+    assert learned["prompt"] not in [row["prompt"] for row in rows.held_out]
+    assert learned["prompt"] in [row["prompt"] for row in rows.train] and len(rows.held_out) == 8
 
 
 def test_more_answers_than_digits_are_refused(tmp_path, config):
