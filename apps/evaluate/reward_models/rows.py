@@ -12,6 +12,7 @@ from apps.evaluate.prompts import values_of
 from apps.trained_run import TrainedRun
 from configs.errors import UserError
 from configs.schema import Source
+from data.sources.keys import ORIGIN
 from data.sources.loading import load_rows
 from data.sources.reading import describe, read, where
 from data.sources.split import prompt_key
@@ -52,6 +53,10 @@ def read_preferences(source: Source, by: str | None, run: TrainedRun | None) -> 
         UserError: the source cannot be read, no row has the key, or no ranking is left.
     """
     notes: list[str] = []
+    key = by or SUBSET
+    named = values_of(source, key)
+    if named and key in ORIGIN:  # else a note says that it is not read
+        source = source.model_copy(update={"ignore_columns": (*source.ignore_columns, key)})
     loaded = load_rows(source, "rankings", notes.append)
     rows = loaded.rows if run is None else _unseen(loaded.rows, run, notes.append)
     if not rows:
@@ -59,20 +64,17 @@ def read_preferences(source: Source, by: str | None, run: TrainedRun | None) -> 
             f"{describe(source)}: the reward model was trained on all of its prompts, so it says nothing. "
             "Give other data."
         )
-    named = _subsets(source, by)
+    named = named or _by_file(source, by)
     subsets = [named.get(row["where"], "none") for row in rows] if named else []
     return Preferences(rows, subsets, loaded.read, loaded.left_out, notes)
 
 
-def _subsets(source: Source, by: str | None) -> dict[str, str]:
-    """The subset of each row that is in one, by its name in messages; empty if there are none."""
-    found = values_of(source, by or SUBSET)
-    if by and not found:
+def _by_file(source: Source, by: str | None) -> dict[str, str]:
+    """The file of each row, by the row's name in messages; empty if there is only one."""
+    if by:
         raise UserError(
             f"--by {by}: no row of {describe(source)} has this key. Name another, or leave it out."
         )
-    if found:
-        return found
     files = {where(source, place): place.rpartition(", ")[0] for place, _ in read(source)}
     return _short(files) if len(set(files.values())) > 1 else {}
 

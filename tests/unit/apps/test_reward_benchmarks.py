@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from apps.evaluate.reward_models.benchmarks import (
@@ -13,9 +15,10 @@ from apps.evaluate.reward_models.benchmarks import (
     separates,
 )
 from apps.evaluate.reward_models.measure import crossed_words, measure
-from apps.evaluate.reward_models.rows import Preferences
+from apps.evaluate.reward_models.rows import Preferences, read_preferences
 from apps.evaluate.reward_models.scorer import ScoredRow, by_length
 from configs.errors import UserError
+from configs.schema import Source
 from tests.unit.stages.maths.test_preferences import ranking
 
 
@@ -70,6 +73,16 @@ def test_reward_bench_is_known_by_its_subsets():
     names = [name for section in SECTIONS.values() for name in section]
     assert len(names) == len(set(names)) == 23
     assert is_reward_bench(names) and not is_reward_bench([*names, "Ties"]) and not is_reward_bench([])
+
+
+def test_the_key_that_names_subsets_is_read(tmp_path):
+    rows = [
+        {"prompt": f"p{n}", "chosen": "a", "rejected": "b", "subset": "Safety", "topic": n} for n in range(3)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = read_preferences(Source(path=f"{tmp_path}/a.jsonl"), None, None)
+    assert read.subsets == ["Safety"] * 3
+    assert read.notes == [f"{tmp_path}/a.jsonl: not read: `topic`"]
 
 
 def test_the_bag_of_words_never_learns_from_the_prompt_that_it_judges():
