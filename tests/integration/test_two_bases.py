@@ -20,7 +20,7 @@ from configs.schema import STAGES, Base, Experiment, Stage
 from data.batches.tokenize import Ranking
 from pipeline.reporting.report import write_report
 from pipeline.state.manifest import Manifest
-from stages import rm, setup
+from stages import setup
 from stages.context import Context, Outcome
 from stages.distributed.ranks import Ranks
 from stages.feedback.reward_training import RewardModelTrainer

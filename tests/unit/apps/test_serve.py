@@ -47,7 +47,7 @@ def expected_scores(run, loaded, ended=True):
         ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
         responses.append(Response([*ids, tokenizer.eos_token_id] if ended else ids))
     model = RewardModel(loaded.models, Ranks(0, 1, CPU), run.config.data)
-    return model(prompts, responses).tolist()
+    return model.score_on_all_ranks(prompts, responses, len(prompts))
 
 
 def test_another_run_takes_the_scores_as_its_reward(server, run, loaded):

@@ -18,6 +18,7 @@ from pipeline.reporting.page import markdown, quote
 from pipeline.reporting.report import write_report
 from pipeline.reporting.warnings import warnings
 from pipeline.state.results import read_results
+from pipeline.state.rows import Row
 from tests.support.finished_run import COST, Run, interval, write_lines
 
 PICTURES = {"gold.png", "score-kl.png", "curves-sft.png", "curves-rm.png", "curves-ppo.png"}
@@ -338,7 +339,10 @@ def test_sft_and_best_of_n_stand_where_truncated_samples_are(run):
     ],
 )
 def test_best_of_n_is_drawn_where_it_can_be_compared(options, measure, drawn):
-    rows = [{"n": 2, "kl": 0.2, "rm_score": 1.0, "gold": 3.0}, {"n": 4, "kl": 0.6, "rm_score": None}]
+    rows: list[Row] = [
+        {"n": 2, "kl": 0.2, "rm_score": 1.0, "gold": 3.0},
+        {"n": 4, "kl": 0.6, "rm_score": None},
+    ]
     score = 3.0 if measure == "gold" else 1.0
     assert best_points(rows, measure, Ppo.model_validate(options), 0.0) == (
         [(2, 0.2, score)] if drawn else []
