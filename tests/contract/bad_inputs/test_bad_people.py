@@ -13,6 +13,7 @@ import pytest
 from configs.errors import UserError
 from data.people.events import AnyEvent, Shown, Submitted
 from data.people.round import KINDS, LABELS, Kind, Settings, Task, create_round, read_round, task_id
+from data.storage.source_digest import source_digest
 from pipeline.planning.plan import plan_stage
 from tests.contract.bad_inputs.entry import check_message, tristage
 from tests.support.pipeline_runs import request, toy, write_stage
@@ -82,6 +83,19 @@ def test_no_file_of_labels(place: Any, tmp_path: Path) -> None:
     status, _, error = tristage("collect", "report", "--run-dir", tmp_path / "run")
     assert status == 2
     check_message(error, f"{folder / LABELS}: cannot be read", "Restore the file.")
+
+
+def test_prompts_that_changed_since_the_round_began_are_told(tmp_path: Path) -> None:
+    config, file = toy(rm__rankings__labeller="people"), tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "p"}\n')
+    write_stage(tmp_path, "sft")
+    sources = {str(file): source_digest(file)}
+    folder = a_round(tmp_path / "people" / "rankings", sources=sources)
+    write_events(folder, SHOWN, submitted(ranks=(0, 1)))
+    assert plan_stage(request(tmp_path, config), "rm").notes == ()
+    file.write_text('{"prompt": "another"}\n')
+    notes = "\n".join(plan_stage(request(tmp_path, config), "rm").notes)
+    check_message(notes, f"people rank answers to prompts as they were before {file} changed ({folder})")
 
 
 def test_answers_of_an_earlier_policy_are_told(tmp_path: Path) -> None:
