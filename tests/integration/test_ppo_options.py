@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from configs.load import load_experiment
+from data.storage.files import read_json_lines, write_json_lines
 from stages import sft
 from stages.context import Context
 from stages.distributed.ranks import Ranks
@@ -95,6 +96,14 @@ def test_samples_are_warped_and_so_are_their_log_probabilities(run: Run) -> None
     assert first["objective/entropy"] < math.log(20)
     single_update = run(*options, "ppo.minibatches=1", "ppo.epochs=1", folder="alone")
     assert single_update.rows[0]["val/ratio"] == 1.0
+
+
+def test_a_held_out_prompt_that_repeats_is_answered_once(run: Run, tmp_path: Path) -> None:
+    rows = [{"prompt": f"What is {number}?"} for number in range(12)] * 2
+    write_json_lines(tmp_path / "prompts.jsonl", rows)
+    ran = run("ppo.iterations=1", f"data.ppo.path={tmp_path}/prompts.jsonl", "data.ppo.held_out=3")
+    answered = [row["prompt"] for row in read_json_lines(ran.folder / "evaluation.jsonl")]
+    assert len(answered) == len(set(answered)) == ran.rows[-1]["eval/n"] == 3
 
 
 def test_time_is_told_apart(run: Run) -> None:
