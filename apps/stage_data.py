@@ -24,6 +24,7 @@ TELLING: tuple[Stage, ...] = (
     "sft",
     "rm",
 )  # stages whose prompts are those of the policies, best first
+CHAT_KEY = "data.chat_template"
 TEMPLATE = "chat_template.jinja"  # beside an adapter: that of its training
 
 
@@ -70,13 +71,10 @@ def rows_of(
         UserError: the data is not where the configuration says, or a row cannot be read.
     """
     if stage in manifests:
-        read, present = manifests[stage].sources, source_hashes(config, stage)
-        for key in (key for key in present if key.startswith("data.")):
-            if read.get(key, present[key]) != present[key] and key != "data.chat_template":
-                _tell(
-                    f"note: {key} is not what stage {stage} read. Prompts that it was trained on may now "
-                    "count as held out."
-                )
+        hashes = source_hashes(config, stage)
+        rows = {key: digest for key, digest in hashes.items() if key.startswith("data.") and key != CHAT_KEY}
+        for change in manifests[stage].changed_sources(rows):
+            _tell(f"note: stage {stage}: {change}. Prompts that it trained on may now count as held out.")
     return StageData(config, stage, _tell, ranked=ranked_by_people(config, stage, run.path)).rows(kind)
 
 

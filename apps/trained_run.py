@@ -20,8 +20,9 @@ from data.batches.sampler import micro_batches
 from data.examples import StageRows
 from data.sources.formats import Kind
 from data.sources.messages import Text
-from pipeline.state.manifest import BaseModelId, Manifest, damage, read_manifest
+from pipeline.state.manifest import Manifest, damage, read_manifest
 from pipeline.state.run_directory import RunDirectory
+from pipeline.state.stage_state import base_fault
 from stages.distributed.ranks import Ranks
 from stages.feedback.reward_model import score_tokens
 from stages.models.base import base_digest, load_base, load_config
@@ -76,11 +77,10 @@ class TrainedRun:
                 f"{self.run.path}: stage {stage} has not finished here (finished: {finished}). Run it first, "
                 "or name another stage or run."
             )
-        manifest, base = self.manifests[stage], self.config.base_of(stage)
-        if manifest.base != BaseModelId.of(base):
+        manifest = self.manifests[stage]
+        if fault := base_fault(self.config, manifest):
             raise UserError(
-                f"{self.run.config_file}: {base.key}.model is {BaseModelId.of(base)}, but stage {stage} "
-                f"trained on {manifest.base}. Restore the setting, or train the stage again."
+                f"{self.run.config_file}: {fault}. Restore the setting, or train the stage again."
             )
         return manifest
 

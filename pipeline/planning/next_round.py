@@ -19,9 +19,9 @@ from configs.errors import UserError
 from configs.load import dump_experiment, load_experiment
 from configs.schema import MAX_NAME, Experiment, Stage
 from data.storage.files import PARTIAL, sync
-from pipeline.state.manifest import BaseModelId, Manifest, damage, read_manifest, source_hashes
+from pipeline.state.manifest import BaseModelId, damage, read_manifest, source_hashes
 from pipeline.state.run_directory import RunDirectory
-from pipeline.state.stage_state import PREDICATES, state_of
+from pipeline.state.stage_state import PREDICATES, base_fault, state_of
 
 START = "start"  # folder of the new run: what it takes from the earlier one
 RANKINGS = "rankings.jsonl"
@@ -81,8 +81,7 @@ def rankings_left_out(old: Experiment, new: Experiment) -> str | None:
 
 def experiment_of(run: RunDirectory) -> Experiment:
     """The experiment of a run; raises UserError if there is no run."""
-    if not run.config_file.is_file():
-        raise UserError(f"{run.path}: not a run directory, it has no config.yaml. Give another --from.")
+    run.check("--from")
     return load_experiment(run.config_file)
 
 
@@ -104,23 +103,8 @@ def _check_finished(run: RunDirectory, config: Experiment, kind: Kind) -> None:
             )
         if problems := damage(run.output(stage), manifest.output.files):
             raise UserError(f"{problems[0]}. Restore it, or train stage {stage} again.")
-        _check_base(run, config, stage, manifest)
-
-
-def _check_base(run: RunDirectory, config: Experiment, stage: Stage, manifest: Manifest) -> None:
-    base = config.base_of(stage)
-    if manifest.base != BaseModelId.of(base):
-        raise UserError(
-            f"{run.config_file}: {base.key}.model is {BaseModelId.of(base)}, but stage {stage} trained on "
-            f"{manifest.base}. Restore the setting, or train the stage again."
-        )
-    key = f"{base.key}.model"
-    present, trained = source_hashes(config, stage).get(key), manifest.sources.get(key)
-    if present != trained:
-        raise UserError(
-            f"{key}: {base.model} has changed since stage {stage} trained on it. Restore the base: its "
-            "adapters belong to it."
-        )
+        if fault := base_fault(config, manifest, source_hashes(config, stage)):
+            raise UserError(f"{run.config_file}: {fault}. Restore the base: its adapters belong to it.")
 
 
 def _name(old: Experiment) -> str:

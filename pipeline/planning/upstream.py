@@ -5,8 +5,8 @@ from __future__ import annotations
 from configs.identity import differences, stage_hash
 from configs.schema import Stage
 from pipeline.planning.request import Request
-from pipeline.state.manifest import BaseModelId, Input, Manifest, damage, owner_of, read_manifest
-from pipeline.state.stage_state import state_of
+from pipeline.state.manifest import Input, Manifest, damage, owner_of, read_manifest
+from pipeline.state.stage_state import base_fault, state_of
 
 
 class Blocked(Exception):
@@ -68,16 +68,10 @@ def _finished_manifest(request: Request, upstream: Stage) -> Manifest:
 
 def _check_settings(request: Request, upstream: Stage, manifest: Manifest) -> list[str]:
     """Refuse another base or another adapter shape; return notes if other settings or files differ."""
-    base = request.config.base_of(upstream)
-    base_id, key = BaseModelId.of(base), f"{base.key}.model"
     remedy = f"Restore the setting, or train {upstream} again with this one: {request.command(upstream)}"
-    if manifest.base != base_id:
-        raise Blocked(f"{base.key} is {base_id}, but stage {upstream} was trained on {manifest.base}", remedy)
     present = request.source_hashes(upstream)
-    if manifest.sources.get(key, present.get(key)) != present.get(key):
-        raise Blocked(
-            f"the files of {base_id.model} are not those that stage {upstream} was trained on", remedy
-        )
+    if fault := base_fault(request.config, manifest, present):
+        raise Blocked(fault, remedy)
     files = manifest.changed_sources(present)
     notes = [f"stage {upstream} was trained on other files: {'; '.join(files)}"] if files else []
     if manifest.config_hash == stage_hash(request.config, upstream):

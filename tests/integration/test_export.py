@@ -49,6 +49,11 @@ def written(run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     }
 
 
+def test_the_stages_say_what_an_export_has_to_know(run) -> None:
+    for stage in ("sft", "rm", "ppo"):
+        assert (run.manifests[stage].chat, run.manifests[stage].compute_dtype) == (True, "float32")
+
+
 def figures(folder: Path) -> dict[str, float]:
     numbers: dict[str, float] = json.loads((folder / "export.json").read_text())["figures"]
     return numbers

@@ -73,7 +73,7 @@ def test_data_that_has_changed_is_told(run_dir, tmp_path, capsys, tiny_tokenizer
     assert "note:" not in capsys.readouterr().err
     file.write_text(file.read_text() + '{"prompt": "Say more."}\n')
     held_out_prompts(open_run(copy), tiny_tokenizer)
-    assert "note: data.ppo.path is not what stage ppo read" in capsys.readouterr().err
+    assert "note: stage ppo: data.ppo.path: the file's content is not" in capsys.readouterr().err
 
 
 def test_a_template_is_that_of_the_training(run_dir, tmp_path) -> None:

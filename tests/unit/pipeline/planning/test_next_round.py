@@ -108,7 +108,7 @@ def test_a_changed_base_is_refused(finished) -> None:
     tree = yaml.safe_load(finished.config_file.read_text())
     tree["base"]["quantization"] = "none"
     finished.config_file.write_text(yaml.safe_dump(tree))
-    assert "but stage sft trained on tiny-random (nf4)" in refused(finished)
+    assert "but stage sft was trained on tiny-random (nf4)" in refused(finished)
 
 
 def test_an_existing_directory_is_kept(finished, tmp_path) -> None:
