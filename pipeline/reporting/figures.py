@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -17,9 +17,9 @@ from pipeline.reporting.figure_style import (
     COLOURS,
     FAINT,
     INK,
-    LOOK,
     PALE,
     ROLE_NAMES,
+    draw_into,
     draw_role,
     grid,
     interval,
@@ -30,8 +30,6 @@ from pipeline.reporting.reward_words import reward_label
 from pipeline.state.results import Results
 from pipeline.state.rows import Row
 from pipeline.terminal.format import show_figure
-
-DOTS_PER_INCH = 150
 
 
 def gold(results: Results) -> Figure | None:
@@ -181,15 +179,5 @@ def draw_all(results: Results, reward_model: Report | None, folder: Path) -> set
     Args:
         reward_model: the figures of the reward model, if there are any.
     """
-    drawn = set()
     drawings = DRAWINGS | {PICTURE: lambda _: draw_report(reward_model) if reward_model else None}
-    for name, draw in drawings.items():
-        with matplotlib.rc_context(LOOK):
-            figure = draw(results)
-            if figure is None:
-                (folder / name).unlink(missing_ok=True)
-                continue
-            # Without matplotlib's version in its metadata, the same results give the same file.
-            figure.savefig(folder / name, dpi=DOTS_PER_INCH, metadata={"Software": None})
-        drawn.add(name)
-    return drawn
+    return {name for name, draw in drawings.items() if draw_into(folder / name, partial(draw, results))}

@@ -6,7 +6,6 @@ from itertools import groupby
 from pathlib import Path
 
 from configs.schema import STAGES, Ppo
-from data.storage.files import write_text
 from pipeline.reporting.figures import draw_all
 from pipeline.reporting.folder import report_folder
 from pipeline.reporting.missing import missing
@@ -20,7 +19,7 @@ from pipeline.reporting.page import (
     Table,
     Tiles,
     quote,
-    render,
+    write_page,
 )
 from pipeline.reporting.people import people_win_rate
 from pipeline.reporting.reward_model import Report, report_of, reward_section
@@ -57,10 +56,8 @@ def write_report(run_dir: Path) -> Path:
     results = read_results(run_dir)
     reward_model = report_of(results)
     with report_folder(run_dir / "report") as folder:
-        page = build_page(results, reward_model, draw_all(results, reward_model, folder))
-        write_text(folder / "report.md", render(page, "md"))
-        write_text(folder / "index.html", render(page, "html"))
-    return folder / "index.html"
+        drawn = draw_all(results, reward_model, folder)
+        return write_page(build_page(results, reward_model, drawn), folder)
 
 
 def build_page(results: Results, reward_model: Report | None, drawn: set[str]) -> Page:

@@ -10,11 +10,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
 from pipeline.reporting.figure_style import COLOURS, PALE, grid, new_figure
-from pipeline.reporting.page import Block, Bullets, Cell, Paragraph, Picture, Section, Table, quote
+from pipeline.reporting.page import (
+    Block,
+    Bullets,
+    Cell,
+    Paragraph,
+    Picture,
+    Section,
+    Table,
+    figure_cells,
+    quote,
+)
 from pipeline.state.results import Results
-from pipeline.terminal.format import show_figure, show_number
+from pipeline.terminal.format import show_known, show_number
 from stages.maths.preferences import ScoredRanking, agreement_of, prompt_numbers, reward_report
-from stages.maths.statistics import ENDS, Figure, figure_of, has_interval
+from stages.maths.statistics import Figure, figure_of, has_interval
 
 PICTURE = "reward-model.png"
 WIDEST = 0.2  # an interval of accuracy that still tells a good model from a poor one
@@ -49,8 +59,10 @@ def verdicts(report: Report, remedy: str = HOLD_OUT) -> list[str]:
 
 def _against_baselines(report: Report) -> str:
     best, lead = report["best_baseline"], report["lead"]
-    figures = f"it is right about {_shown(report['accuracy'])} of the pairs, and “{best}” about "
-    figures += f"{_shown(report['baselines'][best])}. The difference, on the same prompts: {_shown(lead)}."
+    figures = f"it is right about {show_known(report['accuracy'])} of the pairs, and “{best}” about "
+    figures += (
+        f"{show_known(report['baselines'][best])}. The difference, on the same prompts: {show_known(lead)}."
+    )
     if lead["low"] > 0:
         return f"Better than judges that read no prompt? Yes: {figures}"
     if lead["high"] < 0:
@@ -61,8 +73,8 @@ def _against_baselines(report: Report) -> str:
 def _against_people(report: Report) -> str:
     agreement, ceiling, accuracy = report["agreement"], report["ceiling"], report["accuracy"]
     figures = (
-        f"two people agree on {_shown(agreement)} of the pairs, the model with one of them on "
-        f"{_shown(accuracy)}. By their agreement, it could reach {_shown(ceiling)}."
+        f"two people agree on {show_known(agreement)} of the pairs, the model with one of them on "
+        f"{show_known(accuracy)}. By their agreement, it could reach {show_known(ceiling)}."
     )
     if not has_interval(agreement):
         prompts = f"{agreement['n']:.0f} prompts that several people ranked"
@@ -83,9 +95,9 @@ def _about_length(report: Report) -> str:
     if correlation is None or shorter is None or longer is None:
         return "Does it judge by length? The held-out answers do not tell: their lengths hardly differ."
     figures = (
-        f"reward and length correlate by {_shown(correlation)} among the answers to a prompt. It is right "
-        f"about {_shown(shorter)} of the pairs whose better answer is shorter, and {_shown(longer)} of those "
-        "whose better answer is longer."
+        f"reward and length correlate by {show_known(correlation)} among the answers to a prompt. It is "
+        f"right about {show_known(shorter)} of the pairs whose better answer is shorter, and "
+        f"{show_known(longer)} of those whose better answer is longer."
     )
     if abs(correlation["value"]) > LENGTH_MATTERS and not correlation["low"] <= 0 <= correlation["high"]:
         return f"Does it judge by length? In part: {figures}"
@@ -138,12 +150,12 @@ def _members(metrics: Mapping[str, float]) -> list[Block]:
     if not names:
         return []
     rows = [
-        [Cell(name.removeprefix("accuracy_").replace("_", " ")), *_cells(figure_of(metrics, name))]
+        [Cell(name.removeprefix("accuracy_").replace("_", " ")), *figure_cells(figure_of(metrics, name))]
         for name in names
     ]
     words = (
         "The ensemble scores by the mean of its members. They disagree by "
-        f"{_shown(figure_of(metrics, 'disagreement'))}; 0 would be one model several times."
+        f"{show_known(figure_of(metrics, 'disagreement'))}; 0 would be one model several times."
     )
     return [Table(["Accuracy of", "", "95 % interval", "prompts"], rows), Paragraph(words)]
 
@@ -162,7 +174,7 @@ def report_blocks(report: Report, words: list[str], *, drawn: bool) -> list[Bloc
         )
     blocks.append(
         Paragraph(
-            f"Brier score {_shown(report['calibration']['brier'])}; a coin has 0.25. The labels tie "
+            f"Brier score {show_known(report['calibration']['brier'])}; a coin has 0.25. The labels tie "
             f"{report['tied']:.0%} of the pairs in these rankings, which do not count. Rankings whose "
             "answers all tie are not among them. Each interval is over prompts."
         )
@@ -178,25 +190,11 @@ def report_blocks(report: Report, words: list[str], *, drawn: bool) -> list[Bloc
 
 
 def _accuracies(report: Report) -> Table:
-    rows = [[Cell("all pairs"), *_cells(report["accuracy"])]]
+    rows = [[Cell("all pairs"), *figure_cells(report["accuracy"])]]
     parts = [(name, part, one) for name, of in report["groups"].items() for part, one in of.items()]
-    rows += [[Cell(f"by {name}: {part}"), *_cells(one)] for name, part, one in parts]
-    rows += [[Cell(f"baseline: {name}"), *_cells(one)] for name, one in report["baselines"].items()]
+    rows += [[Cell(f"by {name}: {part}"), *figure_cells(one)] for name, part, one in parts]
+    rows += [[Cell(f"baseline: {name}"), *figure_cells(one)] for name, one in report["baselines"].items()]
     return Table(["Accuracy", "", "95 % interval", "prompts"], rows)
-
-
-def _cells(figure: Figure) -> list[Cell]:
-    shown = show_figure(_named(figure), "value")
-    return [Cell(shown.value), Cell(f"{shown.low} to {shown.high}"), Cell(f"{figure['n']:.0f}")]
-
-
-def _shown(figure: Figure) -> str:
-    shown = show_figure(_named(figure), "value")
-    return f"{shown.value} [{shown.low}, {shown.high}]"
-
-
-def _named(figure: Figure) -> dict[str, float]:
-    return {f"value{end}": figure[part] for part, end in ENDS.items()}
 
 
 def draw_report(report: Report) -> Drawing:
