@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ MAX_UNUSABLE_SHARE = 0.01  # published data has a few such rows (Anthropic HH 0.
 MAX_FAULTS_SHOWN = 5
 MAX_BYTES = 64 * 2**20  # checks and previews read only some rows of larger sources
 SOME_ROWS = 1_000
+Fault = tuple[str, str]  # place and reason
 
 
 class Loaded(NamedTuple):
@@ -78,19 +79,32 @@ def load_rows(
         if len(rows) == source.limit:
             break
     _check(source, kind, total, faults)
-    for key in sorted(set(unseen.values())) if len(rows) != source.limit else ():  # later rows may have it
+    if unseen and len(rows) != source.limit:  # beyond the limit, a row may have them
+        key = min(unseen.values())
         names = sorted(name for name, named_by in unseen.items() if named_by == key)
         raise UserError(f"{describe(source)}: `{key}` names {listed(names)}, which no row has.")
-    if assigned and SPLIT not in source.ignore_columns:
-        note(
-            f"{describe(source)}: {assigned:,} rows have `{SPLIT}`, which is ignored: `held_out` of this "
-            "source says how many prompts are held out, and a hash of each prompt which ones."
+    left_out = [*faults.unusable, *faults.left_out]
+    for remark in _remarks(assigned if SPLIT not in source.ignore_columns else 0, unread, left_out, total):
+        note(f"{describe(source)}: {remark}")
+    return Loaded(rows, total, len(left_out), others)
+
+
+def _remarks(assigned: int, unread: Collection[str], left_out: Sequence[Fault], total: int) -> Iterator[str]:
+    """What a person should know of the rows of a source.
+
+    Args:
+        assigned: the number of rows with a split of their own.
+        unread: the keys of `ORIGIN` that are not read.
+    """
+    if assigned:
+        yield (
+            f"{assigned:,} rows have `{SPLIT}`, which is ignored: `held_out` of this source says how many "
+            "prompts are held out, and a hash of each prompt which ones."
         )
     if unread:
-        note(f"{describe(source)}: not read: {listed(unread)}")
-    if left_out := [*faults.unusable, *faults.left_out]:
-        note(f"{describe(source)}: left out {len(left_out)} of {total} rows.\n{_grouped(left_out)}")
-    return Loaded(rows, total, len(left_out), others)
+        yield f"not read: {listed(unread)}"
+    if left_out:
+        yield f"left out {len(left_out)} of {total} rows.\n{_grouped(left_out)}"
 
 
 def is_large(source: Source) -> bool:
@@ -109,9 +123,6 @@ def first_rows(source: Source, kind: Kind, count: int) -> list[Row]:
     if faults.unreadable or not rows:
         _check(source, kind, len(rows) + faults.count, faults)
     return rows
-
-
-Fault = tuple[str, str]  # place and reason
 
 
 @dataclass

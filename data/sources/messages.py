@@ -113,7 +113,9 @@ def is_transcript(value: Any) -> bool:
     r"""Whether a value is a transcript of Anthropic's, with "\n\n" before its first turn or without."""
     if not isinstance(value, str):
         return False
-    return value.startswith("\n\nHuman:") or ("\n\nAssistant:" in value and bool(_FIRST_TURN.match(value)))
+    return value.startswith("\n\nHuman:") or (
+        _FIRST_TURN.match(value) is not None and "\n\nAssistant:" in value
+    )
 
 
 def _transcript(text: str) -> list[Message]:
