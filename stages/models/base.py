@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from tokenizers import Tokenizer
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -154,7 +153,7 @@ def load_tokenizer(config: Base, *, pairs: bool = False) -> PreTrainedTokenizerB
             f"{config.key}.model: the tokenizer of {config.model!r} has no end-of-text token (eos_token). "
             "Set one in its tokenizer_config.json."
         )
-    if not _has_token(config, tokenizer.eos_token):
+    if not _has_end(config, tokenizer):
         raise UserError(
             f"{config.key}.model: the end-of-text token of {config.model!r} (eos_token), "
             f"{tokenizer.eos_token!r}, is not in its tokenizer.json, so the model has not learned it. "
@@ -166,15 +165,17 @@ def load_tokenizer(config: Base, *, pairs: bool = False) -> PreTrainedTokenizerB
     return tokenizer
 
 
-def _has_token(config: Base, token: str | None) -> bool:
-    """Whether the files of a fast tokenizer have a token. transformers adds one that they lack, untrained."""
-    source = model_folder(config)
-    file = find_file(source, "tokenizer.json", config.revision)
-    if token is None or file is None or Tokenizer.from_file(str(file)).token_to_id(token) is not None:
-        return True
-    settings = find_file(source, "tokenizer_config.json", config.revision)
-    content = json.loads(read_regular_file(settings)) if settings else {}
-    return token in {added.get("content") for added in content.get("added_tokens_decoder", {}).values()}
+def _has_end(config: Base, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the files of a fast tokenizer have its end. transformers adds one that they lack, untrained."""
+    token = tokenizer.eos_token
+    names = ("tokenizer.json", "tokenizer_config.json")
+    file, settings = (find_file(model_folder(config), name, config.revision) for name in names)
+    if token is None or file is None or tokenizer.eos_token_id < tokenizer.vocab_size:
+        return True  # what is added comes behind the vocabulary
+    added = list(json.loads(read_regular_file(file)).get("added_tokens", []))
+    if settings is not None:
+        added += json.loads(read_regular_file(settings)).get("added_tokens_decoder", {}).values()
+    return token in {each.get("content") for each in added}
 
 
 def model_folder(config: Base) -> str:
