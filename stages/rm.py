@@ -35,6 +35,7 @@ from stages.models.roles import Role
 from stages.models.start_adapters import is_classifier
 from stages.sampling.sampler import open_sampler
 from stages.setup import add_fresh, add_given, prepare
+from stages.training.engine import Engine
 from stages.training.export import write_members
 from stages.training.loop import TrainingLoop
 from stages.training.padding import padding_metrics
@@ -66,14 +67,7 @@ def run(context: Context) -> Outcome:
     steps = total_steps(len(train), rm.batch_size, rm.epochs, rm.max_steps)
     engine = start_engine(context, models, dict.fromkeys(members, rm.learning_rate), rm, steps, checkpoint)
     engine.clip_roles_apart()
-    share_prompts = supports_block_mask(models.reward_base.causal)
-    size = rm.micro_batch_size
-    trainers = [
-        RewardModelTrainer(engine, tokenizer.pad_token_id, size, share_prompts, rm.loss, role)
-        for role in members
-    ]
-    lengths = Lengths([*map(trainers[0].tokens, train)]) if rm.group_by_length else None
-    trainer = RewardEnsemble(trainers, rm.batch_size, context.seed, lengths)
+    trainer = make_trainer(context, engine, train)
     loop = TrainingLoop(context, rm, engine, trainer.meter, steps)
     loop.resume(checkpoint)
 
@@ -84,7 +78,7 @@ def run(context: Context) -> Outcome:
     def evaluate() -> dict[str, float]:
         return trainer.evaluate(held_out)
 
-    _, after = loop.run(len(train), take_step, evaluate, lengths)
+    _, after = loop.run(len(train), take_step, evaluate, trainer.lengths)
 
     # 5. The result, each member on a scale where the SFT policy has mean 0 and deviation 1.
     if rm.use_best:
@@ -95,13 +89,7 @@ def run(context: Context) -> Outcome:
     with open_sampler(models.policy_base, models.tokenizer, ranks, rm.rankings.rollout) as sampler:
         scales = score_statistics(context, sampler, reward_model, held_out or train)
     report = report_on(context, trainer, tokenizer.pad_token_id, (train, held_out))
-    tensors = {
-        role: normalized(engine.role_tensors(role), role, *scale)
-        for role, scale in zip(members, scales, strict=True)
-    }
-    if ranks.rank == 0:
-        write_members(context, models, tensors, tokenizer)
-    ranks.barrier()
+    write_normalized(context, engine, scales)
     return Outcome(
         {
             **{name.replace("loss", "eval_loss"): value for name, value in after.items()},
@@ -110,13 +98,38 @@ def run(context: Context) -> Outcome:
             **counts,
             **read_label_metrics(context.folder),
             **report,
-            **padding_metrics(rm, context.seed, train, train, lengths, trainer.padding),
+            **padding_metrics(rm, context.seed, train, train, trainer.lengths, trainer.padding),
             **cost(trainer.meter, ranks, steps),
         },
         models.reward_base.base_digest,
         tokenize.is_chat(train[0].prompt, config.data),
         models.reward_base.compute_dtype,
     )
+
+
+def make_trainer(context: Context, engine: Engine, train: Sequence[tokenize.Ranking]) -> RewardEnsemble:
+    """The trainer of all members, whose batches are grouped by length if the config says so."""
+    rm, models = context.config.rm, engine.models
+    share_prompts = supports_block_mask(models.reward_base.causal)
+    pad_id, size = models.reward_tokenizer.pad_token_id, rm.micro_batch_size
+    trainers = [
+        RewardModelTrainer(engine, pad_id, size, share_prompts, rm.loss, role)
+        for role in models.reward_members
+    ]
+    lengths = Lengths([*map(trainers[0].tokens, train)]) if rm.group_by_length else None
+    return RewardEnsemble(trainers, rm.batch_size, context.seed, lengths)
+
+
+def write_normalized(context: Context, engine: Engine, scales: Sequence[tuple[float, float]]) -> None:
+    """Write all members, each on the scale of its mean and deviation. Every rank must call."""
+    models = engine.models
+    tensors = {
+        role: normalized(engine.role_tensors(role), role, *scale)
+        for role, scale in zip(models.reward_members, scales, strict=True)
+    }
+    if engine.ranks.rank == 0:
+        write_members(context, models, tensors, models.reward_tokenizer)
+    engine.ranks.barrier()
 
 
 def report_on(
