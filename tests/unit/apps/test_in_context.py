@@ -11,6 +11,7 @@ from apps.evaluate.in_context import first_part, in_context
 from configs.errors import UserError
 from configs.schema import Data
 from data.batches.tokenize import prompts as tokenize_prompts
+from data.sources.messages import as_messages
 
 ROWS = [
     {"prompt": "The soup was hot.", "completion": " She waited."},
@@ -100,5 +101,5 @@ def test_the_prompt_s_system_message_stands_first_and_alone(tiny_tokenizer) -> N
     given = tokenize_prompts([{"prompt": row("Be brief.", "Bye.")}], tiny_tokenizer, data(chat=True))[0]
     candidate = Candidate("base+1", "base", shots=1)
     (prompt,) = in_context(candidate, given, shown, tiny_tokenizer, data(chat=True), 500, seed=5)
-    said = [(message["role"], message["content"]) for message in prompt.prompt]
+    said = [(message["role"], message["content"]) for message in as_messages(prompt.prompt, "user")]
     assert said == [("system", "Be brief."), ("user", "Hi."), ("assistant", "Hello."), ("user", "Bye.")]

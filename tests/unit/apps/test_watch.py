@@ -50,7 +50,7 @@ def test_a_finished_run_is_shown_once_and_left(tmp_path, capsys) -> None:
 
 @pytest.mark.parametrize("status", ["finished", "interrupted"])
 def test_it_leaves_a_run_of_which_no_stage_runs_any_more(tmp_path, monkeypatch, status) -> None:
-    run, looks = Run(tmp_path / "run").stage("sft").stage("rm", status=status), []
+    run, looks = Run(tmp_path / "run").stage("sft").stage("rm", status=status), list[float]()
     monkeypatch.setattr("apps.watch.time.sleep", looks.append)
     watch(Console(force_terminal=True, file=io.StringIO()), RunDirectory(run.path), once=False)
     assert sum(looks) == PATIENCE
