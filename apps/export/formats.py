@@ -30,6 +30,7 @@ from apps.trained_run import (
 )
 from configs.errors import UserError
 from configs.schema import Rollout, Stage
+from data.storage.adapter_names import CONFIG_FILE
 from data.storage.sealed_folder import SEAL
 from stages.models.adapter_files import read_pooling
 from stages.models.reward_members import member_folders
@@ -213,7 +214,7 @@ def adapter(export: Export, folder: Path) -> Written:
     source = run.adapter(stage)
     shutil.copytree(source, folder, dirs_exist_ok=True)
     (folder / SEAL).unlink(missing_ok=True)  # the new folder gets a new one
-    for file in folder.rglob("adapter_config.json"):  # those of members, too
+    for file in folder.rglob(CONFIG_FILE):  # those of members, too
         named = json.loads(file.read_text()) | {
             "base_model_name_or_path": base_name(run.config.base_of(stage))
         }

@@ -15,6 +15,7 @@ from configs.errors import UserError
 from configs.schema import Base, Data
 from data.batches import tokenize
 from data.batches.fit import NoPair, NothingFits
+from data.storage.adapter_names import CONFIG_FILE
 from stages.distributed.ranks import Ranks
 from stages.feedback.reward_evaluation import nats_of_answers
 from stages.feedback.reward_model import classifier_ending, score_tokens
@@ -24,8 +25,6 @@ from stages.models.reward_members import members_in
 from stages.models.role_models import RoleModels
 from stages.models.roles import Role, Roles
 from stages.models.start_adapters import add_start, is_classifier
-
-CONFIG = "adapter_config.json"
 
 
 class AdapterBase(Base):
@@ -101,12 +100,14 @@ def named_base(folder: Path, quantization: str | None) -> AdapterBase:
         UserError: the config names none.
     """
     try:
-        config: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config: Any = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         name = config["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
         name = None
     if not isinstance(name, str) or not name:
-        raise UserError(f"--rm {folder}: its {CONFIG} has no base_model_name_or_path. Name the base there.")
+        raise UserError(
+            f"--rm {folder}: its {CONFIG_FILE} has no base_model_name_or_path. Name the base there."
+        )
     chosen = quantization or ("none" if is_classifier(folder) else "nf4")
     dtype = "float32" if this_process().device.type == "cpu" else "auto"
     return AdapterBase.model_validate({"model": name, "quantization": chosen, "compute_dtype": dtype})

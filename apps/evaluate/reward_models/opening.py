@@ -10,11 +10,12 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from apps.answers.prompts import window_of
 from apps.evaluate.reward_models.classifier import Classifier, check_head, naming, open_classifier
-from apps.evaluate.reward_models.heads import CONFIG, named_base, open_adapter, open_run_scorer, tokenizer_of
+from apps.evaluate.reward_models.heads import named_base, open_adapter, open_run_scorer, tokenizer_of
 from apps.evaluate.reward_models.scorer import Scorer
 from apps.trained_run import TrainedRun, open_run
 from configs.errors import UserError
 from configs.schema import Data, Source
+from data.storage.adapter_names import ADAPTER_FILE, CONFIG_FILE, HEAD_FILE
 from stages.internals.transformers import find_file
 from stages.models.base import load_config, load_tokenizer
 from stages.models.base_checks import check_folder, loading
@@ -68,7 +69,7 @@ def open_scorer(name: str | None, run: TrainedRun | None, how: HowRead) -> Score
     assert name is not None
     with naming(name):
         folder = _folder(name)
-        if (folder / CONFIG).is_file():
+        if (folder / CONFIG_FILE).is_file():
             base = named_base(folder, how.quantization)
             return open_adapter(folder, base, _data(how, tokenizer_of(folder, base), load_config(base)))
         return _classifier(name, how)
@@ -87,12 +88,12 @@ def _folder(name: str) -> Path:
             raise UserError(f"--rm {name}: {reason}. Name a run, a folder or a hub id.")
         return path
     with loading(Classifier(model=name), "files"):
-        config = find_file(name, CONFIG, None)
+        config = find_file(name, CONFIG_FILE, None)
         if config is None:
             return path
         for file in (
-            "adapter_model.safetensors",
-            "head.safetensors",
+            ADAPTER_FILE,
+            HEAD_FILE,
             "tokenizer_config.json",
             "tokenizer.json",
         ):
@@ -104,8 +105,8 @@ def _classifier(name: str, how: HowRead) -> Scorer:
     config = Classifier.model_validate({"model": name, "quantization": "none"})
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise UserError(
-            f"--rm {name}: neither a run (it has no config.yaml), nor an adapter (no {CONFIG}), nor a model "
-            "(no config.json). Name a run, a folder or a hub id."
+            f"--rm {name}: neither a run (it has no config.yaml), nor an adapter (no {CONFIG_FILE}), nor a "
+            "model (no config.json). Name a run, a folder or a hub id."
         )
     check_folder(config)
     model_config = load_config(config)
