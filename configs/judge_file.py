@@ -8,14 +8,12 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from configs.errors import UserError
-from configs.raw_experiment import parse
-from configs.regular_file import read_regular_file
 from configs.schema import Section, plain_url
 from configs.sections.values import NonNegative, PlainNumber, variable_name
+from configs.yaml_file import first_fault, read_yaml
 
 Mode = Literal["pairs", "ranking"]
 FIELDS: dict[Mode, tuple[str, ...]] = {
@@ -45,7 +43,6 @@ Prompt: {prompt}
 Reply with all letters in order and nothing else, such as B > A = C > D. = joins equally good answers.""",
 }
 MAX_TOKENS: dict[Mode, int] = {"pairs": 16, "ranking": 256}
-MAX_BYTES = 2**16
 # What `parameters` may not say: other keys say it, or replies have one form. It may repeat the value here.
 FIXED: dict[str, tuple[Any, str]] = {
     "messages": (..., "the question; write it in template"),
@@ -143,24 +140,9 @@ def read_judge(file: Path, key: str) -> JudgeEndpoint:
         UserError: the file cannot be read, or a key is missing, unknown or out of range.
     """
     try:
-        return JudgeEndpoint.model_validate(_values(file))
-    except OSError as error:
-        fault = f"cannot be read: {error.strerror}. Name another file."
+        return JudgeEndpoint.model_validate(read_yaml(file, key))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        known = ", ".join(JudgeEndpoint.model_fields)
-        fault = f"{where:.60}: {first['msg'].removeprefix('Value error, '):.150}. Its keys are {known}."
-    except (yaml.YAMLError, ValueError) as error:
-        fault = f"not YAML: {' '.join(str(error).split()):.200}."
-    raise UserError(f"{key}: {file!s:.200}: {fault}")
-
-
-def _values(file: Path) -> Any:
-    values, _, duplicates = parse(read_regular_file(file, MAX_BYTES).decode())
-    if duplicates:
-        raise ValueError(f"{duplicates[0][0][-1]!s:.60} is given twice")
-    return values
+        raise UserError(f"{key}: {file!s:.200}: {first_fault(error, JudgeEndpoint)}.") from None
 
 
 def judge_digest(file: Path) -> str | None:

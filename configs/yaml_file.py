@@ -53,11 +53,14 @@ def read_yaml(file: Path, key: str) -> Any:
 def first_fault(error: ValidationError, section: type[BaseModel]) -> str:
     """The first of pydantic's errors about the values of a YAML file: its key, and what is wrong."""
     first = error.errors(include_url=False)[0]
+    if first["type"] == "model_type":
+        fault = "it holds no `key: value`"
+    else:
+        fault = f"{first['msg'].removeprefix('Value error, '):.250}"
+    if first["type"] in ("extra_forbidden", "missing", "model_type") and len(first["loc"]) < 2:
+        fault += f"; the keys are {', '.join(section.model_fields)}"
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
     where = "".join(parts).lstrip(".")
-    fault = f"{first['msg'].removeprefix('Value error, '):.250}"
-    if first["type"] in ("extra_forbidden", "missing", "model_type"):
-        fault += f"; its keys are {', '.join(section.model_fields)}"
     return f"{where:.60}: {fault}" if where else fault
 
 

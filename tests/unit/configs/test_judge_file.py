@@ -27,7 +27,7 @@ def read(folder: Path, text: str) -> JudgeEndpoint:
         (PLAIN + "template: '{a} or {b}'", r"the template has no \{prompt\} or \{last\}, which mode"),
         ("url: ftp://x\nmodel: m", "url"),
         ("url: http://x/v1", "model"),
-        (PLAIN + "modle: n", "modle"),
+        (PLAIN + "modle: n", "modle: Extra inputs are not permitted; the keys are url, model"),
         ("[", "not YAML"),
         ("#" * 2**17, "longer than 65,536 bytes"),
         (PLAIN + "model: n", "model is given twice"),
@@ -50,8 +50,8 @@ def read(folder: Path, text: str) -> JudgeEndpoint:
             "parameters.temperature.float: Input should be a finite number",
         ),
         ("url: http://x/v1\nmodel: ''", "model"),
-        ("- a", "the file"),
-        ("", "the file"),
+        ("- a", "it holds no `key: value`; the keys are url, model, mode"),
+        ("", "it holds no `key: value`"),
         (PLAIN + "key_variable: secret-of-mine", "key_variable must be the name of an environment variable"),
         (json.dumps({"url": "http://user:secret@x/v1", "model": "m"}), "url"),
         (json.dumps({"url": "http://x/v1?key=secret", "model": "m"}), "url"),
@@ -68,7 +68,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: No such file"):
         read_judge(tmp_path / "judge.yaml", "--judges")
     (tmp_path / "judge.yaml").write_bytes(b"\xff")
-    with pytest.raises(UserError, match="not YAML"):
+    with pytest.raises(UserError, match="not UTF-8: byte 0 is 0xff; save it as UTF-8"):
         read_judge(tmp_path / "judge.yaml", "--judges")
 
 

@@ -56,7 +56,7 @@ def test_labels_of_a_mapping_may_be_numbers(tmp_path):
 
 
 FAULTS = [
-    ({"templates": [GOOD]} | {"option": ["a", "b"]}, "tasks.t: option: ", "its keys are name, extends"),
+    ({"templates": [GOOD]} | {"option": ["a", "b"]}, "tasks.t: option: ", "the keys are name, extends"),
     ({"options": ["a", "b"]}, "templates: none asks for the answer"),
     ({"templates": [{**GOOD, "inverted": True, "completion": "{{ text }}"}]}, "none asks for the answer"),
     ({"templates": [{"name": "ask"}]}, "templates[0].prompt: Field required"),
