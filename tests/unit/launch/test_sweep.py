@@ -141,6 +141,10 @@ elif fate == "meets":  # ends once its neighbour is there, too
     Path(path, "met").touch()
     while not Path(path.with_name("seed=1"), "met").exists():
         time.sleep(0.01)
+elif fate == "follows":  # ends well after the first run
+    while not Path(path.with_name("seed=0"), "ended").exists():
+        time.sleep(0.01)
+    time.sleep(2)
 print(os.environ.get("CUDA_VISIBLE_DEVICES", "-"), os.environ.get("OMP_NUM_THREADS", "-"), flush=True)
 Path(path, "ended").touch()
 sys.exit(int(fate) if fate.isdigit() else 0)
@@ -197,7 +201,7 @@ def test_a_signal_reaches_every_run_and_no_other_starts(
 def test_what_needs_mending_is_not_met_again_by_the_next(
     jobs: int, trained: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sweep_of(tmp_path, ["2", "meets" if jobs > 1 else "0", "0"], monkeypatch, WorkerPool(jobs)) == (
+    assert sweep_of(tmp_path, ["2", "follows" if jobs > 1 else "0", "0"], monkeypatch, WorkerPool(jobs)) == (
         2,
         trained,
     )
