@@ -262,18 +262,19 @@ def _collect(
     continues = has_round(folder)
     content = open_round(folder, asked, config, run, say)
     if continues:
-        _check_settled([word for word in options.overrides if word not in content.settings.words], run, kind)
+        _check_settled(options.overrides, content.settings.words, run, kind)
     if options.prepare:
         say(f"{len(content.tasks)} tasks in {content.folder}; the same command without --prepare serves them")
         return 0
     return serve(content.folder, desktop)
 
 
-def _check_settled(overrides: Sequence[str], run: RunDirectory, kind: Kind) -> None:
-    """Raise UserError if an override would change what the round was begun with."""
+def _check_settled(overrides: Sequence[str], words: Sequence[str], run: RunDirectory, kind: Kind) -> None:
+    """Raise UserError if an override would change what the round was begun with, which had `words`."""
     if not (overrides and run.config_file.is_file()):
         return
-    begun, wanted = load_experiment(run.config_file), load_experiment(run.config_file, overrides)
+    begun = load_experiment(run.config_file, words)
+    wanted = load_experiment(run.config_file, [*words, *(one for one in overrides if one not in words)])
     for key, (was, new) in different_values(begun, wanted).items():
         if any(f"{key}.".startswith(f"{section}.") for section in SETTLED):
             raise UserError(

@@ -86,7 +86,7 @@ def _print(console: Console, content: Round, figures: dict[str, Any]) -> None:
 
 def _uncompared(figures: dict[str, Any]) -> str:
     few = figures["uncompared"]
-    return f"; {few} of the tasks for everyone have fewer than two labels" if few else ""
+    return f"; still without a second label: {few} of the tasks for everyone" if few else ""
 
 
 def _shown(figure: dict[str, Any] | None) -> str:

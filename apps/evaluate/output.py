@@ -169,8 +169,8 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         table.add_column(Text(heading))
     for name, label in columns_of(comparison).items():
         table.add_row(label, *(_in_one_line(metrics, name) for metrics in comparison.metrics.values()))
-    baseline = next(iter(comparison.answers))
     for judge, rates in comparison.win_rates.items():
+        baseline = next(iter(rates), next(iter(comparison.answers)))  # people may have judged only some
         against = {name: of_name.get(baseline, {}) for name, of_name in rates.items()}
         cells = [_in_one_line(against.get(name, {}), "win_rate") for name in comparison.metrics]
         table.add_row(Text(f"Beats {baseline}, by {judge}"), *cells)

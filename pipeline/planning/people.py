@@ -34,7 +34,7 @@ def waits_for_people(request: Request, stage: Stage, *, resumes: bool) -> str:
         return ""
     done = len(content.tasks) - len(content.unlabelled)
     few = content.uncompared
-    shared = f"; of those for everyone, {few} have fewer than two rankings" if few else ""
+    shared = f"; still without a second ranking: {few} of those for everyone" if few else ""
     return (
         f"waits for people: {missing} more of {len(content.tasks)} prompts to rank ({done} are done{shared})"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -60,7 +61,7 @@ def serving(*words: object) -> Iterator[str]:
     finally:
         server.send_signal(signal.SIGTERM)
         rest, _ = server.communicate(timeout=60)
-    assert server.returncode == 0 and "stopped; rankings:" in rest
+    assert server.returncode == 0 and f"stopped; {words[1]}:" in rest
 
 
 def rank_everything(url: str, name: str, ranks: Sequence[int]) -> int:
@@ -123,8 +124,8 @@ def test_the_stage_trains_on_what_people_ranked(ranked: Path) -> None:
         assert all(length >= other for (rank, length), (worse, other) in pairwise(best_first) if rank < worse)
     found = metrics(ranked / "rm/manifest.json")
     assert found["people"] == 2 and found["prompts_skipped"] == 0
-    # Of six pairs one is a tie of one person only: the agreement on each prompt with four answers is 5.5 / 6.
-    assert found["label_agreement"] == pytest.approx(5.5 / 6, abs=0.02)
+    # One pair is a tie of one person only. All that both order, they order alike.
+    assert found["label_agreement"] == 1
     assert found["label_agreement_n"] == 16
     assert found["accuracy_n"] >= 2
 
@@ -155,8 +156,64 @@ def test_collect_report_writes_agreement(ranked: Path) -> None:
     assert "rankings: 16 of 16 tasks labelled, 0 missing" in shown
     figures = json.loads((ranked / "people/rankings/report.json").read_text())
     assert figures["agreement"]["pairwise"]["value"] == pytest.approx(5.5 / 6, abs=0.02)
-    assert figures["agreement"]["alpha"]["low"] <= figures["agreement"]["alpha"]["value"] <= 1
+    assert 0.5 < figures["agreement"]["alpha"]["value"] < 1
     assert {person["done"] for person in figures["people"]} == {16}
+
+
+def test_the_command_of_the_waiting_line_works(ranked: Path, tmp_path: Path) -> None:
+    """It repeats the overrides of the run. As it is printed, it begins a round, and continues one."""
+    target = tmp_path / "run"
+    shutil.copytree(ranked, target, ignore=shutil.ignore_patterns("rm", "rankings.jsonl"))
+    (target / "people/rankings/labels.jsonl").unlink()
+    run = ("run", "--config", TINY, "--run-dir", target, "--from", "rm", *PEOPLE, "rm.rankings.complete=0.9")
+    said = tristage(*run, status=3)
+    assert "15 more of 16 prompts to rank (0 are done; still without a second ranking: 16 of those" in said
+    command = shlex.split(said.partition("Ask them: tristage ")[2])
+    assert "rm.rankings.labeller=people" in command
+    assert "16 tasks in" in tristage(*command, "--prepare")
+    shutil.rmtree(target / "people")
+    said = tristage(*run, status=3)
+    command = shlex.split(said.partition("Ask them: tristage ")[2])
+    assert "tasks in" in tristage(*command, "-n", 4, "--prepare")
+    assert len(read_round(target / "people/rankings").tasks) == 4
+    refused = tristage(*command, "rm.rankings.rollout.max_new_tokens=8", "--prepare", status=2)
+    assert refused == ""
+
+
+def test_people_judge_ppo_from_the_pairs_to_the_evaluation(trained_run: Path, tmp_path: Path) -> None:
+    """What is collected by default is what `evaluate --judges people` and the report show."""
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run, ignore=shutil.ignore_patterns("checkpoints", "report"))
+    recorded = rows(run / "ppo/evaluation.jsonl")
+    with serving("collect", "pairs", "--run-dir", run, "--overlap", 1, "--again", 0, "--port", 0) as url:
+        anna = Labeller(url, "anna")
+        while (task := anna.next()) is not None:  # she prefers what SFT said
+            of_sft = {row["sft"].strip() for row in recorded if row["prompt"] == last(task["prompt"])}
+            ranks = [1 if answer.strip() in of_sft else 2 for answer in task["answers"]]
+            assert anna.rank(task, ranks).ok
+    different = sum(row["sft"] != row["ppo"] for row in recorded)
+    equal = len(recorded) - different
+    evaluated = tristage("evaluate", "--run-dir", run, "--judges", "people")
+    file = json.loads((run / "evaluation/evaluation.json").read_text())
+    rate = file["win_rates"]["people"]["ppo"]["sft"]
+    assert rate["win_rate"] == pytest.approx(0.5 * equal / len(recorded))
+    assert rate["win_rate_n"] == len(recorded)
+    assert "Beats sft, by" in evaluated
+    assert f"People judged {len(recorded)} of {len(recorded)} pairs of sft and ppo" in evaluated
+    page = Path(tristage("report", "--run-dir", run).split()[-1]).read_text()
+    assert "PPO&#x27;s win rate against SFT, by people" in page or "win rate against SFT, by people" in page
+    # The remedy that is printed for other candidates works, and what it collects counts.
+    command = shlex.split(next(line for line in evaluated.splitlines() if "Ask people:" in line))
+    ask = command[command.index("tristage") + 1 :]
+    with serving(*ask, "--port", 0) as url:
+        ben = Labeller(url, "ben")
+        assert ben.rank(ben.take()).ok
+    again = tristage("evaluate", "--run-dir", run, "--judges", "people", "--policies", "base,sft")
+    assert "People judged 1 of" in again and "pairs of base and sft" in again
+
+
+def last(prompt: str | list[dict[str, str]]) -> str:
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 @pytest.fixture(scope="module")
@@ -176,9 +233,10 @@ def test_from_prompts_to_a_reward_model_by_keys_in_a_browser(
     with serving(*ask) as url, opened(browser, url) as page:
         for done in range(10):
             expect(page.locator("#figures")).to_contain_text(f"{done} of 10")
-            for letter, rank in zip("ABCD"[: len(texts(page))], "4321", strict=False):
+            letters = "ABCD"[: len(texts(page))]
+            for rank, letter in enumerate(reversed(letters), 1):
                 card(page, letter).focus()
-                press(page, rank)
+                press(page, str(rank))
             press(page, "=", "Enter")
             said(page, "Saved.")
     labels = read_round(target / "people/rankings").labels
@@ -200,7 +258,7 @@ def test_the_stage_itself_says_what_is_missing(run: Path, trained_run: Path, tmp
         for _ in range(4):
             assert anna.rank(anna.take()).status_code == 200
     waits = run_stage("rm", target, *PEOPLE, status=3).stdout
-    assert "stage rm waits for people: 4 more of 8 prompts to rank (4 are done). Ask them: tristage" in waits
+    assert "stage rm waits for people: 4 more of 8 prompts to rank (4 are done; still without" in waits
     assert not (target / "rm").exists()
     run_stage("rm", target, *PEOPLE, "rm.rankings.complete=0.5", "rm.max_steps=1", "data.rm.held_out=1")
     assert len(rows(target / "rm/rankings.jsonl")) == 4
