@@ -243,7 +243,8 @@ def test_from_prompts_to_a_reward_model_by_keys_in_a_browser(
     for showing, label in labels.submitted():
         ranks = [(label.ranks or ())[position] for position in showing.order]  # as shown
         assert ranks == sorted(ranks, reverse=True) and len(ranks) - len(set(ranks)) <= 1
-    run_stage("rm", target, *PEOPLE, "rm.max_steps=2")
+    said_of_it = run_stage("rm", target, *PEOPLE, "rm.max_steps=2").stdout
+    assert "no two people ordered the same answers" in said_of_it
     assert len(rows(target / "rm/rankings.jsonl")) == 10
     assert metrics(target / "rm/manifest.json")["people"] == 1
 

@@ -147,6 +147,8 @@ def test_a_task_once_skipped_undone_and_held(tmp_path):
         assert anna.rank(back, [2, 1, 1, 3], demonstration="Mine.").status_code == 200
         earlier = anna.post("/api/undo").json()["task"]["earlier"]
         assert earlier["ranks"] == [2, 1, 1, 3] and earlier["demonstration"] == "Mine."
+        again = anna.take()  # the answer of the undo may have been lost
+        assert again["earlier"] == earlier and again["seconds"] == 3.5
         assert anna.rank(task).status_code == 200
         gone = anna.rank(task)
         assert (gone.status_code, gone.json()["error"]["code"]) == (409, "unknown_showing")
