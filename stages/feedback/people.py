@@ -39,8 +39,8 @@ def take_rankings(context: Context) -> None:
         figures = _figures(content)
         if "label_agreement" not in figures:
             context.tracker.note(
-                "no two people ordered the same answers, so how well they agree, which bounds the accuracy, is "
-                "not known. With tristage collect rankings --overlap, everyone gets a share of the prompts"
+                "no two people ordered the same answers, so how well they agree, which bounds the accuracy, "
+                "is not known. With tristage collect rankings --overlap, everyone gets a share of the prompts"
             )
         write_rankings(context.folder, rows, figures)
     context.ranks.barrier()
