@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from data.people.events import Shown, Skipped, Submitted, now
 from data.people.round import Round
-from data.sources.split import unit
+from data.sources.unit import unit
 
 AGAIN_AFTER = 5  # other tasks, at least, before a person gets one again
 

@@ -26,7 +26,7 @@ from data.batches import tokenize
 from data.batches.wording import render
 from data.sources.formats import Row
 from data.sources.loading import load_rows
-from data.sources.split import unit
+from data.sources.unit import unit
 from stages.maths.statistics import Figure, figure
 from stages.models.base_checks import supports_block_mask
 

@@ -17,9 +17,9 @@ from configs.task_pool import Task, Template
 from data.batches.template_process import JobFault, render_jobs
 from data.batches.tokenize import continuation
 from data.sources.formats import Kind, Row
-from data.sources.split import unit
 from data.sources.tasks import Labelled
 from data.sources.text import is_blank, shown
+from data.sources.unit import unit
 
 AT_ONCE = 200  # texts in one request to the process that renders
 Job = tuple[str, Labelled]  # a template, and the row that it sees

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from configs.errors import UserError
 from data.people.events import LabelFile, Labels, Shown, Submitted, read_events
 from data.sources.messages import Message, Text
-from data.sources.split import unit
+from data.sources.unit import unit
 from data.storage.files import json_lines, read_json_lines, sha256, write_text
 from data.storage.source_digest import source_digest
 

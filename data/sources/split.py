@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Literal, NamedTuple, get_args
@@ -12,6 +11,7 @@ from configs.schema import STAGES, Data, Source, Stage
 from data.sources.formats import Row
 from data.sources.messages import Text
 from data.sources.reading import describe
+from data.sources.unit import unit
 
 
 def prompt_key(prompt: Text) -> str:
@@ -218,12 +218,6 @@ def _content(row: Row) -> str:
 
 def _others(readers: Sequence[Stage], stage: Stage) -> str:
     return " and ".join(f"data.{other}" for other in readers if other != stage)
-
-
-def unit(seed: int, purpose: str, key: str) -> float:
-    """A pseudo-random number in [0, 1) that depends only on the arguments."""
-    digest = hashlib.sha256(f"{seed}\n{purpose}\n{key}".encode()).digest()
-    return int.from_bytes(digest[:6]) / 2**48
 
 
 def _held_out_count(source: Source, prompts: int) -> int:
