@@ -209,7 +209,7 @@ def test_people_judge_ppo_from_the_pairs_to_the_evaluation(trained_run: Path, tm
         ben = Labeller(url, "ben")
         assert ben.rank(ben.take()).ok
     again = tristage("evaluate", "--run-dir", run, "--judges", "people", "--policies", "base,sft")
-    assert "People judged 1 of" in again and "pairs of base and sft" in again
+    assert f"of {len(recorded)} pairs of base and sft, with answers of their round" in again
 
 
 def last(prompt: str | list[dict[str, str]]) -> str:
