@@ -118,7 +118,8 @@ def _loss(model: PeftModel, example: tokenize.Demonstration) -> float:
 def _answer(model: PeftModel, tokenizer: Any, prompt: list[int]) -> str:
     ids = torch.tensor([prompt])
     options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": GREEDY_TOKENS}
-    output = model.generate(input_ids=ids, pad_token_id=tokenizer.pad_token_id, **options)
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    output = model.generate(input_ids=ids, **ends, **options)
     start = len(prompt) if output.shape[1] > len(prompt) else 0
     return str(tokenizer.decode(output[0, start:], skip_special_tokens=True)).strip()
 
