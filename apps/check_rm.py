@@ -11,6 +11,7 @@ from typing import Any
 from configs.errors import UserError
 from configs.schema import Experiment, Source
 from data.examples import StageData
+from data.sources.collected_rankings import KEYS, SPLITS, useful
 from data.sources.split import prompt_key
 from data.storage.files import read_json_lines, write_json_lines
 from pipeline.state.run_directory import RunDirectory
@@ -99,9 +100,9 @@ def rankings_of(
     if config.rm.rankings.labeller != "file":
         if not collected.is_file():
             raise UserError(f"{collected} is missing: stage rm has not run here. Run it first.")
-        found = read_json_lines(collected, ["split", "prompt", "completions", "ranks"])
-        rows = [row for row in found if max(row["ranks"]) > 0]  # the stage leaves those out that tie entirely
-        train, held_out = ([row for row in rows if row["split"] == split] for split in ("train", "held_out"))
+        found = read_json_lines(collected, KEYS)
+        rows = useful(found)
+        train, held_out = ([row for row in rows if row["split"] == split] for split in SPLITS)
         train, held_out, _ = with_earlier(train, held_out, config.rm.rankings.earlier)
     else:
         train, held_out, _ = StageData(config, "rm", note).rows("rankings")

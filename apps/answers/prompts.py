@@ -12,7 +12,7 @@ from configs.errors import UserError
 from data.batches import tokenize
 from data.batches.fit import NothingFits
 from data.sources.bad_rows import BadRow
-from data.sources.messages import Text, check_prompt, read_text
+from data.sources.messages import Text, check_prompt, read_prompt
 from stages.models.base_checks import context_window
 from stages.models.roles import Roles
 
@@ -99,9 +99,7 @@ def as_prompt(prompt: Text, where: str) -> Text:
     Raises:
         BadRow: it is no prompt, or an empty one.
     """
-    read = read_text(prompt, where)
-    if not isinstance(read, str) and read[-1] == {"role": "assistant", "content": ""}:
-        read = read[:-1]  # a transcript that ends in "Assistant:"
+    read = read_prompt(prompt, where)
     if isinstance(prompt, str):  # the roles of messages have been checked, and an earlier answer may be empty
         check_prompt(read)
     return read

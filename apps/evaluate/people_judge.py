@@ -13,6 +13,7 @@ from configs.schema import Stage
 from data.people.choices import choices
 from data.people.round import FOLDER, Round, has_round, read_round
 from data.sources.messages import Text
+from pipeline.reporting.people import ask_people
 from pipeline.state.manifest import Manifest
 from pipeline.state.run_directory import RunDirectory
 
@@ -41,7 +42,7 @@ class PeopleJudge:
         found = [read_round(folder) for folder in sorted((run.path / FOLDER).glob("*")) if has_round(folder)]
         pairs = [content for content in found if content.settings.kind == "pairs"]
         if not pairs:
-            ask = shlex.join(["tristage", "collect", "pairs", "--run-dir", str(run.path)])
+            ask = ask_people(run.path)
             raise UserError(f"--judges people: nobody has compared answers of {run.path}. Ask them: {ask}")
         self._stale = [content for content in pairs if _is_stale(content, manifests)]
         self._rounds = [content for content in pairs if content not in self._stale]

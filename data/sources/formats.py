@@ -13,7 +13,15 @@ from typing import Any, Literal
 from configs.schema import FormatName
 from data.sources.bad_rows import BadRow, UnusableRow
 from data.sources.keys import REMEDY, Fields
-from data.sources.messages import Message, Text, as_messages, is_learned, read_text, without_weights
+from data.sources.messages import (
+    Message,
+    Text,
+    as_messages,
+    is_learned,
+    read_prompt,
+    read_text,
+    without_weights,
+)
 from data.sources.order import PAIR_SCORES, RANKS, SCORES, ranks_of_completions, ranks_of_pair
 from data.sources.published import (
     RankBy,
@@ -155,7 +163,7 @@ def _includes_prompt(completion: Text) -> bool:
 def _prompt(fields: Fields) -> Text:
     """The prompt of `prompt` or `messages`, with `input` below it and the turns of `history` before it."""
     key = "prompt" if "prompt" in fields else "messages"
-    prompt = read_prompt(fields, key)
+    prompt = read_prompt(fields[key], fields.name(key))
     if not isinstance(prompt, str):
         _check_no_addition(fields)
         return prompt
@@ -163,13 +171,6 @@ def _prompt(fields: Fields) -> Text:
     question = prompt if is_blank(extra) else f"{prompt}\n{extra}"
     earlier = _history(fields.get("history", []))
     return [*earlier, {"role": "user", "content": question}] if earlier else question
-
-
-def read_prompt(fields: Fields, key: str) -> Text:
-    prompt = read_text(fields[key], fields.name(key))
-    if isinstance(prompt, str) or prompt[-1] != {"role": "assistant", "content": ""}:
-        return prompt
-    return prompt[:-1]  # a transcript that ends in "Assistant:"
 
 
 def _check_no_addition(fields: Fields) -> None:

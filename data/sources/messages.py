@@ -71,6 +71,14 @@ def _weight(weight: Any, role: str, key: str) -> dict[str, str]:
     return {"weight": "0"} if role == "assistant" and not weight else {}
 
 
+def read_prompt(value: Any, key: str) -> Text:
+    """The text or messages of a prompt; see `read_text`. A transcript may end in an empty "Assistant:"."""
+    prompt = read_text(value, key)
+    if isinstance(prompt, str) or prompt[-1] != {"role": "assistant", "content": ""}:
+        return prompt
+    return prompt[:-1]
+
+
 def as_messages(text: Text, role: str) -> list[Message]:
     """The messages; a plain text as one message of `role`."""
     return [{"role": role, "content": text}] if isinstance(text, str) else text

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from configs.schema import FormatName
 from data.sources.bad_rows import BadRow, LeftOut, UnusableRow
-from data.sources.formats import FORMATS, RATING, SAMPLED, Format, Kind, Row, read_prompt
+from data.sources.formats import FORMATS, RATING, SAMPLED, Format, Kind, Row
 from data.sources.keys import (
     NO_COLUMNS,
     REMEDY,
@@ -28,6 +28,7 @@ from data.sources.messages import (
     check_prompt,
     is_learned,
     is_transcript,
+    read_prompt,
     without_weights,
 )
 from data.sources.order import is_number, rated_good, scores_of_answers, without_copies
@@ -232,7 +233,7 @@ def _opened(prompt: Text, fields: Fields) -> Text:
 def _check_copies(fields: Fields, form: Format, prompt: Text, completions: list[Text]) -> None:
     """Refuse a `prompt` or `messages` that is no copy of what the row is read from."""
     for key in {"prompt", "messages"} & set(fields) - form.required:
-        if fields[key] and not _is_copy(read_prompt(fields, key), prompt, completions):
+        if fields[key] and not _is_copy(read_prompt(fields[key], fields.name(key)), prompt, completions):
             raise BadRow(f"`{fields.name(key)}` says something else than {form.name} in this row; {REMEDY}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,11 @@ def draw_role(
         label=ROLE_NAMES[role],
         zorder=3,
     )
+
+
+def draw_best_of_n(axes: Axes, places: Sequence[tuple[float, float]]) -> None:
+    """Draw the best of each n at its KL and score."""
+    axes.plot(*zip(*places, strict=True), color=COLOURS["best"], marker="^", label="best of n", zorder=2)
 
 
 def _error_bar(value: float, bounds: tuple[float, float] | None) -> list[list[float]] | None:

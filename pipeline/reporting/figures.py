@@ -19,6 +19,7 @@ from pipeline.reporting.figure_style import (
     INK,
     PALE,
     ROLE_NAMES,
+    draw_best_of_n,
     draw_into,
     draw_role,
     grid,
@@ -138,7 +139,7 @@ def _draw_best_of_n(axes: Axes, points: Sequence[Point]) -> None:
     if not points:
         return
     places = [(point.kl, point.score) for point in points]
-    axes.plot(*zip(*places, strict=True), color=COLOURS["best"], marker="^", label="best of n", zorder=2)
+    draw_best_of_n(axes, places)
     for point, place in zip(points, places, strict=True):
         axes.annotate(str(point.n), place, (0, 6), textcoords="offset points", ha="center", fontsize=8)
 

@@ -49,6 +49,6 @@ def _no_evaluation(results: Results) -> str | None:
     if "gold_ppo" not in results.final_metrics("ppo") and not people_win_rate(results):
         return (
             "The run has no gold score: no judge is set (ppo.judge). The reward, which PPO optimised, "
-            f"cannot show whether the answers improved. People can tell: {ask_people(results)}"
+            f"cannot show whether the answers improved. People can tell: {ask_people(results.run.path)}"
         )
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 from configs.schema import Stage
 from data.people.choices import choices
@@ -27,6 +28,6 @@ def people_win_rate(results: Results) -> dict[str, float]:
     return mean_with_interval("win_rate", won) if won else {}
 
 
-def ask_people(results: Results) -> str:
+def ask_people(run: Path) -> str:
     """The command by which people judge the answers of SFT and PPO."""
-    return shlex.join(["tristage", "collect", "pairs", "--run-dir", str(results.run.path)])
+    return shlex.join(["tristage", "collect", "pairs", "--run-dir", str(run)])

@@ -14,7 +14,7 @@ from configs.errors import UserError
 from configs.schema import Ppo
 from data.storage.files import write_json_lines
 from pipeline.reporting.best_of_n import Point, best_points
-from pipeline.reporting.figure_style import COLOURS, PALE, draw_into, new_figure
+from pipeline.reporting.figure_style import PALE, draw_best_of_n, draw_into, new_figure
 from pipeline.reporting.folder import report_folder
 from pipeline.reporting.page import Cell, Page, Paragraph, Picture, Section, Table, quote, write_page
 from pipeline.state.results import read_results, sweep_runs
@@ -119,10 +119,7 @@ def frontier(results: Sequence[SweepResult], best_of_n: Sequence[Row]) -> Figure
             )
         points = [] if measure == "distinct" else _best_of_n(results, best_of_n, measure.removesuffix("_ppo"))
         if points:
-            places = [(point.kl, point.score) for point in points]
-            axes.plot(
-                *zip(*places, strict=True), color=COLOURS["best"], marker="^", label="best of n", zorder=2
-            )
+            draw_best_of_n(axes, [(point.kl, point.score) for point in points])
             axes.axhline(points[0].score, color=PALE, linewidth=1, linestyle=":", label="SFT")
         axes.set_xlabel(f"KL to {' or '.join(references)}, nats per response")
         axes.set_ylabel(label)

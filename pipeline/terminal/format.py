@@ -57,27 +57,24 @@ class Figure(NamedTuple):
 
 
 def show_known(known: Mapping[str, float]) -> Figure:
-    """A figure with its `value`, `low` and `high`; see `show_figure`."""
-    return show_figure(
-        {"value": known["value"], "value_low": known["low"], "value_high": known["high"]}, "value"
-    )
+    """A figure's `value`, `low` and `high` with the same decimals: three significant digits of the value.
 
-
-def show_figure(metrics: Mapping[str, float], key: str) -> Figure:
-    """A metric and its interval with the same decimals: three significant digits of the metric.
-
-    0.0855 in [0.008, 0.16] is 0.0855 [0.0080, 0.1600]. A metric near 0 gets at most one decimal more than the
+    0.0855 in [0.008, 0.16] is 0.0855 [0.0080, 0.1600]. A value near 0 gets at most one decimal more than the
     larger bound needs: 0.00041 in [-0.15, 0.15] is 0.0004 [-0.1500, 0.1500].
     """
-    value = metrics[key]
-    if f"{key}_low" not in metrics or f"{key}_high" not in metrics:
-        return Figure(show_number(value))
-    numbers = [float(number) for number in (value, metrics[f"{key}_low"], metrics[f"{key}_high"])]
+    numbers = [float(known[part]) for part in ("value", "low", "high")]
     largest = max(map(abs, numbers))
     if largest and not (math.isfinite(sum(numbers)) and SMALL <= largest < LARGE):
         return Figure(*map(show_number, numbers))
     decimals = min(_decimals(numbers[0]), _decimals(largest) + 1)
     return Figure(*(f"{number:.{decimals}f}" for number in numbers))
+
+
+def show_figure(metrics: Mapping[str, float], key: str) -> Figure:
+    """A metric and, if there is one, its interval; see `show_known`."""
+    if f"{key}_low" not in metrics or f"{key}_high" not in metrics:
+        return Figure(show_number(metrics[key]))
+    return show_known({"value": metrics[key], "low": metrics[f"{key}_low"], "high": metrics[f"{key}_high"]})
 
 
 def _decimals(value: float) -> int:
