@@ -19,7 +19,8 @@ from configs.schema import Reward
 from configs.unique_keys import DuplicateKey, unique_keys
 from stages.feedback.user_functions import as_numbers
 
-RETRIED_STATUS = (408, 409, 425, 429)  # and 500 or more
+RETRIED_STATUS = (408, 409, 425, 429)  # and 500 or more, but for these:
+LASTING_STATUS = (501, 505)  # not implemented, HTTP version: true of the next request, too
 RETRIED_ERRORS = (
     requests.ConnectionError,
     requests.Timeout,
@@ -73,7 +74,7 @@ class JsonService:
                 if 200 <= response.status_code < 300:
                     return content
                 refusal = Refused(f"status {response.status_code}{_said(content)}")
-                if response.status_code < 500 and response.status_code not in RETRIED_STATUS:
+                if not _may_pass(response.status_code):
                     raise refusal
                 raw, failure = response.raw, refusal
             except RETRIED_ERRORS as error:
@@ -176,6 +177,11 @@ def _rewards(answer: bytes) -> list[Any]:
         raise Refused(f"it says that there was an error: {fault!r:.100}")
     rewards: list[Any] = content["rewards"]
     return rewards
+
+
+def _may_pass(status: int) -> bool:
+    """Whether the same request may succeed later."""
+    return status in RETRIED_STATUS or (status >= 500 and status not in LASTING_STATUS)
 
 
 def _said(content: bytes) -> str:

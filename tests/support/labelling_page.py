@@ -10,6 +10,8 @@ from typing import Any
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
+PATIENCE = 20_000  # milliseconds: both cores may be busy, and the page's retries wait longer and longer
+expect.set_options(timeout=PATIENCE)
 
 
 @contextmanager
@@ -29,7 +31,7 @@ def opened(
     """The page, which must not log an error or ask another server. `name` signs in, and reads on."""
     context, faults = browser.new_context(**{"locale": "en-GB"} | options), []
     page = context.new_page()
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(PATIENCE)
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", lambda message: faults.append(message.text) if is_fault(message) else None)
     page.on("request", lambda request: None if request.url.startswith(url) else faults.append(request.url))
@@ -59,7 +61,12 @@ def card(page: Page, letter: str) -> Locator:
 
 
 def said(page: Page, text: str) -> None:
-    expect(page.locator("#said")).to_contain_text(text, timeout=20_000)  # retries wait longer and longer
+    expect(page.locator("#said")).to_contain_text(text)
+
+
+def said_saved(page: Page, done: int, of: int) -> None:
+    """Wait until the page has saved the task number `done`, and shows the next one: keys count again."""
+    said(page, f"Saved. Task {done + 1} of {of}." if done < of else "Saved. No task is left")
 
 
 def press(page: Page, *keys: str) -> None:

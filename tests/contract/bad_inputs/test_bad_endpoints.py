@@ -139,8 +139,9 @@ def test_statuses_that_are_no_success(status: int) -> None:
         asked(url)
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 418, 501])
-def test_statuses_that_are_not_repeated(status: int) -> None:
+@pytest.mark.parametrize("status", [400, 401, 404, 418, 501, 505])
+def test_statuses_after_which_nothing_is_asked_again(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_endpoint.Retry, "sleep", lambda *_: pytest.fail("it is asked again"))
     with (
         server(body(b"{}", b"HTTP/1.1 %d No\r\n" % status)) as url,
         pytest.raises(UserError, match=str(status)),

@@ -25,7 +25,7 @@ from data.people.results import demonstrations, rankings
 from data.people.round import KINDS, Kind, Settings, create_round, read_round
 from data.sources.messages import Text
 from tests.support.accessibility import violations
-from tests.support.labelling_page import CHROMIUM, card, chromium, opened, press, said, texts
+from tests.support.labelling_page import CHROMIUM, card, chromium, opened, press, said, said_saved, texts
 from tests.support.people import EVERYTHING, Labeller, collecting, new_round
 from tests.support.waiting import until
 
@@ -248,7 +248,7 @@ def test_an_undo_whose_answer_is_lost_loses_no_task(browser: Browser, tmp_path: 
         first = texts(page)
         press(page, "c", "Enter")
         said(page, "Task 2 of 3.")
-        page.route("**/api/undo", lose)  # with `times=1`, its removal may stall the next request
+        page.route("**/api/undo", lose)
         with page.expect_response("**/api/next"):
             press(page, "u")
         assert outcomes(tmp_path) == []
@@ -345,17 +345,19 @@ def test_a_killed_server_loses_nothing_and_counts_nothing_twice(browser: Browser
         servers[-1].kill()
         servers[-1].join()
 
-    def die_before(route: Route) -> None:
-        kill()
-        route.continue_()
+    fates: list[str] = []
 
-    def die_after(route: Route) -> None:
-        route.fetch()
-        kill()
-        route.abort()
+    def meet(route: Route) -> None:  # one route for the whole test: to remove and add one is a race
+        fate = fates.pop() if fates else "saved"
+        if fate == "killed after":
+            route.fetch()
+        if fate != "saved":
+            kill()
+        route.continue_() if fate == "saved" else route.abort()
 
     with opened(browser, f"http://127.0.0.1:{port}", refused=True) as page:
-        page.route("**/api/submit", die_before, times=1)
+        page.route("**/api/submit", meet)
+        fates.append("killed before")
         press(page, "c", "Enter")
         expect(page.locator("#banner")).to_contain_text("Not saved yet")
         assert outcomes(tmp_path) == []
@@ -365,7 +367,7 @@ def test_a_killed_server_loses_nothing_and_counts_nothing_twice(browser: Browser
         expect(page.locator("#banner")).to_be_empty()
         assert len(outcomes(tmp_path)) == 1
 
-        page.route("**/api/submit", die_after, times=1)
+        fates.append("killed after")
         press(page, "c", "Enter")
         expect(page.locator("#banner")).to_contain_text("Not saved yet")
         assert len(outcomes(tmp_path)) == 2
@@ -465,8 +467,8 @@ def test_pairs(browser: Browser, tmp_path: Path) -> None:
             press(page, "Enter")
             said(page, "Choose an answer first")
             press(page, key, "Enter")
+            said_saved(page, number, of=3)
             saved(tmp_path, number)
-            said(page, "Saved.")
             ranks = {"1": [0, 1], "2": [1, 0], "=": [0, 0]}[key]
             assert ranks_of(tmp_path) == dict(zip((first, second), ranks, strict=True))
         expect(page.locator(".end")).to_contain_text("No task is left for you now.")
@@ -788,7 +790,7 @@ def test_two_people_in_two_browsers_compare_themselves(browser: Browser, tmp_pat
                     card(page, letter).focus()
                     press(page, str(rank))
                 press(page, "Enter")
-                said(page, "Saved.")
+                said_saved(page, done + 1, of=12)
         expect(anna.locator(".end")).to_be_visible()
         ben.get_by_role("link", name="Progress").click()
         expect(ben.locator("#counts-list")).to_contain_text("12 / 12")
@@ -815,13 +817,14 @@ def test_what_was_taken_back_outlives_the_server(browser: Browser, tmp_path: Pat
 def test_the_server_speaks_the_persons_language(browser: Browser, tmp_path: Path) -> None:
     with labelling(browser, tmp_path, locale="zh-CN", refused=True) as page:
         refusal = {"error": {"code": "wrong_kind", "message": "This round collects pairs."}}
-        page.route("**/api/submit", lambda route: route.fulfill(status=409, json=refusal), times=1)
+        answers = [lambda route: route.fulfill(status=409, json=refusal)]
+        page.route("**/api/submit", lambda route: answers.pop()(route) if answers else route.continue_())
         press(page, "c", "Enter")
         expect(page.locator("#fault")).to_have_text("服务器需要另一种回答。请刷新本页。")
         for number in range(1, 4):
             press(page, "c", "Enter")
+            said(page, f"已保存。 任务 {number + 1} / 3。" if number < 3 else "已保存。 目前没有")
             saved(tmp_path, number)
-            said(page, "已保存。")
         expect(page.locator(".end")).to_contain_text("目前没有您的任务了")
         page.get_by_label("语言").select_option("en")
         expect(page.locator(".end")).to_contain_text("No task is left for you now.")
