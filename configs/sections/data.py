@@ -90,6 +90,11 @@ class Source(Section):
     data_dir: Text | None = Field(None, description="folder within a hub dataset, such as harmless-base")
     split: Text = Field("train", description="split of a hub dataset or folder")
     revision: Text | None = Field(None, description="branch, tag or commit of a hub dataset")
+    streaming: bool = Field(
+        False,
+        description="read a hub dataset over the network row by row, up to `limit`, and store none of it; "
+        "files are read row by row in any case",
+    )
     label: Label | None = Field(
         None,
         description="name of the source in figures, if a stage has several; by default, that of its path",
@@ -143,8 +148,20 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _a_file_is_no_data_set(self) -> Source:
+        if names_files(self.path) and self.streaming:
+            raise ValueError(
+                "streaming is of hub datasets, and the path is a file, which is read row by row; leave it out"
+            )
         if names_files(self.path) and (key := self.changed("name", "data_dir", "split", "revision")):
             raise ValueError(f"{key} is of hub datasets and folders, and the path is a file; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _a_stream_ends(self) -> Source:
+        if self.streaming and self.limit is None:
+            raise ValueError(
+                "streaming needs `limit`, the number of rows to read: a stage holds its rows in memory"
+            )
         return self
 
     @model_validator(mode="after")

@@ -103,7 +103,7 @@ def _hub(source: Source) -> Iterator[Any]:
             ".tsv or .parquet, or the id of a hub dataset such as Anthropic/hh-rlhf."
         )
     try:
-        return _rows_of(_loaded(source))
+        yield from _rows_of(_loaded(source))  # a stream may break off at any row
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
@@ -113,16 +113,21 @@ def _hub(source: Source) -> Iterator[Any]:
         ) from error
 
 
-def _loaded(source: Source) -> datasets.Dataset:
+def _loaded(source: Source) -> datasets.Dataset | datasets.IterableDataset:
     dataset = datasets.load_dataset(
-        source.path, source.name, data_dir=source.data_dir, split=source.split, revision=source.revision
+        source.path,
+        source.name,
+        data_dir=source.data_dir,
+        split=source.split,
+        revision=source.revision,
+        streaming=source.streaming,
     )
-    if not isinstance(dataset, datasets.Dataset):
+    if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
         raise UserError(f"hub dataset {describe(source)}: `split` must name one split, such as train.")
     return dataset
 
 
-def _rows_of(dataset: datasets.Dataset) -> Iterator[Any]:
+def _rows_of(dataset: datasets.Dataset | datasets.IterableDataset) -> Iterator[Any]:
     """The rows as they are stored. Images and sound are not decoded: their columns are refused by name."""
     for batch in dataset.with_format("arrow").iter(batch_size=1000):
         yield from batch.to_pylist()
@@ -135,6 +140,10 @@ def _folder(source: Source) -> Rows:
         raise UserError(f"{folder}: a folder has no revision. Leave `revision` out of this source.")
     if source.data_dir is not None:
         raise UserError(f"{folder}: `data_dir` is of hub datasets. Write it into `path`.")
+    if source.streaming:
+        raise UserError(
+            f"{folder}: `streaming` is of hub datasets. Leave it out: the folder is on this disk."
+        )
     check_number(folder)
     try:
         files = _files_of_split(source, folder)

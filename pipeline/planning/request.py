@@ -76,6 +76,7 @@ class Request:
             "data_dir",
             "split",
             "revision",
+            "streaming",
             "ignore_columns",
             "columns",
             "task",

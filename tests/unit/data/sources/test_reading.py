@@ -117,7 +117,7 @@ def hub(monkeypatch):
     """Replace the hub by one with one dataset; returns the list of its calls."""
     calls = []
 
-    def load_dataset(path, name=None, *, data_dir, split, revision=None):
+    def load_dataset(path, name=None, *, data_dir, split, revision=None, streaming=False):
         calls.append((path, name, data_dir, split, revision))
         if path != "someone/prompts":
             raise ConnectionError(f"Couldn't reach '{path}' on the Hub (ConnectError)\nmore")
@@ -138,6 +138,55 @@ def test_a_folder_of_a_hub_dataset_is_read(hub):
     (row,) = load_rows(Source(path="someone/prompts", data_dir="harmless", limit=1), "prompts", print).rows
     assert row["where"] == "someone/prompts (harmless, train), row 1"
     assert hub == [("someone/prompts", None, "harmless", "train", None)]
+
+
+@pytest.fixture
+def streamed(monkeypatch, tmp_path):
+    """A hub with one data set of 5,000 rows; returns its folder, beside which it would be stored."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("".join(f'{{"prompt": "{n}?"}}\n' for n in range(5_000)))
+    load_dataset = datasets.load_dataset
+
+    def from_folder(path, *args, **options):
+        return load_dataset(str(folder), *args, cache_dir=str(tmp_path / "cache"), **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", from_folder)
+    return folder
+
+
+def test_a_hub_dataset_is_streamed_up_to_the_limit(streamed):
+    source = Source(path="someone/large", streaming=True, limit=3, held_out=1)
+    loaded = load_rows(source, "prompts", print)
+    assert [row["prompt"] for row in loaded.rows] == ["0?", "1?", "2?"] and loaded.read == 3
+    assert loaded.rows[2]["where"] == "someone/large (train), row 3"
+    assert not [*streamed.parent.rglob("*.arrow")]
+
+
+def test_a_stream_that_breaks_off_is_one_clear_error(streamed):
+    with (streamed / "train.jsonl").open("a") as rows:
+        rows.write('{"prompt": "cut')
+    with pytest.raises(
+        UserError, match=r"hub dataset someone/large \(train\) could not be loaded: .*network"
+    ):
+        load_rows(Source(path="someone/large", streaming=True, limit=9_999), "prompts", print)
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"path": "someone/large"}, "streaming needs `limit`"),
+        ({"path": "a.jsonl", "limit": 9}, "streaming is of hub datasets, and the path is a file"),
+    ],
+)
+def test_what_cannot_be_streamed(settings, part):
+    with pytest.raises(ValueError, match=part):
+        Source(streaming=True, **settings)
+
+
+def test_a_local_folder_is_not_streamed(tmp_path):
+    with pytest.raises(UserError, match="`streaming` is of hub datasets"):
+        load_rows(Source(path=str(tmp_path), streaming=True, limit=9), "prompts", print)
 
 
 def test_a_local_folder_has_no_data_dir(tmp_path):
