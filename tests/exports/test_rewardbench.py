@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from apps.evaluate.reward_models.benchmarks import ties_score
 from apps.export.export import write_export
 from apps.export.formats import Export
 from apps.trained_run import Adapters, load_policies, open_run, reward_scores, this_process
 from tests.exports.conftest import run_in
+from tests.unit.stages.maths.test_preferences import ranking
 
 ROWS = [
     (f"How do I boil {number} eggs?", f"In water, for {number} minutes.", "I do not know." * (number % 3 + 1))
@@ -28,6 +31,29 @@ rewardbench(Args(
     not_quantized=True, torch_dtype="float32", max_length=256, batch_size=4,
 ))
 """
+TIES = """
+import json
+import sys
+from datasets import Dataset
+from rewardbench.utils import process_single_model
+rows = json.load(open(sys.argv[1]))
+print("score", float(process_single_model(Dataset.from_list(rows))[1]))
+"""
+
+
+def test_rewardbench_gives_the_score_of_ties(rewardbench_bin: Path, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0).normal
+    rows, ours = [], []
+    for number in range(20):
+        one, several = draw([1, 0, 0, 0]).tolist(), draw([2, 2, 2, 0, 0]).tolist()
+        rows += [
+            {"id": f"ref:{number}", "num_correct": 1, "scores": one},
+            {"id": f"tied:{number}", "num_correct": 3, "scores": several},
+        ]
+        ours.append(ties_score(ranking(one, ranks=[0, 1, 1, 1]), ranking(several, ranks=[0, 0, 0, 1, 1])))
+    (tmp_path / "ties.json").write_text(json.dumps(rows))
+    printed = run_in(rewardbench_bin, TIES, tmp_path / "ties.json")
+    assert float(printed.split("score")[-1]) == pytest.approx(sum(ours) / len(ours), abs=1e-6)
 
 
 def test_rewardbench_gives_the_scores_of_the_reward_model(

@@ -180,11 +180,21 @@ def test_reward_bench_2_has_the_best_of_n(classifier: Path, tmp_path: Path) -> N
         )
         for number in range(6)
     ]
-    figures, _ = evaluated(tmp_path, rows, "--rm", classifier)
+    ties = [
+        changed(
+            REWARD_BENCH_2, prompt=f"Name a colour: {kind} {number}.", subset="Ties", id=f"{kind}:{number}"
+        )
+        for number, kinds in enumerate([["ref", "tied"], ["ref", "tied"], ["tied"]])
+        for kind in kinds
+    ]
+    figures, printed = evaluated(tmp_path, rows + ties, "--rm", classifier)
     ranked = read_json_lines(tmp_path / "out" / "evaluation.jsonl")
-    best = [max(range(4), key=lambda place: one["rewards"][place]) == 0 for one in ranked]
+    best = [max(range(4), key=lambda place: one["rewards"][place]) == 0 for one in ranked[:6]]
     assert figures["subsets"]["Focus"]["best_of_n"]["value"] == sum(best) / 6
-    assert figures["sections"] == {}
+    sections = figures["sections"]
+    assert {name: one["n"] for name, one in sections.items()} == {"Focus": 6, "Ties": 2, "all subsets": 8}
+    assert sections["all subsets"]["value"] == pytest.approx((sum(best) / 6 + sections["Ties"]["value"]) / 2)
+    assert "Ties: 1 of 5 rows have no partner" in printed
 
 
 def test_ties_of_pandalm_are_left_out_and_told(classifier: Path, tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""What published benchmarks make of the figures: the best of n, and RewardBench's sections.
+"""What published benchmarks make of the figures: the best of n, and the scores of RewardBench 1 and 2.
 
 RewardBench: Lambert et al. 2024; RewardBench 2: Malik et al. 2025.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -26,6 +27,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Reasoning": (MATH, *CODE),
 }
+TIES = "Ties"
+SUBSETS_2 = ("Factuality", "Precise IF", "Math", "Safety", "Focus", TIES)
+ANSWERS_2 = 4  # to a prompt of each subset but Ties
+ONE, SEVERAL = "ref", "tied"  # right answers to a question of Ties, as its `id` begins
 
 
 def in_order(ranking: ScoredRanking) -> float:
@@ -47,15 +52,82 @@ def picks_best(ranking: ScoredRanking) -> float:
 
 def separates(ranking: ScoredRanking) -> float:
     """1 if each of the best answers has a higher reward than every other one, else 0."""
-    pairs = list(zip(ranking.ranks, ranking.rewards, strict=True))
-    best = min(reward for rank, reward in pairs if rank == 0)
-    return float(best > max(reward for rank, reward in pairs if rank > 0))
+    return float(_margin(ranking) > 0)
 
 
 def is_reward_bench(subsets: Sequence[str]) -> bool:
     """Whether all subsets are RewardBench's."""
     known = {name for names in SECTIONS.values() for name in names}
     return bool(subsets) and set(subsets) <= known
+
+
+def is_reward_bench_2(rankings: Sequence[ScoredRanking], subsets: Sequence[str]) -> bool:
+    """Whether all subsets are RewardBench 2's, with as many answers as it has."""
+    return (
+        bool(subsets)
+        and set(subsets) <= set(SUBSETS_2)
+        and all(
+            subset == TIES or len(ranking.ranks) == ANSWERS_2
+            for ranking, subset in zip(rankings, subsets, strict=True)
+        )
+    )
+
+
+def ties_pairs(ids: Sequence[str]) -> list[tuple[int, int]]:
+    """Places of the two rows of a question of Ties: `ref:3` has one right answer, and `tied:3` several."""
+    places: dict[str, dict[str, int]] = defaultdict(dict)
+    for place, name in enumerate(ids):
+        kind, _, number = name.partition(":")
+        places[number][kind] = place
+    return [(of[ONE], of[SEVERAL]) for of in places.values() if of.keys() >= {ONE, SEVERAL}]
+
+
+def ties_score(one: ScoredRanking, several: ScoredRanking) -> float:
+    """RewardBench 2's score of a question of Ties, with one right answer and with several.
+
+    With m the lowest reward of a right answer less the highest of a wrong one, and d the highest less the
+    lowest reward of the several right answers:
+
+    0.3 [m_one > 0] + 0.3 [m_several > 0] + 0.2 [m_several > d] + 0.2 [m > d] + 0.01 tanh(m / d - 1)
+
+    where m is the lower of both. So a score lies in [-0.01, 1.01].
+    """
+    right = [reward for rank, reward in zip(several.ranks, several.rewards, strict=True) if rank == 0]
+    distance = max(right) - min(right)
+    margins = _margin(one), _margin(several)
+    lower = min(margins)
+    met = (
+        0.3 * (margins[0] > 0)
+        + 0.3 * (margins[1] > 0)
+        + 0.2 * (margins[1] > distance)
+        + 0.2 * (lower > distance)
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.divide(lower, distance)
+    return float(met + 0.01 * np.nan_to_num(np.tanh(ratio - 1)))
+
+
+def _margin(ranking: ScoredRanking) -> float:
+    """The lowest reward of the best answers less the highest of the others."""
+    pairs = list(zip(ranking.ranks, ranking.rewards, strict=True))
+    return min(reward for rank, reward in pairs if rank == 0) - max(
+        reward for rank, reward in pairs if rank > 0
+    )
+
+
+def subset_means(values: Mapping[str, Sequence[float]]) -> dict[str, Figure]:
+    """RewardBench 2's score of each subset that is there, and their mean as `all subsets`.
+
+    Args:
+        values: of each subset, the score of each row, or question of Ties.
+    """
+    random = np.random.default_rng(0)
+    present = {name: np.asarray(values[name]) for name in SUBSETS_2 if values.get(name)}
+    draws = {name: _resampled(random, of) for name, of in present.items()}
+    found = {name: _figure(float(of.mean()), draws[name], len(of)) for name, of in present.items()}
+    mean = float(np.mean([of.mean() for of in present.values()]))
+    rows = sum(map(len, present.values()))
+    return found | {"all subsets": _figure(mean, np.mean(list(draws.values()), axis=0), rows)}
 
 
 def section_means(values: Mapping[str, Sequence[float]]) -> dict[str, Figure]:

@@ -8,11 +8,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from apps.evaluate.reward_models.benchmarks import (
+    TIES,
     in_order,
     is_reward_bench,
+    is_reward_bench_2,
     picks_best,
     section_means,
     separates,
+    subset_means,
+    ties_pairs,
+    ties_score,
 )
 from apps.evaluate.reward_models.rows import Preferences
 from apps.evaluate.reward_models.scorer import ScoredRow, Scorer
@@ -34,7 +39,7 @@ class Measured:
     Attributes:
         report: as in `rm/evaluation.json`.
         subsets: of each subset, accuracy over pairs and, if it has more than two answers, the best of n.
-        sections: RewardBench's, if all subsets are its own.
+        sections: RewardBench's sections or RewardBench 2's subsets, as their leaderboards score them.
         rankings: with all scores, in order.
         counts: of the rows, by what became of them.
         notes: what a person should know.
@@ -77,6 +82,7 @@ def measure(scorer: Scorer, preferences: Preferences, say: Callable[[str], None]
         for one, of_one in zip(scored, words, strict=True)
     ]
     subsets = [preferences.subsets[one.row] for one in scored] if preferences.subsets else []
+    ids = [preferences.ids[one.row] if preferences.ids else "" for one in scored]
     counts = {
         "rows_read": preferences.read,
         "rows_left_out": preferences.left_out,
@@ -87,10 +93,10 @@ def measure(scorer: Scorer, preferences: Preferences, say: Callable[[str], None]
     return Measured(
         report=reward_report(rankings, None, prompts),
         subsets=_by_subset(rankings, subsets),
-        sections=_sections(rankings, subsets),
+        sections=_sections(rankings, subsets, ids),
         rankings=rankings,
         counts=counts,
-        notes=[*preferences.notes, *_remarks(counts, len(rows))],
+        notes=[*preferences.notes, *_remarks(counts, len(rows)), *_unpaired(subsets, ids)],
     )
 
 
@@ -141,10 +147,28 @@ def _figures(rankings: Sequence[ScoredRanking]) -> dict[str, Figure]:
     return found
 
 
-def _sections(rankings: Sequence[ScoredRanking], subsets: Sequence[str]) -> dict[str, Figure]:
-    if not is_reward_bench(subsets):
-        return {}
+def _sections(
+    rankings: Sequence[ScoredRanking], subsets: Sequence[str], ids: Sequence[str]
+) -> dict[str, Figure]:
+    """What the leaderboard of a published benchmark shows; empty for other data."""
     values: dict[str, list[float]] = {}
+    if is_reward_bench(subsets):
+        for ranking, subset in zip(rankings, subsets, strict=True):
+            values.setdefault(subset, []).append(in_order(ranking))
+        return section_means(values)
+    if not is_reward_bench_2(rankings, subsets):
+        return {}
     for ranking, subset in zip(rankings, subsets, strict=True):
-        values.setdefault(subset, []).append(in_order(ranking))
-    return section_means(values)
+        if subset != TIES:
+            values.setdefault(subset, []).append(picks_best(ranking))
+    values[TIES] = [ties_score(rankings[one], rankings[several]) for one, several in ties_pairs(ids)]
+    return subset_means(values) if any(values.values()) else {}
+
+
+def _unpaired(subsets: Sequence[str], ids: Sequence[str]) -> list[str]:
+    """A remark on rows of RewardBench 2's Ties that are not there with one right answer and with several."""
+    ties = subsets.count(TIES)
+    alone = ties - 2 * len(ties_pairs(ids))
+    return [f"{TIES}: {alone} of {ties} rows have no partner (`id`: ref:N, tied:N), and no score"] * (
+        alone > 0
+    )

@@ -22,6 +22,10 @@ from stages.maths.statistics import Figure
 
 MORE = "Give about {} prompts."
 HEADINGS = {"accuracy": "pairs in order", "best_of_n": "best of n", "separated": "all best above all others"}
+LEADERBOARD = (
+    "RewardBench counts mathematics as much as all code together. RewardBench 2 counts its subsets alike, by "
+    "the best of 4; its Ties count accuracy and margins, and a row is a question that is there twice."
+)
 READING = (
     "Pairs in order: the share of pairs that the model orders as the labels do. Best of n: how often the "
     "answer with the highest score is one of the best; by chance, one in n. All best above all others: how "
@@ -57,10 +61,8 @@ def build_page(measured: Measured, title: str, subtitle: str) -> Page:
     sections = [Section("Is it good enough?", report_blocks(measured.report, words, drawn=True))]
     if measured.sections:
         rows = [[Cell(name), *figure_cells(one)] for name, one in measured.sections.items()]
-        text = Paragraph("Mathematics counts as much as all code together, as in RewardBench.")
-        sections.append(
-            Section("RewardBench's sections", [Table(["", "score", "95 % interval", "rows"], rows), text])
-        )
+        table = Table(["", "score", "95 % interval", "rows"], rows)
+        sections.append(Section("As its leaderboard scores it", [table, Paragraph(LEADERBOARD)]))
     if len(measured.subsets) > 1 or len(measured.subsets["all"]) > 1:
         sections.append(Section("By subset", [_subsets(measured), Paragraph(READING)]))
     return Page(title, subtitle, sections)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from apps.evaluate.prompts import values_of
+from apps.evaluate.reward_models.benchmarks import TIES
 from apps.trained_run import TrainedRun
 from configs.errors import UserError
 from configs.schema import Source
@@ -34,6 +35,7 @@ class Preferences:
         subsets: of each row; empty if the source has none.
         read, left_out: how many rows were read, and how many of these teach nothing, such as ties.
         notes: what a person should know of them.
+        ids: of each row its `id`, "" without one; empty if no subset is RewardBench 2's Ties, which needs it.
     """
 
     rows: list[Row]
@@ -41,6 +43,7 @@ class Preferences:
     read: int
     left_out: int
     notes: list[str]
+    ids: list[str] = field(default_factory=list)
 
 
 def read_preferences(source: Source, by: str | None, run: TrainedRun | None) -> Preferences:
@@ -66,7 +69,9 @@ def read_preferences(source: Source, by: str | None, run: TrainedRun | None) -> 
         )
     named = named or _by_file(source, by)
     subsets = [named.get(row["where"], "none") for row in rows] if named else []
-    return Preferences(rows, subsets, loaded.read, loaded.left_out, notes)
+    identities = values_of(source, "id") if TIES in subsets else {}
+    ids = [identities.get(row["where"], "") for row in rows] if TIES in subsets else []
+    return Preferences(rows, subsets, loaded.read, loaded.left_out, notes, ids)
 
 
 def _by_file(source: Source, by: str | None) -> dict[str, str]:

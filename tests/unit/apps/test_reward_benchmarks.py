@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
 from apps.evaluate.reward_models.benchmarks import (
     SECTIONS,
+    SUBSETS_2,
     in_order,
     is_reward_bench,
+    is_reward_bench_2,
     picks_best,
     section_means,
     separates,
+    subset_means,
+    ties_pairs,
+    ties_score,
 )
 from apps.evaluate.reward_models.measure import crossed_words, measure
 from apps.evaluate.reward_models.rows import Preferences, read_preferences
@@ -73,6 +79,38 @@ def test_reward_bench_is_known_by_its_subsets():
     names = [name for section in SECTIONS.values() for name in section]
     assert len(names) == len(set(names)) == 23
     assert is_reward_bench(names) and not is_reward_bench([*names, "Ties"]) and not is_reward_bench([])
+
+
+@pytest.mark.parametrize(
+    ("one", "several", "met", "ratio"),
+    [
+        ([5, 1, 0], [6, 5, 1, 0], 1.0, 4 / 1),  # margins of 4 and 4; the right answers lie 1 apart
+        ([5, 1, 0], [9, 5, 4, 0], 0.6, 1 / 4),  # margins of 4 and 1, 4 apart
+        ([2, 1, 0], [6, 4, 1, 0], 0.8, 1 / 2),  # margins of 1 and 3, 2 apart: the lower one is not enough
+        ([1, 2, 0], [6, 5, 1, 0], 0.5, -1 / 1),
+        ([1, 2, 0], [6, 1, 5, 0], 0.0, -4 / 5),
+        ([5, 1, 0], [5, 5, 1, 0], 1.0, math.inf),
+        ([1, 1, 0], [5, 5, 5, 0], 0.0, None),  # 0 / 0
+    ],
+)
+def test_ties_count_accuracy_and_margins(one, several, met, ratio):
+    rows = ranking(one, ranks=[0, 1, 1]), ranking(several, ranks=[0, 0, 1, 1])
+    margin = 0 if ratio is None else math.tanh(ratio - 1)
+    assert ties_score(*rows) == pytest.approx(met + 0.01 * margin)
+
+
+def test_the_rows_of_one_question_are_paired():
+    assert ties_pairs(["", "tied:1", "ref:2", "ref:1", "tied:3", "7"]) == [(3, 1)]
+
+
+def test_the_subsets_of_reward_bench_2_count_alike():
+    found = subset_means({"Math": [1, 0, 0, 0], "Ties": [1.0, 0.5], "Focus": []})
+    assert list(found) == ["Math", "Ties", "all subsets"]
+    assert found["all subsets"]["value"] == (1 / 4 + 3 / 4) / 2 and found["all subsets"]["n"] == 6
+    four, six = ranking([1, 0, 0, 0], ranks=[0, 1, 1, 1]), ranking([1] * 6, ranks=[0, 0, 0, 1, 1, 1])
+    assert is_reward_bench_2([four] * 5 + [six], SUBSETS_2)
+    assert not is_reward_bench_2([four, six], ["Math", "Safety"])  # a subset of another data set
+    assert not is_reward_bench_2([four], ["math"]) and not is_reward_bench_2([four], [])
 
 
 def test_the_key_that_names_subsets_is_read(tmp_path):
