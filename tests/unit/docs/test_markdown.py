@@ -33,3 +33,9 @@ def test_the_generated_parts_of_a_page_are_fresh(page):
     begun = re.findall("^<!-- generated: ", written, re.MULTILINE)
     assert len(begun) == written.count("\n<!-- end -->\n") == len(PART.findall(written))
     assert fill(written) == written, "stale: run `python -m docs.generators`"
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
+def test_no_block_of_a_page_is_empty(page):
+    blocks = re.split("^ *```.*$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)[1::2]
+    assert all(block.strip() for block in blocks)

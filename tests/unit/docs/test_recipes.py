@@ -1,5 +1,7 @@
 """The page of recipes repeats the header of each shipped YAML."""
 
+import re
+
 from docs.generators.recipes import CONFIGS, read_header, recipes
 
 PAGE = recipes()
@@ -30,3 +32,9 @@ def test_a_header_is_read(tmp_path):
 
 def test_two_ways_to_run_are_two_commands():
     assert "```sh\nmake demo\ntristage run --config configs/demo.yaml\n```" in PAGE
+
+
+def test_every_recipe_has_an_override_to_copy():
+    examples = re.findall(r"^\*\*Override:\*\* .+\n\n```sh\n(.+)$", PAGE, re.MULTILINE)
+    assert len(examples) == len(list(CONFIGS.glob("*.yaml")))
+    assert all(example.startswith("tristage run ") for example in examples)
