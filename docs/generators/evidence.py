@@ -13,6 +13,7 @@ from docs.generators.markdown import code, prose, table, text
 from pipeline.terminal.format import show_number
 
 FOLDER = Path(__file__).resolve().parents[1] / "evidence"
+NOT_RECORDED = "not recorded"  # in place of a machine
 DETAILS = '<details markdown="1"><summary>How it was measured</summary>'  # a site and a forge both fold it
 Figure = bool | int | float | str
 
@@ -27,6 +28,7 @@ class Record(BaseModel):
         n: how many times, or how much, was measured.
         figures: the results, by column.
         commit: of the code that was measured.
+        machine: what it was measured on, or "not recorded".
         date: the day on which the figures were recorded.
     """
 
@@ -44,7 +46,8 @@ class Record(BaseModel):
     @property
     def origin(self) -> str:
         """Where the figures come from, as one line of Markdown."""
-        where = f"{text(self.machine)}; {text(self.n)}; commit {code(self.commit)}, {self.date.isoformat()}"
+        machine = f"machine {NOT_RECORDED}" if self.machine == NOT_RECORDED else text(self.machine)
+        where = f"{machine}; {text(self.n)}; commit {code(self.commit)}, {self.date.isoformat()}"
         return f"{code(self.command)}<br>{where}"
 
 

@@ -20,6 +20,7 @@ MODELS = (
 )
 LARGEST_ON_CPU = 2 * 10**9  # parameters
 GIB = 2**30
+PRECISION = f"A GPU computes in bf16, a CPU in fp32. A CPU is too slow above {LARGEST_ON_CPU // 10**9}B."
 
 
 def hardware(kind: str) -> str:
@@ -39,8 +40,8 @@ def _short() -> str:
         ]
         for model in MODELS
     ]
-    about = f"Estimated GiB of the largest stage at the defaults: {_settings()}"
-    less = "A lower `micro_batch_size` takes less, too."
+    about = f"Estimated GiB of the largest stage, at the defaults: {_settings()}. {PRECISION}"
+    less = "A lower `micro_batch_size` takes less."
     return f"{about} {less}\n\n{table(head, rows)}"
 
 
@@ -52,18 +53,17 @@ def _full() -> str:
                 if gpu or _shape(model).parameters <= LARGEST_ON_CPU:
                     peaks = map(gib, _peaks(model, quantization, gpu=gpu))
                     rows.append([code(model), "GPU" if gpu else "CPU", code(quantization), *peaks])
-    return f"Defaults: {_settings()}\n\n{table(('base', 'on', 'quantization', 'SFT', 'RM', 'PPO'), rows)}"
+    rollout = _experiment(MODELS[0], "nf4").ppo.rollout
+    sampled = f"{rollout.batch_size} answers of {rollout.max_new_tokens} new tokens, sampled together"
+    head = ("base", "on", "quantization", "SFT", "RM", "PPO")
+    return f"At the defaults: {_settings()}, {sampled}. {PRECISION}\n\n{table(head, rows)}"
 
 
 def _settings() -> str:
-    """What the estimates are for."""
+    """What the estimates of all stages are for."""
     config = _experiment(MODELS[0], "nf4")
-    ppo = config.ppo
-    return (
-        f"rank {config.adapter.r}; {ppo.micro_batch_size} sequences of {config.data.max_length:,} "
-        f"tokens in one forward; {ppo.rollout.batch_size} in one rollout of {ppo.rollout.max_new_tokens} new "
-        "tokens; bf16 on a GPU, fp32 in RAM on a CPU, which is too slow above 2B."
-    )
+    sequences = f"{config.ppo.micro_batch_size} sequences of {config.data.max_length:,} tokens"
+    return f"rank {config.adapter.r}, {sequences} in one forward"
 
 
 def _largest(model: str, quantization: str, *, gpu: bool, checkpointing: bool = False) -> str:

@@ -56,6 +56,12 @@ def test_a_number_has_three_significant_digits_at_most(figure, shown):
     assert _row(record, ["measured"], 1)[1] == shown
 
 
+def test_a_machine_that_was_not_recorded_is_called_so():
+    record = RECORDS[0][1]
+    assert f"<br>{record.machine}; " in record.origin
+    assert "<br>machine not recorded; " in record.model_copy(update={"machine": "not recorded"}).origin
+
+
 def test_a_ratio_is_that_of_its_figures():
     """Both sides are rounded, so their ratio is right to about two digits."""
     compared = [record for _, record in RECORDS if {"Tristage", "compared with"} <= record.figures.keys()]
