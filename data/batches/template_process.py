@@ -81,6 +81,15 @@ class _Worker:
         """`number` texts, and ""; or the texts before the first fault, and what it is."""
         if self._process.poll() is not None:
             self._process = self._start()
+        try:
+            return self._exchange(request, number)
+        except BaseException:  # such as Ctrl-C: replies that nobody read would answer the next request
+            self._process.kill()
+            self._process.wait()
+            raise
+
+    def _exchange(self, request: Mapping[str, Any], number: int) -> tuple[list[str], str]:
+        """Send a request and read its replies."""
         stdin, stdout = _pipes(self._process)
         stdin.write(f"{json.dumps(request)}\n")
         stdin.flush()
