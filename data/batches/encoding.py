@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, proxy
 
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -28,10 +28,12 @@ class Encoder:
 
     The copy knows a special token only by its number between noncharacters. So no text can hold one, and the
     text around one has the tokens that it has in the tokenizer itself.
+
+    It works as long as the tokenizer lives, which it does not keep alive.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer = proxy(tokenizer)
         added = {id_: token for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._contents = {str(number): token.content for number, token in enumerate(added.values())}
         self._numbers = {content: number for number, content in self._contents.items()}
@@ -138,7 +140,7 @@ class PythonEncoder(Encoder):
     """Encodes with a tokenizer in Python, which has no copy: texts with special tokens are refused."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer = proxy(tokenizer)
         added = tokenizer.added_tokens_decoder.values()
         self._pattern = _any_of([token.content for token in added if token.special])
 

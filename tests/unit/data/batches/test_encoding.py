@@ -1,5 +1,7 @@
 """Special tokens in what people wrote are text; every other text has the ids of the tokenizer itself."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -285,3 +287,14 @@ def test_making_an_encoder_changes_nothing_in_the_tokenizer(tiny):
     before = tiny.backend_tokenizer.to_str(), len(tiny), tiny(ATTACK).input_ids
     Encoder(tiny).text(ATTACK, "")
     assert (tiny.backend_tokenizer.to_str(), len(tiny), tiny(ATTACK).input_ids) == before
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_an_encoder_does_not_keep_its_tokenizer_alive(is_fast, monkeypatch):
+    monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", is_fast)
+    tokenizer = fast(with_normalizer())
+    assert encoder_of(tokenizer) is encoder_of(tokenizer)
+    gone = weakref.ref(tokenizer), weakref.ref(encoder_of(tokenizer))
+    del tokenizer
+    gc.collect()
+    assert [one() for one in gone] == [None, None]
