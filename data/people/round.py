@@ -137,7 +137,8 @@ class Round:
 
     def missing(self, share: float = 1.0) -> int:
         """How many tasks people must still answer or skip, until a share of all is done."""
-        return max(0, math.ceil(share * len(self.tasks)) - (len(self.tasks) - len(self.unlabelled)))
+        needed = math.ceil(share * len(self.tasks) - 1e-9)  # 0.07 * 100 is 7.000000000000001
+        return max(0, needed - (len(self.tasks) - len(self.unlabelled)))
 
     @property
     def shared(self) -> frozenset[str]:
