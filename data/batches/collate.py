@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
 
 class PackedBatch(NamedTuple):
-    """PackedSequence sequences, padded on the right.
+    """Packed sequences (`PackedSequence`), padded on the right.
 
     Attributes:
         input_ids: (B, T) long.

@@ -190,7 +190,7 @@ def _read(line: bytes, where: str) -> Shown | Submitted | Skipped | Undone:
 
 
 class LabelFile:
-    """Appends events to a file. One process writes it at a time; see `Round.writing`."""
+    """Appends events to a file. One process writes it at a time; see `round.held_round`."""
 
     def __init__(self, file: Path) -> None:
         """Take over the file; see `drop_cut_line`."""

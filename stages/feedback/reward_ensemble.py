@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from data.batches.sampler import Lengths, global_batch, seed_from
 from data.batches.tokenize import Ranking
@@ -27,7 +28,10 @@ class RewardEnsemble:
     """Steps and evaluation of all members together.
 
     Args:
-        lengths: of the training rankings, if batches are grouped by them.
+        members: trainers that share one engine. All count in the meter of the first one.
+        batch_size: rankings of each member in a step, on all ranks together.
+        seed: of the orders in which the other members see the rankings.
+        lengths: of the training rankings in tokens, if batches are grouped by them.
     """
 
     def __init__(
@@ -125,17 +129,24 @@ def figures_by_prompt(
 
 
 def mean_of(of_members: Sequence[Scores]) -> Scores:
-    """The mean of the members' scores of each answer; of one member, its own."""
+    """The mean of the members' scores of each answer; of one member, its own.
+
+    Members count alike, as they do for PPO: each is brought to the mean of their deviations over all answers.
+    """
     if len(of_members) == 1:
         return of_members[0]
-    return [
-        [sum(values) / len(values) for values in zip(*rows, strict=True)]
-        for rows in zip(*of_members, strict=True)
-    ]
+    scores = flat(of_members)
+    common = scores.std(1, correction=0).mean() * standardized(scores).mean(0) + scores.mean()
+    return [part.tolist() for part in common.split([len(row) for row in of_members[0]])]
+
+
+def flat(of_members: Sequence[Scores]) -> Tensor:
+    """The members' scores of the answers to all prompts, one after another: (M, B)."""
+    return torch.tensor([[value for row in rows for value in row] for rows in of_members])
 
 
 def disagreement(of_members: Sequence[Scores]) -> list[float]:
     """Of each ranking, the mean deviation between members over its answers, on a common scale."""
-    scores = torch.tensor([[value for row in rows for value in row] for rows in of_members])
+    scores = flat(of_members)
     counts = [len(row) for row in of_members[0]]
     return [float(part.mean()) for part in deviation(standardized(scores)).split(counts)]
