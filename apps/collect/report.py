@@ -14,7 +14,7 @@ from rich.text import Text
 from apps.collect.figures import progress
 from configs.errors import UserError
 from data.people.results import write_results
-from data.people.round import FOLDER, KINDS, Round, has_round, locked, read_round
+from data.people.round import FOLDER, Round, has_round, locked, read_round, rounds
 from data.storage.files import write_text
 from pipeline.state.run_directory import RunDirectory
 
@@ -23,19 +23,20 @@ NAMES = {"pairwise": "agreement of two people", "tau_b": "Kendall's τ-b", "alph
 
 
 def rounds_of(run: RunDirectory, folder: Path | None) -> list[Round]:
-    """The rounds of a run, or the one in `folder`.
+    """All rounds of a run, or the one in `folder`.
 
     Raises:
         UserError: there is none, or one is damaged.
     """
-    folders = [folder] if folder else [run.path / FOLDER / kind for kind in KINDS]
-    found = [one for one in folders if has_round(one)]
+    if folder and has_round(folder):
+        return [read_round(folder)]
+    found = [] if folder else rounds(run.path)
     if not found:
         raise UserError(
             f"{folder or run.path / FOLDER}: no labelling round is there. Begin one with tristage collect "
             "rankings, or name another run with --run-dir."
         )
-    return [read_round(one) for one in found]
+    return found
 
 
 def report(console: Console, content: Round) -> Path:

@@ -11,7 +11,7 @@ from apps.evaluate.answers import Answers
 from configs.errors import UserError
 from configs.schema import Stage
 from data.people.choices import choices
-from data.people.round import FOLDER, Round, has_round, read_round
+from data.people.round import FOLDER, Round, rounds
 from data.sources.messages import Text
 from pipeline.reporting.people import ask_people
 from pipeline.state.manifest import Manifest
@@ -39,8 +39,7 @@ class PeopleJudge:
         Raises:
             UserError: there is no round of pairs, or one is damaged.
         """
-        found = [read_round(folder) for folder in sorted((run.path / FOLDER).glob("*")) if has_round(folder)]
-        pairs = [content for content in found if content.settings.kind == "pairs"]
+        pairs = [content for content in rounds(run.path) if content.settings.kind == "pairs"]
         if not pairs:
             ask = ask_people(run.path)
             raise UserError(f"--judges people: nobody has compared answers of {run.path}. Ask them: {ask}")

@@ -35,7 +35,7 @@ GIVEN: dict[Kind, str] = {
 }
 KINDS: tuple[Kind, ...] = ("rankings", "ratings", "demonstrations", "pairs")
 MOST_RANKED = 9  # answers: a digit gives each its rank
-FOLDER = "people"  # of a run; each kind has a folder of its own in it
+FOLDER = "people"  # of a run; a round is in the folder of its kind there, unless --out names another
 SETTINGS, TASKS, LABELS, LOCK = "round.json", "tasks.jsonl", "labels.jsonl", ".lock"
 
 
@@ -224,6 +224,15 @@ def _write_settings(folder: Path, settings: Settings) -> None:
 def has_round(folder: Path) -> bool:
     """Whether `folder` holds a round."""
     return (folder / SETTINGS).is_file()
+
+
+def rounds(run: Path) -> list[Round]:
+    """All rounds in the folder `people` of a run directory, in the order of their folders' names.
+
+    Raises:
+        UserError: one is damaged.
+    """
+    return [read_round(folder) for folder in sorted((run / FOLDER).glob("*")) if has_round(folder)]
 
 
 def read_round(folder: Path) -> Round:

@@ -13,7 +13,7 @@ from rich.text import Text
 from configs.errors import UserError
 from configs.load import load_experiment
 from configs.schema import ALL_STAGES, STAGES, Experiment, Stage
-from data.people.round import FOLDER, KINDS, has_round, read_round
+from data.people.round import rounds
 from pipeline.planning.batches import Batches, batches
 from pipeline.planning.plan import Action, StagePlan
 from pipeline.planning.request import Request
@@ -128,11 +128,10 @@ def print_status(console: Console, run: RunDirectory) -> None:
         lines = Text("\n").join(Text(f"{label}: {value}") for label, value in shown.items())
         table.add_row(stage, Text(_state(run, manifest)), lines)
     console.print(table)
-    for kind in KINDS:
-        if has_round(folder := run.path / FOLDER / kind):
-            content = read_round(folder)
-            done = len(content.tasks) - len(content.unlabelled)
-            console.print(Text(f"people: {kind}, {done} of {len(content.tasks)} tasks done"))
+    for content in rounds(run.path):
+        done = len(content.tasks) - len(content.unlabelled)
+        line = f"people: {content.folder.name}, {done} of {len(content.tasks)} tasks done"
+        console.print(Text(line), soft_wrap=True)
 
 
 def _lineage(run: RunDirectory) -> str | None:
