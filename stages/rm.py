@@ -27,7 +27,7 @@ from stages.feedback.reward_loss import check_labels, ties_note
 from stages.feedback.reward_model import RewardModel, classifier_ending
 from stages.feedback.reward_scale import normalized, score_statistics
 from stages.feedback.reward_training import RewardModelTrainer
-from stages.maths.preferences import agreement_of
+from stages.maths.preferences import noise_of
 from stages.models.base_checks import supports_block_mask
 from stages.models.reward_members import member_role
 from stages.models.role_models import RoleModels
@@ -154,8 +154,8 @@ def report_on(
     if ranks.rank == 0:
         rankings = scored_rankings(train, held_out, rewards, nats, models.reward_tokenizer)
         labels = read_label_metrics(context.folder)
-        agreement = agreement_of(context.config.rm.rankings.of_single_people, labels)
-        metrics = write_report(context.folder, rankings, agreement)
+        noise = noise_of(context.config.rm.rankings.of_single_people, labels)
+        metrics = write_report(context.folder, rankings, noise)
     return ranks.broadcast(metrics)
 
 

@@ -23,7 +23,7 @@ from pipeline.reporting.page import (
 )
 from pipeline.state.results import Results
 from pipeline.terminal.format import show_known, show_number
-from stages.maths.preferences import ScoredRanking, agreement_of, prompt_numbers, reward_report
+from stages.maths.preferences import ScoredRanking, noise_of, prompt_numbers, reward_report
 from stages.maths.statistics import Figure, figure_of, has_interval
 
 PICTURE = "reward-model.png"
@@ -41,8 +41,8 @@ def report_of(results: Results) -> Report | None:
     ]
     if not any(ranking.pairs for ranking in rankings):
         return None
-    agreement = agreement_of(results.experiment.rm.rankings.of_single_people, results.final_metrics("rm"))
-    return reward_report(rankings, agreement, prompt_numbers(rankings))
+    noise = noise_of(results.experiment.rm.rankings.of_single_people, results.final_metrics("rm"))
+    return reward_report(rankings, noise, prompt_numbers(rankings))
 
 
 def verdicts(report: Report, remedy: str = HOLD_OUT) -> list[str]:
@@ -53,7 +53,8 @@ def verdicts(report: Report, remedy: str = HOLD_OUT) -> list[str]:
     """
     found = [_against_baselines(report), _about_length(report), _calibrated(report), _enough(report, remedy)]
     if report["agreement"]:
-        found.insert(1, _against_people(report))
+        about = _against_people if report["between"] == "two people" else _against_labeller
+        found.insert(1, about(report))
     return found
 
 
@@ -86,6 +87,20 @@ def _against_people(report: Report) -> str:
     if accuracy["high"] < agreement["low"]:
         return f"As good as people agree? Not yet: {figures}"
     return f"As good as people agree? It cannot be told apart from them: {figures}"
+
+
+def _against_labeller(report: Report) -> str:
+    agreement, ceiling = report["agreement"], report["ceiling"]
+    question = "Does the labeller agree with itself?"
+    if agreement["value"] == 1:
+        return f"{question} Yes: asked twice about {agreement['n']:.0f} prompts, it ordered all pairs alike."
+    figures = (
+        f"asked twice, it orders {show_known(agreement)} of the pairs alike. So a model could be right about "
+        f"{show_known(ceiling)}."
+    )
+    if has_interval(agreement) and report["accuracy"]["low"] > ceiling["high"]:
+        return f"{question} Less than the model with it: {figures} Look for a leak."
+    return f"{question} Not always: {figures}"
 
 
 def _about_length(report: Report) -> str:
@@ -224,7 +239,7 @@ def _draw_reliability(axes: Axes, report: Report) -> None:
 def _draw_baselines(axes: Axes, report: Report) -> None:
     named = {"reward model": report["accuracy"], **report["baselines"]}
     if report["agreement"]:
-        named = {"two people": report["agreement"], "most that is possible": report["ceiling"], **named}
+        named = {report["between"]: report["agreement"], "most that is possible": report["ceiling"], **named}
     for y, (name, one) in enumerate(reversed(named.items())):
         colour = COLOURS["rm"] if name == "reward model" else PALE
         axes.plot([one["low"], one["high"]], [y, y], color=colour)

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from configs.errors import UserError
 from configs.judge_file import judge_digest, read_judge
 from configs.schema import labeller_kind
-from data.people.agreement import pairwise_agreement
+from data.people.agreement import ordered_agreement, pairwise_agreement
 from data.sources.messages import Text, last_text
 from stages.context import Context, Tracker
 from stages.distributed.ranks import Ranks
@@ -23,6 +23,7 @@ from stages.maths.orders import common_order, ranks_of
 from stages.maths.statistics import mean_with_interval
 
 CACHE = "judge-cache.jsonl"
+ASKED_AGAIN = 50  # training prompts, and held-out ones, about which a function is asked twice
 ROUNDS = 16  # requests of each thread between two messages to the other ranks, which wait
 
 
@@ -63,13 +64,16 @@ def open_ranker(context: Context) -> Ranker:
             the judge's cache is damaged.
     """
     cache = VerdictCache(context.folder / CACHE) if context.ranks.rank == 0 else VerdictCache()
-    rankers = [_open(context, key, name, cache) for key, name in context.config.rm.rankings.labellers.items()]
+    names = context.config.rm.rankings.labellers
+    rankers = [_open(context, key, name, cache, len(names) == 1) for key, name in names.items()]
     return AgreeingRankers(*rankers) if len(rankers) > 1 else rankers[0]
 
 
-def _open(context: Context, key: str, name: str, cache: VerdictCache) -> Ranker:
-    if labeller_kind(name) != "endpoint":
-        return ScoringRanker(labeller(name, key, context.ranks))
+def _open(context: Context, key: str, name: str, cache: VerdictCache, is_alone: bool) -> Ranker:
+    kind = labeller_kind(name)
+    if kind != "endpoint":
+        asked_again = ASKED_AGAIN if kind == "function" and is_alone else 0  # what ships is not random
+        return ScoringRanker(labeller(name, key, context.ranks), asked_again)
     file = Path(name)
     judge = EndpointJudge(read_judge(file, key), key, cache, context.seed)
     if judge_digest(file) != context.sources.get(key, judge_digest(file)):
@@ -78,25 +82,43 @@ def _open(context: Context, key: str, name: str, cache: VerdictCache) -> Ranker:
 
 
 class ScoringRanker:
-    """Ranks by the scores of a labeller."""
+    """Ranks by the scores of a labeller, which may be random.
 
-    def __init__(self, label: Labeller) -> None:
-        self._label = label
+    Args:
+        asked_again: of each call, the prompts whose answers it scores twice. The first scores count.
+    """
+
+    def __init__(self, label: Labeller, asked_again: int = 0) -> None:
+        self._label, self._asked_again = label, asked_again
+        self._agreement: list[float] = []  # of each prompt asked again that has a pair which both orders have
 
     def rank(self, prompts: Sequence[Text], answers: Sequence[Sequence[str]]) -> list[Label]:
         """See `Ranker`. The labeller gets all answers in one call, each with the last message before it."""
-        asked = [last_text(prompt) for prompt, texts in zip(prompts, answers, strict=True) for _ in texts]
-        judgements = iter(self._label(asked, [text for texts in answers for text in texts]))
-        scores = [[next(judgements).score for _ in texts] for texts in answers]
+        scores = self._scores(prompts, answers)
+        if some := min(self._asked_again, len(prompts)):
+            again = self._scores(prompts[:some], answers[:some])
+            shares = map(ordered_agreement, scores[:some], again)
+            self._agreement += [share for share in shares if share is not None]
         return [Label(ranks_of(of_prompt), of_prompt) for of_prompt in scores]
 
+    def _scores(self, prompts: Sequence[Text], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+        asked = [last_text(prompt) for prompt, texts in zip(prompts, answers, strict=True) for _ in texts]
+        judgements = iter(self._label(asked, [text for texts in answers for text in texts]))
+        return [[next(judgements).score for _ in texts] for texts in answers]
+
     def metrics(self) -> dict[str, float]:
-        """None: scores are free."""
-        return {}
+        """`ordered_agreement` of both times that it was asked, with interval, if it was asked again."""
+        return mean_with_interval("label_self_agreement", self._agreement) if self._agreement else {}
 
     def notes(self) -> list[str]:
-        """None."""
-        return []
+        """How far it agrees with itself, if not wholly."""
+        if not self._agreement or min(self._agreement) == 1:
+            return []
+        figures = mean_with_interval("share", self._agreement)
+        return [
+            "asked twice, the labeller orders {share:.3f} [{share_low:.3f}, {share_high:.3f}] of the pairs "
+            "of a prompt alike (n = {share_n})".format_map(figures)
+        ]
 
 
 class JudgeRanker:

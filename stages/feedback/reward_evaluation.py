@@ -17,10 +17,9 @@ from data.sources.split import prompt_key
 from data.storage.files import write_json_lines, write_text
 from stages.distributed.ranks import Ranks
 from stages.feedback.bag_of_words import BagOfWords
-from stages.maths.preferences import ScoredRanking, prompt_numbers, reward_report
-from stages.maths.statistics import ENDS, Figure
-from stages.models.role_models import RoleForward
-from stages.models.roles import Role
+from stages.maths.preferences import Noise, ScoredRanking, prompt_numbers, reward_report
+from stages.maths.statistics import ENDS
+from stages.models.roles import Role, Roles
 from stages.sampling.response_batch import response_batch, response_logprobs
 
 MOST_RANKINGS = 5_000  # that the bag of words learns from
@@ -39,19 +38,25 @@ FIGURES = {  # the report's figures among the stage's metrics, each with its int
 
 @torch.no_grad()
 def nats_of_answers(
-    model: RoleForward, rankings: Sequence[tokenize.Ranking], pad_id: int, ranks: Ranks, at_once: int
+    roles: Roles, rankings: Sequence[tokenize.Ranking], pad_id: int, ranks: Ranks, at_once: int
 ) -> list[list[float]]:
     """For each ranking, the mean log-likelihood per token of each answer under the base itself, in nats.
 
     Args:
+        roles: with the base. The policy may have sampled an id that it has not: see `RoleModels`.
         at_once: answers in one forward.
     """
-    pairs = [(one.prompt_ids, ids) for one in rankings for ids in one.completion_ids]
+    last = roles.vocabulary - 1
+
+    def known(ids: Sequence[int]) -> list[int]:
+        return [min(token, last) for token in ids]
+
+    pairs = [(known(one.prompt_ids), known(ids)) for one in rankings for ids in one.completion_ids]
 
     def nats(some: Sequence[tuple[list[int], list[int]]]) -> list[float]:
         prompts, answers = zip(*some, strict=True)
         batch = response_batch(prompts, answers, pad_id, ranks.device)
-        logprobs = response_logprobs(model, Role.BASE, batch).masked_fill(~batch.mask, 0.0)
+        logprobs = response_logprobs(roles, Role.BASE, batch).masked_fill(~batch.mask, 0.0)
         means: list[float] = (logprobs.sum(1) / batch.mask.sum(1).clamp(min=1)).tolist()
         return means
 
@@ -92,11 +97,9 @@ def scored_rankings(
     ]
 
 
-def write_report(
-    folder: Path, rankings: Sequence[ScoredRanking], agreement: Figure | None
-) -> dict[str, float]:
+def write_report(folder: Path, rankings: Sequence[ScoredRanking], noise: Noise | None) -> dict[str, float]:
     """Write `evaluation.json` and the scored rankings; return the figures that are metrics of the stage."""
-    report = reward_report(rankings, agreement, prompt_numbers(rankings))
+    report = reward_report(rankings, noise, prompt_numbers(rankings))
     write_json_lines(folder / RANKINGS, [asdict(one) for one in rankings])
     write_text(folder / REPORT, json.dumps(report, ensure_ascii=False, indent=1) + "\n")
     return report_metrics(report)

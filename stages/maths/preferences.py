@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -243,20 +243,35 @@ def tied_share(rankings: Sequence[ScoredRanking]) -> float:
     return ties / max(1, total)
 
 
-def agreement_of(of_single_people: bool, metrics: Mapping[str, float]) -> Figure | None:
-    """The agreement of two people on a pair, if each ranking is one person's; None if it is not known.
+class Noise(NamedTuple):
+    """How far labels that are alike in kind agree.
+
+    Attributes:
+        between: who gave them.
+        agreement: the share of pairs that both order which they order alike.
+    """
+
+    between: Literal["two people", "the labeller and itself"]
+    agreement: Mapping[str, float]
+
+
+def noise_of(of_single_people: bool, metrics: Mapping[str, float]) -> Noise | None:
+    """The agreement of two people, if each ranking is one person's, or of a function asked twice.
 
     The rankings of two labellers are those that they agree about, and those that merge several people are
-    less noisy than one of them, so there the agreement bounds nothing.
+    less noisy than one of them, so there the agreement bounds nothing. None if it is not known.
     """
-    known = of_single_people and "label_agreement" in metrics
-    return figure_of(metrics, "label_agreement") if known else None
+    if of_single_people and "label_agreement" in metrics:
+        return Noise("two people", figure_of(metrics, "label_agreement"))
+    if "label_self_agreement" in metrics:
+        return Noise("the labeller and itself", figure_of(metrics, "label_self_agreement"))
+    return None
 
 
 def ceiling_of(agreement: Mapping[str, float]) -> Figure:
-    """The highest accuracy that is possible against the labels of one person, by the agreement of two.
+    """The highest accuracy that is possible against one label of a pair, by the agreement of two.
 
-    If each person orders a pair rightly with probability q, by themselves, two agree with a = q² + (1 − q)².
+    If each label orders a pair rightly with probability q, by itself, two agree with a = q² + (1 − q)².
     Whoever is always right agrees with one of them with q = (1 + √(2a − 1)) / 2, which is above a. It is
     concave in a, so it bounds the mean, too, if some pairs are harder than others.
     """
@@ -274,14 +289,14 @@ def prompt_numbers(rankings: Sequence[ScoredRanking]) -> list[int]:
 
 def reward_report(
     rankings: Sequence[ScoredRanking],
-    agreement: Mapping[str, float] | None,
+    noise: Noise | None,
     prompts: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """All figures of a reward model on held-out rankings, as JSON.
 
     Args:
         rankings: at least one must have a pair.
-        agreement: that of two people on a pair, as `Figure`, if several labelled.
+        noise: of the labels, if it is known.
         prompts: the number of each ranking's prompt; by default, each has its own.
     """
     pairs = pairs_of(rankings, prompts)
@@ -297,8 +312,9 @@ def reward_report(
         "groups": groups(pairs),
         "calibration": calibration_of(pairs),
         "length_correlation": length_correlation(rankings, prompts),
-        "agreement": dict(agreement) if agreement else None,
-        "ceiling": ceiling_of(agreement) if agreement else None,
+        "between": noise.between if noise else None,
+        "agreement": dict(noise.agreement) if noise else None,
+        "ceiling": ceiling_of(noise.agreement) if noise else None,
         "tied": tied_share(rankings),
         "mistakes": mistakes(pairs),
     }

@@ -37,7 +37,12 @@ REPORT = {
 
 
 def people(agreement, ceiling):
-    return {"agreement": figure(agreement), "ceiling": figure(ceiling)}
+    return {"between": "two people", "agreement": figure(agreement), "ceiling": figure(ceiling)}
+
+
+def itself(agreement, ceiling, width=0.05):
+    figures = {"agreement": figure(agreement, width), "ceiling": figure(ceiling, width)}
+    return {"between": "the labeller and itself"} | figures
 
 
 def changed(**changes):
@@ -65,6 +70,10 @@ def changed(**changes):
         (people(0.60, 0.72), "As good as people agree? Yes, it agrees with one more than another does"),
         (people(0.60, 0.72), "By their agreement, it could reach 0.720"),
         (people(0.52, 0.60), "As good as people agree? Better than is possible"),
+        (itself(1.0, 1.0, 0.0), "Does the labeller agree with itself? Yes: asked twice about 400 prompts"),
+        (itself(0.8, 0.9), "Does the labeller agree with itself? Not always: asked twice, it orders 0.800"),
+        (itself(0.8, 0.9), "So a model could be right about 0.900"),
+        (itself(0.52, 0.60), "Does the labeller agree with itself? Less than the model with it"),
     ],
 )
 def test_each_rule(changes, words):
@@ -90,19 +99,26 @@ def test_without_people_nothing_is_said_about_their_agreement():
 
 
 @pytest.mark.parametrize(
-    ("labeller", "is_ceiling"), [("people", True), ({"agree": ["warmth", "warm_ending"]}, False)]
+    ("labeller", "name", "between"),
+    [
+        ("people", "label_agreement", "two people"),
+        ({"agree": ["warmth", "warm_ending"]}, "label_agreement", None),
+        ("mine:score", "label_self_agreement", "the labeller and itself"),
+        ("warmth", "judge_requests", None),
+    ],
 )
-def test_agreement_is_a_ceiling_only_if_what_people_disagree_about_is_among_the_rankings(
-    labeller, is_ceiling
+def test_agreement_is_a_ceiling_only_if_what_is_disagreed_about_is_among_the_rankings(
+    labeller, name, between
 ):
-    agreement = {f"label_agreement{end}": 0.6 for end in ("", "_low", "_high", "_n")}
+    agreement = {f"{name}{end}": 0.6 for end in ("", "_low", "_high", "_n")}
     results: Any = SimpleNamespace(
         scored_rankings=[asdict(ranking([2, 1])), asdict(ranking([3, 1]))],
         final_metrics=lambda stage: agreement,
         experiment=toy(rm__rankings={"labeller": labeller}),
     )
     report = report_of(results)
-    assert report is not None and bool(report["agreement"]) == is_ceiling
+    assert report is not None and report["between"] == between
+    assert bool(report["agreement"]) == bool(report["ceiling"]) == bool(between)
 
 
 def test_the_members_of_an_ensemble_have_rows_of_their_own():

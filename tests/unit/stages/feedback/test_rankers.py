@@ -55,6 +55,47 @@ def test_a_function_ranks_by_its_scores(tmp_path):
     assert label.ranks == [0, 1, 2] and label.scores == pytest.approx([0.6249, 0.0, -0.4767], abs=1e-4)
 
 
+ASKED: list[int] = []
+
+
+def changing(prompts: list[str], completions: list[str]) -> list[float]:
+    """Likes longer answers at first, and from the second call on likes those to "b" the other way round."""
+    ASKED.append(len(completions))
+    return [
+        -len(text) if prompt == "b" and len(ASKED) > 1 else len(text)
+        for prompt, text in zip(prompts, completions, strict=True)
+    ]
+
+
+def test_a_function_that_is_random_is_found_out(tmp_path):
+    ASKED.clear()
+    ranker = open_ranker(context(tmp_path, f"{__name__}:changing"))
+    answers = [["long", "no"], ["long", "no"], ["same", "text"], ["long", "no"]]
+    labels = ranker.rank(["a", "b", "c", "d"], answers)
+    assert [label.ranks for label in labels] == [[0, 1], [0, 1], [0, 0], [0, 1]]  # the first scores count
+    metrics = ranker.metrics()
+    assert metrics["label_self_agreement"] == pytest.approx(2 / 3) and metrics["label_self_agreement_n"] == 3
+    (note,) = ranker.notes()
+    assert note.startswith("asked twice, the labeller orders 0.667") and note.endswith("alike (n = 3)")
+
+
+def test_a_function_is_asked_again_about_some_prompts(tmp_path):
+    ASKED.clear()
+    ranker = open_ranker(context(tmp_path, f"{__name__}:changing"))
+    ranker.rank(["a"] * 60, [["long", "no"]] * 60)
+    assert ASKED == [120, 100]
+    assert ranker.metrics()["label_self_agreement"] == 1 and ranker.notes() == []
+
+
+@pytest.mark.parametrize("labeller", ["warmth", [f"{__name__}:changing", "warmth"]])
+def test_what_ships_and_each_of_two_labellers_are_asked_once(labeller, tmp_path):
+    ASKED.clear()
+    ranker = open_ranker(context(tmp_path, labeller))
+    ranker.rank(["a"], [["great", "bad"]])
+    assert len(ASKED) == isinstance(labeller, list)
+    assert "label_self_agreement" not in ranker.metrics()
+
+
 def test_a_judge_ranks_without_scores_and_keeps_its_replies(tmp_path):
     noted: list[str] = []
     with chat_stub(longer) as stub:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from stages.maths.preferences import (
+    Noise,
     ScoredRanking,
     baseline_margins,
     ceiling_of,
@@ -134,7 +135,7 @@ def test_the_report_of_a_model_that_knows_the_truth_and_of_a_coin():
         lengths = random.integers(1, 40, 4).tolist()
         known.append(ranking(truth * 3, lengths=lengths, words=random.normal(0, 1, 4).tolist()))
         coin.append(ranking(random.normal(0, 1, 4), lengths=lengths))
-    report = reward_report(known, {"value": 0.7, "low": 0.6, "high": 0.8, "n": 20})
+    report = reward_report(known, Noise("two people", {"value": 0.7, "low": 0.6, "high": 0.8, "n": 20}))
     assert report["accuracy"]["value"] == 1 and report["lead"]["low"] > 0.4
     assert report["calibration"]["temperature"] is None  # it is right about everything
     assert report["mistakes"] == [] and report["agreement"]["value"] == 0.7
