@@ -55,8 +55,12 @@ def watch(console: Console, run: RunDirectory, *, once: bool) -> None:
 
 
 def _has_ended(states: Sequence[str]) -> bool:
-    """Whether the last stage has finished, or one has failed."""
-    return "failed" in states or "killed" in states or states[-1] == "finished"
+    """Whether nothing runs, and the last stage has finished or one has failed.
+
+    While a finished run is made again, later stages still show how they ended before.
+    """
+    has_failed = "failed" in states or "killed" in states
+    return "running" not in states and (has_failed or states[-1] == "finished")
 
 
 def view(results: Results) -> RenderableType:
@@ -77,9 +81,10 @@ def state_of(results: Results, stage: Stage) -> str:
 
 
 def current_stage(results: Results) -> Stage | None:
-    """The last stage that has begun."""
+    """The stage that runs, or else the last one that has begun."""
     begun = [stage for stage in STAGES if stage in results.manifests]
-    return begun[-1] if begun else None
+    running = [stage for stage in begun if state_of(results, stage) == "running"]
+    return next(reversed(running or begun), None)
 
 
 def _stages(results: Results) -> Table:

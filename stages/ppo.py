@@ -301,7 +301,8 @@ class PpoTrainer:
         """What the critic explains of the returns, and what the rewards are in the advantages."""
         rewards, values, mask = experience.rewards, experience.values, experience.mask
         advantages, returns = gae(rewards, values, mask, self.ppo.gamma, self.ppo.lam)
-        metrics = {"val/explained_variance": float(explained_variance(values, returns, mask))}
+        explained = float(explained_variance(values, returns, mask))
+        metrics = {} if math.isnan(explained) else {"val/explained_variance": explained}
         if len(experience) > 1:  # one response has nothing to vary from
             metrics["objective/reward_signal"] = float(reward_signal(advantages, rewards, mask))
         return metrics

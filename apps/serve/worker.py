@@ -80,7 +80,8 @@ class Worker:
             self.running, self.waiting = self._decoder.running, self._decoder.waiting
         _deliver(CLOSING, [*self._decoder.clear(), *self._arrived])
         for future, _ in self._calls:
-            future.set_exception(Closed())
+            if future.set_running_or_notify_cancel():
+                future.set_exception(Closed())
 
     def _has_work(self) -> bool:
         return bool(self._more or self._arrived or self._calls or self._closed)

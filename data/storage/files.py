@@ -51,7 +51,9 @@ def write_text(path: Path, text: str) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder. It is renamed first, so that no reader sees it half removed."""
-    shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.old{PARTIAL}")))
+    going = folder.with_name(f".{folder.name}.old{PARTIAL}")
+    shutil.rmtree(going, ignore_errors=True)  # of one that was killed here
+    shutil.rmtree(folder.rename(going))
 
 
 def remove_partial_files(folder: Path, name: str = "**/.*") -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from configs.deepspeed_json import read_deepspeed_json, zero_stage
 from configs.errors import UserError
-from configs.schema import Epochs, Experiment, Rollout, Stage
+from configs.schema import Experiment, Rollout, Stage
 from data.storage.adapter_names import ADAPTER_FILE
 from pipeline.planning import memory
 from pipeline.planning.batches import training
@@ -275,13 +275,15 @@ class _Estimator:
     # Disk
 
     def _disk(self) -> int:
-        """Checkpoints, which hold parameters and two moments, one more while it is written; and adapters."""
+        """Checkpoints, which hold parameters and two moments, and adapters.
+
+        One checkpoint more is there while it is written, and the best one stays if anything is held out.
+        """
         if self.stage == "best":
             return 0
         trained, _ = self._roles()
-        section = training(self.config, self.stage)
-        best = int(isinstance(section, Epochs) and section.use_best)
-        copies = section.keep_checkpoints + 1 + best
+        best = any(source.held_out for source in self.config.data.sources(self.stage))
+        copies = training(self.config, self.stage).keep_checkpoints + 1 + best
         average = self.stage == "ppo" and self.config.ppo.ema_decay is not None
         adapter = self.adapter if self.stage != "rm" else self.members * self.scorer_adapter
         return FP32 * (3 * trained * copies + adapter * (2 if average else 1))

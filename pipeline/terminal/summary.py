@@ -108,8 +108,10 @@ def few_steps(manifest: Manifest) -> dict[str, str] | None:
 def few_prompts(manifest: Manifest) -> dict[str, str] | None:
     """The figures of `FEW_PROMPTS`; None if enough prompts were held out, or none."""
     stage, metrics = manifest.stage, manifest.metrics
-    # Some figures of a reward model are of a part of the held-out prompts, or of the training prompts.
-    names = ["accuracy_n"] if stage == "rm" else [name for name in metrics if name.endswith("_n")]
+    # Some figures of a reward model are of a part of the held-out prompts, or of the training prompts. Those
+    # of one source (`eval_loss/SOURCE`) are of its own.
+    of_all = [name for name in metrics if name.endswith("_n") and "/" not in name]
+    names = ["accuracy_n"] if stage == "rm" else of_all
     counts = [metrics[name] for name in names if name in metrics]
     if not counts or min(counts) >= MIN_PROMPTS:
         return None

@@ -173,6 +173,11 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
         mask: (B, T).
 
     Returns:
-        A scalar; NaN if the returns do not vary.
+        A scalar; NaN if the returns, sums over T tokens, do not vary by more than they are rounded.
     """
-    return 1 - (returns - values)[mask].var(unbiased=False) / returns[mask].var(unbiased=False)
+    rounded = returns.shape[1] * torch.finfo(returns.dtype).eps
+    values, returns = values[mask], returns[mask]
+    variance = returns.var(unbiased=False)
+    rounding = rounded**2 * (values**2 + returns**2).mean()
+    explained = 1 - (returns - values).var(unbiased=False) / variance
+    return explained.where(variance > rounding, torch.nan)

@@ -188,5 +188,7 @@ def test_means_and_disagreement_of_members():
     members = [[[1.0, 2.0], [3.0]], [[3.0, 2.0], [1.0]]]
     assert mean_of(members) == [[2.0, 2.0], [2.0]]
     assert mean_of(members[:1]) == members[0]
+    louder = [members[0], [[10 * score for score in row] for row in members[1]]]
+    assert mean_of(louder) == [pytest.approx([11.0, 11.0]), pytest.approx([11.0])]  # neither leads
     # Standardised: -1.22, 0, 1.22 and 1.22, 0, -1.22. So they are 1.22 apart from their mean, and 0.
     assert disagreement(members) == pytest.approx([1.5**0.5 / 2, 1.5**0.5])

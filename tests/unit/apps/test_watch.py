@@ -56,6 +56,22 @@ def test_it_leaves_a_run_of_which_no_stage_runs_any_more(tmp_path, monkeypatch, 
     assert sum(looks) == PATIENCE
 
 
+def test_a_run_that_is_made_again_is_watched_although_it_once_finished(tmp_path, monkeypatch) -> None:
+    run = Run(tmp_path / "run").stage("sft", status="running").stage("rm").stage("ppo")
+    looks = list[float]()
+
+    def wait(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            run.stage("sft")
+
+    monkeypatch.setattr("apps.watch.time.sleep", wait)
+    with RunDirectory(run.path).lock("sft"):
+        assert current_stage(read_results(run.path)) == "sft"
+        watch(Console(force_terminal=True, file=io.StringIO()), RunDirectory(run.path), once=False)
+    assert len(looks) == 3
+
+
 def test_what_models_wrote_cannot_move_the_cursor(tmp_path) -> None:
     run = Run(tmp_path / "run").stage("sft").stage("rm").stage("ppo", status="running")
     (run.path / "ppo/samples.jsonl").write_text(

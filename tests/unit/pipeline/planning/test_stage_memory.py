@@ -64,7 +64,7 @@ def test_adapters_that_stages_start_from_have_their_own_size(tmp_path: Path) -> 
     assert adapters("rm") == 200 + 300
     assert adapters("ppo") == 400 + 200 + 2 * 300, "policy, reference, reward model and critic"
     assert adapters("ppo", ppo__reference="from") == 2 * 400 + 200 + 2 * 300, "SFT is compared at the end"
-    assert of("ppo", **given).disk == 4 * (3 * 3 * (400 + 300) + 400)
+    assert of("ppo", **given).disk == 4 * (4 * 3 * (400 + 300) + 400)
     assert of("sft", sft__from=str(tmp_path)).phases == of("sft").phases, "a check says what is wrong"
 
 
@@ -93,9 +93,9 @@ def test_truncated_sampling_needs_all_logits() -> None:
 
 def test_disk_is_that_of_checkpoints_and_the_adapter() -> None:
     adapter = of("sft").phases["training"]["adapters"]
-    # Parameters and two moments, in two checkpoints and one that is being written.
-    assert of("sft").disk == 3 * 3 * adapter + adapter
-    assert of("sft", sft__keep_checkpoints=4).disk == 5 * 3 * adapter + adapter
+    # Parameters and two moments, in two checkpoints, the best one, and one that is being written.
+    assert of("sft").disk == 4 * 3 * adapter + adapter
+    assert of("sft", sft__keep_checkpoints=4).disk == 6 * 3 * adapter + adapter
 
 
 def test_mapped_files_count_but_need_not_be_free() -> None:

@@ -128,6 +128,7 @@ def answers(text):
         (answers("so good so good so good"), "60% of their word pairs are repetitions, 0% at first"),
         (answers("so good"), None),
         (figures("sft", eval_loss_n=19), "Stage sft was judged on only 19 held-out prompts"),
+        (figures("sft", eval_loss_n=500, **{"eval_loss/essays_n": 5}), None),
         (figures("rm", accuracy_n=19), "Stage rm was judged on only 19 held-out prompts"),
         (figures("ppo", kl_n=19), "Stage ppo was judged on only 19 held-out prompts"),
         (figures("ppo", kl_n=20), None),

@@ -123,7 +123,15 @@ def test_a_folder_leaves_its_name_before_its_files_go(tmp_path: Path, monkeypatc
     (folder / "seal.json").touch()
     removed = []
     monkeypatch.setattr(
-        "data.storage.files.shutil.rmtree", lambda path: removed.append((path.name, folder.exists()))
+        "data.storage.files.shutil.rmtree", lambda path, **_: removed.append((path.name, folder.exists()))
     )
     remove_folder(folder)
-    assert removed == [(".step-000002.old.partial", False)]
+    assert removed == [(".step-000002.old.partial", True), (".step-000002.old.partial", False)]
+
+
+def test_a_folder_is_removed_although_the_last_time_was_cut_short(tmp_path: Path) -> None:
+    for name in ("step-000002", ".step-000002.old.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "seal.json").touch()
+    remove_folder(tmp_path / "step-000002")
+    assert list(tmp_path.iterdir()) == []

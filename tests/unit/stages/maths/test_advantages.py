@@ -271,6 +271,15 @@ def test_explained_variance_of_perfect_useless_and_harmful_critics():
     assert explained_variance(-returns, returns, mask).item() == pytest.approx(-3)  # 1 - Var(2R) / Var(R)
 
 
+def test_explained_variance_of_returns_that_vary_by_rounding_only_is_nan():
+    torch.manual_seed(0)
+    mask = torch.ones(8, 16, dtype=torch.bool)
+    values = torch.randn(8, 16)
+    _, returns = gae(torch.zeros(8, 16), values, mask, gamma=1.0, lam=1.0)
+    assert 0 < returns.var() < 1e-12
+    assert math.isnan(explained_variance(values, returns, mask).item())
+
+
 def test_explained_variance_of_equal_returns_is_nan():
     ones = torch.ones(1, 3)
     assert math.isnan(explained_variance(ones * 2, ones, ones.bool()).item())
