@@ -5,8 +5,8 @@ python -m tests.benchmarks.ensembles --table
 
 A small model continues openings of stories. The gold score of a continuation is its sentiment (VADER)
 less three times the share of repeated word pairs. Reward models learn it from 1,600 ranked answers, and PPO
-optimises them with a weak KL penalty. Each seed trains one reward model and an ensemble, whose first member is
-that model, and then PPO against each of the ways to combine them. So differences are paired by seed.
+optimises them with a weak KL penalty. Each seed trains one reward model and an ensemble, whose first member
+is that model, and then PPO against each of the ways to combine them. So differences are paired by seed.
 
 STORIES.txt has texts with <|endoftext|> between them.
 """
