@@ -277,7 +277,7 @@ def policies(options: EvaluateOptions) -> int:
     run = open_run(run_dir, options.overrides)
     folder = _folder(options, run.run.path)
     candidates = parse_candidates(options.policies.split(",") if options.policies else run.policies)
-    judges = open_judges(run, options.judges.split(",") if options.judges else None, folder)
+    judges = open_judges(run, _names(options.judges) if options.judges else None, folder)
     benchmarks = None
     if options.benchmarks:
         benchmarks = Benchmarks(

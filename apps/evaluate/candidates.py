@@ -64,7 +64,8 @@ def parse_candidates(names: Sequence[str]) -> list[Candidate]:
     Raises:
         UserError: a name has another form, a number out of range, or stands there twice.
     """
-    candidates = [_parse(name.strip()) for name in names]
+    names = [name.strip() for name in names]
+    candidates = [_parse(name) for name in names]
     if len(candidates) < 2:
         raise UserError("--policies: name two or more, to compare. For example: --policies sft,ppo")
     twice = [name for name in names if names.count(name) > 1]

@@ -1,4 +1,4 @@
-"""Mistakes with `tristage serve` and `tristage chat`: each is told before a model is loaded."""
+"""Mistakes with `tristage serve`, `chat` and `evaluate`: each is told before a model is loaded."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ MISTAKES = {
         ["--host no.such.host"],
     ),
     "no port": (["serve", "--port", "65536"], ["--port", "less than or equal to 65535"]),
+    "one policy twice, after a blank": (["evaluate", "--policies", "sft, sft"], ["'sft' stands there twice"]),
+    "an unknown judge after a blank": (
+        ["evaluate", "--judges", "warmth, nobody"],
+        ["--judges: 'nobody' is no judge"],
+    ),
 }
 
 

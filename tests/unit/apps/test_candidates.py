@@ -25,6 +25,7 @@ def test_each_form() -> None:
     [
         (["sft"], "two or more"),
         (["sft", "sft"], "twice"),
+        (["sft", " sft"], "'sft' stands there twice"),
         (["sft@0", "ppo"], "from 1 to 1024"),
         (["base+5000", "ppo"], "from 1 to 1024"),
         (["", "ppo"], "none of"),
