@@ -5,7 +5,7 @@ Each row goes through the functions that training uses, twice: with the limits o
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
@@ -64,17 +64,6 @@ def rows_of(config: Experiment, stage: Stage, kind: Kind, note: Callable[[str], 
         )
         return some_rows(config, stage, kind)
     return StageData(config, stage, note).rows(kind).train
-
-
-def first_of_each(rows: Sequence[Row], number: int) -> list[Row]:
-    """`number` rows: the first of each source in turn, then the second of each, and so on."""
-    places: Counter[str] = Counter()
-    turns = []
-    for row in rows:
-        source = row.get("source", "")
-        turns.append((places[source], row))
-        places[source] += 1
-    return [row for _, row in sorted(turns, key=lambda turn: turn[0])][:number]
 
 
 def preview(row: Row, kind: Kind, tokenizer: PreTrainedTokenizerBase, data: Data) -> Preview:

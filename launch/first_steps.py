@@ -85,7 +85,8 @@ class PreviewOptions(ExperimentOptions):
 def preview(options: PreviewOptions) -> int:
     """Show the tokens that a stage sees: which are learned, scored or cut, and how long rows are."""
     config, _ = options.experiment_of_run() if options.run_dir else options.experiment()
-    from data.preview import first_of_each, lengths, packed, preview, rows_of  # imports transformers
+    from data.preview import lengths, packed, preview, rows_of  # imports transformers
+    from data.sources.mixture import first_of_each, label_of
     from pipeline.terminal.preview import ending, print_histogram, print_packed, print_previews
     from stages.preflight import main_source, tokenizer_of
 
@@ -93,7 +94,8 @@ def preview(options: PreviewOptions) -> int:
     tokenizer = tokenizer_of(config, options.stage, base)
     rows = rows_of(config, data_stage, kind, say)
     console = SafeConsole(highlight=False)
-    shown = [preview(row, kind, tokenizer, config.data) for row in first_of_each(rows, options.number)]
+    some = first_of_each(rows, options.number, label_of)
+    shown = [preview(row, kind, tokenizer, config.data) for row in some]
     print_previews(console, shown, tokenizer, ending(config, options.stage))
     for found in lengths(rows, kind, tokenizer, config.data):
         print_histogram(console, found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from configs.errors import UserError
@@ -15,10 +14,13 @@ from data.batches.tokenize import continuation
 from data.examples import StageData, ranked_by_people
 from data.people.round import MOST_RANKED, Kind, Task, task_id
 from data.sources.bad_rows import BadRow
+from data.sources.collected_rankings import SPLITS
 from data.sources.formats import Kind as FileKind
 from data.sources.formats import Row
 from data.sources.loading import load_rows
 from data.sources.messages import Text, last_text, read_text, recorded
+from data.sources.mixture import first_of_each, label_of
+from data.sources.split import prompt_key
 from data.sources.text import collapsed, read_string
 from data.storage.files import read_json_lines
 from pipeline.state.run_directory import RunDirectory
@@ -63,12 +65,12 @@ def make_tasks(
     """
     found: Iterator[Task]
     if asked.answers and asked.kind == "pairs" and asked.policies:
-        found = islice(_answers_of_policies(asked.answers, policies, config, run, say), asked.number)
+        found = _in_turn(_answers_of_policies(asked.answers, policies, config, run, say), asked.number)
     elif asked.answers:
         found = _answers_of_file(asked, config, run, say)
     elif asked.kind == "pairs" and asked.prompts is None and set(policies) == {"sft", "ppo"}:
         file = run.stage("ppo") / EVALUATION
-        found = islice(_answers_of_policies(file, policies, config, run, say), asked.number)
+        found = _in_turn(_answers_of_policies(file, policies, config, run, say), asked.number)
     elif not policies:
         found = (make_task(split, row["prompt"], []) for split, row in _rows(asked, config, run, say))
     else:
@@ -84,6 +86,11 @@ def make_tasks(
     if equal := len(tasks) - len(useful):
         say(f"{equal} of {len(tasks)} prompts left out: their answers are the same")
     return list({task.id: task for task in useful}.values()), equal
+
+
+def _in_turn(tasks: Iterator[Task], number: int | None) -> Iterator[Task]:
+    """At most `number` tasks, for which several sources take turns; None for all."""
+    yield from tasks if number is None else first_of_each([*tasks], number, lambda task: task.prompt_source)
 
 
 def _fitting(tasks: list[Task], stage: Stage, config: Experiment, say: Say) -> list[Task]:
@@ -142,7 +149,8 @@ def _rows(asked: Asked, config: Experiment, run: RunDirectory, say: Say) -> Iter
     They are of a file, or of the stage that the labels are for.
 
     Rankings are of the prompts of `data.rm`, training and held-out ones. Of pairs, which evaluate, the
-    prompts are those that PPO holds out. Of fewer prompts, as large a share is held out.
+    prompts are those that PPO holds out. Of fewer prompts, as large a share is held out, and several sources
+    take turns.
     """
     stage, file, form = PROMPTS_OF[asked.kind], asked.answers or asked.prompts, _form(asked)
     if file and asked.kind != "rankings":
@@ -159,8 +167,8 @@ def _rows(asked: Asked, config: Experiment, run: RunDirectory, say: Say) -> Iter
     total = len(train) + len(held_out)
     number = min(asked.number or total, total)
     kept = math.ceil(number * len(held_out) / max(1, total))
-    yield from (("train", row) for row in train[: number - kept])
-    yield from (("held_out", row) for row in held_out[:kept])
+    for split, part, some in zip(SPLITS, (train, held_out), (number - kept, kept), strict=True):
+        yield from ((split, row) for row in (first_of_each(part, some, label_of) if asked.number else part))
 
 
 def _form(asked: Asked) -> FileKind:
@@ -204,6 +212,7 @@ def _answers_of_policies(
             "sample answers to other prompts with --prompts."
         )
     held_out = _stage_data(config, "ppo", run, say).rows("prompts").held_out
+    sources = {prompt_key(row["prompt"]): label_of(row) for row in held_out}
     of_one_turn = {
         last_text(row["prompt"]): row["prompt"]
         for row in held_out
@@ -219,4 +228,5 @@ def _answers_of_policies(
             raise UserError(f"{file}, line {number}: {error}.") from None
         prompt = whole or of_one_turn.get(text, text)
         answers = [continuation(prompt, answer, config.data) for answer in given]
-        yield make_task("held_out", prompt, answers, sources=policies)
+        source = sources.get(prompt_key(prompt), "")
+        yield make_task("held_out", prompt, answers, sources=policies, prompt_source=source)

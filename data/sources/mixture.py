@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from configs.errors import UserError
 from configs.schema import Data, Part, Stage
@@ -13,6 +13,8 @@ from data.sources.loading import Loaded, load_rows
 from data.sources.messages import last_text
 from data.sources.split import Split, belongs_to, row_key, weighted
 from data.sources.text import collapsed
+
+T = TypeVar("T")
 
 
 class Mixture(NamedTuple):
@@ -69,11 +71,34 @@ def _counts(loaded: Loaded, copies: int, again: int) -> Counter[str]:
     )
 
 
+def label_of(row: Row) -> str:
+    """The label of a row's source; "" if the stage has only one."""
+    label: str = row.get("source", "")
+    return label
+
+
+def first_of_each(rows: Sequence[T], number: int, source_of: Callable[[T], str]) -> list[T]:
+    """At most `number` rows: the first of each source in turn, then the second of each, and so on.
+
+    Rows of one source keep their order.
+
+    Args:
+        source_of: the label of a row's source.
+    """
+    places: Counter[str] = Counter()
+    turns = []
+    for row in rows:
+        source = source_of(row)
+        turns.append((places[source], row))
+        places[source] += 1
+    return [row for _, row in sorted(turns, key=lambda turn: turn[0])][:number]
+
+
 def reweighted(data: Data, stage: Stage, split: Split, seed: int) -> Split:
     """The split with the training rows of each source as often as its weight says."""
     parts: list[Row] = []
     for part in data.parts(stage):
-        of_source = [row for row in split.train if row.get("source", "") == part.label]
+        of_source = [row for row in split.train if label_of(row) == part.label]
         kept = of_source if part.source.weight == 1 else weighted(of_source, part.source.weight, seed)
         if of_source and not kept:
             raise UserError(
@@ -88,7 +113,7 @@ def count_split(counts: Mapping[str, Counter[str]], split: Split) -> None:
     """Add to the counts of each source the rows that are trained on, held out, and neither."""
     for name, rows in _named(split):
         for row in rows:
-            counts[row.get("source", "")][name] += 1
+            counts[label_of(row)][name] += 1
 
 
 def _named(split: Split) -> Iterable[tuple[str, list[Row]]]:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from data.batches import tokenize
 from data.batches.sampler import seed_from
+from data.sources.mixture import first_of_each
+from data.sources.split import prompt_key
 from stages.context import Context
 from stages.feedback.reward_model import RewardModel
 from stages.models.roles import Role
@@ -24,7 +26,7 @@ def score_statistics(
 ) -> list[tuple[float, float]]:
     """Mean and standard deviation of each member's raw score over new samples of the SFT policy."""
     config, count = context.config, context.config.rm.normalization_prompts
-    rows = [{"prompt": ranking.prompt} for ranking in rankings[:count]]
+    rows = [{"prompt": ranking.prompt} for ranking in asked(rankings, count)]
     distinct, _ = tokenize.prompts(rows, sampler.tokenizer, config.data)
     prompts = [distinct[i % len(distinct)] for i in range(count)]
     ids = [prompt.prompt_ids for prompt in prompts]
@@ -34,6 +36,14 @@ def score_statistics(
     scores = reward_model.members_on_all_ranks(prompts, responses, config.rm.micro_batch_size)
     columns = torch.tensor(scores, dtype=torch.float64).T
     return [(float(values.mean()), float(values.std(unbiased=False))) for values in columns]
+
+
+def asked(rankings: Sequence[tokenize.Ranking], number: int) -> list[tokenize.Ranking]:
+    """The first ranking of at most `number` prompts, by source in turn: the scale is of all sources."""
+    by_prompt: dict[str, tokenize.Ranking] = {}
+    for ranking in rankings:
+        by_prompt.setdefault(prompt_key(ranking.prompt), ranking)
+    return first_of_each([*by_prompt.values()], number, lambda ranking: ranking.source)
 
 
 def normalized(tensors: dict[str, Tensor], role: str, mean: float, deviation: float) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -228,3 +229,22 @@ def test_a_link_in_the_folder_of_a_round_is_refused(tmp_path, config):
     (tmp_path / "round").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="round is a link"):
         opened(tmp_path, Asked("ratings", answers=file), config)
+
+
+def test_several_sources_take_turns_if_only_some_prompts_are_wanted(tmp_path):
+    for name in "ab":
+        write_json_lines(tmp_path / f"{name}.jsonl", [{"prompt": f"{name}{i}"} for i in range(40)])
+    sources = [{"path": str(tmp_path / f"{name}.jsonl"), "held_out": 3} for name in "ab"]
+    words = [f"data.{stage}={json.dumps(sources)}" for stage in ("sft", "ppo")]
+    config = load_experiment(TINY, [*words, "data.shares=null", "data.keep_apart=false"])
+    content = opened(tmp_path / "sft", Asked("demonstrations", number=4), config)
+    assert Counter(task.prompt[0] for task in content.tasks.values()) == {"a": 2, "b": 2}
+    held_out = TrainedRun(RunDirectory(tmp_path), config, {}).rows("ppo", "prompts").held_out
+    rows = [{"prompt": row["prompt"], "sft": "s", "ppo": "t"} for row in held_out]
+    assert [row["prompt"][0] for row in rows] == [*"aaabbb"]
+    (tmp_path / "pairs/ppo").mkdir(parents=True)
+    write_json_lines(tmp_path / "pairs/ppo/evaluation.jsonl", rows)
+    content = opened(tmp_path / "pairs", Asked("pairs", number=4), config)
+    assert [task.prompt_source for task in content.tasks.values()] == ["a", "b", "a", "b"]
+    every = open_round(tmp_path / "every", Asked("pairs"), config, RunDirectory(tmp_path / "pairs"), print)
+    assert [task.prompt for task in every.tasks.values()] == [row["prompt"] for row in rows]

@@ -13,7 +13,8 @@ import pytest
 from configs.errors import UserError
 from configs.schema import Experiment
 from data.examples import StageData
-from data.preview import first_of_each, rows_of
+from data.preview import rows_of
+from data.sources.mixture import first_of_each, label_of
 from data.sources.split import weighted
 from tests.support.pipeline_runs import TREE
 
@@ -125,7 +126,9 @@ def test_sources_of_one_name_are_numbered_and_a_label_names_one(tmp_path: Path) 
 def test_a_preview_shows_each_source(tmp_path: Path) -> None:
     config = two(tmp_path)
     rows = rows_of(config, "sft", "demonstrations", print)
-    assert [row["source"] for row in first_of_each(rows, 5)] == ["one", "two", "one", "two", "one"]
+    assert [row["source"] for row in first_of_each(rows, 5, label_of)] == ["one", "two"] * 2 + ["one"]
+    of_one = [row for row in rows if row["source"] == "one"]
+    assert first_of_each(of_one, 5, label_of) == of_one[:5]
 
 
 def test_one_source_has_no_label(tmp_path: Path) -> None:
