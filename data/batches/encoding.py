@@ -65,7 +65,7 @@ class Encoder:
 
         Raises:
             UserError: see `text`; or the template failed, cut a special token in a message, or left out a
-                part of the answer.
+                part of the answer, of a question or of the system message.
         """
         marked = [
             ([self._marked(message, where) for message in messages], prompt)
@@ -73,9 +73,10 @@ class Encoder:
         ]
         texts = rendered(self._tokenizer, marked, where)
         for (messages, prompt), text in zip(marked, texts, strict=True):
-            for answer in () if prompt else (messages[position] for position in answers):
-                if answer["role"] == "assistant":
-                    _check_whole(answer["content"], text, where)
+            learned = () if prompt else [messages[position] for position in answers]
+            for message in messages:
+                if message["role"] != "assistant" or any(message is answer for answer in learned):
+                    _check_whole(message, text, where)
         return [
             self._encode(self._with_numbers(text, where), where, add_special_tokens=False) for text in texts
         ]
@@ -127,12 +128,14 @@ class Encoder:
             )
 
 
-def _check_whole(answer: str, text: str, where: str) -> None:
-    """Refuse a template that leaves out a part of what it should teach, such as all before `</think>`."""
-    if answer.strip() not in text and "".join(answer.split()) not in "".join(text.split()):
+def _check_whole(message: Message, text: str, where: str) -> None:
+    """Refuse a template that leaves out a part of a message, such as all of an answer before `</think>`."""
+    content = message["content"]
+    if content.strip() not in text and "".join(content.split()) not in "".join(text.split()):
+        what = "answer" if message["role"] == "assistant" else f"{message['role']} message"
         raise UserError(
-            f"{where}: the chat template leaves out a part of the answer {answer.strip()[:60]!r}. Set "
-            "data.chat_template to a template that renders whole answers."
+            f"{where}: the chat template leaves out a part of the {what} {content.strip()[:60]!r}. Set "
+            f"data.chat_template to a template that renders whole {what}s."
         )
 
 

@@ -161,8 +161,8 @@ def test_template_that_strips_or_looks_into_a_message_does_so_with_special_token
     tiny.chat_template = (
         "{% for m in messages %}{{ m['content'].strip().split('</think>')[-1] }}{{ eos_token }}{% endfor %}"
     )
-    messages = [{"role": "user", "content": f" {END}a</think>{END} b {END}\n"}]
-    (ids,) = encoder_of(tiny).conversations([(messages, False)], "")
+    messages = [{"role": "assistant", "content": f" {END}a</think>{END} b {END}\n"}]
+    (ids,) = encoder_of(tiny).conversations([(messages, False)], "", answers=())
     assert ids == [*tiny(f"{END} b {END}", split_special_tokens=True).input_ids, 2]
 
 
@@ -245,6 +245,23 @@ def test_template_that_leaves_out_a_part_of_the_answer_is_refused(tiny):
     with pytest.raises(UserError, match="line 3: the chat template leaves out a part of the answer '<think>"):
         encode([(thought, False)], "line 3")
     encode([([*thought, asked], True)], "")  # an earlier turn is context
+
+
+@pytest.mark.parametrize("role", ["user", "system"])
+@pytest.mark.parametrize(
+    "cut", ["[:2000]", "[-2000:]", "|truncate(1500)", ".split('END')[0]", "|replace('START', '')"]
+)
+def test_template_that_leaves_out_a_part_of_a_question_is_refused(role, cut, tiny):
+    tiny.chat_template = (
+        f"{{% for m in messages %}}{{{{ m['content']{cut} }}}}{{{{ eos_token }}}}{{% endfor %}}"
+    )
+    asked = {"role": role, "content": f"START {'why ' * 700} END"}
+    answer = {"role": "assistant", "content": "Because."}
+    for messages, is_prompt in (([asked, answer], False), ([asked], True)):
+        with pytest.raises(
+            UserError, match=f"line 3: the chat template leaves out a part of the {role} message"
+        ):
+            encoder_of(tiny).conversations([(messages, is_prompt)], "line 3")
 
 
 def test_the_end_that_a_tokenizer_adds_after_a_text_is_left_to_the_answer():
