@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,10 @@ from configs.load import load_experiment
 from configs.schema import Base, Data, Experiment, Stage
 from data.batches import tokenize
 from data.batches.sampler import micro_batches
-from data.examples import StageRows
+from data.examples import StageRows, once_each
 from data.sources.formats import Kind
 from data.sources.messages import Text
+from data.sources.mixture import first_of_each
 from pipeline.state.manifest import Manifest, damage, read_manifest
 from pipeline.state.run_directory import RunDirectory
 from pipeline.state.stage_state import base_fault
@@ -233,21 +234,29 @@ def _check_trained_on(run: TrainedRun, folder: Path, base: Roles) -> None:
 
 
 def held_out_prompts(
-    run: TrainedRun, tokenizer: PreTrainedTokenizerBase, number: int | None = None
+    run: TrainedRun,
+    tokenizer: PreTrainedTokenizerBase,
+    note: Callable[[str], None],
+    number: int | None = None,
 ) -> list[tokenize.Prompt]:
-    """The prompts that the run keeps from all training, at most `number` of them.
+    """The prompts that the run keeps from all training, each once, as PPO's own evaluation asks them.
+
+    Args:
+        note: called with a line on prompts that repeat others.
+        number: the most prompts, for which several sources take turns; None for all.
 
     Raises:
         UserError: the data is not where the configuration says, or it has no held-out prompts.
     """
     rows = run.rows("ppo", "prompts").held_out
-    prompts, _ = tokenize.prompts(rows[:number], tokenizer, run.config.data)
+    found, _ = tokenize.prompts(rows, tokenizer, run.config.data)
+    prompts = once_each(found, note)
     if not prompts:
         raise UserError(
             f"data.ppo.held_out: {run.run.path} keeps no prompts from training. tristage evaluate takes "
             "others with --prompts, and tristage export --format adapter needs none."
         )
-    return prompts
+    return prompts if number is None else first_of_each(prompts, number, lambda prompt: prompt.source)
 
 
 def reward_scores(

@@ -18,6 +18,7 @@ from data.batches.wording import worded
 from data.sources.collected_rankings import SPLITS, read_rankings, split_of_rounds
 from data.sources.formats import Kind, Row
 from data.sources.loading import SOME_ROWS, first_rows, is_large
+from data.sources.messages import Text
 from data.sources.mixture import (
     Mixture,
     as_metrics,
@@ -42,6 +43,7 @@ from data.sources.tasks import check_trainable
 from data.storage.source_digest import source_digest
 
 Example = TypeVar("Example")
+T = TypeVar("T")
 Tokenize = Callable[..., tuple[list[Example], Counts]]
 Note = Callable[[str], None]
 SHOWN = 3  # near-duplicates
@@ -256,11 +258,20 @@ def read_examples(
 
 def once_each(prompts: Sequence[Prompt], note: Note) -> list[Prompt]:
     """One of the prompts that are the same: a policy is asked once, and its answer counts once."""
-    found: dict[str, Prompt] = {}
-    for one in prompts:
-        found.setdefault(prompt_key(one.prompt), one)
-    if repeated := len(prompts) - len(found):
-        note(f"{repeated:,} of {len(prompts):,} prompts repeat others; each is answered once")
+    return _once_each(prompts, [one.prompt for one in prompts], note)
+
+
+def rows_once_each(rows: Sequence[Row], note: Note) -> list[Row]:
+    """One of the rows whose prompts are the same; see `once_each`."""
+    return _once_each(rows, [row["prompt"] for row in rows], note)
+
+
+def _once_each(asked: Sequence[T], prompts: Sequence[Text], note: Note) -> list[T]:
+    found: dict[str, T] = {}
+    for one, prompt in zip(asked, prompts, strict=True):
+        found.setdefault(prompt_key(prompt), one)
+    if repeated := len(asked) - len(found):
+        note(f"{repeated:,} of {len(asked):,} prompts repeat others; each is answered once")
     return list(found.values())
 
 

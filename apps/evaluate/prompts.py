@@ -15,6 +15,7 @@ from configs.schema import Data, Source
 from data.batches import tokenize
 from data.batches.fit import NothingFits
 from data.batches.tokenize import Prompt
+from data.examples import rows_once_each
 from data.sources.bad_rows import BadRow
 from data.sources.loading import load_rows
 from data.sources.reading import read, where
@@ -46,16 +47,19 @@ def read_prompts(
 ) -> Asked:
     """At most `number` prompts of a file, or, without one, of those that the run keeps from training.
 
+    Each prompt is asked once, even if several rows have it.
+
     Raises:
         UserError: the file cannot be read, or a prompt is longer than those of the training.
     """
+    notes: list[str] = []
     if file is None:
-        return Asked(held_out_prompts(run, tokenizer, number))
-    source = Source(path=str(file), limit=number)
+        return Asked(held_out_prompts(run, tokenizer, notes.append, number), notes=notes)
+    source = Source(path=str(file))
     categories = values_of(source, CATEGORY)
     if categories:
         source = source.model_copy(update={"ignore_columns": (CATEGORY,)})
-    rows = load_rows(source, "prompts", lambda _: None).rows
+    rows = rows_once_each(load_rows(source, "prompts", lambda _: None).rows, notes.append)[:number]
     prompts = fitting(rows, tokenizer, run.config.data)
     if len(prompts) < len(rows):
         raise UserError(
@@ -64,7 +68,7 @@ def read_prompts(
             "longer ones."
         )
     named = [categories.get(row["where"], "") for row in rows] if categories else []
-    return Asked(prompts, named, _trained_note(run, file, rows))
+    return Asked(prompts, named, [*notes, *_trained_note(run, file, rows)])
 
 
 def _trained_note(run: TrainedRun, file: Path, rows: Sequence[Row]) -> list[str]:

@@ -104,7 +104,7 @@ def merged(export: Export, folder: Path) -> Written:
     role, tokenizer = policies.roles[export.stage], policies.tokenizer
     dtype = export.dtype or policies.base.dtype
     limits = Limits(rollout.max_new_tokens, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    prompts = held_out_prompts(run, tokenizer, PROMPTS)
+    prompts = held_out_prompts(run, tokenizer, export.say, PROMPTS)
     export.say(f"sampling {len(prompts)} held-out responses of {export.stage}, to compare")
     probed = probe(policies.base, role, prompts, rollout, limits)
     export.say(f"writing the merged model in {_name(dtype)}")

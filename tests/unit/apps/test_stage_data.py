@@ -69,10 +69,10 @@ def test_data_that_has_changed_is_told(run_dir, tmp_path, capsys, tiny_tokenizer
     config = load_experiment(copy / "config.yaml", [f"data.ppo.path={file}", "data.shares=null"])
     (copy / "config.yaml").write_text(dump_experiment(config))
     change(copy, "ppo", sources=source_hashes(config, "ppo"))
-    held_out_prompts(open_run(copy), tiny_tokenizer)
+    held_out_prompts(open_run(copy), tiny_tokenizer, print)
     assert "note:" not in capsys.readouterr().err
     file.write_text(file.read_text() + '{"prompt": "Say more."}\n')
-    held_out_prompts(open_run(copy), tiny_tokenizer)
+    held_out_prompts(open_run(copy), tiny_tokenizer, print)
     assert "note: stage ppo: data.ppo.path: the file's content is not" in capsys.readouterr().err
 
 
