@@ -72,14 +72,13 @@ class Encoder:
             for messages, prompt in conversations
         ]
         texts = rendered(self._tokenizer, marked, where)
+        numbered = [self._with_numbers(text, where) for text in texts]
         for (messages, prompt), text in zip(marked, texts, strict=True):
             learned = () if prompt else [messages[position] for position in answers]
             for message in messages:
                 if message["role"] != "assistant" or any(message is answer for answer in learned):
-                    _check_whole(message, text, where)
-        return [
-            self._encode(self._with_numbers(text, where), where, add_special_tokens=False) for text in texts
-        ]
+                    self._check_whole(message, text, where)
+        return [self._encode(text, where, add_special_tokens=False) for text in numbered]
 
     def special_tokens_in(self, text: str) -> list[str]:
         """The special tokens whose text is in `text`."""
@@ -96,10 +95,25 @@ class Encoder:
     def _with_numbers(self, text: str, where: str) -> str:
         """A rendered text, with numbers for the template's special tokens and text for those of messages."""
         text = self._pattern.sub(lambda match: f"\ufdd0{self._numbers[match[0]]}\ufdd1", text)
-        text = IN_MESSAGE.sub(lambda match: self._contents.get(match[1], match[0]), text)
+        text = self._without_numbers(text)
         if "\ufdd2" in text or "\ufdd3" in text:
             raise UserError(f"{where}: the chat template cuts a special token in it. Remove it from the row.")
         return text
+
+    def _without_numbers(self, text: str) -> str:
+        """A text with the special tokens of messages as text."""
+        return IN_MESSAGE.sub(lambda match: self._contents.get(match[1], match[0]), text)
+
+    def _check_whole(self, message: Message, text: str, where: str) -> None:
+        """Refuse a template that leaves out a part of a message, such as all of an answer before `</think>`."""
+        content = message["content"]
+        if content.strip() not in text and "".join(content.split()) not in "".join(text.split()):
+            what = "answer" if message["role"] == "assistant" else f"{message['role']} message"
+            shown = self._without_numbers(content).strip()[:60]
+            raise UserError(
+                f"{where}: the chat template leaves out a part of the {what} {shown!r}. Set "
+                f"data.chat_template to a template that renders whole {what}s."
+            )
 
     def _encode(self, text: str, where: str, add_special_tokens: bool) -> list[int]:
         encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
@@ -126,17 +140,6 @@ class Encoder:
             raise UserError(
                 f"{where}: it holds U+{ord(match[0]):X}, which Unicode reserves for programs. Remove it."
             )
-
-
-def _check_whole(message: Message, text: str, where: str) -> None:
-    """Refuse a template that leaves out a part of a message, such as all of an answer before `</think>`."""
-    content = message["content"]
-    if content.strip() not in text and "".join(content.split()) not in "".join(text.split()):
-        what = "answer" if message["role"] == "assistant" else f"{message['role']} message"
-        raise UserError(
-            f"{where}: the chat template leaves out a part of the {what} {content.strip()[:60]!r}. Set "
-            f"data.chat_template to a template that renders whole {what}s."
-        )
 
 
 class PythonEncoder(Encoder):
