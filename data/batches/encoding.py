@@ -105,7 +105,7 @@ class Encoder:
         return IN_MESSAGE.sub(lambda match: self._contents.get(match[1], match[0]), text)
 
     def _check_whole(self, message: Message, text: str, where: str) -> None:
-        """Refuse a template that leaves out a part of a message, such as all of an answer before `</think>`."""
+        """Refuse a template that leaves out a part of a message, such as all before `</think>`."""
         content = message["content"]
         if content.strip() not in text and "".join(content.split()) not in "".join(text.split()):
             what = "answer" if message["role"] == "assistant" else f"{message['role']} message"
