@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from apps.evaluate.answers import Answers
 from apps.evaluate.comparison import distinct, length_controlled_win_rate
 from apps.evaluate.judges import Compared, ComparingJudge, Judge
 from data.sources.messages import Text
+from pipeline.terminal.format import show_number
 from stages.maths.statistics import kl_of_best, mean_with_interval, repeated_bigrams
 
 Metrics = dict[str, float]
+ORDER = re.compile(r"-order\d+$")  # the end of a candidate's name
 Outcomes = dict[tuple[str, str], Sequence[Compared]]  # of two candidates
 
 
@@ -34,6 +38,22 @@ def candidate_metrics(prompts: Sequence[Text], answers: Answers, judges: Sequenc
         | mean_with_interval("cost", answers.cost)
         | (mean_with_interval("agreement", answers.agreement) if answers.agreement else {})
     )
+
+
+def order_notes(metrics: Mapping[str, Metrics], judges: Sequence[Judge]) -> list[str]:
+    """Mean, least and most of candidates that differ in the order of their demonstrations (Lu et al. 2022)."""
+    notes = []
+    for name in metrics:
+        orders = [other for other in metrics if ORDER.sub("", other) == name]
+        for judge in judges:
+            scores = [metrics[one][judge.name] for one in orders if judge.name in metrics[one]]
+            if len(scores) > 1:
+                mean, least, most = (show_number(of(scores)) for of in (fmean, min, max))
+                notes.append(
+                    f"{len(scores)} orders of the demonstrations of {name}, by {judge.name}: mean {mean}, "
+                    f"least {least}, most {most}."
+                )
+    return notes
 
 
 def outcomes_of(prompts: Sequence[Text], answers: Mapping[str, Answers], judge: Judge) -> Outcomes:

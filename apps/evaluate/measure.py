@@ -11,7 +11,14 @@ from typing import NamedTuple
 from apps.evaluate.answers import Answers, answer
 from apps.evaluate.benchmarks import Benchmarks, load_tasks, run_benchmarks
 from apps.evaluate.candidates import Candidate
-from apps.evaluate.figures import Metrics, by_category, candidate_metrics, outcomes_of, win_rates
+from apps.evaluate.figures import (
+    Metrics,
+    by_category,
+    candidate_metrics,
+    order_notes,
+    outcomes_of,
+    win_rates,
+)
 from apps.evaluate.in_context import in_context
 from apps.evaluate.instructions import propose
 from apps.evaluate.judges import ComparingJudge, Judge
@@ -135,6 +142,7 @@ def measure(
         for one in candidates:
             if not one.in_context and one.samples == 1:
                 metrics[one.name] |= nats_per_token(policies, policies.roles[one.policy], windows)
+    notes += order_notes(metrics, judges)
     outcomes = {judge.name: outcomes_of(prompts, answers, judge) for judge in judges}
     categories, what = by_category(prompts, answers, judges, outcomes, asked.categories)
     return Comparison(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
 
 from apps.evaluate.comparison import STRENGTH, distinct, length_controlled_win_rate
+from apps.evaluate.figures import order_notes
 
 
 def simulated(theta: float, phi: float, n: int = 400) -> tuple[list[float], list[int], list[int]]:
@@ -61,3 +65,12 @@ def test_distinct_by_hand() -> None:
     assert distinct(["the cat sat", "the cat ran"], 1) == 4 / 6
     assert distinct(["the cat sat", "the cat ran"], 2) == 3 / 4
     assert distinct(["one"], 2) == 0.0
+
+
+def test_orders_of_the_same_demonstrations_have_mean_least_and_most() -> None:
+    judges: list[Any] = [SimpleNamespace(name="gold"), SimpleNamespace(name="endpoint")]
+    scores = {"base": -2.0, "base+4": 0.1, "base+4-order2": 0.4, "base+4-order3": -0.2, "base+1-order2": 7.0}
+    metrics = {name: {"gold": score} for name, score in scores.items()}
+    assert order_notes(metrics, judges) == [
+        "3 orders of the demonstrations of base+4, by gold: mean 0.100, least -0.200, most 0.400."
+    ]
