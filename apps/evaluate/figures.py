@@ -41,7 +41,7 @@ def candidate_metrics(prompts: Sequence[Text], answers: Answers, judges: Sequenc
 
 
 def order_notes(metrics: Mapping[str, Metrics], judges: Sequence[Judge]) -> list[str]:
-    """Mean, least and most of candidates that differ in the order of their demonstrations (Lu et al. 2022)."""
+    """Mean, least and most of candidates that differ in the order of demonstrations (Lu et al. 2022)."""
     notes = []
     for name in metrics:
         orders = [other for other in metrics if ORDER.sub("", other) == name]
