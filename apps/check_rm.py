@@ -11,11 +11,10 @@ from typing import Any
 from configs.errors import UserError
 from configs.schema import Experiment, Source
 from data.examples import StageData
-from data.sources.collected_rankings import KEYS, SPLITS, useful
 from data.sources.split import prompt_key
-from data.storage.files import read_json_lines, write_json_lines
+from data.storage.files import write_json_lines
 from pipeline.state.run_directory import RunDirectory
-from stages.feedback.earlier_rankings import with_earlier
+from stages.feedback.rankings import FILE, learned_rankings
 
 Row = dict[str, Any]
 KEPT = ("prompt", "completions", "completion_ids", "ranks", "scores")
@@ -96,14 +95,11 @@ def rankings_of(
             "rm.from: the reward model starts from one that has learned already, so its accuracy after "
             "shuffled rankings says nothing. Check a run without rm.from."
         )
-    collected = run.stage("rm") / "rankings.jsonl"
+    collected = run.stage("rm") / FILE
     if config.rm.rankings.labeller != "file":
         if not collected.is_file():
             raise UserError(f"{collected} is missing: stage rm has not run here. Run it first.")
-        found = read_json_lines(collected, KEYS)
-        rows = useful(found)
-        train, held_out = ([row for row in rows if row["split"] == split] for split in SPLITS)
-        train, held_out, _ = with_earlier(train, held_out, config.rm.rankings.earlier)
+        train, held_out = learned_rankings(collected.parent, config.rm.rankings.earlier)
     else:
         train, held_out, _ = StageData(config, "rm", note).rows("rankings")
     if not held_out:

@@ -15,6 +15,7 @@ from data.sources.collected_rankings import SPLITS, read_rankings, useful
 from data.storage.files import json_lines, read_json_lines
 from data.storage.sealed_files import check_sealed, remove_sealed, write_sealed
 from stages.context import Context
+from stages.feedback.earlier_rankings import with_earlier
 from stages.feedback.rankers import Label, open_ranker
 from stages.sampling.answers import Sampled, sample_answers, with_texts
 from stages.sampling.sampler import Sampler
@@ -80,24 +81,48 @@ def read_collected_rankings(context: Context, record_samples: bool) -> tuple[lis
         UserError: the file is not what this stage collected; its SHA-256 is in `folder/rankings.sha256`. Or
             all training rankings tie.
     """
-    check_sealed(context.folder / FILE, REMEDY)
-    collected = read_rankings(context.folder / FILE, REMEDY)
+    collected = _sealed(context.folder)
     if context.ranks.rank == 0:
         remove_sealed(context.folder / SAMPLED)  # its answers are among the rankings
     if record_samples:
         shown = collected[:: max(1, len(collected) // 16)]
         samples = [{name: row[name] for name in READABLE if name in row} for row in shown]
         context.tracker.samples(samples, 0)
-    ordered = useful(collected)
-    tied = len(collected) - len(ordered)
+    train, held_out = _by_split(collected)
+    tied = len(collected) - len(train) - len(held_out)
     context.tracker.note(f"{len(collected)} rankings in {FILE}; {tied} left out: all their answers tie")
-    train, held_out = ([row for row in ordered if row["split"] == split] for split in SPLITS)
     if collected and not train:
         raise UserError(
             f"{context.folder / FILE}: no training ranking prefers one answer to another: the labeller "
             f"{context.config.rm.rankings.labelled_by} gave all answers to each prompt one label. Name "
             "another rm.rankings.labeller, or raise rm.rankings.completions, and start over with --fresh."
         )
+    return train, held_out
+
+
+def learned_rankings(folder: Path, earlier: Sequence[str]) -> tuple[list[Row], list[Row]]:
+    """Training and held-out rankings that the stage in `folder` collected, and those of earlier rounds.
+
+    They are what the stage trained on: rankings whose answers all tie are left out.
+
+    Args:
+        earlier: the files of `rm.rankings.earlier`.
+
+    Raises:
+        UserError: a file is not what a stage collected.
+    """
+    train, held_out, _ = with_earlier(*_by_split(_sealed(folder)), earlier)
+    return train, held_out
+
+
+def _sealed(folder: Path) -> list[Row]:
+    check_sealed(folder / FILE, REMEDY)
+    return read_rankings(folder / FILE, REMEDY)
+
+
+def _by_split(collected: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Training and held-out rankings, without those whose answers all tie."""
+    train, held_out = ([row for row in useful(collected) if row["split"] == split] for split in SPLITS)
     return train, held_out
 
 

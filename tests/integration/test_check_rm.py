@@ -18,6 +18,7 @@ from data.storage.files import write_json_lines
 from launch import checking
 from pipeline.state.manifest import read_manifest
 from pipeline.state.run_directory import RunDirectory
+from stages.feedback.rankings import write_rankings
 from tests.support.runs import RUN_STAGE, TINY, start_warm
 
 
@@ -73,9 +74,7 @@ def test_rankings_that_tie_entirely_are_left_out_as_by_the_stage(trained_run, tm
     run, row = RunDirectory(tmp_path), {"completions": ["a", "b"]}
     run.stage("rm").mkdir()
     rows = [{"split": "held_out", "prompt": f"p{n}", "ranks": [0, n % 2], **row} for n in range(6)]
-    write_json_lines(
-        run.stage("rm") / "rankings.jsonl", [*rows, {"split": "train", "prompt": "q", "ranks": [0, 1], **row}]
-    )
+    write_rankings(run.stage("rm"), [*rows, {"split": "train", "prompt": "q", "ranks": [0, 1], **row}], {})
     words = ["rm.rankings.labeller=warmth", "rm.rankings.rollout.max_new_tokens=8"]
     config = load_experiment(trained_run / "config.yaml", words)
     assert [one["prompt"] for one in rankings_of(run, config, print)[1]] == ["p1", "p3", "p5"]

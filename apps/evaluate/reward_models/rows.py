@@ -17,9 +17,7 @@ from data.sources.keys import ORIGIN
 from data.sources.loading import load_rows
 from data.sources.reading import describe, read, where
 from data.sources.split import prompt_key
-from data.storage.files import read_json_lines
-from stages.feedback.earlier_rankings import with_earlier
-from stages.feedback.rankings import FILE
+from stages.feedback.rankings import FILE, learned_rankings
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
@@ -106,11 +104,9 @@ def _unseen(rows: list[Row], run: TrainedRun, note: Say) -> list[Row]:
 
 
 def _trained_prompts(run: TrainedRun) -> set[str]:
-    collected = run.run.stage("rm") / FILE
-    if collected.is_file():
-        found = read_json_lines(collected, ["split", "prompt"])
-        train, held_out = ([row for row in found if row["split"] == split] for split in ("train", "held_out"))
-        rows, _, _ = with_earlier(train, held_out, run.config.rm.rankings.earlier)
+    folder = run.run.stage("rm")
+    if (folder / FILE).is_file():
+        rows, _ = learned_rankings(folder, run.config.rm.rankings.earlier)
     else:
         rows = run.rows("rm", "rankings").train
     return {prompt_key(row["prompt"]) for row in rows}

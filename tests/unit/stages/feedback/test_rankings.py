@@ -77,6 +77,19 @@ def test_rankings_of_ties_alone_are_left_out(tmp_path):
     assert read_collected_rankings(resuming(tmp_path), record_samples=False) == ([useful], [])
 
 
+def test_what_a_stage_learned_is_without_ties_and_with_earlier_rounds(tmp_path):
+    """`check rm` changes these, and `evaluate rm` leaves their prompts out."""
+    useful, useless = row("train", ["a", "b"], [0, 1]), row("train", ["a", "a"], [0, 0]) | {"prompt": "q"}
+    before = [one | {"prompt": "r"} for one in (row("held_out", ["a", "b"], [0, 1]), useless)]
+    (tmp_path / "before.jsonl").write_text(json_lines(before))
+    rankings.write_rankings(tmp_path, [useless, useful], {})
+    assert rankings.learned_rankings(tmp_path, []) == ([useful], [])
+    assert rankings.learned_rankings(tmp_path, [str(tmp_path / "before.jsonl")]) == ([useful], before[:1])
+    (tmp_path / "rankings.jsonl").write_text(json_lines([useful]))
+    with pytest.raises(UserError, match=r"rankings.jsonl: damaged"):
+        rankings.learned_rankings(tmp_path, [])
+
+
 def test_an_attempt_without_a_checkpoint_records_samples_again(tmp_path, monkeypatch):
     """A kill between collection and first checkpoint loses the samples that the killed attempt recorded."""
     rows = [row("train", [f"a{number}", "b"], [0, 1]) for number in range(40)]
