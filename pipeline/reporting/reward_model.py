@@ -30,6 +30,7 @@ PICTURE = "reward-model.png"
 WIDEST = 0.2  # an interval of accuracy that still tells a good model from a poor one
 LENGTH_MATTERS = 0.3  # a correlation of reward and length
 HOLD_OUT = "Hold out about {} prompts (data.rm.held_out)."
+TRAINED = "Trained on enough? tristage check rm --curve trains it again on a quarter and a half of the rankings."
 Report = Mapping[str, Any]
 
 
@@ -154,7 +155,7 @@ def _needed(accuracy: Figure, width: float) -> str:
 
 def reward_section(results: Results, report: Report, drawn: set[str]) -> Section:
     """Verdicts, accuracy against baselines and by kind of pair, calibration, and the surest mistakes."""
-    blocks = report_blocks(report, verdicts(report), drawn=PICTURE in drawn)
+    blocks = report_blocks(report, [*verdicts(report), TRAINED], drawn=PICTURE in drawn)
     blocks[1:1] = _members(results.final_metrics("rm"))
     return Section("Is the reward model good enough?", blocks)
 
