@@ -30,7 +30,7 @@ PICTURE = "reward-model.png"
 WIDEST = 0.2  # an interval of accuracy that still tells a good model from a poor one
 LENGTH_MATTERS = 0.3  # a correlation of reward and length
 HOLD_OUT = "Hold out about {} prompts (data.rm.held_out)."
-TRAINED = "Trained on enough? tristage check rm --curve trains it again on a quarter and a half of the rankings."
+TRAINED = "Trained on enough? tristage check rm --curve trains it on a quarter and on half of the rankings."
 Report = Mapping[str, Any]
 
 
