@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,6 +56,142 @@ from stages.feedback.verdicts import read_pair, read_ranking
 )
 def test_what_a_reply_says_of_a_pair(reply, verdict):
     assert read_pair(reply) == verdict
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Answer {} is worse.",
+        "Answer {} is wrong.",
+        "Answer {} is incorrect.",
+        "Answer {} is not better.",
+        "{} isn't better",
+        "{} isn’t better",
+        "Answer {} is the loser",
+        "Option {} is not as good.",
+        "The worse answer is {}.",
+        "Worst: {}",
+        "Loser: {}",
+        "Loser\n{}",
+        "Which is the worst?\n{}",
+        "The worst one is\n\n[[{}]]",
+        "Eliminate answer {}.",
+        "I reject: {}",
+        "I would never choose {}",
+        "{} is second best",
+        "{} is better. Not really.",
+        "{} is better. Actually, no.",
+        "{}\n{} is not better.",
+        "{}\nIt is worse.",
+        "{}: rude.",
+        "({}) is rude.",
+        "[[{}]] is worse",
+        "If {} is better",
+        "{} is correct",
+        '{"worse": "{}"}',
+        '{"winner": "{}", "loser": "{}"}',
+    ],
+)
+@pytest.mark.parametrize("letter", ["A", "B"])
+def test_a_letter_that_loses_or_may_lose_is_no_verdict(reply, letter):
+    assert read_pair(reply.replace("{}", letter)) is None
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "A: 3/10\nB: 9/10",
+        "A: 3/10, B 9/10",
+        "**A**: weak. **B**: strong.",
+        "**A**: strong. **B**: weak.",
+        "A) good\nB) better",
+        "| A | good |\n| B | better |",
+        "A: B is better",
+        "A\nB",
+        "A: good\nB: better\n\nB",
+        "[[A]] or [[B]]? [[B]]",
+        "A.\nWait, B.",
+        "A\nNo: B",
+        "A\nB is what I would pick.",
+        "I prefer A. On reflection, B.",
+        "I choose neither A nor B",
+        "A > B is wrong",
+        "A > B? No.",
+        "worst to best: A > B",
+        'Options: ["A", "B"]. I choose B.',
+        '{"winner": "A", "best": "B"}',
+        '{"winner": "A", "winner": "B"}',
+        "It is not a tie.",
+    ],
+)
+def test_a_reply_that_says_two_things_is_unreadable(reply):
+    assert read_pair(reply) is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("A. Blue.\nB. I do not know.\n\nMy verdict: B", 0.0),
+        ("A is short.\nB is long.\n\n[[B]]", 0.0),
+        ("A\n\nAnswer B is incorrect.", 1.0),
+        ("A. Answer A is more accurate.", 1.0),
+        ("Verdict: A.\nB is rude.", 1.0),
+        ("Answer A is better because B is rude.", 1.0),
+        ("A is better than B.", 1.0),
+        ("I prefer B over A.", 0.0),
+        ("B beats A", 0.0),
+        ("So, I think A is better.", 1.0),
+        ("My final verdict is: [[A]]", 1.0),
+        ("Better answer: A", 1.0),
+        ("Winner: B", 0.0),
+        ("Final answer: B", 0.0),
+        ("The answer is A.", 1.0),
+        ("## Verdict:\nB", 0.0),
+        ("'A'", 1.0),
+        ("Best to worst: B > A", 0.0),
+        ('{"winner": "B"}', 0.0),
+        ('{"verdict": "A", "reason": "B is not kind"}', 1.0),
+        ('```json\n{"better_answer": "Answer B"}\n```', 0.0),
+        ('{"winner": "tie"}', 0.5),
+    ],
+)
+def test_a_clear_verdict_wins(reply, verdict):
+    assert read_pair(reply) == verdict
+
+
+@pytest.mark.parametrize(
+    ("reply", "ranks"),
+    [
+        ("Best to worst: A > B > C", [0, 1, 2]),
+        ('{"best_to_worst": ["A", "B", "C"]}', [0, 1, 2]),
+        ('{"ranking": ["A", "B", "C"], "reason": "C is not kind"}', [0, 1, 2]),
+        ('{"ranking": [\n  "A",\n  "B", "C"\n]}', [0, 1, 2]),
+        ("C is not kind.\n\nA > B > C\nC is the worst.", [0, 1, 2]),
+        # The wrong way round, or denied
+        ("worst to best: A > B > C", None),
+        ("From the worst answer to the best one:\nA > B > C", None),
+        ("A > B > C. Worst first.", None),
+        ('["A","B","C"] (worst first)', None),
+        ('["A","B","C"]\n(worst first)', None),
+        ('{"worst_to_best": ["A", "B", "C"]}', None),
+        ('{"rejected": ["A", "B", "C"]}', None),
+        ("In ascending order: A > B > C", None),
+        ("A > B > C is the wrong order", None),
+    ],
+)
+def test_the_direction_of_an_order(reply, ranks):
+    assert read_ranking(reply, 3) == ranks
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize(
+    "part", ["\n", ":\n", ". ", "- ", "A. ", "A: ", "worst ", "A > B\n", "{", "[", '["A", ', "I ", "so, "]
+)
+def test_long_replies_are_read_in_time(part, cut):
+    started = time.monotonic()
+    reply = (part * 20_000)[:20_000]
+    read_pair(reply, cut), read_ranking(reply, 3, cut)
+    assert time.monotonic() - started < 5  # quadratic ones took 60
 
 
 @pytest.mark.parametrize(
