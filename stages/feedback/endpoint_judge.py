@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from configs.errors import UserError
 from configs.judge_file import JudgeEndpoint
+from configs.unique_keys import DuplicateKey, unique_keys
 from data.batches.sampler import seed_from
 from data.sources.messages import Text, dialogue, last_text
 from stages.feedback.judge_modes import MODES, Shown
@@ -199,23 +200,29 @@ class EndpointJudge:
 
 
 def _reply_in(content: bytes) -> Reply:
-    """The reply in a chat completion. What a content filter has refused has no text.
+    """The reply in a chat completion. What a model declines to answer has no text.
 
     Raises:
-        Refused: the content is something else.
+        Refused: the content is something else, or says that an error or a content filter ended the reply.
     """
     try:
-        answer: Any = json.loads(content)
-        choice: Any = answer["choices"][0]
-        text: Any = choice["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        raise Refused(f"its answer is {content!r:.200}") from None
+        answer: Any = json.loads(content, object_pairs_hook=unique_keys)
+        if fault := answer.get("error"):
+            raise Refused(f"it says that there was an error: {fault!r:.100}")
+        (choice,) = answer["choices"]
+        text, reason = choice["message"]["content"], choice.get("finish_reason")
+    except DuplicateKey as error:
+        raise Refused(f"in its answer, {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise Refused(f"its answer is {content!r:.200}, not one choice") from None
     if not isinstance(text, str | None):
         raise Refused(f"its content is {text!r:.100}")
+    if reason == "content_filter":
+        raise Refused("its content filter ended a reply; choose a model without one")
     usage = answer.get("usage")
     tokens = usage if isinstance(usage, dict) else {}
     prompt_tokens, completion_tokens = map(_count, map(tokens.get, ("prompt_tokens", "completion_tokens")))
-    cut, whole = choice.get("finish_reason") == "length", text or ""
+    cut, whole = reason == "length", text or ""
     read = whole[:LONGEST] if cut else whole[-LONGEST:]
     return Reply(read, prompt_tokens, completion_tokens, cut)
 

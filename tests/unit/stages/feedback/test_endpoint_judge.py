@@ -190,6 +190,26 @@ HOSTILE: list[tuple[Any, str]] = [
     (b"<!DOCTYPE html><html>Log in</html>", "its answer is b'<!DOCTYPE html>"),
     (b"[" * 10**5, "its answer is b'[["),
     (b'{"choices": [{"message": {"content": 1}}]}', "its content is 1"),
+    (b'{"choices": [{"message": {"content": "A", "content": "B"}}]}', "'content' is given twice"),
+    (b'{"choices": [], "choices": [{"message": {"content": "A"}}]}', "'choices' is given twice"),
+    (
+        b'{"choices": [{"message": {"content": "A"}}], "error": {"message": "full"}}',
+        "there was an error: {'me",
+    ),
+    (b'{"error": "full"}', "there was an error: 'full'"),
+    (
+        json.dumps({"choices": [{"message": {"content": "A"}}, {"message": {"content": "B"}}]}).encode(),
+        "its ans",
+    ),
+    (b'{"choices": {"message": {"content": "A"}}}', "not one choice"),
+    (
+        b'{"choices": [{"message": {"content": "A"}, "finish_reason": "content_filter"}]}',
+        "its content filter",
+    ),
+    (
+        b'{"choices": [{"message": {"content": null}, "finish_reason": "content_filter"}]}',
+        "content filter ended",
+    ),
     (b'{"choices": [{"message": {"content": "A"}}]}' + b" " * 2**24, "larger than 16 MiB"),
     ((404, b'{"error": {"message": "no model m"}}'), "status 404: no model m"),
     ((400, b"<html>" + b"x" * 10**6), "status 400: <html>xxx"),
@@ -291,7 +311,15 @@ def test_more_than_half_unreadable_is_refused_and_one_is_shown(options) -> None:
     assert "\x1b" not in str(caught.value)
 
 
-def test_a_filtered_reply_is_unreadable() -> None:
+@pytest.mark.parametrize("reason", [None, "stop", "length"])
+def test_an_error_of_none_is_none(reason) -> None:
+    choice = {"message": {"content": "A"}, "finish_reason": reason, "content_filter_results": {}}
+    content = json.dumps({"choices": [choice], "error": None}).encode()
+    with chat_stub(lambda body: content) as stub:
+        assert judge(stub.url).prefer(["p"], ["one"], ["two"]) == [0.5]
+
+
+def test_a_reply_that_the_model_declines_is_unreadable() -> None:
     nothing = json.dumps({"choices": [{"message": {"content": None, "refusal": "no"}}]}).encode()
     with chat_stub(lambda body: nothing if len(stub.bodies) == 1 else "B") as stub:
         endpoint = judge(stub.url, concurrency=1)
