@@ -23,6 +23,7 @@ _ROLES = {
 }
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _FIRST_TURN = re.compile(r"\s*Human:")
+_SPEAKER = re.compile(r"\A\s*Assistant:")
 
 
 def read_text(value: Any, key: str) -> Text:
@@ -137,6 +138,11 @@ def _transcript(text: str) -> list[Message]:
         else:
             messages.append({"role": role, "content": content.strip()})
     return messages
+
+
+def answer_of_transcript(text: str) -> str:
+    """An answer beside a transcript, without the name of its speaker and the blanks around it."""
+    return _SPEAKER.sub("", text).strip()
 
 
 def cut(text: Text, longest: int) -> Text:

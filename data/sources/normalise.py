@@ -23,6 +23,7 @@ from data.sources.keys import (
 )
 from data.sources.messages import (
     Text,
+    answer_of_transcript,
     as_messages,
     check_completion,
     check_prompt,
@@ -84,10 +85,13 @@ def read_row(example: Mapping[str, Any], kind: Kind, reading: Reading) -> tuple[
 
 def _read(fields: Fields, form: Format, kind: Kind, min_rating: float | None) -> Row:
     prompt, completions = form.read(fields)
-    _check_copies(fields, form, prompt, completions)
-    if is_transcript(fields.get("prompt")):
-        completions = [text.strip() if isinstance(text, str) else text for text in completions]
-    prompt, completions = _same_type(_opened(prompt, fields), completions)
+    for name, copy in _copies(fields, form, prompt, completions):
+        prompt = _opened(prompt, _system_of(copy), f"the system message of `{name}`")
+    if any(is_transcript(fields.get(key)) for key in ("prompt", "messages")):
+        completions = [answer_of_transcript(text) if isinstance(text, str) else text for text in completions]
+    name = fields.name("system")
+    system = read_string(fields.get("system", ""), name)
+    prompt, completions = _same_type(_opened(prompt, system, f"`{name}`"), completions)
     if len(completions) < {"prompts": 0, "demonstrations": 1, "rankings": 2}[kind]:
         raise _missing(fields, completions, kind)
     if form.key != "text":
@@ -215,42 +219,63 @@ def _missing(fields: Fields, completions: list[Text], kind: Kind) -> BadRow:
     return BadRow(f"the keys {listed(map(fields.name, fields))} hold no {missing}")
 
 
-def _opened(prompt: Text, fields: Fields) -> Text:
-    """The prompt with the row's `system` before it."""
-    system = read_string(fields.get("system", ""), fields.name("system"))
+def _opened(prompt: Text, system: str, what: str) -> Text:
+    """The prompt with a system message before it.
+
+    Args:
+        what: where the message is from, for messages.
+
+    Raises:
+        BadRow: the prompt opens with another one.
+    """
     if is_blank(system):
         return prompt
     messages = as_messages(prompt, "user")
     if not messages or messages[0]["role"] != "system":
         return [{"role": "system", "content": system}, *messages]
     if collapsed(messages[0]["content"]) != collapsed(system):
-        raise BadRow(
-            f"`{fields.name('system')}` is not the system message that opens the conversation; {REMEDY}"
-        )
+        raise BadRow(f"{what} is not the system message that opens the conversation; {REMEDY}")
     return messages
 
 
-def _check_copies(fields: Fields, form: Format, prompt: Text, completions: list[Text]) -> None:
-    """Refuse a `prompt` or `messages` that is no copy of what the row is read from."""
-    for key in {"prompt", "messages"} & set(fields) - form.required:
-        if fields[key] and not _is_copy(read_prompt(fields[key], fields.name(key)), prompt, completions):
-            raise BadRow(f"`{fields.name(key)}` says something else than {form.name} in this row; {REMEDY}")
+def _system_of(text: Text) -> str:
+    """The system message that opens a conversation, or ""."""
+    return text[0]["content"] if not isinstance(text, str) and text[0]["role"] == "system" else ""
+
+
+def _copies(fields: Fields, form: Format, prompt: Text, completions: list[Text]) -> list[tuple[str, Text]]:
+    """The name and text of a `prompt` and `messages` that the form does not require.
+
+    Raises:
+        BadRow: one is no copy of what the row is read from. Only its system message may be missing there.
+    """
+    copies = []
+    for key in ("prompt", "messages"):
+        if key in form.required or not fields.get(key):
+            continue
+        copy, name = read_prompt(fields[key], fields.name(key)), fields.name(key)
+        below = f"{copy}\n{fields['input']}" if isinstance(copy, str) and "input" in fields else copy
+        if not (_is_copy(copy, prompt, completions) or _is_copy(below, prompt, completions)):
+            raise BadRow(f"`{name}` says something else than {form.name} in this row; {REMEDY}")
+        copies.append((name, copy))
+    return copies
 
 
 def _is_copy(copy: Text, prompt: Text, completions: list[Text]) -> bool:
-    """Whether `copy` is the prompt, a message of it, or the conversation with one of its answers."""
+    """Whether `copy` is the prompt, a question of it, or the conversation with one of its answers."""
     ours = _turns(prompt)
     if isinstance(copy, str):
-        return any(collapsed(copy) in content for role, content in ours if role != "assistant")
+        return ("user", collapsed(copy)) in ours
     theirs = _turns(copy)
     answers = [_turns(text, "assistant") for text in completions]
     return theirs == ours or any(theirs[: len(ours) + 1] == [*ours, *answer] for answer in answers)
 
 
 def _turns(text: Text, role: str = "user") -> list[tuple[str, str]]:
-    """Role and collapsed content of each turn but the system message."""
+    """Role and collapsed content of each turn but the system message that opens."""
     messages = as_messages(text, role)
-    return [(each["role"], collapsed(each["content"])) for each in messages if each["role"] != "system"]
+    turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
+    return [(each["role"], collapsed(each["content"])) for each in turns]
 
 
 def _same_type(prompt: Text, completions: list[Text]) -> tuple[Text, list[Text]]:
