@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -20,6 +21,7 @@ PAIR_SCORES = (
     ("chosen-rating", "rejected-rating"),
 )
 GOOD = ("true", "yes", "1", "good", "desirable", "positive", "chosen")
+WRITTEN_AS_FLOAT = re.compile(r"^(-?[01])\.0+$")  # as pandas writes 1 beside empty cells
 BAD = ("false", "no", "0", "-1", "bad", "undesirable", "negative", "rejected")
 
 
@@ -109,8 +111,10 @@ def rated_good(label: Any) -> bool:
         BadRow: it does not say.
     """
     text = str(int(label)) if isinstance(label, (bool, int, float)) and label in (-1, 0, 1) else label
-    if isinstance(text, str) and text.strip().lower() in (*GOOD, *BAD):
-        return text.strip().lower() in GOOD
+    if isinstance(text, str):
+        word = WRITTEN_AS_FLOAT.sub(r"\1", text.strip().lower())
+        if word in (*GOOD, *BAD):
+            return word in GOOD
     raise BadRow(
         f"`label` must rate the answer as true or false, not {shown(label)}; name it in `ignore_columns` of "
         "this source if it says something else"

@@ -180,6 +180,8 @@ def _ranking(fields: Fields, **values: Any) -> Fields:
 
 def _as_number(value: Any) -> float | None:
     """A number, or one that is written as text; None for anything else, such as one beyond all floats."""
+    if isinstance(value, str) and "_" in value:  # Python reads 1_0 as 10
+        return None
     try:
         number = float(value) if isinstance(value, str) or is_number(value) else math.nan
     except (ValueError, OverflowError):

@@ -69,6 +69,7 @@ HH_PROMPT = [user("Hi"), assistant("Hello."), user("Bye?")]
         ({"prompt": "Sky?", "completion": "Blue.", "label": True}, "Sky?", "Blue."),
         ({"prompt": "Sky?", "completion": "Blue.", "label": 1}, "Sky?", "Blue."),
         ({"prompt": "Sky?", "completion": "Blue.", "label": "Desirable"}, "Sky?", "Blue."),
+        ({"prompt": "Sky?", "completion": "Blue.", "label": "1.0"}, "Sky?", "Blue."),
         ({"messages": [SKY, BLUE], "kto_tag": True}, [SKY], [BLUE]),
         # OpenAI's weights, and keys that say nothing
         ({"messages": [SKY, {**BLUE, "weight": 1}], "tools": []}, [SKY], [BLUE]),
@@ -290,6 +291,8 @@ ALWAYS_AN_ERROR = [
     ({"prompt": "p", "chosen": "c", "rejected": "r", "margin": 2}, R, "margins between scores"),
     ({"prompt": "p", "completion": "c", "label": "sports"}, D, "`label` must rate the answer"),
     ({"prompt": "p", "completion": "c", "label": 3}, D, "`label` must rate the answer"),
+    ({"prompt": "p", "completion": "c", "label": "1.5"}, D, "`label` must rate the answer"),
+    ({"prompt": "p", "completion": "c", "label": "1."}, D, "`label` must rate the answer"),
     ({"prompt": "p", "completion": "c", "label": True}, R, "`label` rates one answer (unpaired"),
     ({"messages": [SKY, BLUE], "kto_tag": 0}, R, "`kto_tag` rates one answer (unpaired"),
     ({"prompt": "p", "chosen": "c", "rejected": "r", "label": 1}, R, "`label` rates one answer, which this"),
@@ -335,6 +338,8 @@ SAYS_SO_ITSELF = [
     ({"prompt": "p", "completion": "c", "label": False}, D, "the answer is rated bad (`label`)"),
     ({"prompt": "p", "completion": "c", "label": 0}, D, "the answer is rated bad (`label`)"),
     ({"prompt": "p", "completion": "c", "label": "bad"}, D, "the answer is rated bad (`label`)"),
+    ({"prompt": "p", "completion": "c", "label": "0.0"}, D, "the answer is rated bad (`label`)"),
+    ({"prompt": "p", "completion": "c", "label": "-1.00"}, D, "the answer is rated bad (`label`)"),
     ({"messages": [SKY, BLUE], "kto_tag": "false"}, D, "the answer is rated bad (`kto_tag`)"),
     ({"messages": [SKY, {**BLUE, "weight": 0}]}, D, "the answer has weight 0"),
 ]  # fmt: skip

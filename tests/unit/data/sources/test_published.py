@@ -219,6 +219,7 @@ def test_turn_2_of_mt_bench_is_a_ranking_if_the_first_answers_are_the_same():
     ("row", "part"),
     [
         (one_answer_with(overall_score="high"), "`overall_score` must be a number, not 'high'"),
+        (one_answer_with(overall_score="1_0"), "`overall_score` must be a number, not '1_0'"),
         (one_answer_with(foo=1), "the key `foo` has no place in an answer of UltraFeedback"),
         (one_answer_with(response=3), "`completions` must be text or a list of messages, not 3"),
         (changed(ULTRAFEEDBACK, foo=1), "the key `foo` has no place in a row of UltraFeedback"),
@@ -251,6 +252,7 @@ def test_other_values_are_refused(row, part, tmp_path):
     ("rating", "part"),
     [
         (aspect("high"), "`annotations[].Rating` must be numbers or N/A"),
+        (aspect("1_0"), "`annotations[].Rating` must be numbers or N/A"),
         (aspect(10**400), "`annotations[].Rating` must be numbers or N/A"),
         ("5", "`annotations` must hold a `Rating` of each aspect"),
     ],
