@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data.sources.bad_rows import BadRow, LeftOut, UnusableRow
-from data.sources.keys import check_keys
+from data.sources.keys import check_keys, origin_of
 from data.sources.text import is_blank, read_string, shown
 
 Message = dict[str, str]  # role and content; `weight` (see `_weight`) only until a row is normalised
@@ -59,6 +59,14 @@ def _message(turn: Any, key: str) -> Message:
     check_keys(turn, (role_key, content_key, "weight"), f"a message of `{key}`")
     message = {"role": _ROLES[role], "content": read_string(content, f"{key}[].content")}
     return message | _weight(turn.get("weight"), message["role"], key)
+
+
+def unread_in(value: Any, key: str) -> Iterator[str]:
+    """The keys of the messages in a value that tell where they are from and are not read, as `key[].name`."""
+    for item in value if isinstance(value, list) else [value]:
+        for turn in item if isinstance(item, list) else [item]:
+            if isinstance(turn, Mapping) and not turn.keys().isdisjoint(("role", "from")):
+                yield from (f"{key}[].{name}" for name in origin_of(turn, ()))
 
 
 def _weight(weight: Any, role: str, key: str) -> dict[str, str]:

@@ -30,6 +30,7 @@ from data.sources.messages import (
     is_learned,
     is_transcript,
     read_prompt,
+    unread_in,
     without_weights,
 )
 from data.sources.order import is_number, rated_good, scores_of_answers, without_copies
@@ -67,7 +68,7 @@ def read_row(example: Mapping[str, Any], kind: Kind, reading: Reading) -> tuple[
     """Convert `example` to the form of its kind (see `load_rows`), without `where`.
 
     Returns:
-        The row, and the keys of `example` that tell where it is from and are not read.
+        The row, and the keys of `example` and its messages that tell where they are from and are not read.
 
     Raises:
         BadRow: the row does not have the form of any accepted format, or says more than its format means.
@@ -80,6 +81,9 @@ def read_row(example: Mapping[str, Any], kind: Kind, reading: Reading) -> tuple[
         raise BadRow(f"`rank_by` is of UltraFeedback, and the row is {form.name}; leave `rank_by` out")
     fields = without_empty(fields, form.required | {"prompt", "messages"})
     origin = [fields.name(key) for key in origin_of(fields, form.used)]
+    origin += [
+        name for key in fields if key in form.used for name in unread_in(fields[key], fields.name(key))
+    ]
     return _read(form.as_ranking(fields, reading.rank_by), form, kind, reading.min_rating), origin
 
 

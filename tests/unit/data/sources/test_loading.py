@@ -172,6 +172,15 @@ def test_keys_that_tell_where_a_row_is_from_are_named_once(tmp_path):
     assert notes == [f"{tmp_path}/a.jsonl: not read: `Source`"]
 
 
+def test_keys_of_messages_that_are_not_read_are_named(tmp_path):
+    row = {"messages": [user("Sky?"), {**assistant("Blue."), "tag": "rejected", "comments": "", "id": 7}]}
+    pair = {"prompt": "p", "chosen": [assistant("a")], "rejected": [{**assistant("b"), "model": "m"}]}
+    source, notes = write(tmp_path / "a.jsonl", [row, row, pair]), list[str]()
+    load_rows(source, "demonstrations", notes.append)
+    assert notes == [f"{tmp_path}/a.jsonl: not read: `messages[].tag`, `rejected[].model`"]
+    load_rows(source.model_copy(update={"ignore_columns": ("tag", "model")}), "demonstrations", refuse)
+
+
 def test_the_limit_counts_the_rows_of_the_stage(tmp_path):
     source = write(tmp_path / "a.jsonl", map(demonstration, range(10))).model_copy(update={"limit": 3})
     loaded = load_rows(source, "demonstrations", refuse, lambda row: int(row["prompt"][1:]) % 2 == 1)
