@@ -13,7 +13,7 @@ from configs.task_file import read_task
 from data.sources.bad_rows import BadRow, LeftOut, UnusableRow
 from data.sources.folders import size_of
 from data.sources.formats import ACCEPTED, Kind, Row
-from data.sources.keys import SPLIT, names_in, opened
+from data.sources.keys import SPLIT, SYNONYMS, names_in, opened
 from data.sources.normalise import Reading, read_row
 from data.sources.reading import describe, read, where
 from data.sources.tasks import labelled_row, origin_of_labelled
@@ -53,7 +53,8 @@ def load_rows(
     turn. A row of a task has no texts before it is worded (see `labelled_row`). `where` names the row in
     messages. Rows without anything to learn (UnusableRow, LeftOut) are left out, and `note` is called with
     a line about them, with one about rows that have a `split` of their own, and with one that names the keys
-    of `ORIGIN` that are not read. Nothing is read beyond the limit.
+    of `ORIGIN` that are not read. A last one counts the rows without a `label` beside those that have one.
+    Nothing is read beyond the limit.
 
     Raises:
         UserError: there are no rows, a row cannot be read, over 1 % are unusable, or nothing is left. The
@@ -61,15 +62,18 @@ def load_rows(
     """
     rows: list[Row] = []
     faults = _Faults()
-    total = others = assigned = 0
+    total = others = assigned = rated = unrated = 0
     unseen = {**dict.fromkeys(source.ignore_columns, "ignore_columns"), **_columns(source)}
     unread: dict[str, None] = {}
     for example, row, origin in _normalised(source, kind, faults):
         total += 1
         for name in unseen.keys() & set(names_in(example)) if unseen else ():
             del unseen[name]
+        is_rated = kind == "demonstrations" and _has_label(example, source)
+        rated += is_rated
         if row is None:
             continue
+        unrated += not is_rated and {"chosen", "completions"}.isdisjoint(example)
         assigned += SPLIT in example
         unread |= dict.fromkeys(origin)
         if not belongs(row):
@@ -86,6 +90,11 @@ def load_rows(
     left_out = [*faults.unusable, *faults.left_out]
     for remark in _remarks(assigned if SPLIT not in source.ignore_columns else 0, unread, left_out, total):
         note(f"{describe(source)}: {remark}")
+    if rated and unrated:
+        note(
+            f"{describe(source)}: {unrated:,} of {total:,} rows have no `label`, as other rows do, and count "
+            "as good answers. Remove them if they are not."
+        )
     return Loaded(rows, total, len(left_out), others)
 
 
@@ -105,6 +114,16 @@ def _remarks(assigned: int, unread: Collection[str], left_out: Sequence[Fault], 
         yield f"not read: {listed(unread)}"
     if left_out:
         yield f"left out {len(left_out)} of {total} rows.\n{_grouped(left_out)}"
+
+
+def _has_label(example: Mapping[str, Any], source: Source) -> bool:
+    """Whether a row rates its answer. A task has labels of its own."""
+    names = source.columns.names
+    return not source.task and any(
+        names.get(name, SYNONYMS.get(name, name)) == "label" and value not in (None, "", [], {})
+        for name, value in example.items()
+        if name not in source.ignore_columns
+    )
 
 
 def is_large(source: Source) -> bool:

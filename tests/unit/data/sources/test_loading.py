@@ -91,6 +91,29 @@ def test_rows_that_say_so_themselves_are_left_out_and_counted(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("empty", [{}, {"label": ""}, {"label": None}, {"kto_tag": []}])
+def test_rows_without_a_label_beside_rated_ones_are_counted(tmp_path, empty):
+    rows = [
+        {**demonstration(1), "label": True},
+        {**demonstration(2), **empty},
+        {**demonstration(3), "label": 0},
+    ]
+    source, notes = write(tmp_path / "a.jsonl", rows), list[str]()
+    assert [row["prompt"] for row in load_rows(source, "demonstrations", notes.append).rows] == ["p1", "p2"]
+    assert notes[-1].startswith(
+        f"{tmp_path}/a.jsonl: 1 of 3 rows have no `label`, as other rows do, and count"
+    )
+    load_rows(source, "prompts", refuse)
+    ignoring = source.model_copy(update={"ignore_columns": ("label",)})
+    assert len(load_rows(ignoring, "demonstrations", refuse).rows) == 3
+
+
+def test_preferences_beside_rated_answers_need_no_label(tmp_path):
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    source = write(tmp_path / "a.jsonl", [{**demonstration(1), "label": True}, pair])
+    assert len(load_rows(source, "demonstrations", refuse).rows) == 2
+
+
 def test_answers_below_the_least_rating_are_left_out_and_counted(tmp_path):
     rated = [{**demonstration(number), "rating": number} for number in range(1, 8)]
     rated.append({"messages": [user("Sky?"), assistant("Blue.")], "rating": 6.5})
