@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.utils import HFValidationError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -32,6 +34,7 @@ from stages.models.base_checks import (
     check_folder,
     check_loaded,
     check_logits,
+    check_values,
     loading,
     local_folder,
 )
@@ -113,14 +116,17 @@ def load_config(config: Base) -> PretrainedConfig:
     """The base's `config.json`.
 
     Raises:
-        UserError: there is no such model, transformers does not know its type, or a file beside it would
-            change what is loaded.
+        UserError: there is no such model, transformers does not know its type, a value of its config.json is
+            damaged, or a file beside it would change what is loaded.
     """
+    local_folder(config)
     check_files(config, model_folder(config))
     with loading(config, "config.json"):
-        return AutoConfig.from_pretrained(
+        model_config = AutoConfig.from_pretrained(
             model_folder(config), revision=config.revision, trust_remote_code=config.trust_remote_code
         )
+    check_values(config, model_config)
+    return model_config
 
 
 def _quantization(config: Base, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -184,12 +190,19 @@ def model_folder(config: Base) -> str:
 
 
 def is_downloaded(config: Base) -> bool:
-    """Whether the base is on this machine: its folder, or its `config.json` in the hub's cache."""
+    """Whether the base is on this machine: its path, or its `config.json` in the hub's cache.
+
+    It raises no error. What is wrong with the name or the path, the checks of files and of the base say.
+    """
     if config.model in EMBEDDED:
         return is_built(config.model)
-    if local_folder(config) is not None:
+    if os.path.exists(config.model):
         return True
-    return isinstance(try_to_load_from_cache(config.model, "config.json", revision=config.revision), str)
+    try:
+        file = try_to_load_from_cache(config.model, "config.json", revision=config.revision)
+    except HFValidationError:  # neither a path that exists nor an id of the hub
+        return False
+    return isinstance(file, str)
 
 
 def base_digest(config: Base, model: PreTrainedModel) -> str:

@@ -6,6 +6,7 @@ file. These checks turn each case into a UserError that names it.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -67,10 +68,10 @@ def local_folder(config: Base) -> Path | None:
         UserError: it is a path, but not a folder.
     """
     folder = Path(config.model)
-    if config.model in EMBEDDED or not (folder.is_absolute() or folder.exists()):
+    if config.model in EMBEDDED or not (folder.is_absolute() or os.path.exists(folder)):
         return None
-    if not folder.is_dir():
-        raise unusable(config, "it is a file" if folder.exists() else "there is no such folder")
+    if not os.path.isdir(folder):
+        raise unusable(config, "it is a file" if os.path.exists(folder) else "there is no such folder")
     return folder
 
 
@@ -104,10 +105,27 @@ def safetensors_fault(path: Path) -> str | None:
 
 def check_architecture(config: Base, model_config: PretrainedConfig) -> None:
     """Raise UserError for a bidirectional model, such as BERT, or a model without LM head."""
-    given = model_config.architectures or []
-    names = [given] if isinstance(given, str) else given
+    names = _architectures(model_config)
     if names and not any(name.endswith(GENERATORS) for name in names):
         raise unusable(config, f"its config.json says {', '.join(names)}, not a causal language model")
+
+
+def check_values(config: Base, model_config: PretrainedConfig) -> None:
+    """Raise UserError for values of config.json that no model can have."""
+    names, window = _architectures(model_config), context_window(model_config)
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise unusable(
+            config, f"config.json: architectures is {names!r:.60}, not a list of names; restore the file"
+        )
+    if isinstance(window, int | float) and window < 1:
+        key = _window_key(model_config.get_text_config())
+        raise unusable(config, f"config.json: {key} is {window}; restore the file")
+
+
+def _architectures(model_config: PretrainedConfig) -> list[str]:
+    """The classes that config.json names; it may give one without a list."""
+    given = model_config.architectures or []
+    return [given] if isinstance(given, str) else given
 
 
 def check_loaded(config: Base, report: Mapping[str, Any]) -> None:
@@ -146,9 +164,15 @@ def check_logits(config: Base, model: PreTrainedModel) -> None:
 
 def context_window(config: PretrainedConfig) -> int | None:
     """The most tokens that a model reads, whatever its config calls them; None if nothing limits them."""
-    text, name = config.get_text_config(), "max_position_embeddings"
-    window: int | None = text.to_dict().get(type(text).attribute_map.get(name, name))
+    text = config.get_text_config()
+    window: int | None = text.to_dict().get(_window_key(text))
     return window
+
+
+def _window_key(text: PretrainedConfig) -> str:
+    """What the config of this kind of model calls the context window."""
+    name = "max_position_embeddings"
+    return str(type(text).attribute_map.get(name, name))
 
 
 def check_vocabulary(base: Base, text: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:

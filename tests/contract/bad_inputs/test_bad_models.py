@@ -108,6 +108,26 @@ BASES: dict[str, tuple[Any, ...]] = {
         [edit(CONFIG, architectures="LlamaModel")],
         "its config.json says LlamaModel, not",
     ),
+    "architecture no text": (
+        [edit(CONFIG, architectures=[1])],
+        "config.json: architectures is [1], not a list of names; restore the file",
+    ),
+    "architectures a number": (
+        [edit(CONFIG, architectures=1)],
+        "config.json: architectures is 1, not a list",
+    ),
+    "negative window": (
+        [edit(CONFIG, max_position_embeddings=-5)],
+        "config.json: max_position_embeddings is -5; restore the file",
+    ),
+    "no window": (
+        [edit(CONFIG, max_position_embeddings=0)],
+        "max_position_embeddings is 0; restore the file",
+    ),
+    "negative window of another name": (
+        [write(CONFIG, b'{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_positions": -1}')],
+        "config.json: n_positions is -1; restore the file",
+    ),
     "no head": ([edit(CONFIG, architectures=["LlamaModel"])], "says LlamaModel, not a causal language model"),
     "code": ([with_custom_code(CONFIG, **OWN_MODEL)], "it has its own code", "base.trust_remote_code"),
     "missing weight": (

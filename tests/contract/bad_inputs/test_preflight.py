@@ -45,6 +45,49 @@ def test_bad_rows_of_the_last_stage(command: str, tmp_path: Path) -> None:
     check_message(err, f"error: {tmp_path}/ppo.jsonl: 1 of 1 rows cannot serve as prompts")
 
 
+@pytest.mark.parametrize(
+    "name", ["my models/qwen", "a/b/c", "Qwen/x@main", "tiny-random/", "x" * 300, "models/qwen/7b"]
+)
+def test_a_base_that_is_no_folder_and_no_id_of_the_hub(name: str, tmp_path: Path) -> None:
+    """The checks of rows and functions are made all the same, and do not fail on the name."""
+    options: list[str | Path] = ["--config", trial(tmp_path), "--run-dir", tmp_path / "run", *SHORT]
+    for command, key in (("plan", "base"), ("run", "base"), ("plan", "rm.base")):
+        status, _, err = tristage(command, *options, f"{key}.model={name}")
+        assert status == 2 and not (tmp_path / "run").exists()
+        check_message(
+            err, f"error: {key}.model: {name!r:.200}", "there is no such folder, and no model of the"
+        )
+        assert err.count("error:") == 1
+
+
+@pytest.mark.usefixtures("cold_preflight")
+def test_a_base_that_has_no_name_of_the_hub_is_one_error_of_the_command(tmp_path: Path) -> None:
+    options: list[str | Path] = ["--config", trial(tmp_path), "--run-dir", tmp_path / "run", *SHORT]
+    status, _, err = tristage("plan", *options, "base.model=a/b/c")
+    assert status == 2
+    check_message(
+        err, "error: base.model: 'a/b/c': there is no such folder, and no model of the hub can have"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"architectures": [1]}, "config.json: architectures is [1], not a list of names; restore the file"),
+        ({"max_position_embeddings": -5}, "config.json: max_position_embeddings is -5; restore the file"),
+    ],
+)
+def test_a_damaged_value_of_the_base(
+    change: dict[str, Any], part: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    damaged(tiny_folder, tmp_path / "model", [edit("config.json", **change)])
+    options: list[str | Path] = ["--config", trial(tmp_path), "--run-dir", tmp_path / "run", *SHORT]
+    status, _, err = tristage("plan", *options, f"base.model={tmp_path}/model")
+    assert status == 2
+    check_message(err, f"error: base.model: cannot load '{tmp_path}/model' (revision default): {part}")
+    assert "Lower it" not in err
+
+
 def test_plan_tells_how_many_rows_are_kept(tmp_path: Path) -> None:
     status, out, _ = tristage("plan", "--config", trial(tmp_path), "--run-dir", tmp_path / "run", *SHORT)
     assert status == 0
