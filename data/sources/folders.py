@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence, Set
+import re
+from collections.abc import Callable, Iterator, Sequence, Set
+from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from configs.schema import DATA_FILES, ending_of
 from data.storage.source_digest import MOST_FILES, is_pattern, matches
 
 OTHER_DATA = (".ndjson", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".7z")
+SHARD = re.compile(r"(.*?)(\d+)([-_]of[-_])(\d+)(.*)", re.IGNORECASE)  # as in train-00001-of-00003.jsonl
 ABOUT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
@@ -40,6 +43,43 @@ def check_one_type(folder: Path, files: Sequence[Path]) -> None:
     first = _type(files[0])
     if others := [file for file in files if _type(file) != first]:
         raise _not_read(folder, others)
+
+
+def check_endings(folder: Path, files: Sequence[Path]) -> None:
+    """Raise UserError for a copy such as a.jsonl.bak, which `datasets` would read beside a.jsonl."""
+    if other := next((file for file in files if not _has_ending(file)), None):
+        raise UserError(
+            f"{folder}: {other.relative_to(folder)} would be read, too, though no data file ends so. Move it "
+            "away if it is a copy, or rename it if its rows are meant."
+        )
+
+
+def check_shards(source: Path | str, files: Sequence[Path], names: Callable[[str], bool]) -> None:
+    """Raise UserError if files such as train-00001-of-00003.jsonl are fewer than their names say.
+
+    Args:
+        names: whether the source means a file of this name. A pattern may mean one shard on purpose.
+    """
+    shards: dict[tuple[Path, str, str, str, str], dict[int, int]] = {}
+    for file in files:
+        if match := SHARD.fullmatch(file.name):
+            before, number, of, total, after = match.groups()
+            digits = shards.setdefault((file.parent, before, of, total, after), {})
+            digits[int(number)] = len(number)
+    for (_, before, of, total, after), digits in shards.items():
+        count = int(total)
+        if count > MOST_FILES:  # no number of files
+            continue
+        first = int(0 not in digits and count in digits)
+        width = min(digits.values())
+        absent = [f"{n:0{width}}" for n in range(first, first + count) if n not in digits]
+        if missing := [number for number in absent if names(f"{before}{number}{of}{total}{after}")]:
+            more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
+            raise UserError(
+                f"{source}: shard {missing[0]} of {total}{more} missing "
+                f"({before}{missing[0]}{of}{total}{after}). Copy what is missing, or "
+                "give a pattern that names only the shards you mean."
+            )
 
 
 def check_once(source: Path | str, files: Sequence[Path]) -> None:
@@ -77,22 +117,25 @@ def files_of_pattern(pattern: str) -> list[Path]:
             f"{pattern}: it names {found[0]} and {other}, which differ in type. Narrow the pattern."
         )
     check_once(pattern, found)
+    last = os.path.basename(pattern)
+    check_shards(pattern, found, lambda name: fnmatchcase(name, last))
     return found
 
 
 def size_of(path: str) -> int:
     """Bytes of the file, of the files of the folder, or of those of the pattern at `path`."""
     place = Path(path)
-    files = matches(path) if is_pattern(path) else place.rglob("*") if place.is_dir() else [place]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    files = matches(path) if is_pattern(path) else place.rglob("*") if os.path.isdir(path) else [place]
+    return sum(file.stat().st_size for file in files if os.path.isfile(file))
 
 
 def data_files(folder: Path) -> list[Path]:
     """The files that look like data, in order."""
-    endings = (*DATA_FILES, *OTHER_DATA)
-    return sorted(
-        file for file in _files(folder) if file.name.lower().endswith(endings) and file.name not in ABOUT_DATA
-    )
+    return sorted(file for file in _files(folder) if _has_ending(file) and file.name not in ABOUT_DATA)
+
+
+def _has_ending(file: Path) -> bool:
+    return file.name.lower().endswith((*DATA_FILES, *OTHER_DATA))
 
 
 def _type(file: Path) -> tuple[str, str]:

@@ -15,9 +15,11 @@ from configs.schema import Source, ending_of
 from data.sources.bad_rows import BadRow
 from data.sources.folders import (
     check_all_read,
+    check_endings,
     check_number,
     check_once,
     check_one_type,
+    check_shards,
     data_files,
     files_of_pattern,
 )
@@ -96,8 +98,8 @@ def _files(files: list[Path]) -> Rows:
 
 
 def _hub(source: Source) -> Iterator[Any]:
-    local = Path(source.path).expanduser()
-    if local.is_file() or (local.is_absolute() and not local.exists()):
+    local = os.path.expanduser(source.path)
+    if os.path.isfile(local) or (os.path.isabs(local) and not os.path.exists(local)):
         raise UserError(
             f"{source.path}: not a readable file. Use the path of a file that ends in .jsonl, .json, .csv, "
             ".tsv or .parquet, or the id of a hub dataset such as Anthropic/hh-rlhf."
@@ -169,14 +171,26 @@ def _files_of_split(source: Source, folder: Path) -> list[Path] | None:
         )
     if source.name is None and len(builder.builder_configs) == 1:  # else other configurations have files, too
         check_all_read(folder, {Path(file).resolve() for files in splits.values() for file in files})
+    chosen = [source.split] if source.split in splits else splits  # an expression may be of all
+    files = sorted({_inside(folder, file) for split in chosen for file in splits[split]})
+    _check_files(folder, files)
     if source.name is not None or _describes_itself(folder) or source.split not in splits:
         return None
-    files = sorted(_inside(folder, file) for file in splits[source.split])
     if not all(ending_of(file.name) for file in files):
         return None
     check_one_type(folder, files)
     check_once(folder, files)
     return files
+
+
+def _check_files(folder: Path, files: list[Path]) -> None:
+    """Raise UserError for a copy that would be read, or a missing shard. A card may name its files."""
+    card = folder / "README.md"
+    described = _describes_itself(folder)
+    text = card.read_text(errors="replace") if described and card.is_file() else ""
+    if not described:
+        check_endings(folder, files)
+    check_shards(folder, [file for file in files if file.name not in text], lambda _: True)
 
 
 def _describes_itself(folder: Path) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from configs.errors import UserError
 from configs.schema import Data, Source
 from data.batches import tokenize
+from data.sources.folders import size_of
 from data.sources.loading import load_rows
 from data.sources.split import stage_split
 from tests.contract.bad_inputs.entry import check_message
@@ -248,9 +249,9 @@ ROWS: list[tuple[Any, ...]] = [
 ]
 
 
-def refused(path, kind):
+def refused(path, kind, **source):
     with pytest.raises(UserError) as caught:
-        load_rows(Source(path=str(path)), kind, print)
+        load_rows(Source(path=str(path), **source), kind, print)
     return str(caught.value)
 
 
@@ -272,6 +273,12 @@ def test_file(name, content, kind, parts, tmp_path):
 def test_folder_for_a_file(tmp_path):
     (tmp_path / "a.jsonl").mkdir()
     check_message(refused(tmp_path / "a.jsonl", D), "there is no such file")
+
+
+@pytest.mark.parametrize("path", ["x" * 300, f"/{'x' * 300}", f"~/{'x' * 300}", "~nobody-here/x"])
+def test_a_name_that_no_file_can_have(path):
+    check_message(refused(path, D), path)
+    assert size_of(path) == size_of(f"{path}.jsonl") == 0
 
 
 LINE = json.dumps(GOOD).encode() + b"\n"
@@ -305,6 +312,32 @@ FOLDERS: dict[str, tuple[Any, ...]] = {
     "splits of two types": (
         {"train.jsonl": LINE, "test.csv": LINE},
         "this folder could not be read as a data set: Couldn't infer the same data file format",
+    ),
+    "a copy": ({"a.jsonl": LINE, "a.jsonl.bak": LINE}, "a.jsonl.bak would be read, too", "Move it away if"),
+    "a copy of the original": (
+        {"a.csv": b"prompt,completion\np,c\n", "a.csv.orig": b""},
+        "a.csv.orig would be",
+    ),
+    "a copy of a split": ({"train.jsonl": LINE, "train.jsonl.old": LINE}, "train.jsonl.old would be read"),
+    "a gap in the shards": (
+        {f"data/train-0000{number}-of-00003.jsonl": LINE for number in (0, 2)},
+        "shard 00001 of 00003 is missing (train-00001-of-00003.jsonl). Copy what is missing",
+    ),
+    "the first shard alone": (
+        {"part_0_of_4.jsonl": LINE},
+        "shard 1 of 4 and 2 more are missing (part_1_of_4.jsonl)",
+    ),
+    "shards from 1": (
+        {"a-1-of-3.jsonl": LINE, "a-3-of-3.jsonl": LINE},
+        "shard 2 of 3 is missing (a-2-of-3.jsonl)",
+    ),
+    "a gap in the shards of a card": (
+        {
+            "README.md": b"---\nconfigs:\n- config_name: default\n  data_files: data/train-*\n---\n",
+            "data/train-00000-of-00003.jsonl.gz": gzip.compress(LINE),
+            "data/train-00001-of-00003.jsonl.gz": gzip.compress(LINE),
+        },
+        "shard 00002 of 00003 is missing (train-00002-of-00003.jsonl.gz)",
     ),
     "texts": ({"a.txt": b"One line.\n"}, "its files are no tables (text). Use files that end in .jsonl"),
     "texts of a split": ({"train.txt": b"a\n", "test.txt": b"b\n"}, "its files are no tables (text)"),
@@ -346,6 +379,54 @@ def test_a_folder_whose_card_describes_it_may_hold_texts(tmp_path):
     card = "---\nconfigs:\n- config_name: default\n  data_files: a.txt\n---\n"
     (tmp_path / "README.md").write_text(card)
     assert len(load_rows(Source(path=str(tmp_path)), "demonstrations", print).rows) == 2
+
+
+def number_of_rows(path, **source):
+    return len(load_rows(Source(path=str(path), **source), "demonstrations", print).rows)
+
+
+@pytest.mark.parametrize("names", [["a.jsonl", "a.jsonl.bak"], ["train-00000-of-00003.jsonl"]])
+def test_a_card_may_name_copies_and_single_shards(names, tmp_path):
+    for name in names:
+        (tmp_path / name).write_bytes(LINE)
+    card = f"---\nconfigs:\n- config_name: default\n  data_files: {json.dumps(names)}\n---\n"
+    (tmp_path / "README.md").write_text(card)
+    assert number_of_rows(tmp_path) == len(names)
+
+
+def test_a_pattern_means_the_shards_that_it_could_name(tmp_path):
+    for number in (0, 2):
+        (tmp_path / f"train-0000{number}-of-00003.jsonl").write_bytes(LINE)
+    for pattern in (
+        "*.jsonl",
+        "train-*",
+        "train-0000[0-2]-of-00003.jsonl",
+        "train-?????-of*",
+        "**/*.jsonl",
+    ):
+        check_message(refused(tmp_path / pattern, D), "shard 00001 of 00003 is missing (train-00001-of-00003")
+    for pattern, rows in {
+        "train-00000-*.jsonl": 1,
+        "*-00002-of-00003.jsonl": 1,
+        "train-0000[02]-*": 2,
+    }.items():
+        assert number_of_rows(tmp_path / pattern) == rows
+    assert number_of_rows(tmp_path / "train-00002-of-00003.jsonl") == 1
+
+
+def test_whole_sets_of_shards(tmp_path):
+    names = (
+        "train-0-of-2",
+        "train-1-of-2",
+        "deep/train-01_of_02",
+        "deep/train-02_of_02",
+        "train-3-of-99999999",
+    )
+    for name in (*names, "test-0-of-2"):  # that split is not read
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.jsonl").write_bytes(LINE)
+    assert number_of_rows(tmp_path) == number_of_rows(tmp_path / "**" / "train*.jsonl") == len(names)
+    check_message(refused(tmp_path, D, split="test"), "shard 1 of 2 is missing")
 
 
 def test_folders_that_are_read_whole(tmp_path):

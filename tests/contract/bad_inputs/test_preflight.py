@@ -102,6 +102,16 @@ def test_bad_rows_of_each_stage(stage: Any, tmp_path: Path) -> None:
         preflight.check_material(load_experiment(file, SHORT), stage)
 
 
+def test_a_path_that_no_file_can_have_is_a_fault_of_its_own_key_alone(tmp_path: Path) -> None:
+    """Later stages compare their prompts with those of that file."""
+    options: list[str | Path] = ["--config", trial(tmp_path), "--run-dir", tmp_path / "run", *SHORT]
+    for path in (f"/{'x' * 300}.jsonl", "x" * 300):
+        status, _, err = tristage("plan", *options, f"data.sft.path={path}")
+        assert status == 2
+        check_message(err, "error: data.sft.path: ", "there is no such ")
+        assert "data.rm" not in err and "Errno" not in err
+
+
 def test_demonstrations_of_ppo_ptx_are_read(tmp_path: Path) -> None:
     file = trial(tmp_path)
     write_rows(tmp_path / "sft.jsonl", BAD_ROWS["sft"])
