@@ -43,15 +43,68 @@ def _set_streams(streams: tuple[Any, Any]) -> None:
     sys.stdout, sys.stderr = streams
 
 
+def _put_back_environment(before: dict[str, str]) -> None:
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+def _flushes_denormals() -> bool:
+    """Whether products below the smallest normal number are 0 in this thread."""
+    return sys.float_info.min / 2 == 0
+
+
+# What rounds products of fp32, in torch's newer settings. The older ones of matrices and of cuDNN set some.
+BACKENDS: Any = torch.backends  # whose attributes torch's types leave out
+PRECISIONS = (
+    BACKENDS,
+    BACKENDS.cuda.matmul,
+    BACKENDS.cudnn,
+    BACKENDS.cudnn.conv,
+    BACKENDS.cudnn.rnn,
+    BACKENDS.mkldnn.matmul,
+    BACKENDS.mkldnn.conv,
+    BACKENDS.mkldnn.rnn,
+)
+
+
+def _older_precisions() -> tuple[str, bool] | None:
+    """None if the newer settings contradict the older ones, which torch refuses to read then."""
+    try:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return None
+
+
+def _read_precisions() -> tuple[tuple[str, bool] | None, list[str]]:
+    return _older_precisions(), [backend.fp32_precision for backend in PRECISIONS]
+
+
+def _put_back_precisions(before: tuple[tuple[str, bool] | None, list[str]]) -> None:
+    older, newer = before
+    if older is not None:  # first: these set some of the newer ones
+        torch.set_float32_matmul_precision(older[0])
+        torch.backends.cudnn.allow_tf32 = older[1]
+    for backend, precision in zip(PRECISIONS, newer, strict=True):
+        backend.fp32_precision = precision
+
+
+def _enable_mkldnn(on: bool) -> None:
+    BACKENDS.mkldnn.enabled = on
+
+
 # Settings of the whole process that a module may change for its own use: how to read and to set each.
 SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (sys.getrecursionlimit, sys.setrecursionlimit),  # first, since what follows calls functions
     (_folder, os.chdir),
     (_umask, os.umask),
     (lambda: [signal.getsignal(signum) for signum in SIGNALS], _set_handlers),
     (lambda: signal.getitimer(signal.ITIMER_REAL)[0] > 0, lambda _: signal.setitimer(signal.ITIMER_REAL, 0)),
     (lambda: (sys.stdout, sys.stderr), _set_streams),
     (np.geterr, lambda errors: np.seterr(**errors)),
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (_read_precisions, _put_back_precisions),
+    (_flushes_denormals, torch.set_flush_denormal),
+    (lambda: BACKENDS.mkldnn.enabled, _enable_mkldnn),
     (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
     (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     (lambda: torch.is_autocast_enabled("cpu"), lambda on: torch.set_autocast_enabled("cpu", on)),
@@ -80,11 +133,25 @@ def state_put_back(seed: int) -> Iterator[None]:
         try:
             yield
         finally:
-            random.setstate(of_python)
-            np.random.set_state(of_numpy)
             for read, write, value in before:
                 if read() != value:
                     write(value)
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)
+
+
+@contextmanager
+def environment_put_back() -> Iterator[None]:
+    """Run a call of the user's within. Afterwards `os.environ` is as before.
+
+    An import may set variables, such as the key of an API, for the calls that follow.
+    """
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        if dict(os.environ) != before:
+            _put_back_environment(before)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import torch
 from configs.errors import UserError
 from data.batches.sampler import seed_from
 from stages.context import Interrupted
-from stages.feedback.process_state import state_put_back
+from stages.feedback.process_state import environment_put_back, state_put_back
 
 RewardFunction = Callable[[Sequence[str], Sequence[str]], list[float]]  # of prompts' and completions' texts
 Result = TypeVar("Result")
@@ -60,7 +60,7 @@ def load_function(
 
     def score(prompts: Sequence[str], completions: Sequence[str]) -> list[Result]:
         seed = seed_from("function", path, list(prompts), list(completions))
-        with explained(doing), state_put_back(seed):
+        with explained(doing), environment_put_back(), state_put_back(seed):
             values = function(prompts=list(prompts), completions=list(completions))
             return read(values, completions, doing)
 
@@ -138,6 +138,11 @@ def as_list(values: Any, completions: Sequence[str], source: str) -> list[Any]:
     """The values that `source` gave for the completions, one for each; otherwise raises UserError."""
     if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):
         raise UserError(f"{source} gave a {type(values).__name__}, not a list of one number per completion.")
+    if hasattr(values, "columns"):  # a DataFrame of pandas, polars or another: it iterates over these
+        raise UserError(
+            f"{source} gave a {type(values).__name__}, not a list of one number per completion. Give one of "
+            "its columns, such as table['score']."
+        )
     given = list(islice(values, len(completions) + 1))  # a generator may have no end
     if len(given) != len(completions):
         count = len(given) if len(given) < len(completions) else "more"

@@ -37,7 +37,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     def write(text: str) -> Path:
         file = tmp_path / "theirs.py"
         file.write_text(
-            f"import math, os, random, signal, sys, tempfile\nimport numpy as np\nimport torch\n{text}\n"
+            "import math, os, random, signal, sys, tempfile\n"
+            f"import numpy as np, pandas as pd\nimport torch\n{text}\n"
         )
         return file
 
@@ -80,6 +81,10 @@ RETURNED = {
     "{1.0, 2.0}": "gave a set, not a list",
     "'12'": "gave a str, not a list",
     "b'12'": "gave a bytes, not a list",
+    "pd.DataFrame([[0.1, 0.2], [0.3, 0.4]])": "gave a DataFrame, not a list of one number per completion",
+    "pd.DataFrame({'score': [0.1, 0.2]})": "gave a DataFrame, not a list of one number per completion. Give",
+    "np.array([[0.1, 0.2], [0.3, 0.4]])": "for completions[0], 'short'. It must be a finite real number",
+    "torch.ones(2, 2)": "for completions[0], 'short'. It must be",
     "1.5": "gave a float, not a list",
     "None": "gave a NoneType, not a list",
     "torch.tensor(1.0)": "raised TypeError: iteration over a 0-d tensor",
@@ -101,6 +106,8 @@ def test_what_a_function_returns(returned: str, module: Callable[[str], Path]) -
         "np.array([1.0, 2.5])",
         "torch.tensor([1.0, 2.5], requires_grad=True) * 1.0",
         "torch.tensor([[1.0], [2.5]])",
+        "np.array([[1.0], [2.5]])",
+        "pd.DataFrame({'score': [1.0, 2.5]})['score']",
         "(value for value in (1.0, 2.5))",
     ],
 )
@@ -180,7 +187,11 @@ def score(prompts, completions):
     signal.alarm(100)
     sys.stdout = sys.stderr = None
     np.seterr(all="raise")
-    torch.set_float32_matmul_precision("medium")
+    {precision}
+    torch.set_flush_denormal(True)
+    torch.backends.mkldnn.enabled = False
+    os.environ["THEIRS"] = "1"; os.environ.pop("HOME"); os.environ["PATH"] = "theirs"
+    sys.setrecursionlimit(5000)
     torch.use_deterministic_algorithms(True)
     torch.autograd.set_detect_anomaly(True)
     torch.set_autocast_enabled("cpu", True)
@@ -199,15 +210,22 @@ def state() -> list[Any]:
     mask = os.umask(0o022)
     os.umask(mask)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    of_python = mask, handlers, signal.getitimer(signal.ITIMER_REAL)[0], sys.stdout, sys.stderr, np.geterr()
+    of_system = mask, handlers, dict(os.environ), sys.getrecursionlimit()
+    of_python = signal.getitimer(signal.ITIMER_REAL)[0], sys.stdout, sys.stderr, np.geterr()
+    backends: list[Any] = [torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn]
     of_torch = (
         torch.get_float32_matmul_precision(),
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        [backend.fp32_precision for backend in backends],
+        torch.backends.mkldnn.enabled,
+        (torch.tensor(1e-40) * 1).item() > 0,  # else denormal numbers are 0
         torch.are_deterministic_algorithms_enabled(),
         torch.is_anomaly_enabled(),
         torch.is_autocast_enabled("cpu"),
     )
     given = PROMPTS.copy(), COMPLETIONS.copy()
-    return [*noise, *settings, *of_python, *of_torch, torch.get_num_threads(), Path.cwd(), *given]
+    return [*noise, *settings, *of_system, *of_python, *of_torch, torch.get_num_threads(), Path.cwd(), *given]
 
 
 DELETED = "folder = tempfile.mkdtemp(); os.chdir(folder); os.rmdir(folder)"
@@ -216,7 +234,7 @@ DELETED = "folder = tempfile.mkdtemp(); os.chdir(folder); os.rmdir(folder)"
 @pytest.mark.parametrize("folder", ["os.chdir('/')", DELETED])
 @pytest.mark.parametrize("end", ["return [1, 2]", "raise ValueError", "sys.exit(0)"])
 def test_what_a_function_changes_is_put_back(end: str, folder: str, module: Callable[[str], Path]) -> None:
-    module(CHANGES.format(end=end, folder=folder))
+    module(CHANGES.format(end=end, folder=folder, precision="torch.set_float32_matmul_precision('medium')"))
     exit_of_the_system = os._exit
     before = state()
     if end.startswith("return"):
@@ -226,6 +244,52 @@ def test_what_a_function_changes_is_put_back(end: str, folder: str, module: Call
         refused()
     assert state() == before
     assert os._exit is exit_of_the_system
+
+
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "torch.backends.cuda.matmul.allow_tf32 = True",
+        "torch.backends.cudnn.allow_tf32 = False",
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",  # torch then refuses to read the older setting
+        "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+        "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+        "torch.backends.fp32_precision = 'tf32'",
+    ],
+)
+def test_the_precision_that_a_function_sets_is_put_back(
+    precision: str, module: Callable[[str], Path]
+) -> None:
+    module(CHANGES.format(end="return [1, 2]", folder="pass", precision=precision))
+    before = state()
+    assert score() == [1.0, 2.0]
+    assert state() == before
+
+
+def test_the_lowest_recursion_limit_is_put_back(module: Callable[[str], Path]) -> None:
+    module(
+        "def score(prompts, completions):\n"
+        "    os.environ['THEIRS'] = '1'\n"
+        "    for limit in range(1, 1000):\n"
+        "        try: sys.setrecursionlimit(limit); break\n"
+        "        except RecursionError: pass\n"
+        "    return [1, 2]"
+    )
+    before = state()
+    assert "raised RecursionError" in refused()
+    assert state() == before
+
+
+def test_what_an_import_says_to_the_environment_is_there_in_each_call(
+    module: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THEIRS", "0")
+    module(
+        "os.environ['THEIRS'] = '1'\n"
+        "def score(prompts, completions): return [int(os.environ.pop('THEIRS')), 2]"
+    )
+    function = load_function("theirs:score", "ppo.rewards", as_numbers)
+    assert function(PROMPTS, COMPLETIONS) == function(PROMPTS, COMPLETIONS) == [1.0, 2.0]
 
 
 def test_what_an_import_changes_is_put_back(module: Callable[[str], Path]) -> None:
