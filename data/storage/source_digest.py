@@ -29,9 +29,9 @@ def source_digest(path: Path) -> str | None:
 
     None if there is no such file.
     """
-    if path.is_file():
+    if os.path.isfile(path):  # not Path's, which raises OSError for a name too long
         return sha256(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         files = path.rglob("*")
         return _of_all((file.relative_to(path).as_posix(), file) for file in sorted(files))
     if is_pattern(str(path)) and (found := matches(str(path))):

@@ -10,6 +10,7 @@ import pytest
 from data.storage import file_cache
 from data.storage.file_cache import cached
 from data.storage.folder_digest import folder_digest
+from data.storage.source_digest import source_digest
 
 MIB = 2**20
 
@@ -133,3 +134,7 @@ def test_cache_that_cannot_be_written_saves_nothing(folder, cache):
     shutil.rmtree(cache)
     cache.write_text("a file where the folder should be")
     assert folder_digest(folder) == digest
+
+
+def test_a_name_that_no_file_can_have_has_no_digest(tmp_path):
+    assert source_digest(tmp_path / ("x" * 300)) is None
