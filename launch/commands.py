@@ -241,9 +241,9 @@ def plan(options: PlanOptions) -> int:
     request, faults = read_request(options, stages)
     plans = plan_stages(request, stages)
     world = _print_beginning(console, options, request)
+    print_decisions(console, plans)
     remarks = check_all(request.config, plans, world, faults)
     faults.refuse()
-    print_decisions(console, plans)
     warnings = machine_warnings(request.config, guess_accelerators(), world, options.hostfile)
     if starting := [plan.stage for plan in plans if plan.starts]:
         print_lines(console, warnings, "yellow")

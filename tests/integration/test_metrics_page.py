@@ -35,6 +35,11 @@ RUNS: dict[str, list[tuple[str, ...]]] = {
     "rm": [
         ("rm.group_by_length=true",),
         ("rm.rankings.rollout={max_new_tokens: 8}", "data.rm.limit=12"),
+        (
+            "rm.rankings.rollout={max_new_tokens: 8}",
+            "data.rm.limit=12",
+            f"rm.rankings.labeller={__name__}:length",
+        ),
         (ENSEMBLE,),
     ],
     "ppo": [
