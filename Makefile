@@ -56,9 +56,9 @@ demo: setup
 	$(BIN)/tristage run --config configs/demo.yaml
 
 # A third of the demo: it shows that things move, not by how much. A lexicon of feelings ranks and judges, which is quick.
-FAST := name=demo-fast sft.epochs=1 data.rm.limit=160 rm.epochs=1 data.rm.held_out=40 rm.normalization_prompts=24 \
-    rm.rankings.labeller=warmth ppo.judge=warmth data.ppo.held_out=40 ppo.iterations=6 ppo.batch_size=24 \
-    ppo.learning_rate=5e-4 ppo.critic=shared ppo.eval_steps=null ppo.save_steps=6
+FAST := name=demo-fast sft.epochs=1 data.rm.limit=136 rm.epochs=1 data.rm.held_out=40 rm.normalization_prompts=24 \
+    rm.rankings.labeller=warmth ppo.judge=warmth data.ppo.held_out=40 ppo.iterations=5 ppo.batch_size=24 \
+    ppo.learning_rate=5e-4 ppo.critic=shared ppo.eval_steps=null ppo.save_steps=5
 
 demo-fast: setup
 	$(BIN)/python -m stages.models.demo_models smollm2-135m-instruct
