@@ -34,6 +34,7 @@ from data.sources.split import (
     NO_SIDES,
     Sides,
     Split,
+    first_of_each_prompt,
     prompt_key,
     row_key,
     share_prompts_by_hash,
@@ -258,21 +259,19 @@ def read_examples(
 
 def once_each(prompts: Sequence[Prompt], note: Note) -> list[Prompt]:
     """One of the prompts that are the same: a policy is asked once, and its answer counts once."""
-    return _once_each(prompts, [one.prompt for one in prompts], note)
+    return _once_each(prompts, lambda one: one.prompt, note)
 
 
 def rows_once_each(rows: Sequence[Row], note: Note) -> list[Row]:
     """One of the rows whose prompts are the same; see `once_each`."""
-    return _once_each(rows, [row["prompt"] for row in rows], note)
+    return _once_each(rows, lambda row: row["prompt"], note)
 
 
-def _once_each(asked: Sequence[T], prompts: Sequence[Text], note: Note) -> list[T]:
-    found: dict[str, T] = {}
-    for one, prompt in zip(asked, prompts, strict=True):
-        found.setdefault(prompt_key(prompt), one)
-    if repeated := len(asked) - len(found):
-        note(f"{repeated:,} of {len(asked):,} prompts repeat others; each is answered once")
-    return list(found.values())
+def _once_each(items: Sequence[T], prompt_of: Callable[[T], Text], note: Note) -> list[T]:
+    found = first_of_each_prompt(items, prompt_of)
+    if repeated := len(items) - len(found):
+        note(f"{repeated:,} of {len(items):,} prompts repeat others; each is answered once")
+    return found
 
 
 def tokenized(

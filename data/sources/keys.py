@@ -94,7 +94,7 @@ def read_fields(
     values: dict[str, Any] = {}
     names: dict[str, str] = {}
     for name, value in _filled(row, ignored).items():
-        key = _key(name, columns)
+        key = key_of(name, columns)
         if key in values and not {name, names[key]}.isdisjoint(columns) and value not in _EMPTY:
             raise BadRow(
                 f"`columns` reads `{key}` from one of `{names[key]}` and `{name}`, and the row has both; "
@@ -107,7 +107,7 @@ def read_fields(
     return Fields(values, names)
 
 
-def _key(name: str, columns: Mapping[str, str]) -> str:
+def key_of(name: str, columns: Mapping[str, str]) -> str:
     return columns.get(name) or SYNONYMS.get(name, name)
 
 
@@ -120,7 +120,7 @@ def opened(row: Mapping[str, Any], ignored: Collection[str], columns: Mapping[st
     if not isinstance(row, Cells):
         return row
     return {
-        name: cell if name in ignored else value_of(_key(name, columns), cell) for name, cell in row.items()
+        name: cell if name in ignored else value_of(key_of(name, columns), cell) for name, cell in row.items()
     }
 
 

@@ -13,7 +13,7 @@ from configs.task_file import read_task
 from data.sources.bad_rows import BadRow, LeftOut, UnusableRow
 from data.sources.folders import size_of
 from data.sources.formats import ACCEPTED, Kind, Row
-from data.sources.keys import SPLIT, SYNONYMS, names_in, opened
+from data.sources.keys import SPLIT, key_of, names_in, opened
 from data.sources.normalise import Reading, read_row
 from data.sources.reading import describe, read, where
 from data.sources.tasks import labelled_row, origin_of_labelled
@@ -65,11 +65,12 @@ def load_rows(
     total = others = assigned = rated = unrated = 0
     unseen = {**dict.fromkeys(source.ignore_columns, "ignore_columns"), **_columns(source)}
     unread: dict[str, None] = {}
+    columns, may_rate = source.columns.names, kind == "demonstrations" and not source.task
     for example, row, origin in _normalised(source, kind, faults):
         total += 1
         for name in unseen.keys() & set(names_in(example)) if unseen else ():
             del unseen[name]
-        is_rated = kind == "demonstrations" and _has_label(example, source)
+        is_rated = may_rate and _has_label(example, source, columns)
         rated += is_rated
         if row is None:
             continue
@@ -116,11 +117,10 @@ def _remarks(assigned: int, unread: Collection[str], left_out: Sequence[Fault], 
         yield f"left out {len(left_out)} of {total} rows.\n{_grouped(left_out)}"
 
 
-def _has_label(example: Mapping[str, Any], source: Source) -> bool:
-    """Whether a row rates its answer. A task has labels of its own."""
-    names = source.columns.names
-    return not source.task and any(
-        names.get(name, SYNONYMS.get(name, name)) == "label" and value not in (None, "", [], {})
+def _has_label(example: Mapping[str, Any], source: Source, columns: Mapping[str, str]) -> bool:
+    """Whether a row rates its answer. `columns` are those of the source, by the row's names."""
+    return any(
+        key_of(name, columns) == "label" and value not in (None, "", [], {})
         for name, value in example.items()
         if name not in source.ignore_columns
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence, Set
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 from configs.errors import UserError
 from configs.schema import STAGES, Data, Source, Stage
@@ -12,6 +12,8 @@ from data.sources.formats import Row
 from data.sources.messages import Text
 from data.sources.reading import describe
 from data.sources.unit import unit
+
+T = TypeVar("T")
 
 
 def prompt_key(prompt: Text) -> str:
@@ -22,6 +24,14 @@ def prompt_key(prompt: Text) -> str:
         return " ".join(prompt[0]["content"].split())
     turns = [[message["role"], " ".join(message["content"].split())] for message in prompt]
     return json.dumps(turns, ensure_ascii=False)
+
+
+def first_of_each_prompt(items: Sequence[T], prompt_of: Callable[[T], Text]) -> list[T]:
+    """The first item of each prompt, in order."""
+    found: dict[str, T] = {}
+    for item in items:
+        found.setdefault(prompt_key(prompt_of(item)), item)
+    return list(found.values())
 
 
 def row_key(row: Row) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from data.batches import tokenize
 from data.batches.sampler import seed_from
 from data.sources.mixture import first_of_each
-from data.sources.split import prompt_key
+from data.sources.split import first_of_each_prompt
 from stages.context import Context
 from stages.feedback.reward_model import RewardModel
 from stages.models.roles import Role
@@ -40,10 +40,8 @@ def score_statistics(
 
 def asked(rankings: Sequence[tokenize.Ranking], number: int) -> list[tokenize.Ranking]:
     """The first ranking of at most `number` prompts, by source in turn: the scale is of all sources."""
-    by_prompt: dict[str, tokenize.Ranking] = {}
-    for ranking in rankings:
-        by_prompt.setdefault(prompt_key(ranking.prompt), ranking)
-    return first_of_each([*by_prompt.values()], number, lambda ranking: ranking.source)
+    distinct = first_of_each_prompt(rankings, lambda ranking: ranking.prompt)
+    return first_of_each(distinct, number, lambda ranking: ranking.source)
 
 
 def normalized(tensors: dict[str, Tensor], role: str, mean: float, deviation: float) -> dict[str, Tensor]:

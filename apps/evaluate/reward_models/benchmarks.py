@@ -121,28 +121,27 @@ def subset_means(values: Mapping[str, Sequence[float]]) -> dict[str, Figure]:
     Args:
         values: of each subset, the score of each row, or question of Ties.
     """
-    random = np.random.default_rng(0)
-    present = {name: np.asarray(values[name]) for name in SUBSETS_2 if values.get(name)}
-    draws = {name: _resampled(random, of) for name, of in present.items()}
-    found = {name: _figure(float(of.mean()), draws[name], len(of)) for name, of in present.items()}
-    mean = float(np.mean([of.mean() for of in present.values()]))
-    rows = sum(map(len, present.values()))
-    return found | {"all subsets": _figure(mean, np.mean(list(draws.values()), axis=0), rows)}
+    return section_means(values, {name: (name,) for name in SUBSETS_2}, "all subsets")
 
 
-def section_means(values: Mapping[str, Sequence[float]]) -> dict[str, Figure]:
-    """RewardBench's score of each section that is there, and their mean as `all sections`.
+def section_means(
+    values: Mapping[str, Sequence[float]],
+    sections: Mapping[str, Sequence[str]] = SECTIONS,
+    together: str = "all sections",
+) -> dict[str, Figure]:
+    """RewardBench's score of each section that is there, and their mean as `together`.
 
     Each row of a section counts alike, but for mathematics, which counts as much as all code together.
 
     Args:
         values: of each subset, 1 for each row in order, else 0.
+        sections: the subsets of each section.
     """
     found: dict[str, Figure] = {}
     draws = []
     random = np.random.default_rng(0)
-    for section, names in SECTIONS.items():
-        present = {name: np.asarray(values[name]) for name in names if name in values}
+    for section, names in sections.items():
+        present = {name: np.asarray(values[name]) for name in names if values.get(name)}
         if not present:
             continue
         code = sum(len(present[name]) for name in CODE if name in present)
@@ -153,7 +152,7 @@ def section_means(values: Mapping[str, Sequence[float]]) -> dict[str, Figure]:
         found[section] = _figure(mean, draws[-1], sum(map(len, present.values())))
     mean = float(np.mean([one["value"] for one in found.values()]))
     rows = sum(one["n"] for one in found.values())
-    return found | {"all sections": _figure(mean, np.mean(draws, axis=0), rows)}
+    return found | {together: _figure(mean, np.mean(draws, axis=0), rows)}
 
 
 def _resampled(random: np.random.Generator, values: np.ndarray) -> np.ndarray:

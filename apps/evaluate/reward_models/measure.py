@@ -169,6 +169,6 @@ def _unpaired(subsets: Sequence[str], ids: Sequence[str]) -> list[str]:
     """A remark on rows of RewardBench 2's Ties that are not there with one right answer and with several."""
     ties = subsets.count(TIES)
     alone = ties - 2 * len(ties_pairs(ids))
-    return [f"{TIES}: {alone} of {ties} rows have no partner (`id`: ref:N, tied:N), and no score"] * (
-        alone > 0
-    )
+    if not alone:
+        return []
+    return [f"{TIES}: {alone} of {ties} rows have no partner (`id`: ref:N, tied:N), and no score"]
