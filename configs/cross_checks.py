@@ -10,9 +10,12 @@ from configs.schema import (
     VIRTUAL_TOKENS,
     VLLM_LORA_RANKS,
     Agreement,
+    Base,
     Epochs,
     Experiment,
+    Rm,
     Rollout,
+    Sft,
     Stage,
 )
 
@@ -56,18 +59,22 @@ def without_effect(experiment: Experiment, stage: Stage) -> Iterator[str]:
 
 
 def _packing(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
-    attention = experiment.base.attention
-    if experiment.sft.packing and attention != "sdpa":
-        yield (
-            ("sft", "packing"),
-            f"packed examples are kept apart by a mask that {attention} attention does not support; set "
-            "base.attention to sdpa, or sft.packing to false",
-        )
-    if experiment.sft.packing and experiment.sft.group_by_length:
-        yield (
-            ("sft", "group_by_length"),
-            "packed sequences have one length already; set this or sft.packing to false",
-        )
+    sections: tuple[tuple[str, Sft | Rm, Base], ...] = (
+        ("sft", experiment.sft, experiment.base),
+        ("rm", experiment.rm, experiment.rm.base or experiment.base),
+    )
+    for stage, section, base in sections:
+        if section.packing and base.attention != "sdpa":
+            yield (
+                (stage, "packing"),
+                f"packed examples are kept apart by a mask that {base.attention} attention does not support; "
+                f"set {base.key}.attention to sdpa, or {stage}.packing to false",
+            )
+        if section.packing and section.group_by_length:
+            yield (
+                (stage, "group_by_length"),
+                f"packed rows have about one length already; set this or {stage}.packing to false",
+            )
 
 
 def _use_best(experiment: Experiment) -> Iterator[tuple[Keys, str]]:

@@ -14,6 +14,7 @@ from configs.schema import STAGES, Experiment, Stage, data_stage
 # Keys that change only speed, memory or logging. Results stay the same, up to rounding.
 SPEED_ONLY = ("micro_batch_size", "logging_steps", "eval_steps", "save_steps", "keep_checkpoints")
 SPEED_ONLY_NESTED = (
+    "rm.packing",
     "base.gradient_checkpointing",
     "rm.base.gradient_checkpointing",
     "rm.rankings.rollout.batch_size",

@@ -28,7 +28,7 @@ from stages.feedback.reward_model import RewardModel, classifier_ending
 from stages.feedback.reward_scale import normalized, score_statistics
 from stages.feedback.reward_training import RewardModelTrainer
 from stages.maths.preferences import noise_of
-from stages.models.base_checks import supports_block_mask
+from stages.models.base_checks import check_packing, supports_block_mask
 from stages.models.reward_members import member_role
 from stages.models.role_models import RoleModels
 from stages.models.roles import Role
@@ -38,7 +38,6 @@ from stages.setup import add_fresh, add_given, prepare
 from stages.training.engine import Engine
 from stages.training.export import write_members
 from stages.training.loop import TrainingLoop
-from stages.training.padding import padding_metrics
 from stages.training.resume import find_checkpoint, seed_step, start_engine
 from stages.training.soundness import check_result
 from stages.training.throughput import cost
@@ -50,6 +49,8 @@ def run(context: Context) -> Outcome:
 
     # 1. Two roles: the frozen SFT policy, and the reward model, which starts from it on a shared base.
     ranks, models = context.ranks, prepare(context)
+    if rm.packing:
+        check_packing(models.reward_base.causal, "rm.packing")
     models.policy_base.add_from(Role.POLICY, context.inputs["sft"], trainable=False)
     add_reward_model(context, models)
     reward_model = RewardModel(models, ranks, config.data)
@@ -98,7 +99,7 @@ def run(context: Context) -> Outcome:
             **counts,
             **read_label_metrics(context.folder),
             **report,
-            **padding_metrics(rm, context.seed, train, train, trainer.lengths, trainer.padding),
+            **trainer.padding_metrics(rm, context.seed, train),
             **cost(trainer.meter, ranks, steps),
         },
         models.reward_base.base_digest,
@@ -113,7 +114,7 @@ def make_trainer(context: Context, engine: Engine, train: Sequence[tokenize.Rank
     share_prompts = supports_block_mask(models.reward_base.causal)
     pad_id, size = models.reward_tokenizer.pad_token_id, rm.micro_batch_size
     trainers = [
-        RewardModelTrainer(engine, pad_id, size, share_prompts, rm.loss, role)
+        RewardModelTrainer(engine, pad_id, size, share_prompts, rm.loss, role, rm.packing)
         for role in models.reward_members
     ]
     lengths = Lengths([*map(trainers[0].tokens, train)]) if rm.group_by_length else None

@@ -20,7 +20,7 @@ from stages.training.export import save_role
 from stages.training.likelihood import Example, completion_logprobs, completion_tokens, sequence_length
 from stages.training.loop import TrainingLoop
 from stages.training.metrics import reduce_means
-from stages.training.padding import padding, padding_metrics
+from stages.training.padding import Batching, forwards_of, padding, padding_metrics
 from stages.training.rank_budget import RankBudget
 from stages.training.resume import find_checkpoint, seed_step, start_engine
 from stages.training.soundness import check_result
@@ -41,7 +41,7 @@ def run(context: Context) -> Outcome:
         context.data("sft"), "demonstrations", tokenize.demonstrations, tokenizer
     )
     if sft.packing:
-        check_packing(models.policy_base.causal)
+        check_packing(models.policy_base.causal, "sft.packing")
     rows: Sequence[Example] = pack.pack(train, config.data.max_length) if sft.packing else train
 
     # 3. The engine and the loop, at the newest checkpoint if there is one.
@@ -73,7 +73,9 @@ def run(context: Context) -> Outcome:
             **{f"eval_{name}_before": value for name, value in before.items() if name == "loss"},
             **{f"eval_{name}": value for name, value in after.items()},
             **counts,
-            **padding_metrics(sft, context.seed, rows, train, lengths, trainer.padding),
+            **padding_metrics(
+                sft, context.seed, Batching(rows, trainer.padding, lengths), Batching(train, trainer.padding)
+            ),
             **cost(trainer.meter, ranks, steps),
         },
         models.base_digest,
@@ -125,8 +127,8 @@ class SftTrainer:
 
     def padding(self, batch: Sequence[Example]) -> Mean:
         """The share of padding in the forwards of one global batch."""
-        world = self.engine.ranks.world
-        return padding(batch, self.micro_batch_size, world, lambda example: [(sequence_length(example), 0)])
+        forwards = forwards_of(batch, self.micro_batch_size, self.engine.ranks.world)
+        return padding(forwards, lambda example: [(sequence_length(example), 0)])
 
     def _backward(self, micro: Sequence[Example], tokens: int) -> Means:
         """Accumulate gradients on one micro-batch of a batch with `tokens` completion tokens."""

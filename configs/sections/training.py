@@ -256,6 +256,10 @@ class Rm(Epochs):
     pooling: Literal["last", "mean"] = Field(
         "last", description="the score is read at the answer's last token, or is the mean over its tokens"
     )
+    packing: bool = Field(
+        False,
+        description="put several short rankings of a batch into one row; the result is the same",
+    )
     rankings: Rankings = Rankings()
     loss: RankingLoss = RankingLoss()
     normalization_prompts: Size = Field(

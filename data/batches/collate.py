@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Callable, Sequence
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import torch
@@ -53,28 +53,34 @@ class PackedBatch(NamedTuple):
 
 
 class RankedBatch(NamedTuple):
-    """One ranking per row: the prompt once, then all completions, each as if it followed the prompt.
+    """Rankings in rows: each is its prompt once, then all completions, each as if it followed the prompt.
 
     Attributes:
-        input_ids: (G, T) long, padded on the right.
-        position_ids: (G, T) long; each completion continues the positions of the prompt.
-        attention_mask: (G, 1, T, T) bool: a token attends to itself, to earlier tokens of the same completion
-            and to the prompt. A mask for sdpa (and math), not for flash or eager attention.
-        last: (G, K) long, index of each completion's last token; 0 if a ranking has fewer than K.
+        input_ids: (B, T) long, padded on the right. A row holds one ranking, or several.
+        position_ids: (B, T) long; each completion continues the positions of its prompt.
+        attention_mask: (B, 1, T, T) bool: a token attends to itself, to earlier tokens of the same completion
+            and to its prompt. A mask for sdpa (and math), not for flash or eager attention.
+        row: (G,) long, the row of each ranking.
+        last: (G, K) long, place in its row of each completion's last token; 0 if a ranking has fewer than K.
         lengths: (G, K) long, tokens of each completion, at least 1: an empty one is the prompt's last token.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     attention_mask: Tensor
+    row: Tensor
     last: Tensor
     lengths: Tensor
 
+    def at_last(self, values: Tensor) -> Tensor:
+        """`values`, (B, T), at the last token of each completion: (G, K)."""
+        return values[self.row[:, None], self.last]
+
     def means(self, values: Tensor) -> Tensor:
-        """The mean of `values`, (G, T), over the tokens of each completion: (G, K)."""
+        """The mean of `values`, (B, T), over the tokens of each completion: (G, K)."""
         places = torch.arange(values.shape[1], device=values.device)
         inside = (places <= self.last[..., None]) & (places > (self.last - self.lengths)[..., None])
-        return (inside * values[:, None]).sum(2) / self.lengths
+        return (inside * values[self.row, None]).sum(2) / self.lengths
 
     def to(self, device: torch.device | str) -> RankedBatch:
         return RankedBatch(*(tensor.to(device) for tensor in self))
@@ -120,28 +126,58 @@ def packed(rows: Sequence[PackedSequence], pad_id: int) -> PackedBatch:
     )
 
 
-def rankings(rows: Sequence[tuple[list[int], list[list[int]]]], pad_id: int) -> RankedBatch:
-    """Collate `(prompt_ids, list of completion_ids)` rows. T is the length of the longest row.
+def rankings(
+    items: Sequence[tuple[list[int], list[list[int]]]], pad_id: int, rows: Sequence[Sequence[int]] = ()
+) -> RankedBatch:
+    """Collate rankings, each `(prompt_ids, list of completion_ids)`. T is the length of the longest row.
 
     The last token of an empty completion is that of its prompt.
+
+    Args:
+        rows: which rankings each row holds, as indices into `items`; default: one ranking in each.
     """
-    ids, positions, segments, last = [], [], [], []
-    for prompt, completions in rows:
-        parts = [prompt, *completions]
-        ids.append([token for part in parts for token in part])
-        starts = [0, *[len(prompt)] * len(completions)]
-        positions.append([s + i for s, part in zip(starts, parts, strict=True) for i in range(len(part))])
-        segments.append([number for number, part in enumerate(parts) for _ in part])
-        ends = accumulate(map(len, parts))
-        last.append([end - 1 if part else len(prompt) - 1 for part, end in zip(parts, ends, strict=True)][1:])
-    segment = _padded(segments, -1)
-    key_segment = segment[:, None, :]
+    rows = rows or [[number] for number in range(len(items))]
+    alone = [_ranked(*item) for item in items]
+    row_of, last = [0] * len(items), [one.last for one in alone]
+    for row, numbers in enumerate(rows):
+        begins = accumulate((len(alone[number].ids) for number in numbers), initial=0)
+        for number, begin in zip(numbers, begins, strict=False):
+            row_of[number], last[number] = row, [begin + place for place in alone[number].last]
+
+    def joined(values_of: Callable[[int], list[int]], fill: int) -> Tensor:
+        return _padded([[*chain.from_iterable(map(values_of, numbers))] for numbers in rows], fill)
+
+    ranking = joined(lambda number: [number] * len(alone[number].ids), -1)
+    part = joined(lambda number: alone[number].parts, -1)
+    same_part = part[:, :, None] == part[:, None]
     return RankedBatch(
-        _padded(ids, pad_id),
-        _padded(positions, 0),
-        _causal((segment[:, :, None] == key_segment) | (key_segment == 0)),
+        joined(lambda number: alone[number].ids, pad_id),
+        joined(lambda number: alone[number].positions, 0),
+        _causal((ranking[:, :, None] == ranking[:, None]) & (same_part | (part == 0)[:, None])),
+        torch.tensor(row_of),
         _padded(last, 0),
-        _padded([[max(1, len(part)) for part in completions] for _, completions in rows], 1),
+        _padded([[max(1, len(ids)) for ids in completions] for _, completions in items], 1),
+    )
+
+
+class _Ranked(NamedTuple):
+    """One ranking: tokens, their positions and parts (0 is the prompt), and the last token of each answer."""
+
+    ids: list[int]
+    positions: list[int]
+    parts: list[int]
+    last: list[int]
+
+
+def _ranked(prompt: list[int], completions: list[list[int]]) -> _Ranked:
+    parts = [prompt, *completions]
+    starts = [0, *[len(prompt)] * len(completions)]
+    ends = [*accumulate(map(len, parts))]
+    return _Ranked(
+        [*chain.from_iterable(parts)],
+        [start + place for start, part in zip(starts, parts, strict=True) for place in range(len(part))],
+        [number for number, part in enumerate(parts) for _ in part],
+        [end - 1 if ids else len(prompt) - 1 for ids, end in zip(completions, ends[1:], strict=True)],
     )
 
 

@@ -1,10 +1,11 @@
-"""Pack short examples into long sequences, so that SFT does not compute on padding."""
+"""Pack short examples into long rows, so that a stage does not compute on padding."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from trl import pack_dataset
@@ -59,6 +60,38 @@ def pack(demonstrations: Sequence[Demonstration], max_length: int) -> list[Packe
         PackedSequence(row["input_ids"], [mark == 1 for mark in row["completion_mask"]], row["seq_lengths"])
         for row in packed
     ]
+
+
+def level_rows(shares: Sequence[Sequence[int]]) -> list[list[list[int]]]:
+    """Share out examples over rows of about the same length, as few as fit, the longest first.
+
+    Each share has the same number of rows, so that ranks take the same number of forwards. No row is longer
+    than the longest example of all shares.
+
+    Args:
+        shares: lengths of the examples of each rank, as many on each.
+
+    Returns: the rows of each share, as indices into it.
+    """
+    longest = max(map(max, shares))
+    fewest = max(-(-sum(share) // longest) for share in shares)
+    for count in range(fewest, len(shares[0])):
+        rows = [_spread(share, count) for share in shares]
+        pairs = zip(shares, rows, strict=True)
+        if all(sum(share[i] for i in row) <= longest for share, of_share in pairs for row in of_share):
+            return rows
+    return [[[i] for i in range(len(share))] for share in shares]
+
+
+def _spread(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Put each example, the longest first, into the shortest of `count` rows (Graham 1969)."""
+    rows: list[list[int]] = [[] for _ in range(count)]
+    shortest = [(0, row) for row in range(count)]
+    for example in sorted(range(len(lengths)), key=lambda example: -lengths[example]):
+        length, row = heappop(shortest)
+        rows[row].append(example)
+        heappush(shortest, (length + lengths[example], row))
+    return sorted(rows, key=lambda row: -sum(lengths[example] for example in row))
 
 
 @contextmanager

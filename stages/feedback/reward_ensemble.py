@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from configs.schema import Epochs
 from data.batches.sampler import Lengths, global_batch, seed_from
 from data.batches.tokenize import Ranking
 from data.sources.split import prompt_key
@@ -19,6 +20,7 @@ from stages.feedback.reward_training import RewardModelTrainer
 from stages.maths.ensembles import deviation, standardized
 from stages.maths.statistics import Mean, add_means, mean_with_interval, means_by
 from stages.training.metrics import reduce_means
+from stages.training.padding import Batching, padding_metrics
 
 Scores = list[list[float]]  # of each answer of each ranking
 FIGURES = ("accuracy", "margin", "loss")
@@ -55,9 +57,12 @@ class RewardEnsemble:
         orders = [self._order(number, len(train), step) or picks for number in range(len(self.members))]
         return joint_step(self.members, [[train[i] for i in order] for order in orders])
 
-    def padding(self, batch: Sequence[Ranking]) -> Mean:
-        """The share of padding in the forwards of a global batch of the first member."""
-        return self.members[0].padding(batch)
+    def padding_metrics(self, training: Epochs, seed: int, train: Sequence[Ranking]) -> dict[str, float]:
+        """The share of padding in an epoch of the first member, and without grouping or packing."""
+        first = self.members[0]
+        used = Batching(train, first.padding, self.lengths)
+        plain = Batching(train, first.plain_padding if first.packing else first.padding)
+        return padding_metrics(training, seed, used, plain)
 
     def _order(self, number: int, size: int, step: int) -> list[int]:
         """The batch of member `number`; empty for the first one, which has the stage's own."""

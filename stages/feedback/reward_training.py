@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from configs.schema import RankingLoss
 from data.batches import collate, tokenize
-from data.batches.sampler import micro_batches
+from data.batches.pack import level_rows
+from data.batches.sampler import micro_batches, rank_share
 from stages.feedback.reward_loss import labels_of, reward_loss
 from stages.maths.statistics import Mean, Means, add_means
 from stages.models.queries import ScalarQuery
@@ -18,17 +20,19 @@ from stages.models.role_models import RoleModels
 from stages.models.roles import Role
 from stages.sampling.response_batch import response_batch, sequence_scores
 from stages.training.engine import Engine
-from stages.training.padding import Rows, padding
+from stages.training.padding import Rows, forwards_of, padding
 from stages.training.throughput import Meter
 
 DEFAULT_LOSS = RankingLoss()
+Row = list[tokenize.Ranking]  # the rankings in one row of a forward
 
 
 class RewardModelTrainer:
     """Gradients and scores of one reward model on ranked completions.
 
     With `share_prompts`, a prompt is forwarded once for all of its completions; the base must support block
-    masks for that. Otherwise it is forwarded once per completion.
+    masks for that. Otherwise it is forwarded once per completion. With `packing` as well, short rankings of a
+    batch share a row.
     """
 
     def __init__(
@@ -39,32 +43,52 @@ class RewardModelTrainer:
         share_prompts: bool,
         loss: RankingLoss = DEFAULT_LOSS,
         role: str = Role.REWARD,
+        packing: bool = False,
     ) -> None:
         self.engine, self.pad_id, self.micro_batch_size = engine, pad_id, micro_batch_size
         self.share_prompts, self.loss, self.role = share_prompts, loss, role
+        self.packing = packing
         self.meter = Meter()
 
     def padding(self, batch: Sequence[tokenize.Ranking]) -> Mean:
-        """The share of padding in the forwards of one global batch."""
-        return padding(batch, self._prompts_at_once(batch), self.engine.ranks.world, self._rows)
+        """The share of padding in the forwards of one global batch, on all ranks."""
+        return padding(chain.from_iterable(self._forwards(batch)), self._sizes)
 
-    def _rows(self, ranking: tokenize.Ranking) -> Rows:
-        """Tokens of the prompt and of the completion in each row that the ranking takes."""
+    def plain_padding(self, batch: Sequence[tokenize.Ranking]) -> Mean:
+        """The same without packing."""
+        rows = [[ranking] for ranking in batch]
+        return padding(forwards_of(rows, self._prompts_at_once(batch), self.engine.ranks.world), self._sizes)
+
+    def _sizes(self, row: Row) -> Rows:
+        """Tokens on each side of where the rows of a forward are aligned, of each that `row` becomes."""
         if self.share_prompts:
-            return [(self.tokens(ranking), 0)]
-        return [(len(ranking.prompt_ids), len(ids)) for ids in ranking.completion_ids]
+            return [(sum(map(self.tokens, row)), 0)]
+        return [(len(ranking.prompt_ids), len(ids)) for ranking in row for ids in ranking.completion_ids]
+
+    def _forwards(self, batch: Sequence[tokenize.Ranking]) -> list[list[list[Row]]]:
+        """The forwards of each rank: their rows, and the rankings in each row. All ranks have as many."""
+        world = self.engine.ranks.world
+        shares = [rank_share(batch, rank, world) for rank in range(world)]
+        if self.packing:
+            numbers = level_rows([[*map(self.tokens, share)] for share in shares])
+        else:
+            numbers = [[[number] for number in range(len(share))] for share in shares]
+        rows = [
+            [[share[number] for number in row] for row in of_share]
+            for share, of_share in zip(shares, numbers, strict=True)
+        ]
+        return [micro_batches(of_share, self._prompts_at_once(batch)) for of_share in rows]
 
     def accumulate(self, batch: Sequence[tokenize.Ranking]) -> Means:
         """Add the gradients of a global batch; returns the metrics of this rank's share."""
-        share = self.engine.ranks.share(list(batch))
-        micros = micro_batches(share, self._prompts_at_once(batch))
+        forwards = self._forwards(batch)[self.engine.ranks.rank]
         self.meter.add(sum(map(self.tokens, batch)))
-        return add_means(self._backward(micro, len(batch)) for micro in micros)
+        return add_means(self._backward(rows, len(batch)) for rows in forwards)
 
-    def _backward(self, micro: Sequence[tokenize.Ranking], rankings: int) -> Means:
-        """Accumulate gradients on one micro-batch of a batch of `rankings`."""
-        scores, order = self._scores(self.engine, micro)
-        labels = labels_of(micro, self.engine.ranks.device)
+    def _backward(self, rows: Sequence[Row], rankings: int) -> Means:
+        """Accumulate gradients on one forward of a batch of `rankings`."""
+        scores, order = self._scores(self.engine, rows)
+        labels = labels_of([*chain.from_iterable(rows)], self.engine.ranks.device)
         loss, means = reward_loss(self.loss, scores, order, labels, rankings)
         self.engine.backward(loss)
         return means
@@ -74,7 +98,7 @@ class RewardModelTrainer:
         """The score of each completion of each ranking, as it is: before normalisation."""
 
         def score(some: Sequence[tokenize.Ranking]) -> list[list[float]]:
-            scores, order = self._scores(self.engine.models, some)
+            scores, order = self._scores(self.engine.models, [[ranking] for ranking in some])
             return [row[places >= 0].tolist() for row, places in zip(scores, order, strict=True)]
 
         return self.engine.ranks.map_in_order(rankings, self._prompts_at_once(rankings), score)
@@ -82,19 +106,20 @@ class RewardModelTrainer:
     def _prompts_at_once(self, batch: Sequence[tokenize.Ranking]) -> int:
         return max(1, self.micro_batch_size // max(len(ranking.completion_ids) for ranking in batch))
 
-    def _scores(
-        self, model: Engine | RoleModels, rankings: Sequence[tokenize.Ranking]
-    ) -> tuple[Tensor, Tensor]:
-        """Scores and ranks of each prompt's completions, (G, K); rank -1 marks an empty slot."""
+    def _scores(self, model: Engine | RoleModels, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """Scores and ranks of the completions of G rankings in rows, (G, K); rank -1 marks an empty slot."""
+        rankings = [*chain.from_iterable(rows)]
         device, head = self.engine.ranks.device, self.engine.models.reward_base.head(self.role)
         ranks = [torch.tensor(ranking.ranks, device=device) for ranking in rankings]
         order = pad_sequence(ranks, batch_first=True, padding_value=-1)
         if self.share_prompts:
-            rows = [(ranking.prompt_ids, [*map(head.read, ranking.completion_ids)]) for ranking in rankings]
-            batch = collate.rankings(rows, self.pad_id).to(device)
+            items = [(ranking.prompt_ids, [*map(head.read, ranking.completion_ids)]) for ranking in rankings]
+            numbers = iter(range(len(items)))
+            batch = collate.rankings(items, self.pad_id, [[*islice(numbers, len(row))] for row in rows])
+            batch = batch.to(device)
             query = ScalarQuery(self.role, batch.input_ids, batch.attention_mask, batch.position_ids)
             values = model(query)
-            return batch.means(values) if head.pooling == "mean" else values.gather(1, batch.last), order
+            return batch.means(values) if head.pooling == "mean" else batch.at_last(values), order
         prompts = [ranking.prompt_ids for ranking in rankings for _ in ranking.completion_ids]
         completions = [head.read(ids) for ranking in rankings for ids in ranking.completion_ids]
         answers = response_batch(prompts, completions, self.pad_id, device)

@@ -237,12 +237,12 @@ def supports_block_mask(base: PreTrainedModel) -> bool:
     )
 
 
-def check_packing(base: PreTrainedModel) -> None:
-    """Raise UserError for a base that cannot keep the examples of a packed row apart."""
+def check_packing(base: PreTrainedModel, key: str) -> None:
+    """Raise UserError, naming `key`, for a base that cannot keep the examples of a packed row apart."""
     if not supports_block_mask(base):
         raise UserError(
-            "sft.packing: this base cannot separate packed examples (it is recurrent, or its attention is "
-            "not plain sdpa). Set sft.packing to false, or use another base."
+            f"{key}: this base cannot separate packed examples (it is recurrent, or its attention is "
+            f"not plain sdpa). Set {key} to false, or use another base."
         )
 
 

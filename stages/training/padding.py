@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from configs.schema import Epochs
 from data.batches.sampler import Lengths, global_batch, micro_batches, rank_share
@@ -13,44 +14,51 @@ Item = TypeVar("Item")
 Rows = list[tuple[int, int]]  # tokens on each side of where the rows of a batch are aligned
 
 
-def padding(batch: Sequence[Item], micro: int, world: int, rows_of: Callable[[Item], Rows]) -> Mean:
-    """The share of padding in the forwards of one global batch, over all ranks.
+def padding(forwards: Iterable[Sequence[Item]], rows_of: Callable[[Item], Rows]) -> Mean:
+    """The share of padding in forwards, each of some items.
 
     Args:
-        micro: examples in one forward.
-        rows_of: the rows that an example takes in a forward.
+        rows_of: the rows that an item takes in a forward.
     """
     tokens = positions = 0
-    for rank in range(world):
-        for part in micro_batches(rank_share(batch, rank, world), micro):
-            rows = [row for example in part for row in rows_of(example)]
-            tokens += sum(map(sum, rows))
-            positions += len(rows) * sum(map(max, zip(*rows, strict=True)))
+    for items in forwards:
+        rows = [row for item in items for row in rows_of(item)]
+        tokens += sum(map(sum, rows))
+        positions += len(rows) * sum(map(max, zip(*rows, strict=True)))
     return Mean(positions - tokens, positions)
 
 
-def padding_metrics(
-    training: Epochs,
-    seed: int,
-    examples: Sequence[Item],
-    plain: Sequence[Item],
-    lengths: Lengths | None,
-    padding_of: Callable[[Sequence[Item]], Mean],
-) -> dict[str, float]:
-    """The share of padding in the first epoch, and what it would be without grouping or packing.
+def forwards_of(batch: Sequence[Item], micro: int, world: int) -> list[list[Item]]:
+    """The forwards of one global batch on all ranks, of `micro` examples each."""
+    return [part for rank in range(world) for part in micro_batches(rank_share(batch, rank, world), micro)]
 
-    Args:
+
+@dataclass(frozen=True)
+class Batching(Generic[Item]):
+    """How a stage makes forwards of its examples.
+
+    Attributes:
         examples: what the stage trains on.
-        plain: the same examples before they were packed.
+        padding: that of the forwards of one global batch.
         lengths: of the examples, if batches are grouped by them.
-        padding_of: the padding of one global batch.
     """
 
-    def epoch(some: Sequence[Item], of: Lengths | None) -> float:
-        total, size = Mean(0, 0), training.batch_size
-        for step in range(-(-len(some) // size)):
-            total += padding_of([some[i] for i in global_batch(len(some), size, seed, step, of)])
+    examples: Sequence[Item]
+    padding: Callable[[Sequence[Item]], Mean]
+    lengths: Lengths | None = None
+
+
+def padding_metrics(
+    training: Epochs, seed: int, used: Batching[Any], plain: Batching[Any]
+) -> dict[str, float]:
+    """The share of padding in the first epoch, and without grouping or packing, if there is any."""
+
+    def epoch(batching: Batching[Any]) -> float:
+        total, size, examples = Mean(0, 0), training.batch_size, batching.examples
+        for step in range(-(-len(examples) // size)):
+            picks = global_batch(len(examples), size, seed, step, batching.lengths)
+            total += batching.padding([examples[i] for i in picks])
         return total.value
 
-    found = {"padding": epoch(examples, lengths)}
-    return found if lengths is None and plain is examples else found | {"padding_plain": epoch(plain, None)}
+    found = {"padding": epoch(used)}
+    return found if used == plain else found | {"padding_plain": epoch(plain)}

@@ -3,8 +3,8 @@
 python tests/benchmarks/padding.py configs/demo.yaml [sft.batch_size=16 ...]
 
 It reads and tokenizes the training examples of SFT, and of the reward model if its file holds rankings. It
-loads no model. Packed rows have data.max_length tokens. For rankings, they are what packing could save at
-most: the stage does not pack rankings.
+loads no model. SFT packs rows of data.max_length tokens once; the reward model packs the rankings of a batch
+into rows of its longest.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets import Dataset
-from trl import pack_dataset
-
 from configs.load import load_experiment
 from configs.schema import Epochs, Experiment, Stage
+from data.batches.pack import level_rows, pack
 from data.batches.sampler import Lengths
-from data.batches.tokenize import TOKENIZE
+from data.batches.tokenize import TOKENIZE, Demonstration
 from data.examples import StageData, kind_of, read_examples
+from stages.maths.statistics import Mean
 from stages.preflight import main_source, tokenizer_of
-from stages.training.padding import padding, padding_metrics
+from stages.training.padding import Batching, forwards_of, padding, padding_metrics
 
 
 def lengths_of(config: Experiment, stage: Stage) -> list[int]:
@@ -34,23 +33,29 @@ def lengths_of(config: Experiment, stage: Stage) -> list[int]:
     return [len(row.prompt_ids) + sum(map(len, of)) for row, of in zip(train, answers, strict=True)]
 
 
-def shares(lengths: Sequence[int], training: Epochs, at_once: int, room: int) -> dict[str, float]:
+def shares(lengths: Sequence[int], training: Epochs, at_once: int, room: int | None) -> dict[str, float]:
     """The share of padding by how batches are made.
 
     Args:
         at_once: rows in one forward.
-        room: tokens of a packed row.
+        room: tokens of a packed row of SFT; None for the reward model.
     """
 
-    def of(batch: Sequence[int]) -> object:
-        return padding(batch, at_once, 1, lambda length: [(length, 0)])
+    def of(batch: Sequence[int]) -> Mean:
+        return padding(forwards_of(batch, at_once, 1), lambda length: [(length, 0)])
 
-    grouped = padding_metrics(training, 0, lengths, lengths, Lengths(lengths), of)  # type: ignore[arg-type]
-    rows = Dataset.from_list([{"input_ids": [0] * length} for length in lengths if length <= room])
-    packed = pack_dataset(rows, room, strategy="bfd", map_kwargs={"batch_size": len(rows)})
-    filled = [len(row["input_ids"]) for row in packed]
-    of_packed = padding_metrics(training, 0, filled, filled, None, of)  # type: ignore[arg-type]
-    return {"random": grouped["padding_plain"], "grouped": grouped["padding"], "packed": of_packed["padding"]}
+    def of_packed(batch: Sequence[int]) -> Mean:
+        rows = [[batch[i] for i in row] for row in level_rows([batch])[0]]
+        return padding(forwards_of(rows, at_once, 1), lambda row: [(sum(row), 0)])
+
+    plain = Batching(lengths, of)
+    if room is None:
+        packed = Batching(lengths, of_packed)
+    else:
+        rows = pack([Demonstration([], [0] * length) for length in lengths], room)
+        packed = Batching([len(row.input_ids) for row in rows], of)
+    ways = {"random": plain, "grouped": Batching(lengths, of, Lengths(lengths)), "packed": packed}
+    return {name: padding_metrics(training, 0, way, way)["padding"] for name, way in ways.items()}
 
 
 def main() -> None:
@@ -62,7 +67,7 @@ def main() -> None:
         lengths = lengths_of(config, stage)
         completions = 1 if stage == "sft" else 2
         at_once = max(1, training.micro_batch_size // completions)
-        found = shares(lengths, training, at_once, config.data.max_length)
+        found = shares(lengths, training, at_once, config.data.max_length if stage == "sft" else None)
         shown = ", ".join(f"{name} {share:.3f}" for name, share in found.items())
         print(f"{stage}: {len(lengths)} rows, {at_once} of {training.batch_size} in a forward: {shown}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -47,14 +47,16 @@ def sft_step(pad: int, micro: int, ranks: Ranks) -> Outcome:
     return gradients_of(engine, lambda: sft.SftTrainer(engine, pad, micro).step(DEMONSTRATIONS))
 
 
-def rm_step(pad: int, micro: int, ranks: Ranks) -> Outcome:
+def rm_step(
+    pad: int, micro: int, ranks: Ranks, rankings: Sequence[Ranking] = RANKINGS, packing: bool = False
+) -> Outcome:
     roles = new_role(tiny_roles(), Role.REWARD, seed=4, head=True)
     roles.heads[Role.REWARD].bias.requires_grad_(False)
     settings = Rm(batch_size=6, micro_batch_size=micro, max_grad_norm=0)
     engine = engine_of(roles, {Role.REWARD: 1e-3}, ranks, settings)
-    trainer = RewardModelTrainer(engine, pad, micro, supports_block_mask(roles.causal))
+    trainer = RewardModelTrainer(engine, pad, micro, supports_block_mask(roles.causal), packing=packing)
     assert trainer.share_prompts
-    return gradients_of(engine, lambda: joint_step([trainer], [RANKINGS]))
+    return gradients_of(engine, lambda: joint_step([trainer], [rankings]))
 
 
 @pytest.fixture
@@ -99,3 +101,14 @@ def test_padding_changes_nothing(stage: str, ppo_step: Callable, ranks: Ranks) -
         assert unpadded_metrics.pop("padding") == 0 < metrics.pop("padding")
     assert unpadded_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
     assert_same_gradients(unpadded_gradients, gradients, rtol=1e-4)
+
+
+def test_packed_rankings_change_nothing_but_padding(ranks: Ranks) -> None:
+    rankings = [Ranking("", sequence(n), [sequence(n), sequence(3), sequence(2)], [1, 0, 2]) for n in LENGTHS]
+    metrics, gradients = rm_step(PAD, 12, ranks, rankings)
+    for pad, micro in ((PAD, 12), (ANOTHER, 3)):
+        packed_metrics, packed_gradients = rm_step(pad, micro, ranks, rankings, packing=True)
+        assert packed_metrics.pop("padding") < 0.5 * metrics["padding"]
+        expected = {name: value for name, value in metrics.items() if name != "padding"}
+        assert packed_metrics == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert_same_gradients(packed_gradients, gradients, rtol=1e-4)

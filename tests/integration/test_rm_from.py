@@ -116,7 +116,7 @@ def test_a_conversation_has_the_score_that_trl_trains(
     for share_prompts in (True, False):
         trainer = RewardModelTrainer(engine, tokenizer.pad_token_id, 4, share_prompts)
         with torch.no_grad():
-            (scores,), _ = trainer._scores(models, [ranking])
+            (scores,), _ = trainer._scores(models, [[ranking]])
         assert scores.tolist() == pytest.approx(expected, abs=1e-5)
 
 

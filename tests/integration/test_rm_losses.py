@@ -104,6 +104,29 @@ def test_two_ranks_and_micro_batches_give_the_same(
         assert row == pytest.approx(expected_row, rel=1e-4, abs=1e-5), f"step {row['step']}"
 
 
+@pytest.mark.distributed
+def test_two_sharded_ranks_that_pack_give_the_same(trained_run: Path, tmp_path: Path) -> None:
+    """One pair in four is long, and short ones share a row."""
+    lines = []
+    for number in range(32):
+        answer = " ".join([f"I am {WORDS[number % len(WORDS)]}, {number}."] * (1 if number % 4 else 8))
+        lines.append({"prompt": f"Are you, {number}?", "chosen": answer, "rejected": f"No. {answer}"})
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = f"data.rm={{path: {file}, held_out: 8}}", "rm.batch_size=8"
+    plain, packed = (copy_upstream(trained_run, "rm", tmp_path / name) for name in ("plain", "packed"))
+    run_stage("rm", plain, *data)
+    options = *data, "rm.packing=true", "deepspeed.config=configs/deepspeed/zero3.json"
+    result = start_warm([RUN_STAGE, *stage_arguments("rm", packed, *options)], ranks=2)
+    assert result.returncode == 0, result.stdout
+    actual, expected = (rows(run_dir / "rm" / "metrics.jsonl") for run_dir in (packed, plain))
+    for row, expected_row in zip(actual, expected, strict=True):
+        assert row == pytest.approx(expected_row, rel=1e-4, abs=1e-5), f"step {row['step']}"
+    figures = json.loads((packed / "rm" / "manifest.json").read_text())["metrics"]
+    assert figures["padding"] < 0.7 * figures["padding_plain"]
+    assert "finished with this configuration" in run_stage("rm", packed, *data, "rm.packing=false").stdout
+
+
 def test_another_loss_retrains(runs: dict[str, tuple[Path, str]], data: str) -> None:
     run_dir, loss = runs["plackett-luce"][0], "rm.loss.kind=plackett_luce"
     assert "finished with this configuration" in run_stage("rm", run_dir, data, loss).stdout

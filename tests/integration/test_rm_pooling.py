@@ -54,10 +54,15 @@ def test_a_score_is_the_head_of_the_mean_hidden_state(tiny_tokenizer: Any) -> No
     engine: Any = SimpleNamespace(models=models, ranks=Ranks(0, 1, CPU))
     ranking = tokenize.Ranking("p", PROMPT, ANSWERS, [0, 1, 2])
     other = tokenize.Ranking("q", [8], [[30], [31, 32, 33]], [0, 1])
-    for share_prompts in (True, False):
+    layouts: tuple[tuple[bool, list[list[tokenize.Ranking]]], ...] = (
+        (True, [[ranking], [other]]),
+        (True, [[ranking, other]]),
+        (False, [[ranking], [other]]),
+    )
+    for share_prompts, rankings in layouts:
         trainer = RewardModelTrainer(engine, 0, 8, share_prompts)
         with torch.no_grad():
-            scores, _ = trainer._scores(models, [ranking, other])
+            scores, _ = trainer._scores(models, rankings)
         assert scores[0].tolist() == pytest.approx(expected, abs=1e-5)
     with torch.no_grad():
         ids = torch.tensor([[8, 31, 32, 33]])

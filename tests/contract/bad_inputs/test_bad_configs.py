@@ -65,7 +65,8 @@ OVERRIDES = [
     ("data.sft=[{path: a.jsonl}, {path: b.jsonl, weigth: 2}]", "did you mean data.sft[1].weight?"),
     ("data.rm=[{path: a.jsonl, label: a/b}]", "data.rm[0].label: 'a/b' is not allowed"),
     ("data.sft[1].limit=3", "data.sft[1].limit: data.sft is no list; leave [1] out"),
-    ("sft={packing: true, group_by_length: true}", "sft.group_by_length: packed sequences have one length"),
+    ("sft={packing: true, group_by_length: true}", "sft.group_by_length: packed rows have about one length"),
+    ("rm={packing: true, group_by_length: true}", "set this or rm.packing to false"),
     ("ppo.rollout.vllm.enforce_eager=maybe", "true or false"),
     ("ppo.rollout.vllm.gpu_memory_utilization=1.5", "a number > 0 and ≤ 1"),
     ("deepspeed.timeout_minutes=1e300", "deepspeed.timeout_minutes: '1e300' is not allowed"),
@@ -329,6 +330,7 @@ CONTRADICTIONS = [
     ),
     (["sft.packing=true", "base.attention=eager"], "sft.packing: packed examples are kept apart by a mask"),
     (["sft.packing=true", "base.attention=flash_attention_2"], "set base.attention to sdpa"),
+    (["rm.packing=true", "base.attention=eager"], "rm.packing: packed examples are kept apart by a mask"),
     (
         [VLLM, "base.quantization=int8"],
         "ppo.rollout.engine: vllm does not load an int8 base; set base.quantization",

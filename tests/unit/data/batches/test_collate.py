@@ -1,11 +1,13 @@
 """Padding, masks and packing: a packed token attends to the same tokens as in an unpacked example."""
 
+import random
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from data.batches import collate
-from data.batches.pack import PackedSequence, pack
+from data.batches.pack import PackedSequence, level_rows, pack
 from data.batches.tokenize import Demonstration
 from stages.models.demo_models import embedded_model
 
@@ -139,6 +141,40 @@ def test_ranked_batch():
     ]
     assert second[1] == [1, 1, 0, 0, 0]
     assert all(row[column] for column, row in enumerate(second)), "padding looks at itself, or softmax is NaN"
+
+
+def test_several_rankings_in_one_row():
+    items = [([1, 2], [[3], [4, 5]]), ([6], [[7], []]), ([8, 8], [[7]])]
+    batch = collate.rankings(items, pad_id=PAD, rows=[[1, 0], [2]])
+    assert batch.input_ids.tolist() == [[6, 7, 1, 2, 3, 4, 5], [8, 8, 7, 9, 9, 9, 9]]
+    assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2, 2, 3], [0, 1, 2, 0, 0, 0, 0]]
+    assert batch.row.tolist() == [0, 0, 1]
+    assert batch.last.tolist() == [[4, 6], [1, 0], [2, 0]]
+    assert batch.attention_mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [0, 0, 1, 0, 0, 0, 0],
+        [0, 0, 1, 1, 0, 0, 0],
+        [0, 0, 1, 1, 1, 0, 0],
+        [0, 0, 1, 1, 0, 1, 0],
+        [0, 0, 1, 1, 0, 1, 1],
+    ]
+    values = torch.arange(14.0).view(2, 7)
+    assert batch.at_last(values)[0].tolist() == [4, 6] and batch.at_last(values)[2, 0] == 9
+    assert batch.means(values)[0].tolist() == [4, 5.5] and batch.means(values)[1, 1] == 0
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_rows_of_about_one_length(world: int) -> None:
+    noise = random.Random(world)
+    for _ in range(50):
+        shares = [[noise.randint(1, 60) for _ in range(8)] for _ in range(world)]
+        rows = level_rows(shares)
+        assert len({*map(len, rows)}) == 1, "ranks take as many forwards"
+        for share, of_share in zip(shares, rows, strict=True):
+            assert sorted(i for row in of_share for i in row) == [*range(8)]
+            assert all(row and sum(share[i] for i in row) <= max(map(max, shares)) for row in of_share)
+    assert level_rows([[9, 1, 2, 3, 4]]) == [[[0], [4, 1], [3, 2]]]
 
 
 def test_the_last_token_of_an_empty_completion_is_that_of_its_prompt():

@@ -30,7 +30,7 @@ def base(kind: str, attention: str = "sdpa", **changes: object) -> PreTrainedMod
 @torch.no_grad()
 def test_texts_of_one_row_are_as_each_alone(kind: str) -> None:
     model = base(kind)
-    check_packing(model)
+    check_packing(model, "sft.packing")
     texts = [torch.tensor([3, 4, 5, 6]), torch.tensor([7, 8, 9])]
     lengths = torch.tensor([len(text) for text in texts])
     owner = torch.repeat_interleave(torch.arange(len(texts)), lengths)
@@ -61,4 +61,4 @@ def test_other_bases_are_refused(kind: str, attention: str, changes: dict[str, o
     with pytest.raises(
         UserError, match=r"sft\.packing: this base cannot separate .* Set sft\.packing to false"
     ):
-        check_packing(model)
+        check_packing(model, "sft.packing")
