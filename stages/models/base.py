@@ -97,8 +97,17 @@ def load_base(config: Base, device: torch.device) -> PreTrainedModel:
     model.generation_config = GenerationConfig()
     check_logits(config, model)
     if device.type == "cpu":
+        if config.quantization != "none":
+            _leave_files(model)
         return_freed_memory()
     return model
+
+
+def _leave_files(model: PreTrainedModel) -> None:
+    """Copy what is not quantized: a tensor that is part of a mapped file would keep all of it in RAM."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.clone()
 
 
 def empty_base(config: Base) -> PreTrainedModel:

@@ -51,6 +51,8 @@ class Way:
 WAYS = (
     Way("LoRA", ()),
     Way("LoRA, LoftQ start", ("adapter.init=loftq",)),
+    Way("rsLoRA", ("adapter.rslora=true",)),
+    Way("LoRA+", ("sft.lora_plus_ratio=16", "sft.learning_rate=1e-4")),
     Way("DoRA", ("adapter.dora=true",)),
     Way("DoRA, LoftQ start", ("adapter.dora=true", "adapter.init=loftq")),
     Way("AdaLoRA", ("sft.method=adalora", "sft.learning_rate=2e-3")),

@@ -1,6 +1,7 @@
 """The base is loaded as the config says, and roles do not change its bytes."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ from tests.support.role_probes import (
     output_of,
 )
 from tests.support.roles import CPU, TRAINED, base_hash, ppo_roles, role_output, tiny_roles
+
+MAPS = Path("/proc/self/maps")
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
@@ -45,6 +48,16 @@ def test_base_stays_the_same_bytes(quantization, checkpointing, adapters):
         with torch.inference_mode():
             role_output(roles, "policy", IDS, MASK)
         assert base_hash(roles) == before, training
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="only Linux lists what a process maps")
+def test_a_quantized_base_does_not_keep_its_files_in_memory(tiny_folder, tiny_tokenizer, tmp_path):
+    AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    base = Base(model=str(tmp_path), quantization="nf4", compute_dtype="bfloat16")
+    model = load_base(base, CPU)
+    assert model.get_input_embeddings().weight is model.lm_head.weight
+    assert str(tmp_path) not in MAPS.read_text()
 
 
 def test_base_hash_sees_every_part_of_the_quantized_weights():
