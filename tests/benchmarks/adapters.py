@@ -90,7 +90,7 @@ def measured(way: Way, run_dir: Path) -> dict[str, Any]:
     return {
         "trained": _trained(run_dir),
         "of base": base.num_parameters(),
-        "seconds": median(json.loads((run_dir / "steps.json").read_text())[1:]),
+        "seconds": median(seconds for seconds, _ in json.loads((run_dir / "steps.json").read_text())[1:]),
         "peak": manifest["peak_memory_bytes"] / MIB,
         "loss": metric_with_interval(mean_with_interval("loss", losses), "loss"),
         "n": len(losses),
