@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from configs.sections.values import Count, Fraction, NonNegative, Number, PlainNumber, Section, Size, Text
 from configs.stage_names import STAGES, Stage, data_stage
@@ -37,7 +37,20 @@ def ending_of(path: str) -> str | None:
     return next((ending for ending in DATA_FILES if path.lower().endswith(ending)), None)
 
 
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=40)]
+def _names_no_bound(label: str) -> str:
+    """A label ends the names of figures, whose bounds and count have these endings."""
+    if ending := next((ending for ending in ("_low", "_high", "_n") if label.endswith(ending)), None):
+        raise ValueError(
+            f"{label!r} ends as a bound of a figure does; choose one without {ending}"
+        )
+    return label
+
+
+Label = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=40),
+    AfterValidator(_names_no_bound),
+]
 Weight = Annotated[float, Field(gt=0, le=1000), PlainNumber]
 
 

@@ -64,6 +64,10 @@ OVERRIDES = [
     ("data.sft=[{path: a.jsonl}, {path: b.jsonl, weight: 0}]", "data.sft[1].weight: 0 is not allowed"),
     ("data.sft=[{path: a.jsonl}, {path: b.jsonl, weigth: 2}]", "did you mean data.sft[1].weight?"),
     ("data.rm=[{path: a.jsonl, label: a/b}]", "data.rm[0].label: 'a/b' is not allowed"),
+    (
+        "data.rm=[{path: a.jsonl, label: de_low}]",
+        "data.rm[0].label: 'de_low' ends as a bound of a figure does",
+    ),
     ("data.sft[1].limit=3", "data.sft[1].limit: data.sft is no list; leave [1] out"),
     ("sft={packing: true, group_by_length: true}", "sft.group_by_length: packed rows have about one length"),
     ("rm={packing: true, group_by_length: true}", "set this or rm.packing to false"),
