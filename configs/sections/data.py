@@ -40,9 +40,7 @@ def ending_of(path: str) -> str | None:
 def _names_no_bound(label: str) -> str:
     """A label ends the names of figures, whose bounds and count have these endings."""
     if ending := next((ending for ending in ("_low", "_high", "_n") if label.endswith(ending)), None):
-        raise ValueError(
-            f"{label!r} ends as a bound of a figure does; choose one without {ending}"
-        )
+        raise ValueError(f"{label!r} ends as a bound of a figure does; choose one without {ending}")
     return label
 
 

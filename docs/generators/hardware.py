@@ -20,7 +20,7 @@ MODELS = (
 )
 LARGEST_ON_CPU = 2 * 10**9  # parameters
 GIB = 2**30
-PRECISION = f"A GPU computes in bf16, a CPU in fp32. A CPU is too slow above {LARGEST_ON_CPU // 10**9}B."
+PRECISION = f"A GPU counts in bf16, a CPU in fp32. A CPU is too slow above {LARGEST_ON_CPU // 10**9}B."
 
 
 def hardware(kind: str) -> str:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,13 @@ class FoundBase:
         shape: None if its config.json is not at hand, or describes no decoder-only transformer.
         download: bytes that are still to be fetched; None if unknown.
         why: why the shape or the download is not known.
+        unseen: neither this machine nor the hub showed the base, so that nothing of it is checked.
     """
 
     shape: BaseShape | None
     download: int | None = 0
     why: str = ""
+    unseen: bool = False
 
 
 def find_base(base: Base) -> FoundBase:
@@ -64,7 +66,9 @@ def find_base(base: Base) -> FoundBase:
     found = FoundBase(None, None, f"{base.model} is not on this machine yet")
     if "/" in base.model and not os.path.isabs(base.model):
         found = _on_the_hub(base)
-    return _found(KNOWN[base.model], [], None) if found.shape is None and base.model in KNOWN else found
+    if found.shape is None and base.model in KNOWN:
+        return replace(_found(KNOWN[base.model], [], None), why=found.why, unseen=found.unseen)
+    return found
 
 
 def _in_folder(folder: Path) -> FoundBase:
@@ -104,8 +108,11 @@ def _on_the_hub(base: Base) -> FoundBase:
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
         return _found(answer.json(), [], weights or None)
-    except Exception:  # the hub's client raises those of several libraries
-        return FoundBase(None, None, f"the hub did not answer about {base.model}")
+    except Exception as error:  # the hub's client raises those of several libraries
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        refused = status in (401, 403, 404)
+        why = f"the hub has no {base.model} that you may read" if refused else "the hub did not answer"
+        return FoundBase(None, None, why, unseen=True)
 
 
 def _found(config: Mapping[str, Any], files: list[Path], download: int | None) -> FoundBase:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +14,8 @@ import pyarrow.parquet as pq
 from configs.errors import UserError
 from configs.schema import STAGES, Epochs, Experiment, Source, Stage, Training
 from data.storage.source_digest import is_pattern, matches
+
+LINE = 2**20  # bytes of a first row, at most
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def batches(config: Experiment, stage: Stage, world: int) -> Batches:
     if stage == "ppo":
         return _ppo(config, world)
     section = config.sft if stage == "sft" else config.rm
-    completions = config.rm.rankings.completions if stage == "rm" else 1
+    completions = completions_of(config) if stage == "rm" else 1
     at_once = max(1, section.micro_batch_size // completions)
     share = section.batch_size // world
     steps, about = _steps(config, stage, section)
@@ -114,7 +117,7 @@ def _ppo(config: Experiment, world: int) -> Batches:
 def _ranking_note(config: Experiment) -> str:
     rankings = config.rm.rankings
     if rankings.labeller == "file":
-        return f"counted for {rankings.completions} completions a prompt; the file decides"
+        return f"counted for {completions_of(config)} completions a prompt; the data decide"
     ranked = f"ranked by {rankings.labelled_by}"
     return f"{config.rm.batch_size} prompts of {rankings.completions} completions each, {ranked}"
 
@@ -173,3 +176,22 @@ def _count(file: Path) -> int | None:
     with file.open("rb") as stream:
         lines = sum(1 for line in stream if line.strip())
     return lines if file.suffix == ".jsonl" else max(0, lines - 1)
+
+
+def completions_of(config: Experiment) -> int:
+    """Completions of a ranking: the labeller's number, or that of the files' first rows; at least 2."""
+    rankings = config.rm.rankings
+    if rankings.labeller != "file":
+        return rankings.completions
+    return max(2, *(_listed(Path(source.path)) for source in config.data.sources("rm")))
+
+
+def _listed(file: Path) -> int:
+    """Completions of the first row of a file; 0 if it has no list of them."""
+    with suppress(OSError, ValueError):
+        if file.suffix == ".jsonl" and file.is_file():
+            with file.open("rb") as stream:
+                row = json.loads(stream.readline(LINE))
+            listed = row.get("completions") if isinstance(row, dict) else None
+            return len(listed) if isinstance(listed, list) else 0
+    return 0

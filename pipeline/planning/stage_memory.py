@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,7 +13,7 @@ from configs.errors import UserError
 from configs.schema import Experiment, Rollout, Stage
 from data.storage.adapter_names import ADAPTER_FILE
 from pipeline.planning import memory
-from pipeline.planning.batches import training
+from pipeline.planning.batches import completions_of, training
 from pipeline.planning.memory import FP32, BaseShape, Precision
 from pipeline.planning.safetensors_headers import stored_tensors
 
@@ -287,22 +286,3 @@ class _Estimator:
         average = self.stage == "ppo" and self.config.ppo.ema_decay is not None
         adapter = self.adapter if self.stage != "rm" else self.members * self.scorer_adapter
         return FP32 * (3 * trained * copies + adapter * (2 if average else 1))
-
-
-def completions_of(config: Experiment) -> int:
-    """Completions of a ranking: the labeller's number, or that of the files' first rows; at least 2."""
-    rankings = config.rm.rankings
-    if rankings.labeller != "file":
-        return rankings.completions
-    return max(2, *(_listed(Path(source.path)) for source in config.data.sources("rm")))
-
-
-def _listed(file: Path) -> int:
-    """Completions of the first row of a file; 0 if it has no list of them."""
-    with suppress(OSError, ValueError):
-        if file.suffix == ".jsonl" and file.is_file():
-            with file.open("rb") as stream:
-                row = json.loads(stream.readline(MIB))
-            listed = row.get("completions") if isinstance(row, dict) else None
-            return len(listed) if isinstance(listed, list) else 0
-    return 0

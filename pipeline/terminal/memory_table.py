@@ -19,15 +19,15 @@ from pipeline.planning.stage_memory import Rank, StageMemory, estimate
 GIB = 2**30
 HOPELESS = 4  # an estimate that is so many times what is free leaves no doubt
 REMEDIES = {
-    "activations": "lower {stage}.micro_batch_size, or set base.gradient_checkpointing to true",
-    "allocator": "lower {stage}.micro_batch_size, or set base.gradient_checkpointing to true",
+    "activations": "lower {stage}.micro_batch_size",
+    "allocator": "lower {stage}.micro_batch_size",
     "logits": "lower {stage}.micro_batch_size",
     "base": "set base.quantization to nf4, or shard the base with configs/deepspeed/zero3.json",
-    "merged copy": "set the engine of the stage's rollout to hf, which is slower",
-    "merging": "set the engine of the stage's rollout to hf, which is slower",
-    "KV cache": "lower batch_size or max_new_tokens of the stage's rollout",
-    "one step": "lower batch_size of the stage's rollout",
-    "vLLM": "lower gpu_memory_utilization of the stage's rollout",
+    "merged copy": "set {rollout}.engine to hf, which is slower",
+    "merging": "set {rollout}.engine to hf, which is slower",
+    "KV cache": "lower {rollout}.batch_size or {rollout}.max_new_tokens",
+    "one step": "lower {rollout}.batch_size",
+    "vLLM": "lower {rollout}.vllm.gpu_memory_utilization",
     "adapters": "lower adapter.r",
     "gradients and Adam": "lower adapter.r",
     "libraries": "use a machine with more memory",
@@ -48,7 +48,12 @@ def print_memory(console: Console, request: Request, plans: Sequence[StagePlan],
         console.print(_table(estimates, rank))
     for line in _downloads(request.config, bases):
         console.print(Text(line), soft_wrap=True)
-    for line in (*_memory_warnings(estimates, rank), *_disk_warnings(estimates, request.run.path)):
+    unseen = _unseen(request.config, bases)
+    for line in (
+        *unseen,
+        *_memory_warnings(request.config, estimates, rank),
+        *_disk_warnings(estimates, request.run.path),
+    ):
         console.print(Text(line, style="yellow"), soft_wrap=True)
 
 
@@ -82,18 +87,31 @@ def _downloads(config: Experiment, bases: dict[str, FoundBase]) -> Iterator[str]
             yield f"no estimate of memory for {key}: {found.why}"
 
 
-def _memory_warnings(estimates: Sequence[StageMemory], rank: Rank) -> Iterator[str]:
+def _unseen(config: Experiment, bases: dict[str, FoundBase]) -> Iterator[str]:
+    """A warning for each base that could not be checked: the run ends if it is still not there."""
+    for base in (config.base, config.rm.base):
+        if base is not None and base.key in bases and bases[base.key].unseen:
+            yield (
+                f"warning: {base.key}.model: {base.model} is not on this machine, and {bases[base.key].why}. "
+                "The run needs it, and nothing of it is checked yet."
+            )
+
+
+def _memory_warnings(config: Experiment, estimates: Sequence[StageMemory], rank: Rank) -> Iterator[str]:
     kind = "GPU memory" if rank.gpu else "RAM"
     for one in (each.needed for each in estimates):
         if rank.available is None or one.peak <= rank.available:
             continue
         part, _ = one.largest_parts(1)[0]
-        remedy = REMEDIES[part].format(stage=one.stage)
+        rollout, _ = config.rollouts.get(one.stage, ("", None))
+        remedy = REMEDIES[part].format(stage=one.stage, rollout=rollout)
+        if part in ("activations", "allocator") and not config.base.gradient_checkpointing:
+            remedy += ", or set base.gradient_checkpointing to true"
         need, have = gib(one.peak), gib(rank.available)
         may = "will almost certainly" if one.peak > HOPELESS * rank.available else "may"
         yield (
             f"warning: stage {one.stage} {may} run out of memory: it takes about {need}, and a rank can have "
-            f"{have} of {kind}. Most of it is {part}: {remedy}."
+            f"{have} of {kind}. Its largest part is {part}: {remedy}."
         )
 
 

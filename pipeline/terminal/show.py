@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from rich.console import Console
@@ -21,7 +21,7 @@ from pipeline.state.manifest import Manifest, read_manifest
 from pipeline.state.run_directory import RunDirectory
 from pipeline.state.stage_state import state_of
 from pipeline.terminal.format import show_seconds
-from pipeline.terminal.summary import key_metrics
+from pipeline.terminal.summary import MIN_STEPS, key_metrics
 
 COLORS: dict[Action, str] = {
     "run": "green",
@@ -69,7 +69,23 @@ def print_batches(console: Console, config: Experiment, stages: Sequence[Stage],
     for sizes in all_sizes:
         if sizes.note:
             console.print(Text(f"{sizes.stage}: {sizes.note}"), soft_wrap=True)
+    for line in _few_steps(config, all_sizes):
+        console.print(Text(line, style="yellow"), soft_wrap=True)
     console.print()
+
+
+def _few_steps(config: Experiment, all_sizes: Sequence[Batches]) -> Iterator[str]:
+    """A warning for each stage whose result would show little, as its report would say."""
+    for sizes in all_sizes:
+        ppo = sizes.stage == "ppo"
+        steps, kind = (config.ppo.iterations, "iterations") if ppo else (sizes.steps, "optimizer steps")
+        if steps is not None and 0 < steps < MIN_STEPS:
+            less = f"Give it more data, raise {sizes.stage}.epochs, or lower {sizes.stage}.batch_size."
+            remedy = "Raise ppo.iterations." if ppo else less
+            yield (
+                f"warning: stage {sizes.stage} will make about {steps} {kind}: its result will show "
+                f"little. {remedy}"
+            )
 
 
 def print_runs(console: Console, names: Sequence[str], plans: Sequence[StagePlan]) -> None:

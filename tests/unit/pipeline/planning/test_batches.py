@@ -60,7 +60,7 @@ def test_rows_of_tables_and_of_patterns_are_counted(tmp_path: Path) -> None:
 
 def test_rm_counts_completions() -> None:
     # 8 prompts of 4 completions; a micro-batch of 10 sequences holds 2 whole prompts.
-    config = toy(rm__batch_size=8, rm__micro_batch_size=10)
+    config = toy(rm__batch_size=8, rm__micro_batch_size=10, rm__rankings__labeller="warmth")
     sizes = batches(config, "rm", world=1)
     assert (sizes.sequences, sizes.micro_batches, sizes.micro_batch) == (32, 4, 8)
 

@@ -6,6 +6,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import requests
 from rich.console import Console
 
 from configs.schema import Experiment
@@ -50,11 +51,11 @@ def test_what_is_not_there_is_warned_about(tmp_path, large) -> None:
     text = printed(tmp_path, large, 60 * GIB, gpu=True)
     assert "warning: stage sft may run out of memory: it takes about" in text
     assert (
-        "a rank can have 60.0 GiB of GPU memory. Most of it is activations: lower sft.micro_batch_size"
+        "a rank can have 60.0 GiB of GPU memory. Its largest part is activations: lower sft.micro_batch_size"
         in text
     )
     assert "download: 14.2 GiB of Qwen/Qwen2.5-7B-Instruct" in text
-    assert "warning" not in printed(tmp_path, large, 200 * GIB, gpu=True)
+    assert "run out of memory" not in printed(tmp_path, large, 200 * GIB, gpu=True)
 
 
 def test_what_cannot_fit_is_said_in_stronger_words(tmp_path, large) -> None:
@@ -63,7 +64,25 @@ def test_what_cannot_fit_is_said_in_stronger_words(tmp_path, large) -> None:
 
 def test_an_unknown_base_has_no_estimate(tmp_path) -> None:
     text = printed(tmp_path, toy(base__model="nobody/knows-it"), 8 * GIB)
-    assert text.startswith("no estimate of memory for base: the hub did not answer about nobody/knows-it")
+    assert text.startswith("no estimate of memory for base: the hub did not answer")
+
+
+def test_a_base_that_nobody_showed_is_warned_about(tmp_path, large) -> None:
+    for config, model in ((toy(base__model="nobody/knows-it"), "nobody/knows-it"), (large, large.base.model)):
+        expected = f"warning: base.model: {model} is not on this machine, and the hub did not answer. The run"
+        assert expected in printed(tmp_path, config, 200 * GIB)
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_base_that_the_hub_does_not_give_is_told(tmp_path, monkeypatch, status: int) -> None:
+    def refuse(*_: object, **__: object) -> requests.Response:
+        answer = requests.Response()
+        answer.status_code = status
+        return answer
+
+    monkeypatch.setattr("pipeline.planning.base_shapes.requests.get", refuse)
+    text = printed(tmp_path, toy(base__model="nobody/knows-it"), 8 * GIB)
+    assert "and the hub has no nobody/knows-it that you may read. The run needs it" in text
 
 
 def test_a_full_disk_is_warned_about(tmp_path, large, monkeypatch) -> None:
