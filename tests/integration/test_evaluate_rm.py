@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from peft import PeftModel
@@ -17,6 +19,7 @@ from apps.export.formats import Export
 from apps.trained_run import open_run
 from data.storage.files import read_json_lines
 from tests.contract.bad_inputs.entry import tristage, write_rows
+from tests.support.docs_pages import blocks
 from tests.support.starts import train_with_trl
 from tests.support.turns import assistant, user
 from tests.unit.data.sources.test_published import (
@@ -25,6 +28,7 @@ from tests.unit.data.sources.test_published import (
     PANDALM,
     REWARD_BENCH,
     REWARD_BENCH_2,
+    ULTRAFEEDBACK,
     changed,
 )
 
@@ -238,3 +242,50 @@ def test_what_the_run_was_trained_on_is_left_out(trained_run: Path, tmp_path: Pa
     assert (
         f"left out {metrics['examples']:.0f} rows: the reward model was trained on their prompts" in printed
     )
+
+
+def test_the_page_s_command_renames_columns(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows whose names are no keys of the formats are ranked as the same rows with those keys are."""
+    (command,) = (
+        block.text for block in blocks("sh", "guides/evaluate-reward-models.md") if "--columns" in block.text
+    )
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "answers.csv"
+    file.write_text("question,good,bad\nName a prime.,Seven.,Nine.\nName a river.,The Rhine.,Rome.\n")
+    words = shlex.split(command)
+    status, _, error = tristage(*words[1:], "--rm", classifier)
+    assert status == 0, error
+    renamed = read_json_lines(Path("evaluation-rm/evaluation.jsonl"))
+    rows = [
+        {"prompt": "Name a prime.", "chosen": "Seven.", "rejected": "Nine."},
+        {"prompt": "Name a river.", "chosen": "The Rhine.", "rejected": "Rome."},
+    ]
+    evaluated(tmp_path, rows, "--rm", classifier)
+    assert renamed == read_json_lines(tmp_path / "out/evaluation.jsonl")
+
+
+def test_ultrafeedback_is_ranked_by_what_the_option_says(classifier: Path, tmp_path: Path) -> None:
+    """By the aspects, “Paris, on the Seine.” leads; by the overall score, “Paris.” (see `test_published`)."""
+    first = []
+    for options in ([], ["--rank-by", "aspects"]):
+        evaluated(tmp_path, [ULTRAFEEDBACK], "--rm", classifier, *options)
+        first.append(read_json_lines(tmp_path / "out/evaluation.jsonl")[0]["answers"][0])
+    assert first == ["Paris.", "Paris, on the Seine."]
+
+
+def test_a_folder_and_a_revision_reach_the_hub(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def load(path: str, name: str | None, **options: Any) -> datasets.Dataset:
+        asked.update(options, path=path)
+        return datasets.Dataset.from_list([REWARD_BENCH])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    hub = ["--data", "a/pairs", "--data-dir", "harmless", "--revision", "v2", "--out", tmp_path / "out"]
+    status, _, error = tristage("evaluate", "rm", *hub, "--rm", classifier)
+    assert status == 0, error
+    assert asked["path"] == "a/pairs" and (asked["data_dir"], asked["revision"]) == ("harmless", "v2")
