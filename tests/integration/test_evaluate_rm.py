@@ -219,6 +219,39 @@ def test_judgements_of_one_prompt_are_one_prompt(classifier: Path, tmp_path: Pat
     assert figures["pairs"] == figures["rows"]["rows_scored"] == 5
 
 
+def test_the_agreement_of_pandalm_s_annotators_bounds_the_accuracy(classifier: Path, tmp_path: Path) -> None:
+    """Of each second row, two of three votes agree in one pair of three; of the others, in all."""
+    rows = [
+        changed(PANDALM, instruction=f"Correct {number}.", annotator3=1 + number % 2) for number in range(12)
+    ]
+    figures, printed = evaluated(tmp_path, rows, "--rm", classifier)
+    agreement, ceiling = figures["votes"]["agreement"], figures["votes"]["ceiling"]
+    assert agreement["value"] == pytest.approx((1 / 3 + 1) / 2) and agreement["n"] == 12
+    assert agreement["low"] < agreement["value"] < ceiling["value"] < 1
+    assert "two annotators agree on 0.667" in printed and "The labels are their majorities." in printed
+    assert figures["agreement"] is None, "the labels are not those of one person"
+
+
+def test_the_agreement_of_mt_bench_s_judges_bounds_the_accuracy(classifier: Path, tmp_path: Path) -> None:
+    """Two judges agree about each second question."""
+    rows = []
+    for number in range(12):
+        question = user(f"Name river {number}.")
+        of_question = changed(
+            MT_BENCH,
+            conversation_a=[question, assistant("A river.")],
+            conversation_b=[question, assistant("The Rhine.")],
+        )
+        other = "model_a" if number % 2 else "model_b"
+        rows += [of_question, changed(of_question, judge="expert_1", winner=other)]
+    figures, printed = evaluated(tmp_path, rows, "--rm", classifier)
+    assert figures["agreement"]["value"] == 0.5 and figures["agreement"]["n"] == 12
+    assert figures["ceiling"]["high"] > figures["ceiling"]["value"] == 0.5
+    assert figures["between"] == "two people" and "As good as people agree?" in printed
+    few, _ = evaluated(tmp_path, rows[:6], "--rm", classifier)
+    assert few["agreement"] is None, "three prompts tell nothing"
+
+
 def test_the_files_of_llmbar_are_subsets(classifier: Path, tmp_path: Path) -> None:
     for name in ("Natural", "Adversarial/Manual"):
         folder = tmp_path / "LLMBar" / name
