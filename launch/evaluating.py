@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
 
 from configs.errors import UserError
-from configs.schema import FormatName, Source
 from launch.arguments import Commands, ExperimentOptions, check_installed, command
 from launch.given_run import given_run
+from launch.preference_options import PreferenceOptions
 from pipeline.processes.logs import hide_loading
 from pipeline.processes.streams import say
 from pipeline.reporting.folder import check_writable
 
-POLICIES, EVALUATE, DATA, MODEL = "policies", "Evaluation", "Preferences", "Reward model"
+POLICIES, EVALUATE, MODEL = "policies", "Evaluation", "Reward model"
 
 
 class Evaluations(Commands):
@@ -126,44 +125,9 @@ class EvaluateOptions(ExperimentOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardModelOptions(ExperimentOptions):
+class RewardModelOptions(PreferenceOptions):
     """Which reward model, on which preferences."""
 
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|HUB",
-            help="preferences in any format of data.rm: a file, a folder, a pattern or a hub data set",
-            rich_help_panel=DATA,
-        ),
-    ] = None
-    format: Annotated[
-        FormatName | None,
-        typer.Option(help="of every row (default: its keys tell)", rich_help_panel=DATA),
-    ] = None
-    name: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="configuration of a hub data set", rich_help_panel=DATA),
-    ] = None
-    split: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="split of a hub data set or folder", rich_help_panel=DATA),
-    ] = None
-    ignore: Annotated[
-        str | None,
-        typer.Option(metavar="A,B,...", help="keys of rows to ignore", rich_help_panel=DATA),
-    ] = None
-    by: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY",
-            help="the key of a row that names its subset (default: subset, else the file)",
-            rich_help_panel=DATA,
-        ),
-    ] = None
-    number: Annotated[
-        int | None, typer.Option("-n", min=1, metavar="N", help="the first N rows", rich_help_panel=DATA)
-    ] = None
     rm: Annotated[
         str | None,
         typer.Option(
@@ -201,30 +165,6 @@ class RewardModelOptions(ExperimentOptions):
         Path | None,
         typer.Option(metavar="DIR", help="folder to write (default: RUN/evaluation-rm, or ./evaluation-rm)"),
     ] = None
-
-    def source(self) -> Source:
-        """The preferences.
-
-        Raises:
-            UserError: none are named, or an option is not of such a source.
-        """
-        if not self.data:
-            raise UserError(
-                "--data: name the preferences, such as --data pairs.jsonl or --data allenai/reward-bench."
-            )
-        given = {
-            "path": self.data,
-            "format": self.format,
-            "name": self.name,
-            "split": self.split,
-            "limit": self.number,
-            "ignore_columns": tuple(self.ignore.split(",")) if self.ignore else None,
-        }
-        try:
-            return Source.model_validate({key: value for key, value in given.items() if value is not None})
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise UserError(f"--data {self.data}: {reason}.") from None
 
 
 @command(app, "tristage evaluate rm --data allenai/reward-bench --split filtered --run-dir runs/demo")

@@ -45,11 +45,15 @@ class RoundOptions:
 
 def round(options: RoundOptions) -> int:
     """Make the run directory of the next round from a finished run; train nothing."""
+    from pipeline.planning.round_prompts import prompts_trained_on  # imports datasets
+
     target = readable(options.to) if options.to else None
     previous = RunDirectory(readable(options.previous))
     run, config = make_round(previous, options.stage, options.overrides, target)
     say(f"wrote {run.path}: {config.lineage.words}")
     if options.stage == "ppo" and (note := rankings_left_out(experiment_of(previous), config)):
+        say(f"note: {note}")
+    if note := prompts_trained_on(run, config):
         say(f"note: {note}")
     words = ["tristage", "run", "--config", str(run.config_file), "--run-dir", str(run.path)]
     words += ["--until", "sft"] if options.stage == "sft" else []

@@ -281,6 +281,21 @@ def ceiling_of(agreement: Mapping[str, float]) -> Figure:
     }
 
 
+def ceiling_of_agreed(agreement: Mapping[str, float]) -> Figure:
+    """A bound of the accuracy against the majority of three votes, by the agreement of two.
+
+    If each vote orders a pair rightly with probability q, two that agree are right with r = q² / a, where
+    a = q² + (1 − q)². With s = √(2a − 1) that is r = 1/2 + s / (1 + s²). Three votes are right with
+    q² (3 − 2q), which is at most r. So r bounds rows with two and with three votes. a r = q² and
+    q² (3 − 2q) are concave in a, so it bounds their means, too, if some pairs are harder than others.
+    """
+    found = {}
+    for part, value in agreement.items():
+        root = math.sqrt(max(0.0, 2 * value - 1))
+        found[part] = value if part == "n" else 0.5 + root / (1 + root**2)
+    return found
+
+
 def prompt_numbers(rankings: Sequence[ScoredRanking]) -> list[int]:
     """The number of each ranking's prompt: rankings of one prompt, such as those of two rounds, share it."""
     numbers: dict[str, int] = {}

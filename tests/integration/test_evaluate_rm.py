@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from peft import PeftModel
@@ -17,6 +19,7 @@ from apps.export.formats import Export
 from apps.trained_run import open_run
 from data.storage.files import read_json_lines
 from tests.contract.bad_inputs.entry import tristage, write_rows
+from tests.support.docs_pages import blocks
 from tests.support.starts import train_with_trl
 from tests.support.turns import assistant, user
 from tests.unit.data.sources.test_published import (
@@ -25,6 +28,7 @@ from tests.unit.data.sources.test_published import (
     PANDALM,
     REWARD_BENCH,
     REWARD_BENCH_2,
+    ULTRAFEEDBACK,
     changed,
 )
 
@@ -215,6 +219,39 @@ def test_judgements_of_one_prompt_are_one_prompt(classifier: Path, tmp_path: Pat
     assert figures["pairs"] == figures["rows"]["rows_scored"] == 5
 
 
+def test_the_agreement_of_pandalm_s_annotators_bounds_the_accuracy(classifier: Path, tmp_path: Path) -> None:
+    """Of each second row, two of three votes agree in one pair of three; of the others, in all."""
+    rows = [
+        changed(PANDALM, instruction=f"Correct {number}.", annotator3=1 + number % 2) for number in range(12)
+    ]
+    figures, printed = evaluated(tmp_path, rows, "--rm", classifier)
+    agreement, ceiling = figures["votes"]["agreement"], figures["votes"]["ceiling"]
+    assert agreement["value"] == pytest.approx((1 / 3 + 1) / 2) and agreement["n"] == 12
+    assert agreement["low"] < agreement["value"] < ceiling["value"] < 1
+    assert "two annotators agree on 0.667" in printed and "The labels are their majorities." in printed
+    assert figures["agreement"] is None, "the labels are not those of one person"
+
+
+def test_the_agreement_of_mt_bench_s_judges_bounds_the_accuracy(classifier: Path, tmp_path: Path) -> None:
+    """Two judges agree about each second question."""
+    rows = []
+    for number in range(12):
+        question = user(f"Name river {number}.")
+        of_question = changed(
+            MT_BENCH,
+            conversation_a=[question, assistant("A river.")],
+            conversation_b=[question, assistant("The Rhine.")],
+        )
+        other = "model_a" if number % 2 else "model_b"
+        rows += [of_question, changed(of_question, judge="expert_1", winner=other)]
+    figures, printed = evaluated(tmp_path, rows, "--rm", classifier)
+    assert figures["agreement"]["value"] == 0.5 and figures["agreement"]["n"] == 12
+    assert figures["ceiling"]["high"] > figures["ceiling"]["value"] == 0.5
+    assert figures["between"] == "two people" and "As good as people agree?" in printed
+    few, _ = evaluated(tmp_path, rows[:6], "--rm", classifier)
+    assert few["agreement"] is None, "three prompts tell nothing"
+
+
 def test_the_files_of_llmbar_are_subsets(classifier: Path, tmp_path: Path) -> None:
     for name in ("Natural", "Adversarial/Manual"):
         folder = tmp_path / "LLMBar" / name
@@ -238,3 +275,50 @@ def test_what_the_run_was_trained_on_is_left_out(trained_run: Path, tmp_path: Pa
     assert (
         f"left out {metrics['examples']:.0f} rows: the reward model was trained on their prompts" in printed
     )
+
+
+def test_the_page_s_command_renames_columns(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows whose names are no keys of the formats are ranked as the same rows with those keys are."""
+    (command,) = (
+        block.text for block in blocks("sh", "guides/evaluate-reward-models.md") if "--columns" in block.text
+    )
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "answers.csv"
+    file.write_text("question,good,bad\nName a prime.,Seven.,Nine.\nName a river.,The Rhine.,Rome.\n")
+    words = shlex.split(command)
+    status, _, error = tristage(*words[1:], "--rm", classifier)
+    assert status == 0, error
+    renamed = read_json_lines(Path("evaluation-rm/evaluation.jsonl"))
+    rows = [
+        {"prompt": "Name a prime.", "chosen": "Seven.", "rejected": "Nine."},
+        {"prompt": "Name a river.", "chosen": "The Rhine.", "rejected": "Rome."},
+    ]
+    evaluated(tmp_path, rows, "--rm", classifier)
+    assert renamed == read_json_lines(tmp_path / "out/evaluation.jsonl")
+
+
+def test_ultrafeedback_is_ranked_by_what_the_option_says(classifier: Path, tmp_path: Path) -> None:
+    """By the aspects, “Paris, on the Seine.” leads; by the overall score, “Paris.” (see `test_published`)."""
+    first = []
+    for options in ([], ["--rank-by", "aspects"]):
+        evaluated(tmp_path, [ULTRAFEEDBACK], "--rm", classifier, *options)
+        first.append(read_json_lines(tmp_path / "out/evaluation.jsonl")[0]["answers"][0])
+    assert first == ["Paris.", "Paris, on the Seine."]
+
+
+def test_a_folder_and_a_revision_reach_the_hub(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def load(path: str, name: str | None, **options: Any) -> datasets.Dataset:
+        asked.update(options, path=path)
+        return datasets.Dataset.from_list([REWARD_BENCH])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    hub = ["--data", "a/pairs", "--data-dir", "harmless", "--revision", "v2", "--out", tmp_path / "out"]
+    status, _, error = tristage("evaluate", "rm", *hub, "--rm", classifier)
+    assert status == 0, error
+    assert asked["path"] == "a/pairs" and (asked["data_dir"], asked["revision"]) == ("harmless", "v2")

@@ -24,9 +24,10 @@ from apps.evaluate.reward_models.scorer import ScoredRow, Scorer
 from configs.errors import UserError
 from data.sources.messages import last_text
 from data.sources.split import prompt_key
+from pipeline.terminal.format import show_known
 from stages.feedback.bag_of_words import BagOfWords
-from stages.maths.preferences import ScoredRanking, reward_report
-from stages.maths.statistics import Figure, figure
+from stages.maths.preferences import Noise, ScoredRanking, ceiling_of_agreed, reward_report
+from stages.maths.statistics import Figure, figure, has_interval
 
 FOLDS = 5  # of the bag of words
 FEWEST = 20  # prompts from which a bag of words learns
@@ -91,13 +92,42 @@ def measure(scorer: Scorer, preferences: Preferences, say: Callable[[str], None]
         "prompts": len(numbers),
     }
     return Measured(
-        report=reward_report(rankings, None, prompts),
+        report=reward_report(rankings, _noise(preferences), prompts) | _votes(preferences),
         subsets=_by_subset(rankings, subsets),
         sections=_sections(rankings, subsets, ids),
         rankings=rankings,
         counts=counts,
-        notes=[*preferences.notes, *_remarks(counts, len(rows)), *_unpaired(subsets, ids)],
+        notes=[
+            *preferences.notes,
+            *_remarks(counts, len(rows)),
+            *_unpaired(subsets, ids),
+            *_about_votes(preferences),
+        ],
     )
+
+
+def _noise(preferences: Preferences) -> Noise | None:
+    """The agreement of two people, if a row is one person's label and enough prompts have several."""
+    agreement = preferences.judges_agree
+    return Noise("two people", agreement) if agreement and has_interval(agreement) else None
+
+
+def _votes(preferences: Preferences) -> dict[str, dict[str, Figure]]:
+    """As `votes`, the agreement of voters and the ceiling of accuracy against their majority, if known."""
+    agreement = preferences.voters_agree
+    if agreement is None:
+        return {}
+    return {"votes": {"agreement": agreement, "ceiling": ceiling_of_agreed(agreement)}}
+
+
+def _about_votes(preferences: Preferences) -> list[str]:
+    if not (votes := _votes(preferences).get("votes")):
+        return []
+    return [
+        f"two annotators agree on {show_known(votes['agreement'])} of the pairs that both order (n = "
+        f"{votes['agreement']['n']:.0f} prompts). The labels are their majorities. By their agreement, a "
+        f"model could be right about at most {show_known(votes['ceiling'])}."
+    ]
 
 
 def _ranking(prompt: str, row: ScoredRow, words: list[float]) -> ScoredRanking:

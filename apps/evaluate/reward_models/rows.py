@@ -10,6 +10,7 @@ from typing import Any
 
 from apps.evaluate.prompts import values_of
 from apps.evaluate.reward_models.benchmarks import TIES
+from apps.evaluate.reward_models.labellers import JUDGE, judges_agree, voters_agree
 from apps.trained_run import TrainedRun
 from configs.errors import UserError
 from configs.schema import Source
@@ -18,6 +19,7 @@ from data.sources.loading import load_rows
 from data.sources.reading import describe, read, where
 from data.sources.split import prompt_key
 from stages.feedback.rankings import FILE, learned_rankings
+from stages.maths.statistics import Figure
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
@@ -34,6 +36,8 @@ class Preferences:
         read, left_out: how many rows were read, and how many of these teach nothing, such as ties.
         notes: what a person should know of them.
         ids: of each row its `id`, "" without one; empty if no subset is RewardBench 2's Ties, which needs it.
+        judges_agree: how often two judges of MT-Bench agree; None if it is not known.
+        voters_agree: how often two of PandaLM's annotators agree, whose majority is the label; None as above.
     """
 
     rows: list[Row]
@@ -42,6 +46,8 @@ class Preferences:
     left_out: int
     notes: list[str]
     ids: list[str] = field(default_factory=list)
+    judges_agree: Figure | None = None
+    voters_agree: Figure | None = None
 
 
 def read_preferences(source: Source, by: str | None, run: TrainedRun | None) -> Preferences:
@@ -69,7 +75,9 @@ def read_preferences(source: Source, by: str | None, run: TrainedRun | None) -> 
     subsets = [named.get(row["where"], "none") for row in rows] if named else []
     identities = values_of(source, "id") if TIES in subsets else {}
     ids = [identities.get(row["where"], "") for row in rows] if TIES in subsets else []
-    return Preferences(rows, subsets, loaded.read, loaded.left_out, notes, ids)
+    judges = {} if JUDGE in source.ignore_columns else values_of(source, JUDGE)
+    agreements = judges_agree(rows, judges), voters_agree(source)
+    return Preferences(rows, subsets, loaded.read, loaded.left_out, notes, ids, *agreements)
 
 
 def _by_file(source: Source, by: str | None) -> dict[str, str]:

@@ -63,6 +63,28 @@ def test_a_split_of_a_file(tmp_path: Path, pairs: Path, trained_run: Path) -> No
     check_message(error, "split is of hub datasets", "leave it out")
 
 
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--columns", "question"], ["--columns: 'question' is not KEY=NAME"]),
+        (["--columns", "prompt=question,"], ["--columns: '' is not KEY=NAME"]),
+        (["--columns", "promt=question"], ["--columns: 'promt' is no key of the formats", "prompt, "]),
+        (["--columns", "prompt=a,prompt=b"], ["--columns: prompt is there twice"]),
+        (["--columns", "prompt=a,chosen=a"], ["--columns: 'a' is read as two keys"]),
+        (["--columns", "prompt=question"], ["`columns` names `question`, which no row has"]),
+        (["--columns", "prompt=a", "--ignore", "a"], ["'a' stands in columns and in ignore_columns"]),
+        (["--rank-by", "aspects"], ["`rank_by` is of UltraFeedback, and the row is a preference"]),
+        (["--rank-by", "aspects", "--format", "llmbar"], ["rank_by is of UltraFeedback, and format is"]),
+        (["--data-dir", "harmless"], ["data_dir is of hub datasets", "leave it out"]),
+        (["--revision", "v2"], ["revision is of hub datasets", "leave it out"]),
+    ],
+)
+def test_options_that_a_source_refuses(
+    options: list[str], parts: list[str], tmp_path: Path, pairs: Path, trained_run: Path
+) -> None:
+    check_message(refused(tmp_path, "--data", pairs, *options, "--run-dir", trained_run), *parts)
+
+
 def test_rows_that_are_no_preferences(tmp_path: Path, trained_run: Path) -> None:
     file = write_rows(tmp_path / "rows.jsonl", [{"prompt": "Hi.", "completion": "Hello."}])
     error = refused(tmp_path, "--data", file, "--run-dir", trained_run)

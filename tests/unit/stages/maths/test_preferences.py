@@ -12,6 +12,7 @@ from stages.maths.preferences import (
     ScoredRanking,
     baseline_margins,
     ceiling_of,
+    ceiling_of_agreed,
     groups,
     lead_over,
     length_correlation,
@@ -92,6 +93,31 @@ def test_nobody_agrees_with_one_person_more_than_the_agreement_of_two_allows(rig
         "high": 1.0,
         "n": 7,
     }
+
+
+@pytest.mark.parametrize("right", [(0.8, 0.8), (0.6, 1.0)])
+@pytest.mark.parametrize("ties", [0, 1 / 3])
+def test_the_majority_of_three_votes_is_right_no_more_than_the_agreement_of_two_allows(right, ties):
+    """Votes of half of the pairs are right with one probability, of half with another; some tie.
+
+    The third vote of a share of the pairs is a tie. Without a majority, a pair does not count.
+    """
+    random, count = np.random.default_rng(0), 100_000
+    votes = np.where(random.random((3, count)) < np.repeat(right, count // 2), 1, -1)
+    agreement = float((votes[0] == votes[1]).mean())
+    votes[2] *= random.random(count) >= ties
+    total = votes.sum(axis=0)
+    majority = (total[total != 0] > 0).mean()
+    bound = ceiling_of_agreed({"value": agreement})["value"]
+    assert bound >= majority > agreement
+    assert bound > ceiling_of({"value": agreement})["value"], "a majority is less noisy than one vote"
+    assert ceiling_of_agreed({"value": 0.4, "high": 1.0, "n": 7}) == {"value": 0.5, "high": 1.0, "n": 7}
+
+
+@pytest.mark.parametrize("right", [0.6, 0.9])
+def test_two_votes_that_agree_are_right_as_often_as_the_bound_says(right):
+    agreement = right**2 + (1 - right) ** 2
+    assert ceiling_of_agreed({"value": agreement})["value"] == pytest.approx(right**2 / agreement)
 
 
 def test_conversations_with_one_last_message_are_two_prompts():
