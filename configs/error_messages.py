@@ -21,6 +21,17 @@ MAX_SHOWN = 100
 MAX_KEYS = 12  # that a message lists
 TYPES = {"integer": "an integer", "number": "a number", "boolean": "true or false", "null": "null"}
 
+_OF_BASE = "it starts by changing the weights of the base, which four roles share"
+ABSENT: Mapping[
+    Keys, Mapping[str, str]
+] = {  # values that people know from other programs, and why they are not here
+    ("adapter", "init"): dict.fromkeys(("pissa", "olora", "corda"), _OF_BASE),
+    ("sft", "method"): {
+        "bottleneck": "PEFT has no bottleneck adapters, and AdapterHub's `adapters` does not install beside "
+        "transformers 5"
+    },
+}
+
 
 def node_at(keys: Sequence[str]) -> Node | None:
     """The schema of the value at `keys`, or None for an unknown key."""
@@ -199,6 +210,9 @@ def reason(error: ErrorDetails, node: Node) -> str:
     if error["type"] == "too_short":
         return "[] is not allowed; give at least one"
     if isinstance(value, str):
+        absent = ABSENT.get(known_part(error["loc"]), {}).get(value.lower().partition("_")[0])
+        if absent:
+            return f"{shown(value)} is not here: {absent}{hint}"
         choices = [str(choice) for choice in _choices(node)]
         guess = _did_you_mean(difflib.get_close_matches(value, choices, n=1))
         return f"{shown(value)} is not allowed; {_before(guess, hint.removeprefix('; '))}"

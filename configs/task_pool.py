@@ -5,6 +5,7 @@ FLAN (Wei et al. 2021) and T0 (Sanh et al. 2021) train on such tasks. `task_file
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from configs.sections.values import Count, Fraction, PlainNumber, Section, Text
 MOST_LETTERS = 20_000  # of a template
 MOST_OPTIONS = 100
 ANSWER, OPTIONS = "answer", "options"  # what templates may show beside the columns of a row
+CUES = {"zh": {"cue": "请一步一步地思考。", "conclusion": "所以答案是："}}  # for languages other than English
 JINJA = Environment()  # reads names only; `template_worker` renders
 del JINJA.filters["random"]
 BUILT_IN = frozenset(DEFAULT_NAMESPACE) - {"lipsum"}  # functions that every template knows, such as range
@@ -131,8 +133,12 @@ class ChainOfThought(Section):
     """The reason before the answer (Wei et al. 2022), for rows that have one."""
 
     column: Text = Field("rationale", description="the column that holds the reason")
-    cue: str = Field("Think step by step.", description="stands below the prompt")
-    conclusion: str = Field("So the answer is: ", description="stands between the reason and the answer")
+    cue: str = Field(
+        "Think step by step.", description="stands below the prompt; Chinese if `language` is zh"
+    )
+    conclusion: str = Field(
+        "So the answer is: ", description="between the reason and the answer; Chinese if `language` is zh"
+    )
     share: Fraction = Field(0.5, description="share of the rows with a reason that show it")
 
 
@@ -200,6 +206,15 @@ class Task(Section):
         """The columns that tell rows apart: those that a prompt shows which does not show the answer."""
         shown = [variables_of(each.prompt) for each in self.templates if not each.inverted]
         return frozenset(set().union(*shown) - {OPTIONS} - self.answers)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cues_of_language(cls, values: Any) -> Any:
+        """The cues that `chain_of_thought` does not give, in the language of the templates."""
+        if not isinstance(values, dict) or not isinstance(thought := values.get("chain_of_thought"), dict):
+            return values
+        language = re.split("[-_]", str(values.get("language")).lower())[0]
+        return {**values, "chain_of_thought": {**CUES.get(language, {}), **thought}}
 
     @model_validator(mode="after")
     def _has_wordings(self) -> Task:

@@ -35,8 +35,8 @@ from data.sources.split import (
     Sides,
     Split,
     first_of_each_prompt,
-    prompt_key,
-    row_key,
+    question_key,
+    row_question,
     share_prompts_by_hash,
     stage_split,
 )
@@ -173,8 +173,8 @@ class StageData:
         threshold = self.config.data.near_duplicates
         if threshold is None or not split.held_out:
             return {}
-        trained = earlier.trained.union(map(row_key, split.train))
-        found = near_duplicates(set(map(row_key, split.held_out)), trained, threshold)
+        trained = earlier.trained.union(map(row_question, split.train))
+        found = near_duplicates(set(map(row_question, split.held_out)), trained, threshold)
         if len(trained) > MOST:
             self.note(f"data.near_duplicates: {MOST:,} of {len(trained):,} training prompts were compared")
         if found:
@@ -192,9 +192,9 @@ class StageData:
 def _with_rankings(sides: Sides, files: Sequence[str]) -> Sides:
     """The sides with the prompts of rankings, on which the reward model trains, too."""
     rounds = [read_rankings(Path(file), "Restore the file.") for file in files]
-    placed = list(split_of_rounds(rounds, sides.trained, sides.held_out))
+    placed = list(split_of_rounds(rounds, sides.trained, sides.held_out, question_key))
     train, held_out = (
-        frozenset(prompt_key(row["prompt"]) for row, own in placed if own == split) for split in SPLITS
+        frozenset(question_key(row["prompt"]) for row, own in placed if own == split) for split in SPLITS
     )
     return Sides(sides.trained | train, sides.held_out | held_out)
 

@@ -178,14 +178,22 @@ def _worded(row: Row, form: Form, texts: _Texts, kind: Kind, data: Data) -> Row:
     kept = {key: value for key, value in row.items() if key not in ("labelled", "completion")}
     words = {"prompt": whole, "template": form.template.name, "where": form.named(row["where"])}
     if kind == "demonstrations":
-        words["completion"] = continuation(whole, completion, data)
+        words["completion"] = _following(whole, completion, form.with_reason, data)
     return kept | words
 
 
 def _example(labelled: Labelled, form: Form, texts: _Texts, data: Data) -> str:
     """A row with its answer, as it stands in front of another one."""
-    prompt, completion = _pair(labelled, form, texts, form.with_reason and bool(labelled.reason))
-    return prompt + continuation(prompt, completion, data.model_copy(update={"chat": False}))
+    with_reason = form.with_reason and bool(labelled.reason)
+    prompt, completion = _pair(labelled, form, texts, with_reason)
+    return prompt + _following(prompt, completion, with_reason, data.model_copy(update={"chat": False}))
+
+
+def _following(prompt: str, completion: str, with_reason: bool, data: Data) -> str:
+    """A completion as it follows its prompt: in a text, a reason is parted from the cue in every script."""
+    text = continuation(prompt, completion, data)
+    parted = data.chat or not with_reason or text[0].isspace() or prompt[-1].isspace()
+    return text if parted else f"\n{text}"
 
 
 def _pair(labelled: Labelled, form: Form, texts: _Texts, with_reason: bool) -> tuple[str, str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
+from data.sources.messages import Text
 from data.sources.split import prompt_key
 from data.storage.files import read_json_lines
 
@@ -29,7 +30,10 @@ def read_rankings(file: Path, remedy: str) -> list[Row]:
 
 
 def split_of_rounds(
-    rounds: Sequence[Sequence[Row]], trained: Collection[str], held_out: Collection[str]
+    rounds: Sequence[Sequence[Row]],
+    trained: Collection[str],
+    held_out: Collection[str],
+    key_of: Callable[[Text], str] = prompt_key,
 ) -> Iterator[tuple[Row, str]]:
     """Each ranking of earlier rounds, the newest round first, with its split.
 
@@ -39,10 +43,11 @@ def split_of_rounds(
         rounds: the rankings of each earlier round, the oldest first.
         trained: keys of prompts that are trained on now, whatever earlier rounds say.
         held_out: keys of prompts that are held out now.
+        key_of: the key of a prompt.
     """
     known = dict.fromkeys(trained, "train") | dict.fromkeys(held_out, "held_out")
     for row in (row for rows in reversed(rounds) for row in rows):
-        yield row, known.setdefault(prompt_key(row["prompt"]), row["split"])
+        yield row, known.setdefault(key_of(row["prompt"]), row["split"])
 
 
 def useful(rows: Iterable[Row]) -> list[Row]:

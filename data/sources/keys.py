@@ -49,7 +49,8 @@ OF_LIBRARIES = re.compile(r"__(index_level_\d+|null_dask_index|key|url)__")  # p
 REFUSED = {
     "label": "`label` rates one answer, which this form does not have",
     "labels": "`labels` (stepwise supervision): `completions` are steps, which are not ranked",
-    "margin": "margins between scores are not supported",
+    "margin": "a margin of two answers is not read; give the score of each (`score_chosen` and "
+    "`score_rejected`, or `scores`), and set rm.loss.margin to scores",
     **dict.fromkeys(
         ("tools", "functions", "tool_calls", "function_call", "tool_call_id", "parallel_tool_calls"),
         "tool calls are not supported",
@@ -63,6 +64,7 @@ REFUSED = {
     ),
 }
 REMEDY = "rename or remove it, or name it in `ignore_columns` of this source"
+OR_COLUMNS = f"{REMEDY}, or read it as another key by `columns`"  # of a row; messages have no `columns`
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 _DEPTH = 4  # at which the messages of a row lie
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
@@ -154,8 +156,11 @@ def _says_the_same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def check_keys(row: Mapping[str, Any], used: Collection[str], form: str) -> None:
+def check_keys(row: Mapping[str, Any], used: Collection[str], form: str, remedy: str = REMEDY) -> None:
     """Refuse keys that say something and have no place in `form`.
+
+    Args:
+        remedy: for keys that nothing is known about.
 
     Raises:
         BadRow: it names the keys, the form that the row was taken for, and the remedy.
@@ -167,7 +172,7 @@ def check_keys(row: Mapping[str, Any], used: Collection[str], form: str) -> None
         if key in REFUSED:
             raise BadRow(f"`{key}`: {REFUSED[key]}; {REMEDY}")
     keys, have = ("keys", "have") if len(unused) > 1 else ("key", "has")
-    raise BadRow(f"the {keys} {listed(unused)} {have} no place in {form}; {REMEDY}")
+    raise BadRow(f"the {keys} {listed(unused)} {have} no place in {form}; {remedy}")
 
 
 def without_empty(fields: Fields, kept: Collection[str]) -> Fields:

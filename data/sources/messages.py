@@ -21,6 +21,9 @@ _ROLES = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
+_OF_TOOLS = frozenset(
+    ["tool", "function", "ipython", "observation", "tool_call", "tool_response", "function_call"]
+)
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _FIRST_TURN = re.compile(r"\s*Human:")
 _SPEAKER = re.compile(r"\A\s*Assistant:")
@@ -54,11 +57,33 @@ def _message(turn: Any, key: str) -> Message:
     role_key = "from" if "from" in turn and "role" not in turn else "role"
     content_key = "value" if "value" in turn and "content" not in turn else "content"
     role, content = turn.get(role_key), turn.get(content_key)
+    if isinstance(role, str) and role in _OF_TOOLS:
+        raise BadRow(
+            f"`{key}` has a message with role {shown(role)}: tool calls are not supported; leave such rows "
+            "out, or write the call and its result into the messages of user and assistant"
+        )
     if not isinstance(role, str) or role not in _ROLES:
         raise BadRow(f"`{key}` has a message with role {shown(role)}; known roles: {', '.join(_ROLES)}")
     check_keys(turn, (role_key, content_key, "weight"), f"a message of `{key}`")
-    message = {"role": _ROLES[role], "content": read_string(content, f"{key}[].content")}
+    message = {"role": _ROLES[role], "content": _content(content, f"{key}[].content")}
     return message | _weight(turn.get("weight"), message["role"], key)
+
+
+def _content(content: Any, key: str) -> str:
+    """The text of a message. Raises BadRow if it is no text, such as a list of parts with images."""
+    parts = content if isinstance(content, list) else [content]
+    kinds = [
+        part["type"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("type"), str)
+    ]
+    others = [kind for kind in kinds if kind not in ("text", "input_text", "output_text")]
+    if others:
+        raise BadRow(
+            f"`{key}` has a part of type {shown(others[0])}: images, sound and video are not supported; "
+            "leave such rows out, or write the text alone as `content`"
+        )
+    if kinds:
+        raise BadRow(f"`{key}` is a list of parts; write their texts as one text")
+    return read_string(content, key)
 
 
 def unread_in(value: Any, key: str) -> Iterator[str]:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
-WORD = re.compile(r"[\u3040-\u9fff]|\w+")  # a character of Chinese or Japanese is a word
+from data.sources.words import WORD
+
 SHINGLE = 3
 PERMUTATIONS = 64
 MOST = 20_000  # prompts of each side that are compared; a sample by hash of larger sets
@@ -51,7 +52,7 @@ def near_duplicates(
 
 def shingles(text: str) -> list[bytes]:
     """The sequences of three neighbouring words; of fewer words, the one of all."""
-    words = WORD.findall(text.lower())
+    words = re.findall(WORD, text.lower())
     count = max(1, len(words) - SHINGLE + 1)
     return [" ".join(words[start : start + SHINGLE]).encode() for start in range(count)]
 

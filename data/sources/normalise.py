@@ -13,6 +13,7 @@ from data.sources.bad_rows import BadRow, LeftOut, UnusableRow
 from data.sources.formats import FORMATS, RATING, SAMPLED, Format, Kind, Row
 from data.sources.keys import (
     NO_COLUMNS,
+    OR_COLUMNS,
     REMEDY,
     Fields,
     check_keys,
@@ -154,7 +155,7 @@ def _named(fields: Fields, key: FormatName) -> Format:
 def _check_used(fields: Fields, form: Format) -> None:
     """Raise BadRow if the row has keys that have no place in the form."""
     names = {fields.name(key): value for key, value in fields.items() if key not in form.used}
-    check_keys(names, (), form.name)
+    check_keys(names, (), form.name, OR_COLUMNS)
 
 
 def _check_rating(fields: Fields, least: float | None) -> None:

@@ -26,6 +26,13 @@ def prompt_key(prompt: Text) -> str:
     return json.dumps(turns, ensure_ascii=False)
 
 
+def question_key(prompt: Text) -> str:
+    """The identity of a prompt among stages: that of its turns, without system messages."""
+    if isinstance(prompt, str):
+        return prompt_key(prompt)
+    return prompt_key([message for message in prompt if message["role"] != "system"])
+
+
 def first_of_each_prompt(items: Sequence[T], prompt_of: Callable[[T], Text]) -> list[T]:
     """The first item of each prompt, in order."""
     found: dict[str, T] = {}
@@ -39,11 +46,19 @@ def row_key(row: Row) -> str:
     return row["key"] if "key" in row else prompt_key(row["prompt"] or row["completion"])
 
 
+def row_question(row: Row) -> str:
+    """The identity of a row's prompt among stages: `row_key` without system messages."""
+    return row["key"] if "key" in row else question_key(row["prompt"] or row["completion"])
+
+
 Side = Literal["train", "held_out", "apart"]  # apart: neither
 
 
 class Sides(NamedTuple):
-    """Keys of prompts that stages train on, and of those that they hold out. None is in both."""
+    """Questions (see `question_key`) that stages train on, and those that they hold out.
+
+    One is in both only if a stage trains on it under one system message and holds it out under another.
+    """
 
     trained: frozenset[str] = frozenset()
     held_out: frozenset[str] = frozenset()
@@ -77,7 +92,8 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int, earlie
 
     A prompt that an earlier stage trains on is not held out. Of those that an earlier stage holds out, as
     many are held out as `held_out` asks for, before all others; the rest is `apart`. An earlier turn of a
-    conversation is learned only if its prompt is not held out, and judged only if it is not learned.
+    conversation is learned only if its prompt is not held out, and judged only if it is not learned. Here,
+    and not in the hash, one question under two system messages is the same.
 
     Args:
         rows: `source` of a row is the label of its source, which may be missing if there is one source.
@@ -94,9 +110,13 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int, earlie
         belongs = belongs_to(data, stage, seed, part.source)
         of_source = [row for row in rows if row.get("source", "") == part.label and belongs(row)]
         keyed = [(row_key(row), row) for row in of_source]
-        new = {key for key, _ in keyed} - side.keys()
-        free = sorted(new - earlier.trained, key=lambda key: (unit(seed, "held_out", key), key))
-        free.sort(key=lambda key: key not in earlier.held_out)  # these first, in the order of their hashes
+        asks = {key: row_question(row) for key, row in keyed if key not in side}
+        new, kept = set(asks), {key for key, question in asks.items() if question in earlier.held_out}
+        free = sorted(
+            (key for key in new if asks[key] not in earlier.trained),
+            key=lambda key: (unit(seed, "held_out", key), key),
+        )
+        free.sort(key=lambda key: key not in kept)  # these first, in the order of their hashes
         count = _held_out_count(part.source, len(new)) if new else 0
         if part.label and part.source.held_out >= 1 and new and count > len(new):
             raise UserError(
@@ -104,10 +124,7 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int, earlie
                 f"none to train on. Lower {part.key}.held_out."
             )
         asked, chosen = asked + count, set(free[:count])
-        side |= {
-            key: "held_out" if key in chosen else "apart" if key in earlier.held_out else "train"
-            for key in new
-        }
+        side |= {key: "held_out" if key in chosen else "apart" if key in kept else "train" for key in new}
         own += keyed
     sides = list(side.values())
     _check_sides(data, stage, sides, asked)
@@ -116,26 +133,26 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int, earlie
     if not data.keep_apart:
         return Split(train, judged, apart, 0, missing, NO_SIDES)
     if data.train_on == "last":
-        return Split(train, judged, apart, 0, missing, Sides(_keys(train), _keys(judged)))
-    train, trained, unlearned = _without_turns(train, earlier.held_out | _keys(judged))
+        return Split(train, judged, apart, 0, missing, Sides(_questions(train), _questions(judged)))
+    train, trained, unlearned = _without_turns(train, earlier.held_out | _questions(judged))
     judged, held_out, unjudged = _without_turns(judged, earlier.trained | trained)
     return Split(train, judged, apart, unlearned + unjudged, missing, Sides(trained, held_out))
 
 
-def _keys(rows: Iterable[Row]) -> frozenset[str]:
-    return frozenset(map(row_key, rows))
+def _questions(rows: Iterable[Row]) -> frozenset[str]:
+    return frozenset(map(row_question, rows))
 
 
 def _without_turns(rows: Sequence[Row], excluded: Set[str]) -> tuple[list[Row], frozenset[str], int]:
     """Rows whose earlier turns are learned (or judged) only if their prompts are not excluded.
 
     Returns:
-        The rows, the keys of all prompts whose answers are learned, and the number of turns that are not.
+        The rows, the questions whose answers are learned, and the number of turns whose are not.
     """
-    found, keys, without = [], set(_keys(rows)), 0
+    found, keys, without = [], set(_questions(rows)), 0
     for row in rows:
         if "learned" in row:
-            prompts = {position: prompt_key(row["prompt"][:position]) for position in row["learned"]}
+            prompts = {position: question_key(row["prompt"][:position]) for position in row["learned"]}
             learned = [position for position, key in prompts.items() if key not in excluded]
             without += len(prompts) - len(learned)
             keys.update(prompts[position] for position in learned)

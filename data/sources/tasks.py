@@ -15,7 +15,7 @@ from configs.schema import Source
 from configs.task_file import read_task
 from configs.task_pool import ANSWER, OPTIONS, Task, label_name
 from data.sources.bad_rows import BadRow, LeftOut, UnusableRow
-from data.sources.keys import check_keys, origin_of
+from data.sources.keys import REMEDY, check_keys, origin_of
 from data.sources.text import collapsed, is_blank, listed, read_string, shown
 
 Row = dict[str, Any]
@@ -111,7 +111,8 @@ def _named(example: Mapping[str, Any], task: Task, ignored: Collection[str]) -> 
 def _columns(example: Mapping[str, Any], task: Task, ignored: Collection[str]) -> Row:
     """The columns of a row that templates read, under the names that they use."""
     values, read = _named(example, task, ignored), _read(task)
-    check_keys(values, read, f"the templates of {task.name}")
+    renamed = f"{REMEDY}, or read it as another one by `columns` of the task's `source`"
+    check_keys(values, read, f"the templates of {task.name}", renamed)
     own = task.source.columns if task.source else {}
     values = dict.fromkeys(task.optional, "") | {
         name: _readable(value, own.get(name, name)) for name, value in values.items() if name in read

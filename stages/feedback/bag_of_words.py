@@ -9,9 +9,10 @@ from scipy.sparse import csr_matrix, vstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from data.sources.words import WORD
 from stages.maths.orders import ordered_pairs
 
-WORDS = r"(?u)\b\w+\b|[^\w\s]"  # words and marks
+WORDS = rf"{WORD}|[^\w\s]"  # words and marks
 
 
 class BagOfWords:

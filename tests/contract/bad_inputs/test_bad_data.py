@@ -157,6 +157,21 @@ ROWS: list[tuple[Any, ...]] = [
     ({"prompt": "p", "completion": [user("x")]}, D, "a completion must be one assistant turn"),
     ({"instruction": "i", "output": "o", "history": 3}, D, "`history` must be a list"),
     ({"instruction": "i", "output": "o", "history": [[1, 2]]}, D, "`history[]` must be text, not 1"),
+    (
+        {"messages": [user("a"), {"role": "tool", "content": "3"}]},
+        D,
+        "role 'tool': tool calls are not supported",
+    ),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": "a"}]},
+                assistant("x"),
+            ]
+        },
+        D,
+        "has a part of type 'image_url': images, sound and video are not supported",
+    ),
     # Completions that are called good or bad
     (
         {"prompt": "p", "completion": "c", "label": "sports"},

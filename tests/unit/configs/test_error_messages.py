@@ -48,6 +48,24 @@ def test_all_mistakes_are_reported_at_once_each_with_its_source(write):
     )
 
 
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("adapter.init=pissa", "it starts by changing the weights of the base, which four roles share"),
+        ("adapter.init=PiSSA_niter_4", "it starts by changing the weights of the base"),
+        ("adapter.init=olora", "it starts by changing the weights of the base"),
+        (
+            "sft.method=bottleneck",
+            "PEFT has no bottleneck adapters, and AdapterHub's `adapters` does not install",
+        ),
+    ],
+)
+def test_a_value_known_from_elsewhere_is_refused_with_the_reason(minimal, override, reason):
+    (line,) = messages(minimal, override)
+    key, _, value = override.partition("=")
+    assert f"{key}: {value!r} is not here: {reason}" in line and "; allowed: one of " in line
+
+
 def test_a_key_in_the_wrong_section_names_the_right_one(minimal):
     (line,) = messages(minimal, "kl_coef=0.1")
     assert "kl_coef: unknown key; did you mean ppo.kl_coef? Allowed here: name, seed, base" in line

@@ -49,6 +49,14 @@ def test_a_task_takes_over_a_pool_that_ships_but_for_what_it_says_itself(tmp_pat
     assert task.few_shot.k == 3 and task.example is None
 
 
+def test_chinese_pools_have_chinese_cues(tmp_path):
+    for name in shipped_pools():
+        file = write(tmp_path, mine={"extends": name, "chain_of_thought": {}})
+        thought = read_task(str(file), "k").chain_of_thought
+        assert thought is not None and thought.cue.isascii() != name.endswith("_zh")
+        assert thought.conclusion.isascii() != name.endswith("_zh")
+
+
 def test_labels_of_a_mapping_may_be_numbers(tmp_path):
     file = write(tmp_path, mine={**TASK, "options": {0: "no", 1: "yes"}, "ignore_labels": [-1]})
     task = read_task(str(file), "k")

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from configs.errors import UserError
 from configs.schema import STAGES, Experiment, Stage
 from data.examples import StageData, kind_of, ranked_by_people
-from data.sources.split import prompt_key
+from data.sources.split import prompt_key, stage_split
+from data.sources.unit import unit
 from tests.support.pipeline_runs import TREE
 
 Row = dict[str, Any]
@@ -195,6 +196,45 @@ def test_a_turn_is_context_if_its_prompt_is_held_out(tmp_path: Path) -> None:
     assert len(conversations) == 40 and counts["turns_kept_apart"] == 10
     for row in conversations:
         assert row["learned"] == ([] if row["prompt"][0]["content"] in judged else [1])
+
+
+def under(system: str, row: Row) -> Row:
+    """The row with a system message before its prompt."""
+    turns = [{"role": "system", "content": system}, {"role": "user", "content": row["prompt"]}]
+    return row | {"prompt": turns}
+
+
+@pytest.mark.parametrize("systems", [("", "Be brief."), ("Be brief.", ""), ("Be brief.", "Be kind.")])
+def test_a_question_is_kept_apart_whatever_its_system_message(tmp_path: Path, systems: Any) -> None:
+    """SFT trains on 36 of 40 questions; what it holds out is all that PPO may hold out of them."""
+    plain = rows(*range(40))
+    files = [[under(one, row) if one else row for row in plain] for one in systems]
+    held_out = {"sft": 4, "rm": 0, "ppo": 12}
+    places = {"sft": "0.jsonl", "rm": "2.jsonl", "ppo": "1.jsonl"}
+    data = {stage: [{"path": path, "held_out": held_out[stage]}] for stage, path in places.items()}
+    config = experiment(tmp_path, [*files, rows(*range(50, 60))], data)
+    found = {}
+    for stage in ("sft", "ppo"):
+        split = StageData(config, stage, print).rows(kind_of(config, stage))
+        found[stage] = [
+            {
+                row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+                for row in part
+            }
+            for part in split[:2]
+        ]
+    assert len(found["sft"][0]) == 36
+    assert found["ppo"][1] == found["sft"][1] and not found["ppo"][0] & found["sft"][1]
+
+
+def test_within_a_stage_the_hash_sees_the_system_message() -> None:
+    """A run that was split before is split the same way."""
+    data = Experiment.model_validate(TREE).data
+    split_rows = [under(system, row) for row in rows(*range(40)) for system in ("Be brief.", "Be kind.")]
+    keys = [prompt_key(row["prompt"]) for row in split_rows]
+    split = stage_split(data, "sft", split_rows, 0)
+    chosen = sorted(keys, key=lambda key: unit(0, "held_out", key))[: len(split.held_out)]
+    assert chosen and {prompt_key(row["prompt"]) for row in split.held_out} == set(chosen)
 
 
 def test_a_source_that_is_gone_is_named(tmp_path: Path) -> None:

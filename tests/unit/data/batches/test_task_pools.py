@@ -91,6 +91,44 @@ def test_a_pools_own_words_are_of_its_language(name):
     assert sum(chinese) >= 5 and not any(latin) if name.endswith("_zh") else not any(chinese)
 
 
+NLI = {
+    "does-it-follow": "Answer yes, maybe or no.",
+    "true-as-well": "true as well? Yes, no or maybe?",
+    "headings": "imply the hypothesis (yes, no, maybe)?",
+    "conclude": "Options: maybe, yes, no.",
+    "statement-first": "Say no, yes or maybe.",
+    "someone-claims": "Is the claim correct: yes, maybe or no?",
+    "能否推出": "请回答是、不一定或否。",
+    "也为真": "也为真吗？是、否，还是不一定？",
+    "标题": "（是、否、不一定）？",
+    "结论": "选项：不一定、是、否。",
+    "先看说法": "请答否、是或不一定。",
+    "有人说": "他说得对吗：是、不一定，还是否？",
+}
+
+
+@pytest.mark.parametrize("name", ["nli", "nli_zh"])
+def test_options_stand_in_a_prompt_as_a_person_would_write_them(name):
+    task = read_task(name, "k")
+    for each in task.templates:
+        assert each.inverted or rendered(task, each)[0].endswith(NLI[each.name])
+
+
+@pytest.mark.parametrize("name", [name for name in POOLS if read_task(name, "k").choices])
+@pytest.mark.parametrize("options", [["right", "wrong"], ["Surely", "Hardly", "never", "Who knows"]])
+def test_a_pool_with_other_options_asks_for_these(name, options):
+    """What a prompt offers is what is learned, and nothing of the pool's own options is left."""
+    pool = read_task(name, "k")
+    task = pool.model_copy(update={"options": tuple(options)})
+    for each in task.templates:
+        if each.inverted:
+            continue
+        prompt, completion = rendered(task, each, **{task.label: 1})
+        assert completion == options[1]
+        assert all(option.lower() in prompt.lower() for option in options), each.name
+        assert not any(re.search(rf"\b{own}\b", prompt.lower()) for own in pool.choices), each.name
+
+
 def test_an_optional_column_may_be_missing():
     task = read_task("other", "k")
     without = {key: value for key, value in (task.example or {}).items() if key != "input"}

@@ -162,6 +162,31 @@ def test_examples_show_their_reason_if_the_row_does(tmp_path):
         assert row["prompt"].count("Reason ") == 2 * own and row["prompt"].count("Think step") == 3 * own
 
 
+CHINESE = {"cue": "请一步一步地思考。", "conclusion": "所以答案是："}
+
+
+@pytest.mark.parametrize("language", ["zh", "zh-CN", "zh_TW"])
+def test_a_chinese_task_has_chinese_cues_unless_it_gives_others(tmp_path, language):
+    """A reason begins a line: Chinese has no blank that parts it from the cue."""
+    rows = [row | {"rationale": f"理由{n}。"} for n, row in enumerate(ROWS)]
+    task = {**TASK, "templates": TASK["templates"][:1], "language": language, "few_shot": {"k": 1}}
+    for thought, cues in (({}, CHINESE), ({"cue": "请思考。"}, {**CHINESE, "cue": "请思考。"})):
+        for row in rows_of(experiment(tmp_path, {**task, "chain_of_thought": {**thought, "share": 1}}, rows)):
+            number = int(row["key"].split()[1])
+            answer = "good" if number % 2 else "bad"
+            assert f"\n{cues['cue']}\n理由" in row["prompt"] and row["prompt"].endswith(f"\n{cues['cue']}")
+            assert row["completion"] == f"\n理由{number}。\n{cues['conclusion']}{answer}"
+
+
+def test_a_turn_of_a_chat_does_not_begin_with_the_line_break_of_a_reason(tmp_path):
+    rows = [row | {"rationale": f"理由{n}。"} for n, row in enumerate(ROWS)]
+    task = {**TASK, "templates": TASK["templates"][:1], "language": "zh", "chain_of_thought": {"share": 1}}
+    assert all(
+        row["completion"].startswith("理由")
+        for row in rows_of(experiment(tmp_path, task, rows, data__chat=True))
+    )
+
+
 def test_columns_are_read_under_the_names_of_the_templates(tmp_path):
     source = {
         "path": "rows.jsonl",
