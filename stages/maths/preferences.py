@@ -1,4 +1,4 @@
-"""How good a reward model is on held-out rankings: accuracy where it is hard, and against dumb baselines.
+"""How good a reward model is on held-out rankings: accuracy where it is hard, and against simple rules.
 
 A pair is two answers to one prompt that the labels order. Pairs of one prompt are not independent, so every
 figure is a mean over prompts, and its interval draws prompts.
@@ -120,7 +120,7 @@ def _by_prompt(pairs: Pairs, values: Sequence[float], where: Array | None) -> li
 
 
 def baseline_margins(pairs: Pairs) -> dict[str, Array]:
-    """The margins of judges that read no prompt: the longer, the shorter, the likelier answer, its words."""
+    """The margins of simple rules: the longer, the shorter, the likelier answer, its words."""
     longer = pairs.difference(lambda one: one.lengths)
     margins = {"longer": longer, "shorter": -longer}
     if all(ranking.nats for ranking in pairs.rankings):
