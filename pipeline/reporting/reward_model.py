@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -21,27 +20,23 @@ from pipeline.reporting.page import (
     figure_cells,
     quote,
 )
+from pipeline.reporting.reward_check import check_words
 from pipeline.state.results import Results
 from pipeline.terminal.format import show_known, show_number
-from stages.maths.preferences import ScoredRanking, noise_of, prompt_numbers, reward_report
+from stages.maths.preferences import WIDEST, noise_of, prompt_numbers, ranking_of, reward_report
 from stages.maths.statistics import Figure, figure_of, has_interval
 
 PICTURE = "reward-model.png"
-WIDEST = 0.2  # an interval of accuracy that still tells a good model from a poor one
 LENGTH_MATTERS = 0.3  # a correlation of reward and length
 MEASURED, RAW = "the scores in evaluation.jsonl", "the raw scores in rm/evaluation.jsonl"
 NO_SPREAD = 1e-12  # a deviation by which the saved model's scores are not divided
 HOLD_OUT = "Hold out about {} prompts (data.rm.held_out)."
-TRAINED = "Trained on enough? tristage check rm --curve trains it on a quarter and on half of the rankings."
 Report = Mapping[str, Any]
 
 
 def report_of(results: Results) -> Report | None:
     """The figures of the reward model on its held-out rankings; None before there are any."""
-    names = [field.name for field in fields(ScoredRanking)]
-    rankings = [
-        ScoredRanking(**{name: row[name] for name in names if name in row}) for row in results.scored_rankings
-    ]
+    rankings = [*map(ranking_of, results.scored_rankings)]
     if not any(ranking.pairs for ranking in rankings):
         return None
     noise = noise_of(results.experiment.rm.rankings.of_single_people, results.final_metrics("rm"))
@@ -166,7 +161,7 @@ def _needed(accuracy: Figure, width: float) -> str:
 def reward_section(results: Results, report: Report, drawn: set[str]) -> Section:
     """Verdicts, accuracy against baselines and by kind of pair, calibration, and the surest mistakes."""
     metrics = results.final_metrics("rm")
-    words = [*verdicts(report, scores=RAW, deviation=_deviation(metrics)), TRAINED]
+    words = [*verdicts(report, scores=RAW, deviation=_deviation(metrics)), *check_words(results)]
     blocks = report_blocks(report, words, drawn=PICTURE in drawn)
     blocks[1:1] = _members(metrics)
     return Section("Is the reward model good enough?", blocks)

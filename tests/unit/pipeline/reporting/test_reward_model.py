@@ -106,7 +106,7 @@ def test_what_mends_a_calibration(temperature, words):
 def test_the_stage_names_the_divisor_of_raw_scores_and_of_the_saved_models(metrics, mend):
     calibration = {"error": 0.12, "error_of_calibrated": 0.05, "temperature": 1.8, "brier": figure(0.2)}
     report = REPORT | {"calibration": calibration, "tied": 0.0, "mistakes": []}
-    results: Any = SimpleNamespace(final_metrics=lambda stage: metrics)
+    results: Any = SimpleNamespace(final_metrics=lambda stage: metrics, check=None)
     bullets: Any = reward_section(results, report, set()).blocks[0]
     assert f"Divide differences of the raw scores in rm/evaluation.jsonl{mend}" in " ".join(bullets.items)
 
@@ -147,6 +147,7 @@ def test_the_members_of_an_ensemble_have_rows_of_their_own():
         scored_rankings=[asdict(ranking([2, 1])), asdict(ranking([3, 1]))],
         final_metrics=lambda stage: metrics,
         experiment=toy(),
+        check=None,
     )
     report = report_of(results)
     assert report is not None
