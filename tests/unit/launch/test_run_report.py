@@ -12,6 +12,11 @@ from tests.support.pipeline_runs import request
 
 
 @pytest.fixture
+def page(tmp_path):
+    return tmp_path / "run/report/report.md"
+
+
+@pytest.fixture
 def start(tmp_path, monkeypatch):
     """A function that runs `tristage run --until rm`; `ending` is what happens when the stages run."""
     run = Run(tmp_path / "run")
@@ -23,7 +28,6 @@ def start(tmp_path, monkeypatch):
         monkeypatch.setattr(commands, "check_runnable", lambda *_: None)
         return commands.run(commands.RunOptions(until=until))
 
-    started.page = run.path / "report/report.md"
     return started
 
 
@@ -37,39 +41,39 @@ def finish(*stages, status=0):
 
 
 @pytest.mark.parametrize(("until", "stages"), [("sft", ["sft"]), ("rm", ["sft", "rm"])])
-def test_a_run_until_a_stage_writes_the_page_and_says_what_is_next(start, capsys, until, stages):
+def test_a_run_until_a_stage_writes_the_page_and_says_what_is_next(start, page, capsys, until, stages):
     assert start(finish(*stages), until) == 0
-    text = start.page.read_text()
+    text = page.read_text()
     assert "SFT, held-out loss" in text and ("Reward model, held-out accuracy" in text) == (until == "rm")
     assert "Stage ppo has not run." in text
     report, following = capsys.readouterr().out.splitlines()[-2:]
     assert report.startswith("report: ") and following.startswith("next: tristage run --from ")
 
 
-def test_people_are_waited_for_with_a_page(start):
+def test_people_are_waited_for_with_a_page(start, page):
     def waits(run):
         run.stage("sft")
         raise Waiting("stage rm waits")
 
     with pytest.raises(Waiting):
         start(waits)
-    assert "Stage rm has not run." in start.page.read_text()
+    assert "Stage rm has not run." in page.read_text()
 
 
-def test_a_failure_keeps_its_status_and_has_a_page(start, capsys):
+def test_a_failure_keeps_its_status_and_has_a_page(start, page, capsys):
     assert start(finish("sft", status=1)) == 1
-    assert start.page.is_file()
+    assert page.is_file()
     output = capsys.readouterr()
     assert "report: " in output.out and "next: " not in output.out
 
 
-def test_a_report_that_cannot_be_written_does_not_hide_the_failure(start, capsys):
-    start.page.parent.write_text("in its place")
+def test_a_report_that_cannot_be_written_does_not_hide_the_failure(start, page, capsys):
+    page.parent.write_text("in its place")
     assert start(finish("sft", status=1)) == 1
     assert "no report: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("stages", "status"), [([], 1), (["sft"], 130), (["sft"], 143)])
-def test_nothing_finished_and_an_interruption_have_no_page(start, stages, status):
+def test_nothing_finished_and_an_interruption_have_no_page(start, page, stages, status):
     assert start(finish(*stages, status=status)) == status
-    assert not start.page.exists()
+    assert not page.exists()
