@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
+from configs.identity import stage_hash
 from configs.load import dump_experiment, load_experiment
 from configs.schema import STAGES, Data, Experiment, Rm, Source
 from data.storage.files import write_text
@@ -23,11 +24,24 @@ from pipeline.planning.plan import plan_stages
 from pipeline.planning.request import RUN_STAGE, Request
 from pipeline.processes.streams import say
 from pipeline.state.manifest import read_manifest
+from pipeline.state.reward_check import (
+    ALL,
+    CURVE,
+    FILE,
+    FOLDER,
+    UNSOUND,
+    Checked,
+    Interval,
+    RewardCheck,
+)
+from pipeline.state.rows import ScoredRankingRow, read_rows
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.console import SafeConsole
 from pipeline.terminal.summary import metric_with_interval
 
-FOLDER = "check"  # of the run
+if TYPE_CHECKING:
+    from apps.check_rm import Variant
+
 # The settings of a reward model's training. The rankings are there, and nothing is tracked.
 TRAINED_WITH = (
     *("adapter", "base", "deepspeed", "seed", "data.rm", "rm.rankings.labeller"),
@@ -58,15 +72,16 @@ class CheckOptions(ExperimentOptions):
 @command(app, "tristage check rm --run-dir runs/demo --rows 400 --curve")
 def rm(options: CheckOptions) -> int:
     """Train the reward model on shuffled and on negated rankings; measure it on the true held-out ones."""
-    from apps.check_rm import Variant, rankings_of, some_prompts, variants, verdict, write_variant
+    from apps.check_rm import prompts_in, rankings_of, some_prompts, variants, write_variant
     from apps.trained_run import open_run  # imports torch
 
     config, run = options.experiment_of_run()
     check_words(options.overrides, run, "tristage check rm", TRAINED_WITH)
     open_run(run.path).adapter("sft")  # refuses a run whose policy is not there, before anything is written
     train, held_out = rankings_of(run, config, say)
+    prompts = prompts_in(train)
     train = some_prompts(train, options.rows, config.seed)
-    rows: list[tuple[Variant, dict[str, float]]] = []
+    found: dict[Variant, dict[str, float]] = {}
     for variant in variants(curve=options.curve):
         folder = run.path / FOLDER / _slug(variant.name)
         sources = write_variant(folder, variant, train, held_out, config.seed)
@@ -76,23 +91,57 @@ def rm(options: CheckOptions) -> int:
             return status
         manifest = read_manifest(RunDirectory(folder).manifest("rm"))
         assert manifest is not None
-        rows.append((variant, manifest.metrics))
+        found[variant] = manifest.metrics
+    checked = RewardCheck(
+        reward_model=_checked_model(config, run),
+        prompts=prompts_in(train),
+        prompts_of_run=prompts,
+        variants={variant.name: _judged(variant, metrics) for variant, metrics in found.items()},
+        gain=_gain(run) if options.curve else None,
+    )
+    _print_table(found, checked)
+    file = run.path / FOLDER / FILE
+    write_text(file, checked.model_dump_json(indent=1) + "\n")
+    say(f"check: {file}; tristage report says what it means")
+    return int(any(one.verdict.startswith(UNSOUND) for one in checked.variants.values()))
+
+
+def _checked_model(config: Experiment, run: RunDirectory) -> str:
+    """SHA-256 of the run's reward model; "" if it is not there, or was trained with other settings."""
+    manifest = read_manifest(run.manifest("rm"))
+    if manifest is None or manifest.output is None or manifest.config_hash != stage_hash(config, "rm"):
+        return ""
+    return manifest.output.sha256
+
+
+def _judged(variant: Variant, metrics: Mapping[str, float]) -> Checked:
+    from apps.check_rm import verdict
+    from stages.maths.statistics import figure_of  # imports torch
+
+    accuracy = figure_of(metrics, "accuracy")
+    return Checked(accuracy=Interval(**accuracy), verdict=verdict(variant, accuracy))
+
+
+def _gain(run: RunDirectory) -> Interval | None:
+    """The gain of accuracy from a half of the rankings to all of them."""
+    from apps.check_rm import gain_of
+
+    half, whole = (
+        read_rows(run.path / FOLDER / _slug(name) / "rm" / "evaluation.jsonl", ScoredRankingRow)
+        for name in (CURVE[1], ALL)
+    )
+    gain = gain_of(whole, half)
+    return Interval(**gain) if gain else None
+
+
+def _print_table(found: Mapping[Variant, Mapping[str, float]], checked: RewardCheck) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("training rankings", "held-out accuracy", "should be", "is it?"):
         table.add_column(heading)
-    found: dict[str, Any] = {}
-    for variant, metrics in rows:
-        judged = verdict(variant, metrics["accuracy_low"], metrics["accuracy_high"])
-        shown = metric_with_interval(metrics, "accuracy")
+    for variant, metrics in found.items():
+        shown, judged = metric_with_interval(metrics, "accuracy"), checked.variants[variant.name].verdict
         table.add_row(*map(Text, (variant.name, shown, variant.expected, judged)))
-        ends = ("", "_low", "_high", "_n")
-        found[variant.name] = {f"accuracy{end}": metrics[f"accuracy{end}"] for end in ends}
-        found[variant.name]["verdict"] = judged
     SafeConsole(highlight=False).print(table)
-    file = run.path / FOLDER / "rm.json"
-    write_text(file, json.dumps(found, indent=1) + "\n")
-    say(f"check: {file}")
-    return 0
 
 
 def _changed(config: Experiment, rankings: list[Source]) -> Experiment:

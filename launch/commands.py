@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 import typer
 
-from configs.errors import UserError
+from configs.errors import UserError, Waiting
 from configs.load import dump_experiment
 from configs.schema import MAX_NAME, STAGES, Experiment, Stage
 from launch import checking, collecting, evaluating, first_steps, rounds, uses
@@ -39,8 +39,9 @@ from pipeline.processes import logs, parent_watch
 from pipeline.processes.interruption import end_in_one_line
 from pipeline.processes.signals import handled_by
 from pipeline.processes.streams import protect_streams, say
-from pipeline.state.manifest import library_versions
+from pipeline.state.manifest import library_versions, read_manifest
 from pipeline.state.results import sweep_runs
+from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.console import SafeConsole
 from pipeline.terminal.memory_table import print_memory
 from pipeline.terminal.show import (
@@ -54,6 +55,7 @@ from pipeline.terminal.show import (
 
 TRISTAGE = [sys.executable, "-P", "-m", "launch.cli"]  # -P: ignore a folder `launch` in the working directory
 TrainedStage = Literal["sft", "rm", "ppo"]
+SIGNALS = 128  # a status from here on: a signal ended the stage, and whoever sent it waits
 RANGE, MACHINE, SWEEP = "Stages", "Machine", "Sweep"  # groups of options in --help
 TRAIN, SEE, BEGIN, USE, PEOPLE = "Train", "See", "First steps", "Use the result", "People"  # of commands
 
@@ -178,14 +180,33 @@ def run(options: RunOptions) -> int:
     plans = plan_stages(request, stages)
     check_runnable(request.config, plans, launch, faults)
     faults.refuse()
-    status = run_all(request, launch, plans)
-    if status == 0 and options.until == "ppo":
-        if request.config.ppo.judge is None and (request.run.stage("ppo") / "evaluation.jsonl").is_file():
-            say(f"no judge is set (ppo.judge); people can judge: {request.collect_command('pairs')}")
-        return _report(request.run.path)
-    if status == 0:
+    try:
+        status = run_all(request, launch, plans)
+    except Waiting:
+        _report_so_far(request.run)
+        raise
+    if status:
+        if status < SIGNALS:
+            _report_so_far(request.run)
+        return status
+    judged = options.until != "ppo" or request.config.ppo.judge is not None
+    if not judged and (request.run.stage("ppo") / "evaluation.jsonl").is_file():
+        say(f"no judge is set (ppo.judge); people can judge: {request.collect_command('pairs')}")
+    _report(request.run.path)
+    if options.until != "ppo":
         say(f"next: {request.next_command(options.until)}")
-    return status
+    return 0
+
+
+def _report_so_far(run: RunDirectory) -> None:
+    """Write the report of a run that ends early, if a stage is finished. Why it ends stays its status."""
+    manifests = [read_manifest(run.manifest(stage)) for stage in STAGES]
+    if not any(manifest and manifest.status == "finished" for manifest in manifests):
+        return
+    try:
+        _report(run.path)
+    except UserError as error:
+        say(f"no report: {error}", error=True)
 
 
 @command(app, "tristage sweep --seeds 4 --jobs 2 ppo.kl_coef=0,0.05", TRAIN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -21,38 +20,42 @@ from pipeline.reporting.page import (
     figure_cells,
     quote,
 )
+from pipeline.reporting.reward_check import check_words
 from pipeline.state.results import Results
 from pipeline.terminal.format import show_known, show_number
-from stages.maths.preferences import ScoredRanking, noise_of, prompt_numbers, reward_report
+from stages.maths.preferences import WIDEST, noise_of, prompt_numbers, ranking_of, reward_report
 from stages.maths.statistics import Figure, figure_of, has_interval
 
 PICTURE = "reward-model.png"
-WIDEST = 0.2  # an interval of accuracy that still tells a good model from a poor one
 LENGTH_MATTERS = 0.3  # a correlation of reward and length
+MEASURED, RAW = "the scores in evaluation.jsonl", "the raw scores in rm/evaluation.jsonl"
+NO_SPREAD = 1e-12  # a deviation by which the saved model's scores are not divided
 HOLD_OUT = "Hold out about {} prompts (data.rm.held_out)."
-TRAINED = "Trained on enough? tristage check rm --curve trains it on a quarter and on half of the rankings."
 Report = Mapping[str, Any]
 
 
 def report_of(results: Results) -> Report | None:
     """The figures of the reward model on its held-out rankings; None before there are any."""
-    names = [field.name for field in fields(ScoredRanking)]
-    rankings = [
-        ScoredRanking(**{name: row[name] for name in names if name in row}) for row in results.scored_rankings
-    ]
+    rankings = [*map(ranking_of, results.scored_rankings)]
     if not any(ranking.pairs for ranking in rankings):
         return None
     noise = noise_of(results.experiment.rm.rankings.of_single_people, results.final_metrics("rm"))
     return reward_report(rankings, noise, prompt_numbers(rankings))
 
 
-def verdicts(report: Report, remedy: str = HOLD_OUT) -> list[str]:
+def verdicts(
+    report: Report, remedy: str = HOLD_OUT, scores: str = MEASURED, deviation: float | None = None
+) -> list[str]:
     """Plain answers to what people ask about a reward model, each with the figures behind it.
 
     Args:
         remedy: what to do if there are too few prompts; their number goes into the braces.
+        scores: what the report was measured on, in words.
+        deviation: what divides these scores in the saved model; None if it has the same scores, or scores
+            that are not these divided by one number.
     """
-    found = [_against_baselines(report), _about_length(report), _calibrated(report), _enough(report, remedy)]
+    calibrated = _calibrated(report, scores, deviation)
+    found = [_against_baselines(report), _about_length(report), calibrated, _enough(report, remedy)]
     if report["agreement"]:
         about = _against_people if report["between"] == "two people" else _against_labeller
         found.insert(1, about(report))
@@ -66,10 +69,10 @@ def _against_baselines(report: Report) -> str:
         f"{show_known(report['baselines'][best])}. The difference, on the same prompts: {show_known(lead)}."
     )
     if lead["low"] > 0:
-        return f"Better than judges that read no prompt? Yes: {figures}"
+        return f"Better than simple rules? Yes: {figures}"
     if lead["high"] < 0:
-        return f"Better than judges that read no prompt? No, worse: {figures}"
-    return f"Better than judges that read no prompt? Not clearly: {figures}"
+        return f"Better than simple rules? No, worse: {figures}"
+    return f"Better than simple rules? Not clearly: {figures}"
 
 
 def _against_people(report: Report) -> str:
@@ -122,7 +125,7 @@ def _about_length(report: Report) -> str:
     return f"Does it judge by length? Hardly: {figures}"
 
 
-def _calibrated(report: Report) -> str:
+def _calibrated(report: Report, scores: str, deviation: float | None) -> str:
     found = report["calibration"]
     figures = (
         f"its probabilities are off by {show_number(found['error'])} on average. Those of a calibrated model "
@@ -134,8 +137,10 @@ def _calibrated(report: Report) -> str:
     if temperature is None:
         return f"Calibrated? No: {figures} No temperature mends that."
     sure = "too sure" if temperature > 1 else "not sure enough"
-    mend = f"Divide differences of raw scores by {show_number(temperature)}."
-    return f"Calibrated? No, {sure}: {figures} {mend}"
+    mend = f"Divide differences of {scores} by {show_number(temperature)}"
+    if deviation is not None:
+        mend += f", or those of the saved model's scores by {show_number(temperature / deviation)}"
+    return f"Calibrated? No, {sure}: {figures} {mend}."
 
 
 def _enough(report: Report, remedy: str) -> str:
@@ -155,9 +160,17 @@ def _needed(accuracy: Figure, width: float) -> str:
 
 def reward_section(results: Results, report: Report, drawn: set[str]) -> Section:
     """Verdicts, accuracy against baselines and by kind of pair, calibration, and the surest mistakes."""
-    blocks = report_blocks(report, [*verdicts(report), TRAINED], drawn=PICTURE in drawn)
-    blocks[1:1] = _members(results.final_metrics("rm"))
+    metrics = results.final_metrics("rm")
+    words = [*verdicts(report, scores=RAW, deviation=_deviation(metrics)), *check_words(results)]
+    blocks = report_blocks(report, words, drawn=PICTURE in drawn)
+    blocks[1:1] = _members(metrics)
     return Section("Is the reward model good enough?", blocks)
+
+
+def _deviation(metrics: Mapping[str, float]) -> float | None:
+    """What divides raw scores in the saved model. None for an ensemble: each member has its own."""
+    found = metrics.get("score_std", 0.0)
+    return None if found < NO_SPREAD or "disagreement" in metrics else found
 
 
 def _members(metrics: Mapping[str, float]) -> list[Block]:
@@ -186,7 +199,7 @@ def report_blocks(report: Report, words: list[str], *, drawn: bool) -> list[Bloc
     blocks: list[Block] = [Bullets(words), _accuracies(report)]
     if drawn:
         blocks.append(
-            Picture(PICTURE, "Accuracy of the reward model against its confidence, and beside dumb judges")
+            Picture(PICTURE, "Accuracy of the reward model against its confidence, and beside simple rules")
         )
     blocks.append(
         Paragraph(
@@ -214,7 +227,7 @@ def _accuracies(report: Report) -> Table:
 
 
 def draw_report(report: Report) -> Drawing:
-    """Accuracy against confidence, and beside it the accuracy of the model and of judges without a prompt."""
+    """Accuracy against confidence, and beside it the accuracy of the model and of simple rules."""
     drawing = new_figure(8.4, 3.4)
     left, right = grid(drawing, 1, 2)
     _draw_reliability(left, report)
@@ -249,5 +262,5 @@ def _draw_baselines(axes: Axes, report: Report) -> None:
     axes.set_yticks(range(len(named)), list(reversed(named)))
     axes.set_xlim(0, 1)
     axes.set_xlabel("accuracy, with its 95 % interval")
-    axes.set_title("Against judges that read no prompt")
+    axes.set_title("Against simple rules")
     axes.grid(axis="y", visible=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from configs.load import load_experiment
 from configs.schema import ALL_STAGES, Experiment, Stage
 from pipeline.state.manifest import Manifest, read_manifest
+from pipeline.state.reward_check import RewardCheck, read_check
 from pipeline.state.rows import (
     CurveRow,
     EvaluationRow,
@@ -34,6 +35,7 @@ class Results:
         rankings: the rankings that the RM stage collected.
         scored_rankings: the held-out rankings with the reward model's scores.
         best_of_n: KL and scores on held-out prompts for each n.
+        check: what `tristage check rm` found, of this reward model or of an earlier one.
     """
 
     run: RunDirectory
@@ -45,6 +47,7 @@ class Results:
     rankings: list[Row]
     best_of_n: list[Row]
     scored_rankings: list[Row] = field(default_factory=list)
+    check: RewardCheck | None = None
 
     def finished(self, stage: Stage) -> bool:
         return stage in self.manifests and self.manifests[stage].status == "finished"
@@ -81,6 +84,7 @@ def read_results(run_dir: Path) -> Results:
         rankings=read_rows(run.stage("rm") / "rankings.jsonl", RankingRow),
         best_of_n=read_rows(run.stage("best") / "curve.jsonl", CurveRow),
         scored_rankings=read_rows(run.stage("rm") / "evaluation.jsonl", ScoredRankingRow),
+        check=read_check(run_dir),
     )
 
 

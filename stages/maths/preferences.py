@@ -1,4 +1,4 @@
-"""How good a reward model is on held-out rankings: accuracy where it is hard, and against dumb baselines.
+"""How good a reward model is on held-out rankings: accuracy where it is hard, and against simple rules.
 
 A pair is two answers to one prompt that the labels order. Pairs of one prompt are not independent, so every
 figure is a mean over prompts, and its interval draws prompts.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from stages.maths.statistics import Figure, figure, figure_of, wins
 
 Array = np.ndarray
 MISTAKES = 10
+WIDEST = 0.2  # an interval of accuracy that still tells a good model from a poor one
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class ScoredRanking:
     def pairs(self) -> list[tuple[int, int]]:
         """Positions of the better and of the worse answer of each pair."""
         return ordered_pairs(self.ranks)
+
+
+def ranking_of(row: Mapping[str, Any]) -> ScoredRanking:
+    """The ranking of a row of `rm/evaluation.jsonl`, which may have further keys."""
+    return ScoredRanking(**{one.name: row[one.name] for one in fields(ScoredRanking) if one.name in row})
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def _by_prompt(pairs: Pairs, values: Sequence[float], where: Array | None) -> li
 
 
 def baseline_margins(pairs: Pairs) -> dict[str, Array]:
-    """The margins of judges that read no prompt: the longer, the shorter, the likelier answer, its words."""
+    """The margins of simple rules: the longer, the shorter, the likelier answer, its words."""
     longer = pairs.difference(lambda one: one.lengths)
     margins = {"longer": longer, "shorter": -longer}
     if all(ranking.nats for ranking in pairs.rankings):

@@ -1,4 +1,4 @@
-"""Reward models over seeds: accuracy on held-out prompts, dumb baselines on the same pairs, calibration.
+"""Reward models over seeds: accuracy on held-out prompts, simple rules on the same pairs, calibration.
 
 python tests/benchmarks/reward_models.py configs/rm-hh.yaml --data harmless.jsonl [--seeds 3] [key=value ...]
 

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from apps.check_rm import NEGATED, SHUFFLED, rankings_of, some_prompts, variants, verdict, write_variant
+from apps.check_rm import (
+    NEGATED,
+    SHUFFLED,
+    WHOLE,
+    gain_of,
+    rankings_of,
+    some_prompts,
+    variants,
+    verdict,
+    write_variant,
+)
 from configs.errors import UserError
 from configs.load import load_experiment
 from data.examples import StageData
 from data.sources.split import prompt_key
 from data.storage.files import write_json_lines
 from launch import checking
+from pipeline.reporting.report import write_report
 from pipeline.state.manifest import read_manifest
+from pipeline.state.reward_check import read_check
 from pipeline.state.run_directory import RunDirectory
 from stages.feedback.rankings import write_rankings
 from tests.support.runs import RUN_STAGE, TINY, start_warm
@@ -117,12 +128,61 @@ def test_what_is_changed() -> None:
     [
         (SHUFFLED, 0.45, 0.55, "as it should be"),
         (SHUFFLED, 0.52, 0.7, "not as it should be (0.5: nothing to learn)"),
+        (SHUFFLED, 0.3, 0.48, "not as it should be (0.5: nothing to learn)"),
+        (SHUFFLED, 0.2, 0.8, "too few prompts to tell"),
         (NEGATED, 0.2, 0.3, "as it should be"),
-        (NEGATED, 0.4, 0.6, "not as it should be (below 0.5: the opposite)"),
+        (NEGATED, 0.3, 0.6, "too few prompts to tell"),
+        (NEGATED, 0.52, 0.6, "not as it should be (below 0.5: the opposite)"),
+        (NEGATED, 0.48, 0.53, "not as it should be (below 0.5: the opposite)"),
+        (WHOLE, 0.52, 0.9, "as it should be"),
+        (WHOLE, 0.4, 0.7, "too few prompts to tell"),
+        (WHOLE, 0.47, 0.53, "not as it should be (above 0.5)"),
+        (WHOLE, 0.3, 0.4, "not as it should be (above 0.5)"),
     ],
 )
 def test_the_verdict(variant, low, high, words) -> None:
-    assert verdict(variant, low, high) == words
+    known = {"value": (low + high) / 2, "low": low, "high": high, "n": 100}
+    assert verdict(variant, known) == words
+    assert verdict(variant, known | {"n": 9}) == "too few prompts to tell"
+
+
+def scored(number: int, rewards: list[float]) -> dict:
+    names = {"prompt": f"p{number}", "answers": ["a", "b"], "ranks": [0, 1], "labels": None}
+    return names | {"rewards": rewards, "lengths": [1, 1], "nats": [], "words": []}
+
+
+def test_the_gain_is_paired_by_prompt() -> None:
+    """Half of the prompts are lost by both models, so that the gain is surer than either accuracy."""
+    fewer = [scored(number, [0.0, 1.0]) for number in range(40)]
+    rows = [scored(number, [float(number % 2), 0.5]) for number in range(40)]
+    gain = gain_of(rows, fewer[::-1])
+    assert gain is not None and gain["value"] == 0.5 and gain["n"] == 40
+    assert gain_of(rows, rows[::-1]) == {"value": 0, "low": 0, "high": 0, "n": 40}
+    assert gain_of(rows, fewer[1:]) is None
+
+
+def test_a_failed_check_ends_with_status_1(trained_run, tmp_path, monkeypatch) -> None:
+    """Shuffled rankings that the model learns from, and with other settings than the run's."""
+    run_dir = tmp_path / "run"
+    for name in ("sft", "rm"):
+        shutil.copytree(trained_run / name, run_dir / name)
+    shutil.copy(trained_run / "config.yaml", run_dir)
+
+    def train(folder, config, run) -> int:
+        shutil.copytree(run_dir / "rm", folder / "rm")
+        manifest = read_manifest(folder / "rm/manifest.json")
+        assert manifest is not None
+        figures = {"accuracy": 0.7, "accuracy_low": 0.6, "accuracy_high": 0.8, "accuracy_n": 100}
+        manifest.model_copy(update={"metrics": figures}).write(folder / "rm/manifest.json")
+        return 0
+
+    monkeypatch.setattr(checking, "_train", train)
+    options = checking.CheckOptions(run_dir=run_dir, curve=True, overrides=["rm.learning_rate=0.1"])
+    assert checking.rm(options) == 1
+    check = read_check(run_dir)
+    assert check is not None and check.reward_model == "" and check.gain is not None
+    assert check.gain.value == 0 and check.prompts == check.prompts_of_run
+    assert [one.verdict[:6] for one in check.variants.values()] == ["", "", "as it ", "not as", "not as"]
 
 
 def test_the_command_trains_each_variant_and_writes_the_table(trained_run, tmp_path, monkeypatch) -> None:
@@ -138,9 +198,16 @@ def test_the_command_trains_each_variant_and_writes_the_table(trained_run, tmp_p
 
     monkeypatch.setattr(checking, "run_all", train)
     assert checking.rm(checking.CheckOptions(run_dir=run_dir, rows=12)) == 0
-    found = json.loads((run_dir / "check/rm.json").read_text())
-    assert set(found) == {"all", "shuffled", "negated"}
-    for one in found.values():
-        assert one["accuracy_n"] == 8 and 0 <= one["accuracy_low"] <= one["accuracy"] <= one["accuracy_high"]
+    check, manifest = read_check(run_dir), read_manifest(run_dir / "rm/manifest.json")
+    assert check is not None and manifest is not None and manifest.output is not None
+    assert check.reward_model == manifest.output.sha256 and check.gain is None
+    assert check.prompts == 12 < check.prompts_of_run
+    assert set(check.variants) == {"all", "shuffled", "negated"}
+    for one in check.variants.values():
+        accuracy = one.accuracy
+        assert accuracy.n == 8 and 0 <= accuracy.low <= accuracy.value <= accuracy.high
+        assert one.verdict == "too few prompts to tell"
     # Opposite labels: what the one gets right, the other tends to get wrong.
-    assert found["negated"]["accuracy"] <= found["all"]["accuracy"]
+    assert check.variants["negated"].accuracy.value <= check.variants["all"].accuracy.value
+    page = write_report(run_dir).with_name("report.md").read_text()
+    assert "Does it learn from the labels? Too few prompts to tell" in page

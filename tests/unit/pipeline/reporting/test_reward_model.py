@@ -53,9 +53,9 @@ def changed(**changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "Better than judges that read no prompt? Yes: it is right about 0.700"),
-        ({"lead": figure(0.02)}, "Better than judges that read no prompt? Not clearly"),
-        ({"lead": figure(-0.1)}, "Better than judges that read no prompt? No, worse"),
+        ({}, "Better than simple rules? Yes: it is right about 0.700"),
+        ({"lead": figure(0.02)}, "Better than simple rules? Not clearly"),
+        ({"lead": figure(-0.1)}, "Better than simple rules? No, worse"),
         ({}, "Does it judge by length? Hardly: reward and length correlate by 0.100"),
         ({"length_correlation": figure(0.5)}, "Does it judge by length? In part"),
         ({"length_correlation": figure(0.5, width=1.2)}, "Does it judge by length? Not clear"),
@@ -84,7 +84,7 @@ def test_each_rule(changes, words):
     ("temperature", "words"),
     [
         (1.8, "Calibrated? No, too sure: its probabilities are off by 0.120"),
-        (1.8, "Divide differences of raw scores by 1.80"),
+        (1.8, "Divide differences of the scores in evaluation.jsonl by 1.80."),
         (0.5, "Calibrated? No, not sure enough"),
         (None, "No temperature mends that"),
     ],
@@ -92,6 +92,23 @@ def test_each_rule(changes, words):
 def test_what_mends_a_calibration(temperature, words):
     calibration = {"error": 0.12, "error_of_calibrated": 0.05, "temperature": temperature}
     assert words in changed(calibration=calibration)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "mend"),
+    [
+        ({"score_std": 2.0}, " by 1.80, or those of the saved model's scores by 0.900."),
+        ({"score_std": 2.0, "disagreement": 0.3}, " by 1.80."),
+        ({"score_std": 0.0}, " by 1.80."),
+        ({}, " by 1.80."),
+    ],
+)
+def test_the_stage_names_the_divisor_of_raw_scores_and_of_the_saved_models(metrics, mend):
+    calibration = {"error": 0.12, "error_of_calibrated": 0.05, "temperature": 1.8, "brier": figure(0.2)}
+    report = REPORT | {"calibration": calibration, "tied": 0.0, "mistakes": []}
+    results: Any = SimpleNamespace(final_metrics=lambda stage: metrics, check=None)
+    bullets: Any = reward_section(results, report, set()).blocks[0]
+    assert f"Divide differences of the raw scores in rm/evaluation.jsonl{mend}" in " ".join(bullets.items)
 
 
 def test_without_people_nothing_is_said_about_their_agreement():
@@ -130,6 +147,7 @@ def test_the_members_of_an_ensemble_have_rows_of_their_own():
         scored_rankings=[asdict(ranking([2, 1])), asdict(ranking([3, 1]))],
         final_metrics=lambda stage: metrics,
         experiment=toy(),
+        check=None,
     )
     report = report_of(results)
     assert report is not None
