@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from configs.load import load_experiment
-from configs.schema import Stage
+from configs.schema import Experiment, Stage
 from data.examples import StageData
 from data.sources.split import row_key
 from data.storage.files import read_json_lines
@@ -39,7 +39,7 @@ def first(trained_run: Path, tmp_path: Path) -> RunDirectory:
     return run
 
 
-def sides(config, stage: str = "sft") -> tuple[set[str], set[str]]:
+def sides(config: Experiment, stage: Stage = "sft") -> tuple[set[str], set[str]]:
     rows = StageData(config, stage, lambda _: None).rows("demonstrations")
     return set(map(row_key, rows.train)), set(map(row_key, rows.held_out))
 
@@ -83,7 +83,8 @@ def test_held_out_prompts_that_sft_trained_on_are_counted(first: RunDirectory, t
 
 def test_the_remedy_keeps_the_split(first: RunDirectory, tmp_path: Path) -> None:
     """The earlier source first, then the new one: no prompt that SFT trained on is held out by SFT."""
-    old = load_experiment(first.config_file).data.sft.model_dump(mode="json", exclude_defaults=True)
+    (source,) = load_experiment(first.config_file).data.sources("sft")
+    old = source.model_dump(mode="json", exclude_defaults=True)
     sources = json.dumps([old, {"path": str(more(tmp_path)), "held_out": 2}])
     note = round_of(first, f"data.sft={sources}") or ""
     assert "data.sft: stage sft of" not in note, note
