@@ -318,7 +318,7 @@ def test_a_folder_and_a_revision_reach_the_hub(
         return datasets.Dataset.from_list([REWARD_BENCH])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    hub: list[str | Path] = ["--data", "a/pairs", "--data-dir", "harmless", "--revision", "v2", "--out", tmp_path / "out"]
-    status, _, error = tristage("evaluate", "rm", *hub, "--rm", classifier)
+    hub = ("--data", "a/pairs", "--data-dir", "harmless", "--revision", "v2")
+    status, _, error = tristage("evaluate", "rm", *hub, "--out", tmp_path / "out", "--rm", classifier)
     assert status == 0, error
     assert asked["path"] == "a/pairs" and (asked["data_dir"], asked["revision"]) == ("harmless", "v2")
