@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 import typer
 
-from configs.errors import UserError, Waiting
+from configs.errors import UserError
 from configs.load import dump_experiment
 from configs.schema import MAX_NAME, STAGES, Experiment, Stage
 from launch import checking, collecting, evaluating, first_steps, rounds, uses
@@ -180,11 +180,7 @@ def run(options: RunOptions) -> int:
     plans = plan_stages(request, stages)
     check_runnable(request.config, plans, launch, faults)
     faults.refuse()
-    try:
-        status = run_all(request, launch, plans)
-    except Waiting:
-        _report_so_far(request.run)
-        raise
+    status = run_all(request, launch, plans)
     if status:
         if status < SIGNALS:
             _report_so_far(request.run)

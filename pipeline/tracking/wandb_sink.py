@@ -19,6 +19,8 @@ from configs.schema import Experiment, Stage
 from data.storage.files import read_json_lines
 from pipeline.state.manifest import Manifest
 
+# A signal to all processes may end W&B's before it reaches this one, which then knows why.
+SIGNAL_SECONDS = 0.2
 logger = logging.getLogger("tristage.wandb")
 
 Mode = Literal["online", "offline"]
@@ -269,6 +271,7 @@ class WandbSink:
         try:
             action(self._run)
         except Exception as error:  # the service may be gone; the files have everything
+            time.sleep(SIGNAL_SECONDS)
             level = logging.INFO if self.stopping() else logging.WARNING
             logger.log(level, "W&B failed (%s); from here on only files are written", error)
             self._run = None

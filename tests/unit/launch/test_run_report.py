@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from configs.errors import Waiting
 from launch import commands
 from pipeline.planning.faults import Faults
 from tests.support.finished_run import Run
@@ -48,16 +47,6 @@ def test_a_run_until_a_stage_writes_the_page_and_says_what_is_next(start, page, 
     assert "Stage ppo has not run." in text
     report, following = capsys.readouterr().out.splitlines()[-2:]
     assert report.startswith("report: ") and following.startswith("next: tristage run --from ")
-
-
-def test_people_are_waited_for_with_a_page(start, page):
-    def waits(run):
-        run.stage("sft")
-        raise Waiting("stage rm waits")
-
-    with pytest.raises(Waiting):
-        start(waits)
-    assert "Stage rm has not run." in page.read_text()
 
 
 def test_a_failure_keeps_its_status_and_has_a_page(start, page, capsys):
