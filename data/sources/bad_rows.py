@@ -11,3 +11,7 @@ class UnusableRow(BadRow):
 
 class LeftOut(BadRow):
     """A row that says itself that there is nothing to learn, such as a bad answer. Any number may be."""
+
+
+class Tied(LeftOut):
+    """A ranking without a pair to learn from: its answers tie, or are the same."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 from configs.errors import UserError
 from configs.schema import Source
 from configs.task_file import read_task
-from data.sources.bad_rows import BadRow, LeftOut, UnusableRow
+from data.sources.bad_rows import BadRow, LeftOut, Tied, UnusableRow
 from data.sources.folders import size_of
 from data.sources.formats import ACCEPTED, Kind, Row
 from data.sources.keys import SPLIT, key_of, names_in, opened
@@ -27,12 +28,16 @@ Fault = tuple[str, str]  # place and reason
 
 
 class Loaded(NamedTuple):
-    """Rows of one kind, and the number of rows that the source gave for them, used or not."""
+    """Rows of one kind, and the number of rows that the source gave for them, used or not.
+
+    `reasons` counts those that are left out as `rows_unusable`, `rows_tied` and `rows_unwanted`.
+    """
 
     rows: list[Row]
     read: int
     left_out: int
     of_other_stages: int
+    reasons: Counter[str]
 
 
 def everything(row: Row) -> bool:
@@ -96,7 +101,7 @@ def load_rows(
             f"{describe(source)}: {unrated:,} of {total:,} rows have no `label`, as other rows do, and count "
             "as good answers. Remove them if they are not."
         )
-    return Loaded(rows, total, len(left_out), others)
+    return Loaded(rows, total, len(left_out), others, faults.by_reason)
 
 
 def _remarks(assigned: int, unread: Collection[str], left_out: Sequence[Fault], total: int) -> Iterator[str]:
@@ -149,6 +154,13 @@ class _Faults:
     unreadable: list[Fault] = field(default_factory=list)
     unusable: list[Fault] = field(default_factory=list)
     left_out: list[Fault] = field(default_factory=list)
+    tied: int = 0
+
+    @property
+    def by_reason(self) -> Counter[str]:
+        """How many rows are left out: damaged or empty, rankings without a pair, and what the data reject."""
+        unwanted = len(self.left_out) - self.tied
+        return Counter(rows_unusable=len(self.unusable), rows_tied=self.tied, rows_unwanted=unwanted)
 
     @property
     def count(self) -> int:
@@ -157,6 +169,7 @@ class _Faults:
     def add(self, place: str, fault: BadRow) -> None:
         if isinstance(fault, LeftOut):
             self.left_out.append((place, str(fault)))
+            self.tied += isinstance(fault, Tied)
         elif isinstance(fault, UnusableRow):
             self.unusable.append((place, str(fault)))
         else:

@@ -64,6 +64,7 @@ def _counts(loaded: Loaded, copies: int, again: int) -> Counter[str]:
         {
             "rows_read": loaded.read,
             "rows_left_out": loaded.left_out,
+            **loaded.reasons,
             "rows_of_other_stages": loaded.of_other_stages,
             "rows_repeated": copies,
             "rows_of_known_prompts": again,
@@ -144,8 +145,9 @@ def by_source(total: Mapping[str, int], parts: Mapping[str, Mapping[str, int]]) 
     }
 
 
+REASONS = ("rows_unusable", "rows_tied", "rows_unwanted")  # of `rows_left_out`
 ALWAYS = ("rows_read", "rows_left_out", "rows_of_other_stages")
-IF_ANY = ("rows_repeated", "rows_of_known_prompts", "rows_kept_apart")
+IF_ANY = (*REASONS, "rows_repeated", "rows_of_known_prompts", "rows_kept_apart")
 OF_SOURCES = ("rows_train", "rows_held_out")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from configs.schema import FormatName
-from data.sources.bad_rows import BadRow, LeftOut, UnusableRow
+from data.sources.bad_rows import BadRow, LeftOut, Tied, UnusableRow
 from data.sources.formats import FORMATS, RATING, SAMPLED, Format, Kind, Row
 from data.sources.keys import (
     NO_COLUMNS,
@@ -194,12 +194,10 @@ def _ranked(completions: list[Text], ranks: list[int], scores: list[float] | Non
     order = sorted(range(len(ranks)), key=lambda position: ranks[position])
     best_first, ascending = [completions[i] for i in order], [ranks[i] for i in order]
     if len(set(ranks)) == 1:
-        raise LeftOut("all completions tie, so no pair is left to learn from")
+        raise Tied("all completions tie, so no pair is left to learn from")
     kept = without_copies([_words(text) for text in best_first], ascending)
     if len({ascending[position] for position in kept}) < 2:
-        raise LeftOut(
-            "no two completions are left that differ by more than blanks (`chosen` equals `rejected`)"
-        )
+        raise Tied("no two completions are left that differ by more than blanks (`chosen` equals `rejected`)")
     row: Row = {"completions": best_first, "ranks": ascending}
     return row if scores is None else row | {"scores": [scores[i] for i in order]}
 

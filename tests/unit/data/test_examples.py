@@ -88,6 +88,7 @@ def test_examples_are_counted(tmp_path, tiny_tokenizer):
     assert found.counts == {
         "rows_read": 30,
         "rows_left_out": 1,
+        "rows_unwanted": 1,
         "rows_of_other_stages": 0,
         "examples": 26,
         "examples_held_out": 0,

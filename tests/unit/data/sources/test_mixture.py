@@ -59,6 +59,24 @@ def test_copies_are_dropped_and_the_same_prompt_with_another_answer_stays(tmp_pa
     ]
 
 
+def test_rows_that_are_left_out_are_counted_by_reason(tmp_path: Path) -> None:
+    """Of each source and over all: empty rows, rankings that tie, and answers labelled bad."""
+    pairs: list[Row] = [{"prompt": f"p {n}", "chosen": "a", "rejected": "b"} for n in range(200)]
+    files = {
+        "bad.jsonl": [*demonstrations(*range(5)), {"prompt": "q", "completion": "c", "label": False}],
+        "empty.jsonl": [*demonstrations(*range(50, 250)), {"prompt": "", "completion": "c"}],
+        "tied.jsonl": [*pairs, {"prompt": "q", "completions": ["a", "b"], "ranks": [0, 0]}],
+    }
+    bad, empty, tied = ({"path": str(tmp_path / name), "held_out": 0} for name in files)
+    config = experiment(tmp_path, files, sft=[bad, empty], rm=[tied])
+    _, _, counts, _ = read(config)
+    assert counts["rows_left_out"] == 2 and counts["rows_unwanted"] == counts["rows_unusable"] == 1
+    assert counts["sources/bad/rows_unwanted"] == counts["sources/empty/rows_unusable"] == 1
+    assert "rows_tied" not in counts and "sources/bad/rows_unusable" not in counts
+    of_rankings = StageData(config, "rm", lambda _: None).rows("rankings").counts
+    assert of_rankings["rows_left_out"] == of_rankings["rows_tied"] == 1
+
+
 def test_prompts_of_several_sources_are_asked_once(tmp_path: Path) -> None:
     files = {
         "a.jsonl": [{"prompt": f"p{n}"} for n in range(6)],
