@@ -61,9 +61,6 @@ MORE_METRICS = {
 OF_SOURCES = {  # `sources/LABEL/NAME`
     "rows_read": "read",
     "rows_left_out": "left out",
-    "rows_unusable": "empty or damaged",
-    "rows_tied": "ties",
-    "rows_unwanted": "rejected by the data",
     "rows_of_other_stages": "of other stages",
     "rows_repeated": "copies",
     "rows_kept_apart": "held out by another stage",
