@@ -7,14 +7,13 @@ from pathlib import Path
 
 from configs.errors import UserError
 from configs.load import load_experiment
-from configs.schema import Experiment, Stage
+from configs.schema import STAGES, Experiment, Stage
 from data.examples import StageData, kind_of, ranked_by_people
 from data.sources.formats import Row
 from data.sources.split import prompt_key, row_key
 from pipeline.state.manifest import read_manifest, source_hashes
 from pipeline.state.run_directory import RunDirectory
 
-STAGES: tuple[Stage, ...] = ("sft", "rm", "ppo")
 CHAT_KEY = "data.chat_template"
 REMEDY = (
     "Figures on them look better than they are. The same data and seed keep the split: name the earlier "

@@ -21,7 +21,7 @@ from pipeline.state.manifest import Manifest, read_manifest
 from pipeline.state.run_directory import RunDirectory
 from pipeline.state.stage_state import state_of
 from pipeline.terminal.format import show_seconds
-from pipeline.terminal.summary import MIN_STEPS, key_metrics
+from pipeline.terminal.summary import figures_of_few_steps, key_metrics
 
 COLORS: dict[Action, str] = {
     "run": "green",
@@ -77,13 +77,13 @@ def print_batches(console: Console, config: Experiment, stages: Sequence[Stage],
 def _few_steps(config: Experiment, all_sizes: Sequence[Batches]) -> Iterator[str]:
     """A warning for each stage whose result would show little, as its report would say."""
     for sizes in all_sizes:
-        ppo = sizes.stage == "ppo"
-        steps, kind = (config.ppo.iterations, "iterations") if ppo else (sizes.steps, "optimizer steps")
-        if steps is not None and 0 < steps < MIN_STEPS:
-            less = f"Give it more data, raise {sizes.stage}.epochs, or lower {sizes.stage}.batch_size."
-            remedy = "Raise ppo.iterations." if ppo else less
+        stage = sizes.stage
+        steps = config.ppo.iterations if stage == "ppo" else sizes.steps
+        if steps is not None and (few := figures_of_few_steps(stage, steps)):
+            less = f"Give it more data, raise {few['key']}, or lower {stage}.batch_size."
+            remedy = f"Raise {few['key']}." if stage == "ppo" else less
             yield (
-                f"warning: stage {sizes.stage} will make about {steps} {kind}: its result will show "
+                f"warning: stage {stage} will make about {few['steps']} {few['kind']}: its result will show "
                 f"little. {remedy}"
             )
 

@@ -98,7 +98,11 @@ def small_samples(manifest: Manifest) -> list[str]:
 
 def few_steps(manifest: Manifest) -> dict[str, str] | None:
     """The figures of `FEW_STEPS`; None if the stage made enough steps, or was to make none (max_steps: 0)."""
-    stage, steps = manifest.stage, manifest.metrics.get("steps", MIN_STEPS)
+    return figures_of_few_steps(manifest.stage, manifest.metrics.get("steps", MIN_STEPS))
+
+
+def figures_of_few_steps(stage: Stage, steps: float) -> dict[str, str] | None:
+    """The same of `steps` that a stage makes, or will make; in PPO, its iterations."""
     if stage == "best" or steps == 0 or steps >= MIN_STEPS:
         return None
     kind, key = ("iterations", "iterations") if stage == "ppo" else ("optimizer steps", "epochs")

@@ -20,7 +20,7 @@ from stages.models.role_models import RoleModels
 from stages.models.roles import Role
 from stages.sampling.response_batch import response_batch, sequence_scores
 from stages.training.engine import Engine
-from stages.training.padding import Rows, forwards_of, padding
+from stages.training.padding import Rows, padding
 from stages.training.throughput import Meter
 
 DEFAULT_LOSS = RankingLoss()
@@ -52,12 +52,11 @@ class RewardModelTrainer:
 
     def padding(self, batch: Sequence[tokenize.Ranking]) -> Mean:
         """The share of padding in the forwards of one global batch, on all ranks."""
-        return padding(chain.from_iterable(self._forwards(batch)), self._sizes)
+        return padding(chain.from_iterable(self._forwards(batch, self.packing)), self._sizes)
 
     def plain_padding(self, batch: Sequence[tokenize.Ranking]) -> Mean:
         """The same without packing."""
-        rows = [[ranking] for ranking in batch]
-        return padding(forwards_of(rows, self._prompts_at_once(batch), self.engine.ranks.world), self._sizes)
+        return padding(chain.from_iterable(self._forwards(batch, packing=False)), self._sizes)
 
     def _sizes(self, row: Row) -> Rows:
         """Tokens on each side of where the rows of a forward are aligned, of each that `row` becomes."""
@@ -65,23 +64,22 @@ class RewardModelTrainer:
             return [(sum(map(self.tokens, row)), 0)]
         return [(len(ranking.prompt_ids), len(ids)) for ranking in row for ids in ranking.completion_ids]
 
-    def _forwards(self, batch: Sequence[tokenize.Ranking]) -> list[list[list[Row]]]:
+    def _forwards(self, batch: Sequence[tokenize.Ranking], packing: bool) -> list[list[list[Row]]]:
         """The forwards of each rank: their rows, and the rankings in each row. All ranks have as many."""
         world = self.engine.ranks.world
         shares = [rank_share(batch, rank, world) for rank in range(world)]
-        if self.packing:
+        rows = [[[ranking] for ranking in share] for share in shares]
+        if packing:
             numbers = level_rows([[*map(self.tokens, share)] for share in shares])
-        else:
-            numbers = [[[number] for number in range(len(share))] for share in shares]
-        rows = [
-            [[share[number] for number in row] for row in of_share]
-            for share, of_share in zip(shares, numbers, strict=True)
-        ]
+            rows = [
+                [[share[number] for number in row] for row in of_share]
+                for share, of_share in zip(shares, numbers, strict=True)
+            ]
         return [micro_batches(of_share, self._prompts_at_once(batch)) for of_share in rows]
 
     def accumulate(self, batch: Sequence[tokenize.Ranking]) -> Means:
         """Add the gradients of a global batch; returns the metrics of this rank's share."""
-        forwards = self._forwards(batch)[self.engine.ranks.rank]
+        forwards = self._forwards(batch, self.packing)[self.engine.ranks.rank]
         self.meter.add(sum(map(self.tokens, batch)))
         return add_means(self._backward(rows, len(batch)) for rows in forwards)
 

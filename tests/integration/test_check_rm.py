@@ -161,12 +161,17 @@ def test_the_gain_is_paired_by_prompt() -> None:
     assert gain_of(rows, fewer[1:]) is None
 
 
-def test_a_failed_check_ends_with_status_1(trained_run, tmp_path, monkeypatch) -> None:
-    """Shuffled rankings that the model learns from, and with other settings than the run's."""
-    run_dir = tmp_path / "run"
+def copied(trained_run, run_dir):
+    """The run with its policy and reward model in a folder of its own."""
     for name in ("sft", "rm"):
         shutil.copytree(trained_run / name, run_dir / name)
     shutil.copy(trained_run / "config.yaml", run_dir)
+    return run_dir
+
+
+def test_a_failed_check_ends_with_status_1(trained_run, tmp_path, monkeypatch) -> None:
+    """Shuffled rankings that the model learns from, and with other settings than the run's."""
+    run_dir = copied(trained_run, tmp_path / "run")
 
     def train(folder, config, run) -> int:
         shutil.copytree(run_dir / "rm", folder / "rm")
@@ -187,10 +192,7 @@ def test_a_failed_check_ends_with_status_1(trained_run, tmp_path, monkeypatch) -
 
 def test_the_command_trains_each_variant_and_writes_the_table(trained_run, tmp_path, monkeypatch) -> None:
     """Stage by stage as the launcher starts them, without its start-up time."""
-    run_dir = tmp_path / "run"
-    for name in ("sft", "rm"):
-        shutil.copytree(trained_run / name, run_dir / name)
-    shutil.copy(trained_run / "config.yaml", run_dir)
+    run_dir = copied(trained_run, tmp_path / "run")
 
     def train(request, launch, plans) -> int:
         assert [plan.action for plan in plans] == ["run"]
