@@ -21,10 +21,11 @@ from transformers import PreTrainedTokenizerBase
 from configs.error_messages import Keys, overlap, undotted
 from configs.errors import UserError
 from configs.judge_file import read_judge
-from configs.schema import STAGES, Base, Data, Experiment, Reward, Stage, labeller_kind
+from configs.schema import STAGES, Base, Data, Experiment, Part, Reward, Stage, labeller_kind
 from data.batches import tokenize
 from data.examples import StageData, kind_of, read_examples, some_rows
 from data.sources.formats import Kind
+from data.sources.hub import hub_shows, streamed
 from data.sources.loading import SOME_ROWS, is_large
 from data.sources.reading import is_local
 from stages.feedback.earlier_rankings import with_earlier
@@ -106,8 +107,8 @@ def main(results: int) -> None:
 def material(config: Experiment, stages: Sequence[Stage], wrong: Iterable[Keys] = ()) -> Iterator[Check]:
     """Checks of the tokenizers, chat templates, rows, given adapters and rollout engines of the stages.
 
-    A base that is not here yet is left to the stage, which downloads it. So is data of the hub. If a base or
-    its template is wrong, rows are read, and not tokenized.
+    A base that is not here yet is left to the stage, which downloads it. Of data of the hub, the first rows
+    are read. If a base or its template is wrong, rows are read, and not tokenized.
     """
     tokenizers = _Tokenizers(config, wrong)
     for stage in stages:
@@ -133,9 +134,8 @@ def material(config: Experiment, stages: Sequence[Stage], wrong: Iterable[Keys] 
         yield Check("data", "rm.rankings.earlier", reads, _earlier(tokenizers))
     sources = {(data, kind): base for stage in stages for data, kind, base in sources_of(config, stage)}
     for (data_stage, kind), base in sources.items():
-        if any(map(is_local, config.data.sources(data_stage))):
-            reads = [("data", data_stage), ("data", "shares"), *([RANKINGS] if data_stage == "rm" else [])]
-            yield Check("data", f"data.{data_stage}", reads, _data(tokenizers, data_stage, kind, base))
+        reads = [("data", data_stage), ("data", "shares"), *([RANKINGS] if data_stage == "rm" else [])]
+        yield Check("data", f"data.{data_stage}", reads, _data(tokenizers, data_stage, kind, base))
 
 
 def reads_of(base: Base) -> list[Keys]:
@@ -319,12 +319,14 @@ def _new_adapter(config: Experiment, base: Base) -> Callable[[], list[str]]:
 
 
 def _data(tokenizers: _Tokenizers, stage: Stage, kind: Kind, base: Base) -> Callable[[], list[str]]:
-    """Read and tokenize the rows; of a large source, or without a tokenizer, only a part of this."""
+    """Read and tokenize the rows; of large or remote data, or without a tokenizer, only a part of this."""
     config, remarks = tokenizers.config, list[str]()
-    parts = [part for part in config.data.parts(stage) if is_local(part.source)]
-    in_part = len(parts) < len(config.data.parts(stage))
 
     def check() -> list[str]:
+        parts = list(_readable(config.data.parts(stage), remarks))
+        in_part = parts != config.data.parts(stage)
+        if not parts:
+            return remarks
         tokenizer, refusal = None, None
         try:
             tokenizer = tokenizers.load(stage, base) if tokenizers.usable(base) else None
@@ -349,6 +351,21 @@ def _data(tokenizers: _Tokenizers, stage: Stage, kind: Kind, base: Base) -> Call
         return remarks
 
     return check
+
+
+def _readable(parts: Sequence[Part], remarks: list[str]) -> Iterator[Part]:
+    """The sources that can be read now, those of the hub as streams. A remark tells of each of the hub."""
+    for part in parts:
+        if is_local(part.source):
+            yield part
+        elif hub_shows(part.source):
+            remarks.append(f"{part.key}: a data set of the hub; only its first {SOME_ROWS:,} rows were read")
+            yield part._replace(source=streamed(part.source))
+        else:
+            remarks.append(
+                f"warning: {part.key}: {part.source.path} is no file of this machine, and the hub did not "
+                "answer. The run needs it, and nothing of it is checked yet."
+            )
 
 
 def _check_scores(config: Experiment, kind: Kind, examples: Sequence[Any]) -> None:

@@ -1,10 +1,8 @@
-"""Joins and leaves the process group, and sets up device, threads and memory of this rank."""
+"""Joins and leaves the process group, and sets up device and threads of this rank."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 import socket
 from datetime import timedelta
 
@@ -17,36 +15,6 @@ from configs.schema import DeepSpeed
 from stages.distributed.environment import check_rendezvous
 from stages.distributed.ranks import Ranks
 from stages.internals.deepspeed import build_no_ops
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-LARGEST_MMAP_THRESHOLD = 32 * 2**20  # bytes; glibc refuses more
-NEVER = 2**31 - 1
-
-
-def keep_freed_memory() -> bool:
-    """Make glibc keep freed memory for the next tensors. Returns whether it does.
-
-    By default, glibc returns large tensors to the kernel when they are freed. The kernel then maps the next
-    tensor again, page by page. On a virtual machine, a page takes some microseconds, as much as the
-    arithmetic of an elementwise operation.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    libc = ctypes.CDLL(None)
-    # Once one is set, glibc no longer adapts the other.
-    return bool(
-        libc.mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD) and libc.mallopt(M_TRIM_THRESHOLD, NEVER)
-    )
-
-
-def return_freed_memory() -> None:
-    """Have glibc return the memory that is free now to the kernel. Each thread keeps its own, for itself.
-
-    Loading a base frees more than later steps can use again: 0.2 GiB for a 135M base on two threads.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-
 
 LOOPBACK = ("127.0.0.1", "localhost")
 
@@ -73,8 +41,6 @@ def init_distributed(config: DeepSpeed) -> Ranks:
                 "Start as many ranks as there are GPUs, or fewer."
             )
         torch.cuda.set_device(local_rank)
-    else:
-        keep_freed_memory()
     ranks_on_machine = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     if ranks_on_machine > 1 and not cuda and "OMP_NUM_THREADS" not in os.environ:
         # If every rank uses all cores, ranks wait for each other in every matrix product.

@@ -25,7 +25,6 @@ from configs.errors import UserError
 from configs.regular_file import read_regular_file
 from configs.schema import Base
 from data.storage.folder_digest import folder_digest
-from stages.distributed.process_group import return_freed_memory
 from stages.internals.bitsandbytes import keep_packing
 from stages.internals.transformers import commit_hash, find_file
 from stages.internals.trl import disable_dropout_in_model
@@ -40,6 +39,7 @@ from stages.models.base_checks import (
 )
 from stages.models.base_files import check_files, check_weights
 from stages.models.demo_models import EMBEDDED, embedded_model, is_built
+from stages.models.freed_memory import keep_freed_memory, return_freed_blocks, return_freed_memory
 from stages.models.onednn import use_onednn
 
 
@@ -73,6 +73,7 @@ def load_base(config: Base, device: torch.device) -> PreTrainedModel:
     dtype = compute_dtype(config.compute_dtype, device)
     if device.type == "cpu":
         use_onednn()
+        return_freed_blocks()
     check_folder(config)
     check_architecture(config, load_config(config))
     check_weights(config, model_folder(config))
@@ -100,6 +101,7 @@ def load_base(config: Base, device: torch.device) -> PreTrainedModel:
         if config.quantization != "none":
             _leave_files(model)
         return_freed_memory()
+        keep_freed_memory()
     return model
 
 

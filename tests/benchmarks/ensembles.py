@@ -1,12 +1,15 @@
 """Do ensembles of reward models lower over-optimisation if the KL penalty is weak?
 
 python -m tests.benchmarks.ensembles --base MODEL --texts STORIES.txt --seeds 0 1 2
+python -m tests.benchmarks.ensembles --config configs/demo.yaml --members 3 ppo.kl_coef=0 ppo.iterations=12
 python -m tests.benchmarks.ensembles --table
 
-A small model continues openings of stories. The gold score of a continuation is its sentiment (VADER)
-less three times the share of repeated word pairs. Reward models learn it from 1,600 ranked answers, and PPO
-optimises them with a weak KL penalty. Each seed trains one reward model and an ensemble, whose first member
-is that model, and then PPO against each of the ways to combine them. So differences are paired by seed.
+With `--config`, the task is that of an experiment. Without it, a small model continues openings of stories.
+The gold score of a continuation is its sentiment (VADER) less three times the share of repeated word pairs.
+Reward models learn it from 1,600 ranked answers, and PPO optimises them with a weak KL penalty.
+
+Each seed trains one reward model and an ensemble, whose first member is that model, and then PPO against
+each of the ways to combine them. So differences are paired by seed.
 
 STORIES.txt has texts with <|endoftext|> between them.
 """
@@ -14,6 +17,7 @@ STORIES.txt has texts with <|endoftext|> between them.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import subprocess
@@ -31,11 +35,12 @@ ROOT = Path(__file__).resolve().parents[2]
 END = "<|endoftext|>"
 OPENING = 8  # words of a prompt
 TRAIN, HELD_OUT = 400, 96  # prompts of the reward model, and of each evaluation
+ONE, MEAN = "one reward model", "mean"
 WAYS: dict[str, tuple[str, ...]] = {
-    "one reward model": (),
-    "mean": ("rm.members=4",),
-    "min": ("rm.members=4", "ppo.ensemble=min"),
-    "mean − deviation": ("rm.members=4", "ppo.ensemble=mean_minus_deviation"),
+    ONE: (),
+    MEAN: ("rm.members={}",),
+    "min": ("rm.members={}", "ppo.ensemble=min"),
+    "mean − deviation": ("rm.members={}", "ppo.ensemble=mean_minus_deviation"),
 }
 ROWS = {
     "gold_sft": "gold score: SFT",
@@ -59,16 +64,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--base", help="folder or id of a small language model")
     parser.add_argument("--texts", type=Path, help=f"stories, with {END} between them")
+    parser.add_argument("--config", type=Path, help="an experiment, in place of --base and --texts")
+    parser.add_argument("--members", type=int, default=4, help="reward models of an ensemble")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--kl-coef", type=float, default=0.02, help="β of PPO")
-    parser.add_argument("--iterations", type=int, default=30, help="of PPO")
+    parser.add_argument("--kl-coef", type=float, default=0.02, help="β of PPO, without --config")
+    parser.add_argument("--iterations", type=int, default=30, help="of PPO, without --config")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of every run")
     parser.add_argument("--out", type=Path, default=Path("runs/ensembles"))
     parser.add_argument("--table", action="store_true", help="print the table of what has run")
     arguments = parser.parse_args()
     if not arguments.table:
-        file = write_experiment(arguments)
-        for seed in arguments.seeds:
-            run_seed(file, arguments.out / f"seed-{seed}", seed)
+        file = arguments.config or write_experiment(arguments)
+        for seed, way in itertools.product(arguments.seeds, arguments.ways):
+            overrides = [one.format(arguments.members) for one in WAYS[way]]
+            overrides += [f"seed={seed}", *arguments.overrides]
+            run_way(file, arguments.out / f"seed-{seed}", way, overrides)
     print_table(arguments.out)
     return 0
 
@@ -141,17 +152,18 @@ def experiment(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def run_seed(file: Path, folder: Path, seed: int) -> None:
-    """Train one reward model and an ensemble on the same SFT policy, then PPO in each way.
+def run_way(file: Path, folder: Path, way: str, overrides: Sequence[str]) -> None:
+    """Train PPO in one way, on the SFT policy of the first way and on the ensemble of the second."""
+    run_dir = folder / folder_of(way)
+    for stage, owner in (("sft", ONE), ("rm", MEAN)):
+        has_it = folder / folder_of(owner) / stage
+        if has_it.exists() and not (run_dir / stage).exists() and (stage == "sft" or way != ONE):
+            shutil.copytree(has_it, run_dir / stage)
+    tristage(file, run_dir, *overrides)
 
-    All ways with an ensemble start from the stages of the first of them.
-    """
-    for way, overrides in WAYS.items():
-        run_dir, first = folder / way.replace(" ", "-"), folder / "mean"
-        for stage in ("sft", "rm"):
-            if overrides and run_dir != first and not (run_dir / stage).exists():
-                shutil.copytree(first / stage, run_dir / stage)
-        tristage(file, run_dir, f"seed={seed}", *overrides)
+
+def folder_of(way: str) -> str:
+    return way.replace(" ", "-")
 
 
 def tristage(file: Path, run_dir: Path, *overrides: str) -> None:
@@ -162,7 +174,7 @@ def tristage(file: Path, run_dir: Path, *overrides: str) -> None:
 def results(out: Path) -> Iterator[tuple[str, dict[str, float]]]:
     """The way and the figures of each run that has finished."""
     for way in WAYS:
-        for manifest in sorted(out.glob(f"seed-*/{way.replace(' ', '-')}/ppo/manifest.json")):
+        for manifest in sorted(out.glob(f"seed-*/{folder_of(way)}/ppo/manifest.json")):
             found = json.loads(manifest.read_text())
             if found["status"] == "finished":
                 yield way, figures(manifest.parents[1], found["metrics"])
@@ -189,7 +201,7 @@ def print_table(out: Path) -> None:
     for name, label in ROWS.items():
         cells = [shown([row[name] for row in runs if name in row]) for runs in found.values()]
         print(f"{label:52}", *(f"{cell:>26}" for cell in cells))
-    alone = [row["gold_ppo"] for row in found["one reward model"]]
+    alone = [row["gold_ppo"] for row in found[ONE]]
     cells = [
         shown([row["gold_ppo"] - one for row, one in zip(runs, alone, strict=False)])
         for runs in found.values()
