@@ -28,6 +28,7 @@ from data.sources.formats import Kind
 from data.sources.hub import hub_shows, streamed
 from data.sources.loading import SOME_ROWS, is_large
 from data.sources.reading import is_local
+from data.sources.text import counted
 from stages.feedback.earlier_rankings import with_earlier
 from stages.feedback.endpoint_judge import EndpointJudge
 from stages.feedback.judgements import as_judgements
@@ -386,8 +387,8 @@ def _check_sizes(config: Experiment, stage: Stage, train: int, held_out: int) ->
     for key, size, examples in sizes.get(stage, []):
         if size > MOST_REPEATS * examples:
             raise UserError(
-                f"{key}: {size:,}, but data.{stage} has only {examples:,} examples for it. Lower it to "
-                f"{examples:,} or less."
+                f"{key}: {size:,}, but data.{stage} has only {counted(examples, 'example')} for it. Lower it "
+                f"to {examples:,} or less."
             )
 
 

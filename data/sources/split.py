@@ -11,6 +11,7 @@ from configs.schema import STAGES, Data, Source, Stage
 from data.sources.formats import Row
 from data.sources.messages import Text
 from data.sources.reading import describe
+from data.sources.text import counted
 from data.sources.unit import unit
 
 T = TypeVar("T")
@@ -120,8 +121,8 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int, earlie
         count = _held_out_count(part.source, len(new)) if new else 0
         if part.label and part.source.held_out >= 1 and new and count > len(new):
             raise UserError(
-                f"{part.key}: it has {len(new)} prompts of its own, and held_out takes {count}, which leaves "
-                f"none to train on. Lower {part.key}.held_out."
+                f"{part.key}: it has {counted(len(new), 'prompt')} of its own, and held_out takes {count}, "
+                f"which leaves none to train on. Lower {part.key}.held_out."
             )
         asked, chosen = asked + count, set(free[:count])
         side |= {key: "held_out" if key in chosen else "apart" if key in kept else "train" for key in new}
@@ -164,7 +165,7 @@ def _without_turns(rows: Sequence[Row], excluded: Set[str]) -> tuple[list[Row], 
 def _check_sides(data: Data, stage: Stage, sides: Sequence[Side], asked: int) -> None:
     """Raise UserError if the prompts of a stage leave none to train on, or none to hold out."""
     sources = data.sources(stage)
-    of = f"the stage's part of {' and '.join(map(describe, sources))} has {len(sides)} prompts"
+    of = f"the stage's part of {' and '.join(map(describe, sources))} has {counted(len(sides), 'prompt')}"
     if "train" not in sides or asked >= len(sides):
         if "apart" in sides and asked < len(sides):
             raise UserError(

@@ -72,3 +72,8 @@ def listed(keys: Iterable[str]) -> str:
     first = list(islice(keys, 13))
     names = ", ".join(f"`{shown(key)[1:-1]}`" for key in first[:12]) or "none"
     return names + (", ..." if len(first) > 12 else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, which takes an s: "1 prompt", "2,000 prompts"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -144,10 +145,22 @@ def print_status(console: Console, run: RunDirectory) -> None:
         lines = Text("\n").join(Text(f"{label}: {value}") for label, value in shown.items())
         table.add_row(stage, Text(_state(run, manifest)), lines)
     console.print(table)
+    if words := _swept(run.path / "sweep"):
+        console.print(Text(words), soft_wrap=True)
     for content in rounds(run.path):
         done = len(content.tasks) - len(content.unlabelled)
         line = f"people: {content.folder.name}, {done} of {len(content.tasks)} tasks done"
         console.print(Text(line), soft_wrap=True)
+
+
+def _swept(folder: Path) -> str:
+    """How many runs of PPO a sweep has made, by their state; "" without a sweep."""
+    runs = [RunDirectory(path) for path in sorted(folder.iterdir())] if folder.is_dir() else []
+    states = Counter(
+        state_of(found, run.is_locked) for run in runs if (found := read_manifest(run.manifest("ppo")))
+    )
+    counts = ", ".join(f"{state} {number}" for state, number in states.items())
+    return f"sweep: runs of ppo in {folder}: {counts}" if counts else ""
 
 
 def _lineage(run: RunDirectory) -> str | None:

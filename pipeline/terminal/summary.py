@@ -105,8 +105,9 @@ def figures_of_few_steps(stage: Stage, steps: float) -> dict[str, str] | None:
     """The same of `steps` that a stage makes, or will make; in PPO, its iterations."""
     if stage == "best" or steps == 0 or steps >= MIN_STEPS:
         return None
-    kind, key = ("iterations", "iterations") if stage == "ppo" else ("optimizer steps", "epochs")
-    return {"stage": stage, "steps": f"{steps:.0f}", "kind": kind, "key": f"{stage}.{key}"}
+    kind, key = ("iteration", "iterations") if stage == "ppo" else ("optimizer step", "epochs")
+    counted = {"steps": f"{steps:.0f}", "kind": kind if steps == 1 else f"{kind}s"}
+    return {"stage": stage, **counted, "key": f"{stage}.{key}"}
 
 
 def few_prompts(manifest: Manifest) -> dict[str, str] | None:

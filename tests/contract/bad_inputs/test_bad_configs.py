@@ -29,6 +29,8 @@ OVERRIDES = [
     ("sft.learning_rate=yes", "sft.learning_rate: True is not allowed"),
     ("ppo.eval_steps=on", "ppo.eval_steps: True is not allowed"),
     ("base.revision=1234567", "put quotes around it"),
+    ("ppo.kl_coef=0,0.1", "is not allowed; allowed: a number ≥ 0"),
+    ("ppo.kl_coef=0,0.1", "; `tristage sweep` tries several values"),
     ("sft.packing=maybe", "sft.packing: 'maybe' is not allowed; allowed: true or false"),
     ("ppo=fast", "ppo: 'fast' is not allowed; allowed: a section with the keys"),
     # Numbers that YAML 1.1, YAML 1.2 and people read differently
