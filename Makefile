@@ -53,7 +53,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/python -m stages.models.demo_models smollm2-135m-instruct
-	$(BIN)/tristage run --config configs/demo.yaml
+	$(BIN)/tristage run configs/demo.yaml
 
 # A third of the demo: it shows that things move, not by how much. A lexicon of feelings ranks and judges, which is quick.
 FAST := name=demo-fast sft.epochs=1 data.rm.limit=136 rm.epochs=1 data.rm.held_out=40 rm.normalization_prompts=24 \
@@ -62,7 +62,7 @@ FAST := name=demo-fast sft.epochs=1 data.rm.limit=136 rm.epochs=1 data.rm.held_o
 
 demo-fast: setup
 	$(BIN)/python -m stages.models.demo_models smollm2-135m-instruct
-	$(BIN)/tristage run --config configs/demo.yaml $(FAST)
+	$(BIN)/tristage run configs/demo.yaml $(FAST)
 
 # Files run in the order of the folders. Long files come first, so that the workers end together.
 test: setup

@@ -17,19 +17,13 @@ from configs.raw_experiment import is_local_path
 from configs.schema import MAX_NAME
 
 FOLDER = Path(__file__).parent
-RECIPES = {
-    "demo": "demo.yaml",
-    "hh": "smollm2-hh.yaml",
-    "rm-hh": "rm-hh.yaml",
-    "rm-k-wise": "rm-k-wise.yaml",
-    "qwen3-8b": "qwen3-8b-zero3.yaml",
-}
+RECIPES = ("demo", "hh", "rm-hh", "rm-k-wise", "qwen3-8b")  # each is configs/NAME.yaml
 OWN_DATA = "templates/own-data.yaml"  # its paths are those of the person's files, so they stay
 
 
 def recipe(name: str | None, file: Path) -> str:
     """The text of a new experiment for `file`: a recipe, or without a `name` the template for own data."""
-    source = FOLDER / (RECIPES[name] if name else OWN_DATA)
+    source = FOLDER / (f"{name}.yaml" if name else OWN_DATA)
     text = source.read_text(encoding="utf-8")
     # The header and its commands: the shipped files, too, are not where the new one lies.
     text = text.replace(f"configs/{source.name}", str(file))

@@ -33,11 +33,11 @@ def elsewhere(tmp_path, monkeypatch):
 def test_a_recipe_is_the_shipped_experiment_under_another_name(recipe, tmp_path):
     status, stdout, _ = tristage("init", "--recipe", recipe, "sub dir.yaml")
     assert status == 0 and "next: tristage plan 'sub dir.yaml'" in stdout
-    shipped = load_experiment(CONFIGS / RECIPES[recipe])
+    shipped = load_experiment(CONFIGS / f"{recipe}.yaml")
     assert load_experiment(tmp_path / "sub dir.yaml") == shipped.model_copy(update={"name": "sub-dir"})
     text = (tmp_path / "sub dir.yaml").read_text()
-    assert text.count("\n") == (CONFIGS / RECIPES[recipe]).read_text().count("\n"), "comments are kept"
-    assert "configs/" + RECIPES[recipe] not in text
+    assert text.count("\n") == (CONFIGS / f"{recipe}.yaml").read_text().count("\n"), "comments are kept"
+    assert f"configs/{recipe}.yaml" not in text
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -11,7 +11,7 @@ from tests.support.pipeline_runs import write_stage
 from tests.support.runs import TINY
 
 DEMO = TINY.with_name("demo.yaml")
-QWEN = TINY.with_name("qwen3-8b-zero3.yaml")
+QWEN = TINY.with_name("qwen3-8b.yaml")
 DECISIONS = [
     "sft  run      has not run yet",
     "rm   run      has not run yet",

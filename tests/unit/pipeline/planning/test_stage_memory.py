@@ -70,7 +70,7 @@ def test_adapters_that_stages_start_from_have_their_own_size(tmp_path: Path) -> 
 
 def test_zero_3_shards_the_base() -> None:
     shapes = {"base": shape("Qwen/Qwen3-8B")}
-    config = load_experiment(CONFIGS / "qwen3-8b-zero3.yaml")
+    config = load_experiment(CONFIGS / "qwen3-8b.yaml")
     one, eight = (
         estimate(config, "sft", shapes, Rank(gpu=True, bf16=True, ranks=ranks)).phases["training"]["base"]
         for ranks in (1, 8)
