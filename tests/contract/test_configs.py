@@ -66,7 +66,7 @@ def test_every_file_it_names_is_shipped(file):
 def test_its_header_says_what_it_is_for_where_it_ran_and_how_to_run_it(file):
     header = file.read_text().partition("\nname:")[0]
     assert all(line.startswith("#") for line in header.splitlines())
-    for word in ("# Hardware: ", "# Run: ", "# Override: ", f"--config configs/{file.name}"):
+    for word in ("# Hardware: ", "# Run: ", "# Override: ", f"tristage run configs/{file.name}"):
         assert word in header
 
 
