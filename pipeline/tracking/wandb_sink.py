@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import netrc
 import os
@@ -18,6 +19,7 @@ from configs.errors import UserError
 from configs.schema import Experiment, Stage
 from data.storage.files import read_json_lines
 from pipeline.state.manifest import Manifest
+from pipeline.tracking.reward_tables import reward_tables
 
 # A signal to all processes may end W&B's before it reaches this one, which then knows why.
 SIGNAL_SECONDS = 0.2
@@ -144,7 +146,7 @@ class WandbSink:
         self._run: Any | None = run
         self.stopping: Callable[[], bool] = lambda: False
         self._config = config
-        self._samples = folder / "samples.jsonl"
+        self._samples, self._reward_report = folder / "samples.jsonl", folder / "evaluation.json"
         self._table_due = time.monotonic() + SECONDS_PER_TABLE
 
     @classmethod
@@ -204,10 +206,12 @@ class WandbSink:
         """Do nothing. `trainer/step` is a metric, so W&B draws new points over old ones of the same step."""
 
     def finish(self, manifest: Manifest, output: Path) -> None:
-        """Upload the final metrics and, if configured, the output as an artifact."""
+        """Upload the final metrics, the report of a reward model and, if configured, the output."""
 
         def add(run: Any) -> None:
             run.summary.update({f"final/{name}": value for name, value in manifest.metrics.items()})
+            if self._reward_report.exists():
+                run.log(_charts(json.loads(self._reward_report.read_text(encoding="utf-8"))))
             if self._config.tracking.artifacts:
                 self._log_output(run, manifest, output)
 
@@ -275,6 +279,20 @@ class WandbSink:
             level = logging.INFO if self.stopping() else logging.WARNING
             logger.log(level, "W&B failed (%s); from here on only files are written", error)
             self._run = None
+
+
+def _charts(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A reward model's report as two charts, which have their tables, and a table."""
+    import wandb
+
+    tables = {name: wandb.Table([*rows.columns], rows.data) for name, rows in reward_tables(report).items()}
+    return {
+        "report/accuracy": wandb.plot.bar(
+            tables["accuracy"], "pairs", "accuracy", "Accuracy by kind of pair"
+        ),
+        "report/reliability": wandb.plot.line(tables["reliability"], "confidence", "accuracy", "Reliability"),
+        "report/mistakes": tables["mistakes"],
+    }
 
 
 def _end_service(exit_code: int) -> None:

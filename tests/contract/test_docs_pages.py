@@ -239,7 +239,5 @@ def test_the_first_values_to_try_are_those_of_schema_and_recipes(row: list[str])
     defaults = load_experiment(ROOT / "configs" / "tiny.yaml").model_copy(
         update={"sft": Sft(), "rm": Rm(), "ppo": Ppo()}
     )
-    recipes = [
-        load_experiment(ROOT / "configs" / f"{name}.yaml") for name in ("hh", "qwen3-8b")
-    ]
+    recipes = [load_experiment(ROOT / "configs" / f"{name}.yaml") for name in ("hh", "qwen3-8b")]
     assert [float(cell) for cell in row[2:5]] == [attrgetter(key)(config) for config in (defaults, *recipes)]

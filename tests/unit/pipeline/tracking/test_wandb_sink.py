@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -163,6 +164,7 @@ class Recorder:
 
     def __init__(self, fail_after: int = 1000) -> None:
         self.logged: list[dict[str, Any]] = []
+        self.summary: dict[str, Any] = {}
         self.fail_after = fail_after
 
     def log(self, values: dict[str, Any], **options: Any) -> None:
@@ -213,6 +215,32 @@ def test_tables_of_a_long_run_hold_the_latest_samples(tmp_path: Path) -> None:
     write_json_lines(tmp_path / "samples.jsonl", [{"step": step} for step in range(3000)])
     sink.close(0)
     assert run.logged[0]["samples"].data == [[step] for step in range(2000, 3000)]
+
+
+def test_the_report_of_a_reward_model_is_charts_and_tables(tmp_path: Path) -> None:
+    one = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 56}
+    report = {
+        "accuracy": one,
+        "baselines": {"longer": one | {"value": 0.6}},
+        "groups": {"length": {"equal lengths": one}},
+        "calibration": {"bins": [{"confidence": 0.55, "accuracy": 0.5, "weight": 1.0}]},
+        "mistakes": [{"prompt": "p", "better": "b", "worse": "w", "margin": -3.0}],
+    }
+    manifest = write_stage(tmp_path, "sft")
+    (tmp_path / "evaluation.json").write_text(json.dumps(report))
+    run = Recorder()
+    WandbSink(run, toy(tracking__artifacts=False), tmp_path).finish(manifest, tmp_path)
+    accuracy, reliability, mistakes = (
+        run.logged[0][f"report/{name}"] for name in ("accuracy", "reliability", "mistakes")
+    )
+    assert accuracy.table.columns == ["pairs", "accuracy", "low", "high", "n"]
+    assert accuracy.table.data == [
+        ["all", 0.7, 0.6, 0.8, 56],
+        ["length: equal lengths", 0.7, 0.6, 0.8, 56],
+        ["simple rule: longer", 0.6, 0.6, 0.8, 56],
+    ]
+    assert reliability.table.data == [[0.55, 0.5, 1.0]]
+    assert mistakes.data == [["p", "b", "w", -3.0]]
 
 
 def test_a_service_that_dies_does_not_end_the_stage(tmp_path: Path) -> None:
