@@ -146,10 +146,10 @@ def test_every_logged_key_is_on_the_page_and_no_other(
 
 
 def test_every_key_has_words_on_each_count() -> None:
-    """What it is, always; a healthy value and a remedy, for all that can go wrong."""
-    sections = [text for title, text in SECTION.findall(PAGE) if re.search("each step$|^PPO: ", title)]
+    """What it is, a healthy value, and a remedy."""
+    sections = [text for title, text in SECTION.findall(PAGE) if title != "In W&B only"]
     rows = [row for text in sections for row in ROW.findall(text)]
-    assert len(rows) > 40
+    assert len(rows) > 120
     for key, cells in rows:
-        what, healthy, remedy = (cell.strip() for cell in cells.split("|"))
-        assert what and (healthy or remedy or key in ("step", "time/update")), key
+        words = [cell.strip() for cell in cells.split("|")]
+        assert all(words), key

@@ -11,27 +11,27 @@ def test_every_shipped_yaml_has_a_row_and_a_section():
     for file in CONFIGS.glob("*.yaml"):
         assert f"| [`{file.name}`](#{file.stem}yaml) |" in PAGE
         assert f"\n## `{file.name}`\n" in PAGE
-        assert f"--config configs/{file.name}" in PAGE
+        assert f"tristage run configs/{file.name}" in PAGE
 
 
 def test_a_header_is_read(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(
         "# What it\n# is for.\n#\n# More.\n#\n# Hardware: a CPU.\n"
-        "# Run:      make x   or, by hand: tristage run --config mine.yaml\n"
+        "# Run:      make x   or, by hand: tristage run mine.yaml\n"
         "# Override: add key=value, e.g. tristage run \\\n#             a.b=1\nname: mine # not this\n"
     )
     header = read_header(file)
     assert header.about == ["What it is for.", "More."]
     assert header.fields == {
         "Hardware": "a CPU.",
-        "Run": "make x   or, by hand: tristage run --config mine.yaml",
+        "Run": "make x   or, by hand: tristage run mine.yaml",
         "Override": "add key=value, e.g. tristage run \\\n  a.b=1",
     }
 
 
 def test_two_ways_to_run_are_two_commands():
-    assert "```sh\nmake demo\ntristage run --config configs/demo.yaml\n```" in PAGE
+    assert "```sh\nmake demo\ntristage run configs/demo.yaml\n```" in PAGE
 
 
 def test_every_recipe_has_an_override_to_copy():
