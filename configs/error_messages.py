@@ -22,9 +22,25 @@ MAX_KEYS = 12  # that a message lists
 TYPES = {"integer": "an integer", "number": "a number", "boolean": "true or false", "null": "null"}
 
 _OF_BASE = "it starts by changing the weights of the base, which four roles share"
+_FORMATS = {  # as other programs name them
+    "alpaca": "demonstration",
+    "dolly": "demonstration",
+    "kto": "demonstration",
+    "sharegpt": "conversation, or with `chosen` and `rejected` preference",
+    "openai": "conversation",
+    "messages": "conversation",
+    "hh": "preference",
+    "dpo": "preference",
+}
 ABSENT: Mapping[
     Keys, Mapping[str, str]
 ] = {  # values that people know from other programs, and why they are not here
+    **{
+        ("data", stage, "format"): {
+            name: f"such rows have the format {own}" for name, own in _FORMATS.items()
+        }
+        for stage in ("sft", "rm", "ppo")
+    },
     ("adapter", "init"): dict.fromkeys(("pissa", "olora", "corda"), _OF_BASE),
     ("sft", "method"): {
         "bottleneck": "PEFT has no bottleneck adapters, and AdapterHub's `adapters` does not install beside "
@@ -210,7 +226,8 @@ def reason(error: ErrorDetails, node: Node) -> str:
     if error["type"] == "too_short":
         return "[] is not allowed; give at least one"
     if isinstance(value, str):
-        absent = ABSENT.get(known_part(error["loc"]), {}).get(value.lower().partition("_")[0])
+        keys = tuple(key for key in known_part(error["loc"]) if not key.isdecimal())
+        absent = ABSENT.get(keys, {}).get(value.lower().partition("_")[0])
         if absent:
             return f"{shown(value)} is not here: {absent}{hint}"
         choices = [str(choice) for choice in _choices(node)]

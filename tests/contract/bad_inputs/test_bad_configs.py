@@ -29,6 +29,11 @@ OVERRIDES = [
     ("sft.learning_rate=yes", "sft.learning_rate: True is not allowed"),
     ("ppo.eval_steps=on", "ppo.eval_steps: True is not allowed"),
     ("base.revision=1234567", "put quotes around it"),
+    (
+        "data.sft.format=alpaca",
+        "data.sft.format: 'alpaca' is not here: such rows have the format demonstration;",
+    ),
+    ("data.rm=[{path: a.jsonl, format: sharegpt}]", "'sharegpt' is not here: such rows have the format conv"),
     ("ppo.kl_coef=0,0.1", "is not allowed; allowed: a number ≥ 0"),
     ("ppo.kl_coef=0,0.1", "; `tristage sweep` tries several values"),
     ("sft.packing=maybe", "sft.packing: 'maybe' is not allowed; allowed: true or false"),
