@@ -16,6 +16,7 @@ import requests
 from packaging.requirements import Requirement
 
 from pipeline.terminal.format import show_seconds
+from stages.distributed.free_memory import free_ram
 
 GIB = 2**30
 LOW_DISK, FULL_DISK = 10 * GIB, GIB  # bytes free: a note below the first, a problem below the second
@@ -92,13 +93,12 @@ def accelerators() -> Finding:
         return Finding(
             "problem", "accelerators", f"{len(shown)} NVIDIA devices, but {reason}. See nvidia-smi."
         )
-    memory = psutil.virtual_memory()
     fast = "with" if torch.backends.cpu.get_cpu_capability() == "AVX512" else "without"
     return Finding(
         "note",
         "accelerators",
-        f"no GPU: runs use the CPU, {os.cpu_count()} cores {fast} AVX-512, {memory.available / GIB:.1f} of "
-        f"{memory.total / GIB:.1f} GiB of memory available",
+        f"no GPU: runs use the CPU, {os.cpu_count()} cores {fast} AVX-512, {free_ram() / GIB:.1f} of "
+        f"{psutil.virtual_memory().total / GIB:.1f} GiB of memory available",
     )
 
 

@@ -6,20 +6,18 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 from pipeline.planning.stage_memory import Rank
+from stages.distributed.free_memory import free_ram
 
 MIB = 2**20
 CPU_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the names of Linux on x86 and on Arm
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def rank_here(world: int, accelerators: int) -> Rank:
     """One of `world` ranks, on a machine with so many accelerators; without any, ranks share the RAM."""
     if accelerators:
         return Rank(gpu=True, bf16=True, ranks=world, available=_free_gpu_memory())
-    return Rank(gpu=False, bf16=_multiplies_bf16(), ranks=world, available=_free_ram() // world)
+    return Rank(gpu=False, bf16=_multiplies_bf16(), ranks=world, available=free_ram() // world)
 
 
 def _free_gpu_memory() -> int | None:
@@ -29,14 +27,6 @@ def _free_gpu_memory() -> int | None:
         output = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
         return min(int(line) for line in output.split()) * MIB
     return None
-
-
-def _free_ram() -> int:
-    """Bytes that a new process can have, within the limit of this container."""
-    free = psutil.virtual_memory().available
-    with suppress(OSError, ValueError):  # no container, or `max`
-        free = min(free, int(CGROUP_LIMIT.read_text()))
-    return free
 
 
 def _multiplies_bf16() -> bool:

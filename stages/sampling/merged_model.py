@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import psutil
 import torch
 from accelerate import init_empty_weights
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
@@ -17,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from stages.distributed.free_memory import free_ram
 from stages.distributed.zero3 import whole
 from stages.internals.bitsandbytes import dequantized_weight
 from stages.internals.deepspeed import is_partitioned, whole_shape
@@ -128,7 +128,7 @@ class MergedCopy:
         if self.device.type == "cuda":
             cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
             return bool(MARGIN * self.size <= torch.cuda.mem_get_info(self.device)[0] + cached)
-        return bool(MARGIN * self.size * copies <= psutil.virtual_memory().available)
+        return bool(MARGIN * self.size * copies <= free_ram())
 
     @torch.no_grad()
     def load_role(self, role: str) -> PreTrainedModel:

@@ -166,9 +166,7 @@ def test_auto_does_without_the_copy_where_memory_is_short(
 ) -> None:
     roles = ppo_roles(adapters)
     assert copy_of(roles, tiny_tokenizer, "auto") is not None
-    monkeypatch.setattr(
-        merged_model.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000})
-    )
+    monkeypatch.setattr(merged_model, "free_ram", lambda: 1000)
     assert copy_of(roles, tiny_tokenizer, "auto") is None
     assert copy_of(roles, tiny_tokenizer, "merged") is not None, "it was asked for"
     assert copy_of(roles, tiny_tokenizer, "hf") is None
