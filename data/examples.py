@@ -232,7 +232,7 @@ def some_rows(config: Experiment, stage: Stage, kind: Kind, parts: Sequence[Part
     rows: list[Row] = []
     for part in parts or config.data.parts(stage):
         check_trainable(part.source, part.key)
-        found = first_rows(part.source, kind, SOME_ROWS)
+        found = first_rows(part.source, kind, min(SOME_ROWS, part.source.limit or SOME_ROWS))
         rows += [{**row, "source": part.label} for row in found] if part.label else found
     return worded(rows, [], kind, config.data, config.seed)[0]
 

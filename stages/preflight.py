@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +22,14 @@ from transformers import PreTrainedTokenizerBase
 from configs.error_messages import Keys, overlap, undotted
 from configs.errors import UserError
 from configs.judge_file import read_judge
-from configs.schema import STAGES, Base, Data, Experiment, Part, Reward, Stage, labeller_kind
+from configs.schema import STAGES, Base, Data, Experiment, Reward, Stage, labeller_kind
 from data.batches import tokenize
+from data.batches.fit import NothingFits
 from data.examples import StageData, kind_of, read_examples, some_rows
-from data.sources.formats import Kind
+from data.sources.formats import Kind, Row
 from data.sources.hub import hub_shows, streamed
 from data.sources.loading import SOME_ROWS, is_large
-from data.sources.reading import is_local
+from data.sources.reading import NotLoaded, is_local
 from data.sources.text import counted
 from stages.feedback.earlier_rankings import with_earlier
 from stages.feedback.endpoint_judge import EndpointJudge
@@ -324,22 +326,17 @@ def _data(tokenizers: _Tokenizers, stage: Stage, kind: Kind, base: Base) -> Call
     config, remarks = tokenizers.config, list[str]()
 
     def check() -> list[str]:
-        parts = list(_readable(config.data.parts(stage), remarks))
-        in_part = parts != config.data.parts(stage)
-        if not parts:
-            return remarks
         tokenizer, refusal = None, None
         try:
             tokenizer = tokenizers.load(stage, base) if tokenizers.usable(base) else None
         except UserError as error:  # the rows are read all the same
             refusal = error
-        large = [key for key, _, source in parts if is_large(source)]
-        if large or in_part:
-            rows = some_rows(config, stage, kind, parts)
-            remarks.extend(f"{key}: large; only its first {SOME_ROWS:,} rows were read" for key in large)
-            if tokenizer is not None:
-                some, _ = tokenize.TOKENIZE[kind](rows, tokenizer, config.data)
-                _check_scores(config, kind, some)
+        parts = config.data.parts(stage)
+        if any(is_large(part.source) or not is_local(part.source) for part in parts):
+            some = _some_rows(config, stage, kind, remarks)
+            if tokenizer is not None and some:
+                with suppress(NothingFits):  # later rows may be shorter
+                    _check_scores(config, kind, tokenize.TOKENIZE[kind](some, tokenizer, config.data)[0])
         elif tokenizer is None:
             StageData(config, stage, remarks.append, only_checks=True).rows(kind)
         else:
@@ -354,19 +351,30 @@ def _data(tokenizers: _Tokenizers, stage: Stage, kind: Kind, base: Base) -> Call
     return check
 
 
-def _readable(parts: Sequence[Part], remarks: list[str]) -> Iterator[Part]:
-    """The sources that can be read now, those of the hub as streams. A remark tells of each of the hub."""
-    for part in parts:
+def _some_rows(config: Experiment, stage: Stage, kind: Kind, remarks: list[str]) -> list[Row]:
+    """The first rows of each source; a remark tells of each that is large or of the hub."""
+    rows: list[Row] = []
+    for part in config.data.parts(stage):
+        name = f"{part.key}: {part.source.path}"
         if is_local(part.source):
-            yield part
-        elif hub_shows(part.source):
-            remarks.append(f"{part.key}: a data set of the hub; only its first {SOME_ROWS:,} rows were read")
-            yield part._replace(source=streamed(part.source))
-        else:
+            rows += some_rows(config, stage, kind, [part])
+            if is_large(part.source):
+                remarks.append(f"{part.key}: large; only its first {SOME_ROWS:,} rows were read")
+        elif not hub_shows(part.source):
             remarks.append(
-                f"warning: {part.key}: {part.source.path} is no file of this machine, and the hub did not "
-                "answer. The run needs it, and nothing of it is checked yet."
+                f"warning: {name} is no file of this machine, and the hub did not answer. The run needs it, "
+                "unless the cache has it, and nothing of it is checked yet."
             )
+        elif "[" in part.source.split:
+            remarks.append(f"{name} is on the hub; its rows are not read yet, as `split` is a slice")
+        else:
+            try:
+                rows += some_rows(config, stage, kind, [part._replace(source=streamed(part.source))])
+            except NotLoaded:  # the stage does not stream it
+                remarks.append(f"warning: {name} is on the hub, and its first rows could not be read yet")
+            else:
+                remarks.append(f"{name} is on the hub; only its first rows were read, {SOME_ROWS:,} at most")
+    return rows
 
 
 def _check_scores(config: Experiment, kind: Kind, examples: Sequence[Any]) -> None:

@@ -140,11 +140,11 @@ def first_rows(source: Source, kind: Kind, count: int) -> list[Row]:
     """The usable rows among the first `count` of a source, as `load_rows` returns them.
 
     Raises:
-        UserError: there are no rows, or one cannot be read.
+        UserError: there are no rows, or one cannot be read; or none can be used, and not by their own word.
     """
     faults = _Faults()
     rows = [row for _, row, _ in islice(_normalised(source, kind, faults), count) if row is not None]
-    if faults.unreadable or not rows:
+    if faults.unreadable or not (rows or faults.left_out):
         _check(source, kind, len(rows) + faults.count, faults)
     return rows
 

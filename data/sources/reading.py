@@ -38,6 +38,10 @@ READERS: dict[str, Callable[[Path], Rows]] = {
 TABLES = ("arrow", "csv", "json", "parquet")  # builders of `datasets` whose rows have keys of their own
 
 
+class NotLoaded(UserError):
+    """`datasets` could not load a data set of the hub."""
+
+
 def describe(source: Source) -> str:
     """The name of `source` in messages: a path, or a hub dataset with configuration and split."""
     if ending_of(source.path) or is_pattern(source.path):
@@ -108,7 +112,7 @@ def _hub(source: Source) -> Iterator[Any]:
         yield from _rows_of(_loaded(source))  # a stream may break off at any row
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(
+        raise NotLoaded(
             f"hub dataset {describe(source)} could not be loaded: {reason}. Check its id, `name`, "
             "`data_dir`, `split` and `revision`, and the network; a local file's path must end in .jsonl, "
             ".json, .csv, .tsv or .parquet."

@@ -155,11 +155,13 @@ def print_status(console: Console, run: RunDirectory) -> None:
 
 def _swept(folder: Path) -> str:
     """How many runs of PPO a sweep has made, by their state; "" without a sweep."""
-    runs = [RunDirectory(path) for path in sorted(folder.iterdir())] if folder.is_dir() else []
-    states = Counter(
-        state_of(found, run.is_locked) for run in runs if (found := read_manifest(run.manifest("ppo")))
-    )
-    counts = ", ".join(f"{state} {number}" for state, number in states.items())
+    runs = [RunDirectory(path) for path in folder.iterdir()] if folder.is_dir() else []
+    states: Counter[str] = Counter()
+    for run in runs:
+        with suppress(UserError):  # a damaged manifest: `status` of that run says how
+            if manifest := read_manifest(run.manifest("ppo")):
+                states[state_of(manifest, run.is_locked)] += 1
+    counts = ", ".join(f"{state} {number}" for state, number in states.most_common())
     return f"sweep: runs of ppo in {folder}: {counts}" if counts else ""
 
 

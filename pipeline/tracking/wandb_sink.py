@@ -290,7 +290,9 @@ def _charts(report: Mapping[str, Any]) -> dict[str, Any]:
         "report/accuracy": wandb.plot.bar(
             tables["accuracy"], "pairs", "accuracy", "Accuracy by kind of pair"
         ),
-        "report/reliability": wandb.plot.line(tables["reliability"], "confidence", "accuracy", "Reliability"),
+        "report/reliability": wandb.plot.line(
+            tables["reliability"], "confidence", "accuracy", title="Reliability"
+        ),
         "report/mistakes": tables["mistakes"],
     }
 

@@ -33,7 +33,7 @@ def free_ram() -> int:
 
 
 def _below_limits() -> Iterator[int]:
-    """What each control group with a limit has left.
+    """What the process's control group has left, and each above it.
 
     A container may see its own group as the root, or at the path that it has outside.
     """
@@ -43,7 +43,8 @@ def _below_limits() -> Iterator[int]:
             if controllers and "memory" not in controllers.split(","):
                 continue
             names = FIRST if controllers else SECOND
-            for folder in (names.root, names.root / path.lstrip("/")):
+            own = Path(path.lstrip("/"))
+            for folder in {names.root / part for part in (own, *own.parents)}:
                 with suppress(OSError, ValueError):  # no such file, or the limit is `max`
                     yield _left(folder, names)
 

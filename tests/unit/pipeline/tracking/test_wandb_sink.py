@@ -240,6 +240,11 @@ def test_the_report_of_a_reward_model_is_charts_and_tables(tmp_path: Path) -> No
         ["simple rule: longer", 0.6, 0.6, 0.8, 56],
     ]
     assert reliability.table.data == [[0.55, 0.5, 1.0]]
+    assert reliability.spec.fields == {"x": "confidence", "y": "accuracy", "stroke": None}
+    assert [chart.spec.string_fields["title"] for chart in (accuracy, reliability)] == [
+        "Accuracy by kind of pair",
+        "Reliability",
+    ]
     assert mistakes.data == [["p", "b", "w", -3.0]]
 
 

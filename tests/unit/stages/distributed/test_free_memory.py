@@ -27,6 +27,7 @@ def write_group(folder: Path, names: Names, limit: str) -> None:
     [
         ("0::/", ".", SECOND, str(8 * GIB), 6 * GIB),
         ("0::/job/one", "job/one", SECOND, str(8 * GIB), 6 * GIB),
+        ("0::/slurm/job_1/task_0", "slurm/job_1", SECOND, str(8 * GIB), 6 * GIB),
         ("0::/", ".", SECOND, "max", 16 * GIB),
         ("0::/", ".", SECOND, str(GIB), 0),
         ("4:memory:/docker/abc", ".", FIRST, str(8 * GIB), 6 * GIB),  # the path is the one outside
