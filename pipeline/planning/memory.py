@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stages.models.freed_memory import LARGEST_MMAP_THRESHOLD
+
 FP32, INT64 = 4, 8
 NF4_BLOCK, NF4_OUTER_BLOCK = 64, 256  # QLoRA, section 3: block sizes of double quantization
 SPARE = 32  # tokens for which the cache of `stages.sampling.decoding_batch` allocates memory ahead
@@ -182,6 +184,12 @@ def sampling_bytes(shape: BaseShape, compute: int, sequences: int, prompt: int) 
 def merged_bytes(shape: BaseShape, precision: Precision, *, packs: bool) -> int:
     """The copy that samples: linear layers in the compute dtype, packed for a CPU along with the LM head."""
     return (shape.packable + (shape.head if packs else 0)) * precision.compute
+
+
+def merged_on_the_heap(shape: BaseShape, compute: int) -> int:
+    """The merged linear layers that glibc puts on its heap. Larger ones are returned once they are freed."""
+    sizes = (linear.weights * compute for linear in shape.linears)
+    return shape.layers * sum(size for size in sizes if size < LARGEST_MMAP_THRESHOLD)
 
 
 def merging_bytes(shape: BaseShape, compute: int, *, packs: bool) -> int:

@@ -23,8 +23,8 @@ LIBRARIES, CUDA_CONTEXT = 610 * MIB, 550 * MIB
 # Free memory between tensors, in shares of the activations. Measured on CPUs (docs/reference/memory.md), and
 # assumed for GPUs, where torch rounds blocks up.
 CPU_WASTE, GPU_WASTE = 0.25, 0.1
-# The same on a CPU after a merge, in shares of the merged linear layers, and with checkpointing, in layers.
-# Fitted to the table of docs/reference/memory.md.
+# The same on a CPU after a merge, in shares of the merged layers on the heap, and with checkpointing, in
+# layers. Fitted to the table of docs/reference/memory.md.
 MERGE_WASTE, RECOMPUTED_LAYERS = 0.75, 7
 READER = 135_000_000 * FP32  # the model with which the labeller `warm_ending` reads answers, on the CPU
 MARGIN = 2  # of `stages.sampling.merged_model`: `auto` samples on a merged copy if this many fit
@@ -252,7 +252,7 @@ class _Estimator:
             parts["merged copy"] = copy
             parts["merging"] = memory.merging_bytes(shape, b, packs=packs)
             if not self.rank.gpu:
-                parts["allocator"] = round(MERGE_WASTE * shape.packable * b)
+                parts["allocator"] = round(MERGE_WASTE * memory.merged_on_the_heap(shape, b))
         return parts
 
     def _answers(self) -> int:

@@ -73,6 +73,22 @@ def test_cache_by_hand() -> None:
     assert memory.cache_bytes(SMALL, 2, 3, 8) == 3 * (2 * 3 * 40 * 2 * 2)
 
 
+def test_large_layers_are_not_on_the_heap() -> None:
+    assert memory.merged_on_the_heap(SMALL, 4) == 240 * 4
+    # Of a layer of Llama 3.2 1B in fp32, k and v have 4 MiB each, q and o 16 MiB, the MLP's three 64 MiB.
+    large = shape(
+        {
+            "hidden_size": 2048,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "intermediate_size": 8192,
+            "vocab_size": 10,
+        }
+    )
+    assert memory.merged_on_the_heap(large, 4) == 16 * 40 * 2**20
+
+
 def test_merged_copy_by_hand() -> None:
     assert memory.merged_bytes(SMALL, Precision("nf4", 4), packs=False) == 240 * 4
     assert memory.merged_bytes(SMALL, Precision("nf4", 4), packs=True) == (240 + 40) * 4
