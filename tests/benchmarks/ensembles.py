@@ -193,7 +193,7 @@ def figures(run: Path, metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def print_table(out: Path) -> None:
-    """Print means over seeds with 95 % intervals, and the gold score against one reward model, by seed."""
+    """Print means over seeds with 95 % intervals, and of each seed the difference to one reward model."""
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for way, of_run in results(out):
         found[way].append(of_run)
@@ -201,13 +201,25 @@ def print_table(out: Path) -> None:
     for name, label in ROWS.items():
         cells = [shown([row[name] for row in runs if name in row]) for runs in found.values()]
         print(f"{label:52}", *(f"{cell:>26}" for cell in cells))
-    alone = [row["gold_ppo"] for row in found[ONE]]
-    cells = [
-        shown([row["gold_ppo"] - one for row, one in zip(runs, alone, strict=False)])
-        for runs in found.values()
-    ]
-    print(f"{'gold score of PPO less that against one reward model':52}", *(f"{cell:>26}" for cell in cells))
-    print(f"seeds: {', '.join(f'{way} {len(runs)}' for way, runs in found.items())}; intervals over seeds")
+    for seed in sorted(path.name for path in out.glob("seed-*")):
+        cells = [shown(against_one(out / seed, way)) for way in WAYS]
+        label = f"gold score of PPO less that against one, {seed}"
+        print(f"{label:52}", *(f"{cell:>26}" for cell in cells))
+    print(
+        f"seeds: {', '.join(f'{way} {len(runs)}' for way, runs in found.items())}; intervals over seeds, "
+        "and over prompts in the rows of one seed"
+    )
+
+
+def against_one(folder: Path, way: str) -> list[float]:
+    """Gold scores of PPO less those against one reward model, prompt by prompt; none if a run is missing."""
+    one, other = (gold_by_prompt(folder / folder_of(name)) for name in (ONE, way))
+    return [other[prompt] - one[prompt] for prompt in sorted(one.keys() & other.keys())]
+
+
+def gold_by_prompt(run: Path) -> dict[str, float]:
+    file = run / "ppo" / "evaluation.jsonl"
+    return {row["prompt"]: row["gold_ppo"] for row in read_json_lines(file)} if file.exists() else {}
 
 
 def shown(values: Sequence[float]) -> str:
