@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pipeline.state.manifest import Status
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.show import print_batches, print_status
 from tests.support.pipeline_runs import toy, write_stage
@@ -41,8 +42,9 @@ def test_the_status_counts_the_runs_of_a_sweep(tmp_path: Path) -> None:
     console = Console(width=160, file=StringIO())
     print_status(console, RunDirectory(tmp_path))
     assert "sweep" not in console.file.getvalue()  # type: ignore[attr-defined]
-    for name, status in (("seed=0", "finished"), ("seed=1", "finished"), ("seed=2", "failed")):
-        write_stage(tmp_path / "sweep" / name, "ppo", status)
+    ended: list[Status] = ["finished", "finished", "failed"]
+    for seed, status in enumerate(ended):
+        write_stage(tmp_path / "sweep" / f"seed={seed}", "ppo", status)
     (tmp_path / "sweep" / "seed=3").mkdir()  # it waits
     print_status(console, RunDirectory(tmp_path))
     text = console.file.getvalue()  # type: ignore[attr-defined]
