@@ -232,7 +232,7 @@ def reason(error: ErrorDetails, node: Node) -> str:
             return f"{shown(value)} is not here: {absent}{hint}"
         choices = [str(choice) for choice in _choices(node)]
         guess = _did_you_mean(difflib.get_close_matches(value, choices, n=1))
-        several = "," in value and known_part(error["loc"])[:1] == ("ppo",)
+        several = "," in value and keys[:1] == ("ppo",)
         sweep = "; `tristage sweep` tries several values" if several else ""
         return f"{shown(value)} is not allowed; {_before(guess, hint.removeprefix('; '))}{sweep}"
     text = f"{shown(value)} is not allowed{hint}"

@@ -68,8 +68,6 @@ def main() -> int:
     parser.add_argument("--members", type=int, default=4, help="reward models of an ensemble")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--kl-coef", type=float, default=0.02, help="β of PPO, without --config")
-    parser.add_argument("--iterations", type=int, default=30, help="of PPO, without --config")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of every run")
     parser.add_argument("--out", type=Path, default=Path("runs/ensembles"))
     parser.add_argument("--table", action="store_true", help="print the table of what has run")
@@ -137,11 +135,11 @@ def experiment(arguments: argparse.Namespace) -> dict[str, Any]:
         },
         "ppo": {
             "learning_rate": 1e-3,
-            "iterations": arguments.iterations,
+            "iterations": 30,
             "batch_size": 64,
             "minibatches": 2,
             "micro_batch_size": 32,
-            "kl_coef": arguments.kl_coef,
+            "kl_coef": 0.02,
             "missing_eos_penalty": 0,
             "eval_steps": 5,
             "save_steps": 1000,

@@ -23,6 +23,8 @@ from tests.support.pipeline_runs import single_rank
 
 MOST_LINES = 9  # five bad rows, the heading and the remedy
 LONGEST = 3000
+GOOD = [{"prompt": f"What is {number}?", "completions": ["a", "b"]} for number in range(20)]
+SHORT = ("data.max_length=256", "data.max_prompt_length=128")  # what the tiny model has room for
 refusals: list[str] = []  # the messages that a test has checked
 VALID = """name: trial
 base: {model: tiny-random}
@@ -41,6 +43,14 @@ def experiment(folder: Path, text: str | bytes = VALID) -> Path:
         write_rows(folder / f"{stage}.jsonl", [{"prompt": "p", "completions": ["a", "b"]}])
     file = folder / "trial.yaml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    return file
+
+
+def trial(folder: Path) -> Path:
+    """Write an experiment whose stages have twenty good rows each."""
+    file = experiment(folder)
+    for stage in ("sft", "rm", "ppo"):
+        write_rows(folder / f"{stage}.jsonl", GOOD)
     return file
 
 

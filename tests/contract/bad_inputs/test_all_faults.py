@@ -10,10 +10,9 @@ import pytest
 from configs.load import ExperimentError, load_experiment
 from pipeline.planning.faults import Faults
 from pipeline.planning.stage_checks import run_preflight
-from tests.contract.bad_inputs.entry import VALID, experiment, files, tristage, write_rows
+from tests.contract.bad_inputs.entry import GOOD, VALID, experiment, files, tristage, write_rows
 from tests.support.pipeline_runs import write_stage
 
-GOOD = [{"prompt": f"What is {number}?", "completions": ["a", "b"]} for number in range(20)]
 FUNCTIONS = """import os
 def ends(prompts, completions): os.kill(os.getpid(), 9)
 def fails(prompts, completions): 1 / 0

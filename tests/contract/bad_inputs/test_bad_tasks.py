@@ -6,10 +6,9 @@ import json
 
 import pytest
 
-from tests.contract.bad_inputs.entry import VALID, check_message, experiment, tristage
+from tests.contract.bad_inputs.entry import SHORT, VALID, check_message, experiment, tristage
 
 pytestmark = pytest.mark.usefixtures("material_checks")
-SHORT = ("data.max_length=256", "data.max_prompt_length=128")
 GOOD = "tasks:\n  t:\n    options: [bad, good]\n    templates: [{name: a, prompt: 'A: {{ text }}'}]\n"
 ROWS = [{"text": f"row {n}", "label": n % 2} for n in range(30)]
 CASES = [

@@ -14,21 +14,10 @@ import pytest
 from configs.errors import UserError
 from configs.load import load_experiment
 from stages.preflight import check_material, material
-from tests.contract.bad_inputs.entry import check_message, experiment, tristage, write_rows
+from tests.contract.bad_inputs.entry import SHORT, check_message, trial, tristage
 from tests.support.hub_stub import HubStub, hub_stub
 
 pytestmark = pytest.mark.usefixtures("material_checks")
-SHORT = ("data.max_length=256", "data.max_prompt_length=128")
-
-
-def trial(folder: Path) -> Path:
-    """An experiment with twenty rows for each stage."""
-    file = experiment(folder)
-    for stage in ("sft", "rm", "ppo"):
-        write_rows(
-            folder / f"{stage}.jsonl", [{"prompt": f"{n}?", "completions": ["a", "b"]} for n in range(20)]
-        )
-    return file
 
 
 def jsonl(**row: object) -> bytes:

@@ -14,25 +14,25 @@ from configs.load import load_experiment
 from data import examples
 from data.sources import loading
 from stages import preflight
-from tests.contract.bad_inputs.entry import check_message, experiment, files, stage_run, tristage, write_rows
+from tests.contract.bad_inputs.entry import (
+    GOOD,
+    SHORT,
+    check_message,
+    files,
+    stage_run,
+    trial,
+    tristage,
+    write_rows,
+)
 from tests.contract.bad_inputs.model_damage import damaged, edit
 from tests.support.pipeline_runs import write_stage
 
 pytestmark = pytest.mark.usefixtures("material_checks")
-SHORT = ("data.max_length=256", "data.max_prompt_length=128")
-GOOD = [{"prompt": f"What is {number}?", "completions": ["a", "b"]} for number in range(20)]
 BAD_ROWS: dict[str, list[dict[str, Any]]] = {
     "ppo": [{"prompt": "", "completion": "a"}],
     "rm": [{"prompt": "p", "completion": "a"}],
     "sft": [{"prompt": "p", "completion": "a", "reward": 3}],
 }
-
-
-def trial(folder: Path) -> Path:
-    file = experiment(folder)
-    for stage in ("sft", "rm", "ppo"):
-        write_rows(folder / f"{stage}.jsonl", GOOD)
-    return file
 
 
 @pytest.mark.usefixtures("cold_preflight")
