@@ -23,7 +23,6 @@ from transformers import (
     PreTrainedModel,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
 from configs.schema import Rollout
@@ -35,6 +34,8 @@ from stages.sampling.decoding_batch import DecodingBatch
 PREFILL_SHARE = 0.25
 # Tokens of one block. Near the square root of usual vocabularies, sampling needs the least noise.
 BLOCK = 256
+# So many of the likeliest tokens usually reach a top-p. Only rows that they do not reach take more.
+LIKELIEST = 256
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,37 @@ def logits_warpers(rollout: Rollout) -> LogitsProcessorList:
     if rollout.top_k is not None:
         warpers.append(TopKLogitsWarper(rollout.top_k))
     if rollout.top_p < 1:
-        warpers.append(TopPLogitsWarper(rollout.top_p))
+        warpers.append(TopP(rollout.top_p))
     return warpers
+
+
+class TopP(LogitsProcessor):
+    """Top-p: keeps the likeliest tokens that together reach the probability `p` (Holtzman et al. 2020).
+
+    As transformers' `TopPLogitsWarper`, without its sort of the whole vocabulary. Tokens as likely as the
+    last kept one stay, too: so what a row keeps depends on nothing but its logits.
+    """
+
+    def __init__(self, p: float) -> None:
+        self._p = p
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Logits (B, V) to logits (B, V): -inf on excluded tokens."""
+        return scores.masked_fill(scores < lowest_kept(scores, self._p), -math.inf)
+
+
+def lowest_kept(logits: Tensor, p: float, likeliest: int = LIKELIEST) -> Tensor:
+    """The lowest logit that top-p keeps in each row: logits (B, V) to (B, 1).
+
+    A token is kept if the likelier ones have less than `p` together.
+    """
+    top = logits.topk(min(likeliest, logits.shape[1])).values
+    reached = (top - logits.logsumexp(1, keepdim=True)).exp().cumsum(1)
+    lowest = top.gather(1, (reached[:, :-1] < p).sum(1, keepdim=True))
+    short = reached[:, -1] < p
+    if likeliest < logits.shape[1] and short.any():
+        lowest[short] = lowest_kept(logits[short], p, 8 * likeliest)
+    return lowest
 
 
 @torch.no_grad()

@@ -37,19 +37,21 @@ def main() -> int:
     parser.add_argument("--records", type=Path, help="also write the figures as records of docs/evidence")
     parser.add_argument("--machine", default="2-core CPU", help="for the records")
     arguments = parser.parse_args()
-    runs = {path.name: figures(read_results(path).evaluation) for path in sweep_runs(arguments.run)}
-    if not runs:
+    of_all = read_results(arguments.run)  # SFT and the reward model, which all seeds share
+    picks = best_answers(of_all)
+    evaluations = {path.name: read_results(path).evaluation for path in sweep_runs(arguments.run)}
+    if not evaluations:
         sys.exit(f"{arguments.run} holds no sweep. Run tristage sweep --seeds 3 best.n=4 first.")
+    runs = {name: figures(rows) | beside_best(rows, picks) for name, rows in evaluations.items()}
     names = list(next(iter(runs.values())))
     rows = {name: {run: show(of_run[name]) for run, of_run in runs.items()} for name in names}
-    of_all = read_results(arguments.run)  # SFT and the reward model, which all seeds share
-    shared = best_of_n(of_all) | accuracies(of_all)
+    shared = best_of_n(of_all, picks) | accuracies(of_all)
     for name, columns in rows.items():
         print(f"{name:50}", *(f"{value:>24}" for value in columns.values()))
     for name, value in shared.items():
         print(f"{name:50} {show(value):>24}")
     if arguments.records:
-        number = len(read_results(next(sweep_runs(arguments.run))).evaluation)
+        number = len(next(iter(evaluations.values())))
         records = [
             record("seeds", name, number, columns, arguments.machine) for name, columns in rows.items()
         ]
@@ -103,13 +105,31 @@ def figures(rows: Sequence[Row]) -> Figures:
     return result
 
 
-def best_of_n(results: Results) -> Figures:
-    """Best of n SFT answers, chosen by the reward model as the stage `best` did, and by the judge itself."""
+def best_answers(results: Results) -> list[Row]:
+    """For each held-out prompt, its SFT answers of the stage `best`, their rewards and gold scores."""
     if not results.best_of_n:
         sys.exit("The stage best has no curve. Run the sweep with best.n=4.")
+    files = sorted((results.run.stage("best") / "answers").glob("held_out-*.jsonl"))
+    return [row for file in files for row in read_json_lines(file, ["prompt", "scores", "gold"])]
+
+
+def beside_best(rows: Sequence[Row], answers: Sequence[Row]) -> Figures:
+    """PPO's gold score less that of the reward model's pick, prompt by prompt."""
+    if [row["prompt"] for row in rows] != [row["prompt"] for row in answers]:
+        sys.exit("The stages best and ppo have other held-out prompts.")
+    picks = [max(zip(row["scores"], row["gold"], strict=True))[1] for row in answers]
+    n = len(answers[0]["scores"])
+    return {
+        f"gold score: PPO less best of {n} SFT answers": interval(
+            row["gold_ppo"] - pick for row, pick in zip(rows, picks, strict=True)
+        )
+    }
+
+
+def best_of_n(results: Results, answers: Sequence[Row]) -> Figures:
+    """Best of n SFT answers, chosen by the reward model as the stage `best` did, and by the judge itself."""
     one, best = results.best_of_n[0], results.best_of_n[-1]
-    n, files = best["n"], sorted((results.run.stage("best") / "answers").glob("held_out-*.jsonl"))
-    answers = [row for file in files for row in read_json_lines(file, ["gold"])]
+    n = best["n"]
     return {
         f"gold score: best of {n} SFT answers, by the reward model": of_metrics(best, "gold"),
         f"gold score: best of {n} SFT answers, by the judge": interval(max(row["gold"]) for row in answers),

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from transformers import TopPLogitsWarper
 
 from configs.schema import Rollout
+from stages.sampling.decoding import TopP
 from stages.sampling.response_batch import (
     response_statistics,
 )
@@ -72,3 +74,28 @@ def test_first_token_is_a_sample_of_the_warped_softmax(options, roles, tiny_toke
     excess = (counts[top] - 4_000 * probabilities[top]) / (4_000 * probabilities[top]).sqrt()
     assert excess.abs().max() < 4
     assert abs(rest - 4_000 * (1 - probabilities[top].sum())) < 4 * 4_000**0.5
+
+
+@pytest.mark.parametrize("p", [0.01, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("scale", [0.5, 3.0, 12.0])  # from thousands of tokens to a few
+def test_top_p_keeps_what_that_of_transformers_keeps(p, scale):
+    logits = scale * torch.randn(16, 5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ids = torch.empty(0, dtype=torch.long)
+    assert torch.equal(TopP(p)(ids, logits), TopPLogitsWarper(p)(ids, logits))
+
+
+def test_top_p_of_a_row_does_not_depend_on_the_batch():
+    """A flat row needs more of the likeliest tokens than the others, and ties end its list."""
+    generator = torch.Generator().manual_seed(0)
+    peaked, flat = 12 * torch.randn(3, 5000, generator=generator), torch.zeros(1, 5000)
+    tied = torch.randn(2, 5000, generator=generator).bfloat16().float()
+    logits, ids = torch.cat([peaked, flat, tied]), torch.empty(0, dtype=torch.long)
+    together = TopP(0.9)(ids, logits)
+    assert torch.equal(together, torch.cat([TopP(0.9)(ids, row[None]) for row in logits]))
+    assert together[3].isfinite().all(), "equally likely tokens stay together"
+
+
+def test_top_p_after_top_k_ignores_excluded_tokens():
+    logits = torch.tensor([[3.0, 2.0, 1.0, -math.inf, -math.inf]])
+    assert TopP(0.9)(torch.empty(0), logits).isfinite().tolist() == [[True, True, False, False, False]]
+    assert TopP(0.99)(torch.empty(0), logits).isfinite().tolist() == [[True, True, True, False, False]]
