@@ -1,7 +1,7 @@
 """Tokens per second of the sampling engines, side by side in one run on one quantized base.
 
 python tests/benchmarks/rollout.py [--model smollm2-135m-instruct] [--prompts 32] [--length 38] [--new 24]
-    [--compute-dtype auto]
+    [--compute-dtype auto] [--top-p 1]
 
 generate is transformers' `generate` with its own sampling, on the quantized base with unchanged PEFT layers.
 hf is the same with noise that is a function of the prompt's seed. In the first part, all prompts are one
@@ -71,13 +71,17 @@ def main() -> None:
     for times, title in SHAPES:
         most_common = Counter(token for response in responses for token in response).most_common(1)
         tokenizer.eos_token_id = most_common[0][0] if most_common else None
-        lengths = {"max_new_tokens": arguments.new * times, "batch_size": arguments.prompts // times}
+        options = {
+            "max_new_tokens": arguments.new * times,
+            "batch_size": arguments.prompts // times,
+            "top_p": arguments.top_p,
+        }
         print(f"{arguments.prompts} prompts of {arguments.length} tokens, {times} for each row of a batch;")
         print(f"{arguments.new * times} new tokens each, {title}")
         with ExitStack() as stack:
-            engines: dict[str, RolloutEngine] = {"generate": Plain(roles, tokenizer, Rollout(**lengths))}
+            engines: dict[str, RolloutEngine] = {"generate": Plain(roles, tokenizer, Rollout(**options))}
             for name in ENGINES:
-                rollout = Rollout(engine=name, **lengths)
+                rollout = Rollout(engine=name, **options)
                 engine = start_rollout_engine(roles, tokenizer, ranks, rollout)
                 engines[name] = stack.enter_context(closing(engine))
             responses = measure(arguments, engines, roles.vocabulary)
@@ -113,6 +117,7 @@ class Plain:
                 max_new_tokens=self.rollout.max_new_tokens,
                 do_sample=True,
                 top_k=0,
+                top_p=self.rollout.top_p,
                 eos_token_id=end,
                 pad_token_id=pad,
             )
@@ -152,6 +157,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--length", type=int, default=38, help="tokens of each prompt")
     parser.add_argument("--new", type=int, default=24, help="tokens of each response")
+    parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--repeats", type=int, default=5)
     return parser.parse_args()
 
