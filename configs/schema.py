@@ -30,7 +30,7 @@ from configs.sections.data import (
 from configs.sections.deepspeed import DeepSpeed
 from configs.sections.lineage import Lineage
 from configs.sections.ppo import Ppo, Reward
-from configs.sections.rollout import EMBEDDINGS, VLLM_LORA_RANKS, Rollout, Vllm
+from configs.sections.rollout import EMBEDDINGS, VLLM_LORA_RANKS, Rollout, Vllm, vllm_lora_rank
 from configs.sections.tracking import Tracking
 from configs.sections.training import (
     VIRTUAL_TOKENS,
@@ -90,6 +90,7 @@ __all__ = [
     "labeller_kind",
     "names_files",
     "plain_url",
+    "vllm_lora_rank",
 ]
 
 

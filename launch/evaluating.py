@@ -226,7 +226,9 @@ def policies(options: EvaluateOptions) -> int:
     elif options.benchmarks_folder:
         raise UserError("--benchmarks-folder: says where they are. Name those to run in --benchmarks.")
     material = Material(options.prompts, options.number, options.text, options.instructions, benchmarks)
-    comparison = measure(run, candidates, judges, say, material, partial(write_answers, folder))
+    comparison = measure(
+        run, candidates, judges, say, material, partial(write_answers, folder, run.manifests)
+    )
     print_comparison(SafeConsole(highlight=False), comparison)
     say(f"evaluation: {write_comparison(comparison, folder, f'Policies of {run.config.name}')}")
     return 0

@@ -149,7 +149,8 @@ class Lane:
         by_role: dict[str, list[Answer]] = defaultdict(list)
         for answer in joining:
             by_role[answer.order.role].append(answer)
+        # Before they are read: `clear` must find them if that fails.
+        self.running += [answer for answers in by_role.values() for answer in answers]
         for role, answers in by_role.items():
             self._roles.activate(role)
             self._batch.prefill([answer.order.prompt_ids for answer in answers])
-            self.running += answers

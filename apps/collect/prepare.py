@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from apps.collect.tasks import PROMPTS_OF, Asked, Say, make_tasks
+from apps.collect.tasks import PROMPTS_OF, Asked, Say, make_tasks, recorded_by_ppo
 from configs.errors import UserError
-from configs.schema import Experiment, Stage
+from configs.schema import STAGES, Experiment, Stage
+from data.people.adapters import FILE as ADAPTERS
+from data.people.adapters import read_adapters
 from data.people.round import MOST_RANKED, Round, Settings, create_round, has_round, read_round
 from data.storage.source_digest import source_digest
-from pipeline.state.manifest import read_manifest
+from pipeline.state.manifest import Manifest, read_manifest
 from pipeline.state.run_directory import RunDirectory, check_plain
-
-TRAINED: tuple[Stage, ...] = ("sft", "ppo")
 
 
 def open_round(folder: Path, asked: Asked, config: Experiment, run: RunDirectory, say: Say) -> Round:
@@ -27,13 +28,26 @@ def open_round(folder: Path, asked: Asked, config: Experiment, run: RunDirectory
     if has_round(folder):
         content = read_round(folder)
         _check_same(content, settings, asked)
-        if content.settings.adapters != settings.adapters:
-            say(f"note: a policy was trained again since the answers in {folder} were sampled")
-        return content
+    else:
+        content = _new_round(folder, settings, asked, config, run, say)
+    manifests = {stage: read_manifest(run.manifest(stage)) for stage in STAGES}
+    if content.settings.is_stale(_outputs(manifests)):
+        say(f"note: a stage was trained again since the answers in {folder} were sampled")
+    return content
+
+
+def _new_round(
+    folder: Path, settings: Settings, asked: Asked, config: Experiment, run: RunDirectory, say: Say
+) -> Round:
     if asked.answers and asked.prompts:
         raise UserError("--answers, --prompts: one of them: the file of answers has their prompts.")
     if asked.answers and asked.each:
         raise UserError("-k: the file of --answers says how many answers a prompt has. Leave -k out.")
+    if asked.answers and asked.policies and read_adapters(asked.answers) is None:
+        say(
+            f"note: no {ADAPTERS} beside {asked.answers} tells which adapters gave these answers. They count "
+            "as answers of the present ones."
+        )
     tasks, equal = make_tasks(asked, settings.policies, settings.answers, config, run, say)
     if not tasks:
         raise UserError(f"collect {asked.kind}: there is nothing to ask. Give more prompts with --prompts.")
@@ -59,8 +73,6 @@ def _settings(asked: Asked, config: Experiment, run: RunDirectory) -> Settings:
         )
     prompts = str(asked.prompts or f"data.{PROMPTS_OF[asked.kind]}")
     prompts = f"answers of {asked.answers}" if asked.answers else prompts
-    stages: list[Stage] = [name for name in TRAINED if name in policies]
-    manifests = {name: read_manifest(run.manifest(name)) for name in stages}
     return Settings(
         kind=asked.kind,
         run=config.name,
@@ -68,10 +80,25 @@ def _settings(asked: Asked, config: Experiment, run: RunDirectory) -> Settings:
         policies=policies,
         prompts=prompts if asked.number is None else f"{prompts}, the first {asked.number}",
         sources=_sources(asked, config),
-        adapters={name: one.output.sha256 for name, one in manifests.items() if one and one.output},
+        adapters=_adapters(asked, policies, run),
         seed=config.rm.seed if asked.kind == "rankings" and config.rm.seed is not None else config.seed,
         words=asked.words,
     )
+
+
+def _adapters(asked: Asked, policies: Sequence[str], run: RunDirectory) -> dict[str, str]:
+    """SHA-256 of the adapters behind the answers, by stage. Without a record, they are the present ones."""
+    if asked.answers and (recorded := read_adapters(asked.answers)) is not None:
+        return {stage: digest for policy in policies for stage, digest in recorded.get(policy, {}).items()}
+    manifests = {stage: read_manifest(run.manifest(stage)) for stage in STAGES if stage in policies}
+    adapters = _outputs(manifests)
+    if recorded_by_ppo(asked, policies) and (ppo := manifests["ppo"]) and "sft" in ppo.inputs:
+        adapters["sft"] = ppo.inputs["sft"].sha256  # of which PPO's evaluation has the answers
+    return adapters
+
+
+def _outputs(manifests: Mapping[Stage, Manifest | None]) -> dict[str, str]:
+    return {stage: one.output.sha256 for stage, one in manifests.items() if one and one.output}
 
 
 def _sources(asked: Asked, config: Experiment) -> dict[str, str]:

@@ -68,7 +68,7 @@ def make_tasks(
         found = _in_turn(_answers_of_policies(asked.answers, policies, config, run, say), asked.number)
     elif asked.answers:
         found = _answers_of_file(asked, config, run, say)
-    elif asked.kind == "pairs" and asked.prompts is None and set(policies) == {"sft", "ppo"}:
+    elif recorded_by_ppo(asked, policies):
         file = run.stage("ppo") / EVALUATION
         found = _in_turn(_answers_of_policies(file, policies, config, run, say), asked.number)
     elif not policies:
@@ -86,6 +86,11 @@ def make_tasks(
     if equal := len(tasks) - len(useful):
         say(f"{equal} of {len(tasks)} prompts left out: their answers are the same")
     return list({task.id: task for task in useful}.values()), equal
+
+
+def recorded_by_ppo(asked: Asked, policies: Sequence[str]) -> bool:
+    """Whether people judge what PPO's own evaluation has recorded."""
+    return asked.kind == "pairs" and not (asked.prompts or asked.answers) and set(policies) == {"sft", "ppo"}
 
 
 def _in_turn(tasks: Iterator[Task], number: int | None) -> Iterator[Task]:

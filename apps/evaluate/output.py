@@ -11,14 +11,18 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from apps.evaluate.answers import Answers
+from apps.evaluate.candidates import Candidate
 from apps.evaluate.figures import Metrics
 from apps.evaluate.judges import ANSWERS as FILE
 from apps.evaluate.measure import Comparison
+from configs.schema import Stage
+from data.people.adapters import write_adapters
 from data.sources.messages import Text as Prompt
 from data.sources.messages import last_text, recorded
 from data.storage.files import write_json_lines, write_text
 from pipeline.reporting.folder import ELSEWHERE, report_folder
 from pipeline.reporting.page import Bullets, Cell, Page, Paragraph, Section, Table, quote, write_page
+from pipeline.state.manifest import Manifest
 from pipeline.terminal.format import show_figure
 
 # Columns of the table of candidates, besides the judges' scores.
@@ -66,8 +70,15 @@ def write_comparison(comparison: Comparison, folder: Path, title: str) -> Path:
         return write_page(build_page(comparison, title), folder)
 
 
-def write_answers(folder: Path, prompts: Sequence[Prompt], answers: Mapping[str, Answers]) -> None:
+def write_answers(
+    folder: Path,
+    manifests: Mapping[Stage, Manifest],
+    prompts: Sequence[Prompt],
+    answers: Mapping[str, Answers],
+) -> None:
     """Write the answers into `folder`, before they are judged: a judge can fail, and they took long.
+
+    Beside them stands which adapters gave them, of those that are the result of a stage in `manifests`.
 
     Raises:
         UserError: the folder cannot be written.
@@ -80,6 +91,14 @@ def write_answers(folder: Path, prompts: Sequence[Prompt], answers: Mapping[str,
                 for i, prompt in enumerate(prompts)
             ],
         )
+        behind = {name: _adapters(one.candidate, manifests) for name, one in answers.items()}
+        write_adapters(folder / FILE, behind)
+
+
+def _adapters(candidate: Candidate, manifests: Mapping[Stage, Manifest]) -> dict[str, str]:
+    """SHA-256 of what the candidate's answers depend on: its policy, and what picks the best of several."""
+    stages = {candidate.policy, *(["rm"] if candidate.best_of > 1 else [])}
+    return {stage: one.output.sha256 for stage, one in manifests.items() if stage in stages and one.output}
 
 
 def build_page(comparison: Comparison, title: str) -> Page:

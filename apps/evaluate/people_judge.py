@@ -11,7 +11,7 @@ from apps.evaluate.answers import Answers
 from configs.errors import UserError
 from configs.schema import Stage
 from data.people.choices import choices
-from data.people.round import FOLDER, Round, rounds
+from data.people.round import FOLDER, rounds
 from data.sources.messages import Text
 from pipeline.reporting.people import ask_people
 from pipeline.state.manifest import Manifest
@@ -33,7 +33,7 @@ class PeopleJudge:
         """Read the rounds.
 
         Args:
-            manifests: of the run's policies. A round about earlier ones does not count.
+            manifests: of the run's stages. A round about answers of earlier ones does not count.
             answers: the file of the evaluation, whose answers people can be asked about.
 
         Raises:
@@ -43,7 +43,8 @@ class PeopleJudge:
         if not pairs:
             ask = ask_people(run.path)
             raise UserError(f"--judges people: nobody has compared answers of {run.path}. Ask them: {ask}")
-        self._stale = [content for content in pairs if _is_stale(content, manifests)]
+        present: dict[str, str] = {stage: one.output.sha256 for stage, one in manifests.items() if one.output}
+        self._stale = [content for content in pairs if content.settings.is_stale(present)]
         self._rounds = [content for content in pairs if content not in self._stale]
         self._run, self._answers = run.path, answers
         self._judged: dict[tuple[str, str], tuple[int, int]] = {}  # of two policies: pairs judged, and in all
@@ -70,7 +71,9 @@ class PeopleJudge:
             for names, (judged, asked) in self._judged.items()
             if asked
         ]
-        notes += [f"{one.folder}: left out, as a policy was trained again since." for one in self._stale]
+        notes += [
+            f"{one.folder}: left out, as a stage behind its answers was trained again." for one in self._stale
+        ]
         unasked = [names for names, (_, asked) in self._judged.items() if not asked]
         if unasked:
             notes.append(
@@ -85,9 +88,3 @@ class PeopleJudge:
         if set(names) != set(RECORDED):
             words += ["--answers", str(self._answers)]
         return shlex.join([*words, "--out", str(folder)])
-
-
-def _is_stale(content: Round, manifests: Mapping[Stage, Manifest]) -> bool:
-    """Whether a policy of a round was trained again since its answers were sampled."""
-    present: dict[str, str] = {stage: one.output.sha256 for stage, one in manifests.items() if one.output}
-    return any(present.get(name) != sha256 for name, sha256 in content.settings.adapters.items())

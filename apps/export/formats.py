@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from apps.export import usage
 from apps.export.card import base_name
 from apps.export.classifier_check import compare_classifier
 from apps.export.exactness import Difference, Probe, compare, probe
 from apps.export.older_readers import write_for_transformers_4
+from apps.export.ollama import modelfile, template_lines
 from apps.export.weights import ending_text, save_classifier, save_merged
 from apps.trained_run import (
     Adapters,
@@ -312,10 +313,14 @@ def gguf(export: Export, folder: Path) -> Written:
             f"--format gguf: {program} failed: {last:.300}. Export with --format merged, and convert that "
             "with llama.cpp's own script."
         )
+    template = template_lines(export.run, AutoTokenizer.from_pretrained(source))
     shutil.rmtree(source)
-    (folder / "Modelfile").write_text(usage.modelfile(export.run, name))
+    (folder / "Modelfile").write_text(modelfile(export.run, name, template))
+    warning = None if template else usage.guessed_template(export.run, name)
+    if warning:
+        export.say(f"note: {warning}")
     sentences = [*written.exactness, "These figures are of the merged model that was converted to GGUF."]
-    return Written(usage.gguf(export.run, name), None, sentences, written.figures)
+    return Written(usage.gguf(export.run, name, warning), None, sentences, written.figures)
 
 
 WRITERS: dict[Format, Callable[[Export, Path], Written]] = {

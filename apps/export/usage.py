@@ -1,4 +1,4 @@
-"""How to load an export: the part of its card that people copy, and Ollama's Modelfile."""
+"""How to load an export: the part of its card that people copy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 from apps.export.card import base_name
 from apps.trained_run import TrainedRun
-from configs.schema import Base, Rollout, Stage
+from configs.schema import EMBEDDINGS, VLLM_LORA_RANKS, Adapter, Base, Rollout, Stage, vllm_lora_rank
 from stages.models.demo_models import EMBEDDED
 
 PLACE = "BASE_FOLDER"
@@ -30,8 +30,7 @@ With vLLM: `vllm serve FOLDER`. It needs no bitsandbytes."""
 
 def adapter(run: TrainedRun, stage: Stage) -> str:
     """The card's lines on the PEFT adapter of a policy: its base, in transformers and in vLLM."""
-    base, rank = run.config.base_of(stage), run.config.adapter.r
-    name, dtype = f"{run.config.name}-{stage}", dtype_name(run, stage)
+    base, dtype = run.config.base_of(stage), dtype_name(run, stage)
     quantization = {
         "nf4": """BitsAndBytesConfig(
     load_in_4bit=True,
@@ -43,8 +42,6 @@ def adapter(run: TrainedRun, stage: Stage) -> str:
         "none": "None",
     }[base.quantization].replace("DTYPE", dtype)
     revision = f', revision="{base.revision}"' if base.revision else ""
-    flags = f" --revision {base.revision}" if base.revision else ""
-    flags += "" if base.quantization == "none" else " --quantization bitsandbytes --load-format bitsandbytes"
     return f"""{_base_of_adapter(base)}
 
 ```python
@@ -61,11 +58,29 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 
 Sample with {_sampling(run.config.ppo.rollout)}. These are part of the policy.
 
-With vLLM:
+{_vllm(base, run.config.adapter, f"{run.config.name}-{stage}")}"""
+
+
+def _vllm(base: Base, lora: Adapter, name: str) -> str:
+    """The card's lines on the adapter in vLLM, or why vLLM would not compute what was trained."""
+    refused = {
+        "an int8 base": base.quantization == "int8",
+        "a base with its own code": base.trust_remote_code,
+        "an adapter on embeddings": any(part.endswith(EMBEDDINGS) for part in lora.target_modules),
+        "DoRA": lora.dora,
+        f"an adapter of rank {lora.r}": lora.r > VLLM_LORA_RANKS[-1],
+    }
+    if reasons := [what for what, is_so in refused.items() if is_so]:
+        return f"vLLM does not take {' or '.join(reasons)}. For vLLM, export with `--format merged`."
+    plugin, flags = "", f" --revision {base.revision}" if base.revision else ""
+    if base.quantization == "nf4":
+        plugin = " and `vllm-bnb-plugin`, which vLLM 0.32 needs for NF4"
+        flags += " --quantization bitsandbytes --load-format bitsandbytes"
+    return f"""With vLLM{plugin}:
 
 ```sh
 vllm serve {_loadable(base)}{flags} \\
-    --enable-lora --max-lora-rank {rank} --lora-modules {name}=FOLDER
+    --enable-lora --max-lora-rank {vllm_lora_rank(lora.r)} --lora-modules {name}=FOLDER
 ```"""
 
 
@@ -142,8 +157,13 @@ With it, answers of the SFT policy have mean 0 and deviation 1.
 `AutoModelForSequenceClassification.from_pretrained("FOLDER")` loads it. So do TRL and RewardBench."""
 
 
-def gguf(run: TrainedRun, name: str) -> str:
-    """The card's lines on a GGUF file."""
+def gguf(run: TrainedRun, name: str, warning: str | None) -> str:
+    """The card's lines on a GGUF file.
+
+    Args:
+        warning: see `guessed_template`; None if the Modelfile has the template.
+    """
+    command = f"llama-cli -m {name} --jinja" if run.chat else f'llama-completion -m {name} -no-cnv -p "..."'
     return f"""With Ollama, in this folder:
 
 ```sh
@@ -151,20 +171,21 @@ ollama create {run.config.name} -f Modelfile
 ollama run {run.config.name}
 ```
 
-With llama.cpp: `llama-cli -m {name}{"" if run.chat else " -no-cnv"}`. In Python: `llama_cpp.Llama("{name}")`.
+{warning or "The Modelfile builds prompts as the training did. It was not tried in Ollama."}
+
+With llama.cpp: `{command}`. In Python: `llama_cpp.Llama("{name}")`.
 
 Sample with {_sampling(run.config.ppo.rollout)}. These are part of the policy."""
 
 
-def modelfile(run: TrainedRun, name: str) -> str:
-    """Ollama's Modelfile. Without a chat, the prompt is continued as it is."""
-    rollout, lines = run.config.ppo.rollout, [f"FROM ./{name}"]
-    if not run.chat:
-        lines.append('TEMPLATE "{{ .Prompt }}"')
-    lines += [f"PARAMETER temperature {rollout.temperature:g}", f"PARAMETER top_p {rollout.top_p:g}"]
-    lines += [f"PARAMETER top_k {rollout.top_k or 0}", f"PARAMETER num_predict {rollout.max_new_tokens}"]
-    lines.append("PARAMETER repeat_penalty 1")  # Ollama's own would change the policy
-    return "\n".join(lines) + "\n"
+def guessed_template(run: TrainedRun, name: str) -> str:
+    """What to know of Ollama if the Modelfile has no template."""
+    return (
+        "Ollama guesses the chat template of this model: it has no Jinja, and the template of the training "
+        "is not ChatML. The guess was not checked. It may be another template, or none. See it with "
+        f"`ollama show --template {run.config.name}`, or use llama.cpp, which renders the template itself: "
+        f"`llama-server -m {name} --jinja`."
+    )
 
 
 def _inputs(run: TrainedRun) -> str:

@@ -29,6 +29,7 @@ from apps.web.server import page_files
 OPEN_PATHS = ("/health", "/")
 PAGE = Path(__file__).with_name("page")
 GONE = 499  # nobody reads this response
+LAST_EVENT = 5.0  # seconds after the deadline, in which the event that tells of it is sent
 Result = TypeVar("Result")
 
 
@@ -127,7 +128,7 @@ class Paths:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events. If the client leaves, the answers are cancelled."""
+    """Server-sent events. If the client leaves, or does not read them in time, the answers are cancelled."""
 
     def __init__(self, generation: Generation, events: AsyncIterator[str]) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -136,8 +137,9 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        with self._generation:
-            await super().__call__(scope, receive, send)
+        with self._generation, suppress(TimeoutError):
+            async with asyncio.timeout_at(self._generation.deadline + LAST_EVENT):
+                await super().__call__(scope, receive, send)
 
 
 async def _while_connected(request: Request, work: Awaitable[Result]) -> Result | None:

@@ -139,10 +139,10 @@ def _without_neutral(body: dict[str, Any], form: type[Form]) -> dict[str, Any]:
     return kept | ({"messages": _plain(kept["messages"])} if "messages" in kept else {})
 
 
-def _plain(messages: Any) -> Any:
+def _plain(messages: Any, lists: int = 2) -> Any:
     """Messages, or lists of them, without what clients add: keys that are null or empty, and a type."""
-    if isinstance(messages, list):
-        return [_plain(message) for message in messages]
+    if isinstance(messages, list) and lists:
+        return [_plain(message, lists - 1) for message in messages]
     if not isinstance(messages, dict):
         return messages
     return {

@@ -20,6 +20,7 @@ class Generation:
 
     Attributes:
         prompt_tokens: of the request's prompts.
+        deadline: of the request, by the clock of the event loop.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Generation:
         self._release = release
         self._answers, self.prompt_tokens, self._seconds = answers, prompt_tokens, seconds
         self._loop = asyncio.get_running_loop()
-        self._deadline = self._loop.time() + seconds
+        self.deadline = self._loop.time() + seconds
         self._events = asyncio.Queue[Event]()
         for index, answer in enumerate(answers):
             answer.deliver = self._receiver(index)
@@ -62,7 +63,7 @@ class Generation:
         left = len(self._answers)
         while left:
             try:
-                async with asyncio.timeout_at(self._deadline):
+                async with asyncio.timeout_at(self.deadline):
                     index, piece = await self._events.get()
             except TimeoutError:
                 raise too_slow(self._seconds) from None

@@ -30,7 +30,9 @@ def is_loopback(host: str) -> bool:
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """A socket on the address. 0 is any free port.
+    """A socket that listens on the address. 0 is any free port.
+
+    Clients can connect at once, and wait until the server runs. A second server is refused at once, too.
 
     Raises:
         UserError: the address is taken, or is not this machine's.
@@ -40,6 +42,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()
     except OSError as error:
         raise UserError(
             f"--host {host:.100} --port {port}: cannot serve there: {error.strerror}. Give another address."

@@ -13,6 +13,11 @@ VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM allocates memor
 EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
+def vllm_lora_rank(rank: int) -> int:
+    """The least of vLLM's ranks that holds an adapter of `rank`."""
+    return min(allowed for allowed in VLLM_LORA_RANKS if allowed >= rank)
+
+
 class Vllm(Section):
     """How the engine vllm runs."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -77,7 +77,7 @@ class Settings(BaseModel):
         policies: that gave them.
         prompts: where they are from.
         sources: SHA-256 of the local files, folders and patterns that they were read from, by path.
-        adapters: SHA-256 of each policy's adapter, by its name.
+        adapters: SHA-256 of the adapters that the answers depend on, by the stage that trained them.
         seed: of samples, of the order of answers, and of who gets which task.
         continues_text: the answers go on where the prompt's text ends.
         equal: prompts that nobody is asked about, because their answers are the same.
@@ -106,6 +106,10 @@ class Settings(BaseModel):
         """The paths whose content is not what it was when the round began. What is gone does not count."""
         present = {path: source_digest(Path(path)) for path in self.sources}
         return [path for path, digest in present.items() if digest not in (None, self.sources[path])]
+
+    def is_stale(self, present: Mapping[str, str]) -> bool:
+        """Whether an adapter behind the answers is not the present one of its stage: it was trained again."""
+        return any(present.get(stage) != digest for stage, digest in self.adapters.items())
 
 
 class Round:

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from configs.errors import UserError
-from configs.schema import VLLM_LORA_RANKS, Rollout
+from configs.schema import Rollout, vllm_lora_rank
 from stages.distributed.ranks import Ranks
 from stages.distributed.zero3 import whole
 from stages.internals.transformers import commit_hash
@@ -78,7 +78,7 @@ class VllmEngine:
             dtype=str(roles.dtype).removeprefix("torch."),
             quantization="bitsandbytes" if quantized else None,
             enable_lora=True,
-            max_lora_rank=min(rank for rank in VLLM_LORA_RANKS if rank >= roles.lora_rank),
+            max_lora_rank=vllm_lora_rank(roles.lora_rank),
             max_model_len=-1,  # as long as memory allows
             max_num_seqs=rollout.batch_size,
             max_logprobs=self._candidates,

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from apps.export.export import write_export
 from apps.export.formats import Export
+from apps.export.ollama import CHATML
 from apps.trained_run import open_run
 from tests.exports.conftest import run_in
 from tests.support.runs import run_stage
@@ -43,7 +44,8 @@ def test_llama_cpp_generates_what_the_merged_model_generates(gguf_bin: Path, tmp
     order = Export(run, "sft", torch.float16, say=lambda line: None, converter=converter)
     folder = write_export(order, "gguf", tmp_path / "gguf", overwrite=False)
     (file,) = folder.glob("*.gguf")
-    assert f"FROM ./{file.name}" in (folder / "Modelfile").read_text()
+    modelfile = (folder / "Modelfile").read_text()
+    assert f"FROM ./{file.name}" in modelfile and "SYSTEM" in modelfile and CHATML in modelfile
     said = json.loads(run_in(gguf_bin, GENERATE, file, json.dumps(PROMPTS), str(NEW)))
     merged = write_export(order, "merged", tmp_path / "merged", overwrite=False)
     tokenizer = AutoTokenizer.from_pretrained(merged)

@@ -15,6 +15,7 @@ from apps.evaluate.output import build_page, write_answers, write_comparison
 from apps.evaluate.reasoning import final_answer
 from apps.trained_run import TrainedRun, chosen_adapters, open_run
 from configs.errors import UserError
+from data.people.adapters import read_adapters
 from launch.arguments import exit_status
 from launch.commands import app
 from pipeline.reporting.page import render
@@ -108,18 +109,26 @@ def test_perplexity_is_measured_for_policies_alone(comparison) -> None:
     assert comparison.metrics["sft"]["perplexity"] < comparison.metrics["base"]["perplexity"] * 3
 
 
-def test_the_page_shows_all_and_escapes_answers(comparison, tmp_path) -> None:
+def test_the_page_shows_all_and_escapes_answers(comparison, run, tmp_path) -> None:
     comparison.answers["ppo"].texts[0] = "<script>alert(1)</script>"
     html = render(build_page(comparison, "Policies of tiny"), "html")
     for text in ("Score by gold", "Score by rm", "against sft@3", "equal length", "6 candidates, 8 prompts"):
         assert text in html
     assert "<script>alert" not in html
-    write_answers(tmp_path / "out", comparison.prompts, comparison.answers)
+    write_answers(tmp_path / "out", run.manifests, comparison.prompts, comparison.answers)
     page = write_comparison(comparison, tmp_path / "out", "Policies of tiny")
     assert page.is_file()
     figures = json.loads((tmp_path / "out/evaluation.json").read_text())
     assert figures["metrics"]["ppo"]["gold_n"] == 8
     assert len((tmp_path / "out/answers.jsonl").read_text().splitlines()) == 8
+
+
+def test_the_adapters_behind_the_answers_are_kept(comparison, run, tmp_path) -> None:
+    """People may be asked about the answers after a stage was trained again."""
+    write_answers(tmp_path / "out", run.manifests, comparison.prompts, comparison.answers)
+    sft, rm, ppo = ({stage: run.manifests[stage].output.sha256} for stage in ("sft", "rm", "ppo"))
+    behind = {"base": {}, "sft": sft, "sft@3": sft | rm, "base+2": {}, INSTRUCTED: {}, "ppo": ppo}
+    assert read_adapters(tmp_path / "out/answers.jsonl") == behind
 
 
 @pytest.mark.parametrize("key", ["prompt", "instruction"])

@@ -61,7 +61,7 @@ def test_the_answers_are_kept_if_a_judge_fails(run, tmp_path) -> None:
     def fail(prompts, answers):
         raise UserError("the judge is gone")
 
-    keep = partial(write_answers, tmp_path / "out")
+    keep = partial(write_answers, tmp_path / "out", run.manifests)
     with pytest.raises(UserError, match="the judge is gone"):
         evaluate(run, "base,sft", [ScoringJudge("mine", fail)], Material(number=2), keep=keep)
     rows = [json.loads(line) for line in (tmp_path / "out/answers.jsonl").read_text().splitlines()]

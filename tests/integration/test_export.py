@@ -125,7 +125,7 @@ def test_the_adapter_is_the_stage_s_own(written, trained_run) -> None:
     )
     assert copied == own
     card = (written["adapter"] / "README.md").read_text()
-    assert "--enable-lora --max-lora-rank 4 --lora-modules tiny-sft=sft-adapter" in card
+    assert "--enable-lora --max-lora-rank 8 --lora-modules tiny-sft=sft-adapter" in card
     assert "load_in_4bit=True" in card
 
 

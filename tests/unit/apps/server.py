@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,11 +42,12 @@ def serving(
     key: str | None = None,
     limits: Limits | None = None,
     room: Room | None = None,
+    listener: socket.socket | None = None,
 ) -> Iterator[Address]:
-    """Serve while the context is open."""
+    """Serve while the context is open, on a free port of this machine unless `listener` is given."""
     service = Service(run, loaded, limits, room)
     server = Server(application(service, loaded.tokenizer, key, limits), service.close)
-    with listening_socket("127.0.0.1", 0) as listener:
+    with listener or listening_socket("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
         thread.start()
         until(lambda: server.started)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,13 @@ from apps.collect.tasks import Asked
 from apps.trained_run import TrainedRun
 from configs.errors import UserError
 from configs.load import load_experiment
-from configs.schema import Experiment
+from configs.schema import STAGES, Experiment
+from data.people.adapters import write_adapters
 from data.people.round import Kind, Round
 from data.sources.messages import recorded
 from data.storage.files import write_json_lines
 from pipeline.state.run_directory import RunDirectory
+from tests.support.pipeline_runs import write_stage
 from tests.support.runs import TINY
 
 ROWS = [{"prompt": f"p{i}", "completions": [f"a{i}", f"b{i}", f"c{i}"], "ranks": [1, 2, 3]} for i in range(5)]
@@ -248,3 +251,35 @@ def test_several_sources_take_turns_if_only_some_prompts_are_wanted(tmp_path):
     assert [task.prompt_source for task in content.tasks.values()] == ["a", "b", "a", "b"]
     every = open_round(tmp_path / "every", Asked("pairs"), config, RunDirectory(tmp_path / "pairs"), print)
     assert [task.prompt for task in every.tasks.values()] == [row["prompt"] for row in rows]
+
+
+def test_a_round_knows_which_adapters_gave_its_answers(tmp_path, config, capsys):
+    """Those of the evaluation, whatever was trained again before people were asked."""
+    for stage in STAGES:
+        write_stage(tmp_path, stage)
+    file, then = tmp_path / "answers.jsonl", {"sft": "1" * 64, "rm": "2" * 64}
+    write_json_lines(file, [{"prompt": f"p{i}", "sft@4": f"s{i}", "base+4": f"b{i}"} for i in range(3)])
+    write_adapters(file, {"sft@4": then, "base+4": {}, "ppo": {"ppo": "3" * 64}})
+    asked = Asked("pairs", ("sft@4", "base+4"), answers=file)
+    settings = opened(tmp_path, asked, config).settings
+    assert settings.adapters == then
+    assert "a stage was trained again since the answers in" in capsys.readouterr().out
+    assert not settings.is_stale(then) and settings.is_stale(then | {"rm": "4" * 64})
+    write_json_lines(file, [{"prompt": "p", "sft@4": "s", "base+4": "b"}])  # the file is about other answers
+    assert (
+        open_round(tmp_path / "other", asked, config, RunDirectory(tmp_path), print).settings.adapters == {}
+    )
+    assert "no adapters.json beside" in capsys.readouterr().out
+
+
+def test_answers_that_ppo_recorded_are_of_the_sft_that_it_began_with(tmp_path, config, capsys):
+    before = write_stage(tmp_path, "sft")
+    write_stage(tmp_path, "rm")
+    ppo = write_stage(tmp_path, "ppo")
+    write_json_lines(tmp_path / "ppo/evaluation.jsonl", EVALUATED)
+    shutil.rmtree(tmp_path / "sft")
+    write_stage(tmp_path, "sft", weights="others")
+    assert before.output and ppo.output
+    settings = opened(tmp_path, Asked("pairs"), config).settings
+    assert settings.adapters == {"sft": before.output.sha256, "ppo": ppo.output.sha256}
+    assert "a stage was trained again" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from apps.answers.decoder import Decoder, Room
 from apps.answers.sampling import Sampling
 from configs.schema import Rollout
 from stages.models.roles import Roles
+from stages.sampling.decoding_batch import DecodingBatch
 from stages.sampling.sampler import open_sampler
 from tests.support.sampling import ALONE, PROMPTS
 
@@ -131,3 +132,15 @@ def test_the_cache_has_a_limit_but_any_answer_runs(loaded):
     while decoder.step():
         most = max(most, decoder.running)
     assert 1 <= most <= 5  # 40 tokens, of rows of 8 or more
+
+
+def test_answers_whose_prompts_cannot_be_read_are_not_lost(loaded, monkeypatch):
+    """The caller tells whoever waits for them. One policy's prompts are read before the other's."""
+    decoder = Decoder(loaded)
+    answers = [decoder.answer(order) for order in orders(loaded, 6)]
+    for answer in answers:
+        decoder.add(answer)
+    monkeypatch.setattr(DecodingBatch, "prefill", lambda self, prompts: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        decoder.step()
+    assert {*map(id, decoder.clear())} == {*map(id, answers)}

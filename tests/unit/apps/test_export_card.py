@@ -54,6 +54,34 @@ def test_commands_have_the_revision_and_the_dtype_of_the_training(tmp_path) -> N
     assert "vllm serve owner/base --revision v2 --quantization" in use
 
 
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"base__quantization": "int8"}, "an int8 base"),
+        ({"base__trust_remote_code": True}, "a base with its own code"),
+        ({"adapter__target_modules": ["q_proj", "embed_tokens"]}, "an adapter on embeddings"),
+        ({"adapter__dora": True}, "DoRA"),
+        ({"adapter__r": 513}, "an adapter of rank 513"),
+    ],
+)
+def test_what_vllm_would_run_as_another_model_is_no_command(tmp_path, changes, fault) -> None:
+    """Of an int8 base, it would make one of 4 bits."""
+    use = usage.adapter(toy_run(tmp_path, **changes), "sft")
+    assert f"vLLM does not take {fault}. For vLLM, export with `--format merged`." in use
+    assert "vllm serve" not in use
+
+
+@pytest.mark.parametrize(("rank", "room"), [(1, 1), (4, 8), (16, 16), (257, 320), (512, 512)])
+def test_vllm_reserves_one_of_its_ranks(tmp_path, rank, room) -> None:
+    assert f"--max-lora-rank {room} " in usage.adapter(toy_run(tmp_path, adapter__r=rank), "sft")
+
+
+def test_vllm_needs_its_plugin_for_nf4(tmp_path) -> None:
+    plain = usage.adapter(toy_run(tmp_path / "none", base__quantization="none"), "sft")
+    assert "bitsandbytes" not in plain[plain.index("With vLLM:") :]
+    assert "With vLLM and `vllm-bnb-plugin`" in usage.adapter(toy_run(tmp_path / "nf4"), "sft")
+
+
 def test_an_export_computes_in_the_dtype_of_the_training(run_dir, tmp_path) -> None:
     copy = shutil.copytree(run_dir, tmp_path / "run")
     change(copy, "ppo", compute_dtype="bfloat16")
@@ -93,6 +121,9 @@ def test_the_adapter_of_an_ensemble_names_its_members(run_dir) -> None:
     assert "`member-2` to `member-3`" in text and "mean over these tokens" in text
 
 
-@pytest.mark.parametrize(("chat", "command"), [(True, "llama-cli -m a.gguf`"), (False, "a.gguf -no-cnv`")])
-def test_llama_cli_continues_a_text_without_a_conversation(tmp_path, chat, command) -> None:
-    assert command in usage.gguf(toy_run(tmp_path, data__chat=chat), "a.gguf")
+@pytest.mark.parametrize(
+    ("chat", "command"),
+    [(True, "llama-cli -m a.gguf --jinja`"), (False, 'llama-completion -m a.gguf -no-cnv -p "..."`')],
+)
+def test_llama_cpp_continues_a_text_without_a_conversation(tmp_path, chat, command) -> None:
+    assert command in usage.gguf(toy_run(tmp_path, data__chat=chat), "a.gguf", None)

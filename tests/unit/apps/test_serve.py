@@ -24,9 +24,10 @@ from stages.distributed.ranks import Ranks
 from stages.feedback.reward_endpoint import Endpoint
 from stages.feedback.reward_model import RewardModel
 from stages.sampling.decoding import Response
+from stages.sampling.decoding_batch import DecodingBatch
 from tests.support.random_run import without_stage
 from tests.support.roles import CPU
-from tests.support.waiting import until
+from tests.support.waiting import SECONDS, until
 from tests.unit.apps.server import serving
 
 KEY = "a-key-of-tests"
@@ -201,9 +202,10 @@ def test_a_broken_request_ends_alone(server, content):
     assert server.post("/v1/completions", TEXT).status_code == 200
 
 
-def test_a_model_that_fails_fails_one_request(server, monkeypatch, caplog):
+@pytest.mark.parametrize(("part", "method"), [(Decoder, "step"), (DecodingBatch, "prefill")])
+def test_a_model_that_fails_fails_one_request(server, monkeypatch, caplog, part, method):
     with monkeypatch.context() as patch:
-        patch.setattr(Decoder, "step", lambda self: 1 / 0)
+        patch.setattr(part, method, lambda self, *prompts: 1 / 0)
         response = server.post("/v1/completions", TEXT)
     assert response.status_code == 500 and "ZeroDivisionError" not in response.text
     assert "ZeroDivisionError" in caplog.text
@@ -310,6 +312,15 @@ def test_other_machines_need_a_key():
             checked_key(host, key)
 
 
-def test_an_address_that_is_taken(server):
-    with pytest.raises(UserError, match="cannot serve there: Address already in use"):
-        listening_socket("127.0.0.1", int(server.url.rpartition(":")[2])).listen()
+def test_an_address_is_taken_before_anybody_loads_a_model():
+    taken = pytest.raises(UserError, match="cannot serve there: Address already in use")
+    with listening_socket("127.0.0.1", 0) as first, taken:
+        listening_socket(*first.getsockname())
+
+
+def test_a_client_that_comes_before_the_models_waits_for_its_answer(run, loaded):
+    with listening_socket("127.0.0.1", 0) as listener:
+        early = socket.create_connection(listener.getsockname(), timeout=SECONDS)
+        early.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        with serving(run, loaded, listener=listener), early:
+            assert early.recv(100).startswith(b"HTTP/1.1 200")

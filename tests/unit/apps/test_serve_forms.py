@@ -111,3 +111,13 @@ def test_an_earlier_answer_may_come_back_as_the_client_has_it():
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": "c"},
     ]
+
+
+@pytest.mark.parametrize("form", [ChatForm, ScoreForm])
+def test_no_depth_is_too_deep_for_a_refusal(form):
+    """Each function that goes down a body has its own limit."""
+    for lists in range(50, 1500, 10):
+        body = b'{"model": "ppo", "messages": ' + b"[" * lists + b"]" * lists + b"}"
+        with pytest.raises(ApiError) as refusal:
+            parse(form, body)
+        assert refusal.value.status == 400
