@@ -42,4 +42,4 @@ def labeller(name: str, key: str, ranks: Ranks, draw: str = "function") -> Label
             one finite number per answer, or one mapping of such numbers (see `as_judgements`).
     """
     function = LABELLERS[name] if name in LABELLERS else load_function(name, key, as_judgements, draw)
-    return lambda prompts, answers: ranks.gather(function(prompts, answers) if ranks.rank == 0 else [])
+    return lambda prompts, answers: ranks.from_rank_0(lambda: function(prompts, answers))
