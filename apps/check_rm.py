@@ -122,7 +122,7 @@ def rankings_of(
     if config.rm.rankings.labeller != "file":
         if not collected.is_file():
             raise UserError(f"{collected} is missing: stage rm has not run here. Run it first.")
-        train, held_out = learned_rankings(collected.parent, config.rm.rankings.earlier)
+        train, held_out = learned_rankings(collected.parent, config)
     else:
         train, held_out, _ = StageData(config, "rm", note).rows("rankings")
     if not held_out:

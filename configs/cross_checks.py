@@ -138,6 +138,8 @@ def _method(experiment: Experiment) -> Iterator[tuple[Keys, str]]:
         yield key, f"{sft.method} has layers of its own; leave adapter.target_modules out"
     if sft.method != "adalora" and sft.lora_plus_ratio != 1:
         yield key, f"sft.lora_plus_ratio is of LoRA's B, and {sft.method} has none; leave one of them out"
+    if sft.method == "adalora" and adapter.r < 2:
+        yield ("adapter", "r"), "adalora takes half of the ranks away; set this to 2 or more"
     if virtual and sft.packing:
         yield key, f"{sft.method} puts vectors before each example; set sft.packing to false"
     if sft.method == "prefix" and base.gradient_checkpointing:

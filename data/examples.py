@@ -84,8 +84,11 @@ class StageData:
     only_checks: bool = False
     ranked: Path | None = None
 
-    def rows(self, kind: Kind) -> StageRows:
+    def rows(self, kind: Kind, *, once: bool = False) -> StageRows:
         """Rows that serve as `kind`, split by prompt.
+
+        Args:
+            once: no weight repeats a row; see `reweighted`.
 
         Raises:
             UserError: a row cannot be read, nothing is left to train on, or the source changed meanwhile.
@@ -98,7 +101,7 @@ class StageData:
         split = stage_split(data, stage, mixture.rows, seed, earlier)
         found = self._near_duplicates(split, earlier)
         train, held_out = worded(split.train, split.held_out, kind, data, seed)
-        split = reweighted(data, stage, split._replace(train=train, held_out=held_out), seed)
+        split = reweighted(data, stage, split._replace(train=train, held_out=held_out), seed, once=once)
         count_split(mixture.counts, split)
         for part in data.parts(stage):
             self.note(sentence(part, mixture.counts[part.label]))
@@ -238,18 +241,24 @@ def some_rows(config: Experiment, stage: Stage, kind: Kind, parts: Sequence[Part
 
 
 def read_examples(
-    source: StageData, kind: Kind, tokenize: Tokenize[Example], tokenizer: PreTrainedTokenizerBase
+    source: StageData,
+    kind: Kind,
+    tokenize: Tokenize[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    once: bool = False,
 ) -> Examples[Example]:
     """Return the examples of a stage.
 
     Args:
         kind: what the rows serve as.
         tokenize: a function of `data.batches.tokenize` that turns rows into examples.
+        once: no weight repeats a row; see `reweighted`.
 
     Raises:
         UserError: a row cannot be read, or nothing is left to train on.
     """
-    train, held_out, counts = source.rows(kind)
+    train, held_out, counts = source.rows(kind, once=once)
     try:
         examples = tokenized(source.config.data, tokenize, tokenizer, (train, held_out), source.note)
     except NothingFits as error:

@@ -109,15 +109,17 @@ def runs_of(root: Path, axes: Sequence[Sequence[str]], seeds: Sequence[int]) -> 
             f"sweep: {settings} settings with {len(seeds)} seeds each are more than {MOST_RUNS} runs. "
             "Sweep fewer values or seeds."
         )
-    longest = "-".join([*(max(_short(axis), key=len) for axis in axes), f"seed={max(seeds)}"])
+    longest = _folder([max(axis, key=len) for axis in axes], max(seeds))
     if len(longest) > LONGEST_NAME:
-        raise UserError(f"sweep: {longest:.60}... is too long for the name of a run. Sweep fewer keys.")
+        raise UserError(
+            f"sweep: {longest:.60}... is too long for the name of a run. Sweep fewer keys, or shorter values."
+        )
     return [
         Run(
             (*combination, f"ppo.seed={seed}"),
             " ".join(_short(combination)) or "as configured",
             seed,
-            root / "sweep" / "-".join([*_short(combination), f"seed={seed}"]),
+            root / "sweep" / _folder(combination, seed),
         )
         for combination in product(*axes)
         for seed in seeds
@@ -125,8 +127,14 @@ def runs_of(root: Path, axes: Sequence[Sequence[str]], seeds: Sequence[int]) -> 
 
 
 def check_different(runs: Sequence[Run], configs: Sequence[Experiment]) -> None:
-    """Raise UserError if two runs are the same one, as those of `ppo.kl_coef=0.05,5e-2` are."""
+    """Check that no two runs are one, or have one folder.
+
+    Raises:
+        UserError: two have equal values, as those of `ppo.kl_coef=0.05,5e-2`; or one name, as those of
+            `ppo.from=a/b,a_b`.
+    """
     known: dict[str, Run] = {}
+    named: dict[str, Run] = {}
     for run, config in zip(runs, configs, strict=True):
         same = known.setdefault(config.ppo.model_dump_json(), run)
         if same is not run:
@@ -134,6 +142,18 @@ def check_different(runs: Sequence[Run], configs: Sequence[Experiment]) -> None:
                 f"sweep: the runs {same.path.name} and {run.path.name} have equal values. "
                 "Give each value once."
             )
+        other = named.setdefault(run.name, run)
+        if other is not run:
+            raise UserError(
+                f"sweep: {other.setting} and {run.setting} would have one folder: {run.path.name}. "
+                "Write one value in another way, e.g. a path with ./ before it."
+            )
+
+
+def _folder(overrides: Sequence[str], seed: int) -> str:
+    """The name of a run's folder. Values may be paths, or hold other characters that a name may not."""
+    settings = [re.sub("[^A-Za-z0-9._:+=-]", "_", setting) for setting in _short(overrides)]
+    return "-".join([*settings, f"seed={seed}"])
 
 
 def _short(overrides: Sequence[str]) -> list[str]:

@@ -39,7 +39,7 @@ def trials(script: Path) -> Iterator[Finding]:
 def _trial(script: Path, folder: Path, quantization: str, zero: int) -> str:
     """Why a stage with this pair fails, or ""."""
     overrides = [
-        *("sft.max_steps=1", "sft.batch_size=64", "base.compute_dtype=auto"),
+        *("sft.max_steps=1", f"sft.batch_size={8 * Launch(script, []).world()}", "base.compute_dtype=auto"),
         f"base.quantization={quantization}",
         f"deepspeed.config={ROOT}/configs/deepspeed/zero{zero}.json",
     ]

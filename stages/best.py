@@ -15,6 +15,7 @@ from typing import Any
 from data.batches import tokenize
 from data.batches.sampler import micro_batches
 from data.examples import once_each, read_examples
+from data.sources.mixture import repeated
 from data.sources.text import is_blank
 from data.storage.files import read_json_lines, write_json_lines
 from stages.context import Context, Outcome
@@ -31,6 +32,7 @@ from stages.setup import prepare
 from stages.training.throughput import Meter, cost
 
 OUTPUT = "demonstrations"
+DEMONSTRATION = ("prompt", "completion", "rm_score")
 ANSWERS_AT_ONCE = 1024  # written together; the most that a kill can lose
 REMEDY = "Start over with --fresh."
 Row = dict[str, Any]
@@ -42,7 +44,7 @@ def run(context: Context) -> Outcome:
     models = load_models(context)
 
     # 2. The prompts of PPO.
-    read = read_examples(context.data("ppo"), "prompts", tokenize.prompts, models.tokenizer)
+    read = read_examples(context.data("ppo"), "prompts", tokenize.prompts, models.tokenizer, once=True)
     train, held_out = (once_each(part, context.tracker.note) for part in (read.train, read.held_out))
 
     # 3. n answers to each prompt, with scores. Parts that an earlier attempt wrote are kept.
@@ -52,9 +54,15 @@ def run(context: Context) -> Outcome:
         split: [row for part in of_split for row in read_part(part.file)] for split, of_split in parts.items()
     }
 
-    # 4. The best answer to each training prompt becomes a demonstration.
-    demonstrations = [row for row in map(demonstration, answers["train"]) if row]
-    lost = len(train) - len(demonstrations)
+    # 4. The best answer to each training prompt becomes a demonstration, as often as its weight says.
+    picked = [
+        {**best, "source": one.source}
+        for one, row in zip(train, answers["train"], strict=True)
+        if (best := demonstration(row))
+    ]
+    weighed = repeated(context.config.data, "ppo", picked, context.config.seed)
+    demonstrations = [{key: row[key] for key in DEMONSTRATION} for row in weighed]
+    lost = len(train) - len(picked)
     context.tracker.note(
         f"{len(demonstrations)} demonstrations; {lost} prompts had no answer with text that ended its turn"
     )

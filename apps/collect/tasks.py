@@ -166,7 +166,7 @@ def _rows(asked: Asked, config: Experiment, run: RunDirectory, say: Say) -> Iter
         first = config.data.sources(stage)[0]
         source = DataSource(path=str(file), held_out=first.held_out)
         config = config.model_copy(update={"data": config.data.model_copy(update={stage: source})})
-    rows = _stage_data(config, stage, run, say).rows(form)
+    rows = _stage_data(config, stage, run, say).rows(form, once=True)
     train = [] if asked.kind == "pairs" else rows.train
     held_out = rows.held_out if asked.kind in ("rankings", "pairs") else []
     total = len(train) + len(held_out)

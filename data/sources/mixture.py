@@ -95,12 +95,17 @@ def first_of_each(rows: Sequence[T], number: int, source_of: Callable[[T], str])
     return [row for _, row in sorted(turns, key=lambda turn: turn[0])][:number]
 
 
-def reweighted(data: Data, stage: Stage, split: Split, seed: int) -> Split:
-    """The split with the training rows of each source as often as its weight says."""
+def reweighted(data: Data, stage: Stage, split: Split, seed: int, *, once: bool = False) -> Split:
+    """The split with the training rows of each source as often as its weight says.
+
+    Args:
+        once: none is repeated. A prompt is answered once, and `repeated` is for what comes of it.
+    """
     parts: list[Row] = []
     for part in data.parts(stage):
         of_source = [row for row in split.train if label_of(row) == part.label]
-        kept = of_source if part.source.weight == 1 else weighted(of_source, part.source.weight, seed)
+        weight = min(1.0, part.source.weight) if once else part.source.weight
+        kept = of_source if weight == 1 else weighted(of_source, weight, seed)
         if of_source and not kept:
             raise UserError(
                 f"{part.key}.weight: {part.source.weight:g} of {len(of_source)} rows leaves none to train "
@@ -108,6 +113,18 @@ def reweighted(data: Data, stage: Stage, split: Split, seed: int) -> Split:
             )
         parts += kept
     return split._replace(train=parts)
+
+
+def repeated(data: Data, stage: Stage, rows: Sequence[Row], seed: int) -> list[Row]:
+    """What came of each training prompt, as often as the weight of its source says, if that is above 1.
+
+    A weight below 1 has left prompts out before.
+    """
+    weights = {part.label: max(1.0, part.source.weight) for part in data.parts(stage)}
+    of_source: dict[str, list[Row]] = {}
+    for row in rows:
+        of_source.setdefault(label_of(row), []).append(row)
+    return [row for label, some in of_source.items() for row in weighted(some, weights.get(label, 1.0), seed)]
 
 
 def count_split(counts: Mapping[str, Counter[str]], split: Split) -> None:

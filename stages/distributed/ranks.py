@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from data.batches.sampler import rank_share
+from stages.internals.torch import default_store
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+SECONDS_BETWEEN_POLLS = 0.05
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Ranks:
     rank: int
     world: int
     device: torch.device
+    _late: Iterator[int] = field(default_factory=count, repr=False, compare=False)  # numbers `from_rank_0`
 
     def share(self, items: list[Any]) -> list[Any]:
         """This rank's contiguous share of `items`. `world` must divide their number."""
@@ -96,6 +101,22 @@ class Ranks:
         items = [item]
         torch.distributed.broadcast_object_list(items, src=0)
         return items[0]
+
+    def from_rank_0(self, make: Callable[[], Result]) -> Result:
+        """What rank 0 makes, on every rank, however long it takes: the others wait in no collective.
+
+        Every rank must call.
+        """
+        if self.world == 1:
+            return make()
+        item, made = None, f"from_rank_0/{next(self._late)}"
+        if self.rank == 0:
+            item = make()
+            default_store().set(made, "")
+        while not default_store().check([made]):
+            time.sleep(SECONDS_BETWEEN_POLLS)
+        result: Result = self.broadcast(item)
+        return result
 
     def barrier(self) -> None:
         """Wait until every rank has called."""

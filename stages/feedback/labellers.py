@@ -29,14 +29,17 @@ LABELLERS: dict[str, Labeller] = {
 }
 
 
-def labeller(name: str, key: str, ranks: Ranks) -> Labeller:
+def labeller(name: str, key: str, ranks: Ranks, draw: str = "function") -> Labeller:
     """The labeller that the config key `key` names: a built-in one, or the user's `module:function`.
 
     Every rank must call the labeller. Only rank 0 runs the function, because it may be slow or random.
+
+    Args:
+        draw: another one has other random numbers for the same answers; see `load_function`.
 
     Raises:
         UserError: there is no such function. The labeller raises it, too, if the function does not return
             one finite number per answer, or one mapping of such numbers (see `as_judgements`).
     """
-    function = LABELLERS[name] if name in LABELLERS else load_function(name, key, as_judgements)
-    return lambda prompts, answers: ranks.gather(function(prompts, answers) if ranks.rank == 0 else [])
+    function = LABELLERS[name] if name in LABELLERS else load_function(name, key, as_judgements, draw)
+    return lambda prompts, answers: ranks.from_rank_0(lambda: function(prompts, answers))

@@ -72,8 +72,9 @@ def open_ranker(context: Context) -> Ranker:
 def _open(context: Context, key: str, name: str, cache: VerdictCache, is_alone: bool) -> Ranker:
     kind = labeller_kind(name)
     if kind != "endpoint":
-        asked_again = ASKED_AGAIN if kind == "function" and is_alone else 0  # what ships is not random
-        return ScoringRanker(labeller(name, key, context.ranks), asked_again)
+        is_random = kind == "function" and is_alone  # perhaps; what ships is not
+        again = labeller(name, key, context.ranks, "asked again") if is_random else None
+        return ScoringRanker(labeller(name, key, context.ranks), again)
     file = Path(name)
     judge = EndpointJudge(read_judge(file, key), key, cache, context.seed)
     if judge_digest(file) != context.sources.get(key, judge_digest(file)):
@@ -85,26 +86,22 @@ class ScoringRanker:
     """Ranks by the scores of a labeller, which may be random.
 
     Args:
-        asked_again: of each call, the prompts whose answers it scores twice. The first scores count.
+        again: the labeller with other random numbers, asked about the first `ASKED_AGAIN` prompts of each
+            call. The scores of `label` count.
     """
 
-    def __init__(self, label: Labeller, asked_again: int = 0) -> None:
-        self._label, self._asked_again = label, asked_again
+    def __init__(self, label: Labeller, again: Labeller | None = None) -> None:
+        self._label, self._again = label, again
         self._agreement: list[float] = []  # of each prompt asked again that has a pair which both orders have
 
     def rank(self, prompts: Sequence[Text], answers: Sequence[Sequence[str]]) -> list[Label]:
         """See `Ranker`. The labeller gets all answers in one call, each with the last message before it."""
-        scores = self._scores(prompts, answers)
-        if some := min(self._asked_again, len(prompts)):
-            again = self._scores(prompts[:some], answers[:some])
-            shares = map(ordered_agreement, scores[:some], again)
+        scores = _scores(self._label, prompts, answers)
+        if self._again is not None:
+            again = _scores(self._again, prompts[:ASKED_AGAIN], answers[:ASKED_AGAIN])
+            shares = map(ordered_agreement, scores, again)
             self._agreement += [share for share in shares if share is not None]
         return [Label(ranks_of(of_prompt), of_prompt) for of_prompt in scores]
-
-    def _scores(self, prompts: Sequence[Text], answers: Sequence[Sequence[str]]) -> list[list[float]]:
-        asked = [last_text(prompt) for prompt, texts in zip(prompts, answers, strict=True) for _ in texts]
-        judgements = iter(self._label(asked, [text for texts in answers for text in texts]))
-        return [[next(judgements).score for _ in texts] for texts in answers]
 
     def metrics(self) -> dict[str, float]:
         """`ordered_agreement` of both times that it was asked, with interval, if it was asked again."""
@@ -119,6 +116,12 @@ class ScoringRanker:
             "asked twice, the labeller orders {share:.3f} [{share_low:.3f}, {share_high:.3f}] of the pairs "
             "of a prompt alike (n = {share_n})".format_map(figures)
         ]
+
+
+def _scores(label: Labeller, prompts: Sequence[Text], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+    asked = [last_text(prompt) for prompt, texts in zip(prompts, answers, strict=True) for _ in texts]
+    judgements = iter(label(asked, [text for texts in answers for text in texts]))
+    return [[next(judgements).score for _ in texts] for texts in answers]
 
 
 class JudgeRanker:

@@ -9,9 +9,11 @@ from typing import Any
 
 from configs.errors import UserError
 from configs.regular_file import read_regular_file
+from configs.schema import Experiment
 from data.batches import tokenize
 from data.examples import once_each, read_examples
 from data.sources.collected_rankings import SPLITS, read_rankings, useful
+from data.sources.mixture import repeated
 from data.storage.files import json_lines, read_json_lines
 from data.storage.sealed_files import check_sealed, remove_sealed, write_sealed
 from stages.context import Context
@@ -49,7 +51,7 @@ def collect_rankings(context: Context, sampler: Sampler, role: str) -> None:
     Raises:
         UserError: the labeller fails, or leaves nothing to train on.
     """
-    read = read_examples(context.data("rm"), "prompts", tokenize.prompts, sampler.tokenizer)
+    read = read_examples(context.data("rm"), "prompts", tokenize.prompts, sampler.tokenizer, once=True)
     parts = [once_each(part, context.tracker.note) for part in (read.train, read.held_out)]
     sampled = _sampled(context, sampler, role, parts)
     ranker = open_ranker(context)
@@ -74,6 +76,8 @@ def collect_rankings(context: Context, sampler: Sampler, role: str) -> None:
 def read_collected_rankings(context: Context, record_samples: bool) -> tuple[list[Row], list[Row]]:
     """Training and held-out rankings in `folder/rankings.jsonl`. Those whose answers all tie are left out.
 
+    Training rankings are there as often as the weight of their source says.
+
     Args:
         record_samples: record some of them as samples of step 0.
 
@@ -97,21 +101,26 @@ def read_collected_rankings(context: Context, record_samples: bool) -> tuple[lis
             f"{context.config.rm.rankings.labelled_by} gave all answers to each prompt one label. Name "
             "another rm.rankings.labeller, or raise rm.rankings.completions, and start over with --fresh."
         )
-    return train, held_out
+    weighed = repeated(context.config.data, "rm", train, context.config.seed)
+    if len(weighed) > len(train):
+        context.tracker.note(
+            f"data.rm: {len(train):,} training rankings are {len(weighed):,}, by the weights of their sources"
+        )
+    return weighed, held_out
 
 
-def learned_rankings(folder: Path, earlier: Sequence[str]) -> tuple[list[Row], list[Row]]:
+def learned_rankings(folder: Path, config: Experiment) -> tuple[list[Row], list[Row]]:
     """Training and held-out rankings that the stage in `folder` collected, and those of earlier rounds.
 
-    They are what the stage trained on: rankings whose answers all tie are left out.
-
-    Args:
-        earlier: the files of `rm.rankings.earlier`.
+    They are what the stage trained on: rankings whose answers all tie are left out, and others are there as
+    often as the weight of their source says.
 
     Raises:
         UserError: a file is not what a stage collected.
     """
-    train, held_out, _ = with_earlier(*_by_split(_sealed(folder)), earlier)
+    train, held_out = _by_split(_sealed(folder))
+    train = repeated(config.data, "rm", train, config.seed)
+    train, held_out, _ = with_earlier(train, held_out, config.rm.rankings.earlier)
     return train, held_out
 
 

@@ -44,12 +44,16 @@ NOT_THEIRS = (
 
 
 def load_function(
-    path: str, key: str, read: Callable[[Any, Sequence[str], str], list[Result]]
+    path: str,
+    key: str,
+    read: Callable[[Any, Sequence[str], str], list[Result]],
+    draw: str = "function",
 ) -> Callable[[Sequence[str], Sequence[str]], list[Result]]:
     """Import the function that `key` of the configuration names, and that takes `prompts` and `completions`.
 
     Args:
         read: checks what the function returns, as `as_numbers` does.
+        draw: random numbers of the function depend on it, and on the arguments of a call.
 
     Raises:
         UserError: there is no such module or function, or it takes other arguments. The function raises it,
@@ -59,7 +63,9 @@ def load_function(
     doing = f"{key}: {path}"
 
     def score(prompts: Sequence[str], completions: Sequence[str]) -> list[Result]:
-        seed = seed_from("function", path, list(prompts), list(completions))
+        if not completions:
+            return []  # torch.stack, max and others raise for none
+        seed = seed_from(draw, path, list(prompts), list(completions))
         with explained(doing), environment_put_back(), state_put_back(seed):
             values = function(prompts=list(prompts), completions=list(completions))
             return read(values, completions, doing)

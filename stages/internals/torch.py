@@ -6,13 +6,18 @@ from datetime import timedelta
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
-from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed import ProcessGroup, Store
+from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
 
 
 def set_timeout(group: ProcessGroup, timeout: timedelta) -> None:
     """Change the timeout of a process group. The public API takes a timeout only when it makes a group."""
     _set_pg_timeout(timeout, group)
+
+
+def default_store() -> Store:
+    """The store in which the ranks met. The public API has only stores that one makes."""
+    return _get_default_store()
 
 
 def viewed_tensor(view: Tensor) -> Tensor | None:

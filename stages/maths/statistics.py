@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 RESAMPLES = 2000
+AT_ONCE = 2**22  # values that are drawn together: 32 MiB, and as much for their places
 LEAST = 10  # values, for an interval to be taken seriously
 
 
@@ -55,10 +56,16 @@ def mean_with_interval(name: str, values: Sequence[float], seed: int = 0) -> dic
         values: one per prompt. Scores of one prompt are not independent, so callers average them first.
     """
     array = np.asarray(values, dtype=np.float64)
-    picks = np.random.default_rng(seed).integers(len(array), size=(RESAMPLES, len(array)))
-    low, high = np.percentile(array[picks].mean(axis=1), [2.5, 97.5])
+    low, high = np.percentile(resampled_means(array, np.random.default_rng(seed)), [2.5, 97.5])
     interval = {f"{name}_low": float(low), f"{name}_high": float(high)}
     return {name: float(array.mean()), **interval, f"{name}_n": len(array)}
+
+
+def resampled_means(values: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Means of draws of (n,) values with replacement, (RESAMPLES,). They do not depend on AT_ONCE."""
+    rows = max(1, AT_ONCE // len(values))
+    sizes = [(min(rows, RESAMPLES - first), len(values)) for first in range(0, RESAMPLES, rows)]
+    return np.concatenate([values[random.integers(len(values), size=size)].mean(axis=1) for size in sizes])
 
 
 def means_by(keys: Sequence[Hashable], values: Sequence[float]) -> list[float]:

@@ -29,7 +29,7 @@ class RankBudget:
 
     def schedule(self, steps: int) -> None:
         """Let the ranks fall over `steps` updates: from a tenth of them on, until two thirds of them."""
-        self._config.total_step = max(1, steps)
+        self._config.total_step = max(2, steps)  # PEFT gives ranks by what an earlier step has measured
         self._config.tinit, self._config.tfinal = steps // 10, steps // 3
         self._config.deltaT = max(1, steps // 100)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -93,6 +94,16 @@ def test_stage_writes_demonstrations_and_curve(context: Context, ranks) -> None:
     assert outcome.metrics["demonstrations"] == len(demonstrations)
     assert outcome.metrics["rm_score_best"] > outcome.metrics["rm_score_sft"]
     assert [row["n"] for row in rows_of(context.folder / "curve.jsonl")] == [1, 2, 4]
+
+
+def test_a_prompt_of_weight_2_is_answered_once_and_its_pick_is_there_twice(context: Context, ranks) -> None:
+    config = load_experiment(TINY, [*SMALL, "data.ppo.weight=2"])
+    outcome = best.run(replace(context, config=config))
+    asked = [row["prompt"] for row in rows_of(context.folder / "answers" / "train-00000.jsonl")]
+    assert len(asked) == len({json.dumps(prompt) for prompt in asked})
+    demonstrations = (context.folder / "demonstrations" / "train.jsonl").read_text().splitlines()
+    assert set(Counter(demonstrations).values()) == {2}
+    assert outcome.metrics["demonstrations"] == len(demonstrations)
 
 
 def test_parts_that_are_there_are_kept(context: Context, ranks, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from stages.maths.preferences import ScoredRanking
-from stages.maths.statistics import RESAMPLES, Figure, wins
+from stages.maths.statistics import Figure, resampled_means, wins
 
 MATH = "math-prm"
 CODE = ("hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust")
@@ -146,18 +146,13 @@ def section_means(
             continue
         code = sum(len(present[name]) for name in CODE if name in present)
         weights = np.array([code if name == MATH and code else len(of) for name, of in present.items()])
-        drawn = np.stack([_resampled(random, of) for of in present.values()])
+        drawn = np.stack([resampled_means(of, random) for of in present.values()])
         draws.append(weights @ drawn / weights.sum())
         mean = float(weights @ [of.mean() for of in present.values()] / weights.sum())
         found[section] = _figure(mean, draws[-1], sum(map(len, present.values())))
     mean = float(np.mean([one["value"] for one in found.values()]))
     rows = sum(one["n"] for one in found.values())
     return found | {together: _figure(mean, np.mean(draws, axis=0), rows)}
-
-
-def _resampled(random: np.random.Generator, values: np.ndarray) -> np.ndarray:
-    """Means of draws of a subset's rows with replacement, (RESAMPLES,)."""
-    return values[random.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
 
 
 def _figure(value: float, draws: np.ndarray, n: float) -> Figure:

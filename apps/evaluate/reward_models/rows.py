@@ -114,7 +114,7 @@ def _unseen(rows: list[Row], run: TrainedRun, note: Say) -> list[Row]:
 def _trained_prompts(run: TrainedRun) -> set[str]:
     folder = run.run.stage("rm")
     if (folder / FILE).is_file():
-        rows, _ = learned_rankings(folder, run.config.rm.rankings.earlier)
+        rows, _ = learned_rankings(folder, run.config)
     else:
         rows = run.rows("rm", "rankings").train
     return {prompt_key(row["prompt"]) for row in rows}

@@ -226,6 +226,7 @@ CONTRADICTIONS = [
         ["sft.method=adalora", "adapter.init=loftq"],
         "sft.method: adapter.init is of LoRA, and adalora",
     ),
+    (["sft.method=adalora", "adapter.r=1"], "adapter.r: adalora takes half of the ranks away; set this to 2"),
     (["sft.method=ia3", "adapter.target_modules=[q_proj]"], "sft.method: ia3 has layers of its own"),
     (["sft.method=ia3", "sft.lora_plus_ratio=16"], "sft.method: sft.lora_plus_ratio is of LoRA's B"),
     (["sft.method=prompt", "sft.packing=true"], "sft.method: prompt puts vectors before each example"),

@@ -54,6 +54,14 @@ def pairs_of(folder: Path) -> Path:
     return file
 
 
+def test_a_weight_asks_nobody_twice(tmp_path, config):
+    source = config.data.sources("sft")[0].model_copy(update={"weight": 2.0})
+    twice = config.model_copy(update={"data": config.data.model_copy(update={"sft": source})})
+    once = opened(tmp_path, Asked("demonstrations", number=6), config)
+    assert opened(tmp_path / "twice", Asked("demonstrations", number=6), twice).tasks == once.tasks
+    assert len(once.tasks) == 6
+
+
 def test_rankings_of_a_file_are_split_by_prompt(tmp_path, config):
     """As those that a policy answers are: else the reward model would have no held-out accuracy."""
     file = tmp_path / "answers.jsonl"

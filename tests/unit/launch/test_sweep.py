@@ -25,6 +25,7 @@ from launch.sweep import link_shared, run_sweep, runs_of, seeds_of, split_axes
 from launch.worker_pool import WorkerPool
 from pipeline.planning.plan import StagePlan
 from pipeline.planning.request import Request
+from pipeline.state.results import sweep_runs
 from pipeline.state.run_directory import RunDirectory
 from tests.contract.bad_inputs.entry import tristage
 from tests.support.finished_run import Run as MadeUp
@@ -110,6 +111,24 @@ def test_names_of_runs_are_names_of_experiments(tmp_path: Path) -> None:
     assert [run.name for run in runs] == ["judge_my_fn-seed_0", "judge_warmth-seed_0"]
     with pytest.raises(UserError, match="too long for the name of a run"):
         runs_of(tmp_path, [[f"ppo.judge={'m' * 250}:f", "ppo.judge=warmth"]], [0])
+
+
+def test_a_path_is_one_folder_which_the_report_finds(tmp_path: Path) -> None:
+    axis = ["ppo.from=runs/a/ppo/adapter", "ppo.from=../b c/ppo/adapter"]
+    runs = runs_of(tmp_path, [axis], [0])
+    assert [run.path.name for run in runs] == [
+        "from=runs_a_ppo_adapter-seed=0", "from=.._b_c_ppo_adapter-seed=0",
+    ]  # fmt: skip
+    assert [run.setting for run in runs] == ["from=runs/a/ppo/adapter", "from=../b c/ppo/adapter"]
+    for run in runs:
+        run.path.mkdir(parents=True)
+        MadeUp(run.path).stage("ppo").write_evaluation()
+    assert sorted(sweep_runs(tmp_path)) == sorted(run.path for run in runs)
+
+
+def test_two_values_that_would_have_one_folder_are_refused(tmp_path: Path) -> None:
+    err = refused(tmp_path, "ppo.from=runs/a/b,runs/a_b")
+    assert "from=runs/a/b and from=runs/a_b would have one folder: from=runs_a_b-seed=0" in err
 
 
 def test_a_run_has_no_link_to_a_stage_that_the_root_lacks(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ import pytest
 import requests
 import torch
 
+from configs.load import load_experiment
 from launch import trials
 from pipeline import doctor
 from pipeline.doctor import Finding
+from pipeline.planning.batches import check_batches
 from pipeline.planning.request import RUN_STAGE
 from tests.contract.bad_inputs.entry import tristage
 
@@ -119,3 +121,20 @@ def test_a_trial_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(trials, "ZERO_STAGES", (3,))
     reason = "did not train: ended with status 1: RuntimeError: no kernel"
     assert list(trials.trials(script)) == [Finding("note", "int8, ZeRO-3", reason)]
+
+
+@pytest.mark.parametrize("world", [1, 3, 5, 6, 7, 8])
+def test_a_trial_has_a_batch_that_its_ranks_can_share(world, monkeypatch):
+    launches = []
+
+    def command(launch, _stage):
+        launches.append(launch)
+        return ["true"]
+
+    monkeypatch.setattr("launch.deepspeed_command.count_accelerators", lambda: world)
+    monkeypatch.setattr(trials.Launch, "command", command)
+    monkeypatch.setattr(trials, "QUANTIZATIONS", ("nf4",))
+    assert len(list(trials.trials(RUN_STAGE))) == len(launches) == 3
+    for launch in launches:
+        config = load_experiment(trials.TINY, [word for word in launch.arguments if "=" in word])
+        check_batches(config, "sft", world)

@@ -14,7 +14,7 @@ from configs.errors import UserError
 from configs.schema import Experiment
 from data.examples import StageData
 from data.preview import rows_of
-from data.sources.mixture import first_of_each, label_of
+from data.sources.mixture import first_of_each, label_of, repeated
 from data.sources.split import weighted
 from tests.support.pipeline_runs import TREE
 
@@ -101,6 +101,14 @@ def test_a_weight_is_how_often_the_rows_of_a_source_are_seen(
     assert [json.dumps(row) for row in read(two(tmp_path, weight=weight))[0]] == [
         json.dumps(row) for row in train
     ]
+
+
+@pytest.mark.parametrize("weight", [2, 2.25, 0.5])
+def test_a_prompt_that_is_asked_once_counts_as_often_as_a_row_is_seen(tmp_path: Path, weight: float) -> None:
+    config = two(tmp_path, weight=weight)
+    once = StageData(config, "sft", lambda _: None).rows("demonstrations", once=True).train
+    assert len(once) == len(set(map(json.dumps, once))) == 20 + min(weight, 1) * 16
+    assert repeated(config.data, "sft", once, config.seed) == read(config)[0]
 
 
 def test_a_weight_that_leaves_no_row_is_refused(tmp_path: Path) -> None:

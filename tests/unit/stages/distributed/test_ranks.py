@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stages.distributed.ranks import Ranks
 from tests.support.roles import CPU
+from tests.support.runs import ROOT
 
 ITEMS = list("abcdefg")
 
@@ -69,3 +73,37 @@ def test_no_items_no_calls() -> None:
 def test_function_that_loses_a_result_is_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         Ranks(0, 1, CPU).map_in_order(ITEMS, 7, lambda batch: batch[1:])
+
+
+RANK_OF_TWO = """
+import sys, time
+from datetime import timedelta
+import torch
+from stages.distributed.ranks import Ranks
+from stages.internals.torch import set_timeout
+rank, file = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+set_timeout(torch.distributed.group.WORLD, timedelta(seconds=2))
+ranks, calls = Ranks(rank, 2, torch.device("cpu")), []
+def late():
+    calls.append(len(calls))
+    time.sleep(3)
+    return f"call {calls[-1]}"
+print([ranks.from_rank_0(late) for _ in range(2)], calls)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.distributed
+def test_rank_0_may_take_longer_than_a_collective(tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK_OF_TWO, str(rank), str(tmp_path / "store")],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert said == ["['call 0', 'call 1'] [0, 1]\n", "['call 0', 'call 1'] []\n"]

@@ -64,10 +64,10 @@ def test_warmth_is_not_fooled_by_a_collapsed_policy():
 
 
 class OtherRank(Ranks):
-    """A rank whose `gather` returns only its own items."""
+    """A rank that gets nothing from rank 0."""
 
-    def gather(self, items: list[Any]) -> list[Any]:
-        return items
+    def from_rank_0(self, make: Any) -> Any:
+        return []
 
 
 @pytest.fixture

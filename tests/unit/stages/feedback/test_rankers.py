@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from configs.errors import UserError
 from configs.judge_file import judge_digest
@@ -85,6 +87,30 @@ def test_a_function_is_asked_again_about_some_prompts(tmp_path):
     ranker.rank(["a"] * 60, [["long", "no"]] * 60)
     assert ASKED == [120, 100]
     assert ranker.metrics()["label_self_agreement"] == 1 and ranker.notes() == []
+
+
+def noisy(prompts: list[str], completions: list[str]) -> list[float]:
+    """Prefers an answer by chance."""
+    return [random.random() + float(torch.rand(())) for _ in completions]
+
+
+def test_noise_is_another_when_a_function_is_asked_again_and_the_same_after_a_kill(tmp_path):
+    first, resumed = (open_ranker(context(tmp_path, f"{__name__}:noisy")) for _ in range(2))
+    asked = ["p"] * 40, [["a", "b", "c", "d"]] * 40
+    assert first.rank(*asked) == resumed.rank(*asked)
+    assert first.metrics() == resumed.metrics()
+    assert 0.35 < first.metrics()["label_self_agreement"] < 0.65  # 240 pairs of coins
+
+
+def tallest(prompts: list[str], completions: list[str]) -> list[float]:
+    top = max(map(len, completions))  # raises for none
+    return [len(text) / top for text in completions]
+
+
+def test_a_function_is_not_asked_about_nothing(tmp_path):
+    ranker = open_ranker(context(tmp_path, f"{__name__}:tallest"))
+    assert ranker.rank(["p"], [["long", "no"]]) == [Label([0, 1], [1.0, 0.5])]
+    assert ranker.rank([], []) == []
 
 
 @pytest.mark.parametrize("labeller", ["warmth", [f"{__name__}:changing", "warmth"]])

@@ -83,11 +83,28 @@ def test_what_a_stage_learned_is_without_ties_and_with_earlier_rounds(tmp_path):
     before = [one | {"prompt": "r"} for one in (row("held_out", ["a", "b"], [0, 1]), useless)]
     (tmp_path / "before.jsonl").write_text(json_lines(before))
     rankings.write_rankings(tmp_path, [useless, useful], {})
-    assert rankings.learned_rankings(tmp_path, []) == ([useful], [])
-    assert rankings.learned_rankings(tmp_path, [str(tmp_path / "before.jsonl")]) == ([useful], before[:1])
+    config = resuming(tmp_path).config
+    earlier = config.rm.rankings.model_copy(update={"earlier": (str(tmp_path / "before.jsonl"),)})
+    later = config.model_copy(update={"rm": config.rm.model_copy(update={"rankings": earlier})})
+    assert rankings.learned_rankings(tmp_path, config) == ([useful], [])
+    assert rankings.learned_rankings(tmp_path, later) == ([useful], before[:1])
     (tmp_path / "rankings.jsonl").write_text(json_lines([useful]))
     with pytest.raises(UserError, match=r"rankings.jsonl: damaged"):
-        rankings.learned_rankings(tmp_path, [])
+        rankings.learned_rankings(tmp_path, config)
+
+
+def test_a_ranking_counts_as_often_as_the_weight_of_its_source_says(tmp_path):
+    learned, held_out = (
+        row("train", ["a", "b"], [0, 1]),
+        row("held_out", ["a", "b"], [0, 1]) | {"prompt": "q"},
+    )
+    rankings.write_rankings(tmp_path, [learned, held_out], {})
+    context = resuming(tmp_path)
+    source = context.config.data.sources("rm")[0].model_copy(update={"weight": 2.0})
+    data = context.config.data.model_copy(update={"rm": source})
+    twice = replace(context, config=context.config.model_copy(update={"data": data}))
+    assert read_collected_rankings(twice, record_samples=False) == ([learned] * 2, [held_out])
+    assert rankings.learned_rankings(tmp_path, twice.config) == ([learned] * 2, [held_out])
 
 
 def test_an_attempt_without_a_checkpoint_records_samples_again(tmp_path, monkeypatch):
@@ -190,7 +207,9 @@ class Drawn:
         self.calls: list[tuple] = []
         monkeypatch.setattr(Sampler, "respond_on_all_ranks", self.respond)
         monkeypatch.setattr(Sampler, "decode", lambda _, ids: [str(each) for each in ids])
-        monkeypatch.setattr(rankings, "read_examples", lambda *_: Examples([PROMPTS[0]], [PROMPTS[1]], {}))
+        monkeypatch.setattr(
+            rankings, "read_examples", lambda *_, **__: Examples([PROMPTS[0]], [PROMPTS[1]], {})
+        )
         monkeypatch.setattr(Context, "data", lambda *_: None)
 
     def respond(self, role, prompts, seeds, advance) -> list[Response]:
@@ -211,7 +230,7 @@ def test_a_prompt_that_repeats_is_ranked_once(tmp_path, monkeypatch):
     drawn = Drawn(monkeypatch)
     again = replace(PROMPTS[0], prompt=" one\n")  # whitespace does not tell prompts apart
     read = Examples([PROMPTS[0], again, PROMPTS[0]], [PROMPTS[1]] * 2, {})
-    monkeypatch.setattr(rankings, "read_examples", lambda *_: read)
+    monkeypatch.setattr(rankings, "read_examples", lambda *_, **__: read)
     monkeypatch.setattr(rankings, "open_ranker", lambda _: Fixed(Label([0, 1, 1, 1])))
     rankings.collect_rankings(resuming(tmp_path), SAMPLER, "sft")
     train, held_out = read_collected_rankings(resuming(tmp_path), record_samples=False)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 
+from stages.maths import statistics
 from stages.maths.losses import masked_mean
-from stages.maths.statistics import Mean, RunningMoments, add_means, mean_with_interval
+from stages.maths.statistics import (
+    RESAMPLES,
+    Mean,
+    RunningMoments,
+    add_means,
+    mean_with_interval,
+    resampled_means,
+)
 
 
 def test_means_of_parts_add_up_to_the_mean_of_all_by_hand():
@@ -68,6 +78,27 @@ def test_interval_covers_the_true_mean_19_times_in_20(draw, mean):
     # 95 % of 400 is 380; three binomial standard deviations are 13, and the bootstrap is a little narrow
     assert 360 <= covered <= 393
     assert all(interval["x_low"] < interval["x"] < interval["x_high"] for interval in intervals)
+
+
+@pytest.mark.parametrize("at_once", [1, 10, 2**22])
+@pytest.mark.parametrize("n", [1, 3, 3000])
+def test_draws_in_blocks_are_those_of_one_block(n, at_once, monkeypatch):
+    monkeypatch.setattr(statistics, "AT_ONCE", at_once)
+    values = np.random.default_rng(1).normal(size=n)
+    picks = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    means = resampled_means(values, np.random.default_rng(0))
+    assert np.array_equal(means, values[picks].mean(axis=1))
+
+
+def test_an_interval_of_many_values_takes_little_memory():
+    values = np.random.default_rng(0).random(30_000).tolist()
+    tracemalloc.start()
+    try:
+        mean_with_interval("x", values)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 200 * 2**20  # one block would take 960 MB
 
 
 def test_interval_has_the_width_of_the_normal_one():

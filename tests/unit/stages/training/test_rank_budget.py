@@ -61,6 +61,21 @@ def test_the_penalty_is_that_of_peft() -> None:
 
 def test_ranks_fall_to_half_by_two_thirds_of_the_steps() -> None:
     roles, steps = adalora(), 30
+    kept = ranks_while_training(roles, steps)
+    whole = len(layers(roles)) * 4
+    assert kept[:3] == [whole] * 3
+    assert kept[19:] == [whole // 2] * 11
+    assert all(later <= earlier for earlier, later in pairwise(kept))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_few_steps_give_ranks_too(steps: int) -> None:
+    roles = adalora()
+    assert len(layers(roles)) * 2 <= ranks_while_training(roles, steps)[-1] < len(layers(roles)) * 3
+
+
+def ranks_while_training(roles: MethodRoles, steps: int) -> list[int]:
+    """How many ranks all layers have together after each update."""
     assert roles.budget is not None
     roles.budget.schedule(steps)
     optimizer = torch.optim.AdamW(roles.role_parameters(Role.POLICY).values(), lr=1e-2)
@@ -73,10 +88,7 @@ def test_ranks_fall_to_half_by_two_thirds_of_the_steps() -> None:
         optimizer.step()
         optimizer.zero_grad()
         kept.append(sum(roles.budget.ranks()))
-    whole = len(layers(roles)) * 4
-    assert kept[:3] == [whole] * 3
-    assert kept[19:] == [whole // 2] * 11
-    assert all(later <= earlier for earlier, later in pairwise(kept))
+    return kept
 
 
 def test_a_skipped_update_gives_no_ranks() -> None:
