@@ -49,11 +49,11 @@ def sources(draw: st.DrawFn, files: int) -> list[Row]:
     return [
         {
             "path": f"{number}.jsonl",
-            "held_out": draw(HELD_OUT),
+            "held_out": draw(HELD_OUT if place == 0 else HELD_OUT | st.just("all")),
             "limit": draw(st.sampled_from([None, 2, 6])),
             "weight": draw(st.sampled_from([1, 0.5, 2])),
         }
-        for number in numbers
+        for place, number in enumerate(numbers)
     ]
 
 
@@ -63,7 +63,10 @@ def mixtures(draw: st.DrawFn) -> tuple[list[list[Row]], Row]:
     files = draw(FILES)
     data: Row = {stage: draw(sources(len(files))) for stage in STAGES}
     if draw(st.booleans()):
-        data["sft"] = [*data["sft"], {"path": f"{len(files)}.jsonl", "held_out": draw(HELD_OUT)}]
+        data["sft"] = [
+            *data["sft"],
+            {"path": f"{len(files)}.jsonl", "held_out": draw(HELD_OUT | st.just("all"))},
+        ]
     files = [*files, draw(st.lists(conversation(), min_size=1, max_size=8))]
     data["shares"] = draw(
         st.sampled_from([{"sft": 0.2, "rm": 0.4, "ppo": 0.4}, {"sft": 0.5, "rm": 0.3, "ppo": 0.1}])
