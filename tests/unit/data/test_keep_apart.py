@@ -265,6 +265,17 @@ def test_near_duplicates_are_counted_and_stay(tmp_path: Path) -> None:
     assert note.count(" held out, ") == 3 and "None is removed" in note
 
 
+def test_a_sample_of_many_prompts_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("data.examples", "data.sources.near_duplicates"):
+        monkeypatch.setattr(f"{module}.MOST", 3)
+    data: Row = {stage: [{"path": "0.jsonl", "held_out": 4}] for stage in STAGES}
+    notes: list[str] = []
+    StageData(experiment(tmp_path, [rows(*range(30))], data), "rm", notes.append).rows("rankings")
+    said = [note for note in notes if note.startswith("data.near_duplicates: 3 of ")]
+    assert said[0].endswith(" training prompts were compared")
+    assert said[1] == "data.near_duplicates: 3 of 4 held-out prompts were compared"
+
+
 def test_ppo_stays_apart_from_what_people_ranked(tmp_path: Path) -> None:
     """They may have ranked answers to prompts that are not in data.rm."""
     config = of_stages(tmp_path, {"held_out": 0}, {"held_out": 0}, {"held_out": 8})
