@@ -140,15 +140,14 @@ def write_variant(
     """Write the changed training rankings and the held-out ones as they are, each into a file.
 
     Returns:
-        The two files as the sources of stage rm: all prompts of the second are held out.
+        The two files as the sources of stage rm.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json_lines(folder / TRAIN, variant.change(train, Random(seed)))
     write_json_lines(folder / HELD_OUT, held_out)
-    prompts = prompts_in(held_out)
     return [
         Source(path=str(folder / TRAIN), held_out=0),
-        Source(path=str(folder / HELD_OUT), held_out=prompts),
+        Source(path=str(folder / HELD_OUT), held_out="all"),
     ]
 
 

@@ -81,6 +81,14 @@ def different_values(old: Experiment, new: Experiment) -> dict[str, tuple[Any, A
     return {key: (before.get(key), after.get(key)) for key in keys}
 
 
+def split_keys(experiment: Experiment, stage: Stage) -> dict[str, Any]:
+    """The keys of `data` that may change which rows `stage` trains on and holds out, with their values."""
+    data = experiment.model_dump(mode="json")["data"]
+    behind = (_sources(data, data_stage(one)) for one in experiment.data_behind(stage))
+    found = {key: source for sources in behind for key, source in sources.items()}
+    return dict(_leaves(found | {"near_duplicates": data["near_duplicates"]}, "data."))
+
+
 def _identity(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     """Dotted keys and values that change the result of `stage` by more than rounding."""
     tree = experiment.model_dump(mode="json")

@@ -177,9 +177,11 @@ class StageData:
         if threshold is None or not split.held_out:
             return {}
         trained = earlier.trained.union(map(row_question, split.train))
-        found = near_duplicates(set(map(row_question, split.held_out)), trained, threshold)
-        if len(trained) > MOST:
-            self.note(f"data.near_duplicates: {MOST:,} of {len(trained):,} training prompts were compared")
+        held_out = set(map(row_question, split.held_out))
+        found = near_duplicates(held_out, trained, threshold)
+        for side, prompts in {"training": trained, "held-out": held_out}.items():
+            if len(prompts) > MOST:
+                self.note(f"data.near_duplicates: {MOST:,} of {len(prompts):,} {side} prompts were compared")
         if found:
             examples = "\n".join(
                 f"  {one.held_out!r:.100} held out, {one.trained!r:.100} trained on: {one.similarity:.2f}"

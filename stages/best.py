@@ -29,6 +29,7 @@ from stages.sampling.answers import sample_answers
 from stages.sampling.decoding import Response
 from stages.sampling.sampler import Sampler, open_sampler
 from stages.setup import prepare
+from stages.training.same_rows import other_rows
 from stages.training.throughput import Meter, cost
 
 OUTPUT = "demonstrations"
@@ -122,12 +123,12 @@ def collect_answers(context: Context, models: RoleModels, parts: Parts) -> Meter
         The meter of the tokens in prompts and answers.
 
     Raises:
-        UserError: a file of an earlier attempt is damaged.
+        UserError: a file of an earlier attempt is damaged, or answers other prompts.
     """
     files = [part.file for of_split in parts.values() for part in of_split]
     written = {file for file in files if context.resume and file.exists()}
-    for file in written:
-        read_part(file)  # a damaged file ends the stage before it samples
+    for part in (one for of_split in parts.values() for one in of_split if one.file in written):
+        check_part(context, part)  # before the stage samples
     context.ranks.barrier()  # no rank writes before all ranks have looked
     meter = Meter()
     if len(written) < len(files):
@@ -162,6 +163,12 @@ def write_part(context: Context, file: Path, rows: Sequence[Row]) -> None:
 def read_part(file: Path) -> list[Row]:
     """The prompts of one part with answers and scores; raises UserError if the file is damaged."""
     return read_json_lines(file, ["prompt", "completions", "ended", "scores"], remedy=REMEDY)
+
+
+def check_part(context: Context, part: Part) -> None:
+    """Raise UserError if the file of a part is damaged, or answers other prompts than the part has."""
+    if [row["prompt"] for row in read_part(part.file)] != [one.prompt for one in part.prompts]:
+        raise other_rows(context)
 
 
 def write_results(

@@ -38,6 +38,7 @@ from stages.training.engine import Engine
 from stages.training.export import save_role
 from stages.training.loop import StopTraining, TrainingLoop
 from stages.training.resume import find_checkpoint, seed_step, start_engine
+from stages.training.same_rows import ROWS, check_rows
 from stages.training.soundness import check_result
 from stages.training.throughput import Meter, Stopwatch, cost
 
@@ -62,13 +63,15 @@ def run(context: Context) -> Outcome:
     critic_rate = ppo.critic_learning_rate or ppo.learning_rate
     rates: dict[str, float] = {Role.POLICY: ppo.learning_rate, Role.CRITIC: critic_rate}
     checkpoint = find_checkpoint(context)
+    seen = check_rows(context, checkpoint, train, held_out)
     updates = ppo.iterations * ppo.epochs * ppo.minibatches
     engine = start_engine(context, models, rates, ppo, updates, checkpoint)
     with open_sampler(models.policy_base, tokenizer, ranks, ppo.rollout) as sampler:
         reward_model = RewardModel(models, ranks, config.data, ppo.ensemble, ppo.ensemble_coef)
         ptx = make_ptx(context, engine, tokenizer)
         trainer = PpoTrainer(engine, ppo, sampler, reward_model, context.seed, ptx)
-        loop = TrainingLoop(context, ppo, engine, trainer.meter, ppo.iterations, trainer.parts)
+        parts = trainer.parts | {ROWS: seen}
+        loop = TrainingLoop(context, ppo, engine, trainer.meter, ppo.iterations, parts)
         loop.resume(checkpoint)
         evaluation = HeldOutEvaluation(context, sampler, reward_model, trainer.collector.rewards, held_out)
 

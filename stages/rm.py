@@ -39,6 +39,7 @@ from stages.training.engine import Engine
 from stages.training.export import write_members
 from stages.training.loop import TrainingLoop
 from stages.training.resume import find_checkpoint, seed_step, start_engine
+from stages.training.same_rows import ROWS, check_rows
 from stages.training.soundness import check_result
 from stages.training.throughput import cost
 
@@ -59,6 +60,7 @@ def run(context: Context) -> Outcome:
     checkpoint = find_checkpoint(context)
     tokenizer, members = models.reward_tokenizer, models.reward_members
     train, held_out, counts = read_rankings(context, models, reward_model, record_samples=checkpoint is None)
+    seen = check_rows(context, checkpoint, train, held_out)
     read_as_classifier(context, models, train)
     check_labels(rm.loss, [(one.prompt, one.labels) for one in (*train, *held_out)])
     if (note := ties_note(rm.loss, train)) is not None:
@@ -69,7 +71,7 @@ def run(context: Context) -> Outcome:
     engine = start_engine(context, models, dict.fromkeys(members, rm.learning_rate), rm, steps, checkpoint)
     engine.clip_roles_apart()
     trainer = make_trainer(context, engine, train)
-    loop = TrainingLoop(context, rm, engine, trainer.meter, steps)
+    loop = TrainingLoop(context, rm, engine, trainer.meter, steps, {ROWS: seen})
     loop.resume(checkpoint)
 
     # 4. Training.

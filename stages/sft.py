@@ -15,6 +15,7 @@ from stages.maths.statistics import Mean, Means, add_means
 from stages.models.base_checks import check_packing
 from stages.models.roles import Role, Roles
 from stages.setup import add_fresh, add_given, prepare
+from stages.training.checkpoint import Stateful
 from stages.training.engine import Engine
 from stages.training.export import save_role
 from stages.training.likelihood import Example, completion_logprobs, completion_tokens, sequence_length
@@ -23,6 +24,7 @@ from stages.training.metrics import reduce_means
 from stages.training.padding import Batching, forwards_of, padding, padding_metrics
 from stages.training.rank_budget import RankBudget
 from stages.training.resume import find_checkpoint, seed_step, start_engine
+from stages.training.same_rows import ROWS, check_rows
 from stages.training.soundness import check_result
 from stages.training.throughput import Meter, cost
 
@@ -47,10 +49,12 @@ def run(context: Context) -> Outcome:
     # 3. The engine and the loop, at the newest checkpoint if there is one.
     steps = total_steps(len(rows), sft.batch_size, sft.epochs, sft.max_steps)
     checkpoint = find_checkpoint(context)
+    seen = check_rows(context, checkpoint, train, held_out)
     engine = start_engine(context, models, {Role.POLICY: sft.learning_rate}, sft, steps, checkpoint)
     budget = start_budget(engine, steps)
     trainer = SftTrainer(engine, tokenizer.pad_token_id, sft.micro_batch_size, budget)
-    loop = TrainingLoop(context, sft, engine, trainer.meter, steps, {"budget": budget} if budget else None)
+    parts: dict[str, Stateful] = {ROWS: seen, **({"budget": budget} if budget else {})}
+    loop = TrainingLoop(context, sft, engine, trainer.meter, steps, parts)
     loop.resume(checkpoint)
 
     # 4. Training; with max_steps: 0, only the evaluation.

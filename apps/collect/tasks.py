@@ -163,8 +163,8 @@ def _rows(asked: Asked, config: Experiment, run: RunDirectory, say: Say) -> Iter
         yield from (("train", row) for row in load_rows(source, form, say).rows)
         return
     if file:
-        first = config.data.sources(stage)[0]
-        source = DataSource(path=str(file), held_out=first.held_out)
+        share = next(one.held_out for one in config.data.sources(stage) if one.held_out != "all")
+        source = DataSource(path=str(file), held_out=share)
         config = config.model_copy(update={"data": config.data.model_copy(update={stage: source})})
     rows = _stage_data(config, stage, run, say).rows(form, once=True)
     train = [] if asked.kind == "pairs" else rows.train

@@ -139,8 +139,8 @@ class Source(Section):
         None,
         description="of data.sft: rows with a `rating` below it are left out, and each row must have one",
     )
-    held_out: NonNegative = Field(
-        0.1, description="prompts kept for evaluation: below 1 a share, from 1 on a number"
+    held_out: NonNegative | Literal["all"] = Field(
+        0.1, description="prompts kept for evaluation: below 1 a share, from 1 on a number; or all of them"
     )
 
     @property
@@ -198,11 +198,19 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _whole_prompts(self) -> Source:
-        if self.held_out > 1 and self.held_out % 1:
+        if not isinstance(self.held_out, str) and self.held_out > 1 and self.held_out % 1:
             raise ValueError(
                 f"held_out ({self.held_out:g}) must be a share below 1 or a whole number of prompts"
             )
         return self
+
+    def held_out_of(self, prompts: int) -> int:
+        """How many of so many prompts are held out. A share is rounded, but it is at least one prompt."""
+        if isinstance(self.held_out, str):
+            return prompts
+        if self.held_out == 0 or self.held_out >= 1:
+            return round(self.held_out)
+        return max(1, round(self.held_out * prompts))
 
 
 class Part(NamedTuple):
@@ -291,6 +299,10 @@ class Data(Section):
         """The sources that `stage` reads, in order."""
         return [part.source for part in self.parts(stage)]
 
+    def claims(self, stage: Stage) -> list[Part]:
+        """The sources in the order in which they claim prompts: those that are held out whole come first."""
+        return sorted(self.parts(stage), key=lambda part: part.source.held_out != "all")
+
     def readers(self, source: Source) -> list[Stage]:
         """The stages that read a source."""
         return [
@@ -324,6 +336,16 @@ class Data(Section):
                         "with a weight if its rows are to be seen more often"
                     )
                 seen[read] = key.removeprefix("data.")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> Data:
+        for stage in STAGES:
+            if all(source.held_out == "all" for source in self.sources(stage)):
+                raise ValueError(
+                    f"{stage}: held_out is all in each of its sources, which leaves none to train on; add a "
+                    "source, or set a number"
+                )
         return self
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -26,6 +26,7 @@ from data.sources.text import after, collapsed
 
 # English has about 4 characters per token. Text far above the limits need not be tokenized as a whole.
 CHARACTERS_PER_TOKEN = 64
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,8 @@ def demonstrations(
     masks: list[list[bool] | None] = []
     for row in rows:
         if "learned" in row and data.train_on == "all":
-            prompt_ids, completion_ids, learned = _encode_turns(row, tokenizer, data)
-            encoded.append((prompt_ids, [completion_ids]))
+            turns, learned = _encode_turns(row, tokenizer, data)
+            encoded.append(turns)
             masks.append(learned)
         else:
             encoded.append(_encode(row["prompt"], [row["completion"]], tokenizer, data, _where(row)))
@@ -259,37 +260,49 @@ def _encode_ranking(row: Row, tokenizer: PreTrainedTokenizerBase, data: Data) ->
 def _encode(
     prompt: Text, completions: Sequence[Text], tokenizer: PreTrainedTokenizerBase, data: Data, where: str
 ) -> Encoded:
-    """Token ids of a row. If it is dropped or cut anyway, text far above the limits is shortened first."""
-    longest = CHARACTERS_PER_TOKEN * data.max_length
-    shortened = [cut(text, longest) for text in (prompt, *completions)]
-    if shortened != [prompt, *completions]:
-        encoded = _encode_whole(shortened[0], shortened[1:], tokenizer, data, where)
-        fitted = fit_to_limits(*encoded, data)
-        if fitted is None or fitted.truncated:
-            return encoded
-    return _encode_whole(prompt, completions, tokenizer, data, where)
+    """Token ids of a row."""
+
+    def encode(texts: list[Text]) -> tuple[Encoded, None]:
+        return _encode_whole(texts[0], texts[1:], tokenizer, data, where), None
+
+    return _encode_as_far_as_kept([prompt, *completions], encode, data)[0]
 
 
-def _encode_turns(
-    row: Row, tokenizer: PreTrainedTokenizerBase, data: Data
-) -> tuple[list[int], list[int], list[bool]]:
+def _encode_turns(row: Row, tokenizer: PreTrainedTokenizerBase, data: Data) -> tuple[Encoded, list[bool]]:
     """Token ids of a conversation up to its first learned turn and after, and which of these are learned."""
-    messages = cut([*row["prompt"], *row["completion"]], CHARACTERS_PER_TOKEN * data.max_length)
-    assert not isinstance(messages, str)
-    where, turns = _where(row), [*row["learned"], len(messages) - 1]
+    where, whole = _where(row), [*row["prompt"], *row["completion"]]
+    turns = [*row["learned"], len(whole) - 1]
     check_template(tokenizer, [message["role"] for message in row["prompt"]], where)
 
     def render(part: list[Message], prompt: bool) -> list[int]:
         within = [turn for turn in turns if turn < len(part)]
         return encoder_of(tokenizer).conversations([(part, prompt)], where, within)[0]
 
+    def encode(texts: list[Text]) -> tuple[Encoded, list[bool]]:
+        messages = as_messages(texts[0], "user")
+        prompt_ids, ids, learned = learned_turns(render, messages, turns, end_of_turn(tokenizer))
+        return (prompt_ids, [ids]), learned
+
     try:
-        return learned_turns(render, messages, turns, end_of_turn(tokenizer))
+        return _encode_as_far_as_kept([whole], encode, data)
     except NotAPrefix as error:
         reason = _not_a_prefix(tokenizer, error.alone, error.whole, where)
         raise UserError(
             f"{reason} Or set data.train_on to last, so that only the last turn is learned."
         ) from None
+
+
+def _encode_as_far_as_kept(
+    texts: list[Text], encode: Callable[[list[Text]], tuple[Encoded, T]], data: Data
+) -> tuple[Encoded, T]:
+    """Encode the texts of a row. If it is dropped or cut anyway, those far above the limits are shortened."""
+    shortened = [cut(text, CHARACTERS_PER_TOKEN * data.max_length) for text in texts]
+    if shortened != texts:
+        encoded, learned = encode(shortened)
+        fitted = fit_to_limits(*encoded, data)
+        if fitted is None or fitted.truncated:
+            return encoded, learned
+    return encode(texts)
 
 
 def _encode_whole(

@@ -39,7 +39,7 @@ def load_mixture(data: Data, stage: Stage, kind: Kind, seed: int, note: Callable
     rows: list[Row] = []
     counts: dict[str, Counter[str]] = {}
     prompts, contents = set[str](), set[Hashable]()
-    for part in data.parts(stage):
+    for part in data.claims(stage):
         loaded = load_rows(part.source, kind, note, belongs_to(data, stage, seed, part.source))
         keyed = [(row_key(row), _content(row), row) for row in loaded.rows]
         kept = [row for _, content, row in keyed if content not in contents]

@@ -89,7 +89,8 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int, earlie
     If stages read the same source, each prompt belongs to one of them (see `stage_interval`). Of the distinct
     prompts of each source of the stage, `held_out` are kept for evaluation: a share, rounded but at least one
     prompt, or a number. All rows of a prompt are on one side. The side depends on the seed and the prompt,
-    not on the order of rows. A prompt of several sources counts for the first of them.
+    not on the order of rows. A prompt of several sources counts for the first of them. A source that is held
+    out whole counts before the others, and nothing of it is trained on.
 
     A prompt that an earlier stage trains on is not held out. Of those that an earlier stage holds out, as
     many are held out as `held_out` asks for, before all others; the rest is `apart`. An earlier turn of a
@@ -107,7 +108,7 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int, earlie
     side: dict[str, Side] = {}
     own: list[tuple[str, Row]] = []
     asked = 0
-    for part in data.parts(stage):
+    for part in data.claims(stage):
         belongs = belongs_to(data, stage, seed, part.source)
         of_source = [row for row in rows if row.get("source", "") == part.label and belongs(row)]
         keyed = [(row_key(row), row) for row in of_source]
@@ -118,14 +119,17 @@ def stage_split(data: Data, stage: Stage, rows: Sequence[Row], seed: int, earlie
             key=lambda key: (unit(seed, "held_out", key), key),
         )
         free.sort(key=lambda key: key not in kept)  # these first, in the order of their hashes
-        count = _held_out_count(part.source, len(new)) if new else 0
-        if part.label and part.source.held_out >= 1 and new and count > len(new):
+        count = part.source.held_out_of(len(new)) if new else 0
+        if part.label and count > len(new):
             raise UserError(
                 f"{part.key}: it has {counted(len(new), 'prompt')} of its own, and held_out takes {count}, "
                 f"which leaves none to train on. Lower {part.key}.held_out."
             )
         asked, chosen = asked + count, set(free[:count])
-        side |= {key: "held_out" if key in chosen else "apart" if key in kept else "train" for key in new}
+        untrained = new if part.source.held_out == "all" else kept
+        side |= {
+            key: "held_out" if key in chosen else "apart" if key in untrained else "train" for key in new
+        }
         own += keyed
     sides = list(side.values())
     _check_sides(data, stage, sides, asked)
@@ -246,11 +250,3 @@ def _content(row: Row) -> str:
 
 def _others(readers: Sequence[Stage], stage: Stage) -> str:
     return " and ".join(f"data.{other}" for other in readers if other != stage)
-
-
-def _held_out_count(source: Source, prompts: int) -> int:
-    if source.held_out == 0:
-        return 0
-    if source.held_out >= 1:
-        return round(source.held_out)
-    return max(1, round(source.held_out * prompts))

@@ -154,9 +154,7 @@ def _rows_of_source(config: Experiment, stage: Stage, source: Source) -> int | N
         all_shares, used_shares = sum(map(shares.of, STAGES)), sum(map(shares.of, readers))
         rows = round(rows * shares.of(stage) * all_shares / (used_shares or 1))
     rows = min(rows, source.limit or rows)
-    share = source.held_out * rows if source.held_out < 1 else source.held_out
-    held_out = max(1, round(share)) if share else 0
-    return round(source.weight * max(0, rows - held_out))
+    return round(source.weight * max(0, rows - source.held_out_of(rows)))
 
 
 def _rows(path: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -21,8 +22,10 @@ def rank_here(world: int, accelerators: int) -> Rank:
 
 
 def _free_gpu_memory() -> int | None:
-    """Bytes that are free on the fullest GPU; None if nvidia-smi does not say."""
-    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    """Bytes that are free on the fullest visible GPU; None if nvidia-smi does not say."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "")
+    chosen = [f"--id={visible}"] if visible else []
+    command = ["nvidia-smi", *chosen, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     with suppress(OSError, ValueError, subprocess.SubprocessError):
         output = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
         return min(int(line) for line in output.split()) * MIB

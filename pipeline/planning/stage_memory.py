@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from configs.deepspeed_json import read_deepspeed_json, zero_stage
 from configs.errors import UserError
-from configs.schema import Experiment, Rollout, Stage
+from configs.schema import Base, Experiment, Rollout, Stage
 from data.storage.adapter_names import ADAPTER_FILE
 from pipeline.planning import memory
 from pipeline.planning.batches import completions_of, training
@@ -58,11 +59,13 @@ class StageMemory:
     Attributes:
         phases: bytes of each part, by phase; a part that lasts is in every phase.
         disk: bytes of its checkpoints and adapters.
+        largest_base: key of the base whose activations are the most.
     """
 
     stage: Stage
     phases: Mapping[str, Parts]
     disk: int
+    largest_base: str = "base"
 
     @property
     def peak_phase(self) -> str:
@@ -93,14 +96,22 @@ def estimate(config: Experiment, stage: Stage, shapes: Mapping[str, BaseShape], 
     return _Estimator(config, stage, shapes, rank).estimate()
 
 
+class _Held(NamedTuple):
+    """A base as the stage holds it."""
+
+    base: Base
+    shape: BaseShape
+    precision: Precision
+
+
 class _Estimator:
     """The sizes of one stage, from which its phases are added up."""
 
     def __init__(self, config: Experiment, stage: Stage, shapes: Mapping[str, BaseShape], rank: Rank) -> None:
         self.config, self.stage, self.rank = config, stage, rank
-        self.bases = [(shapes[base.key], self._precision(base.key)) for base in config.bases(stage)]
-        self.policy, self.policy_precision = self.bases[0]
-        self.scorer, self.scorer_precision = self.bases[-1]  # the reward model's base, and the critic's
+        self.bases = [_Held(base, shapes[base.key], self._precision(base)) for base in config.bases(stage)]
+        _, self.policy, self.policy_precision = self.bases[0]
+        _, self.scorer, self.scorer_precision = self.bases[-1]  # the reward model's base, and the critic's
         self.zero = self._zero_stage()
         self.sft_adapter = self._given("sft") or self._adapter_parameters(self.policy)
         self.adapter = (self._given("ppo") if stage == "ppo" else None) or self.sft_adapter
@@ -108,8 +119,7 @@ class _Estimator:
         self.scorer_adapter = self._given("rm") or new
         self.members = config.rm.members
 
-    def _precision(self, key: str) -> Precision:
-        base = self.config.rm.base if key == "rm.base" and self.config.rm.base else self.config.base
+    def _precision(self, base: Base) -> Precision:
         narrow = base.compute_dtype == "bfloat16" or (base.compute_dtype == "auto" and self.rank.bf16)
         return Precision(base.quantization, 2 if narrow else 4)
 
@@ -139,7 +149,7 @@ class _Estimator:
             phases["training"] = resident | self._training()
         if self._rollout() is not None:
             phases["sampling"] = resident | self._sampling(resident)
-        return StageMemory(self.stage, phases, self._disk())
+        return StageMemory(self.stage, phases, self._disk(), self._largest().base.key)
 
     # Parts that last
 
@@ -147,14 +157,18 @@ class _Estimator:
         return CUDA_CONTEXT if self.rank.gpu else LIBRARIES
 
     def _base(self) -> int:
-        whole = sum(memory.base_bytes(*base) for base in self.bases)
+        whole = self._whole_bases()
         return whole // self.rank.ranks if self.zero == 3 else whole
+
+    def _whole_bases(self) -> int:
+        return sum(memory.base_bytes(one.shape, one.precision) for one in self.bases)
 
     def _loading(self) -> Parts:
         # A GPU gets one weight after another. On a CPU, the mapped files count as the process's memory.
-        files = 0 if self.rank.gpu else max(memory.loading_bytes(*base) for base in self.bases)
-        whole = sum(memory.base_bytes(*base) for base in self.bases)
-        return {"libraries": self._process(), "base": whole, FILES: files}
+        files = (
+            0 if self.rank.gpu else max(memory.loading_bytes(one.shape, one.precision) for one in self.bases)
+        )
+        return {"libraries": self._process(), "base": self._whole_bases(), FILES: files}
 
     def _resident(self) -> Parts:
         trained, frozen = self._roles()
@@ -186,9 +200,8 @@ class _Estimator:
 
     def _training(self) -> Parts:
         """The largest forward and backward: of the reward model in `rm`, else of the policy or the critic."""
-        sequences, length = batch = self._batch()
-        models = {"sft": self.bases[:1], "rm": self.bases[-1:]}.get(self.stage, self.bases)
-        activations = max(self._activations(*model, batch) for model in models)
+        sequences, length = self._batch()
+        activations = self._activations(self._largest())
         parts = {"activations": activations}
         if self.stage != "rm":
             tokens = sequences * (self.config.ppo.rollout.max_new_tokens if self.stage == "ppo" else length)
@@ -196,14 +209,28 @@ class _Estimator:
             compute = self.policy_precision.compute
             parts["logits"] = memory.logit_bytes(self.policy, compute, tokens, tiled=tiled, gpu=self.rank.gpu)
         waste = round((GPU_WASTE if self.rank.gpu else CPU_WASTE) * activations)
-        if self.config.base.gradient_checkpointing and not self.rank.gpu:
-            layers = (memory.layer_bytes(s, p.compute, self.config.adapter.r, batch) for s, p in models)
-            waste = max(waste, RECOMPUTED_LAYERS * max(layers))
+        if not self.rank.gpu:
+            waste = max(waste, RECOMPUTED_LAYERS * max(map(self._recomputed, self._trained())))
         return parts | {"allocator": waste}
 
-    def _activations(self, shape: BaseShape, precision: Precision, batch: tuple[int, int]) -> int:
-        checkpointing = self.config.base.gradient_checkpointing
-        return memory.activation_bytes(shape, precision.compute, self.config.adapter.r, batch, checkpointing)
+    def _trained(self) -> list[_Held]:
+        """The bases through which the stage trains."""
+        return {"sft": self.bases[:1], "rm": self.bases[-1:]}.get(self.stage, self.bases)
+
+    def _largest(self) -> _Held:
+        """The base whose activations are the most."""
+        trained = self._trained()
+        return max(trained, key=self._activations) if self.stage != "best" else trained[0]
+
+    def _activations(self, one: _Held) -> int:
+        rank, checkpointing = self.config.adapter.r, one.base.gradient_checkpointing
+        return memory.activation_bytes(one.shape, one.precision.compute, rank, self._batch(), checkpointing)
+
+    def _recomputed(self, one: _Held) -> int:
+        """Bytes of the layer that a backward recomputes."""
+        if not one.base.gradient_checkpointing:
+            return 0
+        return memory.layer_bytes(one.shape, one.precision.compute, self.config.adapter.r, self._batch())
 
     def _batch(self) -> tuple[int, int]:
         """Rows of one forward, and tokens of each at most."""

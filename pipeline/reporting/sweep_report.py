@@ -112,7 +112,7 @@ def frontier(results: Sequence[SweepResult], best_of_n: Sequence[Row]) -> Figure
                 [metrics["kl"] for metrics in finished],
                 [metrics[measure] for metrics in finished],
                 color=PALETTE[number % len(PALETTE)],
-                marker=MARKERS[number % len(MARKERS)],
+                marker=MARKERS[(number + number // len(PALETTE)) % len(MARKERS)],  # 36 looks
                 s=48,
                 label=setting,
                 zorder=3,

@@ -92,13 +92,10 @@ def gold_parts(metrics: dict[str, float]) -> list[Table]:
     """The parts of the judge's score, a row each and a column for each policy; none if there are no parts.
 
     Args:
-        metrics: the final metrics of PPO; `gold_PART_ROLE` is the mean of a part.
+        metrics: the final metrics of PPO; `gold_PART_ROLE` is the mean of a part. A term of the reward may be
+            called gold, too, but has no figure of the base.
     """
-    parts = [
-        match[1]
-        for name in metrics
-        if (match := re.fullmatch(r"gold_(\w+)_ppo", name)) and f"gold_{match[1]}_sft" in metrics
-    ]
+    parts = [match[1] for name in metrics if (match := re.fullmatch(r"gold_(\w+)_base", name))]
     rows = [
         [Cell(part), *(Cell(metric_with_interval(metrics, f"gold_{part}_{role}")) for role in ROLE_NAMES)]
         for part in parts

@@ -105,8 +105,9 @@ def _memory_warnings(config: Experiment, estimates: Sequence[StageMemory], rank:
         part, _ = one.largest_parts(1)[0]
         rollout, _ = config.rollouts.get(one.stage, ("", None))
         remedy = REMEDIES[part].format(stage=one.stage, rollout=rollout)
-        if part in ("activations", "allocator") and not config.base.gradient_checkpointing:
-            remedy += ", or set base.gradient_checkpointing to true"
+        recomputing = {base.key: base.gradient_checkpointing for base in config.bases(one.stage)}
+        if part in ("activations", "allocator") and not recomputing[one.largest_base]:
+            remedy += f", or set {one.largest_base}.gradient_checkpointing to true"
         need, have = gib(one.peak), gib(rank.available)
         may = "will almost certainly" if one.peak > HOPELESS * rank.available else "may"
         yield (

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from configs.errors import UserError
 from configs.schema import Experiment, Stage
+from data.sources.messages import dialogue
 from data.storage.files import read_json_lines
 from pipeline.state.manifest import Manifest
 from pipeline.tracking.reward_tables import reward_tables
@@ -218,7 +219,9 @@ class WandbSink:
         self._guard(add)
 
     def close(self, exit_code: int) -> None:
+        run = self._run
         self._guard(self._log_samples)
+        self._run = run  # it ends even if W&B refuses the table
         self._guard(lambda run: run.finish(exit_code=exit_code))
         self._run = None
         _end_service(exit_code)
@@ -231,7 +234,7 @@ class WandbSink:
         rows = rows[-ROWS_PER_TABLE:]
         if rows:
             columns = list(dict.fromkeys(name for row in rows for name in row))
-            data = [[row.get(name) for name in columns] for row in rows]
+            data = [[_cell(row.get(name)) for name in columns] for row in rows]
             run.log({"samples": wandb.Table(columns=[*columns], data=data)})
 
     def _log_output(self, run: Any, manifest: Manifest, output: Path) -> None:
@@ -279,6 +282,15 @@ class WandbSink:
             level = logging.INFO if self.stopping() else logging.WARNING
             logger.log(level, "W&B failed (%s); from here on only files are written", error)
             self._run = None
+
+
+def _cell(value: Any) -> Any:
+    """A value in a table of W&B, which refuses a column of texts and lists."""
+    if not isinstance(value, list):
+        return value
+    if value and isinstance(value[0], dict):
+        return dialogue(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _charts(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from stages.feedback.earlier_rankings import with_earlier
 from stages.feedback.rankers import Label, open_ranker
 from stages.sampling.answers import Sampled, sample_answers, with_texts
 from stages.sampling.sampler import Sampler
+from stages.training.same_rows import other_rows
 
 Row = dict[str, Any]
 REMEDY = (
@@ -145,11 +146,25 @@ def read_label_metrics(folder: Path) -> dict[str, float]:
 def _sampled(
     context: Context, sampler: Sampler, role: str, parts: Sequence[Sequence[tokenize.Prompt]]
 ) -> list[list[Sampled]]:
-    """K answers to the prompts of each split. They are read if an earlier attempt has sampled them."""
+    """K answers to the prompts of each split. They are read if an earlier attempt has sampled them.
+
+    Raises:
+        UserError: it sampled answers to other prompts.
+    """
     file, number, data = context.folder / SAMPLED, context.config.rm.rankings.completions, context.config.data
+    asked = [
+        {"split": split, "prompt": one.prompt}
+        for split, part in zip(SPLITS, parts, strict=True)
+        for one in part
+    ]
     if sampler.ranks.broadcast(context.resume and file.exists()):
         check_sealed(file, REMEDY)
         rows = read_json_lines(file, ["completion_ids"], remedy=REMEDY)
+        # A row of an earlier version does not say which prompt it answers.
+        if len(rows) != len(asked) or any(
+            row | one != one | row for row, one in zip(rows, asked, strict=True)
+        ):
+            raise other_rows(context)
         ids = iter([row["completion_ids"] for row in rows])
         return [with_texts(data, sampler, part, [next(ids) for _ in part]) for part in parts]
     advance = context.tracker.advance
@@ -157,7 +172,8 @@ def _sampled(
     noise = context.seed, NOISE
     sampled = [sample_answers(data, sampler, role, part, number, noise, advance) for part in parts]
     if sampler.ranks.rank == 0:
-        rows = [{"completion_ids": one.ids} for part in sampled for one in part]
+        answers = [one.ids for part in sampled for one in part]
+        rows = [{**one, "completion_ids": ids} for one, ids in zip(asked, answers, strict=True)]
         write_sealed(file, {file.name: json_lines(rows)})
     return sampled
 

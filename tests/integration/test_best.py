@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.errors import UserError
 from configs.load import load_experiment
 from data.sources.normalise import normalise
 from data.storage.files import write_json_lines
@@ -144,3 +145,11 @@ def test_damaged_part_is_named(context: Context, ranks) -> None:
     write_json_lines(context.folder / "answers" / "train-00000.jsonl", [{"prompt": "p"}])
     with pytest.raises(Exception, match=r"train-00000.jsonl, line 1: damaged .* --fresh"):
         best.run(replace(context, resume=True))
+
+
+def test_answers_to_other_prompts_are_refused(context: Context, ranks) -> None:
+    """The answers that are there would be mixed with those to other prompts, and some asked twice."""
+    best.run(context)
+    fewer = load_experiment(TINY, [*SMALL, "ppo.judge=warmth", "data.ppo.limit=20"])
+    with pytest.raises(UserError, match=r"stage best: its training and held-out prompts are not .* --fresh"):
+        best.run(replace(context, config=fewer, resume=True))

@@ -175,6 +175,32 @@ def test_killed_after_the_last_checkpoint_repeats_nothing(
     assert_same_result(run_dir / stage, separate_run / stage)
 
 
+def test_ppo_does_not_resume_on_another_split(separate_run: Path, tmp_path: Path) -> None:
+    """Its prompts are those of SFT, too, so that `data.sft` decides which it trains on and holds out."""
+    run_dir, sft, ppo = copy_upstream(separate_run, "ppo", tmp_path / "run"), *map(tmp_path.joinpath, "ab")
+    for copy in (sft, ppo):
+        shutil.copy(TINY.parents[1] / "data" / "samples" / "tiny-sft.jsonl", copy.with_suffix(".jsonl"))
+    command = (*OVERRIDES, f"data.sft.path={sft}.jsonl", f"data.ppo.path={ppo}.jsonl", "data.ppo.held_out=4")
+    killed = start_warm([KILLED_STAGE, "2", *stage_arguments("ppo", run_dir, *command)])
+    assert killed.returncode == -signal.SIGKILL, killed.stdout
+    before = (run_dir / "ppo" / "metrics.jsonl").read_text()
+
+    def refused(*overrides: str) -> str:
+        said = run_stage("ppo", run_dir, *command, *overrides, status=2).stdout
+        assert "resumes from step-000001" in said and "Traceback" not in said
+        assert "stage ppo: its training and held-out prompts are not those on which it began: " in said
+        assert (run_dir / "ppo" / "metrics.jsonl").read_text() == before
+        return said
+
+    assert "data.sft.held_out: 8.0 -> 5.0" in refused("data.sft.held_out=5")
+    moved = sft.with_suffix(".jsonl").rename(tmp_path / "moved.jsonl")
+    assert "a source of data.sft, data.rm, data.ppo changed or moved, or could not be read" in refused()
+    assert f"data.sft.path: {sft}.jsonl -> {moved}" in refused(f"data.sft={{path: {moved}, held_out: 5}}")
+    moved.rename(sft.with_suffix(".jsonl"))
+    run_stage("ppo", run_dir, *command)
+    assert "finished" in run_stage("ppo", run_dir, *command, "data.sft.held_out=5").stdout  # and is skipped
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("failure", "reason"),

@@ -63,6 +63,10 @@ OVERRIDES = [
     ("ppo.from=''", "ppo.from: '' is empty; give a path, or leave the key out"),
     ("rm.from=https://h/x", "rm.from: a URL, a password or a token"),
     ("data.sft.limit=0", "data.sft.limit: 0 is not allowed"),
+    ("data.sft.held_out=every", "data.sft.held_out: 'every' is not allowed; allowed: a number ≥ 0"),
+    ("data.sft.held_out=alle", "did you mean all?"),
+    ("data.sft.held_out=-1", "data.sft.held_out: -1 is not allowed; allowed: a number ≥ 0"),
+    ("data.sft.held_out=true", "data.sft.held_out: True is not allowed"),
     # Several sources
     ("sft={on: 1, packing: true}", "sft.True: unknown key; `tristage explain sft` lists the keys of sft"),
     ("ppo.rewards=[{2: rm}]", "ppo.rewards[0][2]: unknown key; allowed in ppo.rewards[0]: "),
@@ -244,6 +248,11 @@ CONTRADICTIONS = [
     (["data.rm=[{path: a.jsonl, label: x}, {path: b.jsonl, label: x}]"], "rm[1].label: 'x' is rm[0], too"),
     (["data.ppo=[{path: a.jsonl, min_rating: 3}]"], "ppo[0].min_rating: only sft learns rated answers"),
     (["data.sft.held_out=1.5"], "held_out (1.5) must be a share below 1 or a whole number of prompts"),
+    (
+        ["data.ppo=[{path: a.jsonl, held_out: all}, {path: b.jsonl, held_out: all}]"],
+        "ppo: held_out is all in each of its sources, which leaves none to train on; add a source",
+    ),
+    (["data.sft.held_out=all"], "sft: held_out is all in each of its sources"),
     (["data.shares.sft=0.9"], "the three shares must add up to at most 1"),
     (["ppo.rewards=[{source: rm}, {source: rm}]"], "rewards: two terms are called rm; set their name"),
     (["ppo.rewards=[{source: 'a:f'}, {source: 'b:f'}]"], "rewards: two terms are called f; set their name"),

@@ -49,11 +49,11 @@ def sources(draw: st.DrawFn, files: int) -> list[Row]:
     return [
         {
             "path": f"{number}.jsonl",
-            "held_out": draw(HELD_OUT),
+            "held_out": draw(HELD_OUT if place == 0 else HELD_OUT | st.just("all")),
             "limit": draw(st.sampled_from([None, 2, 6])),
             "weight": draw(st.sampled_from([1, 0.5, 2])),
         }
-        for number in numbers
+        for place, number in enumerate(numbers)
     ]
 
 
@@ -63,7 +63,10 @@ def mixtures(draw: st.DrawFn) -> tuple[list[list[Row]], Row]:
     files = draw(FILES)
     data: Row = {stage: draw(sources(len(files))) for stage in STAGES}
     if draw(st.booleans()):
-        data["sft"] = [*data["sft"], {"path": f"{len(files)}.jsonl", "held_out": draw(HELD_OUT)}]
+        data["sft"] = [
+            *data["sft"],
+            {"path": f"{len(files)}.jsonl", "held_out": draw(HELD_OUT | st.just("all"))},
+        ]
     files = [*files, draw(st.lists(conversation(), min_size=1, max_size=8))]
     data["shares"] = draw(
         st.sampled_from([{"sft": 0.2, "rm": 0.4, "ppo": 0.4}, {"sft": 0.5, "rm": 0.3, "ppo": 0.1}])
@@ -260,6 +263,17 @@ def test_near_duplicates_are_counted_and_stay(tmp_path: Path) -> None:
     assert found.counts["near_duplicates"] == len(found.held_out) == 5
     (note,) = (note for note in notes if "nearly repeat" in note)
     assert note.count(" held out, ") == 3 and "None is removed" in note
+
+
+def test_a_sample_of_many_prompts_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("data.examples", "data.sources.near_duplicates"):
+        monkeypatch.setattr(f"{module}.MOST", 3)
+    data: Row = {stage: [{"path": "0.jsonl", "held_out": 4}] for stage in STAGES}
+    notes: list[str] = []
+    StageData(experiment(tmp_path, [rows(*range(30))], data), "rm", notes.append).rows("rankings")
+    said = [note for note in notes if note.startswith("data.near_duplicates: 3 of ")]
+    assert said[0].endswith(" training prompts were compared")
+    assert said[1] == "data.near_duplicates: 3 of 4 held-out prompts were compared"
 
 
 def test_ppo_stays_apart_from_what_people_ranked(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from configs.errors import UserError
 from configs.schema import Data, Source
-from data.batches import collate
+from data.batches import collate, tokenize
 from data.batches.pack import pack
 from data.batches.tokenize import Demonstration, demonstrations
 from data.sources.normalise import normalise
@@ -91,6 +91,15 @@ def test_train_on_last_learns_the_last_turn_alone():
     assert last.prompt_ids + last.completion_ids == whole.prompt_ids + whole.completion_ids
     assert tokenizer.decode(last.completion_ids) == "No.<|im_end|>" and last.learned is None
     assert sum(last.completion_mask) < sum(whole.completion_mask)
+
+
+def test_a_turn_of_many_characters_and_few_tokens_is_whole(monkeypatch):
+    """Only text that would be dropped or cut anyway is shortened before it becomes tokens."""
+    talk = [*TALK[:3], assistant("They think that " * 80), *TALK[4:]]
+    whole = learned(tokenizer_of(PLAIN), talk)
+    monkeypatch.setattr(tokenize, "CHARACTERS_PER_TOKEN", 1)
+    assert learned(tokenizer_of(PLAIN), talk) == whole
+    assert len(whole.completion_ids) < 1024 < len(talk[3]["content"])
 
 
 def test_one_turn_is_the_same_with_both():

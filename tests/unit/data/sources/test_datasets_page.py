@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
+from configs.load import load_experiment
 from configs.schema import Source
+from data.examples import StageData
 from data.sources.formats import FORMATS
 from data.sources.keys import SYNONYMS
 from data.sources.loading import load_rows
 from data.sources.order import RANKS, SCORES
+from data.storage.files import write_json_lines
 
 PAGE = (Path(__file__).parents[4] / "docs" / "guides" / "datasets.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r'```jsonl title="(\w+)( refused)?"\n(.*?)```', PAGE, re.DOTALL)
@@ -52,3 +55,14 @@ def test_the_page_has_every_format_and_synonym():
     required = {key for form in FORMATS for key in form.required}
     assert required | set(SYNONYMS) | {*RANKS, *SCORES} <= read
     assert len(READ) >= len(FORMATS)
+
+
+def test_the_example_holds_a_whole_file_out(tmp_path):
+    (block,) = [block for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if "held_out" in block]
+    for name, words in {"train.jsonl": "abc", "test.jsonl": "cde"}.items():
+        write_json_lines(tmp_path / name, [{"prompt": word, "completion": name} for word in words])
+    others = "\n".join(f"  {stage}: {{path: {stage}.jsonl}}" for stage in ("rm", "ppo"))
+    (tmp_path / "my.yaml").write_text(f"name: my\nbase: {{model: tiny-random}}\n{block}{others}\n")
+    split = StageData(load_experiment(tmp_path / "my.yaml"), "sft", lambda _: None).rows("demonstrations")
+    assert [row["prompt"] for row in split.train] == ["a", "b"]
+    assert [row["prompt"] for row in split.held_out] == ["c", "d", "e", "c"]

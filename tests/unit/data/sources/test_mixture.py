@@ -173,3 +173,27 @@ def test_a_fault_names_its_source(tmp_path: Path) -> None:
     planned = {"data.sft[1].path": "another digest"}
     with pytest.raises(UserError, match=r"^data\.sft\[1\]\.path: .*b\.jsonl changed while"):
         StageData(config, "sft", print, planned).rows("demonstrations")
+
+
+def test_a_file_of_ones_own_is_held_out_whole(tmp_path: Path) -> None:
+    """Also what the other file, which stands before it, has of it: a copy, and another answer."""
+    files = {"train.jsonl": demonstrations(*range(10)), "test.jsonl": demonstrations(0, 20, 21)}
+    files["train.jsonl"] += demonstrations(20, answer="b")
+    first, second = ({"path": str(tmp_path / name)} for name in files)
+    config = experiment(tmp_path, files, sft=[first | {"held_out": 0}, second | {"held_out": "all"}])
+    train, held_out, counts, _ = read(config)
+    assert [row["prompt"] for row in train] == [f"p{number}" for number in range(1, 10)]
+    of_test = [(row["prompt"], row["source"]) for row in held_out]
+    assert of_test == [("p0", "test"), ("p20", "test"), ("p21", "test"), ("p20", "train")]
+    assert counts["sources/train/rows_repeated"] == 1 and counts["sources/test/rows_held_out"] == 3
+
+
+def test_what_is_held_out_whole_is_not_trained_on_if_an_earlier_stage_learns_it(tmp_path: Path) -> None:
+    files = {"sft.jsonl": demonstrations(*range(4)), "rm.jsonl": demonstrations(*range(10, 20))}
+    files["test.jsonl"] = demonstrations(2, 3, 30)
+    sft, rm, test = ({"path": str(tmp_path / name), "held_out": 0} for name in files)
+    config = experiment(tmp_path, files, sft=sft, rm=[rm, test | {"held_out": "all"}])
+    train, held_out, counts, notes = read(config, "rm")
+    assert {row["prompt"] for row in train} == {f"p{number}" for number in range(10, 20)}
+    assert [row["prompt"] for row in held_out] == ["p30"] and counts["rows_kept_apart"] == 2
+    assert any("2 prompts fewer are held out than held_out asks for" in note for note in notes)

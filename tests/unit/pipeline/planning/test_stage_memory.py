@@ -174,6 +174,28 @@ def test_both_bases_of_an_experiment_count() -> None:
     )
 
 
+def two_bases(*recomputing: str) -> Experiment:
+    """A small policy and a large reward model; the bases that recompute activations."""
+    keys = {key: {"gradient_checkpointing": key in recomputing} for key in ("base", "rm.base")}
+    rm = {"base": {"model": "Qwen/Qwen2.5-1.5B-Instruct", **keys["rm.base"]}}
+    tree = toy().model_dump() | {"rm": rm}
+    return Experiment.model_validate(tree | {"base": tree["base"] | keys["base"]})
+
+
+def test_checkpointing_is_of_the_base_that_has_it() -> None:
+    shapes = {"base": shape("Qwen/Qwen2.5-0.5B-Instruct"), "rm.base": shape("Qwen/Qwen2.5-1.5B-Instruct")}
+
+    def activations(stage: Stage, *recomputing: str) -> int:
+        return estimate(two_bases(*recomputing), stage, shapes, CPU).phases["training"]["activations"]
+
+    assert activations("rm", "base") == activations("rm") > 8 * activations("rm", "rm.base")
+    assert activations("sft", "rm.base") == activations("sft") > 8 * activations("sft", "base")
+    # PPO trains both; the policy is the larger once the critic recomputes.
+    assert activations("ppo", "base") == activations("ppo") > activations("ppo", "rm.base")
+    for recomputing, largest in {(): "rm.base", ("rm.base",): "base"}.items():
+        assert estimate(two_bases(*recomputing), "ppo", shapes, CPU).largest_base == largest
+
+
 # Peaks of torch's allocator on an H200, in GiB: tests/benchmarks/peers.py on a Llama of 1.2 billion random
 # weights in NF4, 16 sequences of 256 + 128 tokens in one forward (rankings: 8 of two completions each).
 RECORDED = {"sft": 11.30, "rm": 7.91, "ppo": 10.92}

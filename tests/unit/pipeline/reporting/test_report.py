@@ -206,6 +206,14 @@ def test_parts_of_the_gold_score_have_a_table(run):
     assert ["warmth", "-0.250 [-0.375, -0.125]", "0.250 [0.125, 0.375]", "0.500 [0.375, 0.625]"] in rows
 
 
+@pytest.mark.parametrize("label", ["gold", "gold_warmth"])
+def test_a_term_called_gold_is_no_part_of_the_gold_score(label, tmp_path):
+    figures = interval(f"{label}_score_sft", 3.0, 0.1) | interval(f"{label}_score_ppo", 7.5, 0.2)
+    run = of_terms(tmp_path / "run", {"source": "my:score", "name": label}, **figures)
+    html, text = run.complete().texts()
+    assert "gold.png" in html and "Part of the gold score" not in text
+
+
 def test_without_a_judge_there_is_no_gold_figure(tmp_path):
     run = Run(tmp_path / "run", judge=None)
     run.metrics["ppo"] = {name: value for name, value in run.metrics["ppo"].items() if "gold" not in name}

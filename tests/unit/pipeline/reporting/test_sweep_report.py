@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from configs.errors import UserError
-from pipeline.reporting.sweep_report import write_sweep_report
+from configs.schema import Ppo
+from pipeline.reporting.sweep_report import SweepResult, frontier, write_sweep_report
 from pipeline.state.run_directory import RunDirectory
 from pipeline.terminal.show import print_status
 from tests.support.finished_run import Run as MadeUp
@@ -52,6 +53,14 @@ def test_report_tells_settings_apart_and_counts_collapses(tmp_path: Path) -> Non
     assert [row.get("gold_ppo") for row in rows] == [0.5, -0.4, 0.6, None]
     prompts = len(MadeUp(tmp_path).evaluation)
     assert [row.get("distinct") for row in rows] == [1, 1 / prompts, 1, None]
+
+
+def test_each_of_36_settings_has_its_own_look() -> None:
+    metrics = {"kl": 1.0, "gold_ppo": 0.5, "reward_ppo": 0.5}
+    results = [SweepResult(f"kl_coef={number}", 0, metrics, "", Ppo()) for number in range(36)]
+    points = frontier(results, []).axes[0].collections
+    looks = {(str(one.get_facecolor()), str(one.get_paths()[0].vertices)) for one in points}
+    assert len(points) == len(looks) == 36
 
 
 def test_report_of_runs_that_nothing_was_held_out_for(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import requests
 from rich.console import Console
 
-from configs.schema import Experiment
+from configs.schema import Base, Experiment
 from pipeline.planning.plan import plan_stages
 from pipeline.planning.stage_memory import Rank
 from pipeline.terminal.memory_table import print_memory
@@ -88,3 +88,16 @@ def test_a_base_that_the_hub_does_not_give_is_told(tmp_path, monkeypatch, status
 def test_a_full_disk_is_warned_about(tmp_path, large, monkeypatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 2**20}))
     assert f"and {tmp_path} has 0.00 GiB. Free some space." in printed(tmp_path, large, 200 * GIB)
+
+
+def test_the_remedy_names_the_base_that_could_recompute(tmp_path) -> None:
+    model = "Qwen/Qwen2.5-7B-Instruct"
+    for on in (False, True):
+        config = toy(
+            base__model=model,
+            base__gradient_checkpointing=True,
+            rm__base=Base(model=model, quantization="int8", gradient_checkpointing=on).model_dump(),
+        )
+        text = printed(tmp_path, config, 20 * GIB, gpu=True)
+        remedy = "lower rm.micro_batch_size, or set rm.base.gradient_checkpointing to true"
+        assert (remedy in text) is not on and "or set base.gradient_checkpointing" not in text

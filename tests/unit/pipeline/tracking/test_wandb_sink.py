@@ -157,6 +157,36 @@ def test_offline_run_is_complete_inside_the_folder_and_resumes_by_id(tmp_path: P
     assert os.environ["WANDB_DATA_DIR"].startswith(str(tmp_path))
 
 
+MIXED = [
+    {"step": 0, "prompt": "p", "completions": ["a", "b"], "ranks": [0, 1]},
+    {
+        "step": 0,
+        "prompt": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "q"}],
+        "completion": [{"role": "assistant", "content": "c"}],
+    },
+    {"step": 0, "prompt": "r", "completion": "d"},
+]
+
+
+def test_texts_and_conversations_are_one_table(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """W&B itself refuses a column of texts and lists."""
+    config = toy(tracking__wandb="offline")
+    manifest = write_stage(tmp_path, "sft", config=config).model_copy(update={"run_id": "abcd1234"})
+    write_json_lines(tmp_path / "sft" / "samples.jsonl", MIXED)
+    sink = make_wandb_sink(config, manifest, tmp_path / "sft")
+    assert sink is not None
+    sink.close(0)
+    (file,) = (tmp_path / "sft/wandb").glob("offline-run-*-abcd1234/files/media/table/samples_*.json")
+    table = json.loads(file.read_text())
+    assert table["columns"] == ["step", "prompt", "completions", "ranks", "completion"]
+    assert table["data"] == [
+        [0, "p", '["a", "b"]', "[0, 1]", None],
+        [0, "System: Be kind.\n\nUser: q", None, None, "Assistant: c"],
+        [0, "r", None, None, "d"],
+    ]
+    assert "W&B failed" not in caplog.text
+
+
 class Recorder:
     """A stub of a W&B run that fails from a given call on."""
 
@@ -166,6 +196,7 @@ class Recorder:
         self.logged: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         self.fail_after = fail_after
+        self.exit_code: int | None = None
 
     def log(self, values: dict[str, Any], **options: Any) -> None:
         if len(self.logged) >= self.fail_after:
@@ -174,7 +205,7 @@ class Recorder:
         self.logged.append(values)
 
     def finish(self, exit_code: int) -> None:
-        pass
+        self.exit_code = exit_code
 
 
 def test_steps_are_a_metric(tmp_path: Path) -> None:
@@ -207,6 +238,13 @@ def test_table_is_uploaded_every_ten_minutes_while_the_stage_runs(
     write_json_lines(tmp_path / "samples.jsonl", [{"step": 1, "prompt": "p"}])
     sink.samples([{"prompt": "p"}], 1)
     assert run.logged[0]["samples"].data == [[1, "p"]]
+
+
+def test_a_run_ends_even_if_its_table_is_refused(tmp_path: Path) -> None:
+    run = Recorder(fail_after=0)
+    write_json_lines(tmp_path / "samples.jsonl", [{"step": 1}])
+    WandbSink(run, toy(), tmp_path).close(3)
+    assert run.exit_code == 3 and not run.logged
 
 
 def test_tables_of_a_long_run_hold_the_latest_samples(tmp_path: Path) -> None:

@@ -275,6 +275,33 @@ def test_samples_are_kept_until_they_are_ranked(tmp_path, monkeypatch):
     assert len(drawn.calls) == 8
 
 
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [(PROMPTS[1:], []), (PROMPTS, []), ([PROMPTS[0]], [Prompt("other", "other", [7])])],
+)
+def test_samples_of_other_prompts_are_refused(train, held_out, tmp_path, monkeypatch):
+    """A prompt that is gone would give each later one the answers of another."""
+    drawn = Drawn(monkeypatch)
+    monkeypatch.setattr(rankings, "open_ranker", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        rankings.collect_rankings(resuming(tmp_path), SAMPLER, "sft")
+    monkeypatch.setattr(rankings, "read_examples", lambda *_: Examples(train, held_out, {}))
+    with pytest.raises(UserError) as caught:
+        rankings.collect_rankings(resuming(tmp_path), SAMPLER, "sft")
+    check_message(str(caught.value), "stage rm: ", "not those on which it began", "--fresh")
+    assert len(drawn.calls) == 8
+
+
+def test_samples_of_an_earlier_version_are_taken_by_position(tmp_path, monkeypatch):
+    drawn = Drawn(monkeypatch)
+    rows = json_lines([{"completion_ids": [[place]] * 4} for place in (5, 6)])
+    write_sealed(tmp_path / "sampled.jsonl", {"sampled.jsonl": rows})
+    monkeypatch.setattr(rankings, "open_ranker", lambda _: Fixed(Label([0, 1, 1, 1])))
+    rankings.collect_rankings(resuming(tmp_path), SAMPLER, "sft")
+    train, held_out = read_collected_rankings(resuming(tmp_path), record_samples=False)
+    assert [row["completion_ids"][0] for row in (*train, *held_out)] == [[5], [6]] and not drawn.calls
+
+
 def test_damaged_samples_are_refused(tmp_path, monkeypatch):
     Drawn(monkeypatch)
     write_sealed(
