@@ -285,7 +285,7 @@ def test_samples_of_other_prompts_are_refused(train, held_out, tmp_path, monkeyp
     monkeypatch.setattr(rankings, "open_ranker", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         rankings.collect_rankings(resuming(tmp_path), SAMPLER, "sft")
-    monkeypatch.setattr(rankings, "read_examples", lambda *_: Examples(train, held_out, {}))
+    monkeypatch.setattr(rankings, "read_examples", lambda *_, **__: Examples(train, held_out, {}))
     with pytest.raises(UserError) as caught:
         rankings.collect_rankings(resuming(tmp_path), SAMPLER, "sft")
     check_message(str(caught.value), "stage rm: ", "not those on which it began", "--fresh")
