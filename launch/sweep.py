@@ -151,8 +151,8 @@ def check_different(runs: Sequence[Run], configs: Sequence[Experiment]) -> None:
 
 
 def _folder(overrides: Sequence[str], seed: int) -> str:
-    """The name of a run's folder. Values may be paths, or hold other characters that a name may not."""
-    settings = [re.sub("[^A-Za-z0-9._:+=-]", "_", setting) for setting in _short(overrides)]
+    """The name of a run's folder. A value may be a path, and a name holds no slash."""
+    settings = [setting.replace("/", "_") for setting in _short(overrides)]
     return "-".join([*settings, f"seed={seed}"])
 
 

@@ -181,8 +181,8 @@ Sample with {_sampling(run.config.ppo.rollout)}. These are part of the policy.""
 def guessed_template(run: TrainedRun, name: str) -> str:
     """What to know of Ollama if the Modelfile has no template."""
     return (
-        "Ollama guesses the chat template of this model: it has no Jinja, and the template of the training "
-        "is not ChatML. The guess was not checked. It may be another template, or none. See it with "
+        "Ollama guesses the chat template of this model. Ollama has no Jinja, and the template of the "
+        "training is not ChatML. The guess was not checked. It may be another template, or none. See it with "
         f"`ollama show --template {run.config.name}`, or use llama.cpp, which renders the template itself: "
         f"`llama-server -m {name} --jinja`."
     )

@@ -116,15 +116,15 @@ def reweighted(data: Data, stage: Stage, split: Split, seed: int, *, once: bool 
 
 
 def repeated(data: Data, stage: Stage, rows: Sequence[Row], seed: int) -> list[Row]:
-    """What came of each training prompt, as often as the weight of its source says, if that is above 1.
+    """What came of each training prompt, in order, as often as the weight of its source says.
 
     A weight below 1 has left prompts out before.
     """
-    weights = {part.label: max(1.0, part.source.weight) for part in data.parts(stage)}
-    of_source: dict[str, list[Row]] = {}
-    for row in rows:
-        of_source.setdefault(label_of(row), []).append(row)
-    return [row for label, some in of_source.items() for row in weighted(some, weights.get(label, 1.0), seed)]
+    times: Counter[int] = Counter()
+    for part in data.parts(stage):
+        of_source = [row for row in rows if label_of(row) == part.label]
+        times.update(map(id, weighted(of_source, max(1.0, part.source.weight), seed)))
+    return [row for row in rows for _ in range(max(1, times[id(row)]))]
 
 
 def count_split(counts: Mapping[str, Counter[str]], split: Split) -> None:
@@ -175,9 +175,9 @@ def sentence(part: Part, counts: Counter[str]) -> str:
         f"{counts['rows_of_other_stages']:,} of other stages"
     )
     if counts["rows_repeated"]:
-        text += f", {counts['rows_repeated']:,} dropped, which an earlier source has"
+        text += f", {counts['rows_repeated']:,} dropped, which another source has"
     if counts["rows_kept_apart"]:
-        text += f", {counts['rows_kept_apart']:,} dropped, whose prompts another stage holds out"
+        text += f", {counts['rows_kept_apart']:,} dropped, to keep prompts apart from other stages"
     text += f"; {counts['rows_train']:,} to train on, {counts['rows_held_out']:,} held out"
     if counts["rows_of_known_prompts"]:
         text += f"; {counts['rows_of_known_prompts']:,} have a prompt of an earlier source, and other answers"

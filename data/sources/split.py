@@ -176,6 +176,11 @@ def _check_sides(data: Data, stage: Stage, sides: Sequence[Side], asked: int) ->
                 f"data.{stage}: {of}, and earlier stages hold all of them out, which leaves none to train "
                 "on. Give it other prompts, or set data.keep_apart to false."
             )
+        if any(source.held_out == "all" for source in sources):
+            raise UserError(
+                f"data.{stage}: {of}, and held_out takes all of them: the sources to train on have no prompt "
+                "that the one with held_out: all has not. Give them other prompts."
+            )
         raise UserError(
             f"data.{stage}: {of}, and held_out "
             f"takes {asked}, which leaves none to train on. Lower data.{stage}.held_out, raise "

@@ -131,11 +131,11 @@ class JudgeRanker:
         self._judge, self._name, self._ranks, self._tracker = judge, name, ranks, tracker
 
     def rank(self, prompts: Sequence[Text], answers: Sequence[Sequence[str]]) -> list[Label]:
-        """See `Ranker`. Rank 0 asks, and tells the others after each part: no collective times out."""
+        """See `Ranker`. Rank 0 asks, and tells the others after each part."""
         self._tracker.phase(f"rm: {self._name} ranks answers", len(prompts))
         parts = self._parts(prompts, answers) if self._ranks.rank == 0 else iter(())
         labels: list[Label] = []
-        while (part := self._ranks.broadcast(next(parts, None))) is not None:
+        while (part := self._ranks.from_rank_0(lambda: next(parts, None))) is not None:
             labels += [Label(ranks) for ranks in part]
             self._tracker.advance(len(part))
         return labels

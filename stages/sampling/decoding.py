@@ -178,20 +178,21 @@ class TopP(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits (B, V) to logits (B, V): -inf on excluded tokens."""
-        return scores.masked_fill(scores < lowest_kept(scores, self._p), -math.inf)
+        probabilities = scores.softmax(1)  # row by row: a sum over a batch may depend on its size
+        return scores.masked_fill(probabilities < lowest_kept(probabilities, self._p), -math.inf)
 
 
-def lowest_kept(logits: Tensor, p: float, likeliest: int = LIKELIEST) -> Tensor:
-    """The lowest logit that top-p keeps in each row: logits (B, V) to (B, 1).
+def lowest_kept(probabilities: Tensor, p: float, likeliest: int = LIKELIEST) -> Tensor:
+    """The lowest probability that top-p keeps in each row: probabilities (B, V) to (B, 1).
 
     A token is kept if the likelier ones have less than `p` together.
     """
-    top = logits.topk(min(likeliest, logits.shape[1])).values
-    reached = (top - logits.logsumexp(1, keepdim=True)).exp().cumsum(1)
+    top = probabilities.topk(min(likeliest, probabilities.shape[1])).values
+    reached = top.double().cumsum(1)
     lowest = top.gather(1, (reached[:, :-1] < p).sum(1, keepdim=True))
     short = reached[:, -1] < p
-    if likeliest < logits.shape[1] and short.any():
-        lowest[short] = lowest_kept(logits[short], p, 8 * likeliest)
+    if likeliest < probabilities.shape[1] and short.any():
+        lowest[short] = lowest_kept(probabilities[short], p, 8 * likeliest)
     return lowest
 
 

@@ -57,11 +57,11 @@ def other_rows(context: Context, changed: Sequence[str] = ()) -> UserError:
     Args:
         changed: what changed in the configuration, as far as that is known.
     """
-    keys = ", ".join(f"data.{data_stage(one)}" for one in context.config.data_behind(context.stage))
-    why = "; ".join(changed[:KEYS_SHOWN]) or f"a source of {keys} changed or moved, or could not be read"
+    keys = " or ".join(f"data.{data_stage(one)}" for one in context.config.data_behind(context.stage))
+    why = "; ".join(changed[:KEYS_SHOWN]) or f"a key or a file of {keys} is not what it was"
     return UserError(
-        f"stage {context.stage}: its training and held-out prompts are not those on which it began: {why}. "
-        "Restore that to resume, or start over with --fresh."
+        f"stage {context.stage}: its training and held-out prompts are not those on which it began. "
+        f"Changed: {why}. Restore that to resume, or start over with --fresh."
     )
 
 

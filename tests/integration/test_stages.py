@@ -188,13 +188,13 @@ def test_ppo_does_not_resume_on_another_split(separate_run: Path, tmp_path: Path
     def refused(*overrides: str) -> str:
         said = run_stage("ppo", run_dir, *command, *overrides, status=2).stdout
         assert "resumes from step-000001" in said and "Traceback" not in said
-        assert "stage ppo: its training and held-out prompts are not those on which it began: " in said
+        assert "stage ppo: its training and held-out prompts are not those on which it began. " in said
         assert (run_dir / "ppo" / "metrics.jsonl").read_text() == before
         return said
 
     assert "data.sft.held_out: 8.0 -> 5.0" in refused("data.sft.held_out=5")
     moved = sft.with_suffix(".jsonl").rename(tmp_path / "moved.jsonl")
-    assert "a source of data.sft, data.rm, data.ppo changed or moved, or could not be read" in refused()
+    assert "a key or a file of data.sft or data.rm or data.ppo is not what it was" in refused()
     assert f"data.sft.path: {sft}.jsonl -> {moved}" in refused(f"data.sft={{path: {moved}, held_out: 5}}")
     moved.rename(sft.with_suffix(".jsonl"))
     run_stage("ppo", run_dir, *command)

@@ -152,7 +152,7 @@ def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
     notes: list[str] = []
     counts = StageData(config, "ppo", notes.append).rows("prompts").counts
     assert counts["rows_kept_apart"] == 3
-    assert any("3 dropped, whose prompts another stage holds out" in note for note in notes)
+    assert any("3 dropped, to keep prompts apart from other stages" in note for note in notes)
 
 
 def test_no_prompt_left_to_hold_out_is_refused(tmp_path: Path) -> None:

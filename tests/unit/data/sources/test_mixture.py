@@ -54,7 +54,7 @@ def test_copies_are_dropped_and_the_same_prompt_with_another_answer_stays(tmp_pa
     assert counts["sources/two/rows_train"] == 16 and counts["sources/one/rows_read"] == 20
     assert notes[-2:] == [
         "data.sft[0]: 20 rows read, 0 left out, 0 of other stages; 20 to train on, 0 held out",
-        "data.sft[1]: 20 rows read, 0 left out, 0 of other stages, 4 dropped, which an earlier source has; "
+        "data.sft[1]: 20 rows read, 0 left out, 0 of other stages, 4 dropped, which another source has; "
         "16 to train on, 0 held out; 6 have a prompt of an earlier source, and other answers",
     ]
 
@@ -186,6 +186,16 @@ def test_a_file_of_ones_own_is_held_out_whole(tmp_path: Path) -> None:
     of_test = [(row["prompt"], row["source"]) for row in held_out]
     assert of_test == [("p0", "test"), ("p20", "test"), ("p21", "test"), ("p20", "train")]
     assert counts["sources/train/rows_repeated"] == 1 and counts["sources/test/rows_held_out"] == 3
+
+
+def test_a_file_of_ones_own_may_have_every_prompt_of_the_others(tmp_path: Path) -> None:
+    files = {"train.jsonl": demonstrations(0, 1), "test.jsonl": demonstrations(0, 1, 2)}
+    first, second = ({"path": str(tmp_path / name)} for name in files)
+    config = experiment(tmp_path, files, sft=[first | {"held_out": 0}, second | {"held_out": "all"}])
+    with pytest.raises(
+        UserError, match=r"^data\.sft: .* have no prompt that the one with held_out: all has"
+    ):
+        read(config)
 
 
 def test_what_is_held_out_whole_is_not_trained_on_if_an_earlier_stage_learns_it(tmp_path: Path) -> None:

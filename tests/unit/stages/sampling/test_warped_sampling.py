@@ -87,8 +87,8 @@ def test_top_p_keeps_what_that_of_transformers_keeps(p, scale):
 def test_top_p_of_a_row_does_not_depend_on_the_batch():
     """A flat row needs more of the likeliest tokens than the others, and ties end its list."""
     generator = torch.Generator().manual_seed(0)
-    peaked, flat = 12 * torch.randn(3, 5000, generator=generator), torch.zeros(1, 5000)
-    tied = torch.randn(2, 5000, generator=generator).bfloat16().float()
+    peaked, flat = 12 * torch.randn(3, 50_000, generator=generator), torch.zeros(1, 50_000)
+    tied = torch.randn(2, 50_000, generator=generator).bfloat16().float()
     logits, ids = torch.cat([peaked, flat, tied]), torch.empty(0, dtype=torch.long)
     together = TopP(0.9)(ids, logits)
     assert torch.equal(together, torch.cat([TopP(0.9)(ids, row[None]) for row in logits]))

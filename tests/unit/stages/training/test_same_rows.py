@@ -47,7 +47,8 @@ def test_other_prompts_are_refused(train: list[Example], held_out: list[Example]
     check_message(
         str(caught.value),
         "stage ppo: ",
-        "not those on which it began: a source of data.sft, data.rm, data.ppo changed or moved",
+        "not those on which it began. Changed: ",
+        "a key or a file of data.sft or data.rm or data.ppo is not what it was.",
         "start over with --fresh",
     )
 
@@ -61,7 +62,7 @@ def test_the_key_that_changed_is_named(tmp_path: Path) -> None:
     )
     changed = replace(context, config=config)
     check_rows(changed, checkpoint, [*PROMPTS[:3]], [*PROMPTS[3:]])  # the key alone is no reason
-    with pytest.raises(UserError, match=r"it began: data.sft.held_out: 0.1 -> 4.0. Restore that to resume"):
+    with pytest.raises(UserError, match=r"Changed: data.sft.held_out: 0.1 -> 4.0. Restore that to resume"):
         check_rows(changed, checkpoint, [*PROMPTS[:2]], [*PROMPTS[3:]])
 
 
