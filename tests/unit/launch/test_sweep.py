@@ -117,7 +117,7 @@ def test_a_path_is_one_folder_which_the_report_finds(tmp_path: Path) -> None:
     axis = ["ppo.from=runs/a/ppo/adapter", "ppo.from=../b c/ppo/adapter"]
     runs = runs_of(tmp_path, [axis], [0])
     assert [run.path.name for run in runs] == [
-        "from=runs_a_ppo_adapter-seed=0", "from=.._b_c_ppo_adapter-seed=0",
+        "from=runs_a_ppo_adapter-seed=0", "from=.._b c_ppo_adapter-seed=0",
     ]  # fmt: skip
     assert [run.setting for run in runs] == ["from=runs/a/ppo/adapter", "from=../b c/ppo/adapter"]
     for run in runs:

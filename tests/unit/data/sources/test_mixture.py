@@ -192,9 +192,7 @@ def test_a_file_of_ones_own_may_have_every_prompt_of_the_others(tmp_path: Path) 
     files = {"train.jsonl": demonstrations(0, 1), "test.jsonl": demonstrations(0, 1, 2)}
     first, second = ({"path": str(tmp_path / name)} for name in files)
     config = experiment(tmp_path, files, sft=[first | {"held_out": 0}, second | {"held_out": "all"}])
-    with pytest.raises(
-        UserError, match=r"^data\.sft: .* have no prompt that the one with held_out: all has"
-    ):
+    with pytest.raises(UserError, match=r"^data\.sft: .* have no prompt that the one with held_out: all has"):
         read(config)
 
 
