@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from apps.trained_run import POLICY_STAGES, TrainedRun
 from configs.errors import UserError
 from configs.schema import Stage
 from data.storage.sealed_folder import SealedFolder
-from pipeline.reporting.folder import check_writable
+from pipeline.reporting.folder import check_can_be_written, check_writable
 from pipeline.state.manifest import now
 
 # The formats for which each option means something; an adapter is copied byte for byte.
@@ -70,7 +71,8 @@ def write_export(export: Export, format_: Format, out: Path, *, overwrite: bool)
             not exact.
     """
     export.run.require(export.stage)
-    check_writable(out.parent)
+    in_run = Path(os.path.abspath(out)).is_relative_to(export.run.run.path.absolute())
+    (check_writable if in_run else check_can_be_written)(out.parent)
     if out.exists() and not (overwrite and (out / "export.json").is_file()):
         raise UserError(
             f"{out}: exists, and is kept. Give another --out"

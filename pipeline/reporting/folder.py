@@ -38,6 +38,11 @@ def check_writable(folder: Path, remedy: str = ELSEWHERE) -> None:
         UserError: the folder holds links, or cannot be written.
     """
     check_plain(folder)
+    check_can_be_written(folder, remedy)
+
+
+def check_can_be_written(folder: Path, remedy: str = ELSEWHERE) -> None:
+    """As `check_writable`, for a folder of the user's own, which may hold links."""
     with _told(folder, remedy):
         whole = folder.absolute()
         there = next(path for path in (whole, *whole.parents) if os.path.lexists(path))

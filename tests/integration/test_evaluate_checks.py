@@ -82,9 +82,7 @@ def test_a_folder_that_cannot_be_is_told_before_the_work(trained_run, tmp_path, 
     }[command]
     status, _, error = tristage(*command.split(), *words, "--out", out)
     assert status == 2
-    check_message(
-        error, str(out if command != "export" else tmp_path), "" if command == "export" else "--out"
-    )
+    check_message(error, str(out if command != "export" else tmp_path), "--out")
 
 
 def test_nothing_is_left_where_a_folder_could_be(tmp_path) -> None:

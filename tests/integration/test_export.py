@@ -199,6 +199,21 @@ def test_an_export_is_kept_until_overwritten(run, tmp_path) -> None:
         write_export(order, "adapter", tmp_path / "mine", overwrite=True)
 
 
+def test_links_beside_an_export_are_the_user_s_own(run, tmp_path) -> None:
+    """As in a project's folder, whose environment holds links."""
+    (tmp_path / "lib64").symlink_to(tmp_path)
+    out = write_export(Export(run, "sft"), "adapter", tmp_path / "out", overwrite=False)
+    assert (out / "export.json").is_file()
+
+
+def test_a_run_which_others_may_share_holds_no_links(trained_run, tmp_path) -> None:
+    shared = open_run(shutil.copytree(trained_run, tmp_path / "run"))
+    (tmp_path / "run" / "export").mkdir()
+    (tmp_path / "run" / "export" / "link").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="link is a link"):
+        write_export(Export(shared, "sft"), "adapter", tmp_path / "run/export/out", overwrite=False)
+
+
 def test_a_damaged_adapter_is_refused(trained_run, tmp_path) -> None:
     copy = shutil.copytree(trained_run, tmp_path / "run")
     weights = copy / "sft/adapter/adapter_model.safetensors"
