@@ -33,7 +33,6 @@ from stages.training.same_rows import other_rows
 from stages.training.throughput import Meter, cost
 
 OUTPUT = "demonstrations"
-DEMONSTRATION = ("prompt", "completion", "rm_score")
 ANSWERS_AT_ONCE = 1024  # written together; the most that a kill can lose
 REMEDY = "Start over with --fresh."
 Row = dict[str, Any]
@@ -62,7 +61,7 @@ def run(context: Context) -> Outcome:
         if (best := demonstration(row))
     ]
     weighed = repeated(context.config.data, "ppo", picked, context.config.seed)
-    demonstrations = [{key: row[key] for key in DEMONSTRATION} for row in weighed]
+    demonstrations = [{key: row[key] for key in row if key != "source"} for row in weighed]
     lost = len(train) - len(picked)
     context.tracker.note(
         f"{len(demonstrations)} demonstrations; {lost} prompts had no answer with text that ended its turn"
@@ -125,13 +124,14 @@ def collect_answers(context: Context, models: RoleModels, parts: Parts) -> Meter
     Raises:
         UserError: a file of an earlier attempt is damaged, or answers other prompts.
     """
-    files = [part.file for of_split in parts.values() for part in of_split]
-    written = {file for file in files if context.resume and file.exists()}
-    for part in (one for of_split in parts.values() for one in of_split if one.file in written):
+    every = [part for of_split in parts.values() for part in of_split]
+    there = [part for part in every if context.resume and part.file.exists()]
+    for part in there:
         check_part(context, part)  # before the stage samples
+    written = {part.file for part in there}
     context.ranks.barrier()  # no rank writes before all ranks have looked
     meter = Meter()
-    if len(written) < len(files):
+    if len(written) < len(every):
         reward_model = RewardModel(models, context.ranks, context.config.data)
         _, rollout = context.config.rollouts["best"]
         with open_sampler(models.policy_base, models.tokenizer, context.ranks, rollout) as sampler:

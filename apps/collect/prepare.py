@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from apps.collect.tasks import PROMPTS_OF, Asked, Say, make_tasks, recorded_by_ppo
 from configs.errors import UserError
-from configs.schema import STAGES, Experiment, Stage
+from configs.schema import STAGES, Experiment
 from data.people.adapters import FILE as ADAPTERS
 from data.people.adapters import read_adapters
 from data.people.round import MOST_RANKED, Round, Settings, create_round, has_round, read_round
 from data.storage.source_digest import source_digest
-from pipeline.state.manifest import Manifest, read_manifest
+from pipeline.state.manifest import output_digests, read_manifest
 from pipeline.state.run_directory import RunDirectory, check_plain
 
 
@@ -31,7 +31,7 @@ def open_round(folder: Path, asked: Asked, config: Experiment, run: RunDirectory
     else:
         content = _new_round(folder, settings, asked, config, run, say)
     manifests = {stage: read_manifest(run.manifest(stage)) for stage in STAGES}
-    if content.settings.is_stale(_outputs(manifests)):
+    if content.settings.is_stale(output_digests(manifests)):
         say(f"note: a stage was trained again since the answers in {folder} were sampled")
     return content
 
@@ -91,14 +91,10 @@ def _adapters(asked: Asked, policies: Sequence[str], run: RunDirectory) -> dict[
     if asked.answers and (recorded := read_adapters(asked.answers)) is not None:
         return {stage: digest for policy in policies for stage, digest in recorded.get(policy, {}).items()}
     manifests = {stage: read_manifest(run.manifest(stage)) for stage in STAGES if stage in policies}
-    adapters = _outputs(manifests)
+    adapters = output_digests(manifests)
     if recorded_by_ppo(asked, policies) and (ppo := manifests["ppo"]) and "sft" in ppo.inputs:
         adapters["sft"] = ppo.inputs["sft"].sha256  # of which PPO's evaluation has the answers
     return adapters
-
-
-def _outputs(manifests: Mapping[Stage, Manifest | None]) -> dict[str, str]:
-    return {stage: one.output.sha256 for stage, one in manifests.items() if one and one.output}
 
 
 def _sources(asked: Asked, config: Experiment) -> dict[str, str]:

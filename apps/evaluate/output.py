@@ -22,7 +22,7 @@ from data.sources.messages import last_text, recorded
 from data.storage.files import write_json_lines, write_text
 from pipeline.reporting.folder import ELSEWHERE, report_folder
 from pipeline.reporting.page import Bullets, Cell, Page, Paragraph, Section, Table, quote, write_page
-from pipeline.state.manifest import Manifest
+from pipeline.state.manifest import Manifest, output_digests
 from pipeline.terminal.format import show_figure
 
 # Columns of the table of candidates, besides the judges' scores.
@@ -98,7 +98,7 @@ def write_answers(
 def _adapters(candidate: Candidate, manifests: Mapping[Stage, Manifest]) -> dict[str, str]:
     """SHA-256 of what the candidate's answers depend on: its policy, and what picks the best of several."""
     stages = {candidate.policy, *(["rm"] if candidate.best_of > 1 else [])}
-    return {stage: one.output.sha256 for stage, one in manifests.items() if stage in stages and one.output}
+    return {stage: digest for stage, digest in output_digests(manifests).items() if stage in stages}
 
 
 def build_page(comparison: Comparison, title: str) -> Page:

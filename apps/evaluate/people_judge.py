@@ -14,7 +14,7 @@ from data.people.choices import choices
 from data.people.round import FOLDER, rounds
 from data.sources.messages import Text
 from pipeline.reporting.people import ask_people
-from pipeline.state.manifest import Manifest
+from pipeline.state.manifest import Manifest, output_digests
 from pipeline.state.run_directory import RunDirectory
 
 RECORDED = ("sft", "ppo")  # PPO's own evaluation has their answers
@@ -43,7 +43,7 @@ class PeopleJudge:
         if not pairs:
             ask = ask_people(run.path)
             raise UserError(f"--judges people: nobody has compared answers of {run.path}. Ask them: {ask}")
-        present: dict[str, str] = {stage: one.output.sha256 for stage, one in manifests.items() if one.output}
+        present = output_digests(manifests)
         self._stale = [content for content in pairs if content.settings.is_stale(present)]
         self._rounds = [content for content in pairs if content not in self._stale]
         self._run, self._answers = run.path, answers

@@ -105,7 +105,7 @@ def reweighted(data: Data, stage: Stage, split: Split, seed: int, *, once: bool 
     for part in data.parts(stage):
         of_source = [row for row in split.train if label_of(row) == part.label]
         weight = min(1.0, part.source.weight) if once else part.source.weight
-        kept = of_source if weight == 1 else weighted(of_source, weight, seed)
+        kept = weighted(of_source, weight, seed)
         if of_source and not kept:
             raise UserError(
                 f"{part.key}.weight: {part.source.weight:g} of {len(of_source)} rows leaves none to train "

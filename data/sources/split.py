@@ -242,6 +242,8 @@ def weighted(rows: Sequence[Row], weight: float, seed: int) -> list[Row]:
     Which ones depends on the seed and on the row's content.
     """
     whole, more = divmod(weight, 1)
+    if not more:
+        return [row for row in rows for _ in range(int(whole))]
     order = sorted(range(len(rows)), key=lambda i: (unit(seed, "weight", _content(rows[i])), i))
     once_more = set(order[: round(more * len(rows))])
     return [row for i, row in enumerate(rows) for _ in range(int(whole) + (i in once_more))]

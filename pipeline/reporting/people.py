@@ -8,6 +8,7 @@ from pathlib import Path
 from configs.schema import Stage
 from data.people.choices import choices
 from data.people.round import FOLDER, has_round, read_round
+from pipeline.state.manifest import output_digests
 from pipeline.state.results import Results
 from stages.maths.statistics import mean_with_interval
 
@@ -20,9 +21,8 @@ def people_win_rate(results: Results) -> dict[str, float]:
     if not has_round(folder) or not results.finished("ppo"):
         return {}
     content = read_round(folder)
-    outputs = {stage: results.manifests[stage].output for stage in POLICIES if stage in results.manifests}
-    present = {stage: output.sha256 for stage, output in outputs.items() if output}
-    if content.settings.adapters != present:
+    policies = {stage: results.manifests[stage] for stage in POLICIES if stage in results.manifests}
+    if content.settings.adapters != output_digests(policies):
         return {}
     won = [choice.won for choice in choices(content, "ppo", "sft")]
     return mean_with_interval("win_rate", won) if won else {}

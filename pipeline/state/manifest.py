@@ -201,6 +201,11 @@ def read_manifest(path: Path) -> Manifest | None:
     return manifest
 
 
+def output_digests(manifests: Mapping[Stage, Manifest | None]) -> dict[str, str]:
+    """SHA-256 of the output of each stage that has one."""
+    return {stage: one.output.sha256 for stage, one in manifests.items() if one and one.output}
+
+
 def owner_of(manifest: Manifest | None) -> str:
     """The process that runs a stage, as a message names it."""
     return str(manifest.process) if manifest and manifest.process else "another process"

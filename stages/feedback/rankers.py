@@ -133,7 +133,7 @@ class JudgeRanker:
     def rank(self, prompts: Sequence[Text], answers: Sequence[Sequence[str]]) -> list[Label]:
         """See `Ranker`. Rank 0 asks, and tells the others after each part."""
         self._tracker.phase(f"rm: {self._name} ranks answers", len(prompts))
-        parts = self._parts(prompts, answers) if self._ranks.rank == 0 else iter(())
+        parts = self._parts(prompts, answers)
         labels: list[Label] = []
         while (part := self._ranks.from_rank_0(lambda: next(parts, None))) is not None:
             labels += [Label(ranks) for ranks in part]
